@@ -1,0 +1,54 @@
+"""Errors a user can act on: what went wrong, where, and the remedy. Everything alula raises on bad input is one of these."""
+
+from __future__ import annotations
+
+
+class AlulaError(Exception):
+    """Base class of the errors alula raises on purpose.
+
+    Args:
+        message: what is wrong, naming the offending value.
+        where: the file, line, key or module it concerns.
+        remedy: what the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        self.message, self.where, self.remedy = message, where, remedy
+        text = f"{where}: {message}" if where else message
+        super().__init__(f"{text}\n  remedy: {remedy}" if remedy else text)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # keyword-only arguments do not survive BaseException's default reduce (data workers send errors across processes)
+        return _rebuild, (type(self), self.message, self.where, self.remedy)
+
+
+def _rebuild(cls: type[AlulaError], message: str, where: str | None, remedy: str | None) -> AlulaError:
+    return cls(message, where=where, remedy=remedy)
+
+
+class UsageError(AlulaError):
+    """The call itself is off: an unknown name, an impossible combination, a missing argument."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe that does not say something runnable."""
+
+
+class DataError(AlulaError):
+    """A record or media file that cannot be used."""
+
+
+class HostError(AlulaError):
+    """A model (or a directory that should hold one) that alula does not know how to take."""
+
+
+class AdapterError(AlulaError):
+    """An adapter that does not fit the model it is loaded into, or a directory that is not one."""
+
+
+class EvaluationError(AlulaError):
+    """Results that cannot be compared or scored."""
