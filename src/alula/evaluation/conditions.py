@@ -1,0 +1,69 @@
+"""Reading off a model what may move its scores."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import nn
+
+from alula.evaluation.results import Conditions, Decoding
+
+_PACKAGES = ("alula", "torch", "transformers", "peft", "tokenizers", "numpy", "pillow", "scipy")
+_SAMPLES = 64
+
+
+def conditions(model: nn.Module, decoding: Decoding, batch_size: int) -> Conditions:
+    """Return the circumstances of a run of ``model``."""
+    parameter = next(model.parameters())
+    return Conditions(
+        decoding=decoding,
+        batch_size=batch_size,
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        device=_device(parameter.device),
+        backend=_backend(getattr(model, "config", None)),
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, the platform and the packages that take part in an answer."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a sha256 (hex) over every weight's name, shape, dtype and some 64 evenly spaced values.
+
+    It tells two checkpoints under one name apart without reading all of a large model; it is no proof of equality.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // _SAMPLES)
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        digest.update(flat[::step].double().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _backend(config: Any) -> dict[str, str]:
+    if config is None:
+        return {}
+    found = {"model": str(getattr(config, "_attn_implementation", None))}
+    for name in getattr(config, "sub_configs", {}):
+        sub = getattr(config, name, None)
+        if sub is not None:
+            found[name.removesuffix("_config")] = str(getattr(sub, "_attn_implementation", None))
+    return found
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,123 @@
+"""Answers by plain ``model.generate``: left-padded batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from alula.errors import EvaluationError
+from alula.evaluation.prompts import Prompt, tokenizer_of
+from alula.evaluation.results import Decoding
+
+_PADDING = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0}
+"""per-row tensors and what their padding holds (None: the pad token)"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said, special tokens removed; ``truncated`` when it did not stop by itself."""
+
+    text: str
+    truncated: bool
+
+
+def batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Return index lists of at most ``batch_size``, similar lengths together, longest first, ties in order.
+
+    Longest first makes a run that does not fit in memory fail at its start.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def collate(prompts: Sequence[Prompt], pad_id: int) -> dict[str, torch.Tensor]:
+    """Return the prompts as one left-padded batch: rows (B, S); media tensors concatenated along their first axis.
+
+    Raises:
+        EvaluationError: media tensors of the prompts cannot be joined (a processor whose image size varies).
+    """
+    width = max(prompt.length for prompt in prompts)
+    batch: dict[str, torch.Tensor] = {}
+    for key in dict.fromkeys(key for prompt in prompts for key in prompt.inputs):
+        if key in _PADDING:
+            fill = pad_id if _PADDING[key] is None else _PADDING[key]
+            rows = []
+            for prompt in prompts:
+                row = prompt.inputs.get(key)
+                if row is None:  # some processors add token types only where there is an image
+                    row = torch.zeros_like(prompt.inputs["input_ids"])
+                rows.append(torch.nn.functional.pad(row, (width - row.shape[1], 0), value=fill))
+            batch[key] = torch.cat(rows)
+        else:
+            try:
+                batch[key] = torch.cat([prompt.inputs[key] for prompt in prompts if key in prompt.inputs])
+            except RuntimeError as error:
+                raise EvaluationError(
+                    f"the {key!r} of several prompts do not fit into one batch: {error}",
+                    remedy="evaluate with batch size 1",
+                ) from error
+    return batch
+
+
+def generation_config(model: Any, processor: Any, decoding: Decoding, max_new_tokens: int) -> GenerationConfig:
+    """Return a generation config in which nothing is left to the checkpoint's own defaults but its stop tokens."""
+    tokenizer = tokenizer_of(processor)
+    stops = _stop_ids(model, tokenizer)
+    if not stops:
+        raise EvaluationError(
+            "neither the model's generation config nor the tokenizer names an end-of-turn token",
+            remedy="set model.generation_config.eos_token_id",
+        )
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        max_length=None,
+        min_length=0,
+        do_sample=decoding.do_sample,
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        top_k=0 if decoding.do_sample else 50,  # 50 is the library's neutral value when not sampling
+        num_beams=decoding.num_beams,
+        repetition_penalty=1.0,
+        length_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=stops,
+        pad_token_id=pad,
+        use_cache=True,
+    )
+
+
+@torch.no_grad()
+def answer(model: Any, processor: Any, prompts: Sequence[Prompt], config: GenerationConfig, seed: int) -> list[Answer]:
+    """Generate one answer per prompt. ``seed`` matters only when sampling."""
+    tokenizer = tokenizer_of(processor)
+    inputs = collate(prompts, config.pad_token_id)
+    parameter = next(model.parameters())
+    inputs = {
+        key: value.to(parameter.device, parameter.dtype) if value.is_floating_point() else value.to(parameter.device)
+        for key, value in inputs.items()
+    }
+    if config.do_sample:
+        with torch.random.fork_rng(devices=[parameter.device] if parameter.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            output = model.generate(**inputs, generation_config=config)
+    else:
+        output = model.generate(**inputs, generation_config=config)
+    new_tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
+    return [_read(tokenizer, row, set(config.eos_token_id)) for row in new_tokens]
+
+
+def _read(tokenizer: Any, row: list[int], stops: set[int]) -> Answer:
+    end = next((index for index, token in enumerate(row) if token in stops), None)
+    text = tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+    return Answer(text=text, truncated=end is None)
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = list(named) if isinstance(named, list | tuple) else [named]
+    return [token for token in dict.fromkeys([*ids, tokenizer.eos_token_id]) if token is not None]

@@ -1,0 +1,179 @@
+"""Tasks over the microworld, offline and seeded: text skill bare and after an image, visual skill, dialogues of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from alula import microworld
+from alula.errors import UsageError
+from alula.evaluation.items import ItemTask, Task, TaskItem, images_of
+from alula.microworld.items import Item
+
+History = Literal["gold", "generated"]
+_TEXT_TOKENS, _VISUAL_TOKENS = 32, 64
+_PARTNER_SEED = 7919
+"""the earlier turn is drawn from another stream than the question, so that the two are unrelated"""
+
+
+def text_bare(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
+    """Text skill with nothing before the question: held-out items of all text families."""
+    return _task("text_bare", "text, bare", lambda: _turns(_text(n, seed, families)), _TEXT_TOKENS, n=n, seed=seed)
+
+
+def text_after_image(
+    n: int = 400, seed: int = 0, families: Sequence[str] | None = None, style: str = "answered"
+) -> Task:
+    """The items of `text_bare` after an unrelated image.
+
+    Args:
+        style: ``"answered"``: an earlier turn shows the image with a short question and its gold answer;
+            ``"plain"``: the image stands before the question, in the same user turn, with no word about it.
+    """
+    if style not in ("answered", "plain"):
+        raise UsageError(f"style {style!r} is not one of 'answered', 'plain'", where="task 'text_after_image'")
+    put = _after_turn if style == "answered" else _after_bare_image
+
+    def make() -> list[TaskItem]:
+        partners = microworld.visual_items(n, split="test", seed=seed + _PARTNER_SEED)
+        return _turns(map(put, _text(n, seed, families), partners), suffix="@image")
+
+    return _task("text_after_image", "text, after an image", make, _TEXT_TOKENS, n=n, seed=seed, style=style)
+
+
+def text_after_text(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
+    """The items of `text_bare` after an unrelated text turn: the control that tells an image's effect from a turn's."""
+
+    def make() -> list[TaskItem]:
+        partners = microworld.text_items(n, split="test", seed=seed + _PARTNER_SEED)
+        return _turns(map(_after_turn, _text(n, seed, families), partners), suffix="@text")
+
+    return _task("text_after_text", "text, after a text turn", make, _TEXT_TOKENS, n=n, seed=seed)
+
+
+def visual(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
+    """Visual skill on held-out scenes."""
+    make = lambda: _turns(microworld.visual_items(n, split="test", seed=seed, families=families))  # noqa: E731
+    return _task("visual", "visual skill", make, _VISUAL_TOKENS, n=n, seed=seed)
+
+
+def visual_unseen(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
+    """Visual skill on scenes with attribute combinations that no training scene showed."""
+    make = lambda: _turns(microworld.visual_items(n, split="unseen", seed=seed, families=families))  # noqa: E731
+    return _task("visual_unseen", "visual skill, unseen combinations", make, _VISUAL_TOKENS, n=n, seed=seed)
+
+
+def dialogue(n: int = 200, seed: int = 0, history: History = "gold", patterns: Sequence[str] | None = None) -> Task:
+    """Interleaved dialogues of text (T) and visual (V) turns; every assistant turn is scored, as an item of its own.
+
+    Args:
+        n: dialogues (items are about two per dialogue).
+        history: earlier answers as written (``"gold"``) or the model's own (``"generated"``).
+        patterns: orders of turns such as ``("T", "VT")``; all of the microworld's by default.
+    """
+    if history not in ("gold", "generated"):
+        raise UsageError(f"history {history!r} is not one of 'gold', 'generated'", where="task 'dialogue'")
+    chosen = {} if patterns is None else {"patterns": tuple(patterns)}
+    return _task(
+        "dialogue",
+        "interleaved dialogues",
+        lambda: _turns(microworld.dialogue_items(n, split="test", seed=seed, **chosen), history=history),
+        _VISUAL_TOKENS,
+        n=n,
+        seed=seed,
+        history=history,
+    )
+
+
+NATIVE: dict[str, Callable[..., Task]] = {
+    "text_bare": text_bare,
+    "text_after_image": text_after_image,
+    "text_after_text": text_after_text,
+    "visual": visual,
+    "visual_unseen": visual_unseen,
+    "dialogue": dialogue,
+}
+DEFAULT = ("text_bare", "text_after_image", "visual", "visual_unseen", "dialogue")
+"""what an image host is asked when nothing is said; a text LLM gets the text tasks of `NATIVE`"""
+TEXT_ONLY = ("text_bare", "text_after_text")
+
+
+def native_tasks(names: Sequence[str] = DEFAULT, *, n: int = 400, seed: int = 0) -> list[Task]:
+    """Return the named microworld tasks with ``n`` items each (``dialogue``: ``n // 2`` dialogues, about ``n`` turns).
+
+    Raises:
+        UsageError: an unknown name, or ``n`` below 1.
+    """
+    if n < 1:
+        raise UsageError(f"the number of items must be at least 1, not {n}")
+    unknown = [name for name in names if name not in NATIVE]
+    if unknown:
+        raise UsageError(f"there is no task {unknown[0]!r}", where="tasks", remedy=f"choose among {', '.join(NATIVE)}")
+    return [NATIVE[name](n=max(1, n // 2) if name == "dialogue" else n, seed=seed) for name in names]
+
+
+def _task(name: str, title: str, make: Callable[[], list[TaskItem]], limit: int, **settings: object) -> Task:
+    return ItemTask(name=name, title=title, source=_Once(make), scorer=_score, max_new_tokens=limit, settings=settings)
+
+
+class _Once:
+    """Make the items at the first call and keep them: one task is asked of several models."""
+
+    def __init__(self, make: Callable[[], list[TaskItem]]) -> None:
+        self.make = make
+        self.made: list[TaskItem] | None = None
+
+    def __call__(self) -> list[TaskItem]:
+        if self.made is None:
+            self.made = self.make()
+        return self.made
+
+
+def _score(item: TaskItem, answer: str) -> float:
+    return float(microworld.score(item.family, item.gold, answer))
+
+
+def _text(n: int, seed: int, families: Sequence[str] | None) -> Iterable[Item]:
+    return microworld.text_items(n, split="test", seed=seed, families=families)
+
+
+def turns(item: Item, *, suffix: str = "", history: History = "gold") -> list[TaskItem]:
+    """Return one `TaskItem` per scored turn of a microworld item, each with all that was said before it."""
+    pattern = "".join("V" if target.kind == "visual" else "T" for target in item.targets)
+    ids = [item.id + suffix + (f"#{target.turn}" if len(item.targets) > 1 else "") for target in item.targets]
+    return [
+        TaskItem(
+            id=ids[rank],
+            family=target.family,
+            messages=item.messages[: target.turn],
+            gold=target.answer,
+            cluster=item.id if len(ids) > 1 else "",
+            tags={"kind": target.kind, "pattern": pattern, "turn": str(rank + 1)},
+            follows=tuple((item.targets[i].turn, ids[i]) for i in range(rank)) if history == "generated" else (),
+        )
+        for rank, target in enumerate(item.targets)
+    ]
+
+
+def _turns(items: Iterable[Item], **options: Any) -> list[TaskItem]:
+    return [turn for item in items for turn in turns(item, **options)]
+
+
+def _after_turn(item: Item, partner: Item) -> Item:
+    """Put the whole of ``partner``, gold answers included, before ``item`` (behind a system message)."""
+    head = 1 if item.messages[0]["role"] == "system" else 0
+    shift = len(partner.messages)
+    return replace(
+        item,
+        messages=(*item.messages[:head], *partner.messages, *item.messages[head:]),
+        targets=tuple(replace(target, turn=target.turn + shift) for target in item.targets),
+    )
+
+
+def _after_bare_image(item: Item, partner: Item) -> Item:
+    """Put the images of ``partner`` at the start of the first user turn of ``item``."""
+    images = [{"type": "image", "image": image} for image in images_of(partner.messages)]
+    first = next(i for i, message in enumerate(item.messages) if message["role"] == "user")
+    shown = {**item.messages[first], "content": [*images, *item.messages[first]["content"]]}
+    return replace(item, messages=(*item.messages[:first], shown, *item.messages[first + 1 :]))

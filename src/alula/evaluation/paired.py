@@ -1,0 +1,226 @@
+"""Two models on the same items: what was kept, what was lost, what was gained, and how sure one can be."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alula.errors import EvaluationError
+from alula.evaluation import statistics
+from alula.evaluation.results import (
+    Columns,
+    Comparison,
+    Conditions,
+    Estimate,
+    FamilyComparison,
+    Flip,
+    ItemResult,
+    PairedResult,
+    PairedRun,
+    RunResult,
+    TaskResult,
+)
+
+KEPT_FLIPS = 24
+_CORRECT = 1.0
+
+
+def paired(
+    base: RunResult,
+    tuned: RunResult,
+    *,
+    confidence: float = 0.95,
+    kept_flips: int = KEPT_FLIPS,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+) -> PairedRun:
+    """Compare two runs task by task, over the tasks both have.
+
+    Args:
+        base: the run to compare with (before).
+        tuned: the run of interest (after).
+        kept_flips: lost and gained items kept with their prompts, per task and direction, spread evenly over families;
+            all of them are counted.
+        resamples: bootstrap resamples; ``seed`` seeds them.
+
+    Raises:
+        EvaluationError: no common task, other prompts (the first item that differs is named), other decoding or dtype.
+    """
+    common = [name for name in base.tasks if name in tuned.tasks]
+    if not common:
+        raise EvaluationError(
+            f"no task in common: {base.model} answered {', '.join(base.tasks)}; {tuned.model} {', '.join(tuned.tasks)}"
+        )
+    notes = _compare_conditions(base.conditions, tuned.conditions)
+    tasks = {}
+    for name in common:
+        before, after = base.tasks[name], tuned.tasks[name]
+        _compare_prompts(name, before, after)
+        tasks[name] = _pair(before, after, confidence, kept_flips, resamples, seed).model_copy(
+            update={"notes": [*notes, *_truncation_notes(base.model, before), *_truncation_notes(tuned.model, after)]}
+        )
+    return PairedRun(
+        base=base.model,
+        tuned=tuned.model,
+        base_conditions=base.conditions,
+        tuned_conditions=tuned.conditions,
+        tasks=tasks,
+    )
+
+
+def compare(
+    base: NDArray[np.float64],
+    tuned: NDArray[np.float64],
+    cluster: NDArray[np.int64],
+    *,
+    confidence: float = 0.95,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Return the statistics of paired per-item scores, each of shape (items,); see `Comparison` for what they are."""
+    n = len(base)
+    sums = statistics.Sums.of(base, tuned, cluster)
+    options = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    right_before, right_after = base >= _CORRECT, tuned >= _CORRECT
+    lost, gained = int((right_before & ~right_after).sum()), int((~right_before & right_after).sum())
+    return Comparison(
+        n=n,
+        base=statistics.wilson(float(base.sum()), n, confidence),
+        tuned=statistics.wilson(float(tuned.sum()), n, confidence),
+        difference=statistics.bootstrap(sums, statistics.difference, **options),
+        retention=statistics.bootstrap(sums, statistics.retention, **options) if base.sum() > 0 else None,
+        lost=lost,
+        gained=gained,
+        p_value=statistics.mcnemar(lost, gained),
+    )
+
+
+def _pair(
+    before: TaskResult, after: TaskResult, confidence: float, kept_flips: int, resamples: int, seed: int
+) -> PairedResult:
+    names = before.families
+    clusters = {key: index for index, key in enumerate(dict.fromkeys(item.cluster or item.id for item in before.items))}
+    columns = Columns(
+        families=names,
+        family=[names.index(item.family) for item in before.items],
+        cluster=[clusters[item.cluster or item.id] for item in before.items],
+        base=[item.score for item in before.items],
+        tuned=[item.score for item in after.items],
+    )
+    base, tuned, cluster = np.array(columns.base), np.array(columns.tuned), np.array(columns.cluster)
+    family = np.array(columns.family)
+    options = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    parts = {
+        name: compare(base[family == index], tuned[family == index], cluster[family == index], **options)
+        for index, name in enumerate(names)
+    }
+    corrected = statistics.holm([part.p_value for part in parts.values()])
+    pairs = list(zip(before.items, after.items, strict=True))
+    return PairedResult(
+        task=before.name,
+        title=before.title,
+        confidence=confidence,
+        overall=compare(base, tuned, cluster, **options),
+        families={
+            name: FamilyComparison(**part.model_dump(), p_holm=p)
+            for (name, part), p in zip(parts.items(), corrected, strict=True)
+        },
+        identical_answers=sum(first.answer == second.answer for first, second in pairs),
+        lost=_flips([pair for pair in pairs if pair[0].score >= _CORRECT > pair[1].score], kept_flips),
+        gained=_flips([pair for pair in pairs if pair[1].score >= _CORRECT > pair[0].score], kept_flips),
+        items_digest=_digest(before),
+        columns=columns,
+    )
+
+
+def _flips(pairs: Sequence[tuple[ItemResult, ItemResult]], limit: int) -> list[Flip]:
+    by_family: dict[str, list[tuple[ItemResult, ItemResult]]] = defaultdict(list)
+    for pair in pairs:
+        by_family[pair[0].family].append(pair)
+    chosen: list[tuple[ItemResult, ItemResult]] = []
+    rank = 0
+    while len(chosen) < min(limit, len(pairs)):
+        layer = [group[rank] for group in by_family.values() if rank < len(group)]
+        chosen += layer[: limit - len(chosen)]
+        rank += 1
+    return [
+        Flip(
+            id=before.id,
+            family=before.family,
+            prompt=after.prompt,
+            gold=before.gold,
+            base_answer=before.answer,
+            tuned_answer=after.answer,
+        )
+        for before, after in chosen
+    ]
+
+
+def _digest(task: TaskResult) -> str:
+    digest = hashlib.sha256()
+    for item in task.items:
+        digest.update(f"{item.id}\n{item.prompt_hash}\n".encode())
+    return digest.hexdigest()
+
+
+def _compare_prompts(name: str, before: TaskResult, after: TaskResult) -> None:
+    remedy = "evaluate both models again with the same items, processor and chat template"
+    for first, second in zip(before.items, after.items, strict=False):
+        if first.id != second.id:
+            raise EvaluationError(
+                f"the runs have other items: {first.id!r} against {second.id!r}", where=f"task {name!r}", remedy=remedy
+            )
+        if first.prompt_hash != second.prompt_hash:
+            raise EvaluationError(
+                f"the models were asked differently: the prompt hashes of item {first.id!r} are "
+                f"{first.prompt_hash[:12]} and {second.prompt_hash[:12]}",
+                where=f"task {name!r}",
+                remedy=remedy,
+            )
+        if first.gold != second.gold:
+            raise EvaluationError(
+                f"item {first.id!r} was scored against {first.gold!r} and {second.gold!r}", where=f"task {name!r}"
+            )
+    if len(before.items) != len(after.items):
+        raise EvaluationError(
+            f"the runs have {len(before.items)} and {len(after.items)} items", where=f"task {name!r}", remedy=remedy
+        )
+    if before.max_new_tokens != after.max_new_tokens:
+        raise EvaluationError(
+            f"answers were cut at {before.max_new_tokens} and {after.max_new_tokens} tokens", where=f"task {name!r}"
+        )
+
+
+def _compare_conditions(before: Conditions, after: Conditions) -> list[str]:
+    for key in ("decoding", "dtype"):
+        first, second = getattr(before, key), getattr(after, key)
+        if first != second:
+            raise EvaluationError(f"the runs differ in {key}: {first} against {second}", remedy="use the same for both")
+    notes = []
+    for key in ("batch_size", "device", "backend"):
+        first, second = getattr(before, key), getattr(after, key)
+        if first != second:
+            notes.append(f"{key.replace('_', ' ')} differs: {_plain(first)} before, {_plain(second)} after")
+    for package in sorted({*before.versions, *after.versions}):
+        first, second = before.versions.get(package, "absent"), after.versions.get(package, "absent")
+        if first != second:
+            notes.append(f"{package} differs: {first} before, {second} after")
+    return notes
+
+
+def _plain(value: object) -> str:
+    return ", ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _truncation_notes(model: str, task: TaskResult) -> list[str]:
+    count = sum(item.truncated for item in task.items)
+    if not count:
+        return []
+    return [f"{model}: {count} of {len(task.items)} answers did not end within {task.max_new_tokens} tokens"]
+
+
+__all__ = ["KEPT_FLIPS", "Estimate", "compare", "paired"]

@@ -1,0 +1,211 @@
+"""What an evaluation leaves behind: typed, JSON both ways, sufficient to recompute every figure shown from it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from alula.errors import EvaluationError
+from alula.files import write_text
+
+
+class Record(BaseModel):
+    """Base of the result records: closed (an unknown key is an error), saved atomically as JSON."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the record to ``path`` atomically and return the path."""
+        return write_text(path, self.model_dump_json(exclude_defaults=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a record written by `save`.
+
+        Raises:
+            EvaluationError: the file is missing, is not JSON, or is not this kind of record (the key is named).
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise EvaluationError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(step) for step in first["loc"]) or "file"
+            raise EvaluationError(
+                f"is not a {cls.__name__}: {key}: {first['msg']}",
+                where=str(path),
+                remedy="give the JSON file this version of alula wrote, or run the evaluation again",
+            ) from error
+
+
+class Part(Record):
+    """A piece of a turn: a text, or an image as a data URI."""
+
+    text: str | None = None
+    image: str | None = None
+
+
+class Turn(Record):
+    """A message of a prompt."""
+
+    role: str
+    content: list[Part]
+
+
+class Decoding(Record):
+    """How answers are generated; everything not named here is at its neutral value (no penalties)."""
+
+    do_sample: bool = False
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    num_beams: int = Field(1, ge=1)
+    seed: int = 0
+
+
+class Conditions(Record):
+    """The circumstances of a run that may move its scores."""
+
+    decoding: Decoding
+    batch_size: int
+    dtype: str
+    device: str
+    backend: dict[str, str]
+    """attention implementation per sub-model, ``{"model": "sdpa", ...}``"""
+    versions: dict[str, str]
+
+
+class ItemResult(Record):
+    """One answered item; ``score`` is in [0, 1] and 1 means correct."""
+
+    id: str
+    family: str
+    prompt_hash: str
+    gold: str
+    answer: str
+    score: float
+    truncated: bool = False
+    """the answer ran into ``max_new_tokens``"""
+    cluster: str = ""
+    tags: dict[str, str] = {}
+    prompt: list[Turn] = []
+
+
+class TaskResult(Record):
+    """All items of one task, in the task's order."""
+
+    name: str
+    title: str
+    max_new_tokens: int
+    settings: dict[str, Any]
+    items: list[ItemResult]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean score."""
+        return sum(item.score for item in self.items) / len(self.items)
+
+    @property
+    def families(self) -> list[str]:
+        """Family names in order of first appearance."""
+        return list(dict.fromkeys(item.family for item in self.items))
+
+
+class RunResult(Record):
+    """One model's answers to all tasks."""
+
+    format: Literal["alula-run-1"] = "alula-run-1"
+    model: str
+    fingerprint: str
+    """of the weights, see `alula.evaluation.conditions.fingerprint`"""
+    conditions: Conditions
+    tasks: dict[str, TaskResult]
+    seconds: float
+
+
+class Estimate(Record):
+    """A value with its confidence interval; a bound of None is unbounded."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Comparison(Record):
+    """Two models on the same items."""
+
+    n: int
+    base: Estimate
+    """mean score of the base, with its Wilson interval"""
+    tuned: Estimate
+    difference: Estimate
+    """tuned minus base, with its paired bootstrap interval"""
+    retention: Estimate | None
+    """tuned divided by base, likewise; None where the base scores nothing"""
+    lost: int
+    gained: int
+    p_value: float
+    """exact McNemar test of lost against gained"""
+
+
+class FamilyComparison(Comparison):
+    """The same for one family; ``p_holm`` is corrected over the families of the task."""
+
+    p_holm: float
+
+
+class Flip(Record):
+    """An item only one of the two models got right, with all a reader needs to judge it."""
+
+    id: str
+    family: str
+    prompt: list[Turn]
+    gold: str
+    base_answer: str
+    tuned_answer: str
+
+
+class Columns(Record):
+    """Scores per item, in the task's order: enough to recompute every statistic.
+
+    ``family`` holds indices into ``families``; ``cluster`` numbers the independent units.
+    """
+
+    families: list[str]
+    family: list[int]
+    cluster: list[int]
+    base: list[float]
+    tuned: list[float]
+
+
+class PairedResult(Record):
+    """`Comparison` of one task, overall and per family, with the items lost and gained."""
+
+    task: str
+    title: str
+    confidence: float
+    overall: Comparison
+    families: dict[str, FamilyComparison]
+    identical_answers: int
+    """items whose two answers agree character for character"""
+    lost: list[Flip]
+    gained: list[Flip]
+    """kept flips are spread evenly over the families; the counts in ``overall`` are of all of them"""
+    items_digest: str
+    """sha256 over the items' ids and prompt hashes"""
+    columns: Columns
+    notes: list[str] = []
+
+
+class PairedRun(Record):
+    """Every task that both models answered."""
+
+    format: Literal["alula-paired-1"] = "alula-paired-1"
+    base: str
+    tuned: str
+    base_conditions: Conditions
+    tuned_conditions: Conditions
+    tasks: dict[str, PairedResult]
