@@ -1,0 +1,65 @@
+"""What the microworld hands out: items made of chat messages, with the turns that are scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Split = Literal["train", "test", "unseen"]
+Kind = Literal["text", "visual", "dialogue"]
+Message = dict[str, Any]
+
+
+class Exchange(NamedTuple):
+    """One question and its gold answer, both plain text."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """An assistant turn that is scored.
+
+    Attributes:
+        turn: its index in ``Item.messages``.
+        family: the skill it shows, a member of ``TEXT_FAMILIES`` or ``VISUAL_FAMILIES``.
+        kind: whether an image is needed to answer it.
+        answer: the gold answer.
+    """
+
+    turn: int
+    family: str
+    kind: Literal["text", "visual"]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """A conversation with its gold assistant turns.
+
+    Attributes:
+        id: deterministic name: stream, split, seed and index.
+        kind: ``"text"``, ``"visual"`` or ``"dialogue"``.
+        family: the skill, or the pattern (``"TV"``) of a dialogue.
+        split: ``"train"``, ``"test"`` or ``"unseen"`` (attribute combinations never seen in visual training).
+        messages: chat messages in the shape of transformers v5; images are lazy ``SceneImage`` objects.
+        targets: the scored turns.
+    """
+
+    id: str
+    kind: Kind
+    family: str
+    split: Split
+    messages: tuple[Message, ...] = field(hash=False)
+    targets: tuple[Target, ...]
+
+
+def user(text: str, *images: Any) -> Message:
+    """A user message: the images first, then the text."""
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}

@@ -1,0 +1,31 @@
+"""Reading a described scene: the questions of the visual families, asked of a description in words.
+
+Held out by the scene. The combinations that are unseen in visual training do occur here: the language is known before
+the picture.
+"""
+
+from __future__ import annotations
+
+from alula.microworld.draws import Draw
+from alula.microworld.items import Exchange
+from alula.microworld.language import QUESTION_KINDS, ask, describe
+from alula.microworld.scenes import AnyScene, draw_number, draw_scene, split_of_scene
+
+
+def reading(draw: Draw, split: str) -> tuple[Exchange]:
+    while True:
+        kind = draw.choice(QUESTION_KINDS)
+        scene: AnyScene = (
+            draw_number(draw)
+            if kind == "digits"
+            else draw_scene(draw, draw.between(1, 3 if kind == "caption" else 4), alike=kind == "count")
+        )
+        # in words a single digit has nothing but itself to be told apart by, so it is no held-out content
+        if scene.content in _SINGLE_DIGITS or split_of_scene(scene) != split:
+            continue
+        exchange = ask(draw, kind, scene)
+        if exchange is not None:
+            return (Exchange(f"{describe(draw, scene)} {exchange.question}", exchange.answer),)
+
+
+_SINGLE_DIGITS = frozenset(f"number {digit}" for digit in range(10))
