@@ -1,1 +1,8 @@
+"""Trainable parts attached to decoder layers. Detaching one restores the host bit for bit."""
 
+from alula.grafts.base import Graft, GraftConfig
+from alula.grafts.lifecycle import attach, detach, grafts_of
+from alula.grafts.storage import load, save
+from alula.grafts.wings import WingsConfig
+
+__all__ = ["Graft", "GraftConfig", "WingsConfig", "attach", "detach", "grafts_of", "load", "save"]

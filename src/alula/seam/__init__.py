@@ -1,1 +1,20 @@
+"""The one place that touches transformers internals: attention function, forward context, cache layer, taps."""
 
+from alula.seam.attention import ATTENTION, KeyColumns, use_attention
+from alula.seam.forward import Forward, RowCache
+from alula.seam.install import NAME, Seam, find, install
+from alula.seam.taps import TapEvent, taps
+
+__all__ = [
+    "ATTENTION",
+    "NAME",
+    "Forward",
+    "KeyColumns",
+    "RowCache",
+    "Seam",
+    "TapEvent",
+    "find",
+    "install",
+    "taps",
+    "use_attention",
+]

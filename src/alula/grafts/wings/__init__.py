@@ -1,1 +1,7 @@
+"""Wings: low-rank residual attention learners for eyes and words beside every attention block (arXiv 2406.03496)."""
 
+from alula.grafts.wings.config import WingsConfig
+from alula.grafts.wings.graft import WingsGraft
+from alula.grafts.wings.lorra import LoRRA
+
+__all__ = ["LoRRA", "WingsConfig", "WingsGraft"]

@@ -1,0 +1,252 @@
+"""Where a host keeps its parts: decoder layers, attention, MLP, norms, embeddings, head, towers, projector.
+
+The table below is the only place that knows how transformers' model classes name their insides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alula.errors import HostError
+from alula.rows import Kind
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How one family of decoder layers names its parts (attribute paths below the layer).
+
+    `attention_out` is the module whose output is added to the residual stream after attention: the attention itself in
+    pre-norm layers, a norm behind it in "sandwich" layers. `mlp_out` likewise for the feed-forward half.
+    """
+
+    attention: str = "self_attn"
+    attention_out: str = "self_attn"
+    mlp: str = "mlp"
+    mlp_out: str = "mlp"
+    attention_norm: str = "input_layernorm"
+    mlp_norm: str = "post_attention_layernorm"
+    final_norm: str = "norm"
+
+
+_PRE_NORM = _Family()
+_SANDWICH = _Family(
+    attention_out="post_attention_layernorm",
+    mlp_out="post_feedforward_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+)
+_OPT = _Family(
+    attention_norm="self_attn_layer_norm",
+    mlp="fc2",  # OPT has no MLP module; fc2 gives the feed-forward output
+    mlp_out="fc2",
+    mlp_norm="final_layer_norm",
+    final_norm="final_layer_norm",
+)
+
+# decoder config.model_type -> family
+FAMILIES: Mapping[str, _Family] = {
+    "llama": _PRE_NORM,
+    "mistral": _PRE_NORM,
+    "qwen2": _PRE_NORM,
+    "qwen3": _PRE_NORM,
+    "gemma": _PRE_NORM,
+    "phi3": _PRE_NORM,
+    "smollm3": _PRE_NORM,
+    "qwen2_vl_text": _PRE_NORM,
+    "qwen2_5_vl_text": _PRE_NORM,
+    "gemma2": _SANDWICH,
+    "gemma3_text": _SANDWICH,
+    "opt": _OPT,
+}
+
+_NEVER = {
+    "bloom": "its attention never calls transformers' attention registry",
+    "falcon": "its attention never calls transformers' attention registry",
+    "mpt": "its attention never calls transformers' attention registry",
+}
+
+_TOWERS = ("vision_tower", "visual", "vision_model")
+_PROJECTORS = ("multi_modal_projector",)
+_PLACEHOLDERS = {Kind.IMAGE: "image_token_id", Kind.VIDEO: "video_token_id", Kind.AUDIO: "audio_token_id"}
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """The parts of one host. Build it with `Anatomy.of(model)`.
+
+    Attributes:
+        host: the model with the language-model head, unwrapped from PEFT.
+        backbone: the module below the head that takes `input_ids` (for a multimodal host the part that merges images).
+        decoder: the text decoder, which owns the layers.
+        config: the decoder's config.
+        layers: the decoder layers.
+        embeddings, final_norm, head: the decoder's ends (`head` is None for a headless model).
+        tower, projector: of an image host, else None.
+        placeholders: token id per perceptual kind of this host.
+    """
+
+    host: nn.Module
+    backbone: nn.Module
+    decoder: nn.Module
+    config: Any
+    layers: Sequence[nn.Module]
+    embeddings: nn.Module
+    final_norm: nn.Module | None
+    head: nn.Module | None
+    tower: nn.Module | None
+    projector: nn.Module | None
+    placeholders: Mapping[Kind, int]
+    family: _Family
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Anatomy:
+        """Find the parts of `model`, a stock transformers model (PEFT wrappers are looked through).
+
+        Raises:
+            HostError: the class is not one alula knows, naming it and the families that are known.
+        """
+        host = unwrap(model)
+        config = getattr(host, "config", None)
+        if config is None or not hasattr(config, "get_text_config"):
+            raise HostError(f"{type(model).__name__} is not a transformers model", remedy="pass a PreTrainedModel")
+        text_config = config.get_text_config(decoder=True)
+        model_type = text_config.model_type
+        if model_type not in FAMILIES:
+            raise HostError(
+                f"{type(host).__name__} (decoder type {model_type!r}) is not supported"
+                + (f": {_NEVER[model_type]}" if model_type in _NEVER else ""),
+                remedy=f"use a decoder of one of these types: {', '.join(sorted(FAMILIES))}",
+            )
+        backbone = getattr(host, host.base_model_prefix, host)
+        decoder = getattr(backbone, "language_model", backbone)
+        decoder = getattr(decoder, "decoder", decoder)
+        if not hasattr(backbone, "language_model"):
+            backbone = decoder  # OPTForCausalLM calls its decoder, not the model around it
+        family = FAMILIES[model_type]
+        if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+            raise HostError(f"no decoder layers were found in {type(host).__name__}")
+        return cls(
+            host=host,
+            backbone=backbone,
+            decoder=decoder,
+            config=text_config,
+            layers=list(decoder.layers),
+            embeddings=decoder.get_input_embeddings(),
+            final_norm=getattr(decoder, family.final_norm, None),
+            head=host.get_output_embeddings(),
+            tower=_first(backbone, _TOWERS),
+            projector=_first(backbone, _PROJECTORS),
+            placeholders=_placeholders(config),
+            family=family,
+        )
+
+    # -- geometry -------------------------------------------------------------------------------------------------
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream, which may differ from that of the embeddings (OPT-350m)."""
+        return self.config.hidden_size
+
+    @property
+    def num_heads(self) -> int:
+        return self.config.num_attention_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        return getattr(self.config, "num_key_value_heads", None) or self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        return getattr(self.config, "head_dim", None) or self.hidden_size // self.num_heads
+
+    def layer_type(self, index: int) -> str:
+        """The layer's attention type as its config names it, e.g. "full_attention" or "sliding_attention"."""
+        types = getattr(self.config, "layer_types", None)
+        return types[index] if types else "full_attention"
+
+    # -- parts of a layer -----------------------------------------------------------------------------------------
+
+    def attention(self, index: int) -> nn.Module:
+        """The layer's self-attention module."""
+        return self.layers[index].get_submodule(self.family.attention)
+
+    def attention_out(self, index: int) -> nn.Module:
+        """The module whose output joins the residual stream after attention."""
+        return self.layers[index].get_submodule(self.family.attention_out)
+
+    def mlp(self, index: int) -> nn.Module:
+        """The layer's feed-forward module."""
+        return self.layers[index].get_submodule(self.family.mlp)
+
+    def mlp_out(self, index: int) -> nn.Module:
+        """The module whose output joins the residual stream after the feed-forward half."""
+        return self.layers[index].get_submodule(self.family.mlp_out)
+
+    def attention_norm(self, index: int) -> nn.Module:
+        """The norm in front of attention."""
+        return self.layers[index].get_submodule(self.family.attention_norm)
+
+    def mlp_norm(self, index: int) -> nn.Module:
+        """The norm in front of the feed-forward half."""
+        return self.layers[index].get_submodule(self.family.mlp_norm)
+
+    # -- rotary positions -----------------------------------------------------------------------------------------
+
+    def rope(self, position_embeddings: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        """The host's (cos, sin) for a layer as (B or 1, S, R), R <= head_dim the rotated width; None without RoPE.
+
+        Multimodal RoPE (Qwen2-VL) hands (3, B, S, R) to its layers and picks time, height and width by sections inside
+        attention; here the same sections are picked beforehand.
+        """
+        if position_embeddings is None:
+            return None
+        cos, sin = position_embeddings
+        if cos.dim() == 4:
+            sections = self.config.rope_parameters["mrope_section"] * 2
+            cos, sin = (
+                torch.cat([part[i % 3] for i, part in enumerate(table.split(sections, dim=-1))], dim=-1)
+                for table in (cos, sin)
+            )
+        return cos, sin
+
+    # -- items ----------------------------------------------------------------------------------------------------
+
+    def rows_per_item(self, inputs: Mapping[str, Any], perceptual_rows: int) -> list[int] | None:
+        """How many rows each image of a forward's inputs takes, in batch order; None where it cannot be known."""
+        grid = inputs.get("image_grid_thw")
+        if grid is not None and inputs.get("video_grid_thw") is None:
+            merge = self.host.config.vision_config.spatial_merge_size ** 2
+            counts = (grid.prod(dim=-1) // merge).tolist()
+            return counts if sum(counts) == perceptual_rows else None
+        pixels = inputs.get("pixel_values")
+        if isinstance(pixels, Tensor) and pixels.dim() == 4 and len(pixels) and perceptual_rows % len(pixels) == 0:
+            return [perceptual_rows // len(pixels)] * len(pixels)
+        return None
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside PEFT and data-parallel wrappers; a plain model is returned as it is."""
+    while True:
+        if hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        elif isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "config"):
+            model = model.module  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _first(parent: nn.Module, names: Sequence[str]) -> nn.Module | None:
+    return next((getattr(parent, name) for name in names if isinstance(getattr(parent, name, None), nn.Module)), None)
+
+
+def _placeholders(config: Any) -> dict[Kind, int]:
+    found = {kind: getattr(config, name, None) for kind, name in _PLACEHOLDERS.items()}
+    return {kind: token for kind, token in found.items() if token is not None}

@@ -1,0 +1,171 @@
+"""The contract of a graft: a config, per-layer modules that live inside the host, and hooks that let them speak."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from alula.errors import AdapterError, UsageError
+from alula.seam import NAME, Seam
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraftConfig:
+    """Settings of a graft. Subclasses are frozen dataclasses whose fields are JSON values."""
+
+    graft_type: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str | None = None) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            UsageError: an unknown setting (naming the nearest known one) or a value the config refuses.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                raise UsageError(
+                    f"unknown setting {key!r} of {cls.graft_type}",
+                    where=where,
+                    remedy=f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}",
+                )
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+class Graft(abc.ABC):
+    """A graft attached to a host.
+
+    The trainable parts are per-layer modules found at ``layer.alula[name]``: they belong to the host's module tree, so
+    `.to`, FSDP, deepcopy, optimizers and device maps treat them like any other part of the layer. This object is their
+    handle.
+
+    Attributes:
+        name: under which it is attached.
+        config: its settings.
+        layers: the per-layer modules by decoder layer index.
+        enabled: whether it takes part in forwards.
+    """
+
+    def __init__(self, seam: Seam, name: str, config: Any) -> None:
+        self.seam, self.name, self.config = seam, name, config
+        self.layers: dict[int, nn.Module] = {}
+        self.enabled = True
+        self._handles: list[RemovableHandle] = []
+
+    # -- for subclasses -------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def build_layer(self, index: int) -> nn.Module:
+        """The module for decoder layer `index`, on that layer's device."""
+
+    @abc.abstractmethod
+    def hook_layer(self, index: int, module: Any) -> list[RemovableHandle]:
+        """Register the module's hooks (bound methods of it) on the host's layer."""
+
+    @abc.abstractmethod
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by part name, e.g. "wings.visual"; together all of them, none twice."""
+
+    def unhook(self) -> None:
+        """Undo what `hook_layer` did besides registering hooks."""
+
+    # -- lifecycle ------------------------------------------------------------------------------------------------
+
+    def grow(self, indices: list[int]) -> None:
+        """Build and hook the modules of the given decoder layers."""
+        for index in indices:
+            layer = self.seam.anatomy.layers[index]
+            module = self.build_layer(index)
+            if not hasattr(layer, NAME):
+                layer.add_module(NAME, nn.ModuleDict())
+            layer.get_submodule(NAME)[self.name] = module  # type: ignore[index,operator]
+            self.layers[index] = module
+            self._handles.extend(self.hook_layer(index, module))
+
+    def detach(self) -> None:
+        """Take every part and hook out of the host again."""
+        for handle in self._handles:
+            handle.remove()
+        self.unhook()
+        for index in self.layers:
+            layer = self.seam.anatomy.layers[index]
+            container: Any = layer.get_submodule(NAME)
+            del container[self.name]
+            if not container:
+                delattr(layer, NAME)
+        self.seam.release(self.name)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The host without this graft's voice, for the length of the block."""
+        previous, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = previous
+
+    # -- parameters -----------------------------------------------------------------------------------------------
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters as ("layers.3.visual.q.a", tensor)."""
+        for index, module in self.layers.items():
+            for name, parameter in module.named_parameters():
+                yield f"layers.{index}.{name}", parameter
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return (parameter for _, parameter in self.named_parameters())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights by the names of `named_parameters`."""
+        return {
+            f"layers.{index}.{name}": value
+            for index, module in self.layers.items()
+            for name, value in module.state_dict().items()
+        }
+
+    def load_state_dict(self, weights: Mapping[str, Tensor], *, where: str | None = None) -> None:
+        """Copy weights in, strictly.
+
+        Raises:
+            AdapterError: any key missing, unused or of another shape; nothing is changed then.
+        """
+        mine = self.state_dict()
+        check_keys(mine, weights, where=where)
+        for name, value in mine.items():
+            value.copy_(weights[name])
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.parameters())
+        return f"{type(self).__name__}(name={self.name!r}, layers={len(self.layers)}, parameters={count:,})"
+
+
+def check_keys(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, where: str | None = None) -> None:
+    """Raise an AdapterError unless both mappings hold the same names with the same shapes."""
+    for verdict, names in (("missing", expected.keys() - given.keys()), ("not used", given.keys() - expected.keys())):
+        if names:
+            shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+            raise AdapterError(
+                f"{len(names)} weights are {verdict}: {shown}",
+                where=where,
+                remedy="load it into the host and with the settings it was trained with",
+            )
+    for name, value in expected.items():
+        if value.shape != given[name].shape:
+            raise AdapterError(
+                f"{name} has shape {tuple(given[name].shape)}, the host needs {tuple(value.shape)}",
+                where=where,
+                remedy="load it into a host of the size it was trained with",
+            )

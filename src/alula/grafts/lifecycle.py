@@ -1,0 +1,86 @@
+"""Attaching grafts to hosts and taking them off again."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from alula.errors import UsageError
+from alula.grafts.base import Graft, GraftConfig
+from alula.grafts.wings import WingsConfig, WingsGraft
+from alula.seam import find, install
+
+GRAFTS: dict[str, tuple[type[GraftConfig], type[Graft]]] = {WingsConfig.graft_type: (WingsConfig, WingsGraft)}
+
+
+def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Graft:
+    """Attach a fresh graft to `model`; its output starts at exactly zero, so the host answers as before.
+
+    Args:
+        model: a host (PEFT wrappers are looked through). Nothing is frozen: choose what trains through
+            `Graft.parameter_groups`.
+        config: e.g. `WingsConfig(rank=64)`.
+        name: to tell several grafts apart; the graft's type by default.
+
+    Returns:
+        The handle. The model is used as ever: `model(**inputs)`, `model.generate(**inputs)`.
+
+    Raises:
+        UsageError: the name is taken or the config does not fit the host. HostError: an unknown class of host.
+    """
+    kind = GRAFTS[config.graft_type][1]
+    name = name or config.graft_type
+    if not name.isidentifier():
+        raise UsageError(f"{name!r} cannot name a graft", remedy="use letters, digits and underscores")
+    seam = install(model, name, None)
+    try:
+        graft = kind(seam, name, config)
+        seam.holders[name] = graft
+        graft.grow(_layer_indices(config, seam.anatomy.num_layers))
+    except BaseException:
+        graft_or_none = seam.holders.get(name)
+        if isinstance(graft_or_none, Graft):
+            graft_or_none.detach()
+        else:
+            seam.release(name)
+        raise
+    return graft
+
+
+def detach(model: nn.Module, name: str | None = None) -> None:
+    """Take the named graft (or the only one) off `model`; the host is bit for bit what it was.
+
+    Raises:
+        UsageError: no graft of that name, or several and none named.
+    """
+    get(model, name).detach()
+
+
+def grafts_of(model: nn.Module) -> dict[str, Graft]:
+    """The grafts attached to `model`, by name."""
+    seam = find(model)
+    return {} if seam is None else {n: graft for n, graft in seam.holders.items() if isinstance(graft, Graft)}
+
+
+def get(model: nn.Module, name: str | None = None) -> Graft:
+    """The named graft of `model`, or its only one.
+
+    Raises:
+        UsageError: no such graft, or several and none named.
+    """
+    attached = grafts_of(model)
+    listing = ", ".join(attached) or "none"
+    if name is None and len(attached) != 1:
+        raise UsageError(f"name the graft: the model has {listing}", remedy="pass name=...")
+    if name is not None and name not in attached:
+        raise UsageError(f"no graft named {name!r} on this model", remedy=f"attached: {listing}")
+    return attached[name] if name is not None else next(iter(attached.values()))
+
+
+def _layer_indices(config: GraftConfig, count: int) -> list[int]:
+    layers = getattr(config, "layers", None)
+    if layers is None:
+        return list(range(count))
+    for layer in layers:
+        if not -count <= layer < count:
+            raise UsageError(f"layer {layer} does not exist", remedy=f"the decoder has layers 0 to {count - 1}")
+    return sorted({layer % count for layer in layers})

@@ -1,0 +1,189 @@
+"""Adapter directories: config + safetensors, tied to the base they were trained on, loaded strictly or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import alula
+from alula.anatomy import Anatomy, unwrap
+from alula.errors import AdapterError, UsageError
+from alula.files import atomic_directory, write_json, write_text
+from alula.grafts.base import Graft, check_keys
+from alula.grafts.lifecycle import GRAFTS, attach, get
+from alula.seam import NAME
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_SAMPLE = 1024  # elements per tensor that enter a fingerprint
+
+
+def save(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    base: str | os.PathLike[str] | None = None,
+    modules: Sequence[str] = (),
+    processor: Any = None,
+) -> Path:
+    """Write one graft of `model` as an adapter directory.
+
+    Args:
+        model: the host with the graft attached.
+        directory: replaced as a whole once the new content is complete.
+        name: of the graft; the only one by default.
+        base: hub id or directory of the host; taken from `model.config` by default. A local directory is recorded
+            relative to the adapter, so both can move together.
+        modules: paths of host modules that were trained beside the graft and belong to it, e.g.
+            "model.multi_modal_projector".
+        processor: saved beside the weights when given.
+
+    Raises:
+        UsageError: no such graft or module.
+    """
+    graft, host, directory = get(model, name), unwrap(model), Path(directory)
+    weights = {f"graft.{key}": value for key, value in graft.state_dict().items()}
+    weights |= {f"host.{key}": value for key, value in _module_weights(host, modules).items()}
+    base = str(base or getattr(host, "name_or_path", "") or "")
+    facts = {
+        "alula_type": graft.config.graft_type,
+        "alula_version": alula.__version__,
+        "name": graft.name,
+        "base_model_name_or_path": _portable(base, directory),
+        "base_class": type(host).__name__,
+        "base_fingerprint": fingerprint(model),
+        "modules": list(modules),
+        "config": graft.config.to_dict(),
+    }
+    with atomic_directory(directory) as partial:
+        save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, partial / WEIGHTS_FILE, {"format": "pt"})
+        write_json(partial / CONFIG_FILE, facts)
+        write_text(partial / "README.md", _card(facts, graft))
+        if processor is not None:
+            processor.save_pretrained(partial)
+    return directory
+
+
+def load(model: nn.Module, directory: str | os.PathLike[str], *, name: str | None = None, check_base: bool = True) -> Graft:
+    """Attach the graft stored in `directory` to `model`, strictly.
+
+    Args:
+        model: the host it was trained on.
+        name: to attach under another name than the stored one.
+        check_base: refuse a decoder whose weights are not those the adapter was trained on.
+
+    Raises:
+        AdapterError: not an adapter directory, a damaged file, another base, or any weight missing, unused or of
+            another shape. The model is left as it was.
+    """
+    directory = Path(directory)
+    facts = read_config(directory)
+    weights = _read_weights(directory / WEIGHTS_FILE)
+    where = str(directory)
+    if check_base and facts["base_fingerprint"] != fingerprint(model):
+        raise AdapterError(
+            f"it was trained on other weights than this {type(unwrap(model)).__name__} has "
+            f"(base: {facts['base_model_name_or_path'] or 'unknown'})",
+            where=where,
+            remedy="load it into the base it names, or pass check_base=False if you know better",
+        )
+    host = unwrap(model)
+    stored = {key.removeprefix("host."): value for key, value in weights.items() if key.startswith("host.")}
+    expected = _module_weights(host, facts["modules"])
+    check_keys(expected, stored, where=where)
+    config = GRAFTS[facts["alula_type"]][0].from_dict(facts["config"], where=str(directory / CONFIG_FILE))
+    graft = attach(model, config, name or facts["name"])
+    try:
+        grafted = {key.removeprefix("graft."): value for key, value in weights.items() if not key.startswith("host.")}
+        with torch.no_grad():
+            graft.load_state_dict(grafted, where=where)
+            for key, value in expected.items():
+                value.copy_(stored[key])
+    except BaseException:
+        graft.detach()
+        raise
+    return graft
+
+
+def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The facts of an adapter directory.
+
+    Raises:
+        AdapterError: missing or unreadable config, or not one of alula's adapters.
+    """
+    path = Path(directory) / CONFIG_FILE
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(f"no {CONFIG_FILE} there", where=str(directory), remedy="name an adapter directory") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise AdapterError(f"not readable as JSON: {error}", where=str(path), remedy="save the adapter again") from None
+    required = {"alula_type", "name", "base_fingerprint", "modules", "config"}
+    if not isinstance(facts, dict) or facts.get("alula_type") not in GRAFTS or not required <= facts.keys():
+        raise AdapterError(
+            "not an alula adapter", where=str(path), remedy=f"alula_type must be one of: {', '.join(GRAFTS)}"
+        )
+    return facts
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the decoder's weights: every tensor's name, shape and an even sample of its values.
+
+    The values enter rounded to bfloat16, so that a host loaded in float32 or bfloat16 has one fingerprint. Grafts and
+    PEFT adapters on the decoder do not count.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(Anatomy.of(model).decoder.state_dict().items()):
+        if f"{NAME}." in name or "lora_" in name:
+            continue
+        digest.update(f"{name.replace('.base_layer', '')} {tuple(value.shape)}".encode())
+        flat = value.detach().reshape(-1)
+        picked = flat[:: max(1, flat.numel() // _SAMPLE)]
+        digest.update(picked.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _module_weights(host: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
+    found = {}
+    for path in modules:
+        try:
+            module = host.get_submodule(path)
+        except AttributeError:
+            raise UsageError(f"{type(host).__name__} has no module {path!r}") from None
+        found |= {f"{path}.{key}": value for key, value in module.state_dict().items()}
+    return found
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise AdapterError("the weights are missing", where=str(path), remedy="copy the whole directory") from None
+    except SafetensorError as error:
+        raise AdapterError(f"damaged weights: {error}", where=str(path), remedy="copy or save the adapter again") from None
+
+
+def _portable(base: str, directory: Path) -> str:
+    path = Path(base)
+    return os.path.relpath(path.resolve(), directory.resolve()) if base and path.is_dir() else base
+
+
+def _card(facts: dict[str, Any], graft: Graft) -> str:
+    settings = "\n".join(f"| {key} | {value} |" for key, value in facts["config"].items())
+    return (
+        f"---\nlibrary_name: alula\ntags: [alula, {facts['alula_type']}, multimodal]\n---\n\n"
+        f"# {facts['name']}: a {facts['alula_type']} adapter for `{facts['base_model_name_or_path'] or 'its base'}`\n\n"
+        f"{sum(p.numel() for p in graft.parameters()):,} trainable parameters in {len(graft.layers)} layers"
+        + (f", and the host's {', '.join(facts['modules'])}" if facts["modules"] else "")
+        + ".\n\n```python\nimport alula\n\nmodel, processor = alula.load_model(\"this/directory\")\n```\n\n"
+        f"| setting | value |\n|---|---|\n{settings}\n"
+    )

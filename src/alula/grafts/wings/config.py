@@ -1,0 +1,71 @@
+"""Settings of the Wings graft."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from alula.errors import UsageError
+from alula.grafts.base import GraftConfig
+
+Router = Literal["attention", "mass", "constant"]
+Gate = Literal["exact", "paper"]
+Query = Literal["post_attention", "block_input"]
+LEARNERS = ("visual", "textual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WingsConfig(GraftConfig):
+    """How the learners are built, routed and gated.
+
+    Attributes:
+        rank: width of the low-rank factors (paper: 64 for a 4096-wide decoder).
+        learners: which to have: "visual" (keys and values are perceptual rows), "textual" (text rows), or both.
+        layers: decoder layers that get learners, negative ones counted from the last; None = all.
+        router: how the two learners are weighed per row (sum 1): "attention" (paper Eq. 5: a learned weight per key
+            position, summed with the main branch's attention, mean over heads), "mass" (share of each head's attention
+            that lies on perceptual rows; independent of length), "constant" (one learned pair per layer). A single
+            learner has weight 1 and no router.
+        gate: "exact": the learners speak only at rows that have a perceptual row at or before them, so a prompt without
+            an image is the host's own computation, bit for bit; "paper": the textual learner is always on.
+        query: "post_attention" (published code: the residual stream after attention) or "block_input" (paper, Eq. 4).
+        rope: rotate learner queries and keys with the host's own RoPE angles.
+        system_keys: whether system-prompt rows (where roles are known) are keys of the textual learner.
+        gain: factor on the routed sum.
+        dropout: on the learners' attention weights, in training.
+        router_rows: number of key positions the "attention" router has weights for; longer inputs are refused.
+        init_std: standard deviation of the first factors; the second ones start at zero.
+    """
+
+    graft_type: ClassVar[str] = "wings"
+
+    rank: int = 64
+    learners: tuple[str, ...] = LEARNERS
+    layers: tuple[int, ...] | None = None
+    router: Router = "mass"
+    gate: Gate = "exact"
+    query: Query = "post_attention"
+    rope: bool = True
+    system_keys: bool = True
+    gain: float = 1.0
+    dropout: float = 0.0
+    router_rows: int = 4096
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name, options in (("router", Router), ("gate", Gate), ("query", Query)):
+            _choose(name, getattr(self, name), get_args(options))
+        if not self.learners:
+            raise UsageError("wings needs at least one learner", remedy=f"learners: any of {', '.join(LEARNERS)}")
+        for learner in self.learners:
+            _choose("learners", learner, LEARNERS)
+        for name in ("rank", "router_rows"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UsageError(f"wings: {name} must be a whole number above 0, not {getattr(self, name)!r}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UsageError(f"wings: dropout must lie in [0, 1), not {self.dropout!r}")
+
+
+def _choose(name: str, value: Any, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise UsageError(f"wings: {name} cannot be {value!r}", remedy=f"use one of: {', '.join(options)}")

@@ -1,0 +1,77 @@
+"""Routers: two weights per row, for the visual and the textual learner, that add up to 1 (Wings, Eq. 5).
+
+Shapes: B batch, Q query rows, K key rows, H heads of the main attention.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alula.errors import UsageError
+from alula.rows import RowMap
+
+
+class Router(nn.Module):
+    """Base: `columns` says which sums of attention it needs, `forward` turns them into weights."""
+
+    def columns(self, rows: RowMap) -> Tensor | None:
+        """(B, K, C) values per key whose attention-weighted sums are needed, or None."""
+        return None
+
+    def forward(self, sums: Tensor | None) -> Tensor:
+        """(B, Q, H, C) sums -> (B, Q, 2) or (2,) weights: visual, textual."""
+        raise NotImplementedError
+
+
+class AttentionRouter(Router):
+    """A weight per key position and learner, summed with the attention of each query, mean over heads (Eq. 5).
+
+    Positions count valid rows, so padding does not shift the weights. Starts at equal weights.
+    """
+
+    def __init__(self, rows: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, rows, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(2, device=device, dtype=dtype))
+
+    def columns(self, rows: RowMap) -> Tensor:
+        if rows.shape[1] > self.weight.shape[1]:
+            raise UsageError(
+                f"the input has {rows.shape[1]} rows, the attention router was made for {self.weight.shape[1]}",
+                remedy='shorten the input, train with a larger router_rows, or use router="mass" (length-free)',
+            )
+        picked = F.embedding(rows.position.clamp(min=0), self.weight.T)
+        return picked * rows.valid[..., None]
+
+    def forward(self, sums: Tensor | None) -> Tensor:
+        assert sums is not None
+        return torch.softmax(sums.float().mean(dim=2) + self.bias.float(), dim=-1)
+
+
+class MassRouter(Router):
+    """Each head's share of attention on perceptual rows, through one linear map. Independent of length; starts equal."""
+
+    def __init__(self, heads: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, heads, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(2, device=device, dtype=dtype))
+
+    def columns(self, rows: RowMap) -> Tensor:
+        return rows.is_perceptual[..., None].to(self.weight.dtype)
+
+    def forward(self, sums: Tensor | None) -> Tensor:
+        assert sums is not None
+        return torch.softmax(F.linear(sums[..., 0].float(), self.weight.float(), self.bias.float()), dim=-1)
+
+
+class ConstantRouter(Router):
+    """One learned pair of weights for all rows."""
+
+    def __init__(self, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(2, device=device, dtype=dtype))
+
+    def forward(self, sums: Tensor | None) -> Tensor:
+        return torch.softmax(self.bias.float(), dim=-1)

@@ -1,0 +1,113 @@
+"""One loader for every directory alula or its neighbours write: hosts, text LLMs, PEFT adapters, alula adapters."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.utils import set_peft_model_state_dict
+from peft.utils.save_and_load import load_peft_weights
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from alula.errors import AdapterError, HostError
+from alula.grafts import load
+from alula.grafts.storage import CONFIG_FILE, read_config
+from alula.hosts import fledgling, load_host
+
+
+class Loaded(NamedTuple):
+    """A model ready to use and what prepares its inputs (a processor, or a tokenizer for a text-only model)."""
+
+    model: Any
+    processor: Any
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> Loaded:
+    """Load a model directory or hub id of any of these kinds, in eval mode.
+
+    - an image-text-to-text host, stock transformers layout;
+    - a text LLM, with its tokenizer as the processor; "fledgling" names the one that ships with alula;
+    - a PEFT adapter directory, or an alula adapter directory: the base it names is loaded and the adapter put on,
+      strictly (a relative base path counts from the adapter's directory).
+
+    Raises:
+        HostError: nothing loadable there. AdapterError: an adapter that does not fit its base completely.
+    """
+    path = Path(fledgling.resolve(str(name), "llm"))
+    if (path / CONFIG_FILE).is_file():
+        loaded = _load_adapter(path, dtype)
+    else:
+        loaded = _load_plain(str(path) if path.is_dir() else str(name), dtype)
+    if device is not None:
+        loaded.model.to(device)
+    loaded.model.eval()
+    return loaded
+
+
+def _load_adapter(path: Path, dtype: torch.dtype | str | None) -> Loaded:
+    facts = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    base = facts.get("base_model_name_or_path") or ""
+    if not base:
+        raise AdapterError(
+            "the adapter does not say which model it belongs to",
+            where=str(path / CONFIG_FILE),
+            remedy="write the base's hub id or path as base_model_name_or_path",
+        )
+    beside = path / base
+    base = str(beside.resolve()) if beside.is_dir() else base
+    model, processor = load_model(base, dtype=dtype)
+    if "peft_type" in facts:
+        return Loaded(_load_peft(model, path), processor)
+    read_config(path)
+    load(model, path)
+    return Loaded(model, processor)
+
+
+def _load_peft(model: Any, path: Path) -> PeftModel:
+    """Put a PEFT adapter on, refusing what PEFT only warns about: weights that are missing or not used."""
+    config = PeftConfig.from_pretrained(str(path))
+    config.inference_mode = True
+    peft_model = PeftModel(model, config)
+    result = set_peft_model_state_dict(peft_model, load_peft_weights(str(path), device="cpu"))
+    missing = [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
+    for verdict, keys in (("missing", missing), ("not used", list(result.unexpected_keys))):
+        if keys:
+            raise AdapterError(
+                f"{len(keys)} weights are {verdict}: {', '.join(sorted(keys)[:5])}",
+                where=str(path),
+                remedy="load the adapter into the base it was trained on",
+            )
+    return peft_model
+
+
+def _load_plain(name: str, dtype: torch.dtype | str | None) -> Loaded:
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise HostError("no such directory", where=name, remedy="give a model directory or a hub id such as org/name")
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise HostError(
+            f"no model could be read: {str(error).splitlines()[0]}",
+            where=name,
+            remedy="give a directory with a config.json, or a hub id that can be reached",
+        ) from error
+    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        host = load_host(name, dtype=dtype)
+        return Loaded(host.model, host.processor)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto")
+        return Loaded(model, AutoTokenizer.from_pretrained(name))
+    except (OSError, ValueError) as error:
+        raise HostError(
+            f"the model could not be loaded: {str(error).splitlines()[0]}", where=name, remedy="check the directory's files"
+        ) from error

@@ -1,0 +1,210 @@
+"""RowMap: what every position ("row") of a decoder's input is.
+
+Shapes use B = batch, S = rows. Every method of alula that treats images and words differently reads this map; nothing
+else searches for placeholder tokens.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from alula.errors import UsageError
+
+
+class Kind(enum.IntEnum):
+    """What a row holds. The non-negative values are those of transformers' ``mm_token_type_ids``."""
+
+    PADDING = -1
+    TEXT = 0
+    IMAGE = 1
+    VIDEO = 2
+    AUDIO = 3
+
+
+class Role(enum.IntEnum):
+    """Whose turn of the conversation a row belongs to."""
+
+    UNKNOWN = -1
+    SYSTEM = 0
+    USER = 1
+    ASSISTANT = 2
+
+
+@dataclass(frozen=True, eq=False)
+class RowMap:
+    """The kind, item, true position and role of every row of a batch.
+
+    Attributes:
+        kind: (B, S) int64, values of `Kind`.
+        item: (B, S) int64, index of the image, film or sound within its sample, counted from 0 over all perceptual
+            kinds together; -1 for text and padding.
+        position: (B, S) int64, the row's place among its sample's valid rows (padding does not count); -1 for padding.
+        role: (B, S) int64, values of `Role`.
+    """
+
+    kind: Tensor
+    item: Tensor
+    position: Tensor
+    role: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = {f.name: tuple(getattr(self, f.name).shape) for f in fields(self)}
+        if len(set(shapes.values())) != 1 or self.kind.dim() != 2:
+            raise UsageError(f"RowMap needs four tensors of one (batch, rows) shape, got {shapes}")
+
+    # -- construction ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_kinds(
+        cls,
+        kinds: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        rows_per_item: Sequence[int] | None = None,
+        roles: Tensor | None = None,
+    ) -> RowMap:
+        """Build the map from a kind per row, as `mm_token_type_ids` gives it.
+
+        Args:
+            kinds: (B, S) integer tensor, values of `Kind` (padding may carry any value where `attention_mask` is 0).
+            attention_mask: (B, S), 1 for valid rows; None when nothing is padded.
+            rows_per_item: number of rows of every item, in batch order (sample by sample, left to right). Needed only
+                to tell adjacent items of one kind apart; without it a run of equal kinds is one item.
+            roles: (B, S) values of `Role`.
+
+        Raises:
+            UsageError: shapes differ, or `rows_per_item` does not add up to the perceptual rows found.
+        """
+        kinds = kinds.to(torch.int64)
+        if attention_mask is None:
+            valid = kinds != Kind.PADDING
+        else:
+            if attention_mask.shape != kinds.shape:
+                raise UsageError(f"attention_mask {tuple(attention_mask.shape)} does not fit rows {tuple(kinds.shape)}")
+            valid = attention_mask.to(torch.bool) & (kinds != Kind.PADDING)
+        kind = torch.where(valid, kinds, int(Kind.PADDING))
+        position = torch.where(valid, valid.to(torch.int64).cumsum(dim=1) - 1, -1)
+        role = torch.full_like(kind, int(Role.UNKNOWN)) if roles is None else roles.to(torch.int64)
+        return cls(kind=kind, item=_number_items(kind, rows_per_item), position=position, role=role)
+
+    @classmethod
+    def from_input_ids(
+        cls,
+        input_ids: Tensor,
+        placeholders: Mapping[Kind, int | Iterable[int]],
+        attention_mask: Tensor | None = None,
+        *,
+        rows_per_item: Sequence[int] | None = None,
+        roles: Tensor | None = None,
+    ) -> RowMap:
+        """Build the map from token ids, given which ids stand for rows of which kind.
+
+        Args:
+            input_ids: (B, S) token ids after the processor expanded the placeholders to one id per row.
+            placeholders: token id (or ids) per kind.
+        """
+        kinds = torch.zeros_like(input_ids, dtype=torch.int64)
+        for kind, ids in placeholders.items():
+            for token in (ids,) if isinstance(ids, int) else ids:
+                kinds = torch.where(input_ids == token, int(kind), kinds)
+        return cls.from_kinds(kinds, attention_mask, rows_per_item=rows_per_item, roles=roles)
+
+    @classmethod
+    def text(cls, batch: int, rows: int, *, device: torch.device | str | None = None) -> RowMap:
+        """A map of `rows` text rows for each of `batch` samples, none padded."""
+        return cls.from_kinds(torch.zeros(batch, rows, dtype=torch.int64, device=device))
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, S)."""
+        return self.kind.shape[0], self.kind.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.kind.device
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, S) bool: the row is not padding."""
+        return self.kind >= 0
+
+    @property
+    def is_text(self) -> Tensor:
+        """(B, S) bool."""
+        return self.kind == Kind.TEXT
+
+    @property
+    def is_perceptual(self) -> Tensor:
+        """(B, S) bool: the row holds part of an image, film or sound."""
+        return self.kind > Kind.TEXT
+
+    @property
+    def has_seen(self) -> Tensor:
+        """(B, S) bool: a perceptual row stands at or before this valid row, in its own sample."""
+        return self.is_perceptual.cumsum(dim=1).to(torch.bool) & self.valid
+
+    # -- change of shape ------------------------------------------------------------------------------------------
+
+    def append(self, new: RowMap) -> RowMap:
+        """This map followed by `new` (same batch); positions of the new valid rows continue this map's."""
+        count = self.valid.sum(dim=1, keepdim=True)
+        items = self.item.max(dim=1, keepdim=True).values + 1 if self.shape[1] else torch.zeros_like(count)
+        position = torch.where(new.position >= 0, new.position + count, -1)
+        item = torch.where(new.item >= 0, new.item + items, -1)
+        pairs = {"kind": new.kind, "item": item, "position": position, "role": new.role}
+        return RowMap(**{name: torch.cat([getattr(self, name), value], dim=1) for name, value in pairs.items()})
+
+    def last(self, rows: int) -> RowMap:
+        """The last `rows` rows, with the positions they have in this map."""
+        start = self.shape[1] - rows
+        return RowMap(**{f.name: getattr(self, f.name)[:, start:] for f in fields(self)})
+
+    def select(self, samples: Tensor) -> RowMap:
+        """The samples named by the index tensor, in its order (beams, sub-batches)."""
+        return RowMap(**{f.name: getattr(self, f.name).index_select(0, samples) for f in fields(self)})
+
+    def to(self, device: torch.device | str) -> RowMap:
+        return RowMap(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def stack(self) -> Tensor:
+        """(B, S, 4) int64: kind, item, position, role."""
+        return torch.stack([self.kind, self.item, self.position, self.role], dim=-1)
+
+    @classmethod
+    def unstack(cls, stacked: Tensor) -> RowMap:
+        """Inverse of `stack`."""
+        kind, item, position, role = stacked.to(torch.int64).unbind(dim=-1)
+        return cls(kind=kind, item=item, position=position, role=role)
+
+
+def _number_items(kind: Tensor, rows_per_item: Sequence[int] | None) -> Tensor:
+    """(B, S) index of each perceptual row's item within its sample."""
+    perceptual = kind > Kind.TEXT
+    previous = torch.nn.functional.pad(kind, (1, 0), value=int(Kind.PADDING))[:, :-1]
+    starts = perceptual & (kind != previous)
+    if rows_per_item is not None:
+        starts = starts | _declared_starts(perceptual, rows_per_item)
+    return torch.where(perceptual, starts.to(torch.int64).cumsum(dim=1) - 1, -1)
+
+
+def _declared_starts(perceptual: Tensor, rows_per_item: Sequence[int]) -> Tensor:
+    """(B, S) bool: the rows at which the declared items begin."""
+    counts = torch.as_tensor(list(rows_per_item), dtype=torch.int64)
+    total, found = int(counts.sum()), int(perceptual.sum())
+    if total != found:
+        raise UsageError(
+            f"{len(counts)} items of {total} rows in all were given, but the prompt holds {found} perceptual rows",
+            remedy="let the processor expand one placeholder per image, and do not truncate its output",
+        )
+    flat_starts = torch.zeros(found + 1, dtype=torch.bool, device=perceptual.device)
+    flat_starts[torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(perceptual.device)] = True
+    starts = torch.zeros_like(perceptual)
+    starts[perceptual] = flat_starts[:found]
+    return starts

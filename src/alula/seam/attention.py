@@ -1,0 +1,159 @@
+"""The attention function registered with transformers as ``"alula"``, and its mask function.
+
+It *is* the stock SDPA path, with one addition: sums of attention over sets of keys. Such sums are linear in the
+attention rows, so extra value columns give them exactly in the same fused pass: the caller names a value per key (an
+indicator of a set, a router's weight), the columns ride behind the real values, q and k are zero-padded to the widened
+value width (equal widths keep the fused kernels usable), and nobody materialises (S, S).
+
+Shapes: B batch, H query heads, G key/value heads, Q query rows, K key rows, D head width, C extra columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from alula.anatomy import Anatomy
+from alula.errors import HostError
+
+ATTENTION = "alula"
+_QUERY_CHUNK = 512
+
+
+class KeyColumns(Protocol):
+    """Something that wants sums of attention over keys of a layer, and receives them in the same forward."""
+
+    def key_columns(self, forward: Any, layer: int) -> Tensor | None:
+        """(B, K_all, C) values per key over all rows seen so far, or None when nothing is wanted this time."""
+
+    def receive(self, forward: Any, layer: int, sums: Tensor) -> None:
+        """Take the (B, Q, H, C) sums of the columns, weighted by attention."""
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    alula: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as `sdpa_attention_forward` computes it, plus the sums asked for through `alula`.
+
+    Args:
+        query: (B, H, Q, D); key, value: (B, G, K, D).
+        attention_mask: None (causal when Q > 1), boolean (True = attend) or additive, broadcastable to (B, H, Q, K).
+        softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma-2); stock SDPA refuses it.
+        alula: the `Forward` of this call, when a seam is installed.
+
+    Returns:
+        (B, Q, H, D) output and None for the weights.
+    """
+    run = sdpa_attention_forward if softcap is None else _softcap_attention
+    options = {"scaling": scaling, "dropout": dropout, **kwargs}
+    if softcap is not None:
+        options["softcap"] = softcap
+    # vision towers of some hosts hand our keyword to attention modules that have no layer index
+    asked = alula.columns(module) if alula is not None and hasattr(module, "layer_idx") else []
+    if not asked:
+        return run(module, query, key, value, attention_mask, **options)
+
+    columns = torch.cat([_align(columns, key.shape[2]) for _, columns in asked], dim=-1).to(value.dtype)
+    width = value.shape[-1]
+    padding = -(width + columns.shape[-1]) % 8 + columns.shape[-1]
+    columns = F.pad(columns, (0, padding - columns.shape[-1]))
+    widened = torch.cat([value, columns[:, None].expand(-1, value.shape[1], -1, -1)], dim=-1)
+    options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output, _ = run(module, F.pad(query, (0, padding)), F.pad(key, (0, padding)), widened, attention_mask, **options)
+    output, sums = output.split([width, padding], dim=-1)
+    start = 0
+    for asker, wanted in asked:
+        asker.receive(alula, module.layer_idx, sums[..., start : start + wanted.shape[-1]])
+        start += wanted.shape[-1]
+    return output.contiguous(), None
+
+
+def _align(columns: Tensor, keys: int) -> Tensor:
+    """Fit (B, K_all, C) to the keys attention holds: a sliding cache keeps the last ones, a static one has a blank tail."""
+    have = columns.shape[1]
+    return columns[:, have - keys :] if have >= keys else F.pad(columns, (0, 0, 0, keys - have))
+
+
+def _softcap_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Soft-capped attention in float32 softmax, a block of queries at a time so that (Q, K) never exists whole."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    queries, keys = query.shape[2], key.shape[2]
+    causal = attention_mask is None and queries > 1
+    outputs = []
+    for start in range(0, queries, _QUERY_CHUNK):
+        stop = min(start + _QUERY_CHUNK, queries)
+        logits = softcap * torch.tanh(query[:, :, start:stop] @ key.transpose(-1, -2) * scaling / softcap)
+        if causal:
+            at = torch.arange(start, stop, device=query.device)[:, None]
+            allowed = torch.arange(keys, device=query.device)[None, :] <= at
+            logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
+        elif attention_mask is not None:
+            mask = attention_mask[..., start:stop, :] if attention_mask.shape[-2] > 1 else attention_mask
+            if mask.dtype == torch.bool:
+                logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+            else:
+                logits = logits + mask
+        weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
+        outputs.append(F.dropout(weights, p=dropout, training=module.training) @ value)
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, attention_forward)
+# without its own entry, transformers would hand decoders a mask of None and padding would be ignored
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def set_attention(anatomy: Anatomy, name: str) -> str:
+    """Set the decoder's attention implementation (the towers keep theirs) and return the previous name.
+
+    Raises:
+        HostError: the decoder did not take it.
+    """
+    previous = anatomy.config._attn_implementation
+    if previous != name:
+        host: Any = anatomy.host
+        composite = host.config is not anatomy.config
+        host.set_attn_implementation({"text_config": name} if composite else name)
+        if anatomy.config._attn_implementation != name:
+            raise HostError(f"{type(host).__name__} refused the attention implementation {name!r}")
+    return previous
+
+
+@contextmanager
+def use_attention(model: nn.Module, name: str = ATTENTION) -> Iterator[None]:
+    """Run the decoder of `model` with another attention implementation, then restore the one it had."""
+    anatomy = Anatomy.of(model)
+    previous = set_attention(anatomy, name)
+    try:
+        yield
+    finally:
+        set_attention(anatomy, previous)

@@ -1,0 +1,151 @@
+"""The state of one forward pass, and the cache layer that carries it into the next.
+
+Nothing here is global: a `Forward` travels as a keyword argument through the host's own call chain, so it survives
+gradient checkpointing and serves two models side by side; what the next step needs lives in the cache object itself.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from alula.rows import RowMap
+
+if TYPE_CHECKING:
+    from alula.seam.attention import KeyColumns
+    from alula.seam.install import Seam
+
+
+class RowCache(DynamicLayer):
+    """A cache layer behind the decoder's own that remembers, per row, its RowMap entry, block input and RoPE angles.
+
+    `keys` holds the block inputs (B, 1, S, d) (width 0 when no graft asked for them); `values` the RowMap entries and
+    the first halves of cos and sin per attention type (B, 1, S, 4 + R * types), float32 (exact for integers up to
+    2**24). Being an ordinary cache layer it follows every crop, reorder, repeat and selection of the cache.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_perceptual = False
+        self.rope_types: list[str] = []
+
+    def append(self, rows: RowMap, inputs: Tensor, rope: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Store the rows of a finished forward."""
+        batch, count = rows.shape
+        if not self.rope_types:
+            self.rope_types = list(rope)
+        halves = [half(table).expand(batch, count, -1).float() for name in self.rope_types for table in rope[name]]
+        facts = torch.cat([rows.stack().float(), *halves], dim=-1)
+        self.update(inputs[:, None], facts[:, None])
+
+    @property
+    def rows(self) -> RowMap:
+        return RowMap.unstack(self.values[:, 0, :, :4])
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether the block inputs were kept, and not only the RowMap."""
+        return self.is_initialized and self.keys.shape[-1] > 0
+
+    @property
+    def inputs(self) -> Tensor:
+        """(B, S, d)."""
+        return self.keys[:, 0]
+
+    def rope(self, layer_type: str) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of all stored rows, each (B, S, R)."""
+        width = (self.values.shape[-1] - 4) // (2 * len(self.rope_types))
+        start = 4 + 2 * width * self.rope_types.index(layer_type)
+        tables = self.values[:, 0, :, start : start + 2 * width]
+        cos, sin = (torch.cat([table, table], dim=-1) for table in tables.split(width, dim=-1))
+        return cos, sin
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append along the row axis; unlike a decoder's layer, keys and values have dtypes of their own."""
+        if not self.is_initialized:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.keys, self.values = key_states, value_states
+            self.is_initialized = True
+        else:
+            self.keys = torch.cat([self.keys, key_states], dim=-2)
+            self.values = torch.cat([self.values, value_states], dim=-2)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        # `keys` may have width 0, which the inherited test takes for an empty cache
+        return self.values.shape[-2] if self.is_initialized else 0
+
+    @staticmethod
+    def of(cache: Cache | None) -> RowCache | None:
+        """The row cache riding on `cache`, if any."""
+        layers = getattr(cache, "layers", None) or []
+        return next((layer for layer in layers if isinstance(layer, RowCache)), None)
+
+
+def half(table: Tensor) -> Tensor:
+    """The first half of a (.., R) cos or sin table; RoPE tables repeat their half-width angles twice."""
+    return table[..., : table.shape[-1] // 2]
+
+
+class Forward:
+    """What one forward pass knows: its rows, past and new, and what the grafts of the seam keep during it.
+
+    Attributes:
+        rows: RowMap of the new rows, (B, S).
+        all_rows: RowMap of the cached rows followed by the new ones, (B, P + S).
+        past_rows: RowMap of the P cached rows, or None.
+        past: the row cache that remembers them, or None (also for a cache that was filled without the seam).
+        has_perceptual: whether any row so far, of any sample, is perceptual.
+        inputs: (B, S, d) input of the first decoder layer; set when that layer is entered.
+        rope: per attention type the (cos, sin) of the new rows, each (1 or B, S, R); empty for hosts without RoPE.
+        memo: results grafts share between layers, keyed by whatever they like; lives and dies with this forward.
+    """
+
+    def __init__(self, seam: Seam, rows: RowMap, past_rows: RowMap | None, past: RowCache | None) -> None:
+        self.seam = seam
+        self.past_rows = past_rows
+        self.past = past
+        self.all_rows = rows if past_rows is None else past_rows.append(rows)
+        self.rows = self.all_rows.last(rows.shape[1])
+        self.has_perceptual = (past is not None and past.has_perceptual) or bool(rows.is_perceptual.any())
+        self.inputs: Tensor | None = None
+        self.rope: dict[str, tuple[Tensor, Tensor]] = {}
+        self.memo: dict[Any, Any] = {}
+        self._layer_state: dict[int, dict[Any, Any]] = defaultdict(dict)
+
+    def layer(self, index: int) -> dict[Any, Any]:
+        """The state grafts keep for one layer of this forward. It is kept until the forward dies, so that a layer
+        recomputed by gradient checkpointing finds what it found the first time."""
+        return self._layer_state[index]
+
+    def columns(self, module: nn.Module) -> list[tuple[KeyColumns, Tensor]]:
+        """Who wants which sums of attention in this attention module's layer."""
+        index: int = module.layer_idx  # type: ignore[assignment]
+        asked = ((asker, asker.key_columns(self, index)) for asker in self.seam.askers(index))
+        return [(asker, columns) for asker, columns in asked if columns is not None]
+
+    def all_inputs(self) -> Tensor:
+        """(B, P + S, d) first-layer inputs of all rows."""
+        assert self.inputs is not None, "the first decoder layer has not been entered"
+        if self.past is None:
+            return self.inputs
+        return torch.cat([self.past.inputs.to(self.inputs), self.inputs], dim=1)
+
+    def all_rope(self, layer_type: str) -> tuple[Tensor, Tensor] | None:
+        """(cos, sin) of all rows for an attention type, each (B, P + S, R); None for hosts without RoPE."""
+        if layer_type not in self.rope:
+            return None
+        tables = tuple(table.expand(self.rows.shape[0], -1, -1) for table in self.rope[layer_type])
+        if self.past is not None:
+            tables = tuple(
+                torch.cat([old.to(new), new], dim=1) for old, new in zip(self.past.rope(layer_type), tables, strict=True)
+            )
+        return tables[0], tables[1]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A forward in flight is never part of a copied model."""
+        return None

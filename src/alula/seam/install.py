@@ -1,0 +1,211 @@
+"""Installing the seam: hooks that give every forward its `Forward`, and take its rows into the cache afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alula.anatomy import Anatomy, unwrap
+from alula.errors import AlulaError, UsageError
+from alula.rows import Kind, RowMap
+from alula.seam.attention import ATTENTION, KeyColumns, set_attention
+from alula.seam.forward import Forward, RowCache
+
+NAME = "alula"  # of the seam in the host, of the per-layer containers, and of the keyword a `Forward` travels as
+
+_MEDIA = ("pixel_values", "pixel_values_videos", "input_features", "mm_encoder_outputs")
+
+
+class Seam(nn.Module):
+    """The seam of one host, found at ``host.alula``. It owns no parameters.
+
+    Its hooks are bound methods of this module, which is part of the host's module tree: a deep copy of the host gets
+    hooks that belong to the copy.
+    """
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        super().__init__()
+        self.anatomy = anatomy
+        self.holders: dict[str, Any] = {}
+        self._askers: dict[int, list[KeyColumns]] = {}
+        self._previous_attention: str | None = None
+        self._input_users: set[str] = set()
+        self._given_rows: RowMap | None = None
+        types = [anatomy.layer_type(index) for index in range(anatomy.num_layers)]
+        firsts = sorted({types.index(kind) for kind in types})
+        self._handles = [
+            anatomy.backbone.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            anatomy.backbone.register_forward_hook(self._after_forward, with_kwargs=True),
+            *(anatomy.layers[i].register_forward_pre_hook(self._enter_layer, with_kwargs=True) for i in firsts),
+        ]
+
+    # -- who needs what -------------------------------------------------------------------------------------------
+
+    def ask(self, layer: int, asker: KeyColumns) -> None:
+        """Have `asker` receive sums of attention in `layer`; switches the decoder to alula's attention function."""
+        if self._previous_attention is None:
+            self._previous_attention = set_attention(self.anatomy, ATTENTION)
+        self._askers.setdefault(layer, []).append(asker)
+
+    def stop_asking(self, layer: int, asker: KeyColumns) -> None:
+        """Undo `ask`; the last one to stop gives the decoder its own attention function back."""
+        self._askers[layer].remove(asker)
+        if not any(self._askers.values()) and self._previous_attention is not None:
+            set_attention(self.anatomy, self._previous_attention)
+            self._previous_attention = None
+
+    def askers(self, layer: int) -> list[KeyColumns]:
+        return self._askers.get(layer, [])
+
+    def keep_inputs(self, holder: str) -> None:
+        """Have the first layer's inputs kept in the cache for `holder` until it lets go of the seam."""
+        self._input_users.add(holder)
+
+    def release(self, holder: str) -> None:
+        """Let go of the seam; the last holder takes the hooks and the seam itself out of the host."""
+        self.holders.pop(holder)
+        self._input_users.discard(holder)
+        if not self.holders:
+            for handle in self._handles:
+                handle.remove()
+            delattr(self.anatomy.host, NAME)
+
+    # -- one forward ----------------------------------------------------------------------------------------------
+
+    def _before_forward(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        kwargs = dict(kwargs)
+        input_ids = args[0] if args else kwargs.get("input_ids")
+        reference = input_ids if input_ids is not None else kwargs["inputs_embeds"][..., 0]
+        cache = kwargs.get("past_key_values")
+        past = RowCache.of(cache)
+        length = int(cache.get_seq_length()) if cache is not None else 0
+        mask = kwargs.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        known = past is not None and past.get_seq_length() > 0
+        past_rows = None
+        if self._input_users and length and not (past is not None and past.has_inputs):
+            raise AlulaError(
+                f"the cache holds {length} rows that were computed before {', '.join(sorted(self._input_users))} was "
+                "attached, so their inputs are not known",
+                remedy="start from an empty cache (past_key_values=None) after attaching",
+            )
+        if past is not None and known:
+            past_rows = past.rows
+        elif length:
+            # a cache filled without the seam, e.g. by prefix tuning: its rows are taken for text
+            kinds = torch.zeros(reference.shape[0], length, dtype=torch.int64, device=reference.device)
+            past_rows = RowMap.from_kinds(kinds, None if mask is None else mask[:, :length])
+        given = kwargs.pop("row_map", None)
+        if given is None and self._given_rows is not None and past_rows is None:
+            given = _expand(self._given_rows, reference.shape[0])
+        new_mask = mask[:, mask.shape[1] - reference.shape[1] :] if mask is not None else None
+        rows = given if given is not None else self._read_rows(input_ids, reference, kwargs, new_mask, length > 0)
+        if rows.shape != tuple(reference.shape):
+            raise UsageError(f"row_map describes {rows.shape} rows, the forward has {tuple(reference.shape)}")
+        kwargs[NAME] = Forward(self, rows.to(reference.device), past_rows, past if known else None)
+        return args, kwargs
+
+    def _read_rows(
+        self,
+        input_ids: Tensor | None,
+        reference: Tensor,
+        kwargs: dict[str, Any],
+        mask: Tensor | None,
+        continued: bool,
+    ) -> RowMap:
+        """The RowMap of a forward's new rows, from what the host itself was given."""
+        kinds = torch.zeros(reference.shape, dtype=torch.int64, device=reference.device)
+        # a continued forward without media holds generated tokens: text, whatever id was sampled
+        if not continued or any(kwargs.get(name) is not None for name in _MEDIA):
+            types = kwargs.get("mm_token_type_ids")
+            if types is not None and types.shape == reference.shape:
+                kinds = types.to(kinds)
+            elif input_ids is not None:
+                for kind, token in self.anatomy.placeholders.items():
+                    kinds = torch.where(input_ids == token, int(kind), kinds)
+        if mask is not None:
+            kinds = torch.where(mask.to(torch.bool), kinds, int(Kind.PADDING))
+        perceptual = int((kinds > Kind.TEXT).sum())
+        counts = self.anatomy.rows_per_item(kwargs, perceptual) if perceptual else None
+        return RowMap.from_kinds(kinds, rows_per_item=counts)
+
+    def _enter_layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        forward = kwargs.get(NAME)
+        if not isinstance(forward, Forward):
+            return
+        index = self.anatomy.layers.index(layer)
+        if index == 0:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            forward.inputs = hidden if self._input_users else hidden[..., :0]
+        rope = self.anatomy.rope(kwargs.get("position_embeddings"))
+        if rope is not None:
+            forward.rope[self.anatomy.layer_type(index)] = rope
+
+    def _after_forward(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:
+            cache = kwargs.get("past_key_values")
+        forward = kwargs[NAME]
+        if not hasattr(cache, "layers") or forward.inputs is None:
+            return
+        past = RowCache.of(cache)
+        if past is None:
+            # behind the decoder's own layers, which a lazy cache has made by now
+            past = RowCache()
+            cache.layers.append(past)
+        if not past.get_seq_length() and forward.past_rows is not None:
+            blank = {
+                name: (torch.zeros_like(cos[:, :1]), torch.zeros_like(sin[:, :1]))
+                for name, (cos, sin) in forward.rope.items()
+            }
+            past.append(forward.past_rows, forward.inputs.new_zeros(*forward.past_rows.shape, 0), blank)
+        past.append(forward.rows, forward.inputs, forward.rope)
+        past.has_perceptual = forward.has_perceptual
+
+    @contextmanager
+    def given_rows(self, rows: RowMap) -> Iterator[None]:
+        """Use `rows` for the first forward of every empty cache, e.g. the prompt of a `generate` call."""
+        previous, self._given_rows = self._given_rows, rows
+        try:
+            yield
+        finally:
+            self._given_rows = previous
+
+
+def install(model: nn.Module, holder: str, owner: Any) -> Seam:
+    """Return the host's seam, installing it when `holder` is the first to need it.
+
+    Args:
+        model: a host (PEFT wrappers are looked through).
+        holder: name under which `owner` holds the seam; `Seam.release(holder)` gives it back.
+        owner: the graft, policy or probe.
+
+    Raises:
+        UsageError: the name is taken. HostError: the host is of a class alula does not know.
+    """
+    host = unwrap(model)
+    seam = getattr(host, NAME, None)
+    if seam is None:
+        seam = Seam(Anatomy.of(host))
+        host.add_module(NAME, seam)
+    if holder in seam.holders:
+        raise UsageError(f"the name {holder!r} is already in use on this model", remedy="detach it, or give another name")
+    seam.holders[holder] = owner
+    return seam
+
+
+def find(model: nn.Module) -> Seam | None:
+    """The host's seam, or None when nothing is attached."""
+    return getattr(unwrap(model), NAME, None)
+
+
+def _expand(rows: RowMap, batch: int) -> RowMap:
+    """Repeat each sample for the beams or samples `generate` made of it."""
+    have = rows.shape[0]
+    if have == batch or batch % have:
+        return rows
+    return rows.select(torch.arange(have, device=rows.device).repeat_interleave(batch // have))

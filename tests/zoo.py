@@ -1,0 +1,184 @@
+"""Tiny random models of every architecture alula supports: real classes, real code paths, no downloads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    CLIPVisionConfig,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCAB = 64
+IMAGE = 60  # placeholder id
+PAD, EOS = 61, 62
+ROWS_PER_IMAGE = 4
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+    "bos_token_id": None,
+}
+
+
+def _text_config(name: str) -> Any:
+    match name:
+        case "llama":
+            return LlamaConfig(**_COMMON)
+        case "mistral":
+            return MistralConfig(**_COMMON, sliding_window=6)
+        case "qwen2":
+            return Qwen2Config(**_COMMON)
+        case "qwen3":
+            return Qwen3Config(**_COMMON, head_dim=16)
+        case "gemma2":
+            return Gemma2Config(
+                **_COMMON, head_dim=16, sliding_window=6, query_pre_attn_scalar=16, attn_logit_softcapping=5.0
+            )
+        case "gemma3":
+            return Gemma3TextConfig(
+                **_COMMON,
+                head_dim=16,
+                sliding_window=6,
+                query_pre_attn_scalar=16,
+                layer_types=["sliding_attention", "full_attention"],
+            )
+        case "phi3":
+            return Phi3Config(**_COMMON)
+        case "opt":
+            small = {k: v for k, v in _COMMON.items() if k not in ("intermediate_size", "num_key_value_heads")}
+            return OPTConfig(**small, ffn_dim=48, word_embed_proj_dim=32, dropout=0.0)
+        case _:
+            raise KeyError(name)
+
+
+_TEXT_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "llama": LlamaForCausalLM,
+    "mistral": MistralForCausalLM,
+    "qwen2": Qwen2ForCausalLM,
+    "qwen3": Qwen3ForCausalLM,
+    "gemma2": Gemma2ForCausalLM,
+    "gemma3": Gemma3ForCausalLM,
+    "phi3": Phi3ForCausalLM,
+    "opt": OPTForCausalLM,
+}
+
+TEXT = tuple(_TEXT_CLASSES)
+HOSTS = ("llava-llama", "llava-mistral", "llava-qwen3", "llava-gemma3", "qwen2_5_vl")
+ALL = TEXT + HOSTS
+
+
+def build(name: str, seed: int = 0) -> Any:
+    """A tiny random model in eval mode, float32, with weights large enough that every part matters."""
+    torch.manual_seed(seed)
+    if name in _TEXT_CLASSES:
+        model: Any = _TEXT_CLASSES[name](_text_config(name))
+    elif name.startswith("llava-"):
+        vision = CLIPVisionConfig(
+            hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+        )
+        text = _text_config(name.removeprefix("llava-"))
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, image_seq_length=ROWS_PER_IMAGE)
+        )
+    elif name == "qwen2_5_vl":
+        rope = {"type": "mrope", "mrope_section": [2, 1, 1], "rope_type": "default", "rope_theta": 10000.0}
+        config = Qwen2_5_VLConfig(
+            text_config={**_COMMON, "rope_parameters": rope},
+            vision_config={
+                "depth": 2,
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_heads": 2,
+                "patch_size": 4,
+                "out_hidden_size": 32,
+                "fullatt_block_indexes": [1],
+                "window_size": 16,
+            },
+            image_token_id=IMAGE,
+            video_token_id=59,
+            vision_start_token_id=57,
+            vision_end_token_id=58,
+        )
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    else:
+        raise KeyError(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.25)
+    model.generation_config.eos_token_id = None  # lengths in tests are the test's own
+    model.generation_config.pad_token_id = PAD
+    return model.eval()
+
+
+def pixels(name: str, images: int, seed: int = 0) -> dict[str, Tensor]:
+    """Pixel inputs for `images` images of `ROWS_PER_IMAGE` rows each, in the host's own shape."""
+    generator = torch.Generator().manual_seed(seed)
+    if not images or name not in HOSTS:
+        return {}
+    if name == "qwen2_5_vl":
+        return {
+            "pixel_values": torch.randn(images * 16, 3 * 2 * 4 * 4, generator=generator),
+            "image_grid_thw": torch.tensor([[1, 4, 4]] * images),
+        }
+    return {"pixel_values": torch.randn(images, 3, 8, 8, generator=generator)}
+
+
+def prompt(layout: str, seed: int = 0) -> list[int]:
+    """Token ids for a layout such as "3I2": three text tokens, an image, two text tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    ids: list[int] = []
+    for part in layout.replace("I", " I ").split():
+        if part == "I":
+            ids += [IMAGE] * ROWS_PER_IMAGE
+        else:
+            ids += torch.randint(0, 50, (int(part),), generator=generator).tolist()
+    return ids
+
+
+def batch(name: str, *layouts: str, side: str = "left", seed: int = 0) -> dict[str, Tensor]:
+    """Model inputs for a padded batch of layouts (see `prompt`)."""
+    prompts = [prompt(layout, seed + i) for i, layout in enumerate(layouts)]
+    width = max(map(len, prompts))
+    ids, mask = [], []
+    for tokens in prompts:
+        gap = width - len(tokens)
+        padded, ones = [PAD] * gap, [1] * len(tokens)
+        ids.append(padded + tokens if side == "left" else tokens + padded)
+        mask.append([0] * gap + ones if side == "left" else ones + [0] * gap)
+    input_ids = torch.tensor(ids)
+    images = sum(layout.count("I") for layout in layouts)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.tensor(mask), **pixels(name, images, seed)}
+    if name == "qwen2_5_vl":
+        inputs["mm_token_type_ids"] = (input_ids == IMAGE).long()
+    return inputs
