@@ -1,1 +1,48 @@
+"""Data: one schema of samples, readers, mixtures that resume from a step count, and the way into a model's inputs.
 
+    source = open_source({"llava": "train.json", "images": "coco"})
+    mixture = Mixture([source, open_source({"microworld": "text"})], weights=[3, 1], seed=0)
+    batch = Collator(processor, max_length=1024)([mixture[n] for n in range(8)])
+
+See ``docs/data.md``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from alula.data.errors import (
+    BadSampleError,
+    ImageError,
+    Place,
+    PlaceholderError,
+    RecordError,
+    TooLongError,
+    UnsupervisedError,
+)
+from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef, to_rgb
+from alula.data.mixture import Mixture, PositionBatches, Window, open_mixture
+from alula.data.quarantine import Quarantine
+from alula.data.samples import Sample, message_text
+from alula.data.sources import DatasetSource, FileSource, MicroworldSource, Source, open_file, open_source
+from alula.data.specs import MixtureSpec, SourceSpec, TextReplaySpec
+
+if TYPE_CHECKING:
+    from alula.data.collate import IGNORED, Collator
+
+__all__ = [
+    "Sample", "ImageRef", "to_rgb", "message_text", "DEFAULT_MAX_PIXELS",
+    "Source", "FileSource", "DatasetSource", "MicroworldSource", "open_source", "open_file", "SourceSpec",
+    "Mixture", "MixtureSpec", "TextReplaySpec", "Window", "PositionBatches", "open_mixture", "Quarantine",
+    "Collator", "IGNORED",
+    "BadSampleError", "RecordError", "PlaceholderError", "ImageError", "TooLongError", "UnsupervisedError", "Place",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    # the collator needs torch and transformers, which checking a file does not
+    if name in ("Collator", "IGNORED"):
+        from alula.data import collate
+
+        return getattr(collate, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

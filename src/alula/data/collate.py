@@ -1,0 +1,281 @@
+"""From samples to what a model's ``forward`` (or ``generate``) takes.
+
+Tensors: B samples, L tokens after padding, with image placeholders already expanded to one token per image row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordError, TooLongError, UnsupervisedError
+from alula.data.images import ImageRef
+from alula.data.quarantine import Quarantine
+from alula.data.samples import Sample, message_text
+from alula.errors import DataError, UsageError
+
+IGNORED = -100
+"""Label of a token that is not learnt from."""
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class Replacer(Protocol):
+    """Gives another sample for a position (``Mixture``)."""
+
+    def replacement(self, position: int, attempt: int = 1) -> Sample: ...
+
+
+class Collator:
+    """Samples -> one batch, by the processor's own chat template.
+
+    A training batch (``train=True``) holds
+
+    - ``input_ids``, ``attention_mask`` (B, L) int64;
+    - ``labels`` (B, L) int64: the token itself where the template marks the assistant speaking, ``IGNORED`` elsewhere
+      (padding and image rows always);
+    - ``mm_token_type_ids`` (B, L) int64, with a processor: 0 text, 1 image;
+    - ``pixel_values`` and whatever else the image processor makes, absent when no sample holds an image.
+
+    A prompt batch (``train=False``) has no labels, ends with the template's generation prompt, and holds
+    ``mm_token_type_ids`` only when the processor makes them by itself (``generate`` refuses them for other models).
+
+    Images are decoded here, that is in the DataLoader's worker. Nothing is ever truncated.
+
+    Args:
+        processor: a multimodal processor, or a plain tokenizer (text-only samples).
+        max_length: most tokens of a sample, image rows included; None: no limit.
+        padding_side: default right for training, left for prompts.
+        train: training batches, or prompts for generation.
+        pad_to_multiple_of: round L up (tensor cores like 8 or 64).
+        fingerprints: add ``image_fingerprints``, the images' ``ImageRef.fingerprint()`` in the order of
+            ``pixel_values``; to be taken out before the model is called.
+        quarantine: where unusable samples go instead of raising; they are replaced through ``replacer``, or, without
+            one, left out of the batch.
+        replacer: the mixture the samples come from.
+
+    Raises:
+        UsageError: no chat template, no generation markers in it (training), a slow tokenizer, or no padding token.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin | PreTrainedTokenizerBase,
+        *,
+        max_length: int | None = None,
+        padding_side: Literal["left", "right"] | None = None,
+        train: bool = True,
+        pad_to_multiple_of: int | None = None,
+        fingerprints: bool = False,
+        quarantine: Quarantine | None = None,
+        replacer: Replacer | None = None,
+    ) -> None:
+        self.processor = processor
+        self.multimodal = isinstance(processor, ProcessorMixin)
+        self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer if self.multimodal else processor  # type: ignore[assignment]
+        self.max_length = max_length
+        self.padding_side = padding_side or ("right" if train else "left")
+        self.train = train
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.fingerprints = fingerprints
+        self.quarantine, self.replacer = quarantine, replacer
+        self.pad_token_id = self._pad_token_id()
+        self._check_template()
+
+    def __call__(self, samples: Sequence[Sample]) -> BatchFeature:
+        """Make the batch.
+
+        Raises:
+            ImageError, TooLongError, UnsupervisedError, PlaceholderError, RecordError: a sample is unusable and there
+                is no quarantine; names its file and line.
+            DataError: every sample of the batch is unusable and none can be replaced.
+        """
+        entries = [entry for sample in samples if (entry := self._opened(sample)) is not None]
+        while entries:
+            rows, faults = self._encoded(entries)
+            if not faults:
+                return self._padded(rows, entries)
+            # rare: others take the place of the bad ones, and the batch goes through the processor again
+            entries = [
+                kept
+                for number, entry in enumerate(entries)
+                if (kept := self._instead(entry, faults[number]) if number in faults else entry) is not None
+            ]
+        raise DataError("no sample of the batch is usable", remedy="look at the data with `alula data check`")
+
+    def _opened(self, sample: Sample) -> _Entry | None:
+        try:
+            return self._decoded(sample)
+        except BadSampleError as error:
+            return self._instead(_Entry(sample, [], []), error)
+
+    def _instead(self, entry: _Entry, error: BadSampleError) -> _Entry | None:
+        """What takes the place of an unusable sample: another one, decoded; None to leave a gap. Or raises."""
+        sample, attempt = entry.sample, entry.attempt
+        while True:
+            if self.quarantine is None:
+                raise error
+            self.quarantine.add(error)
+            if self.replacer is None or sample.position is None:
+                return None
+            attempt += 1
+            sample = self.replacer.replacement(sample.position, attempt)
+            try:
+                return replace(self._decoded(sample), attempt=attempt)
+            except BadSampleError as next_error:
+                error = next_error
+
+    def _decoded(self, sample: Sample) -> _Entry:
+        place = sample.place or Place(sample.source or "sample", record=sample.id)
+        if not self.train and sample.messages[-1]["role"] != "user":
+            raise RecordError("a prompt must end with a user turn", place=place)
+        image_token = getattr(self.processor, "image_token", None) if self.multimodal else None
+        refs: list[ImageRef] = []
+        messages: list[dict[str, Any]] = []
+        for message in sample.messages:
+            content: list[dict[str, Any]] = []
+            for part in message["content"]:
+                if part["type"] == "image":
+                    try:
+                        refs.append(ImageRef.from_object(part["image"]))
+                        part = {"type": "image", "image": refs[-1].load()}
+                    except BadSampleError as error:
+                        raise error.at(place) from error
+                elif image_token and image_token in part["text"]:
+                    raise PlaceholderError(f"its text contains the image token {image_token!r}", place=place)
+                content.append(part)
+            messages.append({"role": message["role"], "content": content})
+        if refs and not self.multimodal:
+            raise RecordError("it holds an image, but the model reads text only", place=place)
+        return _Entry(replace(sample, place=place), messages, refs)
+
+    def _encoded(self, entries: list[_Entry]) -> tuple[dict[str, Any], dict[int, BadSampleError]]:
+        """Render and tokenize once; the result unpadded, and what is wrong with which entry."""
+        try:
+            rows = self._processed(entries)
+        except Exception as error:  # processors and templates raise what they like: find out whose fault it is
+            faults: dict[int, BadSampleError] = {}
+            for number, entry in enumerate(entries):
+                try:
+                    self._processed([entry])
+                except Exception as own:
+                    faults[number] = RecordError(f"the processor refuses it: {own}", place=entry.sample.place)
+                    faults[number].__cause__ = own
+            if not faults:
+                raise error
+            return {}, faults
+        found = ((number, self._fault(rows, number, entry)) for number, entry in enumerate(entries))
+        return rows, {number: fault for number, fault in found if fault is not None}
+
+    def _processed(self, entries: list[_Entry]) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "tokenize": True,
+            "return_dict": True,
+            "add_generation_prompt": not self.train,
+            "return_assistant_tokens_mask": self.train,
+        }
+        chats: list[Any] = [entry.messages for entry in entries]
+        if self.multimodal:
+            extra = {"return_mm_token_type_ids": True} if self.train else {}
+            options["processor_kwargs"] = {"padding": False, "images_kwargs": {"return_tensors": "pt"}, **extra}
+        else:
+            # the templates of text models expect strings and would print a list as Python writes it
+            chats = [[{**message, "content": message_text(message)} for message in chat] for chat in chats]
+        rows: Any = self.processor.apply_chat_template(chats, **options)
+        return dict(rows)
+
+    def _fault(self, rows: dict[str, Any], number: int, entry: _Entry) -> BadSampleError | None:
+        place, length = entry.sample.place, len(rows["input_ids"][number])
+        if self.max_length is not None and length > self.max_length:
+            images = f", {len(entry.refs)} image(s) included" if entry.refs else ""
+            return TooLongError(
+                f"{length} tokens{images}, more than max_length {self.max_length}",
+                place=place,
+                remedy="raise max_length, or shorten or split the conversation; placeholders are never cut",
+            )
+        # a token is learnt from as the successor of another, so the first one cannot be
+        if self.train and not any(self._supervised(rows, number)[1:]):
+            return UnsupervisedError("no token to learn from: no assistant turn that the template marks", place=place)
+        return None
+
+    def _supervised(self, rows: dict[str, Any], number: int) -> list[bool]:
+        mask = rows["assistant_masks"][number]
+        kinds = rows["mm_token_type_ids"][number] if "mm_token_type_ids" in rows else [0] * len(mask)
+        return [bool(spoken) and kind == 0 for spoken, kind in zip(mask, kinds, strict=True)]
+
+    def _padded(self, rows: dict[str, Any], entries: list[_Entry]) -> BatchFeature:
+        ids = rows["input_ids"]
+        if self.train:
+            rows["labels"] = [
+                [
+                    token if spoken else IGNORED
+                    for token, spoken in zip(ids[number], self._supervised(rows, number), strict=True)
+                ]
+                for number in range(len(ids))
+            ]
+            del rows["assistant_masks"]
+        length = max(map(len, ids))
+        if self.pad_to_multiple_of:
+            length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        fills = {"input_ids": self.pad_token_id, "labels": IGNORED}
+        batch = {
+            key: self._stacked(value, length, fills.get(key, 0)) if _per_token(value, ids) else value
+            for key, value in rows.items()
+        }
+        if self.fingerprints:
+            batch["image_fingerprints"] = [ref.fingerprint() for entry in entries for ref in entry.refs]
+        return BatchFeature(batch)
+
+    def _stacked(self, values: list[list[int]], length: int, fill: int) -> torch.Tensor:
+        padded = torch.full((len(values), length), fill, dtype=torch.int64)
+        for row, value in zip(padded, values, strict=True):
+            at = slice(0, len(value)) if self.padding_side == "right" else slice(length - len(value), length)
+            row[at] = torch.tensor(value, dtype=torch.int64)
+        return padded
+
+    def _pad_token_id(self) -> int:
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise UsageError("the tokenizer has neither a padding nor an end token", remedy="set tokenizer.pad_token")
+
+    def _check_template(self) -> None:
+        template = self.processor.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        if not template:
+            raise UsageError(
+                f"the {type(self.processor).__name__} has no chat template",
+                remedy="set processor.chat_template; build_host gives its hosts one",
+            )
+        if self.train and not _GENERATION.search(template):
+            raise UsageError(
+                "the chat template does not mark what the assistant says, so there is nothing to learn from",
+                where=f"{type(self.processor).__name__}.chat_template",
+                remedy="put {% generation %} ... {% endgeneration %} around the assistant's text in the template",
+            )
+        if self.train and not self.tokenizer.is_fast:
+            raise UsageError("training labels need a fast tokenizer (one backed by `tokenizers`)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A sample on its way into a batch: messages with decoded images, and the replacements tried for it so far."""
+
+    sample: Sample
+    messages: list[dict[str, Any]]
+    refs: list[ImageRef]
+    attempt: int = 0
+
+
+def _per_token(value: Any, ids: list[list[int]]) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == len(ids)
+        and all(isinstance(row, list) and len(row) == len(own) for row, own in zip(value, ids, strict=True))
+    )

@@ -1,0 +1,97 @@
+"""What can be wrong with a record: one class per cause, each knowing the file and line it came from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from alula.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record lives: a file and its 1-based line (or a dataset and its 0-based row), and the record's id."""
+
+    file: str
+    line: int | None = None
+    record: str | None = None
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        if self.line is None:
+            return self.file
+        return f"{self.file}:{self.line}" if self.unit == "line" else f"{self.file} [{self.unit} {self.line}]"
+
+
+class BadSampleError(DataError):
+    """A sample that cannot be used. ``kind`` names the cause in reports and quarantine files.
+
+    Args:
+        message: what is wrong with it.
+        where: text form of the place; taken from ``place`` when that is given.
+        remedy: what the user can do about it.
+        place: the record's location.
+    """
+
+    kind = "bad sample"
+
+    def __init__(
+        self, message: str, *, where: str | None = None, remedy: str | None = None, place: Place | None = None
+    ) -> None:
+        self.place = place
+        super().__init__(_without_traceback(message), where=str(place) if place else where, remedy=remedy)
+
+    def at(self, place: Place) -> Self:
+        """The same error, told where it happened (a place already known is kept)."""
+        return type(self)(self.message, remedy=self.remedy, place=self.place or place)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.where, self.remedy, self.place)
+
+
+class RecordError(BadSampleError):
+    """A record whose structure is off: not JSON, a missing key, an unknown role, turns out of order."""
+
+    kind = "record"
+
+
+class PlaceholderError(BadSampleError):
+    """The number of image placeholders differs from the number of images."""
+
+    kind = "placeholders"
+
+
+class ImageError(BadSampleError):
+    """An image that is missing, corrupt, too large, or has no defined brightness."""
+
+    kind = "image"
+
+
+class TooLongError(BadSampleError):
+    """A sample with more tokens than allowed; placeholders are never cut to make it fit."""
+
+    kind = "too long"
+
+
+class UnsupervisedError(BadSampleError):
+    """A training sample without a single token to learn from."""
+
+    kind = "unsupervised"
+
+
+def _rebuild(
+    cls: type[BadSampleError], message: str, where: str | None, remedy: str | None, place: Place | None
+) -> BadSampleError:
+    return cls(message, where=where, remedy=remedy, place=place)
+
+
+def _without_traceback(message: str) -> str:
+    """Reduce the text a torch DataLoader worker sends up to the error itself.
+
+    torch re-raises a worker's exception as ``type(error)("Caught ... Original Traceback ... module.Class: text")``;
+    a reader wants only the text.
+    """
+    if not message.startswith("Caught ") or "Traceback (most recent call last)" not in message:
+        return message
+    return re.split(rf"^{re.escape(__name__)}\.\w+: ", message, flags=re.MULTILINE)[-1].strip()

@@ -1,0 +1,248 @@
+"""Images as references: cheap to carry and pickle, decoded where they are needed, always to upright 8-bit RGB.
+
+What becomes of each kind of picture (``to_rgb``):
+
+=====================================  ====================================================================
+stored as                              becomes
+=====================================  ====================================================================
+RGB, YCbCr, HSV, 1-bit, grey           RGB
+CMYK                                   RGB by Pillow's formula (no colour management)
+palette                                RGB; with transparency: composited on white
+LA, RGBA, PA, premultiplied alpha      composited on white
+16-bit grey                            scaled to 8 bits (65535 -> 255), not clipped
+32-bit integer grey                    as 16-bit when all values fit in 0..65535, else ``ImageError``
+floating point                         ``ImageError``: its white level is unknown
+animated                               first frame
+rotated by EXIF                        transposed upright (unreadable EXIF is taken as upright)
+truncated, corrupt, empty, missing     ``ImageError``
+more pixels than ``max_pixels``        ``ImageError``, before any pixel is decoded
+=====================================  ====================================================================
+
+No Pillow global is read for a decision or changed: two libraries in one process can disagree about limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from alula.data.errors import ImageError
+
+DEFAULT_MAX_PIXELS = 89_478_485
+"""Largest image accepted by default, in pixels: 256 MiB of 24-bit colour, Pillow's own warning level."""
+
+HARD_MAX_PIXELS = 178_956_970
+"""Pillow refuses to open anything larger, whatever alula is told."""
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# changes when decoding changes, so that features cached under old fingerprints are not reused
+_DECODING = "1"
+
+
+@runtime_checkable
+class Loadable(Protocol):
+    """Anything that draws itself: ``load()`` returns a PIL image (a microworld scene is one)."""
+
+    def load(self) -> Image.Image: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """A picture not yet decoded. Make one with ``from_path``, ``from_bytes`` or ``from_object``; picklable.
+
+    Attributes:
+        name: what error messages call it.
+        paths: candidate files, the first that exists is meant.
+        data: encoded bytes (PNG, JPEG, ...).
+        maker: a picklable callable returning a PIL image.
+        key: what identifies the result of ``maker``.
+        max_pixels: width x height above which ``load`` refuses.
+    """
+
+    name: str
+    paths: tuple[str, ...] = ()
+    data: bytes | None = field(default=None, repr=False)
+    maker: Callable[[], Image.Image] | None = field(default=None, repr=False)
+    key: str | None = None
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    @classmethod
+    def from_path(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        roots: Sequence[str | os.PathLike[str]] = (),
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> ImageRef:
+        """A file; a relative ``path`` is looked for under each of ``roots`` (default: the working directory)."""
+        name = os.fspath(path)
+        paths = tuple(os.path.abspath(os.path.join(root, name)) for root in (roots or (".",)))
+        return cls(name, paths=tuple(dict.fromkeys(paths)), max_pixels=max_pixels)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, name: str = "<bytes>", max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageRef:
+        """An encoded image held in memory."""
+        return cls(name, data=data, max_pixels=max_pixels)
+
+    @classmethod
+    def from_object(cls, value: Any, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageRef:
+        """A PIL image, an ``ImageRef`` (returned as it is), or anything with ``load()``.
+
+        A loadable object may offer ``fingerprint() -> str``; without one its pixels are hashed when asked.
+
+        Raises:
+            ImageError: ``value`` is none of these.
+        """
+        if isinstance(value, ImageRef):
+            return value
+        if isinstance(value, Image.Image):  # before Loadable: PIL's own load() returns raw pixel access
+            return cls(f"<{value.mode} image {value.width}x{value.height}>", maker=value.copy, max_pixels=max_pixels)
+        if isinstance(value, Loadable):
+            fingerprint = getattr(value, "fingerprint", None)
+            key = str(fingerprint()) if callable(fingerprint) else None
+            return cls(f"<{type(value).__name__}>", maker=value.load, key=key, max_pixels=max_pixels)
+        raise ImageError(
+            f"an image cannot be made from {type(value).__name__}", remedy="give a PIL image or an alula.data.ImageRef"
+        )
+
+    @property
+    def path(self) -> str | None:
+        """The file this refers to: the first candidate that exists, else the first candidate, else None."""
+        return next((path for path in self.paths if os.path.isfile(path)), self.paths[0] if self.paths else None)
+
+    def load(self) -> Image.Image:
+        """Decode to an upright 8-bit RGB image that holds no file open.
+
+        Raises:
+            ImageError: for everything the module's table says.
+        """
+        if self.maker is not None:
+            made = self.maker()
+            if not isinstance(made, Image.Image):
+                raise ImageError(f"image {self.name}: its maker returned {type(made).__name__}, not a PIL image")
+            return self._convert(made)
+        source: str | io.BytesIO
+        if self.data is not None:
+            source, size = io.BytesIO(self.data), len(self.data)
+        else:
+            source, size = self._existing()
+        if size == 0:
+            raise ImageError(f"image {self.name!r} is empty (0 bytes)")
+        try:
+            with Image.open(source) as image:
+                return self._convert(image)
+        except ImageError:
+            raise
+        except UnidentifiedImageError:
+            raise ImageError(f"image {self.name!r} is corrupt or of a format that Pillow does not read") from None
+        except Image.DecompressionBombError as error:
+            raise ImageError(f"image {self.name!r} is too large to open: {error}") from error
+        except Exception as error:  # decoders raise anything: OSError, SyntaxError, EOFError, struct.error, zlib.error
+            raise ImageError(f"image {self.name!r} is truncated or corrupt: {error}") from error
+
+    def fingerprint(self) -> str:
+        """A short stable name of what ``load`` would return, without decoding where possible.
+
+        From path, size and modification time for files; from the bytes; from the maker's key. Features of a frozen
+        vision tower can be cached under it.
+
+        Raises:
+            ImageError: the file is missing.
+        """
+        digest = hashlib.sha256(_DECODING.encode())
+        if self.data is not None:
+            digest.update(b"bytes\0" + self.data)
+        elif self.paths:
+            path, size = self._existing()
+            digest.update(f"file\0{path}\0{size}\0{os.stat(path).st_mtime_ns}".encode())
+        elif self.key is not None:
+            digest.update(f"made\0{self.key}".encode())
+        else:
+            image = self.load()
+            digest.update(f"pixels\0{image.size}\0".encode() + image.tobytes())
+        return digest.hexdigest()[:32]
+
+    def _existing(self) -> tuple[str, int]:
+        path = self.path
+        if path is None:
+            raise ImageError(f"image {self.name!r} has neither file nor content")
+        try:
+            return path, os.stat(path).st_size
+        except OSError:
+            places = " nor ".join(self.paths) if len(self.paths) > 1 else path
+            raise ImageError(
+                f"image {self.name!r} is missing: no file {places}",
+                remedy="give the folder that holds the images (`images:` in a source, --images on the command line)",
+            ) from None
+
+    def _convert(self, image: Image.Image) -> Image.Image:
+        pixels = image.width * image.height
+        if pixels > self.max_pixels:
+            raise ImageError(
+                f"image {self.name!r} has {image.width} x {image.height} = {pixels:,} pixels, "
+                f"more than the limit of {self.max_pixels:,}",
+                remedy="scale it down, or raise max_pixels if the file is to be trusted",
+            )
+        try:
+            return to_rgb(image)
+        except ImageError as error:
+            raise ImageError(f"image {self.name!r}: {error.message}", remedy=error.remedy) from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any PIL image to a fresh, upright, 8-bit RGB one; the module's table says how.
+
+    Raises:
+        ImageError: floating point pixels, or integers outside 0..65535.
+    """
+    image.load()  # before the orientation is read: Pillow turns TIFFs itself while loading
+    turn = _UPRIGHT.get(_orientation(image))
+    if image.mode.startswith("I"):
+        rgb = _scaled_16_bit(image).convert("RGB")
+    elif image.mode == "F":
+        raise ImageError("floating point pixels have no defined white level", remedy="store 8 or 16 bits per channel")
+    elif image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        rgb = canvas.convert("RGB")
+    elif image.mode == "RGB":
+        rgb = image.copy()
+    else:
+        rgb = image.convert("RGB")
+    rgb = rgb.transpose(turn) if turn is not None else rgb
+    rgb.info.clear()  # EXIF and text chunks have been used or do not matter; workers need not ship them
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _scaled_16_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError(
+            f"integer pixels from {values.min()} to {values.max()} have no defined white level",
+            remedy="store 8 or 16 bits per channel",
+        )
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

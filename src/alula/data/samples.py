@@ -1,0 +1,90 @@
+"""The one schema: a sample is a conversation of messages whose content is a list of text and image parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alula.data.errors import Place, RecordError
+from alula.data.images import ImageRef
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(slots=True)
+class Sample:
+    """One conversation, images still undecoded; picklable.
+
+    Attributes:
+        id: the record's own id, or one made from file and line.
+        messages: ``{"role": ..., "content": [{"type": "text", "text": str} | {"type": "image", "image": ImageRef}]}``,
+            the plain transformers chat shape with lists everywhere.
+        source: name of the source it came from.
+        meta: whatever else the record carried.
+        place: file and line, for error messages.
+        position: global position in the mixture that drew it, or None.
+    """
+
+    id: str
+    messages: list[dict[str, Any]]
+    source: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+    place: Place | None = None
+    position: int | None = None
+
+    @property
+    def images(self) -> list[ImageRef]:
+        """The images in reading order."""
+        return [part["image"] for part in parts(self.messages) if part["type"] == "image"]
+
+
+def parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """All content parts of a conversation in reading order."""
+    for message in messages:
+        yield from message["content"]
+
+
+def text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def image_part(image: ImageRef) -> dict[str, Any]:
+    return {"type": "image", "image": image}
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """The text of one message, its images left out."""
+    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+
+
+def check_turns(messages: Sequence[Mapping[str, Any]], place: Place) -> None:
+    """Refuse conversations no chat template can render faithfully.
+
+    The rules: a system message only at the front; then user and assistant in turn, the user first; no empty turn;
+    images in system and user turns only.
+
+    Raises:
+        RecordError: naming the turn and what is wrong with it.
+    """
+    expected = "user"
+    for number, message in enumerate(messages):
+        role = message["role"]
+        if role == "system":
+            if number:
+                raise RecordError(f"messages[{number}]: a system message may only come first", place=place)
+        elif role != expected:
+            raise RecordError(
+                f"messages[{number}]: {role} speaks where the {expected} should (turns alternate, the user begins)",
+                place=place,
+                remedy="join turns of one speaker, drop stray ones",
+            )
+        else:
+            expected = "assistant" if role == "user" else "user"
+        has_image = any(part["type"] == "image" for part in message["content"])
+        if has_image and role == "assistant":
+            raise RecordError(f"messages[{number}]: an assistant turn cannot hold an image", place=place)
+        if not has_image and not message_text(message).strip():
+            raise RecordError(f"messages[{number}]: the {role} turn is empty", place=place)
+    if not any(message["role"] == "user" for message in messages):
+        raise RecordError("the conversation has no user turn", place=place)

@@ -1,0 +1,256 @@
+"""From a decoded JSON (or Arrow) record to a ``Sample``: the messages shape and the conversations shape.
+
+Placeholder rule, the same for both: ``<image>`` anywhere in text stands for the next image of the record, and the
+newline that customarily sets it off from the text is part of the placeholder. Placeholders and images must be equal
+in number.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alula.data.errors import ImageError, Place, PlaceholderError, RecordError
+from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef
+from alula.data.samples import ROLES, Sample, check_turns, image_part, text_part
+
+PLACEHOLDER = "<image>"
+
+# the speakers' names seen in public conversation files
+_SPEAKERS = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+_IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
+_OTHER_MEDIA = ("video", "videos", "audio", "audios")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFolder:
+    """Turns what records call an image into an ``ImageRef``.
+
+    Attributes:
+        roots: folders a relative path is looked for in, in order.
+        max_pixels: limit handed to every reference.
+    """
+
+    roots: tuple[str, ...]
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    def ref(self, value: Any) -> ImageRef:
+        """A path, ``file:`` or ``data:`` address, bytes, or Arrow's ``{"bytes", "path"}`` -> reference.
+
+        Raises:
+            ImageError: a web address (alula downloads nothing), broken base64, or another type.
+        """
+        if isinstance(value, Mapping):
+            if value.get("bytes") is not None:
+                return self._from_bytes(value["bytes"], str(value.get("path") or "<bytes>"))
+            value = value.get("path") or value.get("url")
+        if isinstance(value, bytes):
+            return self._from_bytes(value, "<bytes>")
+        if not isinstance(value, str) or not value:
+            raise ImageError(f"an image must be a path or bytes, not {value!r:.80}")
+        if value.startswith(("http://", "https://")):
+            raise ImageError(
+                f"image {value!r} is a web address", remedy="download it and give the path; alula fetches nothing"
+            )
+        if value.startswith("data:"):
+            return self._from_base64(value.partition(",")[2])
+        return ImageRef.from_path(value.removeprefix("file://"), roots=self.roots, max_pixels=self.max_pixels)
+
+    def part_ref(self, part: Mapping[str, Any], key: str) -> ImageRef:
+        """The image an inline content part names under ``key``."""
+        if key == "base64":
+            return self._from_base64(str(part[key]))
+        return self.ref(part[key])
+
+    def _from_bytes(self, data: bytes, name: str) -> ImageRef:
+        return ImageRef.from_bytes(data, name=name, max_pixels=self.max_pixels)
+
+    def _from_base64(self, text: str) -> ImageRef:
+        try:
+            return self._from_bytes(base64.b64decode(text, validate=True), "<base64>")
+        except (binascii.Error, ValueError) as error:
+            raise ImageError(f"inline image is not valid base64: {error}") from None
+
+
+class _Images:
+    """The record's image list, handed out placeholder by placeholder."""
+
+    def __init__(self, values: Sequence[Any], folder: ImageFolder) -> None:
+        self.refs = [folder.ref(value) for value in values]
+        self.folder = folder
+        self.asked = 0  # placeholders met, more than there are images if need be
+        self.used: set[int] = set()
+
+    def take(self, index: int | None = None) -> ImageRef | None:
+        index = self.asked if index is None else index
+        self.asked += 1
+        if not 0 <= index < len(self.refs):
+            return None
+        self.used.add(index)
+        return self.refs[index]
+
+    def check(self, place: Place) -> None:
+        if self.asked != len(self.refs) or len(self.used) != len(self.refs):
+            raise PlaceholderError(
+                f"{self.asked} image placeholder(s) but {len(self.refs)} image(s)",
+                place=place,
+                remedy=f"write one {PLACEHOLDER} (or image part) per image, and list every image once",
+            )
+
+
+def from_messages(record: Any, *, folder: ImageFolder, source: str, place: Place) -> Sample:
+    """Read ``{"messages": [{"role", "content"}], "images": [...]}``; content is text or a list of parts.
+
+    Image parts name their image inline (``image``, ``path``, ``url``, ``base64``, ``image_url``) or take the next of
+    ``images`` (or the one at ``index``).
+
+    Raises:
+        RecordError, PlaceholderError, ImageError: with file and line.
+    """
+    record, place = _begin(record, "messages", place, hint="a conversations file is read by the source kind `llava`")
+    images = _Images(_listed(record, ("images", "image"), place), folder)
+    messages = []
+    for number, message in enumerate(record["messages"]):
+        at = f"messages[{number}]"
+        if not isinstance(message, Mapping) or "role" not in message or message.get("content") is None:
+            raise RecordError(f"{at} needs the keys 'role' and 'content'", place=place)
+        role = message["role"]
+        if role not in ROLES:
+            raise RecordError(f"{at}: unknown role {role!r}", place=place, remedy=f"roles are {', '.join(ROLES)}")
+        messages.append({"role": role, "content": _content(message["content"], images, at, place)})
+    return _finish(record, messages, images, source, place, used=("messages", "images", "image"))
+
+
+def from_conversations(record: Any, *, folder: ImageFolder, source: str, place: Place) -> Sample:
+    """Read LLaVA / ShareGPT ``{"image": path or list, "conversations": [{"from", "value"}]}``.
+
+    Speakers may be human/user, gpt/assistant/chatgpt/bot/model, system; keys from/value or role/content; a top-level
+    ``system`` text becomes the system message.
+
+    Raises:
+        RecordError, PlaceholderError, ImageError: with file and line.
+    """
+    record, place = _begin(record, "conversations", place, hint="a messages file is read by the source kind `jsonl`")
+    images = _Images(_listed(record, ("image", "images"), place), folder)
+    messages = []
+    if record.get("system"):
+        messages.append({"role": "system", "content": _content(record["system"], images, "system", place)})
+    for number, turn in enumerate(record["conversations"]):
+        at = f"conversations[{number}]"
+        speaker = turn.get("from", turn.get("role")) if isinstance(turn, Mapping) else None
+        value = turn.get("value", turn.get("content")) if isinstance(turn, Mapping) else None
+        if speaker is None or value is None:
+            raise RecordError(f"{at} needs the keys 'from' and 'value'", place=place)
+        role = _SPEAKERS.get(str(speaker).lower())
+        if role is None:
+            raise RecordError(
+                f"{at}: unknown speaker {speaker!r}", place=place, remedy=f"speakers are {', '.join(_SPEAKERS)}"
+            )
+        messages.append({"role": role, "content": _content(value, images, at, place)})
+    return _finish(record, messages, images, source, place, used=("conversations", "images", "image", "system"))
+
+
+def _begin(record: Any, key: str, place: Place, *, hint: str) -> tuple[Mapping[str, Any], Place]:
+    if not isinstance(record, Mapping):
+        raise RecordError(f"a record must be a JSON object, not {type(record).__name__}", place=place)
+    identity = record.get("id")
+    stem = os.path.splitext(os.path.basename(place.file.rstrip("/")))[0]
+    place = Place(place.file, place.line, f"{stem}-{place.line}" if identity is None else str(identity), place.unit)
+    turns = record.get(key)
+    if turns is None:
+        raise RecordError(
+            f"the record has no key {key!r} (it has {', '.join(map(repr, record))})", place=place, remedy=hint
+        )
+    if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
+        raise RecordError(f"{key!r} must be a list of at least one turn", place=place)
+    other = [name for name in _OTHER_MEDIA if record.get(name)]
+    if other:
+        raise RecordError(f"the record carries {other[0]!r}; only text and images are read", place=place)
+    return record, place
+
+
+def _listed(record: Mapping[str, Any], keys: tuple[str, str], place: Place) -> list[Any]:
+    given = [record[key] for key in keys if record.get(key) not in (None, "", [])]
+    if len(given) > 1:
+        raise RecordError(f"both {keys[0]!r} and {keys[1]!r} are given", place=place, remedy="keep one of them")
+    if not given:
+        return []
+    return list(given[0]) if isinstance(given[0], Sequence) and not isinstance(given[0], (str, bytes)) else [given[0]]
+
+
+def _content(content: Any, images: _Images, at: str, place: Place) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return _split(content, images)
+    if not isinstance(content, Sequence):
+        raise RecordError(f"{at}: content must be text or a list of parts, not {type(content).__name__}", place=place)
+    found: list[dict[str, Any]] = []
+    for number, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            found += _split(part["text"], images)
+        elif kind in ("image", "image_url"):
+            found += _inline(part, images, place)
+        else:
+            raise RecordError(
+                f"{at}: content[{number}] is neither a text part nor an image part: {part!r:.120}",
+                place=place,
+                remedy='parts are {"type": "text", "text": ...} and {"type": "image", ...}',
+            )
+    return found
+
+
+def _split(text: str, images: _Images) -> list[dict[str, Any]]:
+    pieces = text.split(PLACEHOLDER)
+    found: list[dict[str, Any]] = []
+    for number, piece in enumerate(pieces):
+        if number:
+            found += _taken(images.take())
+            piece = piece.removeprefix("\n")
+        if number < len(pieces) - 1:
+            piece = piece.removesuffix("\n")
+        if piece:
+            found.append(text_part(piece))
+    return found
+
+
+def _inline(part: Mapping[str, Any], images: _Images, place: Place) -> list[dict[str, Any]]:
+    key = next((key for key in _IMAGE_KEYS if part.get(key) is not None), None)
+    if key is None:
+        return _taken(images.take(part["index"] if isinstance(part.get("index"), int) else None))
+    try:
+        return [image_part(images.folder.part_ref(part, key))]
+    except ImageError as error:
+        raise error.at(place) from None
+
+
+def _taken(ref: ImageRef | None) -> list[dict[str, Any]]:
+    # a missing image is reported once, with both counts, at the end of the record
+    return [image_part(ref)] if ref is not None else []
+
+
+def _finish(
+    record: Mapping[str, Any],
+    messages: list[dict[str, Any]],
+    images: _Images,
+    source: str,
+    place: Place,
+    *,
+    used: tuple[str, ...],
+) -> Sample:
+    images.check(place)
+    check_turns(messages, place)
+    meta = {key: value for key, value in record.items() if key not in used and key != "id" and value is not None}
+    return Sample(id=str(place.record), messages=messages, source=source, meta=meta, place=place)

@@ -1,0 +1,128 @@
+"""How sources and mixtures are written in recipes; what is wrong with one is named with the path of its key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+
+from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
+from alula.errors import RecipeError
+
+KINDS = ("jsonl", "llava", "dataset", "microworld")
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str | None = Field(None, description="what reports call the source; default: made from its path")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="share of the mixture, relative to the others")
+
+
+class _FileSpec(_Spec):
+    images: Path | None = Field(None, description="folder relative image paths start from; default: beside the file")
+    max_pixels: int = Field(DEFAULT_MAX_PIXELS, gt=0, le=HARD_MAX_PIXELS, description="largest image accepted")
+    limit: int | None = Field(None, gt=0, description="use only the first so many records")
+
+
+class JsonlSpec(_FileSpec):
+    """``{"messages": [...], "images": [...]}`` records, one per line (or one JSON array)."""
+
+    jsonl: Path
+
+
+class LlavaSpec(_FileSpec):
+    """LLaVA / ShareGPT conversations, one JSON array (or one record per line)."""
+
+    llava: Path
+
+
+class DatasetSpec(_FileSpec):
+    """A Hugging Face dataset saved with ``save_to_disk``, or parquet (a file, or a folder of them)."""
+
+    dataset: Path
+    split: str | None = Field(None, description="which split of a saved DatasetDict")
+
+
+class MicroworldSpec(_Spec):
+    """Items of the procedural world; endless unless ``limit`` is given."""
+
+    microworld: Literal["text", "visual", "caption", "dialogue"]
+    split: Literal["train", "test", "unseen"] = "train"
+    seed: int = 0
+    families: list[str] | None = Field(None, description="only these families of skill")
+    limit: int | None = Field(None, gt=0, description="draw only so many different items")
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        return next((kind for kind in KINDS if kind in value), None)
+    return next((kind for kind in KINDS if hasattr(value, kind)), None)
+
+
+SourceSpec = Annotated[
+    Annotated[JsonlSpec, Tag("jsonl")]
+    | Annotated[LlavaSpec, Tag("llava")]
+    | Annotated[DatasetSpec, Tag("dataset")]
+    | Annotated[MicroworldSpec, Tag("microworld")],
+    Discriminator(
+        _kind,
+        custom_error_type="source_kind",
+        custom_error_message=f"a source needs one of the keys {', '.join(KINDS)}",
+    ),
+]
+"""One source; which kind is told by its first key. Embed it in recipe models."""
+
+
+class TextReplaySpec(BaseModel):
+    """Text-only samples mixed in so that the decoder keeps its words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ratio: float = Field(ge=0, lt=1, description="fraction of all samples that are text-only")
+    sources: list[SourceSpec] = Field(min_length=1)
+
+
+class MixtureSpec(BaseModel):
+    """Weighted sources, and the share of text replay as one number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: list[SourceSpec] = Field(min_length=1)
+    text_replay: TextReplaySpec | None = None
+    seed: int = 0
+
+
+_OF_KIND: dict[str, type[BaseModel]] = {
+    "jsonl": JsonlSpec,
+    "llava": LlavaSpec,
+    "dataset": DatasetSpec,
+    "microworld": MicroworldSpec,
+}
+
+
+def validated(kind: Any, value: Any, *, key: str) -> Any:
+    """Validate ``value`` as ``kind`` (``SourceSpec``, ``MixtureSpec``).
+
+    Raises:
+        RecipeError: the first thing wrong, with the path of its key below ``key`` and the legal keys or values.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first, count = error.errors()[0], error.error_count()
+    path, model = key, kind
+    for number, step in enumerate(first["loc"]):
+        if step in KINDS and (number == 0 or isinstance(first["loc"][number - 1], int)):
+            model = _OF_KIND[str(step)]  # the union's tag, not a key the user wrote
+            continue
+        path += f"[{step}]" if isinstance(step, int) else f".{step}"
+        model = TextReplaySpec if step == "text_replay" else model
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    if first["type"] == "extra_forbidden":
+        legal = ", ".join(sorted(model.model_fields)) if hasattr(model, "model_fields") else ", ".join(KINDS)
+        raise RecipeError(f"unknown key{more}", where=path, remedy=f"legal keys: {legal}")
+    got = "" if first["type"] in ("missing", "source_kind") else f", not {first['input']!r:.80}"
+    raise RecipeError(f"{first['msg']}{got}{more}", where=path)
