@@ -9,6 +9,7 @@ import numpy as np
 from alula.errors import EvaluationError
 from alula.evaluation import statistics
 from alula.evaluation.results import Columns, Estimate, PairedResult, Record
+from alula.evaluation.statistics import DEFAULT, Resampling
 
 
 class Spread(Record):
@@ -32,40 +33,50 @@ class SeedsComparison(Record):
 
 
 class SeedsResult(Record):
-    """One task over the training seeds of one method."""
+    """One task over the training seeds of one method; ``groups`` are its families, or the values of another label."""
 
     task: str
     title: str
     same_items: bool
     """every seed answered the same prompts"""
     overall: SeedsComparison
-    families: dict[str, SeedsComparison]
+    groups: dict[str, SeedsComparison]
 
 
-def across_seeds(results: Sequence[PairedResult], *, confidence: float = 0.95, seed: int = 0) -> SeedsResult:
+def across_seeds(results: Sequence[PairedResult], by: str = "family", how: Resampling = DEFAULT) -> SeedsResult:
     """Combine one task's comparisons of several trainings; intervals as in `statistics.seed_interval`.
 
+    Args:
+        results: one per training seed.
+        by: the label of the items to break the result down by: ``"family"`` or a tag that varies, such as
+            ``"pattern"`` of dialogues.
+
     Raises:
-        EvaluationError: no results, or results of different tasks or families.
+        EvaluationError: no results, or results of different tasks or labels.
     """
     if not results:
         raise EvaluationError("no results to combine over seeds")
     first = results[0]
+    if by not in first.columns.labels:
+        raise EvaluationError(f"task {first.task!r} has no label {by!r}, only {', '.join(first.columns.labels)}")
+    groups = first.columns.labels[by].values
     for other in results[1:]:
-        if other.task != first.task or list(other.families) != list(first.families):
-            raise EvaluationError(f"seeds differ in task or families: {first.task!r} against {other.task!r}")
+        if other.task != first.task or by not in other.columns.labels:
+            raise EvaluationError(f"the seeds answered other tasks: {first.task!r} and {other.task!r}")
+        if sorted(other.columns.labels[by].values) != sorted(groups):
+            raise EvaluationError(f"the seeds of task {first.task!r} differ in {by}")
     same = len({result.items_digest for result in results}) == 1
     columns = [result.columns for result in results]
 
-    def part(family: int | None) -> SeedsComparison:
-        return _combine([_select(c, family) for c in columns], same, confidence, seed)
+    def part(group: str | None) -> SeedsComparison:
+        return _combine([_select(c, by, group) for c in columns], same, how)
 
     return SeedsResult(
         task=first.task,
         title=first.title,
         same_items=same,
         overall=part(None),
-        families={name: part(index) for index, name in enumerate(first.columns.families)},
+        groups={name: part(name) for name in groups},
     )
 
 
@@ -73,23 +84,34 @@ _Scores = tuple[np.ndarray, np.ndarray, np.ndarray]
 """base scores, tuned scores, cluster labels; each (items,)"""
 
 
-def _select(columns: Columns, family: int | None) -> _Scores:
-    keep = np.ones(len(columns.base), dtype=bool) if family is None else np.array(columns.family) == family
+def _select(columns: Columns, by: str, group: str | None) -> _Scores:
+    keep = np.ones(len(columns.base), dtype=bool)
+    if group is not None:
+        labels = columns.labels[by]
+        keep = np.array(labels.index) == labels.values.index(group)
     return np.array(columns.base)[keep], np.array(columns.tuned)[keep], np.array(columns.cluster)[keep]
 
 
-def _combine(scores: Sequence[_Scores], same: bool, confidence: float, seed: int) -> SeedsComparison:
-    def spread(value: Callable[[np.ndarray, np.ndarray], float], statistic: statistics.Statistic) -> Spread:
+def _combine(scores: Sequence[_Scores], same: bool, how: Resampling) -> SeedsComparison:
+    def spread(
+        value: Callable[[np.ndarray, np.ndarray], float],
+        statistic: statistics.Statistic,
+        lowest: float = 0.0,
+        highest: float = 1.0,
+    ) -> Spread:
         per_seed = [value(base, tuned) for base, tuned, _ in scores]
         if same:  # the items' part of the chance: resample them under the seed-averaged scores
             base = np.mean([s[0] for s in scores], axis=0)
             tuned = np.mean([s[1] for s in scores], axis=0)
             sums = statistics.Sums.of(base, tuned, scores[0][2])
-            error, units = statistics.standard_error(sums, statistic, seed=seed), len(sums.base)
+            error, units = statistics.standard_error(sums, statistic, how), len(sums.base)
         else:  # every seed drew its own items: the spread between seeds holds their chance too
             error, units = 0.0, 0
+        mean = statistics.seed_interval(per_seed, error, units, how.confidence)
         return Spread(
-            mean=statistics.seed_interval(per_seed, error, units, confidence),
+            mean=Estimate(
+                value=mean.value, low=_clip(mean.low, lowest, highest), high=_clip(mean.high, lowest, highest)
+            ),
             per_seed=per_seed,
             deviation=float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
         )
@@ -99,10 +121,15 @@ def _combine(scores: Sequence[_Scores], same: bool, confidence: float, seed: int
         n=len(scores[0][0]),
         base=spread(lambda base, tuned: float(base.mean()), lambda base, tuned, size: base / size),
         tuned=spread(lambda base, tuned: float(tuned.mean()), lambda base, tuned, size: tuned / size),
-        difference=spread(lambda base, tuned: float(tuned.mean() - base.mean()), statistics.difference),
-        retention=spread(lambda base, tuned: float(tuned.sum() / base.sum()), statistics.retention)
+        difference=spread(lambda base, tuned: float(tuned.mean() - base.mean()), statistics.difference, -1.0),
+        retention=spread(lambda base, tuned: float(tuned.sum() / base.sum()), statistics.retention, 0.0, np.inf)
         if retained
         else None,
         lost=[int(((base >= 1) & (tuned < 1)).sum()) for base, tuned, _ in scores],
         gained=[int(((base < 1) & (tuned >= 1)).sum()) for base, tuned, _ in scores],
     )
+
+
+def _clip(bound: float | None, lowest: float, highest: float) -> float | None:
+    """A t interval knows nothing of the range a statistic can take."""
+    return None if bound is None else float(np.clip(bound, lowest, highest))

@@ -1,4 +1,4 @@
-"""Tasks over the microworld, offline and seeded: text skill bare and after an image, visual skill, dialogues of both."""
+"""Tasks over the microworld, offline and seeded: text bare and after an image, visual skill, dialogues of both."""
 
 from __future__ import annotations
 
@@ -46,8 +46,13 @@ def text_after_text(n: int = 400, seed: int = 0, families: Sequence[str] | None 
     """The items of `text_bare` after an unrelated text turn: the control that tells an image's effect from a turn's."""
 
     def make() -> list[TaskItem]:
-        partners = microworld.text_items(n, split="test", seed=seed + _PARTNER_SEED)
-        return _turns(map(_after_turn, _text(n, seed, families), partners), suffix="@text")
+        skills = microworld.TEXT_FAMILIES
+        stream = microworld.source("text", split="test", seed=seed + _PARTNER_SEED)
+        questions = list(_text(n, seed, families))
+        # step on from the question's own family by 1, 2, ... so that the two are never of the same skill
+        steps = (skills.index(item.family) + 1 + i % (len(skills) - 1) for i, item in enumerate(questions))
+        partners = (stream[i * len(skills) + step % len(skills)] for i, step in enumerate(steps))
+        return _turns(map(_after_turn, questions, partners), suffix="@text")
 
     return _task("text_after_text", "text, after a text turn", make, _TEXT_TOKENS, n=n, seed=seed)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alula import data
-from alula.data import Sample
 from alula.errors import DataError, EvaluationError
 from alula.evaluation.items import ItemTask, Task, TaskItem, images_of
 from alula.evaluation.scoring import exact_match
+
+if TYPE_CHECKING:
+    from alula.data import Sample
 
 
 def data_task(
@@ -50,9 +51,10 @@ def data_task(
 
 def _samples(spec: Mapping[str, Any], n: int | None) -> Iterator[Sample]:
     source = data.open_source(spec)
-    if n is None and not hasattr(source, "__len__"):
+    sizes = [size for size in (n, source.size) if size is not None]
+    if not sizes:
         raise EvaluationError("this source never ends", where=str(spec), remedy="say how many items to take (--n)")
-    return islice(iter(source), n)
+    return (source[index] for index in range(min(sizes)))
 
 
 def _item(sample: Sample) -> TaskItem:

@@ -15,17 +15,18 @@ from alula.evaluation.results import (
     Columns,
     Comparison,
     Conditions,
-    Estimate,
     FamilyComparison,
     Flip,
     ItemResult,
+    Labels,
     PairedResult,
     PairedRun,
     RunResult,
     TaskResult,
 )
+from alula.evaluation.statistics import DEFAULT, Resampling
 
-KEPT_FLIPS = 24
+KEPT_FLIPS = 12
 _CORRECT = 1.0
 
 
@@ -33,10 +34,8 @@ def paired(
     base: RunResult,
     tuned: RunResult,
     *,
-    confidence: float = 0.95,
     kept_flips: int = KEPT_FLIPS,
-    resamples: int = statistics.RESAMPLES,
-    seed: int = 0,
+    how: Resampling = DEFAULT,
 ) -> PairedRun:
     """Compare two runs task by task, over the tasks both have.
 
@@ -45,7 +44,7 @@ def paired(
         tuned: the run of interest (after).
         kept_flips: lost and gained items kept with their prompts, per task and direction, spread evenly over families;
             all of them are counted.
-        resamples: bootstrap resamples; ``seed`` seeds them.
+        how: confidence, number and seed of the bootstrap resamples.
 
     Raises:
         EvaluationError: no common task, other prompts (the first item that differs is named), other decoding or dtype.
@@ -60,7 +59,7 @@ def paired(
     for name in common:
         before, after = base.tasks[name], tuned.tasks[name]
         _compare_prompts(name, before, after)
-        tasks[name] = _pair(before, after, confidence, kept_flips, resamples, seed).model_copy(
+        tasks[name] = _pair(before, after, kept_flips, how).model_copy(
             update={"notes": [*notes, *_truncation_notes(base.model, before), *_truncation_notes(tuned.model, after)]}
         )
     return PairedRun(
@@ -76,46 +75,38 @@ def compare(
     base: NDArray[np.float64],
     tuned: NDArray[np.float64],
     cluster: NDArray[np.int64],
-    *,
-    confidence: float = 0.95,
-    resamples: int = statistics.RESAMPLES,
-    seed: int = 0,
+    how: Resampling = DEFAULT,
 ) -> Comparison:
     """Return the statistics of paired per-item scores, each of shape (items,); see `Comparison` for what they are."""
     n = len(base)
     sums = statistics.Sums.of(base, tuned, cluster)
-    options = {"confidence": confidence, "resamples": resamples, "seed": seed}
     right_before, right_after = base >= _CORRECT, tuned >= _CORRECT
     lost, gained = int((right_before & ~right_after).sum()), int((~right_before & right_after).sum())
     return Comparison(
         n=n,
-        base=statistics.wilson(float(base.sum()), n, confidence),
-        tuned=statistics.wilson(float(tuned.sum()), n, confidence),
-        difference=statistics.bootstrap(sums, statistics.difference, **options),
-        retention=statistics.bootstrap(sums, statistics.retention, **options) if base.sum() > 0 else None,
+        base=statistics.wilson(float(base.sum()), n, how.confidence),
+        tuned=statistics.wilson(float(tuned.sum()), n, how.confidence),
+        difference=statistics.bootstrap(sums, statistics.difference, how),
+        retention=statistics.bootstrap(sums, statistics.retention, how) if base.sum() > 0 else None,
         lost=lost,
         gained=gained,
         p_value=statistics.mcnemar(lost, gained),
     )
 
 
-def _pair(
-    before: TaskResult, after: TaskResult, confidence: float, kept_flips: int, resamples: int, seed: int
-) -> PairedResult:
-    names = before.families
-    clusters = {key: index for index, key in enumerate(dict.fromkeys(item.cluster or item.id for item in before.items))}
+def _pair(before: TaskResult, after: TaskResult, kept_flips: int, how: Resampling) -> PairedResult:
+    # items that ask exactly the same are one unit too: their answers are the same
+    units = Labels.of([item.cluster or item.prompt_hash for item in before.items])
     columns = Columns(
-        families=names,
-        family=[names.index(item.family) for item in before.items],
-        cluster=[clusters[item.cluster or item.id] for item in before.items],
+        labels=_labels(before.items),
+        cluster=units.index,
         base=[item.score for item in before.items],
         tuned=[item.score for item in after.items],
     )
     base, tuned, cluster = np.array(columns.base), np.array(columns.tuned), np.array(columns.cluster)
-    family = np.array(columns.family)
-    options = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    names, family = columns.labels["family"].values, np.array(columns.labels["family"].index)
     parts = {
-        name: compare(base[family == index], tuned[family == index], cluster[family == index], **options)
+        name: compare(base[family == index], tuned[family == index], cluster[family == index], how)
         for index, name in enumerate(names)
     }
     corrected = statistics.holm([part.p_value for part in parts.values()])
@@ -123,8 +114,8 @@ def _pair(
     return PairedResult(
         task=before.name,
         title=before.title,
-        confidence=confidence,
-        overall=compare(base, tuned, cluster, **options),
+        confidence=how.confidence,
+        overall=compare(base, tuned, cluster, how),
         families={
             name: FamilyComparison(**part.model_dump(), p_holm=p)
             for (name, part), p in zip(parts.items(), corrected, strict=True)
@@ -135,6 +126,15 @@ def _pair(
         items_digest=_digest(before),
         columns=columns,
     )
+
+
+def _labels(items: Sequence[ItemResult]) -> dict[str, Labels]:
+    found = {"family": Labels.of([item.family for item in items])}
+    for tag in dict.fromkeys(tag for item in items for tag in item.tags):
+        labels = Labels.of([item.tags.get(tag, "") for item in items])
+        if len(labels.values) > 1 and tag not in found:
+            found[tag] = labels
+    return found
 
 
 def _flips(pairs: Sequence[tuple[ItemResult, ItemResult]], limit: int) -> list[Flip]:
@@ -221,6 +221,3 @@ def _truncation_notes(model: str, task: TaskResult) -> list[str]:
     if not count:
         return []
     return [f"{model}: {count} of {len(task.items)} answers did not end within {task.max_new_tokens} tokens"]
-
-
-__all__ = ["KEPT_FLIPS", "Estimate", "compare", "paired"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -60,9 +61,9 @@ class Decoding(Record):
     """How answers are generated; everything not named here is at its neutral value (no penalties)."""
 
     do_sample: bool = False
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    num_beams: int = Field(1, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    num_beams: int = Field(default=1, ge=1)
     seed: int = 0
 
 
@@ -168,14 +169,26 @@ class Flip(Record):
     tuned_answer: str
 
 
-class Columns(Record):
-    """Scores per item, in the task's order: enough to recompute every statistic.
+class Labels(Record):
+    """A label per item, as indices into the distinct ``values``."""
 
-    ``family`` holds indices into ``families``; ``cluster`` numbers the independent units.
+    values: list[str]
+    index: list[int]
+
+    @classmethod
+    def of(cls, labels: Sequence[str]) -> Self:
+        """Collect labels; values stand in order of first appearance."""
+        values = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+        return cls(values=list(values), index=[values[label] for label in labels])
+
+
+class Columns(Record):
+    """Scores and labels per item, in the task's order: enough to recompute every statistic.
+
+    ``cluster`` numbers the independent units; ``labels`` holds ``"family"`` and every tag that varies over the items.
     """
 
-    families: list[str]
-    family: list[int]
+    labels: dict[str, Labels]
     cluster: list[int]
     base: list[float]
     tuned: list[float]

@@ -11,7 +11,17 @@ from scipy import stats
 
 from alula.evaluation.results import Estimate
 
-RESAMPLES = 10_000
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals are made: their confidence, the number of bootstrap resamples, and the seed of the draws."""
+
+    confidence: float = 0.95
+    resamples: int = 10_000
+    seed: int = 0
+
+
+DEFAULT = Resampling()
 
 
 def wilson(correct: float, n: int, confidence: float = 0.95) -> Estimate:
@@ -58,7 +68,10 @@ class Sums:
         base_n, tuned_n = np.asarray(base, dtype=float), np.asarray(tuned, dtype=float)
         labels = np.arange(len(base_n)) if cluster is None else np.unique(np.asarray(cluster), return_inverse=True)[1]
         count = int(labels.max()) + 1
-        add = lambda weights: np.bincount(labels, weights=weights, minlength=count)  # noqa: E731
+
+        def add(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.bincount(labels, weights=weights, minlength=count).astype(np.float64)
+
         return cls(base=add(base_n), tuned=add(tuned_n), size=add(np.ones_like(base_n)))
 
 
@@ -77,22 +90,17 @@ def retention(base: NDArray[np.float64], tuned: NDArray[np.float64], size: NDArr
         return tuned / base
 
 
-def bootstrap(
-    sums: Sums, statistic: Statistic, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
+def bootstrap(sums: Sums, statistic: Statistic, how: Resampling = DEFAULT) -> Estimate:
     """Return ``statistic`` with its percentile bootstrap interval over clusters (both models resampled together).
 
     Clusters with equal sums are interchangeable, so a resample is one draw from a multinomial over the distinct ones:
     the same distribution as drawing clusters one by one, at a cost that does not grow with their number.
     """
-    rows, counts = np.unique(np.stack([sums.base, sums.tuned, sums.size]), axis=1, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=resamples)
-    replicates = statistic(*(draws @ rows.T).T)
     value = float(statistic(sums.base.sum(), sums.tuned.sum(), sums.size.sum()))
-    return interval(value, replicates, confidence)
+    return percentile_interval(value, _replicates(sums, statistic, how), how.confidence)
 
 
-def interval(value: float, replicates: NDArray[np.float64], confidence: float) -> Estimate:
+def percentile_interval(value: float, replicates: NDArray[np.float64], confidence: float) -> Estimate:
     """Return ``value`` with the percentile interval of its replicates; undefined (NaN) replicates are left out."""
     defined = np.sort(replicates[~np.isnan(replicates)])
     tail = (1 - confidence) / 2
@@ -101,12 +109,17 @@ def interval(value: float, replicates: NDArray[np.float64], confidence: float) -
     return Estimate(value=value, low=low if np.isfinite(low) else None, high=high if np.isfinite(high) else None)
 
 
-def standard_error(sums: Sums, statistic: Statistic, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
+def standard_error(sums: Sums, statistic: Statistic, how: Resampling = DEFAULT) -> float:
     """Return the bootstrap standard error of ``statistic`` over clusters."""
-    rows, counts = np.unique(np.stack([sums.base, sums.tuned, sums.size]), axis=1, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=resamples)
-    replicates = statistic(*(draws @ rows.T).T)
+    replicates = _replicates(sums, statistic, how)
     return float(np.std(replicates[np.isfinite(replicates)], ddof=1))
+
+
+def _replicates(sums: Sums, statistic: Statistic, how: Resampling) -> NDArray[np.float64]:
+    rows, counts = np.unique(np.stack([sums.base, sums.tuned, sums.size]), axis=1, return_counts=True)
+    draws = np.random.default_rng(how.seed).multinomial(counts.sum(), counts / counts.sum(), size=how.resamples)
+    base, tuned, size = rows @ draws.T
+    return statistic(base, tuned, size)
 
 
 def seed_interval(values: Sequence[float], item_error: float, n_clusters: int, confidence: float = 0.95) -> Estimate:

@@ -1,0 +1,211 @@
+"""Pairing two runs: the counts, the refusals, the flips; and combining seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from alula.errors import EvaluationError
+from alula.evaluation import Conditions, Decoding, ItemResult, PairedRun, RunResult, TaskResult, across_seeds, paired
+
+CONDITIONS = Conditions(
+    decoding=Decoding(), batch_size=8, dtype="float32", device="cpu", backend={"model": "sdpa"}, versions={"torch": "2"}
+)
+
+
+def made_run(scores: list[int], name: str = "m", tag: str = "", clusters: int = 0, **changes: Any) -> RunResult:
+    items = [
+        ItemResult(
+            id=f"i{k}",
+            family=f"f{k % 3}",
+            prompt_hash=f"h{k}{tag}",
+            gold="g",
+            answer="g" if score else f"wrong by {name}",
+            score=score,
+            cluster=f"c{k // clusters}" if clusters else "",
+        )
+        for k, score in enumerate(scores)
+    ]
+    task = TaskResult(name="t", title="T", max_new_tokens=8, settings={}, items=items)
+    conditions = CONDITIONS.model_copy(update=changes)
+    return RunResult(model=name, fingerprint="x", conditions=conditions, tasks={"t": task}, seconds=1.0)
+
+
+RNG = np.random.default_rng(2)
+BASE = (RNG.random(90) < 0.9).astype(int).tolist()
+TUNED = np.where(RNG.random(90) < 0.3, RNG.random(90) < 0.5, BASE).astype(int).tolist()
+
+
+def test_counts_and_values_against_a_loop() -> None:
+    result = paired(made_run(BASE, "base"), made_run(TUNED, "tuned")).tasks["t"]
+    lost = [k for k in range(90) if BASE[k] and not TUNED[k]]
+    gained = [k for k in range(90) if TUNED[k] and not BASE[k]]
+    assert (result.overall.lost, result.overall.gained) == (len(lost), len(gained))
+    assert result.overall.base.value == pytest.approx(sum(BASE) / 90)
+    assert result.overall.tuned.value == pytest.approx(sum(TUNED) / 90)
+    assert result.overall.difference.value == pytest.approx((sum(TUNED) - sum(BASE)) / 90)
+    assert result.overall.retention.value == pytest.approx(sum(TUNED) / sum(BASE))
+    assert result.overall.difference.low < result.overall.difference.value < result.overall.difference.high
+    assert {flip.id for flip in result.lost} <= {f"i{k}" for k in lost}
+    assert result.gained[0].tuned_answer == "g"
+    assert result.identical_answers == sum(a == b == 1 for a, b in zip(BASE, TUNED, strict=True))
+    for index in range(3):
+        part = result.families[f"f{index}"]
+        assert part.n == 30
+        assert part.lost == sum(k % 3 == index for k in lost)
+        assert part.p_value <= part.p_holm <= 1
+
+
+def test_a_model_against_itself_changes_nothing() -> None:
+    result = paired(made_run(BASE), made_run(BASE)).tasks["t"].overall
+    assert (result.lost, result.gained, result.p_value) == (0, 0, 1.0)
+    assert (result.retention.low, result.retention.value, result.retention.high) == (1, 1, 1)
+
+
+def test_swapping_the_models_mirrors_the_result() -> None:
+    there = paired(made_run(BASE), made_run(TUNED)).tasks["t"].overall
+    back = paired(made_run(TUNED), made_run(BASE)).tasks["t"].overall
+    assert there.difference.value == -back.difference.value
+    assert there.difference.low == pytest.approx(-back.difference.high, abs=0.02)
+    assert (there.lost, there.gained, there.p_value) == (back.gained, back.lost, back.p_value)
+
+
+def test_a_base_that_knows_nothing_has_no_retention() -> None:
+    result = paired(made_run([0] * 9), made_run([1] * 9)).tasks["t"].overall
+    assert result.retention is None
+    assert result.difference.value == 1
+
+
+def test_flips_are_spread_over_families_and_counted_in_full() -> None:
+    result = paired(made_run([1] * 90), made_run([0] * 90), kept_flips=7).tasks["t"]
+    assert result.overall.lost == 90
+    assert sorted(flip.family for flip in result.lost) == ["f0", "f0", "f0", "f1", "f1", "f2", "f2"]
+
+
+def test_columns_recompute_the_result() -> None:
+    result = paired(made_run(BASE, clusters=3), made_run(TUNED, clusters=3)).tasks["t"]
+    assert np.mean(result.columns.base) == result.overall.base.value
+    assert max(result.columns.cluster) == 29
+    assert [result.columns.labels["family"].values[k] for k in result.columns.labels["family"].index[:3]] == [
+        "f0",
+        "f1",
+        "f2",
+    ]
+
+
+def test_items_with_the_same_prompt_are_one_unit() -> None:
+    base, tuned = made_run([1, 0, 1, 1]), made_run([1, 0, 0, 1])
+    for run in (base, tuned):
+        run.tasks["t"].items[3].prompt_hash = run.tasks["t"].items[0].prompt_hash
+    assert paired(base, tuned).tasks["t"].columns.cluster == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (made_run(BASE, tag="'"), "prompt hashes of item 'i0'"),
+        (made_run(BASE[:-1]), "90 and 89 items"),
+        (made_run(BASE, dtype="bfloat16"), "differ in dtype: float32 against bfloat16"),
+        (made_run(BASE, decoding=Decoding(num_beams=4)), "differ in decoding"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(other: RunResult, message: str) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        paired(made_run(BASE), other)
+
+
+def test_the_first_differing_item_is_named() -> None:
+    other = made_run(BASE)
+    for k in (40, 17):
+        other.tasks["t"].items[k].prompt_hash = "else"
+    with pytest.raises(EvaluationError, match="'i17'"):
+        paired(made_run(BASE), other)
+    renamed = made_run(BASE)
+    renamed.tasks["t"].items[3].id = "other"
+    with pytest.raises(EvaluationError, match="'i3' against 'other'"):
+        paired(made_run(BASE), renamed)
+    rescored = made_run(BASE)
+    rescored.tasks["t"].items[5].gold = "else"
+    with pytest.raises(EvaluationError, match="item 'i5' was scored against"):
+        paired(made_run(BASE), rescored)
+
+
+def test_no_common_task() -> None:
+    other = made_run(BASE)
+    other.tasks = {"u": other.tasks["t"]}
+    with pytest.raises(EvaluationError, match="no task in common"):
+        paired(made_run(BASE), other)
+
+
+def test_what_may_move_scores_is_noted() -> None:
+    other = made_run(BASE, batch_size=1, backend={"model": "alula"}, versions={"torch": "3"})
+    other.tasks["t"].items[0].truncated = True
+    notes = paired(made_run(BASE), other).tasks["t"].notes
+    assert [note.split(" differs")[0] for note in notes[:3]] == ["batch size", "backend", "torch"]
+    assert "1 of 90 answers did not end within 8 tokens" in notes[3]
+
+
+def test_paired_file_round_trip(tmp_path: Path) -> None:
+    result = paired(made_run(BASE), made_run(TUNED))
+    assert PairedRun.load(result.save(tmp_path / "paired.json")) == result
+
+
+def seeds(*tuned: list[int], tags: tuple[str, ...] = ("", "", "")) -> list[Any]:
+    pairs = zip(tuned, tags, strict=False)
+    return [paired(made_run(BASE, tag=tag), made_run(scores, tag=tag)).tasks["t"] for scores, tag in pairs]
+
+
+def test_seeds_are_averaged() -> None:
+    second, third = TUNED[::-1], BASE
+    result = across_seeds(seeds(TUNED, second, third))
+    values = [sum(s) / sum(BASE) for s in (TUNED, second, third)]
+    assert result.same_items
+    assert result.overall.retention.per_seed == pytest.approx(values)
+    assert result.overall.retention.mean.value == pytest.approx(np.mean(values))
+    assert result.overall.retention.deviation == pytest.approx(np.std(values, ddof=1))
+    assert result.overall.lost[2] == 0
+    assert list(result.groups) == ["f0", "f1", "f2"]
+    assert result.groups["f1"].n == 30
+
+
+def test_bounds_of_accuracies_stay_in_range() -> None:
+    result = across_seeds(seeds([1] * 90, [1] * 89 + [0], [1] * 80 + [0] * 10))
+    assert result.overall.tuned.mean.high == 1.0
+
+
+def test_other_items_per_seed_leave_the_chance_to_the_spread() -> None:
+    result = across_seeds(seeds(TUNED, TUNED[::-1], BASE, tags=("a", "b", "c")))
+    assert not result.same_items
+    values = result.overall.tuned.per_seed
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert result.overall.tuned.mean.low == pytest.approx(low)
+    assert result.overall.tuned.mean.high == pytest.approx(min(1.0, high))
+
+
+def test_one_seed_has_no_deviation() -> None:
+    result = across_seeds(seeds(TUNED)).overall
+    assert result.tuned.deviation is None
+    assert result.tuned.mean.low < result.tuned.mean.value
+
+
+def test_seeds_by_another_label() -> None:
+    base, tuned = made_run(BASE), made_run(TUNED)
+    for run in (base, tuned):
+        for k, item in enumerate(run.tasks["t"].items):
+            item.tags = {"kind": "text" if k < 60 else "visual", "same": "x"}
+    result = paired(base, tuned).tasks["t"]
+    assert list(result.columns.labels) == ["family", "kind"]  # a tag that never varies says nothing
+    groups = across_seeds([result], by="kind").groups
+    assert groups["text"].n == 60
+    assert groups["visual"].tuned.mean.value == pytest.approx(np.mean(TUNED[60:]))
+    with pytest.raises(EvaluationError, match="no label 'same', only family, kind"):
+        across_seeds([result], by="same")
+
+
+def test_nothing_to_combine() -> None:
+    with pytest.raises(EvaluationError, match="no results"):
+        across_seeds([])

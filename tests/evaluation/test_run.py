@@ -1,0 +1,235 @@
+"""Running tasks: what is asked, what comes back, and that batching, padding and stopping change nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+
+from alula.errors import EvaluationError, UsageError
+from alula.evaluation import Decoding, ItemTask, RunResult, TaskItem, exact_match, native_tasks, run
+
+
+def user(text: str, *images: Any) -> dict[str, Any]:
+    return {
+        "role": "user",
+        "content": [*({"type": "image", "image": i} for i in images), {"type": "text", "text": text}],
+    }
+
+
+def assistant(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+class Lazy:
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+
+    def load(self) -> Image.Image:
+        return self.image
+
+
+def text_task(n: int = 9) -> ItemTask:
+    items = [
+        TaskItem(f"i{k}", "odd" if k % 2 else "even", [user("count " + "x" * (3 * k + 1))], "zz") for k in range(n)
+    ]
+    return ItemTask("plain", "plain text", items, exact_match, max_new_tokens=6)
+
+
+def image_task(picture: Image.Image, n: int = 5) -> ItemTask:
+    items = [TaskItem(f"v{k}", "look", [user("see" * (k + 1), *[Lazy(picture)] * (k % 3))], "q") for k in range(n)]
+    return ItemTask("look", "looking", items, exact_match, max_new_tokens=5)
+
+
+def answers(result: RunResult) -> dict[str, list[str]]:
+    return {name: [item.answer for item in task.items] for name, task in result.tasks.items()}
+
+
+def test_answers_are_those_of_unbatched_greedy_generation(host: Any, processor: Any, picture: Image.Image) -> None:
+    tasks = [text_task(), image_task(picture)]
+    result = run(host, processor, tasks, batch_size=4)
+    for task in tasks:
+        for item, got in zip(task.items(), result.tasks[task.name].items, strict=True):
+            images = [part["image"].load() for part in item.messages[0]["content"] if part["type"] == "image"]
+            prompt = f"<|user|>{'<image>' * len(images)}{item.messages[0]['content'][-1]['text']}<|end|><|assistant|>"
+            inputs = processor(text=prompt, images=images or None, return_tensors="pt")
+            output = host.generate(**inputs, do_sample=False, max_new_tokens=task.max_new_tokens)
+            expected = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+            assert got.id == item.id
+            assert got.answer == expected
+
+
+def test_batch_size_does_not_change_answers(host: Any, processor: Any, picture: Image.Image) -> None:
+    tasks = [text_task(), image_task(picture)]
+    assert answers(run(host, processor, tasks, batch_size=1)) == answers(run(host, processor, tasks, batch_size=8))
+
+
+def test_text_llm_with_its_tokenizer(llm: Any, tokenizer: Any, processor: Any) -> None:
+    result = run(llm, tokenizer, [text_task()], name="llm")
+    assert result.model == "llm"
+    assert result.conditions.dtype == "float32"
+    assert result.conditions.backend["model"] == "sdpa"
+    assert {"torch", "transformers", "alula", "python"} <= set(result.conditions.versions)
+
+
+def test_an_answer_cut_at_the_limit_says_so(llm: Any, tokenizer: Any) -> None:
+    short = run(llm, tokenizer, [text_task()], max_new_tokens=2).tasks["plain"]
+    assert short.max_new_tokens == 2
+    long = run(llm, tokenizer, [text_task()], max_new_tokens=40).tasks["plain"]
+    for one, two in zip(short.items, long.items, strict=True):
+        assert two.answer.startswith(one.answer)
+        assert one.truncated == (len(two.answer) > 2 or two.truncated)
+
+
+def test_host_and_llm_ask_the_same(llm: Any, host: Any, tokenizer: Any, processor: Any) -> None:
+    first = run(llm, tokenizer, [text_task()]).tasks["plain"].items
+    second = run(host, processor, [text_task()]).tasks["plain"].items
+    assert [item.prompt_hash for item in first] == [item.prompt_hash for item in second]
+
+
+def test_prompt_hash_sees_pixels(host: Any, processor: Any, picture: Image.Image) -> None:
+    other = picture.copy()
+    other.putpixel((3, 3), (1, 2, 3))
+    first, second = (run(host, processor, [image_task(image)]).tasks["look"].items for image in (picture, other))
+    same = [one.prompt_hash == two.prompt_hash for one, two in zip(first, second, strict=True)]
+    assert same == [True, False, False, True, False]  # k % 3 images each
+
+
+def test_images_for_a_plain_tokenizer_are_refused_before_any_work(llm: Any, tokenizer: Any, picture: Any) -> None:
+    with pytest.raises(UsageError, match=r"'look'.*plain tokenizer"):
+        run(llm, tokenizer, [text_task(), image_task(picture)])
+
+
+def test_no_chat_template(llm: Any, tokenizer: Any) -> None:
+    bare = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|end|>")
+    with pytest.raises(UsageError, match="no chat template"):
+        run(llm, bare, [text_task()])
+
+
+def test_lora_wrapped_model(llm: Any, tokenizer: Any) -> None:
+    wrapped = get_peft_model(copy.deepcopy(llm), LoraConfig(target_modules=["q_proj", "v_proj"]))
+    plain, tuned = run(llm, tokenizer, [text_task()]), run(wrapped, tokenizer, [text_task()])
+    assert answers(plain) == answers(tuned)  # LoRA starts at zero
+    assert plain.fingerprint != tuned.fingerprint
+
+
+def test_modes_are_left_as_found(llm: Any, tokenizer: Any) -> None:
+    llm.train()
+    llm.lm_head.eval()
+    run(llm, tokenizer, [text_task(2)])
+    assert llm.training
+    assert not llm.lm_head.training
+    llm.eval()
+
+
+def test_checkpoint_generation_defaults_do_not_leak(llm: Any, tokenizer: Any) -> None:
+    expected = answers(run(llm, tokenizer, [text_task()]))
+    llm.generation_config.update(do_sample=True, temperature=0.3, top_k=3, repetition_penalty=1.9, max_length=3)
+    try:
+        assert answers(run(llm, tokenizer, [text_task()])) == expected
+    finally:
+        llm.generation_config.update(
+            do_sample=None, temperature=None, top_k=None, repetition_penalty=None, max_length=None
+        )
+
+
+def test_sampling_is_seeded_and_leaves_the_global_generator_alone(llm: Any, tokenizer: Any) -> None:
+    before = torch.random.get_rng_state()
+    runs = [answers(run(llm, tokenizer, [text_task()], decoding=Decoding(do_sample=True, seed=s))) for s in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_generated_history_quotes_own_answers(llm: Any, tokenizer: Any) -> None:
+    first = TaskItem("a", "f", [user("hello")], "gold")
+    second = TaskItem("b", "f", [user("hello"), assistant("gold"), user("again")], "x", follows=((1, "a"),))
+    given = TaskItem("b", "f", second.messages, "x")
+    own = run(llm, tokenizer, [ItemTask("t", "t", [first, second], exact_match, 5)]).tasks["t"].items
+    gold = run(llm, tokenizer, [ItemTask("t", "t", [first, given], exact_match, 5)]).tasks["t"].items
+    assert own[1].prompt[1].content[0].text == own[0].answer
+    assert own[1].prompt_hash == gold[1].prompt_hash  # comparable: the hash is of what was given, not of what was said
+    with pytest.raises(EvaluationError, match="does not come before"):
+        run(llm, tokenizer, [ItemTask("t", "t", [second, first], exact_match)])
+
+
+def test_result_file_round_trip(tmp_path: Path, host: Any, processor: Any, picture: Image.Image) -> None:
+    result = run(host, processor, [image_task(picture)])
+    assert RunResult.load(result.save(tmp_path / "run.json")) == result
+    thumbnails = [part.image for item in result.tasks["look"].items for part in item.prompt[0].content if part.image]
+    assert len(thumbnails) == 4
+    assert thumbnails[0].startswith("data:image/png;base64,")
+    (tmp_path / "other.json").write_text(json.dumps({"format": "alula-run-1"}))
+    with pytest.raises(EvaluationError, match=r"other.json: is not a RunResult: model"):
+        RunResult.load(tmp_path / "other.json")
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, llm: Any, tokenizer: Any, monkeypatch: Any) -> None:
+    whole = run(llm, tokenizer, [text_task(20)], batch_size=4)
+    calls = 0
+    generate = llm.generate
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KilledError
+        return generate(*args, **kwargs)
+
+    journal = tmp_path / "answers.jsonl"
+    monkeypatch.setattr(llm, "generate", dying)
+    with pytest.raises(KilledError):
+        run(llm, tokenizer, [text_task(20)], batch_size=4, journal=journal)
+    with journal.open("a") as stream:
+        stream.write('{"task": "plain", "item": {"id": "i')  # torn by the kill
+    resumed = run(llm, tokenizer, [text_task(20)], batch_size=4, journal=journal)
+    assert calls == 3 + 3  # two batches were kept, three answered anew
+    assert resumed.tasks == whole.tasks
+    run(llm, tokenizer, [text_task(20)], batch_size=4, journal=journal)
+    assert calls == 6
+
+
+def test_a_journal_of_another_model_is_refused(tmp_path: Path, llm: Any, host: Any, tokenizer: Any) -> None:
+    journal = tmp_path / "answers.jsonl"
+    run(llm, tokenizer, [text_task(2)], journal=journal)
+    with pytest.raises(EvaluationError, match=r"another run \(fingerprint differ"):
+        run(host, tokenizer, [text_task(2)], journal=journal)
+    with pytest.raises(EvaluationError, match=r"decoding differ"):
+        run(llm, tokenizer, [text_task(2)], journal=journal, decoding=Decoding(num_beams=2))
+    journal.write_text(journal.read_text() + "{}\n")
+    with pytest.raises(EvaluationError, match=r"answers.jsonl:4: is damaged"):
+        run(llm, tokenizer, [text_task(2)], journal=journal)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ([], "no tasks"),
+        ([text_task(), text_task()], "two tasks are called 'plain'"),
+        ([ItemTask("none", "none", [], exact_match)], "has no items"),
+        ([ItemTask("twice", "t", [text_task(1).items()[0]] * 2, exact_match)], "two items have the id 'i0'"),
+    ],
+)
+def test_bad_task_lists(llm: Any, tokenizer: Any, tasks: list[Any], message: str) -> None:
+    with pytest.raises((UsageError, EvaluationError), match=message):
+        run(llm, tokenizer, tasks)
+
+
+def test_a_prompt_must_end_with_the_user() -> None:
+    with pytest.raises(EvaluationError, match="must end with a user turn"):
+        TaskItem("a", "f", [user("hi"), assistant("ho")], "x")
+
+
+def test_microworld_tasks_run_on_an_image_host(host: Any, processor: Any) -> None:
+    result = run(host, processor, native_tasks(n=8), max_new_tokens=3, batch_size=16)
+    assert list(result.tasks) == ["text_bare", "text_after_image", "visual", "visual_unseen", "dialogue"]
+    assert all(task.items for task in result.tasks.values())
