@@ -1,0 +1,312 @@
+"""Build an image host: a language model, a vision tower and a connector become one stock LLaVA model.
+
+The result is ``LlavaForConditionalGeneration`` with ``LlavaProcessor``, fully described by its configuration:
+nothing of alula is needed to load or run it. The language model's arithmetic is untouched, and that is checked, not
+assumed: before a host is handed out, its text logits are compared bit for bit with those of the model it came from.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from PIL import Image
+from tokenizers import AddedToken
+from transformers import (
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from alula.errors import HostError, UsageError
+from alula.hosts.connectors import Connector, find_connector
+from alula.hosts.host import Host
+from alula.hosts.parts import LanguagePart, Part, VisionPart, language_part, vision_part
+from alula.hosts.quiet import quiet_loading
+from alula.hosts.templates import adapt
+from alula.hosts.towers import TowerShape, family, shape
+
+logger = logging.getLogger(__name__)
+
+_DECODER, _TOWER, _PROJECTOR, _HEAD = (
+    "model.language_model.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+    "lm_head.weight",
+)
+# LLaVA reads the last-but-one block: the last serves the tower's own training objective
+PENULTIMATE = -2
+
+
+def build_host(
+    llm: Part,
+    vision: Part,
+    connector: str = "mlp2x_gelu",
+    *,
+    feature_layer: int | list[int] | None = None,
+    dtype: torch.dtype | str | None = None,
+    seed: int = 0,
+    image_token: str = "<image>",
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
+    image_processor: BaseImageProcessor | None = None,
+) -> Host:
+    """Assemble an image host from parts.
+
+    Args:
+        llm: causal language model: a hub id, a directory, "fledgling", a loaded model (copied, never changed), or a
+            configuration (random weights).
+        vision: vision tower (CLIP, SigLIP, DINOv2 families), in the same forms.
+        connector: "linear" or "mlp2x_<activation>"; see :mod:`alula.hosts.connectors`.
+        feature_layer: index into the tower's ``hidden_states`` (0 = embeddings, -1 = last block), or several, whose
+            rows are concatenated along the width; None = the last block but one.
+        dtype: floating-point type of the whole host; None takes the language model's.
+        seed: of the connector's weights, and of parts given as configurations.
+        image_token: placeholder token; reused where the vocabulary has it, added otherwise. Name a reserved token here
+            (``<|reserved_special_token_0|>``, ``<unused0>``) to keep the vocabulary's size.
+        tokenizer: for an ``llm`` given as an object.
+        image_processor: instead of the one beside the tower.
+
+    Returns:
+        ``(model, processor)``; evaluation mode, on the language model's device.
+
+    Raises:
+        UsageError: unknown connector, a feature layer the tower does not have.
+        HostError: a part that cannot be read or carried, or whose text logits a stock LLaVA model would change.
+    """
+    kind = find_connector(connector)
+    chosen = _dtype(dtype)
+    language = language_part(llm, tokenizer, chosen, seed)
+    _refuse_altered_heads(language.model)
+    tower = vision_part(vision, image_processor, chosen, seed)
+    geometry = shape(tower.model.config, tower.image_processor)
+    layers = PENULTIMATE if feature_layer is None else feature_layer
+    _check_layers(layers, tower.model.config)
+
+    image_id = _image_token_id(language.tokenizer, image_token)
+    text_config, text_state = _text_state(language.model, rows=image_id + 1)
+    vision_config, vision_state = _vision_state(tower.model)
+    config = LlavaConfig(
+        text_config=text_config,
+        vision_config=vision_config,
+        image_token_index=image_id,
+        image_seq_length=geometry.rows,
+        vision_feature_select_strategy=geometry.select,
+        vision_feature_layer=layers,
+        tie_word_embeddings=text_config.tie_word_embeddings,
+        **kind.config,
+    )
+    final = language.model.dtype
+    model = _assemble(config, {**text_state, **vision_state, **_projector_state(config, kind, seed)}, final)
+    model.to(device=language.model.device)
+    model.generation_config = _generation_config(language, image_id)
+    host = Host(model, _processor(language, tower, geometry, image_token, model.generation_config))
+    _prove_text(host, language.model)
+    _prove_rows(host, geometry)
+    return host
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UsageError(f"{dtype!r} is no floating-point type", where="dtype", remedy="e.g. float32 or bfloat16")
+    return found
+
+
+def _refuse_altered_heads(model: Any) -> None:
+    """Refuse what the stock class would drop without a word between the last block and the logits."""
+    config, name = model.config, type(model).__name__
+    if type(config) not in MODEL_MAPPING or MODEL_MAPPING[type(config)] is not type(model.base_model):
+        raise HostError(f"{name} does not have the decoder AutoModel builds from its configuration", where="llm")
+    softcap = getattr(config, "final_logit_softcapping", None)
+    if softcap is not None:
+        raise HostError(
+            f"{name} caps its final logits at {softcap}; the stock LLaVA class has no such cap and would change them",
+            where="llm",
+            remedy="use a model without final_logit_softcapping (Gemma-3 instead of Gemma-2)",
+        )
+    for key in ("logit_scale", "logits_scaling", "logits_scale"):
+        if getattr(config, key, 1) not in (None, 1):
+            raise HostError(
+                f"{name} scales its logits ({key}={getattr(config, key)}); the stock LLaVA class does not", where="llm"
+            )
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise HostError(
+            f"{name} has no plain output layer (missing, or with a bias) as the stock LLaVA class has", where="llm"
+        )
+    width = config.hidden_size
+    if head.weight.shape[1] != width or model.get_input_embeddings().weight.shape[1] != width:
+        raise HostError(
+            f"{name} embeds tokens {model.get_input_embeddings().weight.shape[1]} wide and works {width} wide; "
+            "the stock LLaVA class has one width",
+            where="llm",
+        )
+
+
+def _check_layers(layers: int | list[int], config: PreTrainedConfig) -> None:
+    states = config.num_hidden_layers + 1
+    for layer in [layers] if isinstance(layers, int) else layers:
+        if not -states <= layer < states:
+            raise UsageError(
+                f"the tower has hidden states 0..{states - 1} (or -{states}..-1), not {layer}", where="feature_layer"
+            )
+
+
+def _image_token_id(tokenizer: PreTrainedTokenizerBase, image_token: str) -> int:
+    """Id of the placeholder, which is always split off whole; added to the tokenizer if it lacks it."""
+    tokenizer.add_tokens([AddedToken(image_token, special=True, normalized=False)], special_tokens=True)
+    return int(tokenizer.get_vocab()[image_token])
+
+
+def _text_state(model: Any, rows: int) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+    """Configuration and weights of the decoder under LLaVA's names, with at least ``rows`` embeddings.
+
+    New embeddings are the mean of the old ones: the placeholder's input row is overwritten by the image, and as an
+    output a mean row attracts next to no probability.
+    """
+    config = copy.deepcopy(model.config)
+    state = dict(model.base_model.state_dict())
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    tied = embedding.data_ptr() == head.data_ptr()
+    (name,) = [key for key, value in state.items() if value.data_ptr() == embedding.data_ptr()]
+    # LLaVA ties the head to `language_model.embed_tokens` and nowhere else
+    config.tie_word_embeddings = tied and name == "embed_tokens.weight"
+    config.vocab_size = max(rows, embedding.shape[0])
+    state[name] = _grow(embedding.detach(), config.vocab_size)
+    renamed = {_DECODER + key: value for key, value in state.items()}
+    if not config.tie_word_embeddings:
+        renamed[_HEAD] = _grow(head.detach(), config.vocab_size)
+    return config, renamed
+
+
+def _grow(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    if weight.shape[0] == rows:
+        return weight
+    mean = weight.float().mean(dim=0).to(weight.dtype)
+    return torch.cat([weight, mean.expand(rows - weight.shape[0], -1)])
+
+
+def _vision_state(model: PreTrainedModel) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+    kind = family(model.config)
+    config = copy.deepcopy(model.config)
+    for key, value in kind.trims:
+        setattr(config, key, value)
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith(kind.unused or "\0")}
+    return config, {_TOWER + key: value for key, value in state.items()}
+
+
+def _projector_state(config: LlavaConfig, kind: Connector, seed: int) -> dict[str, torch.Tensor]:
+    projector = LlavaMultiModalProjector(config).float()
+    kind.initialise(projector, seed)
+    return {_PROJECTOR + key: value for key, value in projector.state_dict().items()}
+
+
+def _assemble(config: LlavaConfig, state: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
+    """The model from its configuration and weights by the road every saved host takes when it is loaded."""
+    # the copies keep the user's own models out of the host's reach
+    owned = {
+        key: value.detach().to(dtype, copy=True) if value.is_floating_point() else value.clone()
+        for key, value in state.items()
+    }
+    with quiet_loading():
+        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+            None, config=config, state_dict=owned, dtype=dtype, output_loading_info=True
+        )
+    model, info = loaded
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            raise HostError(
+                f"{kind.replace('_', ' ')}: {sorted(info[kind])[:3]}", where=type(config.text_config).__name__
+            )
+    return model.eval()
+
+
+def _generation_config(language: LanguagePart, image_id: int) -> GenerationConfig:
+    """The language model's own, which never emits a placeholder and knows how to pad."""
+    config = copy.deepcopy(language.model.generation_config)
+    config._from_model_config = False  # or transformers would derive it anew from the LLaVA configuration
+    tokenizer = language.tokenizer
+    if config.eos_token_id is None:
+        config.eos_token_id = tokenizer.eos_token_id
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    config.suppress_tokens = [*(config.suppress_tokens or []), image_id]
+    return config
+
+
+def _processor(
+    language: LanguagePart, tower: VisionPart, geometry: TowerShape, image_token: str, generation: GenerationConfig
+) -> LlavaProcessor:
+    tokenizer = language.tokenizer
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # for generate; the latter is what is saved
+    ends = generation.eos_token_id
+    ids = [ends] if isinstance(ends, int) else list(ends or [])
+    stops = sorted({token for token in tokenizer.convert_ids_to_tokens(ids) if token} | {tokenizer.eos_token} - {None})
+    template = adapt(tokenizer, image_token, stops)
+    tokenizer.chat_template = template
+    return LlavaProcessor(
+        image_processor=tower.image_processor,
+        tokenizer=tokenizer,
+        patch_size=geometry.patch_size,
+        vision_feature_select_strategy=geometry.select,
+        chat_template=template,
+        image_token=image_token,
+        num_additional_image_tokens=geometry.extra_positions,
+    )
+
+
+@torch.no_grad()
+def _prove_text(host: Host, llm: Any) -> None:
+    """Compare text logits of host and language model, bit for bit, on ids spread over the vocabulary."""
+    size = llm.get_input_embeddings().weight.shape[0]
+    ids = torch.linspace(0, size - 1, 16, device=llm.device).long()[None]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    training = llm.training
+    expected = llm.eval()(**inputs).logits
+    llm.train(training)
+    got = host.model(**inputs).logits[..., :size]
+    if torch.equal(got, expected):
+        return
+    inner: Any = host.model.base_model
+    decoder = dict(inner.language_model.named_buffers())
+    rounded = [name for name, value in llm.base_model.named_buffers() if value.dtype != decoder[name].dtype]
+    if rounded:
+        raise HostError(
+            f"its buffer {rounded[0]!r} was cast with the weights (model.to or .half), which no saved model remembers",
+            where="llm",
+            remedy="load the model with dtype=..., or give its path",
+        )
+    worst = (got.float() - expected.float()).abs().max().item()
+    raise HostError(
+        f"inside the stock LLaVA class {type(llm).__name__} computes other text logits (by up to {worst:.2g})",
+        where="llm",
+    )
+
+
+@torch.no_grad()
+def _prove_rows(host: Host, geometry: TowerShape) -> None:
+    """Check that the tower emits as many rows as the processor reserves."""
+    model: Any = host.model
+    processor: Any = host.processor
+    blank = Image.new("RGB", (geometry.image_size, geometry.image_size))
+    inputs = processor(images=[blank], text=[processor.image_token], return_tensors="pt")
+    features = model.get_image_features(inputs["pixel_values"].to(model.device), return_dict=True)
+    rows, reserved = (
+        features.pooler_output[0].shape[0],
+        int((inputs["input_ids"] == model.config.image_token_id).sum()),
+    )
+    if rows != reserved:
+        raise HostError(f"the tower emits {rows} rows per image, the processor reserves {reserved}", where="vision")

@@ -1,0 +1,73 @@
+"""Looking at a model directory before transformers does, so that what is wrong can be named."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from alula.errors import HostError
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def locate(source: str | os.PathLike[str], what: str) -> str:
+    """The argument for ``from_pretrained``: an existing, readable directory, or a hub id as it is.
+
+    Args:
+        source: a directory or hub id.
+        what: what it should hold, for the message ("llm", "vision", "host").
+
+    Raises:
+        HostError: a path that does not exist or is no directory, or a directory with a missing or broken file.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        inspect_directory(path)
+        return str(path)
+    if path.exists():
+        raise HostError("is a file, not a model directory", where=f"{what} {path}")
+    text = os.fspath(source)
+    if not _HUB_ID.fullmatch(text) or text.startswith("."):
+        raise HostError("no such directory", where=f"{what} {text}", remedy="check the path, or give a hub id")
+    return text
+
+
+def inspect_directory(path: Path) -> None:
+    """Check that the JSON files of a model directory parse and that its weight files are whole.
+
+    Raises:
+        HostError: naming the missing or broken file.
+    """
+    if not (path / "config.json").is_file():
+        remedy = "this is an adapter; use alula.load_model" if (path / "adapter_config.json").is_file() else None
+        raise HostError("has no config.json, so it is not a model directory", where=str(path), remedy=remedy)
+    for file in sorted(path.glob("*.json")):
+        read_json(file)
+    shards = set(path.glob("*.safetensors"))
+    for index in sorted(path.glob("*.safetensors.index.json")):
+        named = read_json(index).get("weight_map", {}).values()
+        shards |= {path / name for name in named}
+    for shard in sorted(shards):
+        if not shard.is_file():
+            raise HostError("a shard that the index names is missing", where=str(shard))
+        try:
+            with safe_open(shard, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise HostError(f"the weights cannot be read ({error})", where=str(shard)) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in ``file``; HostError when it is not one."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise HostError(f"is not readable JSON ({error})", where=str(file)) from error
+    if not isinstance(value, dict):
+        raise HostError("does not hold a JSON object", where=str(file))
+    return value

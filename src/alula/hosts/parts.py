@@ -1,0 +1,180 @@
+"""The parts of a host: language models and vision towers, from whatever a user has in hand."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+
+from alula.errors import HostError, UsageError
+from alula.hosts.directories import locate
+from alula.hosts.host import first_line, load_strictly
+from alula.hosts.quiet import quiet_loading
+from alula.hosts.towers import family, fit_image_processor
+
+Part = str | os.PathLike[str] | PreTrainedModel | PreTrainedConfig
+FLEDGLING = "fledgling"
+
+
+@dataclass(frozen=True)
+class LanguagePart:
+    """A causal language model, the user's own or freshly loaded, and a tokenizer that is ours to extend."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class VisionPart:
+    """A vision tower and the image processor that feeds it."""
+
+    model: PreTrainedModel
+    image_processor: BaseImageProcessor
+
+
+def language_part(
+    source: Part, tokenizer: PreTrainedTokenizerBase | str | None, dtype: torch.dtype | None, seed: int
+) -> LanguagePart:
+    """The language model a host is built on.
+
+    Args:
+        source: hub id, directory, "fledgling", loaded model (used as it is), or configuration (random weights from
+            ``seed``).
+        tokenizer: its tokenizer or where to find it; None looks beside the model.
+        dtype: floating-point type; None keeps the model's.
+        seed: of random weights.
+
+    Raises:
+        HostError: the model or tokenizer cannot be found or read, or it already takes images.
+    """
+    if isinstance(source, PreTrainedModel):
+        model = source if dtype in (None, source.dtype) else _recast(source, dtype)
+        return LanguagePart(model, _tokenizer(tokenizer, source.config.name_or_path))
+    if isinstance(source, PreTrainedConfig):
+        model = _random(AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, source, dtype, seed, "llm")
+        return LanguagePart(model, _tokenizer(tokenizer, source.name_or_path))
+    where = locate(_resolve(source, "llm"), "llm")
+    config = _config(where)
+    if getattr(config, "vision_config", None) is not None:
+        raise HostError(f"{config.model_type!r} already takes images", where=where, remedy="use load_host")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise HostError(f"{config.model_type!r} is not a causal language model", where=where)
+    model = load_strictly(AutoModelForCausalLM, where, dtype=dtype)
+    return LanguagePart(model, _tokenizer(tokenizer, where))
+
+
+def vision_part(
+    source: Part, image_processor: BaseImageProcessor | None, dtype: torch.dtype | None, seed: int
+) -> VisionPart:
+    """The vision tower of a host; two-armed models (CLIP, SigLIP) give their vision arm.
+
+    Args:
+        source: as for :func:`language_part`.
+        image_processor: overrides the one beside the tower.
+        dtype: floating-point type; None keeps the tower's.
+        seed: of random weights.
+
+    Raises:
+        HostError: the tower cannot be found or read, or a stock LLaVA model cannot carry it.
+    """
+    if isinstance(source, PreTrainedModel):
+        model: Any = source.vision_model if hasattr(source.config, "vision_config") else source
+        family(model.config)
+        loaded = image_processor or _image_processor(source.config.name_or_path)
+        return VisionPart(model, fit_image_processor(model.config, loaded))
+    if isinstance(source, PreTrainedConfig):
+        config = getattr(source, "vision_config", source)
+        family(config)
+        model = _random(None, MODEL_MAPPING, config, dtype, seed, "vision")
+        return VisionPart(model, fit_image_processor(config, image_processor or _image_processor(source.name_or_path)))
+    where = locate(_resolve(source, "vision"), "vision")
+    whole = _config(where)
+    config = getattr(whole, "vision_config", whole)
+    family(config)
+    model = load_strictly(MODEL_MAPPING[type(config)], where, config=config, dtype=dtype)
+    return VisionPart(model, fit_image_processor(config, image_processor or _image_processor(where)))
+
+
+def _resolve(source: str | os.PathLike[str], part: str) -> str | os.PathLike[str]:
+    if os.fspath(source) != FLEDGLING:
+        return source
+    from alula.hosts import fledgling  # its package data is looked up only when asked for
+
+    return fledgling.resolve(FLEDGLING, part)
+
+
+def _config(where: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(where)
+    except (OSError, ValueError, KeyError) as error:
+        raise HostError(f"no model configuration ({first_line(error)})", where=where) from error
+
+
+def _random(
+    factory: Any, mapping: Any, config: PreTrainedConfig, dtype: torch.dtype | None, seed: int, what: str
+) -> PreTrainedModel:
+    if type(config) not in mapping:
+        raise HostError(f"{config.model_type!r} does not fit here", where=what)
+    with seeded(seed):
+        cls = mapping[type(config)]
+        model = (factory.from_config if factory else cls._from_config)(copy.deepcopy(config), dtype=dtype)
+    return model.eval()
+
+
+def _recast(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+    """A copy in ``dtype``, as loading it would give; ``model.to(dtype)`` would also round the rotary frequencies."""
+    with quiet_loading():
+        cast: Any = type(model).from_pretrained(None, config=model.config, state_dict=model.state_dict(), dtype=dtype)
+    return cast.to(device=model.device).eval()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's CPU generator started from ``seed`` inside, and where it was afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _tokenizer(tokenizer: PreTrainedTokenizerBase | str | None, beside: str | None) -> PreTrainedTokenizerBase:
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return copy.deepcopy(tokenizer)
+    where = tokenizer or beside
+    if not where:
+        raise UsageError(
+            "a language model given as an object does not say where its tokenizer is",
+            where="tokenizer",
+            remedy="pass tokenizer=, an object or a directory",
+        )
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HostError(
+            f"no tokenizer ({first_line(error)})", where=where, remedy="pass tokenizer=, an object or a directory"
+        ) from error
+
+
+def _image_processor(beside: str | None) -> BaseImageProcessor | None:
+    """The image processor saved beside a tower, or None."""
+    if not beside:
+        return None
+    try:
+        return AutoImageProcessor.from_pretrained(beside, backend="pil")
+    except (OSError, ValueError, KeyError):
+        return None

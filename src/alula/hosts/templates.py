@@ -1,0 +1,234 @@
+r"""Chat templates: the language model's own, taught to take content lists, images and the assistant mask.
+
+alula never writes another prompt than the model was trained on. A template is adapted around, not rewritten:
+
+1. *Flatten.* Before the original template runs, every content list becomes the string it stands for: text parts as
+   they are, an image part as the image token. The original sees what it was written for, plain strings.
+2. *Mark.* Where the original has no ``{% generation %}`` markers, each assistant message is passed through it between
+   two Unicode noncharacters (U+FDD0, U+FDD1, reserved for process-internal use); its output is captured and cut at
+   them, and the answers, with the stop token that follows, are emitted inside ``{% generation %}``. The noncharacters
+   never reach the rendered text.
+
+:func:`adapt` renders probe conversations through the original and the adapted template and refuses to go on unless the
+text is the same character for character.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from alula.errors import HostError
+
+logger = logging.getLogger(__name__)
+
+OPEN, CLOSE = "\ufdd0", "\ufdd1"
+
+_FLATTEN = r"""{#- alula: content lists become plain strings; an image part becomes the image token -#}
+{%- set alula = namespace(messages=[], text='') -%}
+{%- for message in messages -%}
+    {%- if message['content'] is defined and message['content'] is iterable and message['content'] is not mapping -%}
+        {%- set alula.text = '' -%}
+        {%- if message['content'] is string -%}
+            {%- set alula.text = message['content'] -%}
+        {%- else -%}
+            {%- for part in message['content'] -%}
+                {%- if part is string -%}
+                    {%- set alula.text = alula.text + part -%}
+                {%- elif part['type'] == 'image' -%}
+                    {%- set alula.text = alula.text + @IMAGE@ -%}
+                {%- elif part['type'] == 'text' -%}
+                    {%- set alula.text = alula.text + part['text'] -%}
+                {%- else -%}
+                    {{- raise_exception('this model takes text and images, not ' + part['type']) -}}
+                {%- endif -%}
+            {%- endfor -%}
+        {%- endif -%}
+@MARK@        {%- set alula.messages = alula.messages + [dict(message, content=@CONTENT@)] -%}
+    {%- else -%}
+        {%- set alula.messages = alula.messages + [message] -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- set messages = alula.messages %}
+"""
+
+# the markers go inside surrounding white space, so that templates which strip an answer still do
+_MARK = r"""        {%- if message['role'] == 'assistant' and alula.text.strip() -%}
+            {%- set lead = alula.text | length - alula.text.lstrip() | length -%}
+            {%- set core = alula.text.strip() -%}
+            {%- set alula.text = alula.text[:lead] + '\ufdd0' + core + '\ufdd1' + alula.text[lead + core | length:] -%}
+        {%- endif -%}
+"""
+
+_EMIT = r"""{#- alula: emit what the template rendered; answers with their stop token count as generated -#}
+{%- for piece in alula_rendered.split('\ufdd0') -%}
+    {%- if loop.first or '\ufdd1' not in piece -%}
+        {{- piece.replace('\ufdd1', '') -}}
+    {%- else -%}
+        {%- set answer = piece.split('\ufdd1')[0] -%}
+        {%- set rest = piece[answer | length + 1:].replace('\ufdd1', '') -%}
+        {%- set space = rest | length - rest.lstrip() | length -%}
+        {%- set alula.end = 0 -%}
+        {%- for stop in @STOPS@ -%}
+            {%- if rest[space:].startswith(stop) and space + stop | length > alula.end -%}
+                {%- set alula.end = space + stop | length -%}
+            {%- endif -%}
+        {%- endfor -%}
+        {%- generation -%}{{- answer + rest[:alula.end] -}}{%- endgeneration -%}
+        {{- rest[alula.end:] -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
+
+# for base models that came without a template; made of words every vocabulary has
+_PLAIN = r"""{%- if @BOS@ -%}{{- bos_token -}}{%- endif -%}
+{%- for message in messages -%}
+    {%- if message['role'] == 'system' -%}{{- message['content'] + '\n\n' -}}
+    {%- elif message['role'] == 'user' -%}{{- 'USER: ' + message['content'] + '\n' -}}
+    {%- else -%}{{- 'ASSISTANT: ' -}}
+        {%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
+        {{- '\n' -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
+"""
+
+_CHATML = r"""{%- for message in messages -%}
+    {{- '<|im_start|>' + message['role'] + '\n' -}}
+    {%- if message['role'] == 'assistant' -%}
+        {%- generation -%}{{- message['content'] + '<|im_end|>' -}}{%- endgeneration -%}
+    {%- else -%}{{- message['content'] + '<|im_end|>' -}}
+    {%- endif -%}
+    {{- '\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}
+"""
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+_ASK, _ANSWER, _AGAIN, _FINAL = "first question?", "first answer.", " second question\nof two lines ", " the end "
+
+
+def adapt(tokenizer: PreTrainedTokenizerBase, image_token: str, stops: Sequence[str]) -> str:
+    """A chat template for an image host whose text-only prompts are those of ``tokenizer``'s own template.
+
+    The original is returned untouched when it already takes content lists, renders an image part as ``image_token`` and
+    marks the assistant's words. A tokenizer without a template gets ChatML if its vocabulary has ChatML's tokens, else
+    plain ``USER: / ASSISTANT:`` lines.
+
+    Args:
+        tokenizer: the language model's tokenizer.
+        image_token: text of the placeholder token.
+        stops: texts of the tokens that end an answer; they belong to the assistant mask.
+
+    Raises:
+        HostError: the adapted template does not reproduce the original's prompts.
+    """
+    original = tokenizer.chat_template
+    if isinstance(original, dict):
+        original = original.get("default") or next(iter(original.values()))
+    if original is None:
+        return _flatten(_default(tokenizer), image_token)
+    special = tokenizer.special_tokens_map
+    if _complete(original, image_token, special):
+        return original
+    lists = not _says(_render(original, [{"role": "user", "content": _ASK}], special, True))
+    reference = _render_all(original, special, lists=lists)
+    candidates = [_flatten(original, image_token, lists=lists)]
+    if not _GENERATION.search(original):
+        candidates.insert(0, _mark(original, image_token, stops, lists=lists))
+    for candidate in candidates:
+        if _says(reference[0]) and all(
+            _render_all(candidate, special, lists=form) == reference for form in (False, True)
+        ):
+            if not _GENERATION.search(candidate):
+                logger.warning("the chat template rewrites answers: no assistant mask can be had from it")
+            return candidate
+    raise HostError(
+        "the adapted chat template does not reproduce the original's prompts",
+        where="chat template",
+        remedy="set tokenizer.chat_template to one that takes content lists and has {% generation %} markers",
+    )
+
+
+def _default(tokenizer: PreTrainedTokenizerBase) -> str:
+    vocabulary = tokenizer.get_vocab()
+    if "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary:
+        return _CHATML
+    starts = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id] and tokenizer.bos_token_id is not None
+    return _PLAIN.replace("@BOS@", "true" if starts else "false")
+
+
+def _flatten(original: str, image_token: str, mark: str = "", lists: bool = False) -> str:
+    """``original`` behind a prelude; ``lists`` for one that wants content as a list of (one) text part."""
+    content = "[{'type': 'text', 'text': alula.text}]" if lists else "alula.text"
+    filled = _FLATTEN.replace("@IMAGE@", _literal(image_token)).replace("@MARK@", mark).replace("@CONTENT@", content)
+    return filled + original
+
+
+def _mark(original: str, image_token: str, stops: Sequence[str], lists: bool) -> str:
+    # jinja drops one newline at the end of a template, so the original must lose its own before something follows it
+    body = original[:-1] if original.endswith("\n") else original
+    prelude = _flatten("", image_token, _MARK, lists)
+    literals = "[" + ", ".join(_literal(stop) for stop in stops) + "]"
+    return f"{prelude}{{% set alula_rendered %}}\n{body}{{% endset %}}\n{_EMIT.replace('@STOPS@', literals)}"
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text)  # jinja reads the same escapes
+
+
+def _probes(lists: bool) -> list[tuple[list[dict[str, Any]], bool]]:
+    def say(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": text}] if lists else text}
+
+    ask, answer = say("user", _ASK), say("assistant", _ANSWER)
+    again, final = say("user", _AGAIN), say("assistant", _FINAL)
+    system = say("system", "be brief")
+    return [
+        ([ask], True),
+        ([ask], False),
+        ([ask, answer], False),
+        ([ask, answer, again], True),
+        ([ask, answer, again, final], False),
+        ([system, ask], True),
+        ([system, ask, answer, again, final], False),
+    ]
+
+
+def _render(template: str, messages: list[dict[str, Any]], special: dict[str, Any], prompt: bool) -> str | None:
+    """The rendered text, or None where the template itself refuses (no system role, strict alternation)."""
+    try:
+        out: Any = render_jinja_template([messages], chat_template=template, add_generation_prompt=prompt, **special)
+    except (jinja2.TemplateError, TypeError, KeyError):
+        return None
+    return out[0][0]
+
+
+def _render_all(template: str, special: dict[str, Any], lists: bool) -> list[str | None]:
+    return [_render(template, messages, special, prompt) for messages, prompt in _probes(lists)]
+
+
+def _says(rendered: str | None) -> bool:
+    return rendered is not None and _ASK in rendered
+
+
+def _complete(template: str, image_token: str, special: dict[str, Any]) -> bool:
+    """Whether a template takes strings, lists and images and marks exactly what the assistant says."""
+    if not _GENERATION.search(template):
+        return False
+    if _render_all(template, special, lists=True) != _render_all(template, special, lists=False):
+        return False
+    text = {"type": "text", "text": _ASK}
+    with_image = _render(template, [{"role": "user", "content": [{"type": "image"}, text]}], special, True)
+    without = _render(template, [{"role": "user", "content": [text]}], special, True)
+    if with_image is None or without is None or with_image.replace(image_token, "", 1) != without:
+        return False
+    return image_token in with_image

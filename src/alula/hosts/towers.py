@@ -1,0 +1,159 @@
+"""Vision towers a stock LLaVA model can carry: what rows they emit and how images reach them.
+
+LLaVA reads ``hidden_states[feature_layer]`` of the tower, (images, positions, width), and either keeps all positions
+(``full``) or drops the first (``default``). So a tower fits when it takes nothing but ``pixel_values``, keeps extra
+positions (class token, registers) in front, and one square patch per remaining position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import (
+    BitImageProcessorPil,
+    CLIPImageProcessorPil,
+    PreTrainedConfig,
+    SiglipImageProcessorPil,
+)
+from transformers.image_processing_utils import BaseImageProcessor
+
+from alula.errors import HostError
+
+
+@dataclass(frozen=True)
+class TowerFamily:
+    """One ``model_type`` of tower.
+
+    Args:
+        extra_positions: configuration -> positions in front of the patches (class token and registers).
+        image_processor: class of the image processor for towers that come without one.
+        any_size: interpolates its position embeddings (or has rotary ones), so the processor may pick the size.
+        unused: prefixes of weights that no row of the output depends on; they are left behind.
+        trims: configuration changes that go with leaving them.
+    """
+
+    extra_positions: Callable[[PreTrainedConfig], int]
+    image_processor: type[BaseImageProcessor]
+    any_size: bool = False
+    unused: tuple[str, ...] = ()
+    trims: tuple[tuple[str, Any], ...] = ()
+
+
+FAMILIES: dict[str, TowerFamily] = {
+    "clip_vision_model": TowerFamily(lambda config: 1, CLIPImageProcessorPil),
+    # the attention-pooling head serves SigLIP's own contrastive loss
+    "siglip_vision_model": TowerFamily(
+        lambda config: 0, SiglipImageProcessorPil, unused=("head.",), trims=(("vision_use_head", False),)
+    ),
+    "dinov2": TowerFamily(lambda config: 1, BitImageProcessorPil, any_size=True),
+    "dinov2_with_registers": TowerFamily(
+        lambda config: 1 + config.num_register_tokens, BitImageProcessorPil, any_size=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """The geometry of a tower as LLaVA sees it.
+
+    Args:
+        patch_size: side of a patch in pixels.
+        image_size: side of the square image in pixels that the processor hands over.
+        extra_positions: positions in front of the patches.
+        select: LLaVA's ``vision_feature_select_strategy``.
+    """
+
+    patch_size: int
+    image_size: int
+    extra_positions: int
+    select: Literal["default", "full"]
+
+    @property
+    def rows(self) -> int:
+        """Decoder rows per image."""
+        dropped = 1 if self.select == "default" else 0
+        return (self.image_size // self.patch_size) ** 2 + self.extra_positions - dropped
+
+
+def family(config: PreTrainedConfig) -> TowerFamily:
+    """The family of a tower's configuration.
+
+    Raises:
+        HostError: a ``model_type`` that stock LLaVA cannot carry (or that nobody has tried here).
+    """
+    found = FAMILIES.get(config.model_type)
+    if found is None:
+        reason = (
+            "needs patch shapes and masks beside the pixels (NaFlex), which stock LLaVA does not pass on"
+            if config.model_type.startswith("siglip2")
+            else "is not a vision tower that a LLaVA host can carry"
+        )
+        raise HostError(
+            f"{config.model_type!r} {reason}",
+            where="vision",
+            remedy=f"use one of: {', '.join(FAMILIES)} (fixed-size SigLIP-2 checkpoints are siglip_vision_model)",
+        )
+    return found
+
+
+def shape(config: PreTrainedConfig, image_processor: BaseImageProcessor) -> TowerShape:
+    """Geometry of a tower fed by ``image_processor``; the class token is dropped, as in LLaVA, where there is one."""
+    kind = family(config)
+    extra = kind.extra_positions(config)
+    size = processor_size(image_processor)
+    patch = _side(config.patch_size, "patch_size")
+    if size < patch:
+        raise HostError(f"images of {size} px are smaller than one patch of {patch} px", where="vision")
+    return TowerShape(patch, size, extra, "default" if extra else "full")
+
+
+def fit_image_processor(config: PreTrainedConfig, loaded: BaseImageProcessor | None) -> BaseImageProcessor:
+    """The image processor for a tower: the one it came with, or its family's default; sized as the tower demands.
+
+    A tower without interpolated positions accepts exactly ``config.image_size``; a processor that says otherwise is
+    corrected. The PIL backend is used, so that torchvision is never needed.
+    """
+    kind = family(config)
+    processor: Any = kind.image_processor() if loaded is None else loaded
+    wanted = _side(config.image_size, "image_size")
+    if loaded is None or (not kind.any_size and _size_or_none(processor) != wanted):
+        size = {"height": wanted, "width": wanted}
+        if getattr(processor, "do_center_crop", None):
+            processor.size, processor.crop_size = {"shortest_edge": wanted}, size
+        else:
+            processor.size = size
+    return processor
+
+
+def processor_size(processor: BaseImageProcessor) -> int:
+    """Side in pixels of the square images ``processor`` emits.
+
+    Raises:
+        HostError: it does not emit squares of one size.
+    """
+    size = _size_or_none(processor)
+    if size is None:
+        raise HostError(
+            f"{type(processor).__name__} does not emit square images of one size",
+            where="vision",
+            remedy="pass image_processor= with a fixed square size or crop size",
+        )
+    return size
+
+
+def _size_or_none(processor: Any) -> int | None:
+    size = processor.crop_size if getattr(processor, "do_center_crop", None) else processor.size
+    if size is None:
+        return None
+    height, width = size.get("height"), size.get("width")
+    return int(height) if height is not None and height == width else None
+
+
+def _side(value: int | list[int] | tuple[int, ...], name: str) -> int:
+    if isinstance(value, int):
+        return value
+    if len(set(value)) != 1:
+        raise HostError(f"{name} {tuple(value)} is not square", where="vision")
+    return int(value[0])

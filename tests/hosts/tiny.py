@@ -1,0 +1,95 @@
+"""Tiny parts: a tokenizer trained here, decoders and towers with random weights of every family under test."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+CORPUS = [
+    "a red square sits left of a blue circle; how many green triangles are there?",
+    "USER: what do you see? ASSISTANT: two words, first second third question answer the end be brief of lines.",
+    "0 1 2 3 4 5 6 7 8 9 plus minus equals <image> system user assistant",
+]
+
+CHATML = (
+    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\n' -}}"
+    "{{- message['content'] | trim + '<|im_end|>\n' -}}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+
+WIDE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+GROUPED = {**WIDE, "num_key_value_heads": 2}
+
+DECODERS: dict[str, tuple[type[hf.PreTrainedConfig], dict[str, Any]]] = {
+    "llama": (hf.LlamaConfig, GROUPED),
+    "mistral": (hf.MistralConfig, {**GROUPED, "sliding_window": 8}),
+    "qwen2": (hf.Qwen2Config, GROUPED),
+    "qwen3": (hf.Qwen3Config, {**GROUPED, "head_dim": 16}),
+    "gemma": (hf.GemmaConfig, {**GROUPED, "head_dim": 16}),
+    "gemma3": (hf.Gemma3TextConfig, {**GROUPED, "head_dim": 16, "sliding_window": 8}),
+    "phi3": (hf.Phi3Config, GROUPED),
+    "olmo2": (hf.Olmo2Config, GROUPED),
+    "smollm3": (hf.SmolLM3Config, GROUPED),
+    "gpt_neox": (hf.GPTNeoXConfig, WIDE),
+    "opt": (hf.OPTConfig, {**WIDE, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "gpt2": (hf.GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}),
+}
+
+SMALL_TOWER = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TOWERS: dict[str, tuple[hf.PreTrainedConfig, int]] = {
+    "clip": (hf.CLIPVisionConfig(**SMALL_TOWER), 16),
+    "siglip": (hf.SiglipVisionConfig(**SMALL_TOWER), 16),
+    "dinov2": (hf.Dinov2Config(**SMALL_TOWER, mlp_ratio=2), 16),
+    "dinov2_with_registers": (hf.Dinov2WithRegistersConfig(**SMALL_TOWER, mlp_ratio=2, num_register_tokens=3), 19),
+}
+
+
+@functools.cache
+def _backend() -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer.to_str()
+
+
+def tokenizer(template: str | None = CHATML, **options: Any) -> hf.PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of some 300 tokens; ChatML unless told otherwise."""
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "<|im_end|>", **options}
+    made = hf.PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_backend()), **special)
+    made.chat_template = template
+    return made
+
+
+def decoder(family: str, *, vocab: int | None = None, tied: bool = False, seed: int = 0, **options: Any) -> Any:
+    """A causal language model of ``family`` with random weights large enough to make logits differ."""
+    cls, shape = DECODERS[family]
+    ids = {"bos_token_id": 1, "eos_token_id": 4, "pad_token_id": 0}
+    size = len(tokenizer()) if vocab is None else vocab
+    config = cls(
+        **{**shape, "vocab_size": size, "tie_word_embeddings": tied, "initializer_range": 0.3, **ids, **options}
+    )
+    torch.manual_seed(seed)
+    return hf.AutoModelForCausalLM.from_config(config).eval()
