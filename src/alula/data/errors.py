@@ -43,8 +43,8 @@ class BadSampleError(DataError):
         super().__init__(_without_traceback(message), where=str(place) if place else where, remedy=remedy)
 
     def at(self, place: Place) -> Self:
-        """The same error, told where it happened (a place already known is kept)."""
-        return type(self)(self.message, remedy=self.remedy, place=self.place or place)
+        """The error, told where it happened; one that knows its place already is returned as it is."""
+        return self if self.place else type(self)(self.message, remedy=self.remedy, place=place)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.message, self.where, self.remedy, self.place)
@@ -57,9 +57,14 @@ class RecordError(BadSampleError):
 
 
 class PlaceholderError(BadSampleError):
-    """The number of image placeholders differs from the number of images."""
+    """The number of image placeholders differs from the number of images.
+
+    Attributes:
+        counts: placeholders and images of the record, where they were counted.
+    """
 
     kind = "placeholders"
+    counts = (0, 0)
 
 
 class ImageError(BadSampleError):

@@ -104,11 +104,13 @@ class _Images:
 
     def check(self, place: Place) -> None:
         if self.asked != len(self.refs) or len(self.used) != len(self.refs):
-            raise PlaceholderError(
+            error = PlaceholderError(
                 f"{self.asked} image placeholder(s) but {len(self.refs)} image(s)",
                 place=place,
                 remedy=f"write one {PLACEHOLDER} (or image part) per image, and list every image once",
             )
+            error.counts = self.asked, len(self.refs)
+            raise error
 
 
 def from_messages(record: Any, *, folder: ImageFolder, source: str, place: Place) -> Sample:

@@ -1,0 +1,137 @@
+"""``alula data``: look at training data before a run does."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
+
+FILE = Annotated[Path, typer.Argument(exists=True, help="JSONL messages, LLaVA JSON, a saved dataset, or parquet.")]
+IMAGES = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, file_okay=False, help="Folder that relative image paths start from. [default: beside FILE]"
+    ),
+]
+FORMAT = Annotated[str, typer.Option("--format", help="auto, jsonl, llava or dataset.")]
+SPLIT = Annotated[str | None, typer.Option(help="Split of a saved DatasetDict.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``data check``, ``data show`` and ``data export``."""
+    data = typer.Typer(name="data", help="Check, look at and export training data.", no_args_is_help=True)
+    data.command()(check)
+    data.command()(show)
+    data.command()(export)
+    app.add_typer(data)
+
+
+def check(
+    file: FILE,
+    images: IMAGES = None,
+    form: FORMAT = "auto",
+    split: SPLIT = None,
+    prompts: Annotated[bool, typer.Option(help="Records are evaluation prompts: no assistant turn is needed.")] = False,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, max=HARD_MAX_PIXELS, help="Largest image accepted, width x height.")
+    ] = DEFAULT_MAX_PIXELS,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes to decode in. [default: one per core, at most 8]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Read every record and decode every image; list what is bad, with file, line and reason.
+
+    Exit code 0: all good; 1: something is bad; 2: wrong usage.
+    """
+    from alula.data.check import check as run
+
+    columns = TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("checking", total=None)
+        report = run(
+            file,
+            form=form,
+            images=images,
+            split=split,
+            prompts=prompts,
+            max_pixels=max_pixels,
+            workers=min(8, os.cpu_count() or 1) if workers is None else workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        for record in report.bad:
+            typer.echo(str(record))
+        table = Table(show_header=False, box=None, pad_edge=False)
+        table.add_column(style="bold")
+        table.add_column(justify="right")
+        for name, count in (
+            ("samples", report.samples),
+            ("  bad", len(report.bad)),
+            ("  text only", report.text_only),
+            ("images", report.images),
+            ("placeholders", report.placeholders),
+            ("turns", report.turns.total()),
+            *((f"  {role}", count) for role, count in report.turns.items()),
+        ):
+            table.add_row(name, f"{count:,}")
+        console = Console()
+        console.print(table)
+        verdict = "[green]all good[/green]" if report.ok else "[red]not usable as it is[/red]"
+        console.print(f"{verdict} ({report.seconds:.1f} s)", highlight=False)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def show(
+    file: FILE,
+    images: IMAGES = None,
+    form: FORMAT = "auto",
+    split: SPLIT = None,
+    first: Annotated[int, typer.Option(min=0, help="Index of the first record to show.")] = 0,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many records.")] = 3,
+) -> None:
+    """Print records the way alula reads them: roles, texts, and each image with its size."""
+    from alula.data.samples import Sample
+    from alula.data.sources import open_file
+
+    def content(message: dict) -> str:
+        return "".join(
+            part["text"] if part["type"] == "text" else f"[{part['image'].name}: {part['image'].load().size}] "
+            for part in message["content"]
+        )
+
+    source = open_file(file, form=form, images=images, split=split)
+    console = Console()
+    for index in range(first, min(first + n, source.size)):
+        sample: Sample = source[index]
+        console.print(f"[bold]{escape(sample.id)}[/bold]  [dim]{escape(str(sample.place))}[/dim]", highlight=False)
+        for message in sample.messages:
+            console.print(f"  [cyan]{message['role']:>9}[/cyan]  {escape(content(message))}", highlight=False)
+
+
+def export(
+    stream: Annotated[str, typer.Argument(help="Microworld stream: text, visual, caption or dialogue.")],
+    directory: Annotated[Path, typer.Argument(help="New folder to write.")],
+    form: Annotated[str, typer.Option("--format", help="jsonl (messages) or llava (conversations).")] = "jsonl",
+    n: Annotated[int, typer.Option("-n", min=1, help="How many items.")] = 1000,
+    split: Annotated[str, typer.Option(help="train, test or unseen.")] = "train",
+    seed: Annotated[int, typer.Option(help="Another seed, other items.")] = 0,
+    family: Annotated[list[str] | None, typer.Option(help="Only this family of skill; may be repeated.")] = None,
+) -> None:
+    """Write microworld items as files with PNG images, in a format the readers take."""
+    from alula.data.export import export_microworld
+
+    path = export_microworld(stream, directory, form=form, n=n, split=split, seed=seed, families=family)
+    typer.echo(str(path))

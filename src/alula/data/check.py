@@ -1,0 +1,184 @@
+"""Going through a data file once, before a run does: count what is there, decode every image, list what is bad."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+from alula.data.errors import BadSampleError, Place, PlaceholderError, UnsupervisedError
+from alula.data.images import DEFAULT_MAX_PIXELS
+from alula.data.samples import Sample
+from alula.data.sources import DatasetSource, FileSource, open_file
+
+_CHUNK = 64
+_WORTH_A_PROCESS = 256  # records; starting a process takes as long as decoding some hundred small images
+
+Progress = Callable[[int, int], None]
+"""Called with the number of records done and their total."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """One unusable record: where it stands, the cause in a word (``kind``), and the reason in a sentence."""
+
+    file: str
+    line: int | None
+    unit: str
+    id: str | None
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        place = Place(self.file, self.line, self.id, self.unit)
+        return f"{place}: {self.kind}: {self.reason}" + (f" (record {self.id})" if self.id else "")
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """What a file holds.
+
+    Attributes:
+        file: its path.
+        samples: records, bad ones included.
+        text_only: usable samples without an image.
+        images: images of all records whose structure could be read, mismatched ones included.
+        placeholders: places for them.
+        turns: messages by role, of usable samples.
+        bad: the unusable records, in file order.
+        seconds: how long it took.
+    """
+
+    file: str
+    samples: int = 0
+    text_only: int = 0
+    images: int = 0
+    placeholders: int = 0
+    turns: Counter[str] = field(default_factory=Counter)
+    bad: list[BadRecord] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return not self.bad
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "turns": dict(self.turns), "ok": self.ok}
+
+    def _add(self, other: CheckReport) -> None:
+        self.samples += other.samples
+        self.text_only += other.text_only
+        self.images += other.images
+        self.placeholders += other.placeholders
+        self.turns += other.turns
+        self.bad += other.bad
+
+
+def check(
+    path: str | os.PathLike[str],
+    *,
+    form: str = "auto",
+    images: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    prompts: bool = False,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Read every record and decode every image of a data file or dataset folder.
+
+    Args:
+        path: JSONL messages, LLaVA / ShareGPT JSON, a saved dataset or parquet.
+        form: ``auto``, ``jsonl``, ``llava`` or ``dataset``.
+        images: folder relative image paths start from; default: beside the file.
+        split: of a saved DatasetDict.
+        prompts: the records are prompts for evaluation, which need no assistant turn.
+        max_pixels: largest image accepted.
+        workers: processes to decode in; 0 or 1: this one. They are spawned, so a script that asks for some needs
+            ``if __name__ == "__main__":``.
+        progress: called now and then.
+
+    Raises:
+        DataError, UsageError: the file as a whole cannot be read.
+    """
+    began = time.perf_counter()
+    source = open_file(path, form=form, images=images, max_pixels=max_pixels, split=split)
+    report = CheckReport(file=os.fspath(path))
+    for part in _parts(source, prompts, workers):
+        report._add(part)
+        if progress is not None:
+            progress(report.samples, source.size)
+    report.seconds = time.perf_counter() - began
+    return report
+
+
+def _parts(source: FileSource | DatasetSource, prompts: bool, workers: int) -> Iterator[CheckReport]:
+    chunks = [range(first, min(first + _CHUNK, source.size)) for first in range(0, source.size, _CHUNK)]
+    workers = min(workers, source.size // _WORTH_A_PROCESS)
+    if workers <= 1:
+        yield from (_check_chunk(source, chunk, prompts) for chunk in chunks)
+        return
+    # spawned, not forked: a progress display in the parent runs a thread
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_open, initargs=(source,)) as pool:
+        yield from pool.map(_check_opened, chunks, [prompts] * len(chunks))
+
+
+_opened: list[FileSource | DatasetSource] = []
+"""The source a worker process was started for."""
+
+
+def _open(source: FileSource | DatasetSource) -> None:
+    _opened[:] = [source]
+
+
+def _check_opened(chunk: range, prompts: bool) -> CheckReport:
+    return _check_chunk(_opened[0], chunk, prompts)
+
+
+def _check_chunk(source: FileSource | DatasetSource, chunk: range, prompts: bool) -> CheckReport:
+    report = CheckReport(file="")
+    for index in chunk:
+        report.samples += 1
+        try:
+            sample = source[index]
+        except PlaceholderError as error:
+            report.placeholders += error.counts[0]
+            report.images += error.counts[1]
+            report.bad.append(_bad([error]))
+            continue
+        except BadSampleError as error:
+            report.bad.append(_bad([error]))
+            continue
+        report.images += len(sample.images)
+        report.placeholders += len(sample.images)
+        faults = list(_faults(sample, prompts))
+        if faults:
+            report.bad.append(_bad(faults))
+            continue
+        report.text_only += not sample.images
+        report.turns.update(message["role"] for message in sample.messages)
+    return report
+
+
+def _faults(sample: Sample, prompts: bool) -> Iterator[BadSampleError]:
+    assert sample.place is not None
+    if not prompts and all(message["role"] != "assistant" for message in sample.messages):
+        yield UnsupervisedError("no assistant turn, so nothing to learn from", place=sample.place)
+    for image in sample.images:
+        try:
+            image.load()
+        except BadSampleError as error:
+            yield error.at(sample.place)
+
+
+def _bad(faults: list[BadSampleError]) -> BadRecord:
+    place = faults[0].place
+    assert place is not None
+    reasons = "; ".join(error.message for error in faults)
+    return BadRecord(place.file, place.line, place.unit, place.record, faults[0].kind, reasons)
