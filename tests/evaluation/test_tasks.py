@@ -1,0 +1,151 @@
+"""The native tasks and tasks from files: which questions, in which order, scored how."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from alula import microworld
+from alula.errors import AlulaError, EvaluationError, UsageError
+from alula.evaluation import NATIVE, data_task, exact_match, native_tasks, normalise
+from alula.evaluation.items import TaskItem, images_of
+from alula.evaluation.native import dialogue, text_after_image, text_after_text, text_bare, visual_unseen
+
+
+def words(item: TaskItem) -> list[str]:
+    return ["".join(part.get("text", "<image>") for part in message["content"]) for message in item.messages]
+
+
+def test_all_text_families_in_equal_parts() -> None:
+    items = text_bare(40).items()
+    counts = {family: sum(item.family == family for item in items) for family in microworld.TEXT_FAMILIES}
+    assert set(counts.values()) == {40 // len(microworld.TEXT_FAMILIES)}
+
+
+@pytest.mark.parametrize("name", sorted(NATIVE))
+def test_items_are_the_same_at_every_call_and_gold_scores_one(name: str) -> None:
+    first, second = native_tasks([name], n=24, seed=3)[0], native_tasks([name], n=24, seed=3)[0]
+    assert [(i.id, words(i), i.gold) for i in first.items()] == [(i.id, words(i), i.gold) for i in second.items()]
+    assert all(first.score(item, item.gold) == 1 for item in first.items())
+    assert all(first.score(item, "no such answer") == 0 for item in first.items())
+    assert all(item.messages[-1]["role"] == "user" for item in first.items())
+    assert [words(i) for i in native_tasks([name], n=24, seed=4)[0].items()] != [words(i) for i in first.items()]
+
+
+@pytest.mark.parametrize("style", ["answered", "plain"])
+def test_after_an_image_asks_the_same_questions(style: str) -> None:
+    bare, after = text_bare(30).items(), text_after_image(30, style=style).items()
+    for one, two in zip(bare, after, strict=True):
+        assert (one.family, one.gold) == (two.family, two.gold)
+        assert two.id == f"{one.id}@image"
+        assert len(list(images_of(two.messages))) == 1
+        if style == "plain":
+            assert words(two)[0] == "<image>" + words(one)[0]
+            assert words(two)[1:] == words(one)[1:]
+        else:
+            assert words(two)[2:] == words(one)
+            assert two.messages[1]["role"] == "assistant"
+
+
+def test_the_control_turn_is_of_another_skill() -> None:
+    bare, after = text_bare(60).items(), text_after_text(60).items()
+    family_of = {
+        words(item)[0]: family
+        for family in microworld.TEXT_FAMILIES
+        for item in text_bare(200, families=[family]).items()
+    }
+    for one, two in zip(bare, after, strict=True):
+        assert words(two)[-len(words(one)) :] == words(one)
+        assert len(words(two)) > len(words(one))
+        assert not list(images_of(two.messages))
+        assert family_of.get(words(two)[0]) != one.family
+
+
+def test_dialogues_score_every_turn_with_its_history() -> None:
+    items = dialogue(14).items()
+    assert len(items) == sum(len(pattern) for pattern in microworld.DIALOGUE_PATTERNS)
+    last = [item for item in items if item.tags["pattern"] == "TVT"][-1]
+    assert [message["role"] for message in last.messages] == ["user", "assistant", "user", "assistant", "user"]
+    assert len({item.cluster for item in items if item.cluster}) == sum(len(p) > 1 for p in microworld.DIALOGUE_PATTERNS)
+    assert all(item.follows == () for item in items)
+    own = dialogue(14, history="generated").items()
+    assert next(i for i in own if i.id == last.id).follows == tuple((t, f"{last.cluster}#{t}") for t in (1, 3))
+
+
+def test_unseen_combinations_are_other_scenes() -> None:
+    assert {item.id.split("-")[1] for item in visual_unseen(8).items()} == {"unseen"}
+
+
+def test_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="no task 'nonsense'"):
+        native_tasks(["nonsense"])
+    with pytest.raises(UsageError, match="at least 1"):
+        native_tasks(n=0)
+    with pytest.raises(UsageError, match="'sideways'"):
+        text_after_image(style="sideways")
+    with pytest.raises(UsageError, match="'none'"):
+        dialogue(history="none")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (" The  Cat. ", "the cat", True),
+        ("'yes'", "Yes!", True),
+        ("-3", "3", False),
+        ("3.5", "35", False),
+        ("**42**", "42", True),
+        ("", ".", True),
+    ],
+)
+def test_normalised_exact_match(one: str, other: str, same: bool) -> None:
+    assert (normalise(one) == normalise(other)) == same
+
+
+def write(path: Path, *conversations: list[tuple[str, list[dict]]]) -> Path:
+    lines = [json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}) for turns in conversations]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def text(value: str) -> list[dict]:
+    return [{"type": "text", "text": value}]
+
+
+def test_a_task_from_a_file(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(tmp_path / "red.png")
+    file = write(
+        tmp_path / "mine.jsonl",
+        [("user", text("hi")), ("assistant", text("ho")), ("user", text("2+2?")), ("assistant", text("Four."))],
+        [("user", [{"type": "image", "image": "red.png"}, *text("colour?")]), ("assistant", text("red"))],
+    )
+    task = data_task(file)
+    first, second = task.items()
+    assert (task.name, task.title) == ("mine", "mine.jsonl")
+    assert words(first) == ["hi", "ho", "2+2?"]
+    assert (first.gold, task.score(first, "four")) == ("Four.", 1.0)
+    assert words(second) == ["<image>colour?"]
+    assert next(iter(images_of(second.messages))).load().getpixel((0, 0)) == (200, 0, 0)
+    assert [first.tags["kind"], second.tags["kind"]] == ["text", "visual"]
+    assert len(data_task(file, n=1).items()) == 1
+
+
+def test_the_microworld_as_a_source_needs_a_number() -> None:
+    assert len(data_task({"microworld": "text", "split": "test"}, n=5).items()) == 5
+    with pytest.raises(EvaluationError, match="never ends"):
+        data_task({"microworld": "text", "split": "test"})
+
+
+def test_conversations_without_a_reference_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AlulaError, match="ends with a user turn"):
+        data_task(write(tmp_path / "a.jsonl", [("user", text("hi")), ("assistant", text("x")), ("user", text("?"))]))
+    with pytest.raises(AlulaError):
+        data_task(tmp_path / "missing.jsonl")
+
+
+def test_exact_match_scores() -> None:
+    item = TaskItem("a", "f", [{"role": "user", "content": text("?")}], "Blue")
+    assert (exact_match(item, "blue."), exact_match(item, "red")) == (1.0, 0.0)
