@@ -138,6 +138,7 @@ def build(name: str, seed: int = 0) -> Any:
                 parameter.normal_(std=0.25)
     model.generation_config.eos_token_id = None  # lengths in tests are the test's own
     model.generation_config.pad_token_id = PAD
+    model.generation_config.suppress_tokens = [57, 58, 59, IMAGE]  # a sampled placeholder has no pixels
     return model.eval()
 
 
@@ -154,13 +155,14 @@ def pixels(name: str, images: int, seed: int = 0) -> dict[str, Tensor]:
     return {"pixel_values": torch.randn(images, 3, 8, 8, generator=generator)}
 
 
-def prompt(layout: str, seed: int = 0) -> list[int]:
-    """Token ids for a layout such as "3I2": three text tokens, an image, two text tokens."""
+def prompt(layout: str, seed: int = 0, *, fenced: bool = False) -> list[int]:
+    """Token ids for a layout such as "3I2": three text tokens, an image (fenced as Qwen-VL does it), two text tokens."""
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = []
     for part in layout.replace("I", " I ").split():
         if part == "I":
-            ids += [IMAGE] * ROWS_PER_IMAGE
+            rows = [IMAGE] * ROWS_PER_IMAGE
+            ids += [57, *rows, 58] if fenced else rows
         else:
             ids += torch.randint(0, 50, (int(part),), generator=generator).tolist()
     return ids
@@ -168,7 +170,7 @@ def prompt(layout: str, seed: int = 0) -> list[int]:
 
 def batch(name: str, *layouts: str, side: str = "left", seed: int = 0) -> dict[str, Tensor]:
     """Model inputs for a padded batch of layouts (see `prompt`)."""
-    prompts = [prompt(layout, seed + i) for i, layout in enumerate(layouts)]
+    prompts = [prompt(layout, seed + i, fenced=name == "qwen2_5_vl") for i, layout in enumerate(layouts)]
     width = max(map(len, prompts))
     ids, mask = [], []
     for tokens in prompts:

@@ -223,7 +223,7 @@ class Anatomy:
         """How many rows each image of a forward's inputs takes, in batch order; None where it cannot be known."""
         grid = inputs.get("image_grid_thw")
         if grid is not None and inputs.get("video_grid_thw") is None:
-            merge = self.host.config.vision_config.spatial_merge_size ** 2
+            merge = self.host.config.vision_config.spatial_merge_size**2
             counts = (grid.prod(dim=-1) // merge).tolist()
             return counts if sum(counts) == perceptual_rows else None
         pixels = inputs.get("pixel_values")

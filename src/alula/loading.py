@@ -109,5 +109,7 @@ def _load_plain(name: str, dtype: torch.dtype | str | None) -> Loaded:
         return Loaded(model, AutoTokenizer.from_pretrained(name))
     except (OSError, ValueError) as error:
         raise HostError(
-            f"the model could not be loaded: {str(error).splitlines()[0]}", where=name, remedy="check the directory's files"
+            f"the model could not be loaded: {str(error).splitlines()[0]}",
+            where=name,
+            remedy="check the directory's files",
         ) from error

@@ -98,7 +98,8 @@ class Forward:
         rows: RowMap of the new rows, (B, S).
         all_rows: RowMap of the cached rows followed by the new ones, (B, P + S).
         past_rows: RowMap of the P cached rows, or None.
-        past: the row cache that remembers them, or None (also for a cache that was filled without the seam).
+        past: the row cache that remembers them as it was before this forward (a shallow copy: the cache itself grows
+            when the forward ends), or None, also for a cache that was filled without the seam.
         has_perceptual: whether any row so far, of any sample, is perceptual.
         inputs: (B, S, d) input of the first decoder layer; set when that layer is entered.
         rope: per attention type the (cos, sin) of the new rows, each (1 or B, S, R); empty for hosts without RoPE.
@@ -142,10 +143,11 @@ class Forward:
         tables = tuple(table.expand(self.rows.shape[0], -1, -1) for table in self.rope[layer_type])
         if self.past is not None:
             tables = tuple(
-                torch.cat([old.to(new), new], dim=1) for old, new in zip(self.past.rope(layer_type), tables, strict=True)
+                torch.cat([old.to(new), new], dim=1)
+                for old, new in zip(self.past.rope(layer_type), tables, strict=True)
             )
         return tables[0], tables[1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A forward in flight is never part of a copied model."""
-        return None
+        return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -106,7 +107,7 @@ class Seam(nn.Module):
         rows = given if given is not None else self._read_rows(input_ids, reference, kwargs, new_mask, length > 0)
         if rows.shape != tuple(reference.shape):
             raise UsageError(f"row_map describes {rows.shape} rows, the forward has {tuple(reference.shape)}")
-        kwargs[NAME] = Forward(self, rows.to(reference.device), past_rows, past if known else None)
+        kwargs[NAME] = Forward(self, rows.to(reference.device), past_rows, copy.copy(past) if known else None)
         return args, kwargs
 
     def _read_rows(
@@ -193,7 +194,9 @@ def install(model: nn.Module, holder: str, owner: Any) -> Seam:
         seam = Seam(Anatomy.of(host))
         host.add_module(NAME, seam)
     if holder in seam.holders:
-        raise UsageError(f"the name {holder!r} is already in use on this model", remedy="detach it, or give another name")
+        raise UsageError(
+            f"the name {holder!r} is already in use on this model", remedy="detach it, or give another name"
+        )
     seam.holders[holder] = owner
     return seam
 

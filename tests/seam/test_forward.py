@@ -1,0 +1,174 @@
+"""What a forward knows of its rows: in plain calls, through `generate`, across caches; and that installing leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tests import zoo
+from transformers import DynamicCache, StaticCache
+
+from alula import Kind, RowMap
+from alula.errors import AlulaError, UsageError
+from alula.seam import NAME, Forward, RowCache, find, install
+
+HOSTS = ["llava-qwen3", "llava-gemma3", "qwen2_5_vl"]
+
+
+class Listener:
+    """Records the `Forward` of every call."""
+
+    def __init__(self, model: Any, *, inputs: bool = False) -> None:
+        self.seam = install(model, "listener", self)
+        if inputs:
+            self.seam.keep_inputs("listener")
+        self.forwards: list[Forward] = []
+        layer = self.seam.anatomy.layers[-1]
+        layer.register_forward_pre_hook(lambda m, a, kw: self.forwards.append(kw[NAME]), with_kwargs=True)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_rows_of_a_batch(name: str) -> None:
+    model = zoo.build(name)
+    listener = Listener(model)
+    batch = zoo.batch(name, "3I4", "I2I1", "5")
+    model(**batch)
+    rows = listener.forwards[0].rows
+    assert torch.equal(rows.is_perceptual, batch["input_ids"] == zoo.IMAGE)
+    assert torch.equal(rows.valid, batch["attention_mask"].bool())
+    assert rows.item.max(dim=1).values.tolist() == [0, 1, -1]
+    expected = torch.where(rows.valid, batch["attention_mask"].cumsum(1) - 1, -1)
+    assert torch.equal(rows.position, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
+@pytest.mark.parametrize("name", HOSTS)
+def test_each_generated_token_is_text_and_positions_continue(name: str, options: dict) -> None:
+    model = zoo.build(name)
+    listener = Listener(model)
+    batch = zoo.batch(name, "3I4", "I2I1")
+    copies = options.get("num_beams", options.get("num_return_sequences", 1))
+    model.generate(**batch, max_new_tokens=5, **options)
+    assert len(listener.forwards) == 5
+    images = (batch["input_ids"] == zoo.IMAGE).sum(1).repeat_interleave(copies)
+    lengths = batch["attention_mask"].sum(1).repeat_interleave(copies)
+    for step, forward in enumerate(listener.forwards):
+        assert torch.equal(forward.all_rows.is_perceptual.sum(1), images)
+        assert torch.equal(forward.all_rows.position.max(1).values + 1, lengths + step)
+        if step:
+            assert forward.rows.is_text.all()
+            assert forward.rows.shape == (2 * copies, 1)
+
+
+def test_a_kept_cache_carries_the_rows_into_the_next_turn() -> None:
+    model = zoo.build("llava-llama")
+    listener = Listener(model, inputs=True)
+    first, second = zoo.batch("llava-llama", "2I3"), zoo.batch("llava-llama", "2I1", seed=7)
+    cache = model(**first, use_cache=True).past_key_values
+    mask = torch.cat([first["attention_mask"], second["attention_mask"]], dim=1)
+    model(**{**second, "attention_mask": mask}, past_key_values=cache)
+    whole = {
+        "input_ids": torch.cat([first["input_ids"], second["input_ids"]], dim=1),
+        "attention_mask": mask,
+        "pixel_values": torch.cat([first["pixel_values"], second["pixel_values"]]),
+    }
+    model(**whole)
+    _, continued, at_once = listener.forwards
+    assert torch.equal(continued.all_rows.stack(), at_once.rows.stack())
+    torch.testing.assert_close(continued.all_inputs(), at_once.inputs)
+    for ours, expected in zip(continued.all_rope("full_attention"), at_once.rope["full_attention"], strict=True):
+        torch.testing.assert_close(ours, expected.expand_as(ours))
+
+
+def test_cache_operations_take_the_rows_along() -> None:
+    model = zoo.build("llava-llama")
+    Listener(model, inputs=True)
+    cache = model(**zoo.batch("llava-llama", "3I4", "I2I1"), use_cache=True).past_key_values
+    rows = RowCache.of(cache).rows.stack()
+    assert rows.shape[:2] == (2, 11)
+    inputs = RowCache.of(cache).inputs
+    cache.batch_repeat_interleave(2)
+    cache.reorder_cache(torch.tensor([3, 2, 1, 0]))
+    cache.crop(-2)
+    cache.batch_select_indices(torch.tensor([0, 3]))
+    assert torch.equal(RowCache.of(cache).rows.stack(), rows.flip(0)[:, :-2])
+    assert torch.equal(RowCache.of(cache).inputs, inputs.flip(0)[:, :-2])
+    assert RowCache.of(cache).get_seq_length() == cache.get_seq_length() == 9
+
+
+@pytest.mark.parametrize(
+    "make", [lambda c: DynamicCache(), lambda c: DynamicCache(config=c), lambda c: StaticCache(c, 32)]
+)
+def test_every_kind_of_cache_given_by_the_caller(make: Any) -> None:
+    model = zoo.build("llava-llama")
+    listener = Listener(model)
+    batch = zoo.batch("llava-llama", "3I4")
+    cache = make(model.config.get_text_config())
+    model.generate(**batch, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    assert listener.forwards[-1].all_rows.shape[1] == 11 + 3
+
+
+def test_rows_can_be_given_by_hand() -> None:
+    model = zoo.build("llama")
+    listener = Listener(model)
+    ids = torch.randint(0, 50, (1, 8))
+    rows = RowMap.from_kinds(torch.tensor([[0, 0, 1, 1, 1, 0, 0, 0]]))
+    embeds = model.get_input_embeddings()(ids)
+    model(inputs_embeds=embeds, row_map=rows)
+    assert torch.equal(listener.forwards[0].rows.kind, rows.kind)
+    with listener.seam.given_rows(rows):
+        model.generate(ids, max_new_tokens=3, num_beams=2)
+    assert torch.equal(listener.forwards[-1].all_rows.is_perceptual.sum(1), torch.tensor([3, 3]))
+    with pytest.raises(UsageError, match="row_map describes"):
+        model(ids[:, :5], row_map=rows)
+
+
+def test_a_cache_from_before_is_refused_where_its_inputs_are_needed() -> None:
+    model = zoo.build("llama")
+    cache = model(torch.randint(0, 50, (1, 6)), use_cache=True).past_key_values
+    Listener(model, inputs=True)
+    with pytest.raises(AlulaError, match="6 rows that were computed before listener was attached"):
+        model(torch.randint(0, 50, (1, 2)), past_key_values=cache)
+
+
+def test_a_cache_from_before_counts_as_text_elsewhere() -> None:
+    model = zoo.build("llama")
+    cache = model(torch.randint(0, 50, (1, 6)), use_cache=True).past_key_values
+    listener = Listener(model)
+    for _ in range(2):
+        model(torch.randint(0, 50, (1, 2)), past_key_values=cache)
+    assert listener.forwards[-1].all_rows.position.tolist() == [list(range(10))]
+    assert listener.forwards[-1].all_rows.kind.unique().tolist() == [Kind.TEXT]
+
+
+def test_installing_and_releasing_leaves_no_trace() -> None:
+    model = zoo.build("llava-llama")
+
+    def anatomy_of_hooks() -> list[tuple[str, int, int]]:
+        return [(n, len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in model.named_modules()]
+
+    before = anatomy_of_hooks()
+    seam = install(model, "one", None)
+    install(model, "two", None)
+    with pytest.raises(UsageError, match="already in use"):
+        install(model, "one", None)
+    seam.release("one")
+    assert find(model) is seam
+    seam.release("two")
+    assert find(model) is None
+    assert anatomy_of_hooks() == before
+
+
+def test_two_models_and_a_copy_do_not_meet() -> None:
+    model = zoo.build("llava-llama")
+    other = Listener(zoo.build("llava-qwen3"))
+    listener = Listener(model)
+    twin = copy.deepcopy(model)
+    twin(**zoo.batch("llava-llama", "3I4"))
+    assert find(twin) is not find(model)
+    assert find(twin).anatomy.host is twin
+    # the listener's own hook is a closure, which a copy shares; what it saw belongs to the copy
+    assert [forward.seam for forward in listener.forwards] == [find(twin)]
+    assert other.forwards == []
