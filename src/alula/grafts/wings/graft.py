@@ -8,8 +8,10 @@ Shapes: B batch, S new rows, P cached rows, K key rows of one learner, d stream 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,8 +26,8 @@ from alula.grafts.wings.router import AttentionRouter, ConstantRouter, MassRoute
 from alula.rows import Role, RowMap
 from alula.seam import ATTENTION, NAME, Forward, Seam
 
-# in sandwich-norm layers the attention's hook hands its forward to the hook of the norm right behind it
-_between: ContextVar[Forward | None] = ContextVar("alula_wings_between", default=None)
+# in sandwich-norm layers the attention's hook hands its forward to the same graft's hook on the norm right behind it
+_between: ContextVar[Mapping[nn.Module, Forward]] = ContextVar("alula_wings_between", default=MappingProxyType({}))
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,13 @@ class WingsLayer(nn.Module):
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]
     ) -> None:
         """In sandwich-norm layers: remember the forward until the norm behind attention has run."""
-        _between.set(kwargs[NAME])
+        _between.set({**_between.get(), self: kwargs[NAME]})
 
     def after_norm(self, norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """In sandwich-norm layers: add the learners to what the norm behind attention adds to the stream."""
-        forward = _between.get()
-        _between.set(None)
-        assert forward is not None
+        waiting = dict(_between.get())
+        forward = waiting.pop(self)
+        _between.set(waiting)
         return self._add(forward, output)
 
     # -- the method -----------------------------------------------------------------------------------------------

@@ -1,0 +1,230 @@
+"""Attaching and detaching: a fresh graft changes nothing, a detached one leaves nothing."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import alula
+from alula import WingsConfig
+from alula.errors import HostError, UsageError
+from tests import zoo
+from tests.grafts.common import ASKS_ATTENTION, CONFIGS, covering, grafted, run, wake
+
+LAYOUTS = ("3I2I4", "6")
+
+
+def _hooks(model: nn.Module) -> dict[str, int]:
+    return {
+        name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in model.named_modules()
+    }
+
+
+def _facts(model: Any) -> tuple[Any, ...]:
+    return (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        [name for name, _ in model.named_modules()],
+        _hooks(model),
+        model.config._attn_implementation,
+        model.config.get_text_config(decoder=True)._attn_implementation,
+    )
+
+
+@pytest.mark.parametrize(("host", "config"), covering(zoo.ALL, list(CONFIGS)))
+def test_fresh_graft_equals_the_host(host: str, config: str) -> None:
+    model = zoo.build(host)
+    inputs = zoo.batch(host, *LAYOUTS)
+    before = run(model, host, inputs)
+    alula.attach(model, CONFIGS[config])
+    after = run(model, host, inputs)
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
+    if config not in ASKS_ATTENTION:
+        assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize(("host", "config"), covering(zoo.ALL, list(CONFIGS)))
+def test_detach_restores_the_host_bit_for_bit(host: str, config: str) -> None:
+    model = zoo.build(host)
+    inputs = zoo.batch(host, *LAYOUTS)
+    logits = run(model, host, inputs)  # before the facts: transformers installs hooks of its own in the first forward
+    before = _facts(model)
+    wake(alula.attach(model, CONFIGS[config]))
+    assert not torch.equal(run(model, host, inputs), logits)
+    alula.detach(model)
+    after = _facts(model)
+    assert before[1:] == after[1:]
+    assert before[0].keys() == after[0].keys()
+    assert all(torch.equal(value, after[0][name]) for name, value in before[0].items())
+    assert torch.equal(run(model, host, inputs), logits)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_detach_gives_back_the_attention_implementation(implementation: str) -> None:
+    model = zoo.build("llava-llama")
+    model.set_attn_implementation({"text_config": implementation})
+    alula.attach(model, CONFIGS["mass"])
+    assert model.config.text_config._attn_implementation == "alula"
+    alula.detach(model)
+    assert model.config.text_config._attn_implementation == implementation
+
+
+@pytest.mark.parametrize("host", ["qwen3", "llava-gemma3", "qwen2_5_vl"])
+def test_disabled_is_the_host_bit_for_bit_and_comes_back(host: str) -> None:
+    model = zoo.build(host)
+    inputs = zoo.batch(host, *LAYOUTS)
+    plain = run(model, host, inputs)
+    graft = wake(alula.attach(model, CONFIGS["mass"]))
+    speaking = run(model, host, inputs)
+    with graft.disabled():
+        assert torch.equal(run(model, host, inputs), plain)
+    assert torch.equal(run(model, host, inputs), speaking)
+
+
+@pytest.mark.parametrize("host", ["llama", "gemma3", "llava-qwen3"])
+def test_two_grafts_under_two_names(host: str) -> None:
+    model = zoo.build(host)
+    inputs = zoo.batch(host, *LAYOUTS)
+    plain = run(model, host, inputs)
+    one = wake(alula.attach(model, CONFIGS["mass"], "one"), 1)
+    alone = run(model, host, inputs)
+    two = wake(alula.attach(model, CONFIGS["attention"], "two"), 2)
+    both = run(model, host, inputs)
+    assert not torch.allclose(both, alone, atol=1e-3)
+    assert set(alula.grafts_of(model)) == {"one", "two"}
+    with two.disabled():
+        assert torch.equal(run(model, host, inputs), alone)
+    with one.disabled(), two.disabled():
+        assert torch.equal(run(model, host, inputs), plain)
+    alula.detach(model, "two")
+    assert torch.equal(run(model, host, inputs), alone)
+    alula.detach(model, "one")
+    assert torch.equal(run(model, host, inputs), plain)
+
+
+def test_two_grafts_of_one_weight_add_up() -> None:
+    """In one layer, two voices with the same weights say twice what one says."""
+    host, config = "llava-llama", WingsConfig(rank=4, learners=("visual",), layers=(-1,), query="block_input")
+    model = zoo.build(host)
+    inputs = zoo.batch(host, "3I2")
+    said: list[torch.Tensor] = []
+    model.model.language_model.layers[-1].self_attn.register_forward_hook(lambda m, a, o: said.append(o[0]))
+
+    def branch() -> torch.Tensor:
+        # a hook registered before the graft's sees attention alone, one registered after it sees both
+        out: list[torch.Tensor] = []
+        handle = model.model.language_model.layers[-1].self_attn.register_forward_hook(
+            lambda m, a, o: out.append(o[0])
+        )
+        run(model, host, inputs)
+        handle.remove()
+        return out[0]
+
+    wake(alula.attach(model, config, "one"))
+    single = branch() - said[-1]
+    wake(alula.attach(model, config, "two"))
+    double = branch() - said[-1]
+    assert single.abs().max() > 1e-2
+    torch.testing.assert_close(double, 2 * single, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("host", "config"), [("llava-llama", "mass"), ("gemma2", "attention"), ("qwen2_5_vl", "paper")])
+def test_deepcopy_owns_its_weights(host: str, config: str) -> None:
+    model, graft = grafted(host, config)
+    inputs = zoo.batch(host, *LAYOUTS)
+    before = run(model, host, inputs)
+    twin = copy.deepcopy(model)
+    assert torch.equal(run(twin, host, inputs), before)
+    with torch.no_grad():
+        for parameter in alula.grafts_of(twin)["wings"].parameters():
+            parameter.zero_()
+    assert torch.equal(run(model, host, inputs), before)
+    torch.testing.assert_close(run(twin, host, inputs), run(zoo.build(host), host, inputs), atol=1e-5, rtol=0)
+    alula.detach(model)
+    torch.testing.assert_close(run(twin, host, inputs), run(model, host, inputs), atol=1e-5, rtol=0)
+    assert alula.grafts_of(twin)["wings"].seam.anatomy.host is twin
+    assert graft.seam.anatomy.host is model
+
+
+def test_two_models_side_by_side() -> None:
+    inputs = zoo.batch("llava-llama", "3I2")
+    first, _ = grafted("llava-llama", "mass", seed=0)
+    second, _ = grafted("llava-llama", "mass", seed=1)
+    alone = run(zoo.build("llava-llama", 1), "llava-llama", inputs)
+    a, b = run(first, "llava-llama", inputs), run(second, "llava-llama", inputs)
+    assert torch.equal(run(first, "llava-llama", inputs), a)
+    alula.detach(second)
+    assert torch.equal(run(second, "llava-llama", inputs), alone)
+    assert torch.equal(run(first, "llava-llama", inputs), a)
+    assert not torch.allclose(a, b)
+
+
+def test_parameter_groups_hold_every_parameter_once() -> None:
+    for config in CONFIGS.values():
+        model = zoo.build("llava-qwen3")
+        graft = alula.attach(model, config)
+        grouped = [id(p) for parameters in graft.parameter_groups().values() for p in parameters]
+        assert sorted(grouped) == sorted(id(p) for p in graft.parameters())
+        assert set(graft.parameter_groups()) <= {"wings.visual", "wings.textual", "wings.router"}
+
+
+class TestRefusals:
+    def test_a_name_is_taken_once(self) -> None:
+        model, _ = grafted("llava-llama")
+        with pytest.raises(UsageError, match="already in use"):
+            alula.attach(model, CONFIGS["mass"])
+
+    @pytest.mark.parametrize("layers", [(2,), (-3,), (0, 7)])
+    def test_layers_the_host_lacks(self, layers: tuple[int, ...]) -> None:
+        model = zoo.build("llama")
+        facts = _facts(model)
+        with pytest.raises(UsageError, match="does not exist"):
+            alula.attach(model, WingsConfig(rank=2, layers=layers))
+        assert _facts(model)[1:] == facts[1:]
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"router": "softmax"},
+            {"gate": "open"},
+            {"query": "mlp"},
+            {"learners": ()},
+            {"learners": ("audio",)},
+            {"rank": 0},
+            {"dropout": 1.0},
+            {"router_rows": 0},
+        ],
+    )
+    def test_settings_that_mean_nothing(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(UsageError):
+            WingsConfig(**wrong)
+
+    def test_unknown_setting_names_its_neighbour(self) -> None:
+        with pytest.raises(UsageError, match="'router'"):
+            WingsConfig.from_dict({"routr": "mass"})
+
+    def test_a_module_that_is_no_host(self) -> None:
+        with pytest.raises(HostError):
+            alula.attach(nn.Linear(2, 2), CONFIGS["mass"])
+
+    def test_detaching_what_is_not_there(self) -> None:
+        with pytest.raises(UsageError):
+            alula.detach(zoo.build("llama"))
+
+    def test_changed_attention_is_noticed(self) -> None:
+        model, _ = grafted("llava-llama", "mass")
+        model.set_attn_implementation({"text_config": "sdpa"})
+        with pytest.raises(alula.errors.AlulaError, match="attention implementation"):
+            run(model, "llava-llama", zoo.batch("llava-llama", "3I2"))
+
+    def test_a_cache_from_before_the_graft(self) -> None:
+        model = zoo.build("llava-llama")
+        inputs = zoo.batch("llava-llama", "3I2")
+        with torch.no_grad():
+            cache = model(**inputs, use_cache=True).past_key_values
+        alula.attach(model, CONFIGS["mass"])
+        with pytest.raises(alula.errors.AlulaError, match="empty cache"), torch.no_grad():
+            model(input_ids=torch.tensor([[1]]), past_key_values=cache)
