@@ -156,7 +156,7 @@ def pixels(name: str, images: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def prompt(layout: str, seed: int = 0, *, fenced: bool = False) -> list[int]:
-    """Token ids for a layout such as "3I2": three text tokens, an image (fenced as Qwen-VL does it), two text tokens."""
+    """Token ids for a layout such as "3I2": three text tokens, an image (fenced as for Qwen-VL), two text tokens."""
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = []
     for part in layout.replace("I", " I ").split():

@@ -35,17 +35,24 @@ _HOMES = {
     "train": "alula.training",
 }
 
-__all__ = ["__version__", *_HOMES]
-
+# the redundant aliases tell type checkers that these are public
 if TYPE_CHECKING:
-    from alula.anatomy import Anatomy
-    from alula.evaluation import paired
-    from alula.grafts import WingsConfig, attach, detach, grafts_of, load, save
-    from alula.hosts import build_host, load_host
-    from alula.loading import load_model
-    from alula.rows import Kind, Role, RowMap
-    from alula.seam import taps
-    from alula.training import train
+    from alula.anatomy import Anatomy as Anatomy
+    from alula.evaluation import paired as paired
+    from alula.grafts import WingsConfig as WingsConfig
+    from alula.grafts import attach as attach
+    from alula.grafts import detach as detach
+    from alula.grafts import grafts_of as grafts_of
+    from alula.grafts import load as load
+    from alula.grafts import save as save
+    from alula.hosts import build_host as build_host
+    from alula.hosts import load_host as load_host
+    from alula.loading import load_model as load_model
+    from alula.rows import Kind as Kind
+    from alula.rows import Role as Role
+    from alula.rows import RowMap as RowMap
+    from alula.seam import taps as taps
+    from alula.training import train as train
 
 
 def __getattr__(name: str) -> Any:

@@ -89,9 +89,9 @@ class Anatomy:
         placeholders: token id per perceptual kind of this host.
     """
 
-    host: nn.Module
-    backbone: nn.Module
-    decoder: nn.Module
+    host: Any
+    backbone: Any
+    decoder: Any
     config: Any
     layers: Sequence[nn.Module]
     embeddings: nn.Module
@@ -109,7 +109,7 @@ class Anatomy:
         Raises:
             HostError: the class is not one alula knows, naming it and the families that are known.
         """
-        host = unwrap(model)
+        host: Any = unwrap(model)
         config = getattr(host, "config", None)
         if config is None or not hasattr(config, "get_text_config"):
             raise HostError(f"{type(model).__name__} is not a transformers model", remedy="pass a PreTrainedModel")
@@ -232,13 +232,13 @@ class Anatomy:
         return None
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: Any) -> Any:
     """The transformers model inside PEFT and data-parallel wrappers; a plain model is returned as it is."""
     while True:
         if hasattr(model, "get_base_model"):
             model = model.get_base_model()
         elif isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "config"):
-            model = model.module  # type: ignore[assignment]
+            model = model.module
         else:
             return model
 

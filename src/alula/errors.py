@@ -1,4 +1,4 @@
-"""Errors a user can act on: what went wrong, where, and the remedy. Everything alula raises on bad input is one of these."""
+"""Errors a user can act on: what went wrong, where, and the remedy. Bad input raises nothing but these."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AlulaError(Exception):
         super().__init__(f"{text}\n  remedy: {remedy}" if remedy else text)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # keyword-only arguments do not survive BaseException's default reduce (data workers send errors across processes)
+        # data workers send errors across processes; BaseException's own reduce loses keyword-only arguments
         return _rebuild, (type(self), self.message, self.where, self.remedy)
 
 

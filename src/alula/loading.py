@@ -78,7 +78,7 @@ def _load_peft(model: Any, path: Path) -> PeftModel:
     config = PeftConfig.from_pretrained(str(path))
     config.inference_mode = True
     peft_model = PeftModel(model, config)
-    result = set_peft_model_state_dict(peft_model, load_peft_weights(str(path), device="cpu"))
+    result: Any = set_peft_model_state_dict(peft_model, load_peft_weights(str(path), device="cpu"))
     missing = [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
     for verdict, keys in (("missing", missing), ("not used", list(result.unexpected_keys))):
         if keys:

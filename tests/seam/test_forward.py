@@ -1,4 +1,4 @@
-"""What a forward knows of its rows: in plain calls, through `generate`, across caches; and that installing leaves no trace."""
+"""What a forward knows of its rows: in plain calls, through `generate`, across caches. Installing leaves no trace."""
 
 from __future__ import annotations
 

@@ -257,6 +257,7 @@ def _processor(
     stops = sorted({token for token in tokenizer.convert_ids_to_tokens(ids) if token} | {tokenizer.eos_token} - {None})
     template = adapt(tokenizer, image_token, stops)
     tokenizer.chat_template = template
+    _leave_special_tokens_to_the_template(tokenizer)
     return LlavaProcessor(
         image_processor=tower.image_processor,
         tokenizer=tokenizer,
@@ -266,6 +267,35 @@ def _processor(
         image_token=image_token,
         num_additional_image_tokens=geometry.extra_positions,
     )
+
+
+def _leave_special_tokens_to_the_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a processor's chat prompts the tokenizer's own.
+
+    A tokenizer's ``apply_chat_template`` takes the template for the whole truth; a processor's lets the tokenizer add
+    its automatic tokens unless the prompt starts with BOS. Where a template does not, one BOS would be too many.
+    """
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True
+    )
+    if tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token):
+        return
+
+    def extra() -> int:
+        return len(tokenizer(prompt).input_ids) - len(tokenizer(prompt, add_special_tokens=False).input_ids)
+
+    if not extra():
+        return
+    for option in ("add_bos_token", "add_eos_token"):
+        setattr(tokenizer, option, False)
+        tokenizer.init_kwargs[option] = False
+    if extra():
+        raise HostError(
+            f"{type(tokenizer).__name__} adds special tokens that its chat template does not have",
+            where="tokenizer",
+            remedy="pass tokenizer= one that adds none, or a chat template that starts with its BOS",
+        )
+    logger.warning("the host's tokenizer adds no special tokens by itself any more: its chat template does not either")
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from alula.microworld.scenes import AnyScene, NumberScene, Scene
+from alula.microworld.scenes import AnyScene, Scene
 
 IMAGE_SIZE = 40
 """Width and height of a picture in pixels."""
@@ -71,23 +71,27 @@ def render_array(scene: AnyScene) -> np.ndarray:
     """Draw ``scene`` as uint8 pixels ``(IMAGE_SIZE, IMAGE_SIZE, 3)``."""
     canvas = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.int32)
     canvas[:] = BACKGROUNDS[scene.background]
+    centres = centre_pixels(scene)
     if isinstance(scene, Scene):
-        for thing in scene.things:
-            x = _CENTRES[thing.column] + thing.shift[0]
-            y = _CENTRES[thing.row] + thing.shift[1]
+        for thing, (x, y) in zip(scene.things, centres, strict=True):
             _blend(canvas, _shape_coverage(thing.shape, thing.size), x, y, INK[thing.colour])
     else:
-        _draw_number(canvas, scene)
+        for digit, (x, y) in zip(scene.digits, centres, strict=True):
+            _blend(canvas, _digit_coverage(int(digit), scene.scale), x, y, INK[scene.ink])
     return canvas.astype(np.uint8)
 
 
-def _draw_number(canvas: np.ndarray, scene: NumberScene) -> None:
-    start = IMAGE_SIZE // 2 - _DIGIT_PITCH * (len(scene.digits) - 1) // 2
-    room = 0 if len(scene.digits) == 3 else 2  # three digits fill the row
-    for place, digit in enumerate(scene.digits):
-        x = start + _DIGIT_PITCH * place + max(-room, min(room, scene.shift[0]))
-        y = IMAGE_SIZE // 2 + scene.shift[1]
-        _blend(canvas, _digit_coverage(int(digit), scene.scale), x, y, INK[scene.ink])
+def centre_pixels(scene: AnyScene) -> list[tuple[int, int]]:
+    """Column and row of the pixel each thing or digit of ``scene`` is centred at, in the scene's order."""
+    if isinstance(scene, Scene):
+        return [
+            (_CENTRES[thing.column] + thing.shift[0], _CENTRES[thing.row] + thing.shift[1]) for thing in scene.things
+        ]
+    right, down = scene.shift
+    if len(scene.digits) == 3:  # three digits fill the row
+        right = 0
+    start = IMAGE_SIZE // 2 - _DIGIT_PITCH * (len(scene.digits) - 1) // 2 + right
+    return [(start + _DIGIT_PITCH * place, IMAGE_SIZE // 2 + down) for place in range(len(scene.digits))]
 
 
 def _blend(canvas: np.ndarray, coverage: np.ndarray, x: int, y: int, ink: tuple[int, int, int]) -> None:

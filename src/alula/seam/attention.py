@@ -86,7 +86,7 @@ def attention_forward(
 
 
 def _align(columns: Tensor, keys: int) -> Tensor:
-    """Fit (B, K_all, C) to the keys attention holds: a sliding cache keeps the last ones, a static one has a blank tail."""
+    """Fit (B, K_all, C) to the keys attention holds: a sliding cache keeps the last, a static one has a blank tail."""
     have = columns.shape[1]
     return columns[:, have - keys :] if have >= keys else F.pad(columns, (0, 0, 0, keys - have))
 

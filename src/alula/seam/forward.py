@@ -28,6 +28,9 @@ class RowCache(DynamicLayer):
     2**24). Being an ordinary cache layer it follows every crop, reorder, repeat and selection of the cache.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.has_perceptual = False

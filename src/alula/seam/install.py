@@ -151,7 +151,7 @@ class Seam(nn.Module):
         if cache is None:
             cache = kwargs.get("past_key_values")
         forward = kwargs[NAME]
-        if not hasattr(cache, "layers") or forward.inputs is None:
+        if cache is None or not hasattr(cache, "layers") or forward.inputs is None:
             return
         past = RowCache.of(cache)
         if past is None:

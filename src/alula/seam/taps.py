@@ -25,7 +25,7 @@ class TapEvent:
     """What a tap saw: hidden states of one point of one layer.
 
     Attributes:
-        point: where: the block's input or output, the output of a norm, or what attention or the MLP adds to the stream.
+        point: the block's input or output, the output of a norm, or what attention or the MLP adds to the stream.
         layer: index of the decoder layer.
         hidden: (B, S, d), the host's own tensor (do not write into it).
         rows: RowMap of these S rows.
@@ -80,7 +80,7 @@ def taps(
     Args:
         model: a host.
         points: which of "block_input", "block_output", "attention_norm", "attention", "mlp_norm", "mlp" to tap.
-        sink: called in the order of computation. Tensors are the host's own; detach or reduce them, do not keep them all.
+        sink: called in the order of computation. Tensors are the host's own: reduce them, do not keep them all.
         layers: indices of decoder layers, negative ones counted from the last; all when None.
 
     Raises:
