@@ -1,0 +1,143 @@
+"""Points with intervals in both directions, their repetitions as faint dots, and labels that keep out of the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alula.evaluation.results import Estimate
+from alula.reports.figures.canvas import Canvas, Scale, spread, text_width
+from alula.reports.figures.frame import frame
+from alula.reports.figures.markers import marker_path
+from alula.reports.palette import colour
+
+WIDTH, HEIGHT = 560, 450
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 44, 54
+_RADIUS, _FONT = 6.5, 13.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point in fractions (1 = 100 %) with its intervals; ``repeats`` are the (x, y) of single trainings."""
+
+    label: str
+    series: int
+    x: Estimate
+    y: Estimate
+    repeats: Sequence[tuple[float, float]] = ()
+
+
+@dataclass(frozen=True)
+class _Box:
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlap(self, other: _Box) -> float:
+        wide = min(self.right, other.right) - max(self.left, other.left)
+        high = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(0.0, wide) * max(0.0, high)
+
+
+def scatter(points: Sequence[Point], *, title: str, x_title: str, y_title: str, reference: tuple[float, str]) -> str:
+    """Return the scatter plot as SVG.
+
+    Args:
+        points: at least one.
+        reference: a y value to mark with a dashed line, and its name.
+    """
+    x_low, x_high = _range([p.x for p in points], [r[0] for p in points for r in p.repeats])
+    y_low, y_high = _range([p.y for p in points], [*(r[1] for p in points for r in p.repeats), reference[0]])
+    x = Scale(x_low, x_high, _LEFT, WIDTH - _RIGHT)
+    y = Scale(y_low, y_high, HEIGHT - _BOTTOM, _TOP)
+    canvas = Canvas(WIDTH, HEIGHT)
+    frame(canvas, x, y, x_title=x_title, y_title=y_title, x_format=_percent, y_format=_percent)
+    canvas.line(_LEFT, y(reference[0]), WIDTH - _RIGHT, y(reference[0]), class_="reference")
+    for point in points:
+        for dot_x, dot_y in point.repeats:
+            canvas.add(
+                "path", d=marker_path(point.series, x(dot_x), y(dot_y), 3.2), fill=colour(point.series), opacity=0.4
+            )
+    bars = []
+    for point in points:
+        low_x, high_x = _bounds(point.x, x)
+        low_y, high_y = _bounds(point.y, y)
+        at_x, at_y = x(point.x.value), y(point.y.value)
+        canvas.open(hint=_hint(point), class_="point")
+        canvas.line(low_x, at_y, high_x, at_y, stroke=colour(point.series), class_="bar")
+        canvas.line(at_x, low_y, at_x, high_y, stroke=colour(point.series), class_="bar")
+        canvas.add("path", d=marker_path(point.series, at_x, at_y, _RADIUS), fill=colour(point.series), class_="dot")
+        canvas.close()
+        bars += [_Box(low_x, at_y - 2, high_x, at_y + 2), _Box(at_x - 2, high_y, at_x + 2, low_y)]
+    line = _Box(_LEFT, y(reference[0]) - 2, WIDTH - _RIGHT, y(reference[0]) + 2)
+    _label(canvas, points, x, y, [*bars, line])
+    side, anchor = _free_side(points, x, y(reference[0]))
+    canvas.text(side, y(reference[0]) - 6, reference[1], anchor, class_="note")
+    return canvas.svg(title)
+
+
+def _label(canvas: Canvas, points: Sequence[Point], x: Scale, y: Scale, bars: Sequence[_Box]) -> None:
+    centres = [(x(p.x.value), y(p.y.value)) for p in points]
+    dots = [_Box(cx - 9, cy - 9, cx + 9, cy + 9) for cx, cy in centres]
+    frame_box = _Box(_LEFT, _TOP, WIDTH - 4, HEIGHT - _BOTTOM)
+    placed: list[_Box] = []
+    for point, (cx, cy) in zip(points, centres, strict=True):
+        width, height = text_width(point.label, _FONT), _FONT * 1.15
+        best: tuple[float, _Box, float] | None = None
+        for distance in (14, 22, 34, 48, 64):
+            for angle in range(0, 360, 30):
+                radians = math.radians(angle)
+                ax, ay = cx + distance * math.cos(radians), cy + distance * math.sin(radians)
+                # the side of the box that faces the point touches the anchor
+                left = ax - width * (0.5 - 0.5 * math.cos(radians))
+                top = ay - height * (0.5 - 0.5 * math.sin(radians))
+                box = _Box(left, top, left + width, top + height)
+                outside = width * height - box.overlap(frame_box)
+                cost = distance * 1.0 + 8 * outside
+                cost += sum(10 * box.overlap(other) for other in (*dots, *placed))
+                cost += sum(2.5 * box.overlap(bar) for bar in bars)
+                if best is None or cost < best[0]:
+                    best = (cost, box, distance)
+        assert best is not None
+        _, box, distance = best
+        placed.append(box)
+        if distance > 22:
+            near_x, near_y = min(max(cx, box.left), box.right), min(max(cy, box.top), box.bottom)
+            canvas.line(cx, cy, near_x, near_y, class_="leader")
+        canvas.text(box.left, box.bottom - 3, point.label, fill=colour(point.series), class_="label")
+
+
+def _range(estimates: Sequence[Estimate], more: Sequence[float]) -> tuple[float, float]:
+    """Hold every point and interval, but let no single wide interval press the points into a corner."""
+    low, high = spread([*(e.value for e in estimates), *more], 0.12, least=0.04)
+    reach = 1.2 * (high - low)
+    bounds = [b for e in estimates for b in (e.low, e.high) if b is not None]
+    bottom = max(min([low, *(b - 0.01 for b in bounds)]), low - reach)
+    top = min(max([high, *(b + 0.01 for b in bounds)]), high + reach)
+    return max(bottom, -0.02), top
+
+
+def _bounds(estimate: Estimate, scale: Scale) -> tuple[float, float]:
+    low = scale.low if estimate.low is None else max(estimate.low, scale.low)
+    high = scale.high if estimate.high is None else min(estimate.high, scale.high)
+    return scale(low), scale(high)
+
+
+def _free_side(points: Sequence[Point], x: Scale, at: float) -> tuple[float, str]:
+    middle = (x.start + x.end) / 2
+    left = sum(x(p.x.value) < middle for p in points)
+    return (x.end - 4, "end") if 2 * left >= len(points) else (x.start + 4, "start")
+
+
+def _hint(point: Point) -> str:
+    def say(e: Estimate) -> str:
+        low, high = ("unbounded" if b is None else f"{100 * b:.1f}" for b in (e.low, e.high))
+        return f"{100 * e.value:.1f} % ({low} to {high})"
+
+    return f"{point.label}: across {say(point.x)}, up {say(point.y)}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.6g}%"
