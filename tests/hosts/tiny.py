@@ -75,6 +75,11 @@ def _backend() -> str:
     return tokenizer.to_str()
 
 
+def without_chat_tokens() -> Tokenizer:
+    """The same vocabulary with ChatML's tokens under other names, as a base model has it."""
+    return Tokenizer.from_str(_backend().replace("<|im_", "<|reserved_"))
+
+
 def tokenizer(template: str | None = CHATML, **options: Any) -> hf.PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of some 300 tokens; ChatML unless told otherwise."""
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "<|im_end|>", **options}

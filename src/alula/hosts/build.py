@@ -32,7 +32,7 @@ from alula.hosts.connectors import Connector, find_connector
 from alula.hosts.host import Host
 from alula.hosts.parts import LanguagePart, Part, VisionPart, language_part, vision_part
 from alula.hosts.quiet import quiet_loading
-from alula.hosts.templates import adapt
+from alula.hosts.templates import adapt, default_template
 from alula.hosts.towers import TowerShape, family, shape
 
 logger = logging.getLogger(__name__)
@@ -254,7 +254,11 @@ def _processor(
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # for generate; the latter is what is saved
     ends = generation.eos_token_id
     ids = [ends] if isinstance(ends, int) else list(ends or [])
-    stops = sorted({token for token in tokenizer.convert_ids_to_tokens(ids) if token} | {tokenizer.eos_token} - {None})
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template, stop = default_template(tokenizer)
+        if stop not in tokenizer.convert_ids_to_tokens(ids):
+            generation.eos_token_id = ids = [*ids, tokenizer.get_vocab()[stop]]
+    stops = sorted({token for token in [*tokenizer.convert_ids_to_tokens(ids), tokenizer.eos_token] if token})
     template = adapt(tokenizer, image_token, stops)
     tokenizer.chat_template = template
     _leave_special_tokens_to_the_template(tokenizer)
@@ -275,9 +279,8 @@ def _leave_special_tokens_to_the_template(tokenizer: PreTrainedTokenizerBase) ->
     A tokenizer's ``apply_chat_template`` takes the template for the whole truth; a processor's lets the tokenizer add
     its automatic tokens unless the prompt starts with BOS. Where a template does not, one BOS would be too many.
     """
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True
-    )
+    question = [{"role": "user", "content": "a"}]
+    prompt: Any = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     if tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token):
         return
 

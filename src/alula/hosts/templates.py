@@ -120,11 +120,10 @@ def adapt(tokenizer: PreTrainedTokenizerBase, image_token: str, stops: Sequence[
     """A chat template for an image host whose text-only prompts are those of ``tokenizer``'s own template.
 
     The original is returned untouched when it already takes content lists, renders an image part as ``image_token`` and
-    marks the assistant's words. A tokenizer without a template gets ChatML if its vocabulary has ChatML's tokens, else
-    plain ``USER: / ASSISTANT:`` lines.
+    marks the assistant's words.
 
     Args:
-        tokenizer: the language model's tokenizer.
+        tokenizer: the language model's tokenizer, which has a chat template.
         image_token: text of the placeholder token.
         stops: texts of the tokens that end an answer; they belong to the assistant mask.
 
@@ -134,8 +133,6 @@ def adapt(tokenizer: PreTrainedTokenizerBase, image_token: str, stops: Sequence[
     original = tokenizer.chat_template
     if isinstance(original, dict):
         original = original.get("default") or next(iter(original.values()))
-    if original is None:
-        return _flatten(_default(tokenizer), image_token)
     special = tokenizer.special_tokens_map
     if _complete(original, image_token, special):
         return original
@@ -158,12 +155,21 @@ def adapt(tokenizer: PreTrainedTokenizerBase, image_token: str, stops: Sequence[
     )
 
 
-def _default(tokenizer: PreTrainedTokenizerBase) -> str:
+def default_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """A template for a base model that came without one, and the token that ends its answers.
+
+    ChatML where the vocabulary has ChatML's tokens, else plain ``USER: / ASSISTANT:`` lines; no new tokens either way.
+
+    Raises:
+        HostError: no ChatML and no end-of-sequence token.
+    """
     vocabulary = tokenizer.get_vocab()
     if "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary:
-        return _CHATML
-    starts = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id] and tokenizer.bos_token_id is not None
-    return _PLAIN.replace("@BOS@", "true" if starts else "false")
+        return _CHATML, "<|im_end|>"
+    if tokenizer.eos_token is None:
+        raise HostError("has neither a chat template nor an end-of-sequence token", where="tokenizer")
+    starts = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    return _PLAIN.replace("@BOS@", "true" if starts else "false"), str(tokenizer.eos_token)
 
 
 def _flatten(original: str, image_token: str, mark: str = "", lists: bool = False) -> str:
