@@ -10,7 +10,7 @@ Shapes: B batch, H query heads, G key/value heads, Q query rows, K key rows, D h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -29,7 +29,11 @@ _QUERY_CHUNK = 512
 
 
 class KeyColumns(Protocol):
-    """Something that wants sums of attention over keys of a layer, and receives them in the same forward."""
+    """Something that wants sums of attention over keys of a layer, and receives them in the same forward.
+
+    An asker whose attribute `aside` is true gets its sums from a pass of its own, without gradients or dropout, which
+    leaves every bit of the forward as it is: for probes. The others share the forward's own pass and its gradients.
+    """
 
     def key_columns(self, forward: Any, layer: int) -> Tensor | None:
         """(B, K_all, C) values per key over all rows seen so far, or None when nothing is wanted this time."""
@@ -67,6 +71,10 @@ def attention_forward(
         options["softcap"] = softcap
     # vision towers of some hosts hand our keyword to attention modules that have no layer index
     asked = alula.columns(module) if alula is not None and hasattr(module, "layer_idx") else []
+    aside = [(asker, columns) for asker, columns in asked if getattr(asker, "aside", False)]
+    if aside:
+        _answer_aside(run, module, query, key, attention_mask, options, alula, aside)
+    asked = [(asker, columns) for asker, columns in asked if not getattr(asker, "aside", False)]
     if not asked:
         return run(module, query, key, value, attention_mask, **options)
 
@@ -78,11 +86,38 @@ def attention_forward(
     options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
     output, _ = run(module, F.pad(query, (0, padding)), F.pad(key, (0, padding)), widened, attention_mask, **options)
     output, sums = output.split([width, padding], dim=-1)
+    _deliver(asked, sums, alula, module)
+    return output.contiguous(), None
+
+
+@torch.no_grad()
+def _answer_aside(
+    run: Callable[..., tuple[Tensor, Any]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    attention_mask: Tensor | None,
+    options: dict[str, Any],
+    alula: Any,
+    asked: list[tuple[KeyColumns, Tensor]],
+) -> None:
+    """Give askers their sums from passes whose values are nothing but columns, as many at a time as a head is wide."""
+    width = query.shape[-1]
+    wanted = torch.cat([_align(columns, key.shape[2]) for _, columns in asked], dim=-1).to(query.dtype)
+    sums = []
+    for columns in wanted.split(width, dim=-1):
+        padded = F.pad(columns, (0, width - columns.shape[-1]))[:, None].expand(-1, key.shape[1], -1, -1)
+        output, _ = run(module, query, key, padded, attention_mask, **{**options, "dropout": 0.0})
+        sums.append(output[..., : columns.shape[-1]])
+    _deliver(asked, torch.cat(sums, dim=-1), alula, module)
+
+
+def _deliver(asked: list[tuple[KeyColumns, Tensor]], sums: Tensor, alula: Any, module: nn.Module) -> None:
+    """Hand every asker its share of (B, Q, H, all columns)."""
     start = 0
     for asker, wanted in asked:
-        asker.receive(alula, module.layer_idx, sums[..., start : start + wanted.shape[-1]])
+        asker.receive(alula, module.layer_idx, sums[..., start : start + wanted.shape[-1]])  # type: ignore[arg-type]
         start += wanted.shape[-1]
-    return output.contiguous(), None
 
 
 def _align(columns: Tensor, keys: int) -> Tensor:

@@ -29,12 +29,14 @@ class TapEvent:
         layer: index of the decoder layer.
         hidden: (B, S, d), the host's own tensor (do not write into it).
         rows: RowMap of these S rows.
+        forward: the forward it happened in.
     """
 
     point: Point
     layer: int
     hidden: Tensor
     rows: RowMap
+    forward: Forward
 
 
 class _Tap:
@@ -64,7 +66,7 @@ class _Tap:
         if self.forward is None:  # a recomputation during backward: reported already
             return
         rows = self.forward.rows
-        self.sink(TapEvent(point, self.layer, hidden.view(*rows.shape, -1), rows))
+        self.sink(TapEvent(point, self.layer, hidden.view(*rows.shape, -1), rows, self.forward))
 
 
 @contextmanager
