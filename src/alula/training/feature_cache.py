@@ -1,0 +1,214 @@
+"""A frozen vision tower: run without autograd, outside of any sharding, and at most once per image.
+
+`frozen_tower(model, cache)` puts a `FrozenTower` in the tower's place for the time of a stage and the very same module
+back afterwards. The stand-in keeps the real tower out of the module registry, so it has no parameters, is never sharded
+or saved, and stays in eval mode. With a cache it looks every image up by the content of its pixels *after*
+preprocessing. That key already tells two processor settings apart, needs nothing from the data pipeline, and cannot go
+stale; a directory on disk is additionally keyed by the tower's weights.
+
+On a cache miss an image goes through the tower alone. Matrix kernels round differently for different batch sizes, so
+features computed in the company of whatever else missed at that moment would make a resumed run (cold cache) differ
+from the uninterrupted one. Computed alone, they are the same bits whenever they are computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from alula.anatomy import Anatomy
+from alula.errors import HostError
+from alula.files import atomic_directory
+
+Features = dict[str, Tensor]
+# keywords that only ask for more outputs; with any other one the features may depend on more than the pixels
+_HARMLESS = {"return_dict", "output_hidden_states"}
+
+
+class FeatureStore:
+    """Tower features of single images by key: bounded memory (least recently used goes first), optional disk.
+
+    Args:
+        memory_bytes: bound on the tensors kept in memory; one item above it is computed but not kept.
+        directory: where every feature is also written, one directory per image; unbounded, safe to share and to delete.
+    """
+
+    def __init__(self, memory_bytes: int, directory: Path | None = None) -> None:
+        self.memory_bytes, self.directory = memory_bytes, directory
+        self.held_bytes = 0
+        self.hits = self.misses = 0
+        self._items: OrderedDict[str, Features] = OrderedDict()
+
+    def get(self, key: str) -> Features | None:
+        """The features under ``key`` (CPU tensors, not to be written to), or None."""
+        found = self._items.get(key)
+        if found is not None:
+            self._items.move_to_end(key)
+        elif self.directory is not None:
+            found = self._read(key)
+            if found is not None:
+                self._hold(key, found)
+        self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
+        return found
+
+    def put(self, key: str, features: Features) -> None:
+        """Keep ``features`` under ``key``, dropping the least recently used ones when memory is full."""
+        self._hold(key, features)
+        if self.directory is not None and not self._place(key).exists():
+            with contextlib.suppress(OSError), atomic_directory(self._place(key)) as partial:
+                save_file(features, partial / "features.safetensors")
+
+    def _hold(self, key: str, features: Features) -> None:
+        size = _bytes(features)
+        if size > self.memory_bytes or key in self._items:
+            return
+        self._items[key] = features
+        self.held_bytes += size
+        while self.held_bytes > self.memory_bytes:
+            _, dropped = self._items.popitem(last=False)
+            self.held_bytes -= _bytes(dropped)
+
+    def _place(self, key: str) -> Path:
+        assert self.directory is not None
+        return self.directory / key[:2] / key
+
+    def _read(self, key: str) -> Features | None:
+        file = self._place(key) / "features.safetensors"
+        try:
+            return load_file(file) if file.exists() else None
+        except (OSError, SafetensorError):
+            return None  # damaged from outside: computed again
+
+
+class FrozenTower(nn.Module):
+    """Stands in for a frozen tower; see the module's text.
+
+    Args:
+        tower: the real tower.
+        layers: indices into its hidden states that the host reads; empty when it reads the last hidden state.
+        store: the cache, or None to run the tower on every batch.
+    """
+
+    def __init__(self, tower: nn.Module, layers: Sequence[int], store: FeatureStore | None) -> None:
+        super().__init__()
+        self._outside = (tower,)  # a tuple hides it from the module registry
+        self.layers, self.store = tuple(layers), store
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+        """``pixel_values`` (N, C, H, W) -> the tower's output; with a cache, only what the host reads of it."""
+        tower = self._outside[0]
+        place = next(tower.parameters()).device
+        if place != pixel_values.device:
+            tower.to(pixel_values.device)
+        with torch.no_grad():
+            if self.store is None or set(kwargs) - _HARMLESS or pixel_values.ndim != 4:
+                return tower(pixel_values, **kwargs)
+            return self._assemble([self._features(image, kwargs) for image in pixel_values], pixel_values.device)
+
+    def _features(self, image: Tensor, kwargs: dict[str, Any]) -> Features:
+        assert self.store is not None
+        key = fingerprint_tensor(image)
+        features = self.store.get(key)
+        if features is None:
+            output = self._outside[0](image[None], **kwargs)
+            if self.layers:
+                features = {f"layer.{index}": output.hidden_states[index][0].cpu() for index in self.layers}
+            else:
+                features = {"last": output.last_hidden_state[0].cpu()}
+            self.store.put(key, features)
+        return features
+
+    def _assemble(self, items: list[Features], device: torch.device) -> BaseModelOutputWithPooling:
+        def batch(name: str) -> Tensor:
+            return torch.stack([item[name] for item in items]).to(device)
+
+        if not self.layers:
+            return BaseModelOutputWithPooling(last_hidden_state=batch("last"))
+        depth = 1 + max(max(index, -index - 1) for index in self.layers)
+        hidden: list[Tensor | None] = [None] * depth
+        # read from the end and from the start: with only the wanted layers filled, both must find theirs
+        if any(index >= 0 for index in self.layers) and any(index < 0 for index in self.layers):
+            raise HostError("feature layers counted from both ends cannot be cached", where="vision_feature_layer")
+        for index in self.layers:
+            hidden[index] = batch(f"layer.{index}")
+        return BaseModelOutputWithPooling(hidden_states=tuple(hidden))  # type: ignore[arg-type]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FrozenTower:
+        self._outside[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def __getattr__(self, name: str) -> Any:
+        # hosts ask their tower for its dtype, config, patch size
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "_outside":
+                raise
+            return getattr(self._outside[0], name)
+
+
+@contextlib.contextmanager
+def frozen_tower(model: nn.Module, store: FeatureStore | None = None) -> Iterator[FrozenTower | None]:
+    """Within the block ``model``'s tower is a `FrozenTower`; afterwards the same module is back, in its old mode.
+
+    Yields None, changing nothing, for a model without a tower of its own.
+
+    Raises:
+        HostError: ``store`` is given but the model's tower cannot be cached (its output is not per image).
+    """
+    anatomy = Anatomy.of(model)
+    tower = anatomy.tower
+    name = next((name for name, child in anatomy.backbone.named_children() if child is tower), None)
+    if tower is None or name is None:
+        yield None
+        return
+    if store is not None and anatomy.projector is None:
+        raise HostError(
+            f"{type(anatomy.host).__name__} keeps its projector inside the tower, whose output is not per image",
+            where="feature_cache",
+            remedy="leave feature_cache out for this host",
+        )
+    training = tower.training
+    stand_in = FrozenTower(tower.eval(), _layers_read(anatomy.host.config), store)
+    setattr(anatomy.backbone, name, stand_in)
+    try:
+        yield stand_in
+    finally:
+        setattr(anatomy.backbone, name, tower.train(training))
+
+
+def tower_fingerprint(tower: nn.Module) -> str:
+    """Hash of a tower's class, weights and dtypes: the directory its features are kept under on disk."""
+    digest = hashlib.blake2b(type(tower).__name__.encode(), digest_size=16)
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name}:{fingerprint_tensor(tensor)}".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_tensor(tensor: Tensor) -> str:
+    """Hash of a tensor's shape, dtype and content."""
+    plain = tensor.detach().cpu().contiguous()
+    digest = hashlib.blake2b(f"{plain.dtype}{tuple(plain.shape)}".encode(), digest_size=16)
+    digest.update(plain.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _layers_read(config: Any) -> tuple[int, ...]:
+    layers = getattr(config, "vision_feature_layer", None)
+    if layers is None:
+        return ()
+    return (layers,) if isinstance(layers, int) else tuple(layers)
+
+
+def _bytes(features: Features) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in features.values())

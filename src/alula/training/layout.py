@@ -1,0 +1,160 @@
+"""Where a run keeps what: the one place that knows the file names.
+
+```
+<output_dir>/
+  recipe.yaml        the recipe with every default filled in
+  environment.json   versions, machine, git commit, command: one entry per session (start or resume)
+  metrics.jsonl      one row per logged step of every stage
+  host/              the assembled starting host (only when the recipe joins an LLM and a tower)
+  stages/01-align/
+    parameters.json  what was trained, tensor by tensor, with learning rates
+    quarantine.jsonl records that were skipped (only with on_bad: skip, and only if there were any)
+    checkpoints/     for resuming only; gone once the stage is done
+    model/           the stage's output: a host or adapter directory, there only when complete
+    stage.json       written last: the stage is done
+  latest -> stages/01-align/model   the newest finished stage's output
+  final  -> stages/02-wings/model   the run's output, there only when all stages are done
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alula.errors import UsageError
+from alula.files import write_json
+from alula.training.recipe import Recipe, Stage, slug
+
+
+@dataclass(frozen=True)
+class StageDirectory:
+    """Paths of one stage."""
+
+    root: Path
+
+    @property
+    def parameters(self) -> Path:
+        return self.root / "parameters.json"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def record(self) -> Path:
+        return self.root / "stage.json"
+
+    def done(self) -> dict[str, Any] | None:
+        """The record of a finished stage, or None."""
+        if not (self.record.is_file() and self.model.is_dir()):
+            return None
+        return json.loads(self.record.read_text(encoding="utf-8"))
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Declare the stage done and drop what was only needed to resume it."""
+        write_json(self.record, record)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def host(self) -> Path:
+        return self.root / "host"
+
+    @property
+    def final(self) -> Path:
+        return self.root / "final"
+
+    @property
+    def latest(self) -> Path:
+        return self.root / "latest"
+
+    def stage(self, index: int, stage: Stage) -> StageDirectory:
+        return StageDirectory(self.root / "stages" / slug(index, stage))
+
+    def stages(self, recipe: Recipe) -> list[StageDirectory]:
+        return [self.stage(index, stage) for index, stage in enumerate(recipe.stages)]
+
+    def holds_a_run(self) -> bool:
+        return self.recipe.is_file()
+
+    def refuse_strangers(self) -> None:
+        """Raise a UsageError if there is something here that is not a run's."""
+        if self.root.exists() and not self.holds_a_run() and any(path.name != ".lock" for path in self.root.iterdir()):
+            raise UsageError(
+                "the output directory is not empty and holds no run",
+                where=str(self.root),
+                remedy="name another output_dir, or empty this one yourself",
+            )
+
+    def clear(self) -> None:
+        """Remove the run that is here, and nothing else."""
+        # the recipe goes last: while it is there, a clean-up that was killed is still a run and can be repeated
+        for path in (self.final, self.latest, self.environment, self.metrics):
+            path.unlink(missing_ok=True)
+        for path in (self.root / "stages", self.host):
+            shutil.rmtree(path, ignore_errors=True)
+        self.recipe.unlink(missing_ok=True)
+
+    def point(self, link: Path, target: Path) -> None:
+        """Let the relative symbolic link ``link`` name ``target``, atomically."""
+        partial = link.with_name(f".{link.name}.partial")
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+        partial.replace(link)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; the lock ends with the process, however it ends.
+
+        Raises:
+            UsageError: another process is training here.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows: no advisory locks of this kind, go without
+            yield
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / ".lock", "w", encoding="ascii") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UsageError(
+                    "another process is training here",
+                    where=str(self.root),
+                    remedy="wait for it to end, or name another output_dir",
+                ) from None
+            yield

@@ -1,0 +1,101 @@
+"""`metrics.jsonl`: one row per logged optimizer step, the same rows however often the run was killed.
+
+A row is about its own step alone, never an average since the last row, so it does not depend on where a run was
+resumed: `stage`, `step` (from 1), `loss` (mean over the step's supervised tokens), `grad_norm` (before clipping), `lr` per part
+(the one the step used), and running totals of the stage: `tokens` (non-padding inputs), `samples`, `seconds` (training
+wall clock, interruptions not counted). Resuming from step n drops the rows after n and any half-written last line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from alula.errors import AlulaError
+from alula.files import write_text
+from alula.training.optimizer import current_rates
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The complete rows of a metrics file; a torn last line (killed while writing) is left out."""
+    rows: list[Row] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def rewind(path: Path, stage: str, step: int) -> Row | None:
+    """Drop ``stage``'s rows after ``step`` from the file; returns the last row of the stage that stays."""
+    kept = [row for row in read_rows(path) if row["stage"] != stage or row["step"] <= step]
+    write_text(path, "".join(_line(row) for row in kept))
+    mine = [row for row in kept if row["stage"] == stage]
+    return mine[-1] if mine else None
+
+
+class MetricsWriter(TrainerCallback):
+    """Appends the rows of one stage and hands each to ``watch`` (the progress display).
+
+    Raises:
+        AlulaError: the loss is no longer a number; training on would only write garbage into the weights.
+    """
+
+    def __init__(
+        self, path: Path | None, stage: str, *, batch_size: int, every: int, last: Row | None, watch: Any = None
+    ) -> None:
+        self.path, self.stage, self.batch_size, self.every, self.watch = path, stage, batch_size, every, watch
+        self._seconds_before = float(last["seconds"]) if last else 0.0
+        self._started = time.perf_counter()
+        self._rates: dict[str, float] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any
+    ) -> None:
+        optimizer: torch.optim.Optimizer = kw["optimizer"]
+        self._rates = current_rates(optimizer)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kw: Any
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return  # the Trainer's closing summary
+        step, loss = state.global_step, float(logs["loss"])
+        if not math.isfinite(loss):
+            raise AlulaError(
+                f"the loss is {loss} at step {step}",
+                where=f"stage {self.stage}",
+                remedy="lower the learning rates of this stage, lengthen its warmup, or use precision fp32",
+            )
+        row: Row = {
+            "stage": self.stage,
+            "step": step,
+            "loss": loss,
+            "grad_norm": float(logs.get("grad_norm", 0.0)),
+            "lr": self._rates,
+            "tokens": int(state.num_input_tokens_seen),
+            "samples": step * self.batch_size,
+            "seconds": round(self._seconds_before + time.perf_counter() - self._started, 3),
+        }
+        if self.watch is not None:
+            self.watch(row)
+        if self.path is not None and (step % self.every == 0 or step == state.max_steps):
+            with open(self.path, "a", encoding="utf-8") as stream:
+                stream.write(_line(row))
+                stream.flush()
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

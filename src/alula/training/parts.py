@@ -1,0 +1,130 @@
+"""Which parameters a stage trains: part names to parameters, and the table that says so.
+
+A part is `projector`, `llm`, `tower`, `lora` or one of a graft's groups (`wings.visual`, ...). Everything that is in no
+requested part is frozen. No parameter is in two parts, and a requested part without parameters is an error: nothing is
+ever trained, or left untrained, by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+from alula.anatomy import Anatomy
+from alula.errors import RecipeError
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+def find_parts(
+    model: nn.Module, parts: Iterable[str], groups: Mapping[str, Iterable[nn.Parameter]] | None = None
+) -> dict[str, Named]:
+    """The named parameters of each of ``parts``, in the model's own order.
+
+    Args:
+        model: the model that will be trained, PEFT wrapped or not.
+        parts: names of the wanted parts.
+        groups: parameter groups of a graft inside the model (`Graft.parameter_groups()`).
+
+    Raises:
+        RecipeError: a part matches no parameter of this model, or two parts share one.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    available = _available(model, groups or {}, names)
+    found: dict[str, Named] = {}
+    owner: dict[str, str] = {}
+    for part in parts:
+        named = available.get(part, [])
+        if not named:
+            there = ", ".join(f"`{name}`" for name, items in available.items() if items)
+            raise RecipeError(
+                f"the part `{part}` matches no parameter of {type(Anatomy.of(model).host).__name__}",
+                where="train",
+                remedy=f"this model has {there or 'no trainable part'}",
+            )
+        for name, _ in named:
+            if name in owner:
+                raise RecipeError(f"the parts `{owner[name]}` and `{part}` both hold {name}", where="train")
+            owner[name] = part
+        found[part] = named
+    return found
+
+
+def select(model: nn.Module, parts: Mapping[str, Named]) -> None:
+    """Make exactly ``parts`` of ``model`` trainable and everything else frozen."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for named in parts.values():
+        for _, parameter in named:
+            parameter.requires_grad_(True)
+
+
+def _available(
+    model: nn.Module, groups: Mapping[str, Iterable[nn.Parameter]], names: Mapping[int, str]
+) -> dict[str, Named]:
+    anatomy = Anatomy.of(model)
+    grafted = {id(parameter) for group in groups.values() for parameter in group}
+    lora = {id(parameter) for name, parameter in model.named_parameters() if ".lora_" in name}
+    # PEFT keeps the original beside a trained copy of every module it saves whole; only the copy is used and saved
+    shadowed = {id(parameter) for name, parameter in model.named_parameters() if ".original_module." in name}
+
+    def own(modules: Iterable[nn.Module | None]) -> Named:
+        wanted = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+        wanted -= grafted | lora | shadowed
+        return [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) in wanted]
+
+    parts: dict[str, Named] = {
+        "projector": own([anatomy.projector]),
+        "llm": own([anatomy.decoder, anatomy.head]),
+        "tower": own([anatomy.tower]),
+        "lora": [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) in lora],
+    }
+    for group, parameters in groups.items():
+        parts[group] = [(names[id(parameter)], parameter) for parameter in parameters]
+    return parts
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """One row of the trainable-parameter table."""
+
+    part: str
+    tensors: int
+    parameters: int
+    learning_rate: float
+    decayed: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PartTable:
+    """What a stage trains, and how much of the model that is."""
+
+    rows: tuple[PartRow, ...]
+    trainable: int
+    total: int
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def tabulate(
+    model: nn.Module, parts: Mapping[str, Named], rates: Mapping[str, float], decayed: Iterable[str]
+) -> PartTable:
+    """The table of ``parts`` with their peak learning rates; ``decayed`` names the weight-decayed parameters."""
+    decayed = set(decayed)
+    rows = tuple(
+        PartRow(
+            part=part,
+            tensors=len(named),
+            parameters=sum(parameter.numel() for _, parameter in named),
+            learning_rate=rates[part],
+            decayed=sum(parameter.numel() for name, parameter in named if name in decayed),
+            names=tuple(name for name, _ in named),
+        )
+        for part, named in parts.items()
+    )
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return PartTable(rows=rows, trainable=sum(row.parameters for row in rows), total=total)

@@ -1,0 +1,253 @@
+"""The recipe: what a training run is, as data.
+
+A recipe names a host, and stages that run one after another; a stage names a way to tune (`method`), the parts it
+trains with their learning rates, the data, and the optimisation. Everything is frozen and refuses unknown keys.
+`reading.load_recipe` turns a YAML file into one; this module only says what is legal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+
+from alula.data import SourceSpec, TextReplaySpec
+from alula.grafts.wings import WingsConfig
+
+Method = Literal["projector", "full", "lora", "wings"]
+
+#: The parts each method may train, with the learning rates it uses when the recipe names none. The rates are the
+#: published ones of LLaVA-1.5 (projector, full, LoRA) and Wings' paper (learners), meant for 7B decoders; a tiny host
+#: wants rates some hundred times larger and should name them.
+METHOD_PARTS: dict[Method, dict[str, float | None]] = {
+    "projector": {"projector": 1e-3},
+    "full": {"llm": 2e-5, "projector": 2e-5, "tower": None},
+    "lora": {"lora": 2e-4, "projector": 2e-5},
+    "wings": {"wings.visual": 1e-3, "wings.textual": 1e-3, "wings.router": 1e-3, "projector": 1e-3},
+}
+#: The part without which a method would be another one.
+DEFINING_PART: dict[Method, str] = {"projector": "projector", "full": "llm", "lora": "lora", "wings": "wings."}
+#: Methods whose output is an adapter on a base, which only the same method can go on training.
+ADAPTER_METHODS: tuple[Method, ...] = ("lora", "wings")
+
+
+def _not_a_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted here, not true or false")
+    return value
+
+
+Int = Annotated[int, Strict()]
+Bool = Annotated[bool, Strict()]
+Number = Annotated[float, BeforeValidator(_not_a_bool)]
+Rate = Annotated[Number, Field(gt=0, le=10)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class HostSpec(_Model):
+    """The model the first stage starts from: a directory or hub id (`path`), or an LLM and a tower to join."""
+
+    path: str | None = Field(default=None, description="image-text-to-text model to take as it is: directory or hub id")
+    llm: str | None = Field(default=None, description="text LLM: hub id, directory, or `fledgling`")
+    vision: str | None = Field(default=None, description="vision tower: hub id, directory, or `fledgling`")
+    connector: str = Field(default="mlp2x_gelu", description="what maps tower features to the LLM's width")
+    feature_layer: Int | None = Field(
+        default=None, description="tower layer whose output is used; default: the host builder's"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> HostSpec:
+        if self.path is not None:
+            extra = sorted(self.model_fields_set & {"llm", "vision", "connector", "feature_layer"})
+            if extra:
+                raise ValueError(f"`path` takes a finished host as it is, so {_and(extra)} cannot be given beside it")
+        elif self.llm is None or self.vision is None:
+            raise ValueError("name either `path` (a finished host), or both `llm` and `vision` (parts to join)")
+        return self
+
+
+class Schedule(_Model):
+    """How the learning rates move: up during `warmup`, then along `kind`. All parts share the shape."""
+
+    kind: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: Number = Field(
+        default=0.03, ge=0, description="below 1: share of the stage's steps; from 1: number of steps"
+    )
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Schedule:
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
+            raise ValueError("`warmup` is a share below 1 or a whole number of steps")
+        return self
+
+
+class LoraSpec(_Model):
+    """LoRA through PEFT, on the decoder's linear layers only unless `tower` asks for more."""
+
+    rank: Int = Field(default=16, ge=1)
+    alpha: Number | None = Field(default=None, gt=0, description="scaling numerator; default: twice the rank")
+    dropout: Number = Field(default=0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear", description="last names of the decoder's linear layers, e.g. [q_proj, v_proj]"
+    )
+    tower: Bool = Field(default=False, description="also adapt the vision tower's linear layers")
+
+    @model_validator(mode="after")
+    def _some_target(self) -> LoraSpec:
+        if not self.targets:
+            raise ValueError("`targets` is empty: name layers, or leave it out for all linear layers")
+        return self
+
+
+class DataSpec(_Model):
+    """What a stage learns from: weighted sources, and the share of text replay as one number.
+
+    Each position of the resulting stream is a function of the seed alone, so a resumed run needs only its step count.
+    """
+
+    sources: tuple[SourceSpec, ...] = Field(min_length=1)
+    text_replay: TextReplaySpec | None = None
+    seed: Int | None = Field(
+        default=None, description="of the mixture; default: the recipe's, moved on by one each stage"
+    )
+
+
+class FeatureCache(_Model):
+    """Keeps a frozen tower's output per image (see `feature_cache`)."""
+
+    memory_mb: Number = Field(default=512, gt=0, description="bound of the in-memory cache, in MiB")
+    disk: str | None = Field(
+        default=None, description="directory that also keeps every feature (unbounded); may be shared"
+    )
+
+
+class Stage(_Model):
+    """One pass of training: from the previous stage's output (or the host) to a directory of its own."""
+
+    name: Name
+    method: Method
+    train: dict[str, Rate] = Field(default_factory=dict, description="part -> learning rate; default: the method's own")
+    data: DataSpec
+    steps: Int | None = Field(default=None, ge=1, description="optimizer steps")
+    epochs: Number | None = Field(default=None, gt=0, description="passes over the data; needs sources of known length")
+    batch_size: Int = Field(default=32, ge=1, description="samples per optimizer step, over all processes")
+    micro_batch_size: Int | None = Field(
+        default=None, ge=1, description="samples per forward on one process; default: all"
+    )
+    schedule: Schedule = Schedule()
+    weight_decay: Number = Field(default=0.0, ge=0, description="on matrices only, never on norms, biases and scalars")
+    betas: tuple[Number, Number] = (0.9, 0.999)
+    clip: Number | None = Field(default=1.0, gt=0, description="largest gradient norm; null: no clipping")
+    max_length: Int | None = Field(
+        default=None, ge=1, description="longest sample in tokens; a longer one is a bad record"
+    )
+    on_bad: Literal["fail", "skip"] = Field(default="fail", description="skip: quarantine bad records and go on")
+    save_every: Int = Field(default=200, ge=1, description="steps between checkpoints")
+    keep_checkpoints: Int = Field(default=1, ge=1)
+    log_every: Int = Field(
+        default=1, ge=1, description="steps between rows of metrics.jsonl; a row is about its own step"
+    )
+    workers: Int = Field(default=0, ge=0, description="data loading processes")
+    feature_cache: FeatureCache | None = None
+    lora: LoraSpec | None = None
+    wings: WingsConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_wings(cls, value: Any) -> Any:
+        """`train: {wings: 1e-3}` is short for the three wings parts at that rate."""
+        if isinstance(value, Mapping) and isinstance(value.get("train"), Mapping) and "wings" in value["train"]:
+            train = dict(value["train"])
+            rate = train.pop("wings")
+            parts = {part: rate for part in METHOD_PARTS["wings"] if part.startswith("wings.")}
+            return {**value, "train": {**parts, **train}}
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Stage:
+        legal = METHOD_PARTS[self.method]
+        wrong = sorted(set(self.train) - set(legal))
+        if wrong:
+            known = {part for parts in METHOD_PARTS.values() for part in parts}
+            frozen = [part for part in wrong if part in known]
+            what = "freezes" if frozen else "does not know"
+            raise ValueError(f"train: method `{self.method}` {what} {_and(frozen or wrong)}; it trains {_or(legal)}")
+        if self.train and not any(part.startswith(DEFINING_PART[self.method]) for part in self.train):
+            need = DEFINING_PART[self.method] + ("*" if DEFINING_PART[self.method].endswith(".") else "")
+            raise ValueError(f"train: method `{self.method}` without the part `{need}` would not be `{self.method}`")
+        for section in ADAPTER_METHODS:
+            if getattr(self, section) is not None and self.method != section:
+                raise ValueError(f"`{section}` configures method {section}, but this stage's method is {self.method}")
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give `steps` or `epochs`, exactly one of them")
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size: {self.micro_batch_size} does not divide batch_size {self.batch_size} evenly"
+            )
+        if self.feature_cache is not None and self.trains_tower:
+            raise ValueError("feature_cache: the tower is trained in this stage, so its features change at every step")
+        return self
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Part -> peak learning rate, the method's defaults when the recipe named none."""
+        return dict(self.train) or {part: rate for part, rate in METHOD_PARTS[self.method].items() if rate is not None}
+
+    @property
+    def trains_tower(self) -> bool:
+        return "tower" in self.learning_rates or (self.lora is not None and self.lora.tower)
+
+
+class Recipe(_Model):
+    """A whole run."""
+
+    name: Name
+    seed: Int = Field(default=0, ge=0, lt=2**31)
+    output_dir: str = Field(description="where the run keeps everything it writes")
+    host: HostSpec
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast; weights stay float32")
+    gradient_checkpointing: Bool = False
+    device: Literal["auto", "cpu"] = "auto"
+    distributed: Literal["fsdp", "ddp"] = Field(default="fsdp", description="how several processes share the work")
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _chain(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"stages: the name {_and(twice)} is used twice; a stage's directory is named after it")
+        for before, after in zip(self.stages, self.stages[1:], strict=False):
+            if before.method not in ADAPTER_METHODS:
+                continue
+            if after.method != before.method:
+                raise ValueError(
+                    f"stages: `{before.name}` leaves a {before.method} adapter, which `{after.name}` "
+                    f"(method {after.method}) cannot go on with; use method {before.method}, or put it first"
+                )
+            if getattr(after, after.method) is not None:
+                raise ValueError(
+                    f"stages: `{after.name}` goes on with the adapter of `{before.name}`; leave its "
+                    f"`{after.method}` section out, the adapter's own shape is kept"
+                )
+        return self
+
+
+def slug(index: int, stage: Stage) -> str:
+    """Directory name of a stage: its place, then its name."""
+    return f"{index + 1:02d}-{re.sub(r'[^A-Za-z0-9_.-]', '-', stage.name)}"
+
+
+def _and(names: Any) -> str:
+    quoted = [f"`{name}`" for name in names]
+    return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + " and " + quoted[-1]
+
+
+def _or(names: Any) -> str:
+    return ", ".join(f"`{name}`" for name in names)

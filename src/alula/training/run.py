@@ -1,0 +1,202 @@
+"""A whole run: stages in order, each from the last one's output, resumable at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from alula.errors import RecipeError, UsageError
+from alula.files import write_text
+from alula.training.environment import append_session, describe_environment
+from alula.training.layout import RunDirectory
+from alula.training.progress import Display
+from alula.training.reading import dump_recipe, load_recipe, parse_recipe
+from alula.training.recipe import ADAPTER_METHODS, Recipe
+from alula.training.stage import StageResult, open_data, run_stage, stage_result, stage_steps
+from alula.training.starts import assemble
+
+Resume = Literal["auto"] | bool
+# settings that change how a run is watched, not what it computes
+_FREE_STAGE_KEYS = ("log_every", "save_every", "keep_checkpoints", "workers")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    directory: Path
+    final: Path
+    stages: tuple[StageResult, ...]
+    is_main: bool = True
+
+    @property
+    def was_done(self) -> bool:
+        """Whether there was nothing left to do."""
+        return all(stage.skipped for stage in self.stages)
+
+    def as_json(self) -> dict[str, Any]:
+        """Paths as strings, everything else as it is."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
+
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    resume: Resume = "auto",
+    callbacks: Sequence[TrainerCallback] = (),
+    quiet: bool = False,
+) -> TrainResult:
+    """Run a recipe. Under `torchrun` or `accelerate launch` every process calls this alike.
+
+    Args:
+        recipe: a Recipe, the path of one, or the mapping a YAML file would hold.
+        resume: "auto" goes on where an earlier session of the same recipe stopped; True insists that there is one;
+            False starts over and drops what is there.
+        callbacks: Trainer callbacks that watch every stage (`TrainerControl` may stop one).
+        quiet: say nothing on stderr.
+
+    Raises:
+        RecipeError: the recipe does not say something runnable.
+        UsageError: the output directory holds another recipe's run, something else, or is in use.
+        DataError, HostError: data or models that cannot be used.
+    """
+    recipe = as_recipe(recipe)
+    processes = PartialState(cpu=recipe.device == "cpu" or not torch.cuda.is_available())
+    check_world(recipe, processes.num_processes)
+    run = RunDirectory(Path(recipe.output_dir))
+    display = Display(quiet=quiet or not processes.is_main_process)
+    with contextlib.ExitStack() as stack:
+        if processes.is_main_process:
+            stack.enter_context(run.locked())
+            prepare(run, recipe, resume=resume, processes=processes.num_processes)
+        processes.wait_for_everyone()
+        results: list[StageResult] = []
+        base, previous = start_of_run(recipe, run), None
+        for index, stage in enumerate(recipe.stages):
+            paths = run.stage(index, stage)
+            if paths.done() is not None:
+                results.append(stage_result(paths, skipped=True))
+                display.say(f"stage {stage.name}: done already, skipped")
+            else:
+                results.append(
+                    run_stage(
+                        recipe,
+                        index,
+                        paths,
+                        run.metrics,
+                        base=base,
+                        previous=previous,
+                        display=display,
+                        callbacks=callbacks,
+                    )
+                )
+            if processes.is_main_process:
+                run.point(run.latest, paths.model)
+            if stage.method in ADAPTER_METHODS:
+                previous = paths.model
+            else:
+                base = str(paths.model)
+        if processes.is_main_process:
+            run.point(run.final, run.stage(len(recipe.stages) - 1, recipe.stages[-1]).model)
+        processes.wait_for_everyone()
+    return TrainResult(run.root, run.final, tuple(results), is_main=processes.is_main_process)
+
+
+def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:
+    """Validate a recipe and open its data sources, training nothing.
+
+    Raises:
+        RecipeError, DataError: as `train` would.
+    """
+    recipe = as_recipe(recipe)
+    for index, stage in enumerate(recipe.stages):
+        stage_steps(stage, open_data(stage.data, seed=recipe.seed + index))
+    return recipe
+
+
+def as_recipe(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:
+    """A Recipe from any form of one."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    return parse_recipe(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe)
+
+
+def check_world(recipe: Recipe, processes: int) -> None:
+    """Raise a RecipeError if a stage's batch cannot be dealt out evenly to ``processes``."""
+    for stage in recipe.stages:
+        share = stage.batch_size / processes
+        micro = stage.micro_batch_size or share
+        if share != int(share) or share % micro:
+            raise RecipeError(
+                f"{stage.batch_size} samples do not divide into micro-batches of {micro:g} on {processes} processes",
+                where=f"stages.{stage.name}.batch_size",
+                remedy="batch_size must be a multiple of processes x micro_batch_size",
+            )
+
+
+def prepare(run: RunDirectory, recipe: Recipe, *, resume: Resume, processes: int) -> None:
+    """Decide what the output directory is to this session, and write down what is about to run."""
+    run.refuse_strangers()
+    if run.holds_a_run():
+        if resume is False:
+            run.clear()
+        else:
+            refuse_other_recipes(run, recipe)
+    elif resume is True:
+        raise UsageError("there is no run to resume", where=str(run.root), remedy="leave --resume out")
+    seeds = {stage.name: recipe.seed + index for index, stage in enumerate(recipe.stages)}
+    write_text(run.recipe, dump_recipe(recipe))
+    append_session(run.environment, describe_environment(processes, seeds))
+    if recipe.host.path is None:
+        assemble(recipe.host, run.host, seed=recipe.seed)
+
+
+def start_of_run(recipe: Recipe, run: RunDirectory) -> str:
+    """The host under the first stage."""
+    return recipe.host.path if recipe.host.path is not None else str(run.host)
+
+
+def refuse_other_recipes(run: RunDirectory, recipe: Recipe) -> None:
+    """Raise a UsageError if the run on disk was another recipe's, naming the first key that differs."""
+    before = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    now = yaml.safe_load(dump_recipe(recipe))
+    for plain in (before, now):
+        plain.pop("output_dir", None)  # a run may have been moved
+        for stage in plain["stages"]:
+            for key in _FREE_STAGE_KEYS:
+                stage.pop(key, None)
+    difference = first_difference(before, now)
+    if difference is not None:
+        key, old, new = difference
+        raise UsageError(
+            f"holds a run of another recipe: {key} was {old!r}, now {new!r}",
+            where=str(run.root),
+            remedy="name another output_dir, or start over with --no-resume (drops what is there)",
+        )
+
+
+def first_difference(before: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first key path at which two plain values differ, with both values there."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in [*before, *(name for name in now if name not in before)]:
+            found = first_difference(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+            if found is not None:
+                return found
+        return None
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for place, (old, new) in enumerate(zip(before, now, strict=True)):
+            found = first_difference(old, new, f"{key}.{place}")
+            if found is not None:
+                return found
+        return None
+    return None if before == now else (key, before, now)

@@ -1,0 +1,214 @@
+"""One stage, from its start to its output directory."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from alula.anatomy import Anatomy
+from alula.data import Collator, Mixture, MixtureSpec, Quarantine, open_mixture
+from alula.errors import RecipeError
+from alula.files import write_json
+from alula.training.checkpoint import Sealing, newest, step_of
+from alula.training.feature_cache import FeatureStore, frozen_tower, tower_fingerprint
+from alula.training.layout import StageDirectory
+from alula.training.metrics import MetricsWriter, read_rows, rewind
+from alula.training.optimizer import decayed_names
+from alula.training.participation import lockstep
+from alula.training.parts import tabulate
+from alula.training.progress import Display
+from alula.training.recipe import DataSpec, FeatureCache, Recipe, Stage
+from alula.training.starts import begin, export
+from alula.training.trainer import StageTrainer, config_kept, load_trained, training_arguments
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage. `skipped`: an earlier session had already finished it."""
+
+    name: str
+    model: Path
+    steps: int
+    loss: float
+    trainable: int
+    total: int
+    skipped: bool = False
+
+
+def run_stage(
+    recipe: Recipe,
+    index: int,
+    paths: StageDirectory,
+    metrics: Path,
+    *,
+    base: str,
+    previous: Path | None,
+    display: Display,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> StageResult:
+    """Train stage ``index``, from its newest complete checkpoint if it has one, and leave its output there.
+
+    Args:
+        base, previous: see `starts.begin`.
+        metrics: the run's metrics file.
+        callbacks: further Trainer callbacks.
+    """
+    stage, processes = recipe.stages[index], PartialState()
+    main = processes.is_main_process
+    seed = recipe.seed + index
+    set_seed(seed)  # what the method puts on the host starts from the stage's own seed
+    start = begin(stage, base=base, previous=previous)
+    rates = stage.learning_rates
+    table = tabulate(start.model, start.parts, rates, decayed_names(start.model, start.parts))
+    display.show_parts(f"stage {stage.name}: {stage.method}", table)
+
+    quarantine = Quarantine(paths.quarantine) if stage.on_bad == "skip" else None
+    mixture = open_data(stage.data, seed=recipe.seed + index, quarantine=quarantine)
+    steps = stage_steps(stage, mixture)
+    world = processes.num_processes
+    arguments = training_arguments(recipe, stage, paths.checkpoints, steps=steps, seed=seed, world=world)
+    if main:
+        write_json(paths.parameters, table.as_json())
+        newest(paths.checkpoints, clean=True)
+    processes.wait_for_everyone()
+    checkpoint = newest(paths.checkpoints)
+    done = step_of(checkpoint) if checkpoint is not None else 0
+    last = rewind(metrics, stage.name, done) if main else None
+    if done:
+        display.say(f"stage {stage.name}: resuming after step {done} of {steps}")
+
+    if recipe.gradient_checkpointing:
+        checkpoint_activations(start.model)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(config_kept(Anatomy.of(start.model).host))
+        if not stage.trains_tower:
+            stack.enter_context(frozen_tower(start.model, open_store(stage.feature_cache, start.model)))
+        if world > 1:
+            stack.enter_context(lockstep(start.model, start.parts, blank_image(start.processor)))
+        watch = stack.enter_context(display.stage(stage.name, steps=steps, done=done))
+        writer = MetricsWriter(
+            metrics if main else None,
+            stage.name,
+            batch_size=stage.batch_size,
+            every=stage.log_every,
+            last=last,
+            watch=watch,
+        )
+        trainer = StageTrainer(
+            start.model,
+            arguments,
+            parts=start.parts,
+            rates=rates,
+            stage=stage,
+            dataset=mixture.window(steps * stage.batch_size),
+            collator=Collator(
+                start.processor,
+                max_length=stage.max_length,
+                quarantine=quarantine,
+                replacer=mixture if quarantine is not None else None,
+            ),
+            callbacks=[writer, Sealing(stage.keep_checkpoints), *callbacks],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        trained = trainer.gather_trained()
+    if main:
+        if trained is not None:  # the live model is sharded: put its weights on a whole one
+            set_seed(seed)
+            start = begin(stage, base=base, previous=previous)
+            load_trained(start.model, start.parts, trained)
+        export(start, stage, paths.model)
+        rows = [row for row in read_rows(metrics) if row["stage"] == stage.name]
+        record = {
+            "name": stage.name,
+            "method": stage.method,
+            "steps": steps,
+            "loss": rows[-1]["loss"],
+            "trainable": table.trainable,
+            "total": table.total,
+            "base": base,
+        }
+        paths.finish(record)
+        if quarantine is not None and (counts := quarantine.counts()):
+            told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+            display.say(f"stage {stage.name}: stepped over bad records ({told}); see {paths.quarantine}")
+    processes.wait_for_everyone()
+    return stage_result(paths)
+
+
+def stage_result(paths: StageDirectory, *, skipped: bool = False) -> StageResult:
+    """The result of a finished stage from its record."""
+    record = paths.done()
+    assert record is not None
+    return StageResult(
+        name=record["name"],
+        model=paths.model,
+        steps=record["steps"],
+        loss=record["loss"],
+        trainable=record["trainable"],
+        total=record["total"],
+        skipped=skipped,
+    )
+
+
+def open_data(spec: DataSpec, *, seed: int, quarantine: Quarantine | None = None) -> Mixture:
+    """The stage's mixture; relative paths start from the working directory."""
+    mixture = MixtureSpec(
+        sources=list(spec.sources), text_replay=spec.text_replay, seed=seed if spec.seed is None else spec.seed
+    )
+    return open_mixture(mixture, quarantine=quarantine)
+
+
+def stage_steps(stage: Stage, mixture: Mixture) -> int:
+    """Optimizer steps of ``stage``. An epoch draws as many samples as the non-replay sources hold together.
+
+    Raises:
+        RecipeError: epochs over a source without end.
+    """
+    if stage.steps is not None:
+        return stage.steps
+    assert stage.epochs is not None
+    sizes = {source.name: source.size for source in mixture.sources[: len(stage.data.sources)]}
+    endless = [name for name, size in sizes.items() if size is None]
+    if endless:
+        raise RecipeError(
+            f"the source {endless[0]} never ends, so there is no epoch to count",
+            where=f"stages.{stage.name}.epochs",
+            remedy="give `steps` instead, or set `limit` on the source",
+        )
+    share = 1.0 - (stage.data.text_replay.ratio if stage.data.text_replay else 0.0)
+    samples = stage.epochs * sum(size for size in sizes.values() if size is not None) / share
+    return max(1, math.ceil(samples / stage.batch_size))
+
+
+def open_store(spec: FeatureCache | None, model: nn.Module) -> FeatureStore | None:
+    """The feature cache a stage asked for."""
+    if spec is None:
+        return None
+    tower = Anatomy.of(model).tower
+    place = None if spec.disk is None or tower is None else Path(spec.disk) / tower_fingerprint(tower)
+    return FeatureStore(int(spec.memory_mb * 2**20), place)
+
+
+def blank_image(processor: Any) -> dict[str, Tensor]:
+    """The image processor's output for one grey image."""
+    image = Image.new("RGB", (64, 64), (127, 127, 127))
+    return dict(processor.image_processor(images=[image], return_tensors="pt"))
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Recompute activations in backward instead of keeping them."""
+    options = {"use_reentrant": False}  # reentrant checkpoints need an input that asks for a gradient
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:  # its name before transformers renamed it
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)

@@ -1,0 +1,209 @@
+"""The Hugging Face Trainer with parts, an exact token-weighted loss, and checkpoints of the trained weights only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from alula.errors import AlulaError
+from alula.training.optimizer import build_optimizer
+from alula.training.participation import fill_missing_gradients
+from alula.training.parts import Named
+from alula.training.recipe import Recipe, Stage
+
+WEIGHTS = "model.safetensors"
+
+
+def training_arguments(
+    recipe: Recipe, stage: Stage, directory: Path, *, steps: int, seed: int, world: int
+) -> TrainingArguments:
+    """The Trainer's settings for one stage; learning rates are not among them, they belong to the parts."""
+    micro = stage.micro_batch_size or stage.batch_size // world
+    sharded = world > 1 and recipe.distributed == "fsdp"
+    kind = "constant_with_warmup" if stage.schedule.kind == "constant" else stage.schedule.kind
+    return TrainingArguments(
+        output_dir=str(directory),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=stage.batch_size // (micro * world),
+        max_steps=steps,
+        lr_scheduler_type=kind,
+        warmup_steps=stage.schedule.warmup,
+        max_grad_norm=stage.clip or 0.0,
+        bf16=recipe.precision == "bf16",
+        use_cpu=recipe.device == "cpu" or not torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=stage.save_every,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        include_num_input_tokens_seen="non_padding",
+        average_tokens_across_devices=True,
+        dataloader_num_workers=stage.workers,
+        dataloader_persistent_workers=stage.workers > 0,
+        dataloader_pin_memory=recipe.device != "cpu" and torch.cuda.is_available(),
+        accelerator_config={"dispatch_batches": False, "split_batches": False, "even_batches": False},
+        ddp_find_unused_parameters=False,
+        fsdp=sharded,  # type: ignore[arg-type]
+        fsdp_config={"reshard_after_forward": True} if sharded else None,
+    )
+
+
+class StageTrainer(Trainer):
+    """Runs one stage.
+
+    What it changes: samples are taken in the dataset's own order (the mixture is already shuffled, by position); the
+    optimizer has a group per part; the loss is the mean over all supervised tokens of the optimizer step, whatever the
+    host's own loss does; a checkpoint holds the trained weights only, and loads strictly.
+
+    Args:
+        parts: trained parameters by part; names are the model's own.
+        rates: peak learning rate per part.
+        dataset: map-style, in the order it is to be taken.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        parts: Mapping[str, Named],
+        rates: Mapping[str, float],
+        stage: Stage,
+        dataset: Any,
+        collator: Any,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self.parts, self.rates, self.stage = parts, rates, stage
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=dataset,
+            compute_loss_func=token_mean_loss,
+            callbacks=[*callbacks, _HonestGradients()],
+        )
+        if self.accelerator.num_processes == 1:
+            self.args._n_gpu = min(self.args.n_gpu, 1)  # several visible GPUs would mean nn.DataParallel
+
+    @property
+    def own_model(self) -> nn.Module:
+        assert isinstance(self.model, nn.Module)
+        return self.model
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(dataset)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(
+                model or self.own_model,
+                self.parts,
+                self.rates,
+                weight_decay=self.stage.weight_decay,
+                betas=self.stage.betas,
+            )
+        return self.optimizer
+
+    def trained_state(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The trained weights by parameter name; ``state`` is the gathered state of a sharded model."""
+        source = state if state is not None else dict(self.own_model.named_parameters())
+        return {name: source[name].detach() for named in self.parts.values() for name, _ in named}
+
+    def gather_trained(self) -> dict[str, Tensor] | None:
+        """The trained weights of a sharded model, whole (on the first process), or None if the model is whole itself.
+
+        Every process must call it.
+        """
+        if not self.is_fsdp_enabled:
+            return None
+        state = self.accelerator.get_state_dict(self.model)
+        return self.trained_state(state) if self.args.should_save else {}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        directory = Path(output_dir or str(self.args.output_dir))
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.trained_state(state_dict).items()}
+        save_file(tensors, directory / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load_trained(model or self.own_model, self.parts, load_file(Path(resume_from_checkpoint) / WEIGHTS))
+
+
+def load_trained(model: nn.Module, parts: Mapping[str, Named], tensors: Mapping[str, Tensor]) -> None:
+    """Copy ``tensors`` into the trained parameters of ``model``.
+
+    Raises:
+        AlulaError: a trained parameter is missing, another one is there, or a shape differs.
+    """
+    wanted = {name for named in parts.values() for name, _ in named}
+    if wanted != set(tensors):
+        odd = sorted(wanted ^ set(tensors))
+        raise AlulaError(f"the checkpoint and this stage differ in {len(odd)} parameters, the first {odd[0]}")
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if own[name].shape != tensor.shape:
+                raise AlulaError(f"{name} is {tuple(own[name].shape)} here and {tuple(tensor.shape)} in the checkpoint")
+            own[name].copy_(tensor)
+
+
+def token_mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Next-token cross-entropy summed over this micro-batch, divided by the optimizer step's supervised tokens.
+
+    So micro-batches (and processes) with few supervised tokens count for as much as they hold, and the accumulated
+    gradient is the big batch's.
+
+    Args:
+        outputs: with `logits` (B, S, V).
+        labels: (B, S), -100 where not supervised.
+        num_items_in_batch: supervised tokens of the whole step; None: of this batch.
+    """
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
+    shifted = F.pad(labels, (0, 1), value=-100)[:, 1:].to(logits.device)
+    total = F.cross_entropy(logits.float().flatten(0, 1), shifted.flatten(), ignore_index=-100, reduction="sum")
+    count = (shifted != -100).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / count
+
+
+@contextlib.contextmanager
+def config_kept(model: nn.Module) -> Iterator[None]:
+    """The Trainer writes `use_cache` into the model's config; what is saved must not carry that."""
+    config: Any = model.config
+    before = getattr(config, "use_cache", None)
+    try:
+        yield
+    finally:
+        if before is None:
+            if hasattr(config, "use_cache"):
+                delattr(config, "use_cache")
+        else:
+            config.use_cache = before
+
+
+class _HonestGradients(TrainerCallback):
+    """See `participation`: one process and many give a part that no sample reached the same gradient, zero."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        groups = kwargs["optimizer"].param_groups
+        fill_missing_gradients([parameter for group in groups for parameter in group["params"]])
