@@ -78,46 +78,48 @@ def attention_forward(
     if not asked:
         return run(module, query, key, value, attention_mask, **options)
 
-    columns = torch.cat([_align(columns, key.shape[2]) for _, columns in asked], dim=-1).to(value.dtype)
+    values = torch.cat([_align(columns, key.shape[2]) for _, columns in asked], dim=-1).to(value.dtype)
+    options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
+    split = alula.split([asker for asker, _ in asked])
+    if split is None:
+        output, sums = _with_sums(run, module, query, key, value, attention_mask, values, options)
+    else:
+        parts = [_samples(pick, query, key, value, attention_mask, values) for pick in split]
+        spoken, sums = _with_sums(run, module, *parts[0], options)
+        silent, _ = run(module, *parts[1][:4], **options)
+        back = torch.cat(split).argsort()
+        output = torch.cat([spoken, silent])[back]
+        sums = torch.cat([sums, sums.new_zeros(len(silent), *sums.shape[1:])])[back]
+    start = 0
+    for asker, wanted in asked:
+        asker.receive(alula, module.layer_idx, sums[..., start : start + wanted.shape[-1]])
+        start += wanted.shape[-1]
+    return output, None
+
+
+def _with_sums(
+    run: Any,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    columns: Tensor,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """(B, Q, H, D) output of attention and (B, Q, H, C') sums of the (B, K, C) columns, C' >= C."""
     width = value.shape[-1]
     padding = -(width + columns.shape[-1]) % 8 + columns.shape[-1]
     columns = F.pad(columns, (0, padding - columns.shape[-1]))
     widened = torch.cat([value, columns[:, None].expand(-1, value.shape[1], -1, -1)], dim=-1)
-    options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output, _ = run(module, F.pad(query, (0, padding)), F.pad(key, (0, padding)), widened, attention_mask, **options)
+    output, _ = run(module, F.pad(query, (0, padding)), F.pad(key, (0, padding)), widened, mask, **options)
     output, sums = output.split([width, padding], dim=-1)
-    _deliver(asked, sums, alula, module)
-    return output.contiguous(), None
+    return output.contiguous(), sums
 
 
-@torch.no_grad()
-def _answer_aside(
-    run: Callable[..., tuple[Tensor, Any]],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    attention_mask: Tensor | None,
-    options: dict[str, Any],
-    alula: Any,
-    asked: list[tuple[KeyColumns, Tensor]],
-) -> None:
-    """Give askers their sums from passes whose values are nothing but columns, as many at a time as a head is wide."""
-    width = query.shape[-1]
-    wanted = torch.cat([_align(columns, key.shape[2]) for _, columns in asked], dim=-1).to(query.dtype)
-    sums = []
-    for columns in wanted.split(width, dim=-1):
-        padded = F.pad(columns, (0, width - columns.shape[-1]))[:, None].expand(-1, key.shape[1], -1, -1)
-        output, _ = run(module, query, key, padded, attention_mask, **{**options, "dropout": 0.0})
-        sums.append(output[..., : columns.shape[-1]])
-    _deliver(asked, torch.cat(sums, dim=-1), alula, module)
-
-
-def _deliver(asked: list[tuple[KeyColumns, Tensor]], sums: Tensor, alula: Any, module: nn.Module) -> None:
-    """Hand every asker its share of (B, Q, H, all columns)."""
-    start = 0
-    for asker, wanted in asked:
-        asker.receive(alula, module.layer_idx, sums[..., start : start + wanted.shape[-1]])  # type: ignore[arg-type]
-        start += wanted.shape[-1]
+def _samples(pick: Tensor, *tensors: Tensor | None) -> list[Any]:
+    """The chosen samples of each tensor; what is None or broadcast over samples stays as it is."""
+    return [t if t is None or len(t) == 1 else t.index_select(0, pick) for t in tensors]
 
 
 def _align(columns: Tensor, keys: int) -> Tensor:

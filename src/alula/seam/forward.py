@@ -7,6 +7,7 @@ gradient checkpointing and serves two models side by side; what the next step ne
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +34,7 @@ class RowCache(DynamicLayer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.has_perceptual = False
+        self.seeing: tuple[bool, ...] | None = None  # per sample: some row is perceptual; None = to be read from the rows
         self.rope_types: list[str] = []
 
     def append(self, rows: RowMap, inputs: Tensor, rope: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -78,6 +79,28 @@ class RowCache(DynamicLayer):
             self.values = torch.cat([self.values, value_states], dim=-2)
         return self.keys, self.values
 
+    def seen(self) -> tuple[bool, ...]:
+        """Per sample, whether any stored row is perceptual (read from the device only after the cache was rearranged)."""
+        if self.seeing is None:
+            self.seeing = tuple(self.rows.is_perceptual.any(dim=1).tolist())
+        return self.seeing
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.seeing = None
+        super().reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.seeing = None
+        super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.seeing = None
+        super().batch_select_indices(indices)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self.seeing = None
+        super().crop(tokens_to_remove)
+
     def get_seq_length(self) -> int:
         # `keys` may have width 0, which the inherited test takes for an empty cache
         return self.values.shape[-2] if self.is_initialized else 0
@@ -94,6 +117,15 @@ def half(table: Tensor) -> Tensor:
     return table[..., : table.shape[-1] // 2]
 
 
+def _seeing(rows: RowMap, past: RowCache | None) -> tuple[bool, ...]:
+    """Per sample, whether any row so far is perceptual. Reads the device only while some sample has seen nothing."""
+    before = past.seen() if past is not None else (False,) * rows.shape[0]
+    if all(before):
+        return before
+    now = rows.is_perceptual.any(dim=1).tolist()
+    return tuple(a or b for a, b in zip(before, now, strict=True))
+
+
 class Forward:
     """What one forward pass knows: its rows, past and new, and what the grafts of the seam keep during it.
 
@@ -103,6 +135,7 @@ class Forward:
         past_rows: RowMap of the P cached rows, or None.
         past: the row cache that remembers them as it was before this forward (a shallow copy: the cache itself grows
             when the forward ends), or None, also for a cache that was filled without the seam.
+        seeing: per sample, whether any of its rows so far is perceptual.
         has_perceptual: whether any row so far, of any sample, is perceptual.
         inputs: (B, S, d) input of the first decoder layer; set when that layer is entered.
         rope: per attention type the (cos, sin) of the new rows, each (1 or B, S, R); empty for hosts without RoPE.
@@ -115,7 +148,8 @@ class Forward:
         self.past = past
         self.all_rows = rows if past_rows is None else past_rows.append(rows)
         self.rows = self.all_rows.last(rows.shape[1])
-        self.has_perceptual = (past is not None and past.has_perceptual) or bool(rows.is_perceptual.any())
+        self.seeing = _seeing(rows, past)
+        self.has_perceptual = any(self.seeing)
         self.inputs: Tensor | None = None
         self.rope: dict[str, tuple[Tensor, Tensor]] = {}
         self.memo: dict[Any, Any] = {}
@@ -131,6 +165,15 @@ class Forward:
         index: int = module.layer_idx  # type: ignore[assignment]
         asked = ((asker, asker.key_columns(self, index)) for asker in self.seam.askers(index))
         return [(asker, columns) for asker, columns in asked if columns is not None]
+
+    def split(self, askers: Sequence[KeyColumns]) -> tuple[Tensor, Tensor] | None:
+        """Indices of the samples whose sums `askers` want, and of the others; None when they want those of all."""
+        if all(self.seeing) or not all(self.seam.is_gated(asker) for asker in askers):
+            return None
+        if "split" not in self.memo:
+            picks = [[i for i, sees in enumerate(self.seeing) if sees is wanted] for wanted in (True, False)]
+            self.memo["split"] = tuple(torch.tensor(pick, device=self.rows.device) for pick in picks)
+        return self.memo["split"]
 
     def all_inputs(self) -> Tensor:
         """(B, P + S, d) first-layer inputs of all rows."""

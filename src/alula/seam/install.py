@@ -33,6 +33,7 @@ class Seam(nn.Module):
         self.anatomy = anatomy
         self.holders: dict[str, Any] = {}
         self._askers: dict[int, list[KeyColumns]] = {}
+        self._gated: set[KeyColumns] = set()
         self._previous_attention: str | None = None
         self._input_users: set[str] = set()
         self._given_rows: RowMap | None = None
@@ -46,8 +47,14 @@ class Seam(nn.Module):
 
     # -- who needs what -------------------------------------------------------------------------------------------
 
-    def ask(self, layer: int, asker: KeyColumns) -> None:
-        """Have `asker` receive sums of attention in `layer`; switches the decoder to alula's attention function."""
+    def ask(self, layer: int, asker: KeyColumns, *, gated: bool = False) -> None:
+        """Have `asker` receive sums of attention in `layer`; switches the decoder to alula's attention function.
+
+        A gated asker needs no sums of samples that have seen nothing perceptual (it receives zeros); those samples keep
+        the stock attention, bit for bit, also in one batch with others.
+        """
+        if gated:
+            self._gated.add(asker)
         if self._previous_attention is None:
             self._previous_attention = set_attention(self.anatomy, ATTENTION)
         self._askers.setdefault(layer, []).append(asker)
@@ -55,12 +62,16 @@ class Seam(nn.Module):
     def stop_asking(self, layer: int, asker: KeyColumns) -> None:
         """Undo `ask`; the last one to stop gives the decoder its own attention function back."""
         self._askers[layer].remove(asker)
+        self._gated.discard(asker)
         if not any(self._askers.values()) and self._previous_attention is not None:
             set_attention(self.anatomy, self._previous_attention)
             self._previous_attention = None
 
     def askers(self, layer: int) -> list[KeyColumns]:
         return self._askers.get(layer, [])
+
+    def is_gated(self, asker: KeyColumns) -> bool:
+        return asker in self._gated
 
     def keep_inputs(self, holder: str) -> None:
         """Have the first layer's inputs kept in the cache for `holder` until it lets go of the seam."""
@@ -165,7 +176,7 @@ class Seam(nn.Module):
             }
             past.append(forward.past_rows, forward.inputs.new_zeros(*forward.past_rows.shape, 0), blank)
         past.append(forward.rows, forward.inputs, forward.rope)
-        past.has_perceptual = forward.has_perceptual
+        past.seeing = forward.seeing
 
     @contextmanager
     def given_rows(self, rows: RowMap) -> Iterator[None]:

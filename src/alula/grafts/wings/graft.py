@@ -213,7 +213,7 @@ class WingsGraft(Graft):
             handles.append(attention.register_forward_hook(module.between, with_kwargs=True))
             handles.append(out.register_forward_hook(module.after_norm))
         if module.router is not None and not isinstance(module.router, ConstantRouter):
-            self.seam.ask(index, module)
+            self.seam.ask(index, module, gated=self.config.gate == "exact")
         return handles
 
     def unhook(self) -> None:
