@@ -2,8 +2,8 @@
 
 ``mixture[n]`` is a pure function of the seed and ``n``. Positions are dealt to the sources in blocks of 256: after any
 whole number of blocks each source has had its share to within a sample or so (Webster's apportionment, which never
-takes a dealt sample back), and within a block the order is shuffled, so that no period can fall in step with the number
-of processes. A source is gone through once per epoch, in an order reshuffled every epoch.
+takes a dealt sample back), and within a block it is shuffled whose turn it is, so that no period can fall in step with
+the number of processes. A source is gone through once per epoch, in an order reshuffled every epoch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -150,9 +151,7 @@ class Mixture:
 
     def _read(self, position: int, attempt: int) -> Sample:
         number, index = self.draw(position, attempt)
-        sample = self.sources[number][index]
-        sample.position = position
-        return sample
+        return replace(self.sources[number][index], position=position)
 
 
 class Window:
@@ -271,10 +270,12 @@ class _TextOnly:
 
 @lru_cache(maxsize=64)
 def _block(shares: tuple[float, ...], seed: int, block: int) -> tuple[tuple[int, int], ...]:
-    """Block ``block`` of the stream in its shuffled order: per position, the source and how many it had before."""
+    """Block ``block`` of the stream: per position, the source and how many samples it gave before."""
     dealt = _dealt(shares, block)
     order = sorted(range(_BLOCK), key=lambda slot: mixed(seed, block, slot))
-    return tuple(dealt[slot] for slot in order)
+    # the turns are shuffled among the sources, but every source gives its samples in their order
+    waiting = [iter([count for source, count in dealt if source == number]) for number in range(len(shares))]
+    return tuple((dealt[slot][0], next(waiting[dealt[slot][0]])) for slot in order)
 
 
 def _dealt(shares: tuple[float, ...], block: int) -> list[tuple[int, int]]:

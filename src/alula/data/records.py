@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ class RecordFile:
         if not spans:
             raise DataError("holds no records", where=str(path))
         self._version = (status.st_size, status.st_mtime_ns)
-        self._spans = np.array(spans, dtype=np.int64)  # (num_records, 3): first byte, length in bytes, 1-based line
+        self._spans = np.array(spans).reshape(
+            -1, 3
+        )  # (num_records, 3) int64: first byte, length in bytes, 1-based line
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -71,18 +74,18 @@ class RecordFile:
             ) from None
 
 
-def _line_spans(path: Path) -> list[tuple[int, int, int]]:
-    spans, start = [], 0
+def _line_spans(path: Path) -> array[int]:
+    spans, start = array("q"), 0
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
             skip = len(_BOM) if number == 1 and line.startswith(_BOM) else 0
             if line[skip:].strip():
-                spans.append((start + skip, len(line) - skip, number))
+                spans.extend((start + skip, len(line) - skip, number))
             start += len(line)
     return spans
 
 
-def _array_spans(path: Path) -> list[tuple[int, int, int]]:
+def _array_spans(path: Path) -> array[int]:
     try:
         raw = path.read_bytes()
         byte = len(_BOM) if raw.startswith(_BOM) else 0
@@ -90,7 +93,7 @@ def _array_spans(path: Path) -> list[tuple[int, int, int]]:
     except UnicodeDecodeError as error:
         raise DataError(f"not valid UTF-8: {error}", where=str(path)) from None
     del raw
-    decoder, spans, line, seen = json.JSONDecoder(), [], 1, 0
+    decoder, spans, line, seen = json.JSONDecoder(), array("q"), 1, 0
     at = _skip(text, text.index("[") + 1)
     while not text.startswith("]", at):
         try:
@@ -99,8 +102,8 @@ def _array_spans(path: Path) -> list[tuple[int, int, int]]:
             raise DataError(f"the JSON array does not parse: {error}", where=str(path)) from None
         before, record = text[seen:at], text[at:end]
         byte, line = byte + len(before.encode()), line + before.count("\n")
-        spans.append((byte, len(record.encode()), line))
-        byte, line, seen = byte + spans[-1][1], line + record.count("\n"), end
+        spans.extend((byte, len(record.encode()), line))
+        byte, line, seen = byte + spans[-2], line + record.count("\n"), end
         at = _skip(text, end)
         if text.startswith(",", at):
             at = _skip(text, at + 1)

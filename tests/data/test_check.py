@@ -1,0 +1,152 @@
+"""`alula data`: what it counts, what it lists, how it exits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from alula import microworld
+from alula.cli import data as command
+from alula.data import open_source
+from alula.data.check import check
+from alula.data.export import export_microworld
+from alula.errors import UsageError
+
+USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
+
+
+@pytest.fixture
+def run():
+    app = typer.Typer()
+    command.register(app)
+    return lambda *arguments: CliRunner().invoke(app, ["data", *map(str, arguments)])
+
+
+@pytest.fixture
+def bad_file(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
+    asked = {"role": "user", "content": "<image>\nwhat?"}
+    records = [
+        {"messages": [asked, ANSWER], "images": ["good.png"]},
+        {"messages": [USER, ANSWER]},
+        {"id": "cut", "messages": [asked, ANSWER], "images": ["cut.png"]},
+        {"messages": [asked, ANSWER], "images": ["none.png"]},
+        {"messages": [asked, ANSWER], "images": ["good.png", "good.png"]},
+        {"messages": [USER]},
+        {"messages": [{"role": "user", "content": "<image><image>?"}, ANSWER], "images": ["cut.png", "none.png"]},
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records) + "{oops\n")
+    return path
+
+
+def test_counts_and_faults(bad_file) -> None:
+    report = check(bad_file)
+    assert (report.samples, report.text_only, report.images, report.placeholders) == (8, 1, 7, 6)
+    assert dict(report.turns) == {"user": 2, "assistant": 2}
+    assert [(record.line, record.kind) for record in report.bad] == [
+        (3, "image"),
+        (4, "image"),
+        (5, "placeholders"),
+        (6, "unsupervised"),
+        (7, "image"),
+        (8, "record"),
+    ]
+    assert report.bad[0].id == "cut"
+    assert "1 image placeholder(s) but 2 image(s)" in report.bad[2].reason
+    assert "cut.png" in report.bad[4].reason
+    assert "none.png" in report.bad[4].reason
+    assert [record.line for record in check(bad_file, prompts=True).bad] == [3, 4, 5, 7, 8]
+
+
+def test_pixel_limit(bad_file) -> None:
+    assert "more than the limit of 15" in check(bad_file, max_pixels=15).bad[0].reason
+
+
+def test_processes_find_the_same(tmp_path) -> None:
+    path = export_microworld("dialogue", tmp_path / "out", n=600)
+    (tmp_path / "out" / "images" / "dialogue-train-0-1-0.png").write_bytes(b"")
+    seen = []
+    alone, shared = check(path), check(path, workers=2, progress=lambda *done: seen.append(done))
+    assert shared.as_dict() | {"seconds": 0} == alone.as_dict() | {"seconds": 0}
+    assert [record.line for record in shared.bad] == [2]
+    assert seen[-1] == (600, 600)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "llava"])
+@pytest.mark.parametrize("stream", ["dialogue", "visual", "text", "caption"])
+def test_exports_read_back_as_they_were(tmp_path, stream: str, form: str) -> None:
+    path = export_microworld(stream, tmp_path / "out", form=form, n=30, seed=3)
+    key = {"jsonl": "jsonl", "llava": "llava"}[form]
+    from_file, direct = open_source({key: str(path)}), open_source({"microworld": stream, "seed": 3, "limit": 30})
+    assert from_file.size == direct.size == 30
+    for index in range(30):
+        one, two = from_file[index], direct[index]
+        assert one.id == two.id
+        assert [ref.load().tobytes() for ref in one.images] == [ref.load().tobytes() for ref in two.images]
+        strip = [
+            [(m["role"], [p["text"] if p["type"] == "text" else "image" for p in m["content"]]) for m in s.messages]
+            for s in (one, two)
+        ]
+        assert strip[0] == strip[1]
+    assert check(path).ok
+
+
+def test_microworld_sources_are_the_stream(tmp_path) -> None:
+    source = open_source({"microworld": "visual", "split": "test", "seed": 2, "families": ["colour"]})
+    items = list(microworld.visual_items(5, split="test", seed=2, families=["colour"]))
+    assert source.size is None
+    for index in (4, 0, 3):
+        assert source[index].id == items[index].id
+        assert source[index].meta == {"family": "colour", "kind": "visual", "split": "test"}
+    with pytest.raises(UsageError, match="choose from"):
+        open_source({"microworld": "visual", "families": ["taste"]})
+    assert open_source({"microworld": "text", "limit": 3}).size == 3
+
+
+def test_exports_never_overwrite(tmp_path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="not an empty folder"):
+        export_microworld("text", tmp_path / "mine", n=1)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_command_on_bad_data(run, bad_file) -> None:
+    result = run("check", bad_file)
+    assert result.exit_code == 1
+    assert f"{bad_file}:3: image: image 'cut.png' is truncated or corrupt" in result.stdout
+    assert f"{bad_file}:8: record: not valid JSON" in result.stdout
+    report = json.loads(run("check", bad_file, "--json", "--workers", 0).stdout)
+    assert report["ok"] is False
+    assert [record["line"] for record in report["bad"]] == [3, 4, 5, 6, 7, 8]
+
+
+def test_command_on_good_data(run, tmp_path) -> None:
+    made = run("export", "visual", tmp_path / "out", "-n", 12, "--format", "llava")
+    assert made.exit_code == 0
+    path = made.stdout.strip()
+    result = run("check", path)
+    assert result.exit_code == 0
+    assert "all good" in result.stdout
+    assert json.loads(run("check", path, "--json").stdout)["images"] == 12
+    shown = run("show", path, "-n", 2)
+    assert shown.exit_code == 0
+    assert "visual-train-0-1.png" not in shown.stderr
+    assert "visual-train-0-0" in shown.stdout
+
+
+def test_command_misused(run, tmp_path) -> None:
+    assert run("check", tmp_path / "none.jsonl").exit_code == 2
+    assert run("check").exit_code == 2
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [USER, ANSWER]}) + "\n")
+    assert run("check", tmp_path / "a.jsonl", "--max-pixels", 0).exit_code == 2
+    wrong = run("check", tmp_path / "a.jsonl", "--format", "csv")
+    assert isinstance(wrong.exception, UsageError)  # alula.cli.app turns it into exit code 2
+    assert wrong.exception.exit_code == 2

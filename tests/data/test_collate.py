@@ -1,0 +1,275 @@
+"""Batches against an independent computation, and models that take them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    SiglipVisionConfig,
+)
+
+from alula.data import (
+    IGNORED,
+    Collator,
+    ImageError,
+    ImageRef,
+    Mixture,
+    PlaceholderError,
+    Quarantine,
+    RecordError,
+    Sample,
+    TooLongError,
+    UnsupervisedError,
+    open_source,
+)
+from alula.errors import DataError, UsageError
+from tests.data.conftest import ROWS_PER_IMAGE, ListSource, chat, say
+
+RED, BLUE = Image.new("RGB", (9, 5), "red"), Image.new("RGB", (32, 32), "blue")
+
+
+def expected(sample: Sample, tokenizer) -> tuple[list[int], list[int]]:
+    """Ids and labels by hand: spell the text out with every placeholder repeated, and mark the answers' characters."""
+    text, answers = "", []
+    for message in sample.messages:
+        text += f"<|im_start|>{message['role']}\n"
+        said = "".join(
+            part["text"] if part["type"] == "text" else "<image>" * ROWS_PER_IMAGE for part in message["content"]
+        )
+        if message["role"] == "assistant":
+            answers.append((len(text), len(text) + len(said) + len("<|im_end|>")))
+        text += said + "<|im_end|>\n"
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    labels = [
+        token if any(begin <= start and end <= stop for begin, stop in answers) else IGNORED
+        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+    return encoded["input_ids"], labels
+
+
+def dialogues() -> list[Sample]:
+    two_images = [
+        say("system", "be brief"),
+        say("user", "compare ", RED, " and ", ImageRef.from_object(BLUE), " please"),
+        say("assistant", "red, blue"),
+        say("user", BLUE),
+        say("assistant", "blue \u00e9\U0001f600 again"),
+    ]
+    return [
+        chat("what colour?", "red", images=(RED,)),
+        chat("how many rings?", "two of them"),
+        Sample("two", two_images),
+        chat("q", "a", "q", "a", "q", "a longer last answer"),
+    ]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_training_batch_equals_the_computation_by_hand(processor, tokenizer, side: str) -> None:
+    samples = dialogues()
+    batch = Collator(processor, padding_side=side)(samples)
+    wanted = [expected(sample, tokenizer) for sample in samples]
+    length = max(len(ids) for ids, _ in wanted)
+    assert batch["input_ids"].shape == (4, length)
+    for row, (ids, labels) in enumerate(wanted):
+        at = slice(0, len(ids)) if side == "right" else slice(length - len(ids), length)
+        rest = [column for column in range(length) if column not in range(length)[at]]
+        assert batch["input_ids"][row, at].tolist() == ids
+        assert batch["labels"][row, at].tolist() == labels
+        assert batch["attention_mask"][row, at].tolist() == [1] * len(ids)
+        assert batch["mm_token_type_ids"][row, at].tolist() == [int(token == processor.image_token_id) for token in ids]
+        assert batch["input_ids"][row, rest].eq(tokenizer.pad_token_id).all()
+        assert batch["labels"][row, rest].eq(IGNORED).all()
+        assert not batch["attention_mask"][row, rest].any()
+        assert not batch["mm_token_type_ids"][row, rest].any()
+    assert {key: value.dtype for key, value in batch.items()} == {
+        "input_ids": torch.int64,
+        "attention_mask": torch.int64,
+        "mm_token_type_ids": torch.int64,
+        "labels": torch.int64,
+        "pixel_values": torch.float32,
+    }
+    assert batch["pixel_values"].shape == (4, 3, 32, 32)
+    for row, colour in enumerate([RED, RED, BLUE, BLUE]):
+        pixel = torch.tensor(colour.getpixel((0, 0))) / 127.5 - 1
+        assert torch.allclose(batch["pixel_values"][row], pixel[:, None, None].expand(3, 32, 32), atol=1e-6)
+
+
+def test_batch_rows_equal_single_rows(processor) -> None:
+    collate, samples = Collator(processor), dialogues()
+    batch = collate(samples)
+    images = 0
+    for row, sample in enumerate(samples):
+        single = collate([sample])
+        length = single["input_ids"].shape[1]
+        for key in ("input_ids", "labels", "attention_mask", "mm_token_type_ids"):
+            assert torch.equal(batch[key][row, :length], single[key][0])
+        if "pixel_values" in single:
+            count = len(single["pixel_values"])
+            assert torch.equal(batch["pixel_values"][images : images + count], single["pixel_values"])
+            images += count
+
+
+def test_microworld_dialogues_through_the_template(processor, tokenizer) -> None:
+    source = open_source({"microworld": "dialogue", "limit": 28})
+    samples = [source[n] for n in range(28)]
+    batch = Collator(processor)(samples)
+    for row, sample in enumerate(samples):
+        ids, labels = expected(sample, tokenizer)
+        assert batch["input_ids"][row, : len(ids)].tolist() == ids
+        assert batch["labels"][row, : len(ids)].tolist() == labels
+    assert len(batch["pixel_values"]) == sum(len(sample.images) for sample in samples)
+
+
+def test_text_only_batches_have_no_pixels(processor) -> None:
+    batch = Collator(processor)([chat("a", "b"), chat("a longer one", "b")])
+    assert set(batch) == {"input_ids", "attention_mask", "mm_token_type_ids", "labels"}
+    assert not batch["mm_token_type_ids"].any()
+
+
+def test_plain_tokenizers_give_the_same_text_rows(processor, tokenizer) -> None:
+    samples = [chat("a", "b", "c", "d"), chat("a longer one", "b")]
+    plain, full = Collator(tokenizer)(samples), Collator(processor)(samples)
+    assert set(plain) == {"input_ids", "attention_mask", "labels"}
+    assert all(torch.equal(plain[key], full[key]) for key in plain)
+    with pytest.raises(RecordError, match="reads text only"):
+        Collator(tokenizer)([chat("a", "b", images=(RED,))])
+
+
+def test_prompts_end_where_the_assistant_begins(processor, tokenizer) -> None:
+    prompts = [Sample(s.id, s.messages[:-1]) for s in dialogues()]
+    batch = Collator(processor, train=False)(prompts)
+    assert set(batch) == {"input_ids", "attention_mask", "pixel_values"}
+    start = tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+    for row, sample in enumerate(prompts):
+        ids = expected(sample, tokenizer)[0] + start
+        assert batch["input_ids"][row, -len(ids) :].tolist() == ids
+        assert batch["attention_mask"][row].tolist() == [0] * (batch["input_ids"].shape[1] - len(ids)) + [1] * len(ids)
+    with pytest.raises(RecordError, match="must end with a user turn"):
+        Collator(processor, train=False)(dialogues())
+    assert Collator(tokenizer, train=False)([chat("a")])["input_ids"][0, -len(start) :].tolist() == start
+
+
+def test_stock_models_take_the_batches(processor, tokenizer) -> None:
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        pad_token_id=0, bos_token_id=None, eos_token_id=2,
+    )  # fmt: skip
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8,
+        vision_use_head=False,
+    )  # fmt: skip
+    host = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_id=processor.image_token_id,
+            vision_feature_select_strategy="full",
+            vision_feature_layer=-1,
+        )
+    ).eval()
+    batch = Collator(processor)(dialogues())
+    loss = host(**batch).loss
+    logits = host(**{key: value for key, value in batch.items() if key not in ("labels", "mm_token_type_ids")}).logits
+    told = batch["labels"][:, 1:] != IGNORED
+    by_hand = -logits[:, :-1].log_softmax(-1)[told].gather(-1, batch["labels"][:, 1:][told][:, None]).mean()
+    torch.testing.assert_close(loss, by_hand)
+    prompts = Collator(processor, train=False)([Sample(s.id, s.messages[:-1]) for s in dialogues()])
+    out = host.generate(**prompts, max_new_tokens=2, do_sample=False)
+    assert out.shape[1] <= prompts["input_ids"].shape[1] + 2
+    assert LlamaForCausalLM(text)(**Collator(tokenizer)([chat("a", "b")])).loss.isfinite()
+
+
+def test_too_long_is_an_error_never_a_cut(processor, tokenizer) -> None:
+    sample = chat("what?", "red", images=(RED, BLUE))
+    length = len(expected(sample, tokenizer)[0])
+    assert Collator(processor, max_length=length)([sample])["input_ids"].shape == (1, length)
+    with pytest.raises(
+        TooLongError, match=rf"test: {length} tokens, 2 image\(s\) included, more than max_length {length - 1}"
+    ):
+        Collator(processor, max_length=length - 1)([chat("a", "b"), sample])
+
+
+def test_nothing_to_learn_from_is_an_error(processor) -> None:
+    with pytest.raises(UnsupervisedError, match="no token to learn from"):
+        Collator(processor)([chat("only a question")])
+
+
+def test_placeholder_tokens_in_text_are_an_error(processor) -> None:
+    with pytest.raises(PlaceholderError, match="image token '<image>'"):
+        Collator(processor)([chat("what does <image> mean?", "a tag")])
+
+
+def test_bad_images_name_their_record(processor) -> None:
+    sample = chat("?", "a", images=(ImageRef.from_bytes(b"no image"),), name="broken")
+    with pytest.raises(ImageError, match="test: image '<bytes>' is corrupt") as caught:
+        Collator(processor)([chat("a", "b"), sample])
+    assert caught.value.place.record == "broken"
+
+
+def test_refusing_templates_name_their_record(tokenizer, processor) -> None:
+    template = (
+        "{% if messages[0].content[0].text == 'bad' %}{{ raise_exception('no such thing') }}{% endif %}"
+        + processor.chat_template
+    )
+    strict = LlavaProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="full",
+        chat_template=template,
+    )
+    with pytest.raises(RecordError, match="refuses it: no such thing") as caught:
+        Collator(strict)([chat("good", "a"), chat("bad", "a", name="the bad one")])
+    assert caught.value.place.record == "the bad one"
+
+
+def test_skipping_replaces_samples_reproducibly(processor, tokenizer, tmp_path) -> None:
+    good = [chat(f"q{n}", "a", name=f"good{n}", images=(RED,) if n % 2 else ()) for n in range(12)]
+    bad = [
+        chat("q", "a", name="image", images=(ImageRef.from_bytes(b"x"),)),
+        chat("q " * 300, "a", name="long"),
+        chat("q", name="silent"),
+        chat("<image>", "a", name="token"),
+    ]
+    quarantine = Quarantine(tmp_path / "bad.jsonl")
+    mixture = Mixture([ListSource([*good, *bad])], seed=1, quarantine=quarantine)
+    collate = Collator(processor, max_length=100, quarantine=quarantine, replacer=mixture)
+    batches = [collate([mixture[n] for n in range(first, first + 8)]) for first in (0, 8)]
+    assert all(batch["input_ids"].shape[0] == 8 for batch in batches)
+    assert quarantine.counts() == {"image": 1, "too long": 1, "unsupervised": 1, "placeholders": 1}
+    assert {entry["id"] for entry in quarantine.entries()} == {"image", "long", "silent", "token"}
+    again = collate([mixture[n] for n in range(8, 16)])  # a resumed run
+    assert all(torch.equal(again[key], batches[1][key]) for key in again)
+    # without a replacer the bad ones leave gaps, and a batch of nothing is an error
+    alone = Collator(processor, max_length=100, quarantine=quarantine)
+    assert alone([*good[:3], *bad])["input_ids"].shape[0] == 3
+    with pytest.raises(DataError, match="no sample of the batch is usable"):
+        alone(bad)
+
+
+def test_padding_to_a_multiple_and_fingerprints(processor) -> None:
+    batch = Collator(processor, pad_to_multiple_of=32, fingerprints=True)(dialogues())
+    assert batch["input_ids"].shape[1] % 32 == 0
+    keys = batch["image_fingerprints"]
+    assert len(keys) == len(batch["pixel_values"])
+    assert keys[0] == keys[1] != keys[2] == keys[3]
+
+
+def test_unusable_processors_are_refused(processor, tokenizer) -> None:
+    def with_template(template: str | None) -> LlavaProcessor:
+        return LlavaProcessor(
+            image_processor=processor.image_processor, tokenizer=tokenizer, patch_size=8, chat_template=template
+        )
+
+    with pytest.raises(UsageError, match="does not mark what the assistant says"):
+        Collator(with_template("{{ messages[0].content }}"))
+    Collator(with_template("{{ messages[0].content }}"), train=False)
+    with pytest.raises(UsageError, match="no chat template"):
+        Collator(with_template(None))

@@ -1,0 +1,337 @@
+"""Records of both shapes and all containers become the same samples, and bad ones say where and why."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+
+import pytest
+from PIL import Image
+
+from alula.data import ImageError, PlaceholderError, RecordError, Sample, open_file, open_source
+from alula.errors import DataError, RecipeError, UsageError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name, colour in (("red.png", "red"), ("blue.png", "blue")):
+        Image.new("RGB", (4, 4), colour).save(tmp_path / name)
+    Image.new("RGB", (4, 4), "green").save(tmp_path / "images" / "green.png")
+    return tmp_path
+
+
+def jsonl(folder, *records, name="data.jsonl"):
+    path = folder / name
+    path.write_text("".join(record if isinstance(record, str) else json.dumps(record) + "\n" for record in records))
+    return open_source({"jsonl": str(path)})
+
+
+def llava(folder, *records, name="data.json", **spec):
+    path = folder / name
+    path.write_text(json.dumps(list(records), indent=1))
+    return open_source({"llava": str(path), **spec})
+
+
+def seen(sample: Sample) -> list:
+    """Roles, texts and the colour of each image."""
+    return [
+        (m["role"], [p["text"] if p["type"] == "text" else p["image"].load().getpixel((0, 0)) for p in m["content"]])
+        for m in sample.messages
+    ]
+
+
+RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 128, 0)
+USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
+
+
+def ask(*content):
+    return {"messages": [{"role": "user", "content": list(content)}, ANSWER]}
+
+
+def test_messages_with_a_list_of_images(folder) -> None:
+    source = jsonl(
+        folder,
+        {
+            "id": 7,
+            "messages": [
+                {"role": "system", "content": "be brief"},
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}, {"type": "image"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "red, blue"}]},
+                {"role": "user", "content": "and <image>\n?"},
+                {"role": "assistant", "content": "green"},
+            ],
+            "images": ["red.png", "blue.png", "green.png"],
+            "mood": "fine",
+        },
+    )
+    sample = source[0]
+    assert (sample.id, sample.source, sample.meta, str(sample.place)) == (
+        "7",
+        "data",
+        {"mood": "fine"},
+        f"{folder}/data.jsonl:1",
+    )
+    assert seen(sample) == [
+        ("system", ["be brief"]),
+        ("user", [RED, "what?", BLUE]),
+        ("assistant", ["red, blue"]),
+        ("user", ["and ", GREEN, "?"]),
+        ("assistant", ["green"]),
+    ]
+    assert [ref.name for ref in sample.images] == ["red.png", "blue.png", "green.png"]
+
+
+@pytest.mark.parametrize("key", ["image", "path", "url", "base64", "data", "image_url", "file", "absolute"])
+def test_inline_images(folder, key: str) -> None:
+    content = base64.b64encode((folder / "red.png").read_bytes()).decode()
+    part = {
+        "base64": {"base64": content},
+        "data": {"url": f"data:image/png;base64,{content}"},
+        "image_url": {"type": "image_url", "image_url": {"url": "red.png"}},
+        "file": {"url": f"file://{folder}/red.png"},
+        "absolute": {"image": f"{folder}/red.png"},
+    }.get(key, {key: "red.png"})
+    sample = jsonl(folder, ask({"type": "image", **part}, {"type": "text", "text": "?"}))[0]
+    assert seen(sample)[0] == ("user", [RED, "?"])
+
+
+def test_indexed_images_take_their_own(folder) -> None:
+    record = ask(
+        {"type": "image", "index": 1, "text": None}, {"type": "image", "index": 0}, {"type": "text", "text": "?"}
+    )
+    assert seen(jsonl(folder, {**record, "images": ["red.png", "blue.png"]})[0])[0] == ("user", [BLUE, RED, "?"])
+    twice = ask({"type": "image", "index": 0}, {"type": "image", "index": 0}, {"type": "text", "text": "?"})
+    with pytest.raises(PlaceholderError):
+        jsonl(folder, {**twice, "images": ["red.png", "blue.png"]})[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ("<image>\nwhat?", [RED, "what?"]),
+        ("what?\n<image>", ["what?", RED]),
+        ("a <image> b", ["a ", RED, " b"]),
+        ("a\n\n<image>\n\nb", ["a\n", RED, "\nb"]),
+    ],
+)
+def test_where_a_placeholder_stands(folder, value: str, parts: list) -> None:
+    record = {
+        "id": "x",
+        "image": "red.png",
+        "conversations": [{"from": "human", "value": value}, {"from": "gpt", "value": "ok"}],
+    }
+    assert seen(llava(folder, record)[0]) == [("user", parts), ("assistant", ["ok"])]
+
+
+def test_conversations_in_all_their_dialects(folder) -> None:
+    turns = [{"from": "human", "value": "<image>\n<image>\ncompare"}, {"from": "gpt", "value": "ok"}]
+    want = [("user", [RED, GREEN, "compare"]), ("assistant", ["ok"])]
+    variants = [
+        {"image": ["red.png", "green.png"], "conversations": turns},
+        {"images": ["red.png", "green.png"], "conversations": turns},
+        {
+            "image": ["red.png", "green.png"],
+            "conversations": [
+                {"role": "user", "content": turns[0]["value"]},
+                {"role": "assistant", "content": "ok"},
+            ],
+        },
+        {
+            "image": ["red.png", "green.png"],
+            "conversations": [{"from": "USER", "value": turns[0]["value"]}, {"from": "chatgpt", "value": "ok"}],
+        },
+    ]
+    source = llava(folder, *variants)
+    assert [seen(source[index]) for index in range(source.size)] == [want] * len(variants)
+    with_system = [
+        {"system": "be brief", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {
+            "image": None,
+            "conversations": [
+                {"from": "system", "value": "be brief"},
+                {"from": "human", "value": "q"},
+                {"from": "gpt", "value": "a"},
+            ],
+        },
+    ]
+    source = llava(folder, *with_system)
+    assert seen(source[0]) == seen(source[1]) == [("system", ["be brief"]), ("user", ["q"]), ("assistant", ["a"])]
+    assert source[0].id == "data-3" or source[0].id.startswith("data-")
+
+
+def test_image_folder_given_or_beside(folder, tmp_path_factory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    Image.new("RGB", (4, 4), "blue").save(elsewhere / "red.png")
+    record = {
+        "image": "red.png",
+        "conversations": [{"from": "human", "value": "<image>\n?"}, {"from": "gpt", "value": "a"}],
+    }
+    assert seen(llava(folder, record)[0])[0][1][0] == RED
+    assert seen(llava(folder, record, images=str(elsewhere))[0])[0][1][0] == BLUE
+
+
+@pytest.mark.parametrize(
+    ("record", "error", "message"),
+    [
+        ({"messages": [{"role": "user", "content": "<image> <image>"}, ANSWER], "images": ["red.png"]},
+         PlaceholderError, "2 image placeholder.* but 1 image"),
+        ({"messages": [USER, ANSWER], "images": ["red.png"]}, PlaceholderError, "0 image placeholder.* but 1 image"),
+        (ask({"type": "image"}), PlaceholderError, "1 image placeholder.* but 0 image"),
+        (ask({"type": "image", "url": "https://x.org/a.png"}), ImageError, "web address"),
+        (ask({"type": "image", "base64": "???"}), ImageError, "base64"),
+        (ask({"type": "image", "image": 5}), ImageError, "path or bytes"),
+        (ask({"type": "video", "video": "a.mp4"}), RecordError, r"content\[0\] is neither"),
+        ({"messages": [USER, ANSWER], "video": "a.mp4"}, RecordError, "carries 'video'"),
+        ({"messages": [USER, ANSWER], "image": "a", "images": ["b"]}, RecordError, "both 'images' and 'image'"),
+        ({"messages": []}, RecordError, "at least one turn"),
+        ({"messages": "hello"}, RecordError, "at least one turn"),
+        ({"text": "hello"}, RecordError, "no key 'messages'"),
+        (["a"], RecordError, "JSON object, not list"),
+        ({"messages": [{"role": "user"}]}, RecordError, r"messages\[0\] needs the keys"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, RecordError, "unknown role 'tool'"),
+        ({"messages": [ANSWER]}, RecordError, "assistant speaks where the user should"),
+        ({"messages": [USER, USER]}, RecordError, r"messages\[1\]: user speaks where the assistant"),
+        ({"messages": [USER, {"role": "system", "content": "x"}]}, RecordError, "may only come first"),
+        ({"messages": [{"role": "system", "content": "x"}]}, RecordError, "no user turn"),
+        ({"messages": [USER, {"role": "assistant", "content": " "}]}, RecordError, "assistant turn is empty"),
+        ({"messages": [USER, {"role": "assistant", "content": [{"type": "image", "image": "red.png"}]}]},
+         RecordError, "cannot hold an image"),
+        ({"messages": [{"role": "user", "content": 5}, ANSWER]}, RecordError, "text or a list of parts"),
+    ],
+)  # fmt: skip
+def test_bad_records_say_where_and_why(folder, record, error, message: str) -> None:
+    source = jsonl(folder, {"messages": [USER, ANSWER]}, "\n", record)
+    with pytest.raises(error, match=message) as caught:
+        source[1]
+    assert caught.value.where == f"{folder}/data.jsonl:3"
+    assert caught.value.place.line == 3
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), again.message, again.where, again.place) == (
+        type(caught.value),
+        caught.value.message,
+        caught.value.where,
+        caught.value.place,
+    )
+
+
+def test_unknown_speaker_lists_the_known_ones(folder) -> None:
+    with pytest.raises(RecordError, match="human, user, gpt"):
+        llava(folder, {"conversations": [{"from": "martian", "value": "x"}]})[0]
+
+
+def test_lines_are_found_again(folder) -> None:
+    first = json.dumps(
+        {"id": "a", "messages": [{**USER, "content": "\u00e4\u00f6 \U0001f600"}, ANSWER]}, ensure_ascii=False
+    )
+    second = json.dumps({"id": "b", "messages": [USER, ANSWER]})
+    text = "\ufeff" + "\r\n".join(["", first, "  ", "{broken", second])
+    path = folder / "data.jsonl"
+    path.write_bytes(text.encode())
+    source = open_source({"jsonl": str(path)})
+    assert source.size == 3
+    assert seen(source[0])[0] == ("user", ["\u00e4\u00f6 \U0001f600"])
+    with pytest.raises(RecordError, match=r"data\.jsonl:4: not valid JSON"):
+        source[1]
+    assert (source[2].id, source[2].place.line) == ("b", 5)
+    path.write_bytes(b'{"messages": "\xff"}\n')
+    with pytest.raises(RecordError, match="UTF-8"):
+        open_source({"jsonl": str(path)})[0]
+
+
+def test_array_elements_are_found_again(folder) -> None:
+    conversation = [{"from": "human", "value": "\u00e4 \U0001f600 ]},{["}, {"from": "gpt", "value": "a"}]
+    path = folder / "data.json"
+    for mark in ("", "\ufeff"):
+        text = json.dumps([{"id": n, "conversations": conversation} for n in range(5)], indent=1, ensure_ascii=False)
+        path.write_bytes((mark + "\n" + text).encode())
+        source = open_source({"llava": str(path)})
+        assert [source[n].id for n in (4, 0, 2)] == ["4", "0", "2"]
+        lines = text.splitlines()
+        starts = [number + 2 for number, line in enumerate(lines) if line == " {"]
+        assert [source[n].place.line for n in range(5)] == starts
+
+
+def test_records_are_not_held_in_memory(folder) -> None:
+    source = jsonl(folder, *[{"id": n, "messages": [{**USER, "content": "x" * 10_000}, ANSWER]} for n in range(50)])
+    assert len(pickle.dumps(source)) < 5_000  # what a DataLoader worker gets
+    assert pickle.loads(pickle.dumps(source))[49].id == "49"
+
+
+def test_a_file_that_changes_is_noticed(folder) -> None:
+    source = jsonl(folder, {"messages": [USER, ANSWER]})
+    with open(folder / "data.jsonl", "a") as stream:
+        stream.write("{}\n")
+    with pytest.raises(DataError, match="changed while"):
+        source[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no records"),
+        ("[]", "no records"),
+        ("[{}, {", "does not parse"),
+        ("[{} {}]", "lacks a comma"),
+        ("[{}", "cut off"),
+    ],
+)
+def test_files_unusable_as_a_whole(folder, text: str, message: str) -> None:
+    path = folder / "data.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        open_source({"llava": str(path)})
+
+
+def test_missing_files(folder) -> None:
+    with pytest.raises(DataError, match=r"nothing\.jsonl: cannot be read: No such file"):
+        open_source({"jsonl": str(folder / "nothing.jsonl")})
+
+
+def test_what_a_file_holds_is_found_out(folder) -> None:
+    jsonl(folder, "{broken\n", {"messages": [USER, ANSWER]})
+    llava(folder, {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]})
+    (folder / "lines.jsonl").write_text(json.dumps({"conversations": [{"from": "human", "value": "q"}]}) + "\n")
+    assert open_file(folder / "data.jsonl")[1].messages[0]["role"] == "user"
+    assert open_file(folder / "data.json")[0].messages[1]["role"] == "assistant"
+    assert open_file(folder / "lines.jsonl")[0].messages[0]["role"] == "user"
+    (folder / "other.json").write_text('[{"question": "?"}]')
+    with pytest.raises(DataError, match="none of the first records"):
+        open_file(folder / "other.json")
+    with pytest.raises(UsageError, match="unknown format"):
+        open_file(folder / "data.json", form="csv")
+    with pytest.raises(UsageError, match="no such folder"):
+        open_file(folder / "data.json", images=folder / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("spec", "where", "message"),
+    [
+        ({"jsonl": "a", "foo": 1}, "source.foo", "unknown key"),
+        ({"json": "a"}, "source", "jsonl, llava, dataset, microworld"),
+        ({"jsonl": "a", "max_pixels": 0}, "source.max_pixels", "greater than 0"),
+        ({"jsonl": "a", "weight": -1}, "source.weight", "greater than 0"),
+        ({"llava": 3}, "source.llava", "path"),
+        ({"microworld": "sound"}, "source.microworld", "'text', 'visual', 'caption' or 'dialogue'"),
+        ({"microworld": "text", "split": "dev"}, "source.split", "'train', 'test' or 'unseen'"),
+    ],
+)
+def test_source_specs_are_validated(spec: dict, where: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        open_source(spec)
+    assert caught.value.where == where
+    assert caught.value.exit_code == 2
+
+
+def test_unknown_key_names_the_legal_ones() -> None:
+    with pytest.raises(RecipeError, match=r"legal keys: .*jsonl.*limit"):
+        open_source({"jsonl": "a", "imgs": "b"})
+
+
+def test_relative_paths_start_at_the_recipe(folder) -> None:
+    jsonl(folder, {"messages": [USER, ANSWER]}, {"messages": [USER, ANSWER]})
+    source = open_source({"jsonl": "data.jsonl", "limit": 1, "name": "mine"}, base=folder)
+    assert (source.size, source.name, source[0].source) == (1, "mine", "mine")
+    with pytest.raises(IndexError):
+        source[1]
