@@ -31,6 +31,7 @@ from alula.errors import HostError, UsageError
 from alula.hosts.connectors import Connector, find_connector
 from alula.hosts.host import Host
 from alula.hosts.parts import LanguagePart, Part, VisionPart, language_part, vision_part
+from alula.hosts.placement import dtype_named
 from alula.hosts.quiet import quiet_loading
 from alula.hosts.templates import adapt, default_template
 from alula.hosts.towers import TowerShape, family, shape
@@ -83,7 +84,7 @@ def build_host(
         HostError: a part that cannot be read or carried, or whose text logits a stock LLaVA model would change.
     """
     kind = find_connector(connector)
-    chosen = _dtype(dtype)
+    chosen = dtype_named(dtype)
     language = language_part(llm, tokenizer, chosen, seed)
     _refuse_altered_heads(language.model)
     tower = vision_part(vision, image_processor, chosen, seed)
@@ -112,15 +113,6 @@ def build_host(
     _prove_text(host, language.model)
     _prove_rows(host, geometry)
     return host
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UsageError(f"{dtype!r} is no floating-point type", where="dtype", remedy="e.g. float32 or bfloat16")
-    return found
 
 
 def _refuse_altered_heads(model: Any) -> None:

@@ -23,13 +23,13 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from alula.errors import HostError, UsageError
+from alula.hosts import fledgling
 from alula.hosts.directories import locate
 from alula.hosts.host import first_line, load_strictly
 from alula.hosts.quiet import quiet_loading
 from alula.hosts.towers import family, fit_image_processor
 
 Part = str | os.PathLike[str] | PreTrainedModel | PreTrainedConfig
-FLEDGLING = "fledgling"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def language_part(
     if isinstance(source, PreTrainedConfig):
         model = _random(AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, source, dtype, seed, "llm")
         return LanguagePart(model, _tokenizer(tokenizer, source.name_or_path))
-    where = locate(_resolve(source, "llm"), "llm")
+    where = locate(fledgling.resolve(os.fspath(source), "llm"), "llm")
     config = _config(where)
     if getattr(config, "vision_config", None) is not None:
         raise HostError(f"{config.model_type!r} already takes images", where=where, remedy="use load_host")
@@ -103,20 +103,12 @@ def vision_part(
         family(config)
         model = _random(None, MODEL_MAPPING, config, dtype, seed, "vision")
         return VisionPart(model, fit_image_processor(config, image_processor or _image_processor(source.name_or_path)))
-    where = locate(_resolve(source, "vision"), "vision")
+    where = locate(fledgling.resolve(os.fspath(source), "vision"), "vision")
     whole = _config(where)
     config = getattr(whole, "vision_config", whole)
     family(config)
     model = load_strictly(MODEL_MAPPING[type(config)], where, config=config, dtype=dtype)
     return VisionPart(model, fit_image_processor(config, image_processor or _image_processor(where)))
-
-
-def _resolve(source: str | os.PathLike[str], part: str) -> str | os.PathLike[str]:
-    if os.fspath(source) != FLEDGLING:
-        return source
-    from alula.hosts import fledgling  # its package data is looked up only when asked for
-
-    return fledgling.resolve(FLEDGLING, part)
 
 
 def _config(where: str) -> PreTrainedConfig:

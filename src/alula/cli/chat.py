@@ -1,0 +1,51 @@
+"""``alula chat``: talk to a model in the terminal."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``chat``."""
+    app.command()(chat)
+
+
+def chat(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model or adapter directory, a hub id, or 'fledgling', the tiny model that ships with alula."
+        ),
+    ],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above 0 samples.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: a GPU where there is one]")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. [default: the checkpoint's]")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+) -> None:
+    """Talk to a model: type a question, or /image PATH and then a question about it. /help lists the commands.
+
+    Without a terminal, every line of standard input is a question (or a command) and only answers go to standard
+    output; the exit code is 1 if a line failed.
+    """
+    from alula.data.images import ImageRef
+    from alula.hosts.chat import Conversation, Decoding
+    from alula.hosts.placement import device_named, dtype_named
+    from alula.hosts.terminal import Terminal
+    from alula.loading import load_model
+
+    decoding = Decoding(max_new_tokens, temperature, seed)
+    with Console(stderr=True).status(f"loading {model}"):
+        loaded = load_model(model, dtype=dtype_named(dtype), device=device_named(device))
+    conversation = Conversation(loaded.model, loaded.processor, decoding)
+    conversation.instruct(system)
+    terminal = Terminal(conversation, lambda path: ImageRef.from_path(path).load())
+    failures = terminal.run()
+    if failures and not terminal.interactive:
+        raise typer.Exit(1)

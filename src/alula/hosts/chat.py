@@ -1,0 +1,206 @@
+"""A conversation with a model: history, images, streamed answers. No terminal in here."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import torch
+from PIL import Image
+from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin, TextStreamer, set_seed
+
+from alula.errors import HostError, UsageError
+from alula.hosts.templates import default_template
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are drawn.
+
+    Args:
+        max_new_tokens: most tokens of an answer.
+        temperature: 0 takes the likeliest token each time; above 0 samples.
+        seed: of the sampling.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UsageError(f"{self.max_new_tokens} leaves no room for an answer", where="max_new_tokens")
+        if self.temperature < 0:
+            raise UsageError(f"{self.temperature} is negative", where="temperature", remedy="0 for greedy decoding")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer: its text, its length in tokens, the seconds it took, and whether the user cut it short."""
+
+    text: str
+    tokens: int
+    seconds: float
+    interrupted: bool
+
+
+class Conversation:
+    """Turns with a model, remembered.
+
+    Args:
+        model: anything with ``generate``: a text model, a host, either with grafts or PEFT adapters.
+        processor: its processor, or its tokenizer for a text model.
+        decoding: how answers are drawn.
+    """
+
+    def __init__(
+        self, model: Any, processor: ProcessorMixin | PreTrainedTokenizerBase, decoding: Decoding | None = None
+    ) -> None:
+        decoding = decoding or Decoding()
+        self.model, self.processor = model, processor
+        self.takes_images = isinstance(processor, ProcessorMixin)
+        self.tokenizer: Any = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
+        self.messages: list[dict[str, Any]] = []
+        self.waiting: list[Image.Image] = []
+        self.system: str | None = None
+        self._generation = _generation_config(model, self.tokenizer, decoding)
+        self._template: str | None = None
+        if getattr(processor, "chat_template", None) is None:
+            self._template, stop = default_template(self.tokenizer)
+            self._generation.eos_token_id = [
+                *_as_list(self._generation.eos_token_id),
+                self.tokenizer.get_vocab()[stop],
+            ]
+        set_seed(decoding.seed)
+
+    def attach(self, image: Image.Image) -> None:
+        """Put an image before the text of the next question; several may wait.
+
+        Raises:
+            HostError: the model takes no images.
+        """
+        if not self.takes_images:
+            raise HostError(
+                f"{type(self.model).__name__} takes no images",
+                remedy="chat with an image host (alula.build_host makes one of this model)",
+            )
+        self.waiting.append(image)
+
+    def reset(self) -> None:
+        """Forget the turns and the waiting images; the system prompt stays."""
+        self.messages, self.waiting = [], []
+
+    def instruct(self, system: str | None) -> None:
+        """Set (or with None, drop) the system prompt and start over."""
+        self.system = system or None
+        self.reset()
+
+    def ask(self, text: str, on_text: Callable[[str], None]) -> Reply:
+        """Ask a question with the waiting images and stream the answer.
+
+        A KeyboardInterrupt during the answer ends it there; what was said stays in the history. After an error the
+        conversation is as it was before the question.
+
+        Args:
+            text: the question.
+            on_text: called with each piece of the answer as soon as it is final.
+
+        Raises:
+            HostError: the template refuses the turns, the text contains the image token, or the conversation no longer
+                fits into the model's context.
+        """
+        placeholder = getattr(self.processor, "image_token", None) if self.takes_images else None
+        if placeholder and placeholder in text:
+            raise HostError(f"the text contains the image token {placeholder!r}", remedy="attach images instead")
+        images = [{"type": "image", "image": image} for image in self.waiting]
+        question = {"role": "user", "content": [*images, {"type": "text", "text": text}]}
+        inputs = self._inputs([*self.messages, question])
+        self._check_length(inputs["input_ids"].shape[1])
+
+        stream = _Stream(self.tokenizer, on_text)
+        start, interrupted = time.perf_counter(), False
+        try:
+            with torch.inference_mode():
+                self.model.generate(**inputs, generation_config=self._generation, streamer=stream)
+        except KeyboardInterrupt:
+            interrupted = True
+            stream.end()
+        answer = {"role": "assistant", "content": [{"type": "text", "text": stream.text}]}
+        self.messages += [question, answer]
+        self.waiting = []
+        return Reply(stream.text, stream.tokens, time.perf_counter() - start, interrupted)
+
+    def _inputs(self, turns: list[dict[str, Any]]) -> dict[str, Any]:
+        opening = (
+            [] if self.system is None else [{"role": "system", "content": [{"type": "text", "text": self.system}]}]
+        )
+        messages = [*opening, *turns]
+        if not self.takes_images:  # templates of text models want plain strings
+            messages = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in messages]
+        options: dict[str, Any] = {"chat_template": self._template} if self._template else {}
+        try:
+            inputs: Any = self.processor.apply_chat_template(
+                messages,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                **options,
+            )
+        except jinja2.TemplateError as error:
+            raise HostError(
+                f"the chat template refuses the conversation: {error}", remedy="drop the system prompt, or start over"
+            ) from error
+        dtype = self.model.dtype
+        # towers take their own type; ids stay integers
+        return {
+            key: value.to(self.model.device, dtype if value.is_floating_point() else None)
+            for key, value in inputs.items()
+            if key != "token_type_ids"
+        }
+
+    def _check_length(self, prompt: int) -> None:
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and prompt + 1 > limit:
+            raise HostError(f"the conversation is {prompt} tokens long, the model takes {limit}", remedy="start over")
+
+
+class _Stream(TextStreamer):
+    """Hands each final piece of text on, and keeps the whole."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.on_text, self.text, self.tokens = on_text, "", 0
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.next_tokens_are_prompt:
+            self.tokens += value.numel()
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self.text += text
+            self.on_text(text)
+
+
+def _generation_config(model: Any, tokenizer: Any, decoding: Decoding) -> GenerationConfig:
+    """The model's own settings with ours on top; greedy decoding clears what only sampling reads."""
+    config = copy.deepcopy(model.generation_config)
+    config.max_new_tokens, config.max_length = decoding.max_new_tokens, None
+    config.do_sample = decoding.temperature > 0
+    if config.do_sample:
+        config.temperature = decoding.temperature
+    else:
+        config.temperature = config.top_p = config.top_k = config.min_p = None
+    if config.pad_token_id is None:
+        ends = _as_list(config.eos_token_id)
+        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), None)
+    return config
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

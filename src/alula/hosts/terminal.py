@@ -1,0 +1,169 @@
+"""A chat in the terminal, or down a pipe: lines in, streamed answers out.
+
+Answers go to standard output and everything else to standard error, so ``echo question | alula chat MODEL > answer``
+leaves the answer alone in the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+
+from alula.errors import AlulaError, UsageError
+from alula.hosts.chat import Conversation
+
+COMMANDS = {
+    "/image PATH ...": "attach images to the next question",
+    "/reset": "forget the conversation (the system prompt stays)",
+    "/system TEXT": "set the system prompt and start over; without TEXT, drop it",
+    "/help": "this list",
+    "/exit": "leave (so does Ctrl-D); Ctrl-C stops an answer",
+}
+
+
+class Terminal:
+    """Reads questions and commands, writes answers.
+
+    Args:
+        conversation: with whom.
+        read_image: opens an image file; raises an :class:`AlulaError` for what is not one.
+        interactive: a person types: prompts, line editing, speed after each answer. None looks at the streams.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        read_image: Callable[[Path], Image.Image],
+        *,
+        interactive: bool | None = None,
+    ) -> None:
+        self.conversation, self.read_image = conversation, read_image
+        self.interactive = sys.stdin.isatty() and sys.stdout.isatty() if interactive is None else interactive
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.failures = 0
+
+    def run(self) -> int:
+        """Talk until ``/exit`` or the end of the input.
+
+        Returns:
+            The number of lines that failed; each was reported and the chat went on.
+        """
+        if self.interactive:
+            self._greet()
+        for line in self._lines():
+            try:
+                if not self._line(line):
+                    break
+            except AlulaError as error:
+                self.failures += 1
+                self._complain(error)
+        return self.failures
+
+    def _lines(self) -> Iterator[str]:
+        """Lines with something in them. Ctrl-C at the prompt clears the line, Ctrl-D ends."""
+        if not self.interactive:
+            yield from (line.strip() for line in sys.stdin if line.strip())
+            return
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  its import gives input() line editing and history
+        while True:
+            try:
+                line = input("\n> ").strip()
+            except EOFError:
+                self.console.print()
+                return
+            except KeyboardInterrupt:
+                self.console.print("\n[dim]/exit or Ctrl-D leaves[/dim]")
+                continue
+            if line:
+                yield line
+
+    def _line(self, line: str) -> bool:
+        """Obey or answer one line; False to leave."""
+        if not line.startswith("/"):
+            self._answer(line)
+            return True
+        command, _, rest = line.partition(" ")
+        rest = rest.strip()
+        match command:
+            case "/exit" | "/quit":
+                return False
+            case "/help":
+                self._help()
+            case "/reset":
+                self.conversation.reset()
+                self._say("starting over")
+            case "/system":
+                self.conversation.instruct(rest)
+                self._say("system prompt set, starting over" if rest else "no system prompt, starting over")
+            case "/image":
+                self._attach(rest)
+            case _:
+                raise UsageError(f"no command {command!r}", remedy=f"one of: {', '.join(COMMANDS)}")
+        return True
+
+    def _attach(self, rest: str) -> None:
+        for path in _paths(rest):
+            image = self.read_image(path)
+            self.conversation.attach(image)
+            self._say(f"{path.name}, {image.width}x{image.height} px, goes with the next question")
+
+    def _answer(self, question: str) -> None:
+        def write(text: str) -> None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+        reply = self.conversation.ask(question, write)
+        if not reply.text.endswith("\n"):
+            write("\n")
+        if reply.interrupted and not self.interactive:
+            raise KeyboardInterrupt
+        if self.interactive:
+            speed = f"{reply.tokens} tokens, {reply.tokens / max(reply.seconds, 1e-9):.0f} per second"
+            self._say(f"{'stopped; ' if reply.interrupted else ''}{speed}")
+
+    def _greet(self) -> None:
+        model = self.conversation.model
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        takes = "text and images" if self.conversation.takes_images else "text"
+        dtype = str(model.dtype).removeprefix("torch.")
+        where = f"{dtype} on {model.device}"
+        self.console.print(f"[bold]{type(model).__name__}[/bold], {millions:,.1f} M parameters, {where}; takes {takes}")
+        self._say("/help lists the commands, Ctrl-D leaves")
+
+    def _help(self) -> None:
+        for usage, meaning in COMMANDS.items():
+            self.console.print(f"  [bold]{escape(usage):<16}[/bold] {escape(meaning)}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(f"[dim]{escape(text)}[/dim]")
+
+    def _complain(self, error: AlulaError) -> None:
+        where = f"[bold]{escape(error.where)}[/bold]: " if error.where else ""
+        self.console.print(f"[bold red]error[/bold red] {where}{escape(error.message)}")
+        if error.remedy:
+            self.console.print(f"[bold]remedy[/bold] {escape(error.remedy)}")
+
+
+def _paths(text: str) -> list[Path]:
+    """The files a line names: one path with spaces as it stands, or several by the shell's quoting."""
+    if not text:
+        raise UsageError("which image?", where="/image", remedy="/image PATH, several paths allowed")
+    whole = Path(text).expanduser()
+    if whole.is_file():
+        return [whole]
+    try:
+        paths = [Path(word).expanduser() for word in shlex.split(text)]
+    except ValueError as error:
+        raise UsageError(f"{error}: {text}", where="/image") from error
+    for path in paths:
+        if not path.is_file():
+            raise UsageError("no such file", where=str(path), remedy="quote a path with spaces")
+    return paths

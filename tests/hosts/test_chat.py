@@ -1,0 +1,234 @@
+"""alula chat: turns with history and images, in a terminal and down a pipe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+import torch
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+import alula
+from alula.cli import chat as command
+from alula.errors import AlulaError, HostError, UsageError
+from alula.hosts import Host, build_host, load_host, save_host
+from alula.hosts.chat import Conversation, Decoding, Reply
+from tests.hosts import tiny
+
+RED, BLUE = Image.new("RGB", (50, 40), (255, 0, 0)), Image.new("RGB", (30, 70), (0, 0, 255))
+SHORT = Decoding(max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text model, a host built on it, a Wings adapter for the host, and pictures, good and bad."""
+    folder = tmp_path_factory.mktemp("chat")
+    tiny.decoder("qwen3").save_pretrained(folder / "llm")
+    tiny.tokenizer().save_pretrained(folder / "llm")
+    save_host(build_host(str(folder / "llm"), tiny.TOWERS["siglip"][0]), folder / "host")
+    RED.save(folder / "red.png")
+    BLUE.save(folder / "blue one.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture
+def host(parts: Path) -> Host:
+    return load_host(parts / "host")
+
+
+def ask(conversation: Conversation, text: str) -> tuple[Reply, str]:
+    pieces: list[str] = []
+    reply = conversation.ask(text, pieces.append)
+    return reply, "".join(pieces)
+
+
+def content(text: str, *images: Image.Image) -> list[dict[str, Any]]:
+    return [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
+
+
+@torch.no_grad()
+def test_the_answer_is_what_generate_gives_with_the_whole_history(host: Host) -> None:
+    conversation = Conversation(*host, SHORT)
+    turns: list[dict[str, Any]] = []
+    for text, images in (("what?", [RED]), ("left or right?", []), ("how many?", [BLUE, RED])):
+        turns.append({"role": "user", "content": content(text, *images)})
+        inputs = host.processor.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        ids = host.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        for image in images:
+            conversation.attach(image)
+        reply, streamed = ask(conversation, text)
+        expected = host.processor.tokenizer.decode(ids, skip_special_tokens=True)
+        assert reply.text == streamed == expected
+        assert reply.tokens == len(ids)
+        assert not reply.interrupted
+        turns.append({"role": "assistant", "content": content(expected)})
+    assert conversation.messages == turns
+    assert conversation.waiting == []
+
+
+def test_reset_forgets_turns_and_images_but_not_the_system_prompt(host: Host) -> None:
+    conversation = Conversation(*host, SHORT)
+    conversation.instruct("be brief")
+    first, _ = ask(conversation, "what?")
+    ask(conversation, "and?")
+    conversation.attach(RED)
+    conversation.reset()
+    assert (conversation.messages, conversation.waiting) == ([], [])
+    assert ask(conversation, "what?")[0].text == first.text
+    conversation.instruct(None)
+    assert ask(conversation, "what?")[0].text != first.text
+
+
+def test_an_interrupt_ends_the_answer_and_keeps_what_was_said(host: Host) -> None:
+    conversation = Conversation(*host, Decoding(max_new_tokens=200))
+    heard: list[str] = []
+
+    def listen(text: str) -> None:
+        heard.append(text)
+        if len(heard) == 1:
+            raise KeyboardInterrupt
+
+    reply = conversation.ask("what do you see?", listen)
+    assert reply.interrupted
+    assert 0 < reply.tokens < 200
+    assert reply.text == "".join(heard)
+    assert conversation.messages[-1]["content"] == content(reply.text)
+    assert not ask(conversation, "go on")[0].interrupted
+
+
+def test_sampling_is_seeded(host: Host) -> None:
+    def drawn(seed: int) -> str:
+        return ask(Conversation(*host, Decoding(12, temperature=1.5, seed=seed)), "what?")[0].text
+
+    assert drawn(1) == drawn(1)
+    assert len({drawn(seed) for seed in range(4)}) > 1
+
+
+def test_what_cannot_be_asked_leaves_the_conversation_as_it_was(host: Host) -> None:
+    conversation = Conversation(*host, SHORT)
+    conversation.attach(RED)
+    with pytest.raises(HostError, match="image token '<image>'"):
+        conversation.ask("a literal <image> here", print)
+    with pytest.raises(HostError, match=r"tokens long, the model takes 512[\s\S]*start over"):
+        conversation.ask("very long " * 512, print)
+    assert conversation.messages == []
+    assert conversation.waiting == [RED]
+    with pytest.raises(UsageError, match="negative"):
+        Decoding(temperature=-1)
+
+
+def test_a_text_model_talks_but_takes_no_images(parts: Path) -> None:
+    loaded = alula.load_model(parts / "llm")
+    conversation = Conversation(loaded.model, loaded.processor, SHORT)
+    assert ask(conversation, "what?")[0].tokens > 0
+    with pytest.raises(HostError, match="takes no images"):
+        conversation.attach(RED)
+    loaded.processor.chat_template = "{{ raise_exception('no, thanks') }}"
+    with pytest.raises(HostError, match="no, thanks"):
+        conversation.ask("what?", print)
+
+
+def test_a_base_model_without_template_still_talks() -> None:
+    conversation = Conversation(tiny.decoder("llama"), tiny.tokenizer(None, eos_token="</s>"), SHORT)
+    assert ask(conversation, "what?")[0].tokens > 0
+
+
+def invoke(*arguments: str, lines: list[str]) -> Any:
+    app = typer.Typer()
+    command.register(app)
+    return CliRunner().invoke(app, [*arguments, "--device", "cpu", "--max-new-tokens", "5"], input="\n".join(lines))
+
+
+def test_a_pipe_gets_answers_on_stdout_and_the_rest_on_stderr(parts: Path) -> None:
+    alone = [
+        invoke(str(parts / "host"), lines=lines) for lines in (["what?"], [f"/image {parts / 'red.png'}", "what?"])
+    ]
+    assert all(result.exit_code == 0 for result in alone)
+    assert alone[0].stdout != alone[1].stdout
+    lines = ["what?", "", "/reset", f"/image {parts / 'red.png'}", "what?", "/exit", "never read"]
+    both = invoke(str(parts / "host"), lines=lines)
+    assert both.stdout == alone[0].stdout + alone[1].stdout
+    assert "red.png, 50x40 px" in both.stderr
+
+
+def test_wrong_lines_are_named_and_the_chat_goes_on(parts: Path) -> None:
+    wrong = {
+        "/image nowhere.png": "no such file",
+        f"/image {parts / 'broken.png'}": "broken.png' is corrupt",
+        "/image": "which image?",
+        "/image 'open": "No closing quotation",
+        "/dance": "no command '/dance'",
+    }
+    result = invoke(str(parts / "host"), lines=[*wrong, "what?"])
+    assert result.exit_code == 1
+    for complaint in wrong.values():
+        assert complaint in result.stderr
+    assert result.stdout == invoke(str(parts / "host"), lines=["what?"]).stdout
+
+
+def test_paths_with_spaces_and_several_images(parts: Path) -> None:
+    spaced, red = parts / "blue one.png", parts / "red.png"
+    result = invoke(str(parts / "host"), lines=[f"/image {spaced}", f"/image '{spaced}' {red}", "what?"])
+    assert result.exit_code == 0
+    assert result.stderr.count("goes with the next question") == 3
+
+
+def test_a_grafted_host_talks(parts: Path) -> None:
+    host = load_host(parts / "host")
+    alula.attach(host.model, alula.WingsConfig(rank=4))
+    alula.save(host.model, parts / "wings", processor=host.processor)
+    lines = [f"/image {parts / 'red.png'}", "what?"]
+    grafted, bare = invoke(str(parts / "wings"), lines=lines), invoke(str(parts / "host"), lines=lines)
+    assert grafted.exit_code == 0, grafted.stderr
+    assert grafted.stdout == bare.stdout  # a fresh graft says nothing
+
+
+def test_models_and_devices_that_do_not_exist(tmp_path: Path, parts: Path) -> None:
+    for arguments, reason in (
+        ([str(tmp_path / "none" / "such")], "no such directory"),
+        ([str(parts / "host"), "--dtype", "int8"], "no floating-point type"),
+        ([str(parts / "host"), "--device", "abacus"], "cannot be used"),
+    ):
+        app = typer.Typer()
+        command.register(app)
+        result = CliRunner().invoke(app, arguments, input="what?")
+        assert isinstance(result.exception, AlulaError)
+        assert reason in str(result.exception)
+
+
+@pytest.mark.slow
+def test_a_person_at_a_terminal(parts: Path) -> None:
+    program = "import typer; from alula.cli import chat; app = typer.Typer(); chat.register(app); app()"
+    arguments = ["-c", program, str(parts / "host"), "--device", "cpu", "--max-new-tokens", "400"]
+    child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60, dimensions=(40, 200))
+    child.expect(r"LlavaForConditionalGeneration.*M parameters, float32 on cpu; takes text and images")
+    child.expect("\n> ")
+    child.sendline("/help")
+    child.expect("/image PATH")
+    child.expect("\n> ")
+    child.sendline(f"/image {parts / 'red.png'}")
+    child.expect("red.png, 50x40 px")
+    child.expect("\n> ")
+    child.sendline("what do you see?")
+    child.expect(r"\w")
+    child.expect(r"[^\n]{20}\s*")  # the answer is under way
+    child.sendintr()
+    child.expect(r"stopped; (\d+) tokens")
+    assert 0 < int(child.match[1]) < 400
+    child.expect("\n> ")
+    child.sendintr()
+    child.expect("Ctrl-D leaves")
+    child.sendline("/nonsense")
+    child.expect("error.*no command")
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0

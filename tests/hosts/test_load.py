@@ -1,0 +1,146 @@
+"""load_host, save_host, describe: strict about what is there, clear about what is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from alula.errors import AlulaError, HostError
+from alula.hosts import Host, build_host, describe, load_host, save_host
+from tests.hosts import tiny
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("load") / "host"
+    tower = tiny.TOWERS["clip"][0]
+    save_host(build_host(tiny.decoder("llama", tied=True), tower, tokenizer=tiny.tokenizer()), folder)
+    return folder
+
+
+@pytest.fixture
+def copy(good: Path, tmp_path: Path) -> Path:
+    shutil.copytree(good, tmp_path / "host")
+    return tmp_path / "host"
+
+
+def test_a_round_trip_changes_nothing(good: Path, tmp_path: Path) -> None:
+    first = load_host(good)
+    save_host(first, tmp_path / "again")
+    second = load_host(str(tmp_path / "again"))
+    assert not second.model.training
+    state = second.model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in first.model.state_dict().items())
+    for name in ("config.json", "processor_config.json", "chat_template.jinja", "tokenizer.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (good / name).read_bytes()
+
+
+def test_dtype_is_a_choice(good: Path) -> None:
+    assert load_host(good).model.dtype == torch.float32
+    assert load_host(good, dtype=torch.bfloat16).model.dtype == torch.bfloat16
+
+
+def test_saving_replaces_a_host_only_when_complete(copy: Path) -> None:
+    before = sorted(path.name for path in copy.iterdir())
+    host = load_host(copy)
+
+    class Unsaveable:
+        def save_pretrained(self, directory: Path) -> None:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_host(Host(host.model, Unsaveable()), copy)  # type: ignore[arg-type]
+    assert sorted(path.name for path in copy.iterdir()) == before
+    assert [path.name for path in copy.parent.iterdir()] == ["host"]
+
+
+def test_broken_directories_name_the_file(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    whole = weights.read_bytes()
+
+    def refused(reason: str) -> None:
+        with pytest.raises(HostError, match=reason):
+            load_host(copy)
+
+    weights.write_bytes(whole[: len(whole) // 2])
+    refused(r"model\.safetensors: the weights cannot be read")
+    weights.write_bytes(b"")
+    refused(r"model\.safetensors: the weights cannot be read")
+    weights.unlink()
+    refused("cannot be loaded")
+
+    weights.write_bytes(whole)
+    state = load_file(weights)
+    gone = "model.multi_modal_projector.linear_2.weight"
+    save_file({key: value for key, value in state.items() if key != gone}, weights, {"format": "pt"})
+    refused(f"lack 1 parameters, the first '{gone}'")
+    save_file({**state, gone: torch.zeros(3, 3)}, weights, {"format": "pt"})
+    refused("shape|cannot be loaded")
+    weights.write_bytes(whole)
+
+    index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(r"model-00001-of-00002\.safetensors: a shard that the index names is missing")
+    (copy / "model.safetensors.index.json").unlink()
+
+    for name in ("processor_config.json", "tokenizer.json", "config.json"):
+        kept = (copy / name).read_text()
+        (copy / name).write_text(kept[:20])
+        refused(f"{name}: is not readable JSON")
+        (copy / name).unlink()
+        refused("processor" if name != "config.json" else r"no config\.json")
+        (copy / name).write_text(kept)
+    load_host(copy)
+
+
+def test_what_is_no_host_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="no such directory"):
+        load_host(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HostError, match="is a file"):
+        load_host(tmp_path / "file")
+    tiny.decoder("llama").save_pretrained(tmp_path / "llm")
+    with pytest.raises(HostError, match=r"takes no images.*\n.*build_host"):
+        load_host(tmp_path / "llm")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(HostError, match=r"alula\.load_model"):
+        load_host(tmp_path / "adapter")
+
+
+def test_a_host_is_no_language_model(good: Path) -> None:
+    with pytest.raises(AlulaError, match="already takes images"):
+        build_host(good, tiny.TOWERS["clip"][0])
+
+
+def test_a_description_counts_every_parameter_once(good: Path) -> None:
+    host = load_host(good)
+    host.model.model.vision_tower.requires_grad_(False)
+    told = describe(host)
+    assert told.parameters == host.model.num_parameters()
+    assert {part.name: part.trainable == part.parameters for part in told.parts} == {
+        "vision_tower": False,
+        "multi_modal_projector": True,
+        "language_model": True,
+        "lm_head": True,
+    }
+    assert (told.rows_per_image, told.image_size, told.tied, told.dtype) == (16, 32, True, "float32")
+    assert json.loads(json.dumps(told.as_dict()))["parameters"] == told.parameters
+    assert f"{told.parameters:,}" in str(told)
+
+
+def test_other_hosts_can_be_described() -> None:
+    vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32}
+    config = Qwen2_5_VLConfig(text_config={**tiny.GROUPED, "vocab_size": 99}, vision_config=vision)
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    told = describe(Host(model, None))  # type: ignore[arg-type]  # its processor needs a hub's files and is not read
+    assert [part.name for part in told.parts] == ["visual", "language_model", "lm_head"]
+    assert told.parameters == model.num_parameters()
+    assert told.rows_per_image is None
+    assert "depends on the image" in str(told)
