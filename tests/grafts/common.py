@@ -63,8 +63,8 @@ def row_map(inputs: dict[str, Tensor]) -> RowMap:
 
 def run(model: Any, model_name: str, inputs: dict[str, Any], **options: Any) -> Tensor:
     """Logits (B, S, V). A text decoder with a seam is told which rows are images."""
-    if model_name in zoo.TEXT and find(model) is not None:
-        options.setdefault("row_map", row_map(inputs))
+    if model_name in zoo.TEXT and find(model) is not None and "row_map" not in options:
+        options["row_map"] = row_map(inputs)
     with torch.no_grad():
         return model(**inputs, **options).logits
 

@@ -113,7 +113,7 @@ class Seam(nn.Module):
             past_rows = RowMap.from_kinds(kinds, None if mask is None else mask[:, :length])
         given = kwargs.pop("row_map", None)
         if given is None and self._given_rows is not None and past_rows is None:
-            given = _expand(self._given_rows, reference.shape[0])
+            given = _expand(self._given_rows, *reference.shape)
         new_mask = mask[:, mask.shape[1] - reference.shape[1] :] if mask is not None else None
         rows = given if given is not None else self._read_rows(input_ids, reference, kwargs, new_mask, length > 0)
         if rows.shape != tuple(reference.shape):
@@ -180,7 +180,10 @@ class Seam(nn.Module):
 
     @contextmanager
     def given_rows(self, rows: RowMap) -> Iterator[None]:
-        """Use `rows` for the first forward of every empty cache, e.g. the prompt of a `generate` call."""
+        """Use `rows` for the first forward of every empty cache, e.g. the prompt of a `generate` call.
+
+        Where that forward has more rows (drafted tokens, generation without a cache), the rest is taken for text.
+        """
         previous, self._given_rows = self._given_rows, rows
         try:
             yield
@@ -217,9 +220,9 @@ def find(model: nn.Module) -> Seam | None:
     return getattr(unwrap(model), NAME, None)
 
 
-def _expand(rows: RowMap, batch: int) -> RowMap:
-    """Repeat each sample for the beams or samples `generate` made of it."""
-    have = rows.shape[0]
-    if have == batch or batch % have:
-        return rows
-    return rows.select(torch.arange(have, device=rows.device).repeat_interleave(batch // have))
+def _expand(rows: RowMap, batch: int, length: int) -> RowMap:
+    """Repeat each sample for the beams or samples `generate` made of it; rows beyond the map are generated text."""
+    have, known = rows.shape
+    if have != batch and batch % have == 0:
+        rows = rows.select(torch.arange(have, device=rows.device).repeat_interleave(batch // have))
+    return rows.append(RowMap.text(rows.shape[0], length - known, device=rows.device)) if length > known else rows

@@ -1,0 +1,192 @@
+"""Cached generation says what recomputing everything says, however the cache is filled, cropped, reordered and kept."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from tests import zoo
+from tests.grafts.common import CONFIGS, covering, grafted, prompt_rows, row_map, run
+
+TOKENS = 6
+MODES: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True, "temperature": 0.8, "top_k": 10},
+    "beams": {"num_beams": 3, "do_sample": False},
+    "sampled beams": {"num_beams": 2, "do_sample": True, "num_return_sequences": 2},
+    "several samples": {"do_sample": True, "num_return_sequences": 3},
+}
+
+
+def _generate(model: Any, host: str, inputs: dict[str, Tensor], **options: Any) -> Any:
+    torch.manual_seed(0)
+    with prompt_rows(model, host, inputs):
+        return model.generate(
+            **inputs, max_new_tokens=TOKENS, output_logits=True, return_dict_in_generate=True, **options
+        )
+
+
+def _same(ours: Any, theirs: Any) -> None:
+    assert torch.equal(ours.sequences, theirs.sequences)
+    for a, b in zip(ours.logits, theirs.logits, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("host", "config"), covering(zoo.ALL, list(CONFIGS), each=2))
+def test_cached_equals_uncached(host: str, config: str, mode: str) -> None:
+    model, _ = grafted(host, config)
+    inputs = zoo.batch(host, "3I2I2", "5", "I3")
+    _same(
+        _generate(model, host, inputs, use_cache=True, **MODES[mode]),
+        _generate(model, host, inputs, use_cache=False, **MODES[mode]),
+    )
+
+
+@pytest.mark.parametrize(("host", "config"), covering(("llama", "gemma3", *zoo.HOSTS), list(CONFIGS), each=2))
+def test_cached_steps_equal_one_pass_over_what_was_said(host: str, config: str) -> None:
+    """Teacher-forced: the logits of every generated token from a single forward over prompt and answer."""
+    model, _ = grafted(host, config)
+    inputs = zoo.batch(host, "3I2")
+    said = _generate(model, host, inputs, do_sample=False)
+    whole = dict(inputs, input_ids=said.sequences, attention_mask=torch.ones_like(said.sequences))
+    if "mm_token_type_ids" in inputs:
+        whole["mm_token_type_ids"] = (said.sequences == zoo.IMAGE).long()
+    logits = run(model, host, whole)[:, -TOKENS - 1 : -1]
+    torch.testing.assert_close(torch.stack(said.logits, dim=1), logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", ["mass", "attention", "visual", "paper"])
+@pytest.mark.parametrize("host", ["llama", "qwen3", "llava-llama", "llava-qwen3"])
+def test_prompt_lookup_equals_greedy(host: str, config: str) -> None:
+    model, _ = grafted(host, config)
+    inputs = zoo.batch(host, "3I6")
+    inputs["input_ids"][0, -3:] = inputs["input_ids"][0, -6:-3]  # something to look up
+    looked_up = _generate(model, host, inputs, do_sample=False, prompt_lookup_num_tokens=3)
+    _same(looked_up, _generate(model, host, inputs, do_sample=False))
+
+
+@pytest.mark.parametrize("config", ["mass", "paper"])
+@pytest.mark.parametrize("host", ["qwen3", "llava-llama"])
+@pytest.mark.parametrize("assistant", ["own host", "itself"])
+def test_assisted_decoding_equals_greedy(host: str, config: str, assistant: str) -> None:
+    """A small model drafts, the grafted one checks and crops what it refuses."""
+    model, _ = grafted(host, config)
+    helper = zoo.build(host) if assistant == "own host" else copy.deepcopy(model)
+    inputs = zoo.batch(host, "3I3")
+    with prompt_rows(helper, host, inputs):
+        assisted = _generate(model, host, inputs, do_sample=False, assistant_model=helper)
+    _same(assisted, _generate(model, host, inputs, do_sample=False))
+
+
+CONTINUED = ("llama", "mistral", "qwen3", "gemma3", "opt", "llava-llama", "llava-qwen3", "llava-gemma3", "qwen2_5_vl")
+
+
+@pytest.mark.parametrize("second", ["3", "1I2", "I"])
+@pytest.mark.parametrize(("host", "config"), covering(CONTINUED, list(CONFIGS), each=2))
+def test_a_second_turn_on_a_kept_cache(host: str, config: str, second: str) -> None:
+    """The first turn's cache, answer included, then new text, perhaps with a new image: as if read at once."""
+    model, _ = grafted(host, config)
+    first = zoo.batch(host, "2I2")
+    said = _generate(model, host, first, do_sample=False)
+    turn = zoo.batch(host, second, seed=5)
+    ids = torch.cat([said.sequences, turn["input_ids"]], dim=1)
+    whole: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    for name in ("pixel_values", "image_grid_thw"):
+        parts = [part[name] for part in (first, turn) if name in part]
+        if parts:
+            whole[name] = torch.cat(parts)
+    if host == "qwen2_5_vl":
+        whole["mm_token_type_ids"] = (ids == zoo.IMAGE).long()
+    expected = run(model, host, whole)
+
+    cache = said.past_key_values
+    known = cache.get_seq_length()
+    rest = {"input_ids": ids[:, known:], "attention_mask": whole["attention_mask"]}
+    rest |= {name: turn[name] for name in ("pixel_values", "image_grid_thw") if name in turn}
+    options: dict[str, Any] = {}
+    if host == "qwen2_5_vl":
+        rest["mm_token_type_ids"] = whole["mm_token_type_ids"][:, known:]
+        grid = whole.get("image_grid_thw")
+        positions, _ = model.model.get_rope_index(
+            ids, whole["mm_token_type_ids"], image_grid_thw=grid, attention_mask=whole["attention_mask"]
+        )
+        options["position_ids"] = positions[..., known:]
+    if host in zoo.TEXT:
+        options["row_map"] = row_map({"input_ids": rest["input_ids"]})
+    continued = run(model, host, rest, past_key_values=cache, **options)
+    torch.testing.assert_close(continued, expected[:, known:], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("host", "config"), covering(("llava-llama", "llava-gemma3"), ["mass", "attention"], each=2))
+def test_generate_goes_on_with_a_kept_cache(host: str, config: str) -> None:
+    """The second turn through `generate` itself, with an image of its own."""
+    model, _ = grafted(host, config)
+    first, turn = zoo.batch(host, "2I2"), zoo.batch(host, "1I2", seed=5)
+    cache = DynamicCache(config=model.config.get_text_config())
+    said = _generate(model, host, first, do_sample=False, past_key_values=cache)
+    ids = torch.cat([said.sequences, turn["input_ids"]], dim=1)
+    mask = torch.ones_like(ids)
+    continued = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        pixel_values=turn["pixel_values"],
+        past_key_values=cache,
+        max_new_tokens=TOKENS,
+        do_sample=False,
+    )
+    pixels = torch.cat([first["pixel_values"], turn["pixel_values"]])
+    afresh = model.generate(
+        input_ids=ids, attention_mask=mask, pixel_values=pixels, max_new_tokens=TOKENS, do_sample=False
+    )
+    assert torch.equal(continued, afresh)
+
+
+@pytest.mark.parametrize("cuts", [(5,), (1, 2, 9), (4, 8), (3, 7, 8)])
+@pytest.mark.parametrize(("host", "config"), covering(zoo.TEXT, list(CONFIGS), each=2))
+def test_chunked_prefill(host: str, config: str, cuts: tuple[int, ...]) -> None:
+    """The prompt in pieces, cut anywhere, also inside an image."""
+    model, _ = grafted(host, config)
+    inputs = zoo.batch(host, "3I2I2", "9I2")
+    rows = row_map(inputs)
+    whole = run(model, host, inputs)
+    pieces, cache = [], None
+    length = inputs["input_ids"].shape[1]
+    for start, stop in zip((0, *cuts), (*cuts, length), strict=True):
+        chunk = {"input_ids": inputs["input_ids"][:, start:stop], "attention_mask": inputs["attention_mask"][:, :stop]}
+        kinds = type(rows).from_kinds(rows.kind[:, start:stop])
+        with torch.no_grad():
+            out = model(**chunk, row_map=kinds, past_key_values=cache, use_cache=True)
+        pieces.append(out.logits)
+        cache = out.past_key_values
+    valid = inputs["attention_mask"].bool()
+    torch.testing.assert_close(torch.cat(pieces, dim=1)[valid], whole[valid], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", ["mass", "attention"])
+def test_chunked_prefill_of_an_image_host(config: str) -> None:
+    model, _ = grafted("llava-llama", config)
+    inputs = zoo.batch("llava-llama", "3I2I2")
+    whole = run(model, "llava-llama", inputs)
+    pieces, cache = [], None
+    for start, stop, images in ((0, 2, []), (2, 7, [0]), (7, 8, []), (8, 15, [1])):
+        chunk = {"input_ids": inputs["input_ids"][:, start:stop], "attention_mask": inputs["attention_mask"][:, :stop]}
+        if images:
+            chunk["pixel_values"] = inputs["pixel_values"][images]
+        with torch.no_grad():
+            out = model(**chunk, past_key_values=cache, use_cache=True)
+        pieces.append(out.logits)
+        cache = out.past_key_values
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_beams_and_batches_in_a_static_cache() -> None:
+    model, _ = grafted("llava-llama", "attention")
+    inputs = zoo.batch("llava-llama", "3I2", "5")
+    static = _generate(model, "llava-llama", inputs, do_sample=False, cache_implementation="static")
+    _same(static, _generate(model, "llava-llama", inputs, do_sample=False))
