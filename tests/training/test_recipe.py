@@ -68,7 +68,7 @@ def test_methods_have_default_rates_and_frozen_models_cannot_be_changed(plain: C
     recipe = parse_recipe(plain(method="lora", train={}))
     assert recipe.stages[0].learning_rates == {"lora": 2e-4, "projector": 2e-5}
     with pytest.raises(ValueError, match="frozen"):
-        recipe.stages[0].steps = 5  # type: ignore[misc]
+        recipe.stages[0].steps = 5
 
 
 # (what replaces what in the good recipe, what the error must say)

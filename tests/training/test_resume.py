@@ -1,0 +1,187 @@
+"""Runs that are killed, really killed, and go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from alula.training import train
+from alula.training.checkpoint import SEAL, is_complete, newest, prune, seal
+from alula.training.metrics import read_rows, rewind
+from tests.training.conftest import MakeRecipe, rows
+
+STEPS = 12
+WINGS: dict[str, Any] = {
+    "method": "wings",
+    "train": {"wings": 1e-2, "projector": 1e-2},
+    "wings": {"rank": 4, "dropout": 0.1},  # dropout: the random state has to come back too
+    "data": {
+        "sources": [{"microworld": "visual"}],
+        "text_replay": {"ratio": 0.25, "sources": [{"microworld": "text"}]},
+    },
+    "batch_size": 4,
+    "micro_batch_size": 2,
+}
+
+
+class _Stop(TrainerCallback):
+    """Raises at the end of a step, as an interrupt would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def stopped(made: Any, step: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(made, callbacks=[_Stop(step)], quiet=True)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5])
+@pytest.mark.parametrize("feature_cache", [None, {"memory_mb": 1}])
+def test_an_interrupted_run_ends_with_the_same_rows_and_weights(
+    recipe: MakeRecipe, stop: int, feature_cache: dict[str, Any] | None
+) -> None:
+    """Stopped before the first checkpoint, at one, and after one."""
+    options = {**WINGS, "steps": 7, "save_every": 3, "feature_cache": feature_cache}
+    whole = train(recipe(**options), quiet=True)
+    broken = recipe(run={"output_dir": f"{whole.directory}-broken"}, **options)
+    stopped(broken, stop)
+    result = train(broken, resume="auto", quiet=True)
+    assert rows(result.directory) == rows(whole.directory)
+    left, right = (load_file(r.final / "adapter_model.safetensors") for r in (whole, result))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(value, right[name]) for name, value in left.items())
+
+
+def test_finished_stages_are_not_run_again(recipe: MakeRecipe) -> None:
+    made = recipe(stages=[{"name": "one"}, {"name": "two"}])
+    with pytest.raises(KeyboardInterrupt):
+        train(made, callbacks=[_StopInStage("02-two")], quiet=True)
+    before = (Path(made.output_dir) / "stages/01-one/stage.json").stat().st_mtime_ns
+    result = train(made, quiet=True)
+    assert [stage.skipped for stage in result.stages] == [True, False]
+    assert (result.directory / "stages/01-one/stage.json").stat().st_mtime_ns == before
+    assert [row["stage"] for row in rows(result.directory)] == ["one"] * 3 + ["two"] * 3
+
+
+class _StopInStage(TrainerCallback):
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.stage in args.output_dir and state.global_step == 2:
+            raise KeyboardInterrupt
+
+
+def test_incomplete_checkpoints_are_not_trusted_and_go_away(recipe: MakeRecipe) -> None:
+    options = {**WINGS, "steps": 7, "save_every": 2, "keep_checkpoints": 3}
+    whole = train(recipe(**options), quiet=True)
+    broken = recipe(run={"output_dir": f"{whole.directory}-broken"}, **options)
+    stopped(broken, 7)
+    checkpoints = Path(broken.output_dir) / "stages/01-only/checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    (checkpoints / "checkpoint-6" / SEAL).unlink()  # killed before the seal
+    optimizer = checkpoints / "checkpoint-4" / "optimizer.pt"  # damaged afterwards
+    optimizer.write_bytes(optimizer.read_bytes()[:-1])
+    assert newest(checkpoints) == checkpoints / "checkpoint-2"
+    result = train(broken, quiet=True)
+    assert rows(result.directory) == rows(whole.directory)
+
+
+def test_sealing_and_pruning(tmp_path: Path) -> None:
+    for step in (5, 10, 20):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_text("w" * step)
+        assert not is_complete(folder)
+        seal(folder)
+        assert is_complete(folder)
+    (tmp_path / "checkpoint-30").mkdir()
+    (tmp_path / "something-else").mkdir()
+    prune(tmp_path, keep=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-20", "checkpoint-30", "something-else"}
+    assert newest(tmp_path, clean=True) == tmp_path / "checkpoint-20"
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-20", "something-else"}
+
+
+def test_metrics_are_rewound_over_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    written = [{"stage": "a", "step": 1}, {"stage": "a", "step": 2}, {"stage": "b", "step": 1}, {"stage": "b", "step": 2}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in written) + '{"stage": "b", "st')
+    assert read_rows(path) == written
+    assert rewind(path, "b", 1) == {"stage": "b", "step": 1}
+    assert read_rows(path) == written[:3]
+    assert rewind(path, "c", 0) is None
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_nothing(plain: Callable[..., Any], tmp_path: Path) -> None:
+    """`kill -9` during a step, during the writing of a checkpoint, and during the export; then one run to the end."""
+    raw = plain(**WINGS, steps=STEPS, save_every=4)
+    raw["stages"].append({**raw["stages"][0], "name": "more", "wings": None, "steps": 2})
+    whole = train({**raw, "output_dir": str(tmp_path / "whole")}, quiet=True)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    run = Path(raw["output_dir"])
+    metrics, checkpoints = run / "metrics.jsonl", run / "stages/01-only/checkpoints"
+    moments: list[Callable[[], bool]] = [
+        lambda: len(read_rows(metrics)) >= 6,  # in a step
+        lambda: (checkpoints / "checkpoint-8").exists(),  # the directory is there, its files are being written
+        lambda: any(run.glob("stages/01-only/.model-*")) or (run / "stages/01-only/model").exists(),  # exporting
+    ]
+    for moment in moments:
+        kill_at(file, moment)
+        assert not (run / "final").exists()
+    result = json.loads(cli(file, check=True).stdout)
+    assert [stage["skipped"] for stage in result["stages"]].count(False) >= 1
+    assert rows(run) == rows(whole.directory)
+    left, right = (load_file(Path(d) / "final/adapter_model.safetensors") for d in (run, whole.directory))
+    assert all(torch.equal(value, right[name]) for name, value in left.items())
+    assert not list(run.rglob("checkpoint-*"))
+    again = cli(file, check=True, json_too=False)
+    assert "nothing to do" in again.stdout
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def command(file: Path) -> list[str]:
+    return [sys.executable, "-m", "alula.cli.app", "train", str(file)]
+
+
+def cli(file: Path, *, check: bool, json_too: bool = True) -> subprocess.CompletedProcess[str]:
+    words = [*command(file), *(["--json"] if json_too else [])]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    assert done.returncode == 0 or not check, done.stderr
+    return done
+
+
+def kill_at(file: Path, moment: Callable[[], bool]) -> None:
+    """Start the run in a process of its own and kill it as soon as ``moment`` has come."""
+    process = subprocess.Popen(command(file), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    deadline = time.monotonic() + 60
+    while not moment():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            assert process.stderr is not None
+            pytest.fail(f"the moment never came: {process.stderr.read().decode()[-2000:]}")
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
