@@ -5,12 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
     LlavaProcessor,
+    PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
 
@@ -29,7 +37,7 @@ from alula.data import (
     open_source,
 )
 from alula.errors import DataError, UsageError
-from tests.data.conftest import ROWS_PER_IMAGE, ListSource, chat, say
+from tests.data.conftest import ROWS_PER_IMAGE, TEMPLATE, ListSource, chat, say
 
 RED, BLUE = Image.new("RGB", (9, 5), "red"), Image.new("RGB", (32, 32), "blue")
 
@@ -184,6 +192,70 @@ def test_stock_models_take_the_batches(processor, tokenizer) -> None:
     out = host.generate(**prompts, max_new_tokens=2, do_sample=False)
     assert out.shape[1] <= prompts["input_ids"].shape[1] + 2
     assert LlamaForCausalLM(text)(**Collator(tokenizer)([chat("a", "b")])).loss.isfinite()
+
+
+def _other_processor(name: str):
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = [
+        "<pad>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<image>",
+        "<boi>",
+        "<eoi>",
+        "<fake_token_around_image>",
+        "<global-img>",
+    ]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        ["a"], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=special)
+    )
+    named = {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<|im_end|>", extra_special_tokens=named
+    )
+    side = {"height": 32, "width": 32}
+    match name:
+        case "llava_next":
+            pixels = LlavaNextImageProcessorPil(
+                size={"shortest_edge": 32}, crop_size=side, image_grid_pinpoints=[[32, 64], [64, 32]]
+            )
+            return LlavaNextProcessor(
+                pixels, tokenizer, patch_size=8, vision_feature_select_strategy="full", chat_template=TEMPLATE
+            )
+        case "gemma3":
+            template = TEMPLATE.replace("<image>", "<boi>")
+            return Gemma3Processor(
+                Gemma3ImageProcessorPil(size=side), tokenizer, image_seq_length=4, chat_template=template
+            )
+        case "idefics3":
+            pixels = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+            return Idefics3Processor(pixels, tokenizer, image_seq_len=4, chat_template=TEMPLATE)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "gemma3", "idefics3"])
+def test_other_stock_processors(name: str) -> None:
+    # tilings, added begin and end tokens, token types under another name: the labels hold whatever the expansion is
+    processor = _other_processor(name)
+    tokenizer, collate = processor.tokenizer, Collator(processor)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    samples = [chat("what?", "red", "and?", "blue", images=(RED, BLUE)), chat("q", "a"), chat("q", "aa", images=(RED,))]
+    batch = collate(samples)
+    told = [tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
+    assert told == ["red<|im_end|>blue<|im_end|>", "a<|im_end|>", "aa<|im_end|>"]
+    assert batch["mm_token_type_ids"][batch["input_ids"] == image].all()
+    assert batch["mm_token_type_ids"].sum(1).gt(0).tolist() == [True, False, True]
+    labelled = batch["labels"] != IGNORED
+    assert torch.equal(batch["labels"][labelled], batch["input_ids"][labelled])
+    text = collate([samples[1]])
+    assert "pixel_values" not in text
+    assert {"input_ids", "attention_mask", "mm_token_type_ids", "labels"} <= set(text)
+    length = text["input_ids"].shape[1]
+    assert torch.equal(text["labels"][0], batch["labels"][1, :length])
+    prompts = Collator(processor, train=False)([Sample("p", s.messages[:-1]) for s in samples])
+    assert all(tokenizer.decode(row).endswith("<|im_start|>assistant\n") for row in prompts["input_ids"])
 
 
 def test_too_long_is_an_error_never_a_cut(processor, tokenizer) -> None:

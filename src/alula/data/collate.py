@@ -186,8 +186,12 @@ class Collator:
         else:
             # the templates of text models expect strings and would print a list as Python writes it
             chats = [[{**message, "content": message_text(message)} for message in chat] for chat in chats]
-        rows: Any = self.processor.apply_chat_template(chats, **options)
-        return dict(rows)
+        encoded: Any = self.processor.apply_chat_template(chats, **options)
+        rows = dict(encoded)
+        if self.multimodal and self.train and "mm_token_type_ids" not in rows:
+            # some processors make them only for batches with images (Idefics3), or under another name (Gemma-3)
+            rows["mm_token_type_ids"] = self.processor.create_mm_token_type_ids(rows["input_ids"])
+        return rows
 
     def _fault(self, rows: dict[str, Any], number: int, entry: _Entry) -> BadSampleError | None:
         place, length = entry.sample.place, len(rows["input_ids"][number])
