@@ -190,7 +190,8 @@ class Collator:
         rows = dict(encoded)
         if self.multimodal and self.train and "mm_token_type_ids" not in rows:
             # some processors make them only for batches with images (Idefics3), or under another name (Gemma-3)
-            rows["mm_token_type_ids"] = self.processor.create_mm_token_type_ids(rows["input_ids"])
+            images = set(self.processor.image_token_ids)
+            rows["mm_token_type_ids"] = [[int(token in images) for token in row] for row in rows["input_ids"]]
         return rows
 
     def _fault(self, rows: dict[str, Any], number: int, entry: _Entry) -> BadSampleError | None:
