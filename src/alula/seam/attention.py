@@ -90,11 +90,38 @@ def attention_forward(
         back = torch.cat(split).argsort()
         output = torch.cat([spoken, silent])[back]
         sums = torch.cat([sums, sums.new_zeros(len(silent), *sums.shape[1:])])[back]
+    _deliver(asked, sums, alula, module)
+    return output, None
+
+
+@torch.no_grad()
+def _answer_aside(
+    run: Callable[..., tuple[Tensor, Any]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+    alula: Any,
+    asked: list[tuple[KeyColumns, Tensor]],
+) -> None:
+    """Give askers their sums from passes whose values are nothing but columns, as many at a time as a head is wide."""
+    width = query.shape[-1]
+    wanted = torch.cat([_align(columns, key.shape[2]) for _, columns in asked], dim=-1).to(query)
+    sums = []
+    for columns in wanted.split(width, dim=-1):
+        padded = F.pad(columns, (0, width - columns.shape[-1]))[:, None].expand(-1, key.shape[1], -1, -1)
+        output, _ = run(module, query, key, padded, mask, **{**options, "dropout": 0.0})
+        sums.append(output[..., : columns.shape[-1]])
+    _deliver(asked, torch.cat(sums, dim=-1), alula, module)
+
+
+def _deliver(asked: list[tuple[KeyColumns, Tensor]], sums: Tensor, alula: Any, module: nn.Module) -> None:
+    """Hand every asker its share of (B, Q, H, all columns)."""
     start = 0
     for asker, wanted in asked:
-        asker.receive(alula, module.layer_idx, sums[..., start : start + wanted.shape[-1]])
+        asker.receive(alula, module.layer_idx, sums[..., start : start + wanted.shape[-1]])  # type: ignore[arg-type]
         start += wanted.shape[-1]
-    return output, None
 
 
 def _with_sums(
