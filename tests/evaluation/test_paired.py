@@ -202,6 +202,9 @@ def test_seeds_by_another_label() -> None:
     groups = across_seeds([result], by="kind").groups
     assert groups["text"].n == 60
     assert groups["visual"].tuned.mean.value == pytest.approx(np.mean(TUNED[60:]))
+    both = across_seeds([result], by=("kind", "family")).groups
+    assert both["text, f1"].n == 20
+    assert sum(group.n for group in both.values()) == 90
     with pytest.raises(EvaluationError, match="no label 'same', only family, kind"):
         across_seeds([result], by="same")
 

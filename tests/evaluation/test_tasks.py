@@ -69,7 +69,9 @@ def test_dialogues_score_every_turn_with_its_history() -> None:
     assert len(items) == sum(len(pattern) for pattern in microworld.DIALOGUE_PATTERNS)
     last = [item for item in items if item.tags["pattern"] == "TVT"][-1]
     assert [message["role"] for message in last.messages] == ["user", "assistant", "user", "assistant", "user"]
-    assert len({item.cluster for item in items if item.cluster}) == sum(len(p) > 1 for p in microworld.DIALOGUE_PATTERNS)
+    assert len({item.cluster for item in items if item.cluster}) == sum(
+        len(p) > 1 for p in microworld.DIALOGUE_PATTERNS
+    )
     assert all(item.follows == () for item in items)
     own = dialogue(14, history="generated").items()
     assert next(i for i in own if i.id == last.id).follows == tuple((t, f"{last.cluster}#{t}") for t in (1, 3))

@@ -8,8 +8,11 @@ import numpy as np
 
 from alula.errors import EvaluationError
 from alula.evaluation import statistics
-from alula.evaluation.results import Columns, Estimate, PairedResult, Record
-from alula.evaluation.statistics import DEFAULT, Resampling
+from alula.evaluation.results import Columns, Estimate, Labels, PairedResult, Record
+from alula.evaluation.statistics import Resampling
+
+_DEFAULT = Resampling(resamples=2_000)
+"""ample for a standard error (to about 1.6 %), which is all that intervals over seeds take from the bootstrap"""
 
 
 class Spread(Record):
@@ -43,13 +46,15 @@ class SeedsResult(Record):
     groups: dict[str, SeedsComparison]
 
 
-def across_seeds(results: Sequence[PairedResult], by: str = "family", how: Resampling = DEFAULT) -> SeedsResult:
+def across_seeds(
+    results: Sequence[PairedResult], by: str | tuple[str, ...] = "family", how: Resampling = _DEFAULT
+) -> SeedsResult:
     """Combine one task's comparisons of several trainings; intervals as in `statistics.seed_interval`.
 
     Args:
         results: one per training seed.
         by: the label of the items to break the result down by: ``"family"`` or a tag that varies, such as
-            ``"pattern"`` of dialogues.
+            ``"pattern"`` of dialogues; several labels are combined as ``"text, VT"``.
 
     Raises:
         EvaluationError: no results, or results of different tasks or labels.
@@ -57,19 +62,19 @@ def across_seeds(results: Sequence[PairedResult], by: str = "family", how: Resam
     if not results:
         raise EvaluationError("no results to combine over seeds")
     first = results[0]
-    if by not in first.columns.labels:
-        raise EvaluationError(f"task {first.task!r} has no label {by!r}, only {', '.join(first.columns.labels)}")
-    groups = first.columns.labels[by].values
     for other in results[1:]:
-        if other.task != first.task or by not in other.columns.labels:
+        if other.task != first.task:
             raise EvaluationError(f"the seeds answered other tasks: {first.task!r} and {other.task!r}")
-        if sorted(other.columns.labels[by].values) != sorted(groups):
-            raise EvaluationError(f"the seeds of task {first.task!r} differ in {by}")
+    wanted = (by,) if isinstance(by, str) else by
+    labels = [_labels(result, wanted) for result in results]
+    groups = labels[0].values
+    if any(sorted(other.values) != sorted(groups) for other in labels):
+        raise EvaluationError(f"the seeds of task {first.task!r} differ in {', '.join(wanted)}")
     same = len({result.items_digest for result in results}) == 1
     columns = [result.columns for result in results]
 
     def part(group: str | None) -> SeedsComparison:
-        return _combine([_select(c, by, group) for c in columns], same, how)
+        return _combine([_select(c, n, group) for c, n in zip(columns, labels, strict=True)], same, how)
 
     return SeedsResult(
         task=first.task,
@@ -84,10 +89,20 @@ _Scores = tuple[np.ndarray, np.ndarray, np.ndarray]
 """base scores, tuned scores, cluster labels; each (items,)"""
 
 
-def _select(columns: Columns, by: str, group: str | None) -> _Scores:
+def _labels(result: PairedResult, by: Sequence[str]) -> Labels:
+    found = result.columns.labels
+    missing = [name for name in by if name not in found]
+    if missing:
+        raise EvaluationError(f"task {result.task!r} has no label {missing[0]!r}, only {', '.join(found)}")
+    if len(by) == 1:
+        return found[by[0]]
+    parts = [[found[name].values[index] for index in found[name].index] for name in by]
+    return Labels.of([", ".join(combined) for combined in zip(*parts, strict=True)])
+
+
+def _select(columns: Columns, labels: Labels, group: str | None) -> _Scores:
     keep = np.ones(len(columns.base), dtype=bool)
     if group is not None:
-        labels = columns.labels[by]
         keep = np.array(labels.index) == labels.values.index(group)
     return np.array(columns.base)[keep], np.array(columns.tuned)[keep], np.array(columns.cluster)[keep]
 

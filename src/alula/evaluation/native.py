@@ -154,7 +154,7 @@ def turns(item: Item, *, suffix: str = "", history: History = "gold") -> list[Ta
             messages=item.messages[: target.turn],
             gold=target.answer,
             cluster=item.id if len(ids) > 1 else "",
-            tags={"kind": target.kind, "pattern": pattern, "turn": str(rank + 1)},
+            tags={"kind": target.kind, "pattern": pattern, "before": pattern[:rank] or "nothing"},
             follows=tuple((item.targets[i].turn, ids[i]) for i in range(rank)) if history == "generated" else (),
         )
         for rank, target in enumerate(item.targets)

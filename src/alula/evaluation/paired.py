@@ -27,6 +27,8 @@ from alula.evaluation.results import (
 from alula.evaluation.statistics import DEFAULT, Resampling
 
 KEPT_FLIPS = 12
+KIND = "kind"
+"""the tag that says whether an item is of text or of visual skill"""
 _CORRECT = 1.0
 
 
@@ -132,7 +134,7 @@ def _labels(items: Sequence[ItemResult]) -> dict[str, Labels]:
     found = {"family": Labels.of([item.family for item in items])}
     for tag in dict.fromkeys(tag for item in items for tag in item.tags):
         labels = Labels.of([item.tags.get(tag, "") for item in items])
-        if len(labels.values) > 1 and tag not in found:
+        if (len(labels.values) > 1 or tag == KIND) and tag not in found:
             found[tag] = labels
     return found
 

@@ -185,7 +185,8 @@ class Labels(Record):
 class Columns(Record):
     """Scores and labels per item, in the task's order: enough to recompute every statistic.
 
-    ``cluster`` numbers the independent units; ``labels`` holds ``"family"`` and every tag that varies over the items.
+    ``cluster`` numbers the independent units; ``labels`` holds ``"family"``, ``"kind"`` (text or
+    visual skill, where the items say) and every other tag that varies over the items.
     """
 
     labels: dict[str, Labels]

@@ -28,6 +28,7 @@ class FigureRow:
 
     figures: Sequence[Figure]
     legend: Sequence[Key] = ()
+    caption: str = ""
     kind: str = field(default="figures", init=False)
 
 
@@ -65,7 +66,7 @@ class Cell:
         if self.shade is None or abs(self.shade) < 0.005:
             return ""
         name = "--gain" if self.shade > 0 else "--loss"
-        return f"background: color-mix(in oklab, var({name}) {min(1.0, abs(self.shade)) * 62:.0f}%, transparent)"
+        return f"background: color-mix(in oklab, var({name}) {min(1.0, abs(self.shade)) * 62:.0f}%, var(--panel))"
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,10 @@ class Document:
 
 def render(document: Document) -> str:
     """Return the report as one HTML page without external requests, in light and dark, on screen and on paper."""
-    return _environment().get_template("report.html.j2").render(
-        document=document, light=list(enumerate(SERIES_LIGHT)), dark=list(enumerate(SERIES_DARK))
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(document=document, light=list(enumerate(SERIES_LIGHT)), dark=list(enumerate(SERIES_DARK)))
     )
 
 

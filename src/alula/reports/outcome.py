@@ -30,10 +30,10 @@ class SeedOutcome(Record):
     """One training: its comparisons with the base by task name, and what it cost."""
 
     tasks: dict[str, PairedResult]
-    curve: list[CurvePoint] = []
-    trainable_parameters: int = Field(ge=0)
-    seconds: float = Field(ge=0)
-    """training time, wall clock"""
+    curve: list[CurvePoint] = Field(default_factory=list)
+    trainable_parameters: int | None = Field(default=None, ge=0)
+    seconds: float | None = Field(default=None, ge=0)
+    """training time, wall clock; these two are None where the training is not known"""
     conditions: Conditions
 
     @classmethod
@@ -43,8 +43,8 @@ class SeedOutcome(Record):
         tuned: RunResult,
         *,
         metrics: str | os.PathLike[str] | None = None,
-        trainable_parameters: int,
-        seconds: float,
+        trainable_parameters: int | None = None,
+        seconds: float | None = None,
     ) -> Self:
         """Compare two runs and read the curve off a training's ``metrics.jsonl``."""
         return cls(
@@ -61,7 +61,7 @@ class MethodOutcome(Record):
 
     label: str
     description: str = ""
-    learning_rates: dict[str, float]
+    learning_rates: dict[str, float] = Field(default_factory=dict)
     """per part, such as ``{"projector": 1e-3, "llm": 5e-4}``"""
     seeds: dict[int, SeedOutcome] = Field(min_length=1)
 
@@ -96,7 +96,7 @@ class Outcome(Record):
     environment: dict[str, str]
     seconds: float = Field(ge=0)
     base: BaseOutcome
-    shared_curves: dict[int, list[CurvePoint]] = {}
+    shared_curves: dict[int, list[CurvePoint]] = Field(default_factory=dict)
     methods: dict[str, MethodOutcome] = Field(min_length=1)
 
     @model_validator(mode="after")

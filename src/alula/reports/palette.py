@@ -7,6 +7,8 @@ from __future__ import annotations
 
 SERIES_LIGHT = ("#0068a8", "#c44e00", "#007a5a", "#8146b8", "#8d6300", "#b0306a", "#4d5964")
 SERIES_DARK = ("#62b6ee", "#ff9152", "#3ccb9f", "#c39bf0", "#e5b93f", "#f27fb0", "#aab5c0")
+NEUTRAL = len(SERIES_LIGHT) - 1
+"""the grey series, for what belongs to no method"""
 
 
 def colour(series: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from alula.evaluation.results import Estimate
 
 MISSING = "n/a"
+_GAP = "\N{NO-BREAK SPACE}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -17,7 +18,7 @@ def percent(share: float | None, digits: int = 1) -> str:
     shown = round(value, digits)
     if shown == 100 and value < 100 - 1e-9:
         shown = 100 - 10**-digits  # 99.97 must not read as "nothing lost"
-    return f"{shown:.{digits}f} %"
+    return f"{shown:.{digits}f}{_GAP}%"
 
 
 def bounds(estimate: Estimate | None) -> str:
@@ -63,11 +64,13 @@ def listing(parts: Sequence[str]) -> str:
 
 
 def rates(learning_rates: dict[str, float]) -> str:
-    """``{"projector": 1e-3, "llm": 5e-4}`` -> ``"projector 1e-3, llm 5e-4"``; one figure where all agree."""
+    """``{"projector": 1e-3, "llm": 5e-4}`` -> ``one line per part, one figure where all agree."""
+    if not learning_rates:
+        return MISSING
     shown = {part: f"{rate:.3g}" if rate >= 0.01 else _exponent(rate) for part, rate in learning_rates.items()}
     if len(set(shown.values())) == 1:
         return next(iter(shown.values()))
-    return ", ".join(f"{part} {rate}" for part, rate in shown.items())
+    return "\n".join(f"{part} {rate}" for part, rate in shown.items())
 
 
 def _exponent(rate: float) -> str:

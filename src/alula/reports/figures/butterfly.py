@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alula.reports.figures.canvas import Canvas, nice_step, text_width
+from alula.reports.figures.canvas import Canvas, text_width
 from alula.reports.palette import colour
 
 WIDTH = 560
-_ROW, _TOP, _FONT = 40, 48, 13.0
+_ROW, _TOP, _FONT = 36, 52, 13.0
+_NUMBER = 48
+"""room for the figure at the end of a bar"""
 
 
 @dataclass(frozen=True)
@@ -27,31 +29,39 @@ class Sides:
 def butterfly(sides: Sequence[Sides], *, title: str) -> str:
     """Return the figure as SVG: bars are means over trainings, dots the single ones."""
     left = 18 + max(text_width(side.label, _FONT) for side in sides)
-    height = _TOP + _ROW * len(sides) + 14
+    height = _TOP + _ROW * len(sides) + 6
     canvas = Canvas(WIDTH, height)
-    most = max([1.0, *(v for s in sides for v in (s.lost, s.gained, *(r for pair in s.repeats for r in pair)))])
-    limit = nice_step(most)
-    number = 44  # room for the figures at the ends of the bars
-    middle = left + (WIDTH - left) / 2
-    unit = (middle - left - number) / limit
-    canvas.text(middle - 10, 22, "lost", "end", class_="title")
-    canvas.text(middle + 10, 22, "gained", "start", class_="title")
-    canvas.text(middle, 38, f"items of {sides[0].n}", "middle", class_="tick")
+    most_lost, most_gained = (max([1.0, *(_most(side, which) for side in sides)]) for which in (0, 1))
+    # one scale for both directions, the axis where it gives both enough room
+    unit = (WIDTH - left - 2 * _NUMBER) / (most_lost + most_gained)
+    middle = min(max(left + _NUMBER + unit * most_lost, left + 60), WIDTH - 70)
+    canvas.text(0, 16, title, class_="title")
+    canvas.text(middle - 8, 42, "lost", "end", class_="tick")
+    canvas.text(middle + 8, 42, "gained", class_="tick")
     for row, side in enumerate(sides):
         at = _TOP + _ROW * row + _ROW / 2
         canvas.text(left - 14, at + 4.5, side.label, "end", fill=colour(side.series), class_="label")
-        for value, sign, name in ((side.lost, -1, "loss"), (side.gained, 1, "gain")):
-            width = unit * value
-            canvas.open(hint=f"{side.label}: {value:.3g} {'lost' if sign < 0 else 'gained'} of {side.n}")
-            canvas.add(
-                "rect", x=middle - width if sign < 0 else middle, y=at - 11, width=width, height=22.0, class_=name
-            )
-            reach = max([value, *(pair[0 if sign < 0 else 1] for pair in side.repeats)])
-            canvas.text(
-                middle + sign * (unit * reach + 10), at + 4.5, f"{value:.3g}", "end" if sign < 0 else "start", class_="value"
-            )
-            canvas.close()
-            for pair in side.repeats:
-                canvas.add("circle", cx=middle + sign * unit * pair[0 if sign < 0 else 1], cy=at, r=2.6, class_="single")
-    canvas.line(middle, _TOP - 4, middle, height - 10, class_="axis")
+        _bar(canvas, side, 0, -unit, middle, at)
+        _bar(canvas, side, 1, unit, middle, at)
+    canvas.line(middle, _TOP - 4, middle, height - 4, class_="axis")
     return canvas.svg(title)
+
+
+def _bar(canvas: Canvas, side: Sides, which: int, unit: float, middle: float, at: float) -> None:
+    """Draw the lost (0) or gained (1) bar of a row with its dots and its figure."""
+    value = (side.lost, side.gained)[which]
+    tip = middle + unit * value
+    canvas.open(hint=f"{side.label}: {value:.1f} of {side.n} {('lost', 'gained')[which]}")
+    canvas.add(
+        "rect", x=min(middle, tip), y=at - 10, width=abs(tip - middle), height=20.0, class_=("loss", "gain")[which]
+    )
+    for pair in side.repeats:
+        canvas.add("circle", cx=middle + unit * pair[which], cy=at, r=2.6, class_="single")
+    end = middle + unit * _most(side, which) + (8 if which else -8)
+    shown = f"{value:.0f}" if value == round(value) else f"{value:.1f}"
+    canvas.text(end, at + 4.5, shown, ("end", "start")[which], class_="value")
+    canvas.close()
+
+
+def _most(side: Sides, which: int) -> float:
+    return max([(side.lost, side.gained)[which], *(pair[which] for pair in side.repeats)])

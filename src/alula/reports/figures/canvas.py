@@ -68,23 +68,27 @@ class Canvas:
 
     def add(self, tag: str, text: str | None = None, **attributes: object) -> None:
         """Append one element; ``text`` is escaped."""
-        written = "".join(f' {key.rstrip("_").replace("_", "-")}="{_value(value)}"' for key, value in attributes.items())
+        written = "".join(
+            f' {key.rstrip("_").replace("_", "-")}="{_value(value)}"' for key, value in attributes.items()
+        )
         self.parts.append(f"<{tag}{written}/>" if text is None else f"<{tag}{written}>{escape(text)}</{tag}>")
 
     def open(self, tag: str = "g", hint: str = "", **attributes: object) -> None:
         """Open a group; ``hint`` is shown when it is pointed at."""
-        written = "".join(f' {key.rstrip("_").replace("_", "-")}="{_value(value)}"' for key, value in attributes.items())
+        written = "".join(
+            f' {key.rstrip("_").replace("_", "-")}="{_value(value)}"' for key, value in attributes.items()
+        )
         self.parts.append(f"<{tag}{written}>" + (f"<title>{escape(hint)}</title>" if hint else ""))
 
     def close(self, tag: str = "g") -> None:
         """Close a group."""
         self.parts.append(f"</{tag}>")
 
-    def line(self, x1: float, y1: float, x2: float, y2: float, **attributes: object) -> None:
+    def line(self, x1: float, y1: float, x2: float, y2: float, **attributes: str) -> None:
         """Append a straight line."""
         self.add("line", x1=x1, y1=y1, x2=x2, y2=y2, **attributes)
 
-    def text(self, x: float, y: float, text: str, anchor: str = "start", **attributes: object) -> None:
+    def text(self, x: float, y: float, text: str, anchor: str = "start", **attributes: str) -> None:
         """Append a text; ``anchor`` is start, middle or end."""
         self.add("text", text, x=x, y=y, text_anchor=anchor, **attributes)
 

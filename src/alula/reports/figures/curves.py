@@ -9,12 +9,12 @@ import numpy as np
 
 from alula.reports.figures.canvas import Canvas, Scale, text_width
 from alula.reports.figures.frame import frame
+from alula.reports.figures.markers import marker_path
 from alula.reports.palette import colour
 
 WIDTH, HEIGHT = 560, 400
 _LEFT, _TOP, _BOTTOM = 52, 44, 54
 _FONT, _GAP = 13.0, 16.0
-_DASHES = ("", "9 4", "2 4", "12 4 2 4", "5 3", "1 3", "14 6")
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Curve:
 
 
 def curves(found: Sequence[Curve], *, title: str, y_title: str = "training loss (log scale)") -> str:
-    """Return the figure as SVG. Faint lines are single runs, bold ones their mean, both smoothed over 1/20 of the run."""
+    """Return the figure as SVG: faint lines are single runs, bold ones their mean, smoothed over 1/20 of the run."""
     smooth = [[(np.asarray(s, float), _smooth(np.asarray(v, float))) for s, v in curve.runs] for curve in found]
     means = [_mean(runs) for runs in smooth]
-    right = 14 + max(text_width(curve.label, _FONT) for curve in found)
+    right = 20 + max(text_width(curve.label, _FONT) for curve in found)
     every = np.concatenate([losses for runs in smooth for _, losses in runs])
     every = every[every > 0]
     x = Scale(0, max(steps[-1] for steps, _ in means), _LEFT, WIDTH - right)
@@ -42,18 +42,14 @@ def curves(found: Sequence[Curve], *, title: str, y_title: str = "training loss 
         for one_steps, one_losses in runs if len(runs) > 1 else ():
             canvas.add("path", d=_path(x, y, one_steps, one_losses), stroke=colour(curve.series), class_="faint")
         canvas.open(hint=f"{curve.label}: {losses[-1]:.4g} at step {steps[-1]:.0f}")
-        canvas.add(
-            "path",
-            d=_path(x, y, steps, losses),
-            stroke=colour(curve.series),
-            class_="curve",
-            stroke_dasharray=_DASHES[curve.series % len(_DASHES)] or "none",
-        )
+        canvas.add("path", d=_path(x, y, steps, losses), stroke=colour(curve.series), class_="curve")
+        end_x, end_y = x(float(steps[-1])), y(float(losses[-1]))
+        canvas.add("path", d=marker_path(curve.series, end_x, end_y, 5.0), fill=colour(curve.series), class_="dot")
         canvas.close()
-        ends.append(y(float(losses[-1])))
+        ends.append(end_y)
     for curve, end, at in zip(found, ends, _apart(ends, _TOP, HEIGHT - _BOTTOM), strict=True):
-        canvas.line(x.end + 1, end, x.end + 7, at, class_="leader")
-        canvas.text(x.end + 10, at + 4, curve.label, fill=colour(curve.series), class_="label")
+        canvas.line(x.end + 7, end, x.end + 13, at, class_="leader")
+        canvas.text(x.end + 16, at + 4, curve.label, fill=colour(curve.series), class_="label")
     return canvas.svg(title)
 
 

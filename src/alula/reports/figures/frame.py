@@ -27,4 +27,4 @@ def frame(
         canvas.text(x(value), bottom + 18, x_format(value), "middle", class_="tick")
     canvas.line(left, bottom, right, bottom, class_="axis")
     canvas.text((left + right) / 2, bottom + 40, x_title, "middle", class_="title")
-    canvas.text(left - 8, top - 14, y_title, "start", class_="title", dx=-34)
+    canvas.text(left - 8, top - 14, y_title, "start", class_="title", dx="-34")

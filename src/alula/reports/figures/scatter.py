@@ -86,7 +86,7 @@ def _label(canvas: Canvas, points: Sequence[Point], x: Scale, y: Scale, bars: Se
     for point, (cx, cy) in zip(points, centres, strict=True):
         width, height = text_width(point.label, _FONT), _FONT * 1.15
         best: tuple[float, _Box, float] | None = None
-        for distance in (14, 22, 34, 48, 64):
+        for distance in (14.0, 22.0, 34.0, 48.0, 64.0):
             for angle in range(0, 360, 30):
                 radians = math.radians(angle)
                 ax, ay = cx + distance * math.cos(radians), cy + distance * math.sin(radians)
