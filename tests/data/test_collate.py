@@ -37,7 +37,8 @@ from alula.data import (
     open_source,
 )
 from alula.errors import DataError, UsageError
-from tests.data.conftest import ROWS_PER_IMAGE, TEMPLATE, ListSource, chat, say
+from alula.hosts import build_host
+from tests.data.conftest import ROWS_PER_IMAGE, STRING_TEMPLATE, TEMPLATE, ListSource, chat, say
 
 RED, BLUE = Image.new("RGB", (9, 5), "red"), Image.new("RGB", (32, 32), "blue")
 
@@ -233,6 +234,29 @@ def _other_processor(name: str):
         case "idefics3":
             pixels = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
             return Idefics3Processor(pixels, tokenizer, image_seq_len=4, chat_template=TEMPLATE)
+
+
+def test_hosts_that_alula_builds(tokenizer) -> None:
+    # the language model's own template (strings only) becomes the host's: same text, same labels, images added
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
+        pad_token="<pad>",
+        eos_token="<|im_end|>",
+        chat_template=STRING_TEMPLATE,
+    )
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    host = build_host(
+        LlamaConfig(**size, vocab_size=len(own)),
+        SiglipVisionConfig(**size, image_size=32, patch_size=8),
+        tokenizer=own,
+    )
+    samples = dialogues()
+    batch = Collator(host.processor)(samples)
+    for row, sample in enumerate(samples):
+        ids, labels = expected(sample, tokenizer)
+        assert batch["input_ids"][row, : len(ids)].tolist() == ids
+        assert batch["labels"][row, : len(ids)].tolist() == labels
+    assert host.model(**batch).loss.isfinite()
 
 
 @pytest.mark.parametrize("name", ["llava_next", "gemma3", "idefics3"])

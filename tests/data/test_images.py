@@ -166,6 +166,11 @@ def test_truncated_files_are_errors(form: str, share: float) -> None:
         decoded(data[: int(len(data) * share)])
 
 
+def test_a_missing_end_marker_costs_no_pixel() -> None:
+    data = encoded(Image.fromarray(PIXELS))
+    assert np.array_equal(decoded(data[:-12]), PIXELS)
+
+
 def test_corrupt_empty_and_foreign_files(tmp_path) -> None:
     noise = encoded(Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)))
     flipped = bytearray(noise)
