@@ -126,7 +126,7 @@ def test_a_task_from_a_file(tmp_path: Path) -> None:
     )
     task = data_task(file)
     first, second = task.items()
-    assert (task.name, task.title) == ("mine", "mine.jsonl")
+    assert (task.name, task.title) == ("mine", "mine")
     assert words(first) == ["hi", "ho", "2+2?"]
     assert (first.gold, task.score(first, "four")) == ("Four.", 1.0)
     assert words(second) == ["<image>colour?"]

@@ -52,7 +52,9 @@ def made_run(tasks: list[Task], name: str, score: Callable[[Task, int, str], boo
     return RunResult(model=name, fingerprint=name, conditions=CONDITIONS, tasks=results, seconds=12.5)
 
 
-def made_outcome(n: int = 200, seeds: tuple[int, ...] = (0, 1, 2), methods: tuple[str, ...] = tuple(ABILITIES)) -> Outcome:
+def made_outcome(
+    n: int = 200, seeds: tuple[int, ...] = (0, 1, 2), methods: tuple[str, ...] = tuple(ABILITIES)
+) -> Outcome:
     tasks = native_tasks(n=n)
     rng = np.random.default_rng(0)
     knows = {task.name: rng.random(len(task.items())) < 0.96 for task in tasks}
@@ -71,12 +73,16 @@ def made_outcome(n: int = 200, seeds: tuple[int, ...] = (0, 1, 2), methods: tupl
                 share = kept if t.name == "text_bare" else after
                 hard = k % 10 == 2  # one family suffers most
                 keep = rng.random() < 1 - (1 - share - shift) * (4 if hard else 0.6) or share == 1
-                return bool(knows[t.name][k] and keep) or bool(not knows[t.name][k] and share < 1 and rng.random() < 0.1)
+                return bool(knows[t.name][k] and keep) or bool(
+                    not knows[t.name][k] and share < 1 and rng.random() < 0.1
+                )
 
             steps = np.arange(1, 401, 4)
             loss = 2.6 * np.exp(-steps / 60) + 0.35 - 0.06 * seen + 0.04 * rng.random(len(steps))
             outcome = SeedOutcome.of(base, made_run(tasks, name, score), trainable_parameters=5_400_000, seconds=61.0)
-            outcome.curve = [CurvePoint(stage="tune", step=int(s), loss=float(v)) for s, v in zip(steps, loss, strict=True)]
+            outcome.curve = [
+                CurvePoint(stage="tune", step=int(s), loss=float(v)) for s, v in zip(steps, loss, strict=True)
+            ]
             trainings[seed] = outcome
         found[name] = MethodOutcome(
             label=label,

@@ -23,6 +23,7 @@ from alula.evaluation.results import (
 )
 from alula.evaluation.runner import run
 from alula.evaluation.scoring import exact_match, normalise
+from alula.evaluation.session import Session, choose_tasks, evaluate
 
 __all__ = [
     "DEFAULT",
@@ -40,12 +41,15 @@ __all__ = [
     "RunResult",
     "SeedsComparison",
     "SeedsResult",
+    "Session",
     "Spread",
     "Task",
     "TaskItem",
     "TaskResult",
     "across_seeds",
+    "choose_tasks",
     "data_task",
+    "evaluate",
     "exact_match",
     "native_tasks",
     "normalise",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alula import data
@@ -13,12 +12,13 @@ from alula.evaluation.items import ItemTask, Task, TaskItem, images_of
 from alula.evaluation.scoring import exact_match
 
 if TYPE_CHECKING:
-    from alula.data import Sample
+    from alula.data import Sample, Source
 
 
 def data_task(
     source: str | os.PathLike[str] | Mapping[str, Any],
     *,
+    images: str | os.PathLike[str] | None = None,
     name: str | None = None,
     n: int | None = None,
     max_new_tokens: int = 64,
@@ -26,9 +26,10 @@ def data_task(
     """Return a task over a data file or source: exact match after `alula.evaluation.normalise`.
 
     Args:
-        source: a JSONL file of messages, or any source `alula.data.open_source` takes, such as
-            ``{"llava": "file.json", "images": "folder"}``.
-        name: names the task; the file's stem by default.
+        source: a file or folder of any kind `alula.data` reads (found out from its content), or a source as recipes
+            name it, such as ``{"llava": "file.json", "images": "folder"}``.
+        images: the folder relative image paths of a file start from; by default the file's own.
+        name: names the task; by default what the source is called.
         n: take the first ``n`` conversations.
         max_new_tokens: bounds an answer.
 
@@ -36,24 +37,26 @@ def data_task(
         DataError: the file is missing or damaged, or a conversation does not end with an assistant's text.
         EvaluationError: the source is endless and ``n`` is not given.
     """
-    spec = dict(source) if isinstance(source, Mapping) else {"jsonl": os.fspath(source)}
-    title = next((str(value) for value in spec.values() if isinstance(value, str | os.PathLike)), "own data")
-    items = [_item(sample) for sample in _samples(spec, n)]
+    if isinstance(source, Mapping):
+        opened, settings = data.open_source(source), {key: str(value) for key, value in source.items()}
+    else:
+        opened, settings = data.open_file(source, images=images), {"file": os.fspath(source)}
+    title = name or opened.name
+    items = [_item(sample) for sample in _samples(opened, n)]
     return ItemTask(
-        name=name or Path(title).stem,
-        title=name or Path(title).name,
+        name=title,
+        title=title,
         source=items,
         scorer=exact_match,
         max_new_tokens=max_new_tokens,
-        settings={"source": {key: str(value) for key, value in spec.items()}, "n": n},
+        settings={"source": settings, "n": n},
     )
 
 
-def _samples(spec: Mapping[str, Any], n: int | None) -> Iterator[Sample]:
-    source = data.open_source(spec)
+def _samples(source: Source, n: int | None) -> Iterator[Sample]:
     sizes = [size for size in (n, source.size) if size is not None]
     if not sizes:
-        raise EvaluationError("this source never ends", where=str(spec), remedy="say how many items to take (--n)")
+        raise EvaluationError("this source never ends", where=source.name, remedy="say how many items to take (--n)")
     return (source[index] for index in range(min(sizes)))
 
 

@@ -1,8 +1,11 @@
 """Results as something to look at: one HTML page that needs nothing else, and tables for the terminal."""
 
+from alula.reports.comparison import comparison_outcome
 from alula.reports.document import Document, Section, render
 from alula.reports.experiment import document, experiment_report
 from alula.reports.outcome import BaseOutcome, CurvePoint, MethodOutcome, Outcome, SeedOutcome, read_curve
+from alula.reports.single import run_report
+from alula.reports.terminal import experiment_table, run_table
 
 __all__ = [
     "BaseOutcome",
@@ -12,8 +15,12 @@ __all__ = [
     "Outcome",
     "Section",
     "SeedOutcome",
+    "comparison_outcome",
     "document",
     "experiment_report",
+    "experiment_table",
     "read_curve",
     "render",
+    "run_report",
+    "run_table",
 ]

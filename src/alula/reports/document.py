@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from alula.evaluation.results import Turn
+from alula.reports.figures.markers import marker_svg
 from alula.reports.palette import SERIES_DARK, SERIES_LIGHT
 
 
@@ -100,14 +101,17 @@ class Cards:
 
 @dataclass(frozen=True)
 class Exchange:
-    """An item two models answered differently, as a conversation."""
+    """An item as a conversation, with the answers of two models, or of one (``before`` is None).
+
+    ``direction`` is ``"lost"``, ``"gained"`` or ``"wrong"``.
+    """
 
     group: str
     family: str
     direction: str
     prompt: Sequence[Turn]
     gold: str
-    before: str
+    before: str | None
     after: str
 
 
@@ -175,8 +179,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    from alula.reports.figures.markers import marker_svg
-
     environment.filters["svg"] = Markup
     environment.globals["marker"] = lambda series: Markup(marker_svg(series))
     return environment

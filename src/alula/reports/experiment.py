@@ -252,7 +252,7 @@ def _dialogue_table(summary: Summary, task: str, kind: str, before: Sequence[str
             )
         rows.append(row)
     kind_of = "Text" if kind == TEXT else "Visual"
-    caption = f"{kind_of} turns answered right, by what came before in the dialogue (T text turn, V turn with an image), in %."
+    caption = f"{kind_of} turns answered right, in %, by what came before (T: text turn, V: turn with an image)."
     return Table(columns, rows, caption, heat=True)
 
 

@@ -1,0 +1,98 @@
+"""``alula eval``: what a model knows, and what it kept of what its base knew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``eval``."""
+    app.command(name="eval")(evaluate)
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A model or adapter directory, a hub id, or 'fledgling' (the model that ships here).")
+    ],
+    base: Annotated[
+        str | None, typer.Option(help="The model before tuning: both answer the same questions and are compared.")
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma separated: text_bare, text_after_image, text_after_text, visual, visual_unseen, dialogue. "
+            "[default: what MODEL can take]"
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Own conversations (as for training): the last assistant turn is the reference answer."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder that image paths in --data start from.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Directory for answers, results and report; a second call goes on there.")
+    ] = Path("runs/eval"),
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="Questions per task. [default: 400; all of --data]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws the questions of the native tasks.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at a time.")] = 32,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of an answer. [default: by task]")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. [default: the checkpoint's]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: a GPU where there is one]")
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
+) -> None:
+    """Ask a model questions whose answers are known; with --base, show item by item what tuning kept, lost and gained.
+
+    Answers are greedy. Exit code 0: done; 1: failed; 2: wrong usage.
+    """
+    import shlex
+    import sys
+
+    from rich.console import Console
+
+    from alula.evaluation import choose_tasks
+    from alula.evaluation import evaluate as run
+    from alula.files import write_text
+    from alula.hosts.placement import device_named, dtype_named
+    from alula.loading import load_model
+    from alula.reports import comparison_outcome, experiment_report, experiment_table, run_report, run_table
+
+    kind, place = dtype_named(dtype), device_named(device)
+    names = None if tasks is None else [name.strip() for name in tasks.split(",")]
+    session = run(
+        model,
+        lambda name: load_model(name, dtype=kind, device=place),
+        lambda processor: choose_tasks(processor, names=names, data=data, images=images, n=n, seed=seed),
+        base=base,
+        output=output,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        progress=True,
+    )
+    command = shlex.join(["alula", *sys.argv[1:]])
+    talk = Console(stderr=True)
+    if session.paired is None:
+        html, table = run_report(session.tuned, command=command), run_table(session.tuned)
+    else:
+        outcome = comparison_outcome(session.paired, command=command, seconds=session.seconds)
+        html, table = experiment_report(outcome), experiment_table(outcome)
+    if session.skipped:
+        talk.print(f"not compared, since {base} takes no images: {', '.join(session.skipped)}", highlight=False)
+    if as_json:
+        typer.echo((session.paired or session.tuned).model_dump_json())
+    else:
+        Console().print(table)
+    if report:
+        talk.print(f"report: {write_text(output / 'report.html', html)}", soft_wrap=True, highlight=False)
+    talk.print(f"answers: {output}", soft_wrap=True, highlight=False)

@@ -1,0 +1,122 @@
+"""Evaluating models by name: which tasks a model can take, and what is written where."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alula.errors import UsageError
+from alula.evaluation.items import Task, images_of
+from alula.evaluation.native import DEFAULT, TEXT_ONLY, native_tasks
+from alula.evaluation.own_data import data_task
+from alula.evaluation.paired import paired
+from alula.evaluation.prompts import takes_images
+from alula.evaluation.results import PairedRun, RunResult
+from alula.evaluation.runner import run
+
+Loader = Callable[[str], tuple[Any, Any]]
+"""a model's name -> (model, processor)"""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What an evaluation by name left behind; ``base`` and ``paired`` are None where there is no base."""
+
+    tuned: RunResult
+    base: RunResult | None
+    paired: PairedRun | None
+    skipped: Sequence[str]
+    """tasks the base could not take, so that they are not compared"""
+    seconds: float
+
+
+def choose_tasks(
+    processor: Any,
+    *,
+    names: Sequence[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    n: int | None = None,
+    seed: int = 0,
+) -> list[Task]:
+    """Return the tasks a model is to answer.
+
+    Args:
+        processor: the model's; decides which native tasks are the default.
+        names: native tasks by name; by default all the model can take, or none where ``data`` is given.
+        data: a file or folder of the user's own, added to them; ``images`` is its image folder.
+        n: items per task; 400 of each native task and all of ``data`` by default.
+        seed: draws the native items.
+
+    Raises:
+        UsageError: an unknown name. DataError: unusable data.
+    """
+    if names is None:
+        names = () if data is not None else DEFAULT if takes_images(processor) else TEXT_ONLY
+    tasks = native_tasks(names, seed=seed, **({} if n is None else {"n": n}))
+    if data is not None:
+        tasks.append(data_task(data, images=images, n=n))
+    return tasks
+
+
+def evaluate(
+    model: str,
+    load: Loader,
+    tasks_for: Callable[[Any], list[Task]],
+    *,
+    base: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int | None = None,
+    progress: bool = False,
+) -> Session:
+    """Put the tasks to ``model``, and to ``base`` where there is one, and compare.
+
+    Only one model is held in memory at a time. With ``output``, finished items are kept there as they come, and a later
+    call goes on from them.
+
+    Args:
+        load: loads a model by name.
+        tasks_for: chooses the tasks, given the processor of ``model``.
+
+    Returns:
+        the session; with ``output`` also written there as ``tuned.json``, ``base.json`` and ``paired.json``.
+    """
+    started = time.perf_counter()
+    folder = Path(output) if output is not None else None
+    options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "progress": progress}
+
+    def journal(role: str) -> Path | None:
+        return folder / f"{role}-answers.jsonl" if folder is not None else None
+
+    loaded, processor = load(model)
+    tasks = tasks_for(processor)
+    tuned = run(loaded, processor, tasks, name=model, journal=journal("tuned"), **options)
+    del loaded, processor
+    before, pairs, skipped = None, None, []
+    if base is not None:
+        loaded, processor = load(base)
+        if not takes_images(processor):
+            skipped = [task.name for task in tasks if _shows_images(task)]
+        common = [task for task in tasks if task.name not in skipped]
+        if not common:
+            raise UsageError(
+                f"{base} takes no images, and every task shows some",
+                where="--base",
+                remedy="compare with an image host, or choose text tasks",
+            )
+        before = run(loaded, processor, common, name=base, journal=journal("base"), **options)
+        pairs = paired(before, tuned)
+    if folder is not None:
+        for name, record in (("tuned", tuned), ("base", before), ("paired", pairs)):
+            if record is not None:
+                record.save(folder / f"{name}.json")
+    return Session(tuned, before, pairs, skipped, time.perf_counter() - started)
+
+
+def _shows_images(task: Task) -> bool:
+    return any(True for item in task.items() for _ in images_of(item.messages))

@@ -1,0 +1,86 @@
+"""The report of one model's answers, with nothing to compare them with."""
+
+from __future__ import annotations
+
+from alula.evaluation import ItemResult, RunResult, TaskResult
+from alula.evaluation.statistics import wilson
+from alula.reports.document import Block, Browser, Cell, Document, Exchange, Facts, Section, Table, render
+from alula.reports.wording import bounds, duration, listing, percent
+
+_SHOWN = 24
+
+
+def run_report(run: RunResult, *, command: str = "") -> str:
+    """Return the HTML report of one run: scores by task and skill, and wrong answers to read."""
+    scores, blocks = [], []
+    for task in run.tasks.values():
+        share = wilson(sum(item.score for item in task.items), len(task.items))
+        scores.append(
+            [Cell(task.title), Cell(str(len(task.items))), Cell(percent(share.value), note=bounds(share), strong=True)]
+        )
+        blocks.append(_families(task))
+    sections = [
+        Section(
+            "Scores",
+            ["Right answers, with Wilson's 95 % interval under each share."],
+            [Table(["", "items", "right"], scores)],
+        ),
+        Section("By skill", blocks=blocks),
+        Section("Wrong answers", blocks=[_wrong(run)]),
+        Section("To repeat this", blocks=[_facts(run, command)]),
+    ]
+    lead = [
+        f"{run.model} answered {sum(len(t.items) for t in run.tasks.values()):,} questions: "
+        + listing([f"{percent(task.accuracy)} right in {task.title}" for task in run.tasks.values()])
+        + "."
+    ]
+    return render(Document(title=f"Evaluation of {run.model}", lead=lead, sections=sections))
+
+
+def _families(task: TaskResult) -> Block:
+    cells = [Cell("right")]
+    for family in task.families:
+        items = [item for item in task.items if item.family == family]
+        share = wilson(sum(item.score for item in items), len(items))
+        hint = f"{bounds(share)} %, {len(items)} items"
+        cells.append(Cell(percent(share.value, 0), shade=0.9 * share.value, hint=hint))
+    names = [family.replace("_", " ") for family in task.families]
+    return Table(["", *names], [cells], task.title.capitalize(), heat=True)
+
+
+def _wrong(run: RunResult) -> Block:
+    groups, exchanges = [], []
+    for task in run.tasks.values():
+        wrong = [item for item in task.items if item.score < 1]
+        if not wrong:
+            continue
+        shown = _spread(wrong, task.families)
+        remark = f"{len(wrong)} of {len(task.items)}" + (f"; {len(shown)} shown" if len(shown) < len(wrong) else "")
+        groups.append((task.name, task.title, remark))
+        exchanges += [
+            Exchange(task.name, item.family.replace("_", " "), "wrong", item.prompt, item.gold, None, item.answer)
+            for item in shown
+        ]
+    return Browser(groups, exchanges)
+
+
+def _spread(items: list[ItemResult], families: list[str]) -> list[ItemResult]:
+    """Take items of all families in turn."""
+    ranked = {family: [item for item in items if item.family == family] for family in families}
+    order = sorted((rank, place, item.id) for place, f in enumerate(families) for rank, item in enumerate(ranked[f]))
+    by_id = {item.id: item for item in items}
+    return [by_id[name] for _, _, name in order[:_SHOWN]]
+
+
+def _facts(run: RunResult, command: str) -> Block:
+    state = run.conditions
+    rows = [
+        ("model", run.model),
+        ("weights", run.fingerprint[:16]),
+        ("whole run", duration(run.seconds)),
+        ("batch size", str(state.batch_size)),
+        ("precision", f"{state.dtype} on {state.device}"),
+        ("attention", ", ".join(f"{part} {name}" for part, name in state.backend.items())),
+        *state.versions.items(),
+    ]
+    return Facts(rows, command)

@@ -1,0 +1,86 @@
+"""``alula eval`` on saved tiny models, through the command line's own entry point."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alula.cli import app as cli
+from alula.evaluation import PairedRun, RunResult
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, llm: Any, tokenizer: Any, host: Any, processor: Any) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    llm.save_pretrained(root / "llm")
+    tokenizer.save_pretrained(root / "llm")
+    host.save_pretrained(root / "host")
+    processor.save_pretrained(root / "host")
+    return root
+
+
+def alula(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["alula", "eval", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code or 0
+
+
+SMALL = ("--n", 6, "--max-new-tokens", 2, "--device", "cpu")
+
+
+def test_one_model(folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    assert alula(folders / "llm", "--output", tmp_path / "out", *SMALL, monkeypatch=monkeypatch) == 0
+    assert "text, bare" in capsys.readouterr().out
+    result = RunResult.load(tmp_path / "out" / "tuned.json")
+    assert list(result.tasks) == ["text_bare", "text_after_text"]
+    assert "Wrong answers" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_host_against_its_llm_compares_what_both_can_take(
+    folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    arguments = (folders / "host", "--base", folders / "llm", "--output", tmp_path / "o", "--json", *SMALL)
+    assert alula(*arguments, monkeypatch=monkeypatch) == 0
+    streams = capsys.readouterr()
+    pairs = PairedRun.model_validate(json.loads(streams.out))
+    assert list(pairs.tasks) == ["text_bare"]
+    assert "takes no images" in streams.err
+    assert (tmp_path / "o" / "report.html").is_file()
+    assert PairedRun.load(tmp_path / "o" / "paired.json") == pairs
+
+
+def test_own_data_with_images(folders: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from alula.microworld import export_llava, visual_items
+
+    export_llava(visual_items(4, split="test", seed=0), tmp_path / "mine")
+    file = next((tmp_path / "mine").glob("*.json"))
+    arguments = (folders / "host", "--base", folders / "host", "--data", file, "--output", tmp_path / "o", *SMALL)
+    assert alula(*arguments, monkeypatch=monkeypatch) == 0
+    (task,) = PairedRun.load(tmp_path / "o" / "paired.json").tasks.values()
+    assert (task.overall.n, task.identical_answers) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--tasks", "nonsense"), 2, "there is no task 'nonsense'"),
+        (("--tasks", "visual"), 2, "plain tokenizer"),
+        (("--n", "0"), 2, ""),
+        (("--data", "missing.jsonl"), 1, "missing.jsonl"),
+        (("--dtype", "float99"), 2, "float99"),
+        (("--base", "no/such/model/here"), 1, "no/such/model/here"),
+    ],
+)
+def test_errors_have_codes_and_leave_no_result(
+    folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, arguments: Any, code: int, said: str
+) -> None:
+    call = (folders / "llm", "--output", tmp_path / "o", "--n", 2, "--max-new-tokens", 2, "--device", "cpu", *arguments)
+    assert alula(*call, monkeypatch=monkeypatch) == code
+    assert said in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "o" / "paired.json").exists()
+    assert not (tmp_path / "o" / "report.html").exists()
