@@ -1,0 +1,297 @@
+"""Attention shift: where attention goes before, on and after the images, layer by layer (MLLM-LAWS; Wings, section
+2.2).
+
+Shapes: B samples, Q query rows, K key rows, H heads, C segments, L layers.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alula.errors import HostError, UsageError
+from alula.probes import rowsets
+from alula.probes.base import Probe
+from alula.probes.resampling import DEFAULT, Resampling, means, weighted
+from alula.probes.results import Array, Curve, Estimate, Result
+from alula.rows import Role, RowMap
+from alula.seam import Forward, Seam
+
+SEGMENTS = ("system", "before", "image", "between", "after")
+
+Heads = Literal["mean", "each"]
+System = Literal["before", "apart"]
+Between = Literal["apart", "after"]
+Average = Literal["samples", "curves"]
+Learners = Literal["routed", "full"]
+_OPTIONS = {"heads": Heads, "system": System, "between": Between, "average": Average, "learners": Learners}
+
+
+@dataclass(frozen=True)
+class AttentionShiftResult(Result):
+    """Attention shift and the curves behind it.
+
+    Attributes:
+        samples: samples behind the curves: those with an image and at least one of the chosen query rows.
+        without_image: samples that hold no image; not measured.
+        without_queries: samples with an image and none of the chosen query rows; not measured.
+        undefined: samples whose curve before or after the image does not vary over layers, e.g. because there is no
+            text: they are in the curves and not in the shift.
+        continued_forwards: forwards that continued a cache; not measured.
+        curves: per branch and segment, the mean share of attention mass per layer; the segments of a branch add up
+            to 1. Branches: "main" is the decoder's own attention; "total" has the learners' added (absent when none
+            spoke).
+        shift: per branch, 1 - Pearson correlation over layers of the "before" and "after" curves, in [0, 2].
+        per_head: the same for each head of the main branch; empty unless heads="each".
+        settings: the options it was measured with.
+    """
+
+    samples: int
+    without_image: int
+    without_queries: int
+    undefined: int
+    continued_forwards: int
+    curves: dict[str, dict[str, Curve]]
+    shift: dict[str, Estimate]
+    per_head: tuple[Estimate, ...]
+    settings: dict[str, Any]
+
+
+@dataclass(eq=False, kw_only=True)
+class AttentionShift(Probe):
+    """Per layer, the share of attention mass on rows before, of, between and after the images; and attention shift.
+
+    Segments of a sample: "image" = all its perceptual rows, "before" = text before the first of them, "after" = text
+    after the last, "between" = text between images, "system" = the system turn where it is set apart. Samples
+    without an image have no shift and are only counted.
+
+    Attention rows are never materialised: indicators of the segments go through the attention kernel as values, in a
+    pass of their own. A host that runs another implementation than SDPA ("eager", "flash_attention_2") runs SDPA
+    while the probe is on, and there its logits agree to rounding only. Shares carry the rounding of the host's dtype.
+
+    The paper leaves several choices open; each is an option whose default is the nearest to its Eq. 1:
+
+    Attributes:
+        queries: rows whose attention counts, a name of `rowsets.RowSet`. "all" is Eq. 1; rows before the image
+            cannot see what follows them, which lowers "after" in all layers alike; "after" asks only rows that see
+            every segment.
+        heads: "mean" over heads, then correlate; "each": correlate per head, then average over heads. (A sum over
+            heads gives the same shift as the mean.)
+        system: "before": the system turn is part of "before", the text on that side of the image; "apart": it has a
+            segment of its own (the RowMap must know roles).
+        between: "apart": text between images has a segment of its own; "after": it counts as "after".
+        average: "samples": correlate per sample, then average the shifts (the paper's expectation over x); "curves":
+            average the curves, then correlate.
+        learners: how a graft's learners enter "total". The mass on a segment is the main branch's plus, for each
+            learner, its own attention (mean over its heads) times: "routed", the weight the graft gives it at that
+            row; "full", 1. The sum is divided by the mass of all segments, so that shares add up to 1 again.
+        portion: further factor on the learners' attention, for the "portions of" it that Appendix C adds.
+    """
+
+    name: ClassVar[str] = "attention_shift"
+
+    queries: str = "all"
+    heads: Heads = "mean"
+    system: System = "before"
+    between: Between = "apart"
+    average: Average = "samples"
+    learners: Learners = "routed"
+    portion: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rowsets.check(self.queries, "queries")
+        for option, legal in _OPTIONS.items():
+            if getattr(self, option) not in get_args(legal):
+                raise UsageError(
+                    f"{option} cannot be {getattr(self, option)!r}", remedy=f"use one of: {', '.join(get_args(legal))}"
+                )
+        if not 0 <= self.portion < math.inf:
+            raise UsageError(f"portion must be a number of at least 0, not {self.portion}")
+
+    # -- listening ------------------------------------------------------------------------------------------------
+
+    def watch(self, seam: Seam, stack: ExitStack) -> None:
+        listener = _Listener(self)
+        for layer in range(seam.anatomy.num_layers):
+            seam.ask(layer, listener)
+            stack.callback(partial(seam.stop_asking, layer, listener))
+
+    def segments(self, rows: RowMap) -> Tensor:
+        """(B, K, C) float indicators of the segments; every valid row is in exactly one."""
+        sets = {name: rowsets.select(rows, name) for name in ("before", "between", "after")}
+        sets["image"] = rows.is_perceptual
+        sets["system"] = torch.zeros_like(rows.valid)
+        if self.system == "apart":
+            sets["system"] = rowsets.of_role(rows, Role.SYSTEM)
+            sets |= {name: sets[name] & ~sets["system"] for name in ("before", "between", "after")}
+        if self.between == "after":
+            sets["after"], sets["between"] = sets["after"] | sets["between"], torch.zeros_like(sets["between"])
+        return torch.stack([sets[name] for name in SEGMENTS], dim=-1).float()
+
+    def update(self, forward: Forward, notes: dict[Any, Any]) -> None:
+        has_image = forward.all_rows.is_perceptual.any(dim=1).cpu()
+        asked = rowsets.select(forward.rows, self.queries).any(dim=1).cpu()
+        measured = has_image & asked
+        self.tally.add("without_image", int((~has_image).sum()))
+        self.tally.add("without_queries", int((has_image & ~asked).sum()))
+        if not bool(measured.any()):
+            return
+        layers = range(forward.seam.anatomy.num_layers)
+        unheard = [layer for layer in layers if ("main", layer) not in notes]
+        if unheard:
+            raise HostError(
+                f"no attention was seen in layer {unheard[0]}",
+                remedy="leave the model's attention implementation alone while the probe is on",
+            )
+        main = torch.stack([notes["main", layer].double().cpu() for layer in layers], dim=1)[measured]  # (B, L, H, C)
+        total = main.clone()
+        for layer in layers:
+            if ("learned", layer) in notes:
+                total[:, layer] += self.portion * notes["learned", layer].double().cpu()[measured, None]
+                self.tally.add("heard_learners", 1)
+        self._add({"main": main, "total": total / total.sum(dim=-1, keepdim=True)})
+
+    def _add(self, curves: dict[str, Tensor]) -> None:
+        """Add the curves (B, L, H, C) of some samples."""
+        self.tally.add("samples", len(curves["main"]))
+        for branch, curve in curves.items():
+            self.tally.add(f"curve/{branch}", curve.sum(dim=0))
+            of_heads = shifts(curve.numpy())
+            for unit, values in (("sample", over_heads(of_heads)), ("head", of_heads)):
+                defined = np.isfinite(values)
+                self.tally.add(f"{unit}_shift/{branch}", np.where(defined, values, 0).sum(axis=0))
+                self.tally.add(f"{unit}_defined/{branch}", defined.sum(axis=0))
+        self.reservoir("curves").offer({branch: curve.float() for branch, curve in curves.items()})
+
+    # -- answering ------------------------------------------------------------------------------------------------
+
+    def result(self, how: Resampling = DEFAULT) -> AttentionShiftResult:
+        samples = self.tally.count("samples")
+        if not samples:
+            raise UsageError(
+                "no sample with an image was measured",
+                remedy="run the model on prompts with images inside `with probe.on(model):`",
+            )
+        entries = self.reservoir("curves").entries
+        weights = how.weights(len(self.reservoir("curves")), samples)
+        curves, shift = {}, {}
+        per_head: tuple[Estimate, ...] = ()
+        for branch in ("main", "total") if self.tally.count("heard_learners") else ("main",):
+            kept = entries[branch].double().numpy()
+            curves[branch] = self._curves(branch, kept, weights, how)
+            shift[branch] = self._shift(branch, kept, weights, how)
+            if branch == "main" and self.heads == "each":
+                per_head = self._per_head(kept, weights, how)
+        return AttentionShiftResult(
+            samples=samples,
+            without_image=self.tally.count("without_image"),
+            without_queries=self.tally.count("without_queries"),
+            undefined=samples - self.tally.count("sample_defined/main"),
+            continued_forwards=self.continued_forwards,
+            curves=curves,
+            shift=shift,
+            per_head=per_head,
+            settings=self.settings,
+        )
+
+    def _mean_curve(self, branch: str) -> Array:
+        """(L, H, C) over all samples."""
+        return self.tally.sums[f"curve/{branch}"].numpy() / self.tally.count("samples")
+
+    def _curves(self, branch: str, kept: Array, weights: Array, how: Resampling) -> dict[str, Curve]:
+        mean, replicates = self._mean_curve(branch).mean(axis=1), means(weights, kept.mean(axis=2))
+        empty = {"system": self.system == "before", "between": self.between == "after"}
+        return {
+            segment: how.curve(replicates[:, :, i], mean[:, i])
+            for i, segment in enumerate(SEGMENTS)
+            if not empty.get(segment)
+        }
+
+    def _shift(self, branch: str, kept: Array, weights: Array, how: Resampling) -> Estimate:
+        if self.average == "curves":
+            value = over_heads(shifts(self._mean_curve(branch)))
+            return how.estimate(over_heads(shifts(means(weights, kept))), float(value))
+        return how.estimate(weighted(weights, over_heads(shifts(kept))), float(self._mean_shift("sample", branch)))
+
+    def _per_head(self, kept: Array, weights: Array, how: Resampling) -> tuple[Estimate, ...]:
+        if self.average == "curves":
+            return how.curve(shifts(means(weights, kept)), shifts(self._mean_curve("main")))
+        replicates = np.stack([weighted(weights, head) for head in shifts(kept).T], axis=1)
+        return how.curve(replicates, self._mean_shift("head", "main"))
+
+    def _mean_shift(self, unit: str, branch: str) -> Array:
+        with np.errstate(invalid="ignore"):
+            sums, counts = (self.tally.sums[f"{unit}_{what}/{branch}"].numpy() for what in ("shift", "defined"))
+            return np.divide(sums, counts)
+
+
+class _Listener:
+    """Receives sums of attention over the segments (seam.KeyColumns) and writes them down for the probe."""
+
+    aside = True
+
+    def __init__(self, probe: AttentionShift) -> None:
+        self.probe = probe
+
+    def key_columns(self, forward: Forward, layer: int) -> Tensor | None:
+        notes = self.probe.notes(forward)
+        if notes is None or ("main", layer) in notes or not forward.has_perceptual:
+            return None
+        if "segments" not in notes:
+            chosen = rowsets.select(forward.rows, self.probe.queries).float()
+            notes["queries"] = chosen / chosen.sum(dim=1, keepdim=True).clamp(min=1)
+            notes["segments"] = self.probe.segments(forward.all_rows)
+        return notes["segments"]
+
+    def receive(self, forward: Forward, layer: int, sums: Tensor) -> None:
+        """Take (B, Q, H, C) sums of the main branch."""
+        notes = self.probe.notes(forward)
+        assert notes is not None
+        shares = _over_queries(notes["queries"], sums)
+        notes["main", layer] = shares if self.probe.heads == "each" else shares.mean(dim=1, keepdim=True)
+
+    def receive_learner(self, forward: Forward, layer: int, weight: Tensor | None, sums: Tensor) -> None:
+        """Take (B, Q, H', C) sums of one learner's attention, and the (B, Q, 1) weight it speaks with there."""
+        notes = self.probe.notes(forward)
+        if notes is None:
+            return
+        if weight is not None and self.probe.learners == "routed":
+            sums = sums * weight[..., None]
+        notes["learned", layer] = notes.get(("learned", layer), 0) + _over_queries(notes["queries"], sums).mean(dim=1)
+
+
+def _over_queries(share: Tensor, sums: Tensor) -> Tensor:
+    """(B, H, C) mean of (B, Q, H, C) over the chosen queries."""
+    sums = sums.detach().to(torch.promote_types(sums.dtype, torch.float32))
+    return torch.einsum("bq,bqhc->bhc", share.to(sums), sums)
+
+
+def shifts(curves: Array) -> Array:
+    """1 - Pearson correlation over layers of the "before" and "after" curves: (..., L, H, C) -> (..., H).
+
+    NaN where a curve does not vary over layers beyond rounding.
+    """
+    pair = curves[..., [SEGMENTS.index("before"), SEGMENTS.index("after")]]
+    centred = pair - pair.mean(axis=-3, keepdims=True)
+    spread = np.sqrt((centred**2).mean(axis=-3))  # (..., H, 2)
+    varies = spread > 1e-6 * np.abs(pair).mean(axis=-3)
+    covariance = (centred[..., 0] * centred[..., 1]).mean(axis=-2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(varies.all(axis=-1), 1 - covariance / spread.prod(axis=-1), math.nan)
+
+
+def over_heads(values: Array) -> Array:
+    """(..., H) -> (...): the mean of the defined ones, NaN where none is."""
+    defined = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0).sum(axis=-1) / np.where(
+            defined.any(axis=-1), defined.sum(axis=-1), math.nan
+        )

@@ -1,0 +1,154 @@
+"""What every probe promises: it changes nothing, merges exactly, keeps what it saw, and forgets nothing it should
+keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from alula.errors import DataError, UsageError
+from alula.probes import AttentionShift, Probe, watch
+from alula.seam import find
+from tests import zoo
+from tests.probes.models import LAYOUTS, batch, deep, double, singles
+
+PROBES: dict[str, Any] = {"attention": AttentionShift, "attention per head": lambda: AttentionShift(heads="each")}
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Every number of a result's dict, by its path."""
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in leaves(item, f"{path}/{key}").items()}
+    if isinstance(value, list):
+        return {k: v for i, item in enumerate(value) for k, v in leaves(item, f"{path}/{i}").items()}
+    return {path: value}
+
+
+def assert_same(a: Probe, b: Probe, **tolerance: float) -> None:
+    one, other = leaves(a.result().to_dict()), leaves(b.result().to_dict())
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert value == (pytest.approx(other[key], rel=1e-6, abs=1e-9) if isinstance(value, float) else other[key]),
+        key
+
+
+def hooks_of(model: nn.Module) -> list[int]:
+    return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+
+
+@pytest.mark.parametrize("name", zoo.ALL)
+def test_the_host_is_untouched(name: str) -> None:
+    model = zoo.build(name)
+    config = model.config.get_text_config(decoder=True)
+    inputs = batch(name, *LAYOUTS, side="right")
+    plain = {k: v for k, v in inputs.items() if k != "row_map"}
+    with torch.no_grad():
+        before = model(**plain).logits  # the first forward of some towers installs hooks of transformers' own
+        hooks, names, implementation = hooks_of(model), [n for n, _ in model.named_modules()],
+        config._attn_implementation with watch(model, [make() for make in PROBES.values()]):
+            during = model(**inputs).logits
+        after = model(**plain).logits
+    assert torch.equal(before, during)
+    assert torch.equal(before, after)
+    assert find(model) is None
+    assert (hooks_of(model), [n for n, _ in model.named_modules()]) == (hooks, names)
+    assert config._attn_implementation == implementation
+
+
+@pytest.mark.parametrize("make", PROBES.values(), ids=PROBES)
+def test_merged_parts_equal_the_whole(make: Any, tmp_path: Any) -> None:
+    model = deep()
+    batches = [zoo.batch("llava-qwen3", *LAYOUTS, seed=seed) for seed in range(3)]
+    whole, parts = make(), [make() for _ in batches]
+    with torch.no_grad(), whole.on(model):
+        for inputs, part in zip(batches, parts, strict=True):
+            with part.on(model):
+                model(**inputs)
+    reread = type(parts[2]).load(parts[2].save(tmp_path / "part.safetensors"))
+    assert_same(parts[1].merge(reread).merge(parts[0]), whole)
+
+
+@pytest.mark.parametrize("make", PROBES.values(), ids=PROBES)
+def test_padding_and_batching_change_nothing(make: Any) -> None:
+    model = deep().double()
+    together, alone = make(), make()
+    inputs = double(zoo.batch("llava-qwen3", *LAYOUTS))
+    with torch.no_grad():
+        with together.on(model):
+            model(**inputs)
+        with alone.on(model):
+            for sample in singles(inputs):
+                model(**sample)
+    assert_same(together, alone)
+
+
+@pytest.mark.parametrize("make", PROBES.values(), ids=PROBES)
+def test_memory_does_not_grow_with_samples(make: Any) -> None:
+    model, sizes = deep(layers=2), []
+    probe = make()
+    probe.keep = 5
+    with torch.no_grad(), probe.on(model):
+        for seed in range(8):
+            model(**zoo.batch("llava-qwen3", "3I4I2", "2I5", "I4", seed=seed))
+            sizes.append(sum(value.numel() for value in probe.state_dict().values()))
+    assert len(set(sizes[2:])) == 1
+
+
+@pytest.mark.parametrize("make", PROBES.values(), ids=PROBES)
+def test_decoding_steps_are_not_samples(make: Any) -> None:
+    model, prompt = deep(), zoo.batch("llava-qwen3", "3I4", "2I5")
+    generating, once = make(), make()
+    with generating.on(model):
+        model.generate(**prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    with once.on(model), torch.no_grad():
+        model(**prompt)
+    assert generating.continued_forwards == 3
+    result, expected = generating.result().to_dict(), once.result().to_dict()
+    assert result | {"continued_forwards": 0} == expected
+
+
+def test_training_forwards_are_counted_once() -> None:
+    model = deep().train()
+    model.gradient_checkpointing_enable()
+    probe = AttentionShift()
+    with probe.on(model):
+        output = model(**zoo.batch("llava-qwen3", "3I4", "2I5"))
+        output.logits.sum().backward()
+    assert probe.result().samples == 2
+
+
+def test_a_failed_forward_leaves_nothing_behind() -> None:
+    model, probe = deep(), AttentionShift()
+    good = zoo.batch("llava-qwen3", "3I4")
+    with torch.no_grad(), probe.on(model):
+        with pytest.raises(RuntimeError):
+            layer = model.model.language_model.layers[3]
+            handle = layer.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("stop")))
+            try:
+                model(**good)
+            finally:
+                handle.remove()
+        model(**good)
+    assert probe.result().samples == 1
+
+
+def test_nothing_measured_is_said() -> None:
+    with pytest.raises(UsageError, match="no sample"):
+        AttentionShift().result()
+
+
+def test_only_like_merges_with_like(tmp_path: Any) -> None:
+    with pytest.raises(UsageError, match="cannot take in"):
+        AttentionShift().merge(AttentionShift(queries="after"))
+    (tmp_path / "x").write_text("no")
+    with pytest.raises(DataError, match="not a readable"):
+        AttentionShift.load(tmp_path / "x")
+
+
+def test_one_probe_once_per_model() -> None:
+    model, probe = deep(layers=2), AttentionShift()
+    with probe.on(model), pytest.raises(UsageError, match="already"), probe.on(model):
+        pass
