@@ -31,8 +31,8 @@ def assert_same(a: Probe, b: Probe, **tolerance: float) -> None:
     one, other = leaves(a.result().to_dict()), leaves(b.result().to_dict())
     assert one.keys() == other.keys()
     for key, value in one.items():
-        assert value == (pytest.approx(other[key], rel=1e-6, abs=1e-9) if isinstance(value, float) else other[key]),
-        key
+        near = pytest.approx(other[key], rel=1e-6, abs=1e-7) if isinstance(value, float) else other[key]
+        assert value == near, key
 
 
 def hooks_of(model: nn.Module) -> list[int]:
@@ -47,8 +47,9 @@ def test_the_host_is_untouched(name: str) -> None:
     plain = {k: v for k, v in inputs.items() if k != "row_map"}
     with torch.no_grad():
         before = model(**plain).logits  # the first forward of some towers installs hooks of transformers' own
-        hooks, names, implementation = hooks_of(model), [n for n, _ in model.named_modules()],
-        config._attn_implementation with watch(model, [make() for make in PROBES.values()]):
+        hooks, names = hooks_of(model), [n for n, _ in model.named_modules()]
+        implementation = config._attn_implementation
+        with watch(model, [make() for make in PROBES.values()]):
             during = model(**inputs).logits
         after = model(**plain).logits
     assert torch.equal(before, during)
