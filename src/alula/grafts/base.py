@@ -88,7 +88,7 @@ class Graft(abc.ABC):
         """Build and hook the modules of the given decoder layers."""
         for index in indices:
             layer = self.seam.anatomy.layers[index]
-            module = self.build_layer(index)
+            module = self.build_layer(index).train(layer.training)
             if not hasattr(layer, NAME):
                 layer.add_module(NAME, nn.ModuleDict())
             layer.get_submodule(NAME)[self.name] = module  # type: ignore[index,operator]

@@ -96,7 +96,9 @@ class WingsLayer(nn.Module):
                 remedy="call the whole model; its forward tells the graft which rows are images",
             )
         if self._speaks(forward):
-            forward.layer(self.index)[self, "stream"] = args[0] if args else kwargs["hidden_states"]
+            state = forward.layer(self.index)
+            state[self, "stream"] = args[0] if args else kwargs["hidden_states"]
+            state[self, "differentiable"] = torch.is_grad_enabled()
             for learner in self.config.learners:
                 self._keys(forward, learner)
 
@@ -133,6 +135,11 @@ class WingsLayer(nn.Module):
             return self._touch(branch)
         state = forward.layer(self.index)
         stream = state[self, "stream"]
+        if state[self, "differentiable"] and not torch.is_grad_enabled():
+            raise AlulaError(
+                "reentrant gradient checkpointing would lose the gradients that flow through the learners' keys",
+                remedy='gradient_checkpointing_kwargs={"use_reentrant": False}, which is the default of transformers',
+            )
         query = stream + branch if self.config.query == "post_attention" else stream
         weights = self._route(forward)
         mixed = torch.zeros_like(branch)
@@ -140,10 +147,10 @@ class WingsLayer(nn.Module):
             keys = self._keys(forward, learner)
             if keys is not None:
                 voice = self._voice(forward, learner, query, keys)
-                mixed = mixed + (voice if weights is None else voice * weights[learner])
+                mixed = mixed + (voice if weights is None else voice * weights[learner].to(voice.dtype))
         if self.config.gain != 1.0:
             mixed = mixed * self.config.gain
-        if not torch.is_grad_enabled():
+        if not state[self, "differentiable"]:
             del state[self, "stream"]
         return branch + mixed
 
@@ -174,7 +181,7 @@ class WingsLayer(nn.Module):
                 f"changed to {forward.seam.anatomy.config._attn_implementation!r} while it is attached",
                 remedy=f"set it to {ATTENTION!r}, or detach the graft first",
             )
-        weights = self.router(sums).to(forward.inputs.dtype if forward.inputs is not None else torch.float32)
+        weights = self.router(sums)
         return {"visual": weights[..., 0:1], "textual": weights[..., 1:2]}
 
     def _keys(self, forward: Forward, learner: str) -> Keys | None:

@@ -47,7 +47,8 @@ class AttentionRouter(Router):
 
     def forward(self, sums: Tensor | None) -> Tensor:
         assert sums is not None
-        return torch.softmax(sums.float().mean(dim=2) + self.bias.float(), dim=-1)
+        mean = _wide(sums).mean(dim=2)
+        return torch.softmax(mean + self.bias.to(mean.dtype), dim=-1)
 
 
 class MassRouter(Router):
@@ -63,7 +64,8 @@ class MassRouter(Router):
 
     def forward(self, sums: Tensor | None) -> Tensor:
         assert sums is not None
-        return torch.softmax(F.linear(sums[..., 0].float(), self.weight.float(), self.bias.float()), dim=-1)
+        mass = _wide(sums[..., 0])
+        return torch.softmax(F.linear(mass, self.weight.to(mass.dtype), self.bias.to(mass.dtype)), dim=-1)
 
 
 class ConstantRouter(Router):
@@ -74,4 +76,9 @@ class ConstantRouter(Router):
         self.bias = nn.Parameter(torch.zeros(2, device=device, dtype=dtype))
 
     def forward(self, sums: Tensor | None) -> Tensor:
-        return torch.softmax(self.bias.float(), dim=-1)
+        return torch.softmax(_wide(self.bias), dim=-1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: half precision would round router weights to three digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
