@@ -41,7 +41,7 @@ def test_text_logits_are_the_llms_bit_for_bit(family: str, vocab: int | None, ti
     expected, got = llm(**inputs).logits, host.model(**inputs).logits
     size = llm.config.vocab_size
     assert torch.equal(got[..., :size], expected)
-    assert got.shape[-1] == (vocab or size + 1)
+    assert got.shape[-1] == (vocab or 328)  # 320 tokens and the placeholder, rounded up to eights
     assert expected.std() > 0.1  # logits that differ, or equality would be cheap
     assert all(torch.equal(value, before[key]) for key, value in llm.state_dict().items())
 
@@ -144,7 +144,8 @@ def test_generation_settings_come_along() -> None:
     host = build_host(llm, tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer())
     carried = host.model.generation_config
     assert (carried.eos_token_id, carried.temperature) == ([4, 2], 0.3)
-    assert carried.suppress_tokens == [host.model.config.image_token_id]
+    assert carried.suppress_tokens == list(range(320, 328))  # the placeholder and the rows that round it up
+    assert host.model.config.image_token_id == 320
 
 
 def test_an_existing_token_is_reused() -> None:
@@ -219,3 +220,8 @@ def test_other_wrong_calls_name_the_remedy(tmp_path) -> None:
         build_host(tiny.decoder("llama"), hf.ResNetConfig(), tokenizer=tiny.tokenizer())
     with pytest.raises(UsageError, match="floating-point"):
         built(dtype="int8")
+
+
+def test_a_model_cast_together_with_its_rotary_frequencies_is_refused() -> None:
+    with pytest.raises(HostError, match=r"inv_freq.* was cast with the weights[\s\S]*dtype="):
+        build_host(tiny.decoder("llama").bfloat16(), tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer())

@@ -46,6 +46,7 @@ _DECODER, _TOWER, _PROJECTOR, _HEAD = (
 )
 # LLaVA reads the last-but-one block: the last serves the tower's own training objective
 PENULTIMATE = -2
+_ROUND = 8
 
 
 def build_host(
@@ -108,7 +109,8 @@ def build_host(
     final = language.model.dtype
     model = _assemble(config, {**text_state, **vision_state, **_projector_state(config, kind, seed)}, final)
     model.to(device=language.model.device)
-    model.generation_config = _generation_config(language, image_id)
+    silent = {image_id, *range(language.rows, text_config.vocab_size)}
+    model.generation_config = _generation_config(language, sorted(silent))
     host = Host(model, _processor(language, tower, geometry, image_token, model.generation_config))
     _prove_text(host, language.model)
     _prove_rows(host, geometry)
@@ -174,7 +176,11 @@ def _text_state(model: Any, rows: int) -> tuple[PreTrainedConfig, dict[str, torc
     (name,) = [key for key, value in state.items() if value.data_ptr() == embedding.data_ptr()]
     # LLaVA ties the head to `language_model.embed_tokens` and nowhere else
     config.tie_word_embeddings = tied and name == "embed_tokens.weight"
-    config.vocab_size = max(rows, embedding.shape[0])
+    if rows > embedding.shape[0]:
+        # tensor cores want the logits' width a multiple of 16 bytes
+        config.vocab_size = -(-rows // _ROUND) * _ROUND
+    else:
+        config.vocab_size = embedding.shape[0]
     state[name] = _grow(embedding.detach(), config.vocab_size)
     renamed = {_DECODER + key: value for key, value in state.items()}
     if not config.tie_word_embeddings:
@@ -224,8 +230,8 @@ def _assemble(config: LlavaConfig, state: dict[str, torch.Tensor], dtype: torch.
     return model.eval()
 
 
-def _generation_config(language: LanguagePart, image_id: int) -> GenerationConfig:
-    """The language model's own, which never emits a placeholder and knows how to pad."""
+def _generation_config(language: LanguagePart, silent: list[int]) -> GenerationConfig:
+    """The language model's own, which never emits a placeholder (or a row beside it) and knows how to pad."""
     config = copy.deepcopy(language.model.generation_config)
     config._from_model_config = False  # or transformers would derive it anew from the LLaVA configuration
     tokenizer = language.tokenizer
@@ -235,7 +241,7 @@ def _generation_config(language: LanguagePart, image_id: int) -> GenerationConfi
         tokenizer.pad_token = tokenizer.eos_token
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
-    config.suppress_tokens = [*(config.suppress_tokens or []), image_id]
+    config.suppress_tokens = [*(config.suppress_tokens or []), *silent]
     return config
 
 
@@ -295,18 +301,26 @@ def _leave_special_tokens_to_the_template(tokenizer: PreTrainedTokenizerBase) ->
 
 @torch.no_grad()
 def _prove_text(host: Host, llm: Any) -> None:
-    """Compare text logits of host and language model, bit for bit, on ids spread over the vocabulary."""
-    size = llm.get_input_embeddings().weight.shape[0]
+    """Compare host and language model bit for bit on text: the decoder's output, and the way from there to the logits.
+
+    The logits themselves are compared through their two factors, because a matrix product may round differently when
+    its matrix has more rows (on a GPU, where the shape picks the kernel; on CPUs it was never seen to).
+    """
+    head = llm.get_output_embeddings().weight
+    size = head.shape[0]
     ids = torch.linspace(0, size - 1, 16, device=llm.device).long()[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     training = llm.training
-    expected = llm.eval()(**inputs).logits
+    llm.eval()
+    expected, logits = llm.base_model(**inputs).last_hidden_state, llm(**inputs).logits
     llm.train(training)
-    got = host.model(**inputs).logits[..., :size]
-    if torch.equal(got, expected):
+    model: Any = host.model
+    got = model.model(**inputs).last_hidden_state
+    if torch.equal(got, expected) and torch.equal(logits, torch.nn.functional.linear(expected, head)):
+        if not torch.equal(model.lm_head.weight[:size], head):
+            raise HostError("the output embeddings did not survive the move", where="llm")
         return
-    inner: Any = host.model.base_model
-    decoder = dict(inner.language_model.named_buffers())
+    decoder = dict(model.model.language_model.named_buffers())
     rounded = [name for name, value in llm.base_model.named_buffers() if value.dtype != decoder[name].dtype]
     if rounded:
         raise HostError(
@@ -314,10 +328,10 @@ def _prove_text(host: Host, llm: Any) -> None:
             where="llm",
             remedy="load the model with dtype=..., or give its path",
         )
-    worst = (got.float() - expected.float()).abs().max().item()
     raise HostError(
-        f"inside the stock LLaVA class {type(llm).__name__} computes other text logits (by up to {worst:.2g})",
+        f"{type(llm).__name__} computes its logits in a way that the stock LLaVA class does not know",
         where="llm",
+        remedy="choose another language model",
     )
 
 

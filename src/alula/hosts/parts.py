@@ -39,6 +39,12 @@ class LanguagePart:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
+    @property
+    def rows(self) -> int:
+        """Rows of its embedding matrix, which may be more than the tokenizer has tokens."""
+        embedding: Any = self.model.get_input_embeddings()
+        return int(embedding.weight.shape[0])
+
 
 @dataclass(frozen=True)
 class VisionPart:
