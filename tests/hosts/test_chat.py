@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pexpect
 import pytest
 import torch
 import typer
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,6 +20,7 @@ from alula.cli import chat as command
 from alula.errors import AlulaError, HostError, UsageError
 from alula.hosts import Host, build_host, load_host, save_host
 from alula.hosts.chat import Conversation, Decoding, Reply
+from alula.hosts.terminal import Terminal
 from tests.hosts import tiny
 
 RED, BLUE = Image.new("RGB", (50, 40), (255, 0, 0)), Image.new("RGB", (30, 70), (0, 0, 255))
@@ -191,6 +194,19 @@ def test_a_grafted_host_talks(parts: Path) -> None:
     assert grafted.stdout == bare.stdout  # a fresh graft says nothing
 
 
+def test_a_host_with_a_peft_adapter_talks(parts: Path) -> None:
+    host = load_host(parts / "host")
+    config = LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj", init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tuned = get_peft_model(host.model, config)
+    tuned.save_pretrained(parts / "lora")
+    lines = [f"/image {parts / 'red.png'}", "what?"]
+    adapted, bare = invoke(str(parts / "lora"), lines=lines), invoke(str(parts / "host"), lines=lines)
+    assert adapted.exit_code == 0, adapted.stderr
+    assert adapted.stdout != bare.stdout
+
+
 def test_models_and_devices_that_do_not_exist(tmp_path: Path, parts: Path) -> None:
     for arguments, reason in (
         ([str(tmp_path / "none" / "such")], "no such directory"),
@@ -232,3 +248,15 @@ def test_a_person_at_a_terminal(parts: Path) -> None:
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
+
+
+def test_a_terminal_does_not_obey_the_model(
+    host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    escape = host.processor.tokenizer.encode("\x1b", add_special_tokens=False)
+    others = [token for token in range(host.model.config.text_config.vocab_size) if token not in escape]
+    host.model.generation_config.suppress_tokens = others  # it can say nothing but ESC
+    for interactive, said in ((True, "\N{REPLACEMENT CHARACTER}"), (False, "\x1b")):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("what?\n"))
+        Terminal(Conversation(*host, SHORT), Image.open, interactive=interactive).run()
+        assert capsys.readouterr().out.replace("\n> ", "") == said * 6 + "\n"

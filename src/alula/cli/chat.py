@@ -24,15 +24,16 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above 0 samples.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: a GPU where there is one]")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: a GPU where there is one.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. [default: the checkpoint's]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default: as saved.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
 ) -> None:
     """Talk to a model: type a question, or /image PATH and then a question about it. /help lists the commands.
 
-    Without a terminal, every line of standard input is a question (or a command) and only answers go to standard
-    output; the exit code is 1 if a line failed.
+    Down a pipe, every line is a question or a command, and standard output gets the answers alone.
+
+    Exit code 0: all lines done; 1: one failed, or the model cannot be loaded; 2: wrong usage.
     """
     from alula.data.images import ImageRef
     from alula.hosts.chat import Conversation, Decoding

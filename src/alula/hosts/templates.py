@@ -44,7 +44,7 @@ _FLATTEN = r"""{#- alula: content lists become plain strings; an image part beco
                     {%- set alula.text = alula.text + part -%}
                 {%- elif part['type'] == 'image' -%}
                     {%- set alula.text = alula.text + @IMAGE@ -%}
-                {%- elif part['type'] == 'text' -%}
+                {%- elif part['text'] is defined -%}
                     {%- set alula.text = alula.text + part['text'] -%}
                 {%- else -%}
                     {{- raise_exception('this model takes text and images, not ' + part['type']) -}}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,7 +118,7 @@ class Terminal:
 
     def _answer(self, question: str) -> None:
         def write(text: str) -> None:
-            sys.stdout.write(text)
+            sys.stdout.write(_harmless(text) if self.interactive else text)
             sys.stdout.flush()
 
         reply = self.conversation.ask(question, write)
@@ -152,6 +153,13 @@ class Terminal:
             self.console.print(f"[bold]remedy[/bold] {escape(error.remedy)}")
 
 
+def _harmless(text: str) -> str:
+    """Without control characters, which a terminal would obey."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text
+    )
+
+
 def _paths(text: str) -> list[Path]:
     """The files a line names: one path with spaces as it stands, or several by the shell's quoting."""
     if not text:
@@ -165,5 +173,7 @@ def _paths(text: str) -> list[Path]:
         raise UsageError(f"{error}: {text}", where="/image") from error
     for path in paths:
         if not path.is_file():
-            raise UsageError("no such file", where=str(path), remedy="quote a path with spaces")
+            raise UsageError(
+                "no such file", where=str(path), remedy="check the path; quote one with spaces among several"
+            )
     return paths
