@@ -49,7 +49,9 @@ def wake(graft: Graft, seed: int = 1) -> Graft:
     return graft
 
 
-def grafted(model_name: str, config: str | WingsConfig = "mass", *, seed: int = 0, name: str = "wings") -> tuple[Any, Graft]:
+def grafted(
+    model_name: str, config: str | WingsConfig = "mass", *, seed: int = 0, name: str = "wings"
+) -> tuple[Any, Graft]:
     """A zoo model with a graft that speaks."""
     model = zoo.build(model_name, seed)
     settings = CONFIGS[config] if isinstance(config, str) else config

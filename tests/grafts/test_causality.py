@@ -92,7 +92,9 @@ def test_batches_with_padding_equal_single_runs(host: str, config: str, side: st
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-@pytest.mark.parametrize(("host", "config"), covering(("llava-llama", "llava-gemma3", "qwen2_5_vl", "gemma2"), ["mass", "paper"], 2))
+@pytest.mark.parametrize(
+    ("host", "config"), covering(("llava-llama", "llava-gemma3", "qwen2_5_vl", "gemma2"), ["mass", "paper"], 2)
+)
 def test_images_anywhere_are_heard(host: str, config: str, layout: str) -> None:
     """From its first row on each image changes what the model says, beyond what the host alone makes of it."""
     model, graft = grafted(host, config)
@@ -107,7 +109,7 @@ def test_images_anywhere_are_heard(host: str, config: str, layout: str) -> None:
 
 def test_visual_learner_hears_each_image_from_its_place_on() -> None:
     """With the host's own attention cut off, what a row says depends on exactly the images at or before it."""
-    model, graft = grafted("llava-llama", "visual")
+    model, _ = grafted("llava-llama", "visual")
     for layer in model.model.language_model.layers:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
     inputs = zoo.batch("llava-llama", "2I2I2")
@@ -121,7 +123,7 @@ def test_visual_learner_hears_each_image_from_its_place_on() -> None:
 
 
 def test_textual_learner_has_no_image_keys() -> None:
-    model, graft = grafted("llava-llama", "textual")
+    model, _ = grafted("llava-llama", "textual")
     for layer in model.model.language_model.layers:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
     inputs = zoo.batch("llava-llama", "2I2")

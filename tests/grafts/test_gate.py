@@ -84,7 +84,7 @@ def test_only_the_image_of_the_own_sample_opens_the_gate() -> None:
 
 
 def test_system_rows_can_be_left_out() -> None:
-    """With roles known, the textual learner can ignore the system prompt: changing it then leaves the learner's voice."""
+    """With roles known, the textual learner can ignore the system prompt, which then hears nothing itself."""
     host, length = "llama", 9
     voices = {}
     for system_keys in (True, False):

@@ -19,9 +19,7 @@ LAYOUTS = ("3I2I4", "6")
 
 
 def _hooks(model: nn.Module) -> dict[str, int]:
-    return {
-        name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in model.named_modules()
-    }
+    return {name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in model.named_modules()}
 
 
 def _facts(model: Any) -> tuple[Any, ...]:
@@ -116,9 +114,7 @@ def test_two_grafts_of_one_weight_add_up() -> None:
     def branch() -> torch.Tensor:
         # a hook registered before the graft's sees attention alone, one registered after it sees both
         out: list[torch.Tensor] = []
-        handle = model.model.language_model.layers[-1].self_attn.register_forward_hook(
-            lambda m, a, o: out.append(o[0])
-        )
+        handle = model.model.language_model.layers[-1].self_attn.register_forward_hook(lambda m, a, o: out.append(o[0]))
         run(model, host, inputs)
         handle.remove()
         return out[0]
@@ -131,7 +127,9 @@ def test_two_grafts_of_one_weight_add_up() -> None:
     torch.testing.assert_close(double, 2 * single, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("host", "config"), [("llava-llama", "mass"), ("gemma2", "attention"), ("qwen2_5_vl", "paper")])
+@pytest.mark.parametrize(
+    ("host", "config"), [("llava-llama", "mass"), ("gemma2", "attention"), ("qwen2_5_vl", "paper")]
+)
 def test_deepcopy_owns_its_weights(host: str, config: str) -> None:
     model, graft = grafted(host, config)
     inputs = zoo.batch(host, *LAYOUTS)

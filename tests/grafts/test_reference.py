@@ -195,9 +195,7 @@ def test_a_layer_equals_the_loops(host: str, config: str, layer: int) -> None:
         anatomy.layers[0].register_forward_pre_hook(lambda m, a, k: keep("inputs", a[0]), with_kwargs=True),
         anatomy.layers[layer].register_forward_pre_hook(lambda m, a, k: keep("stream", a[0]), with_kwargs=True),
         # in front of the graft's hook: the branch alone; behind it: the branch with the learners
-        out.register_forward_hook(
-            lambda m, a, o: keep("branch", o[0] if isinstance(o, tuple) else o), prepend=True
-        ),
+        out.register_forward_hook(lambda m, a, o: keep("branch", o[0] if isinstance(o, tuple) else o), prepend=True),
         out.register_forward_hook(lambda m, a, o: keep("both", o[0] if isinstance(o, tuple) else o)),
     ]
     with torch.no_grad():

@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 import alula
-from tests import zoo
 from alula.errors import AlulaError
 from alula.grafts.wings import LoRRA
+from tests import zoo
 from tests.grafts.common import CONFIGS, covering, grafted, row_map, run, wake
 
 LAYOUTS = ("3I4", "6", "I2I1")
@@ -61,7 +61,9 @@ def test_reentrant_checkpointing_is_refused() -> None:
         _loss(model, "llava-llama", zoo.batch("llava-llama", "3I4"))
 
 
-@pytest.mark.parametrize(("host", "config"), [("llama", "mass"), ("llava-gemma3", "attention"), ("qwen2_5_vl", "paper")])
+@pytest.mark.parametrize(
+    ("host", "config"), [("llama", "mass"), ("llava-gemma3", "attention"), ("qwen2_5_vl", "paper")]
+)
 def test_gradients_equal_finite_differences(host: str, config: str) -> None:
     model, graft = grafted(host, config)
     model.double()
@@ -170,11 +172,11 @@ def test_autocast(config: str) -> None:
 
 
 class TestLora:
-    CONFIG = {"r": 4, "target_modules": ["q_proj", "v_proj"], "lora_alpha": 8}
-
     def _lora(self, model: Any) -> Any:
         torch.manual_seed(2)
-        wrapped = get_peft_model(model, LoraConfig(**self.CONFIG, init_lora_weights=False))
+        wrapped = get_peft_model(
+            model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_alpha=8, init_lora_weights=False)
+        )
         return wrapped.eval()
 
     @pytest.mark.parametrize("host", ["llama", "gemma3", "llava-qwen3", "qwen2_5_vl"])
@@ -228,7 +230,9 @@ class TestLora:
         assert [name for name, _ in graft.named_parameters()] == names
 
 
-@pytest.mark.parametrize(("host", "config"), [("llava-llama", "mass"), pytest.param("gemma3", "paper", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("host", "config"), [("llava-llama", "mass"), pytest.param("gemma3", "paper", marks=pytest.mark.slow)]
+)
 def test_compiled_decoder(host: str, config: str) -> None:
     model, graft = grafted(host, config)
     images, text = zoo.batch(host, "3I4", "6"), zoo.batch(host, "5", "8")

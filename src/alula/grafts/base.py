@@ -79,7 +79,7 @@ class Graft(abc.ABC):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by part name, e.g. "wings.visual"; together all of them, none twice."""
 
-    def unhook(self) -> None:
+    def unhook(self) -> None:  # noqa: B027  most grafts have nothing to undo
         """Undo what `hook_layer` did besides registering hooks."""
 
     # -- lifecycle ------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ class Graft(abc.ABC):
             module = self.build_layer(index).train(layer.training)
             if not hasattr(layer, NAME):
                 layer.add_module(NAME, nn.ModuleDict())
-            layer.get_submodule(NAME)[self.name] = module  # type: ignore[index,operator]
+            layer.get_submodule(NAME)[self.name] = module  # type: ignore[operator]
             self.layers[index] = module
             self._handles.extend(self.hook_layer(index, module))
 

@@ -65,7 +65,9 @@ def save(
         "config": graft.config.to_dict(),
     }
     with atomic_directory(directory) as partial:
-        save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, partial / WEIGHTS_FILE, {"format": "pt"})
+        save_file(
+            {k: v.detach().contiguous().cpu() for k, v in weights.items()}, partial / WEIGHTS_FILE, {"format": "pt"}
+        )
         write_json(partial / CONFIG_FILE, facts)
         write_text(partial / "README.md", _card(facts, graft))
         if processor is not None:
@@ -73,7 +75,9 @@ def save(
     return directory
 
 
-def load(model: nn.Module, directory: str | os.PathLike[str], *, name: str | None = None, check_base: bool = True) -> Graft:
+def load(
+    model: nn.Module, directory: str | os.PathLike[str], *, name: str | None = None, check_base: bool = True
+) -> Graft:
     """Attach the graft stored in `directory` to `model`, strictly.
 
     Args:
@@ -96,11 +100,17 @@ def load(model: nn.Module, directory: str | os.PathLike[str], *, name: str | Non
             where=where,
             remedy="load it into the base it names, or pass check_base=False if you know better",
         )
-    host = unwrap(model)
+    try:
+        expected = _module_weights(unwrap(model), facts["modules"])
+        config = GRAFTS[facts["alula_type"]][0].from_dict(facts["config"])
+    except UsageError as error:
+        raise AdapterError(
+            error.message,
+            where=str(directory / CONFIG_FILE),
+            remedy=error.remedy or "load it into the base and with the version of alula it was saved with",
+        ) from error
     stored = {key.removeprefix("host."): value for key, value in weights.items() if key.startswith("host.")}
-    expected = _module_weights(host, facts["modules"])
     check_keys(expected, stored, where=where)
-    config = GRAFTS[facts["alula_type"]][0].from_dict(facts["config"], where=str(directory / CONFIG_FILE))
     graft = attach(model, config, name or facts["name"])
     try:
         grafted = {key.removeprefix("graft."): value for key, value in weights.items() if not key.startswith("host.")}
@@ -124,11 +134,14 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise AdapterError(f"no {CONFIG_FILE} there", where=str(directory), remedy="name an adapter directory") from None
+        raise AdapterError(
+            f"no {CONFIG_FILE} there", where=str(directory), remedy="name an adapter directory"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(f"not readable as JSON: {error}", where=str(path), remedy="save the adapter again") from None
     required = {"alula_type", "name", "base_fingerprint", "modules", "config"}
-    if not isinstance(facts, dict) or facts.get("alula_type") not in GRAFTS or not required <= facts.keys():
+    known = isinstance(facts, dict) and facts.get("alula_type") in GRAFTS and required <= facts.keys()
+    if not known or not isinstance(facts["config"], dict) or not isinstance(facts["modules"], list):
         raise AdapterError(
             "not an alula adapter", where=str(path), remedy=f"alula_type must be one of: {', '.join(GRAFTS)}"
         )
@@ -153,7 +166,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _module_weights(host: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
-    found = {}
+    found: dict[str, Tensor] = {}
     for path in modules:
         try:
             module = host.get_submodule(path)
@@ -169,7 +182,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise AdapterError("the weights are missing", where=str(path), remedy="copy the whole directory") from None
     except SafetensorError as error:
-        raise AdapterError(f"damaged weights: {error}", where=str(path), remedy="copy or save the adapter again") from None
+        raise AdapterError(
+            f"damaged weights: {error}", where=str(path), remedy="copy or save the adapter again"
+        ) from None
 
 
 def _portable(base: str, directory: Path) -> str:
@@ -184,6 +199,6 @@ def _card(facts: dict[str, Any], graft: Graft) -> str:
         f"# {facts['name']}: a {facts['alula_type']} adapter for `{facts['base_model_name_or_path'] or 'its base'}`\n\n"
         f"{sum(p.numel() for p in graft.parameters()):,} trainable parameters in {len(graft.layers)} layers"
         + (f", and the host's {', '.join(facts['modules'])}" if facts["modules"] else "")
-        + ".\n\n```python\nimport alula\n\nmodel, processor = alula.load_model(\"this/directory\")\n```\n\n"
+        + '.\n\n```python\nimport alula\n\nmodel, processor = alula.load_model("this/directory")\n```\n\n'
         f"| setting | value |\n|---|---|\n{settings}\n"
     )

@@ -82,11 +82,12 @@ def attention_forward(
     options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
     split = alula.split([asker for asker, _ in asked])
     if split is None:
-        output, sums = _with_sums(run, module, query, key, value, attention_mask, values, options)
+        output, sums = _with_sums(run, module, query, key, value, attention_mask, columns=values, options=options)
     else:
-        parts = [_samples(pick, query, key, value, attention_mask, values) for pick in split]
-        spoken, sums = _with_sums(run, module, *parts[0], options)
-        silent, _ = run(module, *parts[1][:4], **options)
+        asking, silent_ones = split
+        chosen = _samples(asking, query, key, value, attention_mask)
+        spoken, sums = _with_sums(run, module, *chosen, columns=values[asking], options=options)
+        silent, _ = run(module, *_samples(silent_ones, query, key, value, attention_mask), **options)
         back = torch.cat(split).argsort()
         output = torch.cat([spoken, silent])[back]
         sums = torch.cat([sums, sums.new_zeros(len(silent), *sums.shape[1:])])[back]
@@ -131,6 +132,7 @@ def _with_sums(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
+    *,
     columns: Tensor,
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ class RowCache(DynamicLayer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seeing: tuple[bool, ...] | None = None  # per sample: some row is perceptual; None = to be read from the rows
+        self.seeing: tuple[bool, ...] | None = None  # what `seen` returns; None = to be read from the rows
         self.rope_types: list[str] = []
 
     def append(self, rows: RowMap, inputs: Tensor, rope: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -80,12 +80,12 @@ class RowCache(DynamicLayer):
         return self.keys, self.values
 
     def seen(self) -> tuple[bool, ...]:
-        """Per sample, whether any stored row is perceptual (read from the device only after the cache was rearranged)."""
+        """Per sample, whether any stored row is perceptual; reads the device only after the cache was rearranged."""
         if self.seeing is None:
             self.seeing = tuple(self.rows.is_perceptual.any(dim=1).tolist())
         return self.seeing
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         self.seeing = None
         super().reorder_cache(beam_idx)
 

@@ -88,7 +88,7 @@ class WingsLayer(nn.Module):
     # -- hooks ----------------------------------------------------------------------------------------------------
 
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the layer: keep the stream, gather keys (outside any checkpoint, so that nothing is gathered twice)."""
+        """Before the layer: keep the stream, gather keys (outside any checkpoint, so that it happens once)."""
         forward = kwargs.get(NAME)
         if not isinstance(forward, Forward):
             raise AlulaError(

@@ -15,7 +15,7 @@ Angles = tuple[Tensor, Tensor]  # (cos, sin), each (B, rows, R)
 
 
 class LowRank(nn.Module):
-    """``x -> B A x`` with A (rank, d) normal and B (d, rank) zero at the start. Stored in float32 or the given dtype."""
+    """``x -> B A x`` with A (rank, d) normal and B (d, rank) zero at the start."""
 
     def __init__(self, width: int, rank: int, *, std: float, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -52,8 +52,9 @@ class LoRRA(nn.Module):
     ) -> None:
         super().__init__()
         self.head_dim, self.dropout = head_dim, dropout
-        for name in ("q", "k", "v", "o"):
-            self.add_module(name, LowRank(width, rank, std=std, device=torch.device(device), dtype=dtype))
+        self.q, self.k, self.v, self.o = (
+            LowRank(width, rank, std=std, device=torch.device(device), dtype=dtype) for _ in range(4)
+        )
 
     def forward(
         self,

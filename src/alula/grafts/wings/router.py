@@ -52,7 +52,7 @@ class AttentionRouter(Router):
 
 
 class MassRouter(Router):
-    """Each head's share of attention on perceptual rows, through one linear map. Independent of length; starts equal."""
+    """Each head's attention on perceptual rows, through one linear map. Independent of length; starts equal."""
 
     def __init__(self, heads: int, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
