@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -54,6 +55,38 @@ def singles(inputs: dict[str, Any]) -> list[dict[str, Any]]:
         alone.append(sample)
         images += count
     return alone
+
+
+def states(model: Any, sample: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Hidden states of an unpadded sample by site, (N, S, d) float64, taken with plain hooks (llama-like blocks)."""
+    layers = model.model.language_model.layers
+    seen: dict[tuple[str, int], np.ndarray] = {}
+
+    def keep(site: str, index: int, take: Any) -> Any:
+        def hook(module: Any, args: Any, *rest: Any) -> None:
+            value = take(args, rest[-1])
+            seen[site, index] = (value[0] if isinstance(value, tuple) else value)[0].detach().double().numpy()
+
+        return hook
+
+    handles = []
+    for i, layer in enumerate(layers):
+        first = keep("stream", i, lambda args, kwargs: args[0] if args else kwargs["hidden_states"])
+        handles.append(layer.register_forward_pre_hook(first, with_kwargs=True))
+        for site, module in {
+            "attention_norm": layer.input_layernorm,
+            "attention": layer.self_attn,
+            "mlp_norm": layer.post_attention_layernorm,
+            "mlp": layer.mlp,
+        }.items():
+            handles.append(module.register_forward_hook(keep(site, i, lambda args, output: output)))
+    handles.append(layers[-1].register_forward_hook(keep("stream", len(layers), lambda args, output: output)))
+    with torch.no_grad():
+        model(**sample)
+    for handle in handles:
+        handle.remove()
+    sites = {site for site, _ in seen}
+    return {s: np.stack([seen[s, i] for i in range(len(layers) + (s == "stream"))]) for s in sites}
 
 
 def double(inputs: dict[str, Any]) -> dict[str, Any]:

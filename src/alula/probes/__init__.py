@@ -1,8 +1,23 @@
 """Read-only, streaming measurements of any supported host: what happens to images and words inside."""
 
+from alula.probes.alignment import Alignment, AlignmentResult
 from alula.probes.attention import AttentionShift, AttentionShiftResult
 from alula.probes.base import Probe, watch
+from alula.probes.nulls import noise_prompt, untrained_connector
 from alula.probes.resampling import Resampling
 from alula.probes.results import Curve, Estimate, Result
 
-__all__ = ["AttentionShift", "AttentionShiftResult", "Curve", "Estimate", "Probe", "Resampling", "Result", "watch"]
+__all__ = [
+    "Alignment",
+    "AlignmentResult",
+    "AttentionShift",
+    "AttentionShiftResult",
+    "Curve",
+    "Estimate",
+    "Probe",
+    "Resampling",
+    "Result",
+    "noise_prompt",
+    "untrained_connector",
+    "watch",
+]

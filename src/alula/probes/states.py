@@ -1,0 +1,86 @@
+"""Probes of hidden states: which points of the decoder they tap, and how the taps reach them."""
+
+from __future__ import annotations
+
+import abc
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from alula.errors import UsageError
+from alula.probes import rowsets
+from alula.probes.base import Probe
+from alula.rows import Kind, RowMap
+from alula.seam import Forward, Seam, TapEvent, taps
+
+Site = Literal["stream", "attention_norm", "attention", "mlp_norm", "mlp"]
+"""Where states are read. "stream": the residual stream, L + 1 states: the input of every block and the (un-normed)
+output of the last. The others have one state per block: the output of a norm, or what attention (grafts included)
+and the MLP add to the stream."""
+
+TEXT = "text"
+GROUPS = (TEXT, "image", "video", "audio")
+
+
+@dataclass(eq=False, kw_only=True)
+class StateProbe(Probe):
+    """A probe of hidden states.
+
+    Attributes:
+        sites: what to tap, names of `Site`.
+    """
+
+    sites: tuple[str, ...] = ("stream",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = [site for site in self.sites if site not in get_args(Site)]
+        if unknown or not self.sites:
+            raise UsageError(
+                f"sites cannot be {self.sites!r}", remedy=f"name one or more of: {', '.join(get_args(Site))}"
+            )
+
+    def watch(self, seam: Seam, stack: ExitStack) -> None:
+        host, last = seam.anatomy.host, seam.anatomy.num_layers
+        inner = [site for site in self.sites if site != "stream"]
+        if "stream" in self.sites:
+            stack.enter_context(taps(host, ["block_input"], partial(self._tapped, "stream")))
+            stack.enter_context(taps(host, ["block_output"], partial(self._tapped, "stream", index=last), layers=[-1]))
+        for site in inner:
+            stack.enter_context(taps(host, [cast(Any, site)], partial(self._tapped, site)))
+
+    @torch.no_grad()
+    def _tapped(self, site: str, event: TapEvent, index: int | None = None) -> None:
+        notes = self.notes(event.forward)
+        if notes is None:
+            return
+        hidden = event.hidden.detach()
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        self.read(event.forward, notes, site, event.layer if index is None else index, hidden)
+
+    @abc.abstractmethod
+    def read(self, forward: Forward, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
+        """Note what is needed of one state: hidden (B, S, d) in float32 or float64."""
+
+
+def groups(rows: RowMap, text: str, *, skip_first: bool) -> dict[str, Tensor]:
+    """(B, S) bool rows of the text group and of each perceptual kind, for the groups the batch has rows of.
+
+    Args:
+        text: the row set that stands for text.
+        skip_first: leave out each sample's first row, the usual attention sink.
+    """
+    sets = {TEXT: rowsets.select(rows, text)}
+    sets |= {name: rows.kind == Kind[name.upper()] for name in GROUPS[1:]}
+    if skip_first:
+        sets = {name: chosen & (rows.position != 0) for name, chosen in sets.items()}
+    return {name: chosen for name, chosen in sets.items() if bool(chosen.any())}
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors (..., d) scaled to length 1; zero vectors stay zero."""
+    return x / x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
