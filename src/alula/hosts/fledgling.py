@@ -1,0 +1,55 @@
+"""The fledgling: the tiny language model and vision tower that ship with alula, found by the name ``fledgling``."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from alula.errors import HostError
+
+NAME = "fledgling"
+PARTS = ("llm", "vision")
+
+
+def directory() -> Path:
+    """The folder of the package data: ``llm/``, ``vision/``, ``card.json`` and ``README.md``.
+
+    Raises:
+        HostError: the installation lacks it.
+    """
+    path = Path(str(files("alula") / "assets" / "fledgling"))
+    if not (path / "card.json").is_file():
+        raise HostError(
+            "the fledgling is not part of this installation",
+            where=str(path),
+            remedy="reinstall alula, or raise one: alula fledgling raise --output DIR",
+        )
+    return path
+
+
+def card(path: Path | None = None) -> dict[str, Any]:
+    """What a fledgling was taught, how it scores, and the command that raised it; of the shipped one by default.
+
+    Raises:
+        HostError: ``path`` holds no fledgling.
+    """
+    file = (path or directory()) / "card.json"
+    if not file.is_file():
+        raise HostError(
+            "no fledgling here: card.json is missing",
+            where=str(path),
+            remedy="name the folder that `alula fledgling raise` wrote",
+        )
+    card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return card
+
+
+def resolve(identifier: str, part: str) -> str:
+    """The shipped directory of ``part`` ("llm", "vision") for the name "fledgling"; other identifiers as they are."""
+    if identifier != NAME:
+        return identifier
+    if part not in PARTS:
+        raise HostError(f"the fledgling has no part {part!r}", remedy=f"use one of: {', '.join(PARTS)}")
+    return str(directory() / part)
