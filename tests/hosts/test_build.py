@@ -187,9 +187,10 @@ def test_directories_and_two_armed_towers(tmp_path) -> None:
         (hf.Gemma2Config(**tiny.GROUPED, head_dim=16, vocab_size=320), "caps its final logits"),
         (hf.CohereConfig(**tiny.GROUPED, vocab_size=320), "scales its logits"),
         (hf.PhiConfig(**tiny.WIDE, vocab_size=320), "no plain output layer"),
+        (hf.MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4, vocab_size=320), "does not run inside"),
         (hf.OPTConfig(**tiny.WIDE, ffn_dim=48, word_embed_proj_dim=16, vocab_size=320), "one width"),
     ],
-    ids=["gemma2", "cohere", "phi", "opt-350m"],
+    ids=["gemma2", "cohere", "phi", "mamba", "opt-350m"],
 )
 def test_decoders_that_llava_would_change_are_refused(config: hf.PreTrainedConfig, reason: str) -> None:
     with pytest.raises(HostError, match=reason):

@@ -40,6 +40,10 @@ DECODERS: dict[str, tuple[type[hf.PreTrainedConfig], dict[str, Any]]] = {
     "phi3": (hf.Phi3Config, GROUPED),
     "olmo2": (hf.Olmo2Config, GROUPED),
     "smollm3": (hf.SmolLM3Config, GROUPED),
+    "qwen3_moe": (
+        hf.Qwen3MoeConfig,
+        {**GROUPED, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    ),
     "gpt_neox": (hf.GPTNeoXConfig, WIDE),
     "opt": (hf.OPTConfig, {**WIDE, "ffn_dim": 48, "word_embed_proj_dim": 32}),
     "gpt2": (hf.GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}),
@@ -58,6 +62,7 @@ TOWERS: dict[str, tuple[hf.PreTrainedConfig, int]] = {
     "siglip": (hf.SiglipVisionConfig(**SMALL_TOWER), 16),
     "dinov2": (hf.Dinov2Config(**SMALL_TOWER, mlp_ratio=2), 16),
     "dinov2_with_registers": (hf.Dinov2WithRegistersConfig(**SMALL_TOWER, mlp_ratio=2, num_register_tokens=3), 19),
+    "dinov3": (hf.DINOv3ViTConfig(**SMALL_TOWER, num_register_tokens=4), 20),
 }
 
 

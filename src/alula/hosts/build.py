@@ -29,7 +29,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from alula.errors import HostError, UsageError
 from alula.hosts.connectors import Connector, find_connector
-from alula.hosts.host import Host
+from alula.hosts.host import Host, first_line
 from alula.hosts.parts import LanguagePart, Part, VisionPart, language_part, vision_part
 from alula.hosts.placement import dtype_named
 from alula.hosts.quiet import quiet_loading
@@ -315,7 +315,11 @@ def _prove_text(host: Host, llm: Any) -> None:
     expected, logits = llm.base_model(**inputs).last_hidden_state, llm(**inputs).logits
     llm.train(training)
     model: Any = host.model
-    got = model.model(**inputs).last_hidden_state
+    try:
+        got = model.model(**inputs).last_hidden_state
+    except Exception as error:
+        reason = f"does not run inside the stock LLaVA class ({first_line(error)})"
+        raise HostError(f"{type(llm).__name__} {reason}", where="llm") from error
     if torch.equal(got, expected) and torch.equal(logits, torch.nn.functional.linear(expected, head)):
         if not torch.equal(model.lm_head.weight[:size], head):
             raise HostError("the output embeddings did not survive the move", where="llm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from alula.hosts.directories import locate
 from alula.hosts.host import first_line, load_strictly
 from alula.hosts.quiet import quiet_loading
 from alula.hosts.towers import family, fit_image_processor
+
+logger = logging.getLogger(__name__)
 
 Part = str | os.PathLike[str] | PreTrainedModel | PreTrainedConfig
 
@@ -174,5 +177,6 @@ def _image_processor(beside: str | None) -> BaseImageProcessor | None:
         return None
     try:
         return AutoImageProcessor.from_pretrained(beside, backend="pil")
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        logger.warning("no image processor to be read beside %s (%s): using its family's", beside, first_line(error))
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from transformers import (
@@ -16,8 +17,10 @@ from transformers import (
     CLIPImageProcessorPil,
     PreTrainedConfig,
     SiglipImageProcessorPil,
+    ViTImageProcessorPil,
 )
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from alula.errors import HostError
 
@@ -28,18 +31,23 @@ class TowerFamily:
 
     Args:
         extra_positions: configuration -> positions in front of the patches (class token and registers).
-        image_processor: class of the image processor for towers that come without one.
+        image_processor: makes one for towers that come without.
         any_size: interpolates its position embeddings (or has rotary ones), so the processor may pick the size.
         unused: prefixes of weights that no row of the output depends on; they are left behind.
         trims: configuration changes that go with leaving them.
     """
 
     extra_positions: Callable[[PreTrainedConfig], int]
-    image_processor: type[BaseImageProcessor]
+    image_processor: Callable[[], BaseImageProcessor]
     any_size: bool = False
     unused: tuple[str, ...] = ()
     trims: tuple[tuple[str, Any], ...] = ()
 
+
+# the DINO models are trained on ImageNet's colours; DINOv2 crops, DINOv3 resizes
+_IMAGENET: dict[str, Any] = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+_DINOV2 = partial(BitImageProcessorPil, **_IMAGENET)
+_DINOV3 = partial(ViTImageProcessorPil, **_IMAGENET)
 
 FAMILIES: dict[str, TowerFamily] = {
     "clip_vision_model": TowerFamily(lambda config: 1, CLIPImageProcessorPil),
@@ -47,10 +55,9 @@ FAMILIES: dict[str, TowerFamily] = {
     "siglip_vision_model": TowerFamily(
         lambda config: 0, SiglipImageProcessorPil, unused=("head.",), trims=(("vision_use_head", False),)
     ),
-    "dinov2": TowerFamily(lambda config: 1, BitImageProcessorPil, any_size=True),
-    "dinov2_with_registers": TowerFamily(
-        lambda config: 1 + config.num_register_tokens, BitImageProcessorPil, any_size=True
-    ),
+    "dinov2": TowerFamily(lambda config: 1, _DINOV2, any_size=True),
+    "dinov2_with_registers": TowerFamily(lambda config: 1 + config.num_register_tokens, _DINOV2, any_size=True),
+    "dinov3_vit": TowerFamily(lambda config: 1 + config.num_register_tokens, _DINOV3, any_size=True),
 }
 
 
