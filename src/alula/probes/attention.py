@@ -234,7 +234,7 @@ class AttentionShift(Probe):
 
 
 class _Listener:
-    """Receives sums of attention over the segments (seam.KeyColumns) and writes them down for the probe."""
+    """Receives sums of attention over the segments (seam.LearnerColumns) and writes them down for the probe."""
 
     aside = True
 
@@ -258,14 +258,18 @@ class _Listener:
         shares = _over_queries(notes["queries"], sums)
         notes["main", layer] = shares if self.probe.heads == "each" else shares.mean(dim=1, keepdim=True)
 
-    def receive_learner(self, forward: Forward, layer: int, weight: Tensor | None, sums: Tensor) -> None:
-        """Take (B, Q, H', C) sums of one learner's attention, and the (B, Q, 1) weight it speaks with there."""
+    def learner_columns(self, forward: Forward, layer: int) -> Tensor | None:
         notes = self.probe.notes(forward)
-        if notes is None:
-            return
-        if weight is not None and self.probe.learners == "routed":
+        return None if notes is None else notes.get("segments")
+
+    def receive_learner(self, forward: Forward, layer: int, weight: Tensor, sums: Tensor) -> None:
+        """Add (B, Q, H', C) sums of one learner's attention to what is known of this layer."""
+        notes = self.probe.notes(forward)
+        assert notes is not None
+        if self.probe.learners == "routed":
             sums = sums * weight[..., None]
-        notes["learned", layer] = notes.get(("learned", layer), 0) + _over_queries(notes["queries"], sums).mean(dim=1)
+        share = _over_queries(notes["queries"], sums).mean(dim=1)
+        notes["learned", layer] = notes.get(("learned", layer), 0) + share
 
 
 def _over_queries(share: Tensor, sums: Tensor) -> Tensor:

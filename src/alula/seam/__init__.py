@@ -1,6 +1,6 @@
 """The one place that touches transformers internals: attention function, forward context, cache layer, taps."""
 
-from alula.seam.attention import ATTENTION, KeyColumns, use_attention
+from alula.seam.attention import ATTENTION, KeyColumns, LearnerColumns, use_attention
 from alula.seam.forward import Forward, RowCache
 from alula.seam.install import NAME, Seam, find, install
 from alula.seam.taps import TapEvent, taps
@@ -10,6 +10,7 @@ __all__ = [
     "NAME",
     "Forward",
     "KeyColumns",
+    "LearnerColumns",
     "RowCache",
     "Seam",
     "TapEvent",

@@ -42,6 +42,17 @@ class KeyColumns(Protocol):
         """Take the (B, Q, H, C) sums of the columns, weighted by attention."""
 
 
+class LearnerColumns(KeyColumns, Protocol):
+    """An asker that also wants sums of the attention of grafts' own learners. They come after the main branch's."""
+
+    def learner_columns(self, forward: Any, layer: int) -> Tensor | None:
+        """(B, K_all, C) values per key, or None when nothing is wanted this time."""
+
+    def receive_learner(self, forward: Any, layer: int, weight: Tensor, sums: Tensor) -> None:
+        """Take the (B, Q, H, C) sums of one learner's attention (0 where it is silent), and the weight, broadcastable
+        to (B, Q, 1), with which its output joins the stream."""
+
+
 def attention_forward(
     module: nn.Module,
     query: Tensor,

@@ -22,6 +22,7 @@ from alula.errors import AlulaError
 from alula.grafts.base import Graft
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.lorra import Angles, LoRRA, learner_head_dim, narrow_angles
+from alula.grafts.wings.mass import report_mass
 from alula.grafts.wings.router import AttentionRouter, ConstantRouter, MassRouter, Router
 from alula.rows import Role, RowMap
 from alula.seam import ATTENTION, NAME, Forward, Seam
@@ -87,6 +88,7 @@ class WingsLayer(nn.Module):
 
     # -- hooks ----------------------------------------------------------------------------------------------------
 
+    @torch.compiler.disable  # bookkeeping with data-dependent sizes: nothing in it to fuse
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the layer: keep the stream, gather keys (outside any checkpoint, so that it happens once)."""
         forward = kwargs.get(NAME)
@@ -148,6 +150,7 @@ class WingsLayer(nn.Module):
             if keys is not None:
                 voice = self._voice(forward, learner, query, keys)
                 mixed = mixed + (voice if weights is None else voice * weights[learner].to(voice.dtype))
+                report_mass(self, forward, learner, query, keys, None if weights is None else weights[learner])
         if self.config.gain != 1.0:
             mixed = mixed * self.config.gain
         if not state[self, "differentiable"]:

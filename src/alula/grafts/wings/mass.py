@@ -1,0 +1,62 @@
+"""Where the learners look: sums of their attention over sets of keys, for probes that ask (seam.LearnerColumns)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alula.grafts.wings.lorra import rotate
+from alula.seam import Forward
+
+if TYPE_CHECKING:
+    from alula.grafts.wings.graft import Keys, WingsLayer
+
+
+@torch.no_grad()
+def report_mass(
+    layer: WingsLayer, forward: Forward, learner: str, query: Tensor, keys: Keys, weight: Tensor | None
+) -> None:
+    """Tell every listening asker of this layer what it wants to know about one learner's attention.
+
+    Args:
+        query: (B, S, d) what the learner is asked with.
+        weight: the router's, broadcastable to (B, S, 1); None for a single learner, which has 1.
+    """
+    listeners: list[Any] = [a for a in forward.seam.askers(layer.index) if hasattr(a, "receive_learner")]
+    for listener in listeners:
+        columns = listener.learner_columns(forward, layer.index)
+        if columns is not None:
+            sums = attention_sums(layer, forward, learner, query, keys, columns)
+            spoken = sums.new_full((), layer.config.gain) if weight is None else weight * layer.config.gain
+            listener.receive_learner(forward, layer.index, spoken, sums)
+
+
+def attention_sums(
+    layer: WingsLayer, forward: Forward, learner: str, query: Tensor, keys: Keys, columns: Tensor
+) -> Tensor:
+    """(B, S, H, C) sums of a learner's attention over (B, P + S, C) columns; 0 at rows where it is silent.
+
+    The learner's own queries and keys attend to columns in the place of values, without dropout.
+    """
+    lorra: Any = layer.get_submodule(learner)
+    q, k = query + lorra.q(query), keys.rows + lorra.k(keys.rows)
+    q, k = (x.unflatten(-1, (-1, lorra.head_dim)).transpose(1, 2) for x in (q, k))
+    angles = layer._angles(forward, keys) if layer.config.rope else None
+    if angles is not None:
+        q, k = rotate(q, angles[0]), rotate(k, angles[1])
+    speaks = keys.legal.any(dim=-1, keepdim=True)
+    values = keys.pick(columns.to(q))
+    sums = [
+        F.scaled_dot_product_attention(
+            q,
+            k,
+            F.pad(part, (0, lorra.head_dim - part.shape[-1]))[:, None].expand(-1, q.shape[1], -1, -1),
+            attn_mask=(keys.legal | ~speaks)[:, None],
+            scale=lorra.head_dim**-0.5,
+        )[..., : part.shape[-1]]
+        for part in values.split(lorra.head_dim, dim=-1)
+    ]
+    return torch.cat(sums, dim=-1).transpose(1, 2) * speaks[..., None]
