@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alula.reports.summary import TEXT, Method, Summary
-from alula.reports.wording import bounds, listing, percent
+from alula.reports.wording import bounds, listing, percent, probability
 
 _CLEAR = 0.01
 """a difference of a percentage point is worth a sentence"""
@@ -51,8 +51,7 @@ def tradeoff(summary: Summary) -> list[str]:
             f"By their means, nothing here is better than {listing(front)}: no other method keeps a point more of the "
             "text and sees as well."
         )
-        behind = [f"{label} behind {listing(by)}" for label, by in beaten.items() if by]
-        said.append(f"In that sense {'; '.join(behind)}.")
+        said.append("Outdone: " + "; ".join(f"{label} (by {listing(by)})" for label, by in beaten.items() if by) + ".")
     return said
 
 
@@ -129,12 +128,22 @@ def training(summary: Summary) -> list[str]:
 
 
 def flips(summary: Summary) -> list[str]:
-    """Where the examples come from."""
+    """Whether the exchanges are more than chance, and where the examples come from."""
     seed = summary.outcome.seeds[0]
+    task = (summary.text_tasks or list(summary.outcome.tasks))[0]
+    said = []
+    for method in summary.methods:
+        results = method.outcome.results(task)
+        parts = [
+            f"{r.overall.lost} lost, {r.overall.gained} gained ({probability(r.overall.p_value)})" for r in results
+        ]
+        said.append(f"{method.label}: {'; '.join(parts)}.")
     several = f" The examples are of the training with seed {seed}." if len(summary.outcome.seeds) > 1 else ""
     return [
-        "An average hides exchanges: a model can lose some items and gain as many others. These are the items "
-        f"themselves, with both answers.{several}"
+        "An average hides exchanges: a model can lose some items and gain as many others. Below are the items "
+        f"themselves, with both answers.{several} For {summary.title(task)}, with exact McNemar tests"
+        f"{' per training' if len(summary.outcome.seeds) > 1 else ''}:",
+        *said,
     ]
 
 

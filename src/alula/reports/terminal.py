@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,42 +17,41 @@ from alula.reports.wording import MISSING, bounds, percent
 
 
 def experiment_table(outcome: Outcome) -> Table:
-    """Return an experiment as one table: a row per method, intervals in the second line of each cell."""
+    """Return an experiment as one table that fits 80 columns: a column per method, intervals under the values."""
     summary = Summary(outcome)
-    tasks = [*summary.text_tasks, *summary.visual_tasks, *summary.mixed_tasks]
     seeds = len(outcome.seeds)
     trainings = f"{seeds} trainings per method" if seeds > 1 else "one training per method"
     table = Table(
         title=escape(outcome.title),
-        caption=f"kept: share of the base's accuracy; 95 % intervals below; {trainings}",
+        caption=f"kept: share of the base's accuracy; under it the 95 % interval; {trainings}",
         title_justify="left",
         caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("")
-    for task in tasks:
+    table.add_column("", min_width=_longest_word(outcome.tasks.values()))
+    for label in (outcome.base.label, *(method.label for method in summary.methods)):
+        table.add_column(escape(label), justify="right", width=max(8, _longest_word([label])), overflow="fold")
+    for task in (*summary.text_tasks, *summary.visual_tasks, *summary.mixed_tasks):
         kept = task in summary.text_tasks
-        table.add_column(f"{escape(summary.title(task))}\n{'kept' if kept else 'right'}", justify="right")
-    if summary.text_tasks:
-        table.add_column("text items\nlost / gained", justify="right")
-    base = [percent(summary.base_accuracy(task)) for task in tasks]
-    table.add_row(f"{escape(outcome.base.label)}\n[dim]untuned: right[/dim]", *base, end_section=True)
-    for method in summary.methods:
-        cells = []
-        for task in tasks:
+        cells = [f"{percent(summary.base_accuracy(task))}\n[dim]right[/dim]"]
+        for method in summary.methods:
             part = summary.overall(method, task)
-            spread = part.retention if task in summary.text_tasks else part.tuned
+            spread = part.retention if kept else part.tuned
             cells.append(_two_lines(spread.mean) if spread is not None else MISSING)
-        if summary.text_tasks:
-            part = summary.overall(method, summary.text_tasks[0])
-            lost, gained = (sum(values) / len(values) for values in (part.lost, part.gained))
-            cells.append(f"{lost:g} / {gained:g}" if seeds == 1 else f"{lost:.1f} / {gained:.1f}")
-        table.add_row(escape(method.label), *cells)
+        n = summary.overall(summary.methods[0], task).n
+        table.add_row(f"{escape(summary.title(task))} ({n}): {'kept' if kept else 'right'}", *cells)
+        if kept:
+            parts = [summary.overall(method, task) for method in summary.methods]
+            changes = [f"[red]-{_mean(part.lost)}[/red]\n[green]+{_mean(part.gained)}[/green]" for part in parts]
+            table.add_row("  items lost\n  gained", "", *changes)
     return table
 
 
 def run_table(run: RunResult) -> Table:
     """Return one model's scores: a row per task."""
-    table = Table(title=escape(run.model), title_justify="left")
+    table = Table(title=escape(run.model), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("task", "items", "right", "95 % interval"):
         table.add_column(name, justify="left" if name == "task" else "right")
     for task in run.tasks.values():
@@ -59,4 +61,16 @@ def run_table(run: RunResult) -> Table:
 
 
 def _two_lines(estimate: Estimate) -> str:
-    return f"{percent(estimate.value)}\n[dim]{bounds(estimate)}[/dim]"
+    """The value over half the width of its interval, the larger half where a bound was clipped."""
+    sides = [abs(bound - estimate.value) for bound in (estimate.low, estimate.high) if bound is not None]
+    margin = f"\N{PLUS-MINUS SIGN}{100 * max(sides):.1f}" if sides else ""
+    return f"{percent(estimate.value)}\n[dim]{margin}[/dim]"
+
+
+def _mean(counts: Sequence[int]) -> str:
+    return f"{sum(counts) / len(counts):.1f}".removesuffix(".0")
+
+
+def _longest_word(texts: Iterable[str]) -> int:
+    """The least width that breaks no word; a word of more than 14 letters may break."""
+    return min(14, max(len(word) for text in texts for word in text.split()))

@@ -22,10 +22,11 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high, value = (math.log10(v) for v in (self.low, self.high, value)) if self.log else (
-            self.low, self.high, value,
-        )  # fmt: skip
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
+        if self.log:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return self.start + share * (self.end - self.start)
 
     def ticks(self, about: int = 6) -> list[float]:
         """Return round values inside the scale, roughly ``about`` of them."""

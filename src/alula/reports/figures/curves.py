@@ -43,7 +43,7 @@ def curves(found: Sequence[Curve], *, title: str, y_title: str = "training loss 
             canvas.add("path", d=_path(x, y, one_steps, one_losses), stroke=colour(curve.series), class_="faint")
         canvas.open(hint=f"{curve.label}: {losses[-1]:.4g} at step {steps[-1]:.0f}")
         canvas.add("path", d=_path(x, y, steps, losses), stroke=colour(curve.series), class_="curve")
-        end_x, end_y = x(float(steps[-1])), y(float(losses[-1]))
+        end_x, end_y = x(float(steps[-1])), y(max(float(losses[-1]), y.low))
         canvas.add("path", d=marker_path(curve.series, end_x, end_y, 5.0), fill=colour(curve.series), class_="dot")
         canvas.close()
         ends.append(end_y)
