@@ -136,15 +136,15 @@ def adapt(tokenizer: PreTrainedTokenizerBase, image_token: str, stops: Sequence[
     special = tokenizer.special_tokens_map
     if _complete(original, image_token, special):
         return original
+    # most templates take strings and some only lists; what the original says in its own form is the reference
     lists = not _says(_render(original, [{"role": "user", "content": _ASK}], special, True))
     reference = _render_all(original, special, lists=lists)
     candidates = [_flatten(original, image_token, lists=lists)]
     if not _GENERATION.search(original):
         candidates.insert(0, _mark(original, image_token, stops, lists=lists))
     for candidate in candidates:
-        if _says(reference[0]) and all(
-            _render_all(candidate, special, lists=form) == reference for form in (False, True)
-        ):
+        rendered = [_render_all(candidate, special, lists=form) for form in (False, True)]
+        if _says(reference[0]) and rendered == [reference, reference]:
             if not _GENERATION.search(candidate):
                 logger.warning("the chat template rewrites answers: no assistant mask can be had from it")
             return candidate
