@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alula.evaluation import statistics
+from alula.evaluation import Estimate, statistics
 from alula.evaluation.statistics import Resampling, Sums
 
 RNG = np.random.default_rng(11)
@@ -49,6 +49,10 @@ def test_holm_is_the_closed_testing_procedure() -> None:
         assert statistics.holm(list(p)) == pytest.approx(expected)
 
 
+def bootstrapped(sums: Sums, statistic: statistics.Statistic, resamples: int = 10_000) -> Estimate:
+    return statistics.bootstrap(sums, statistics.resample(sums, Resampling(resamples=resamples)), statistic)
+
+
 def naive_bootstrap(base: np.ndarray, tuned: np.ndarray, cluster: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Draw clusters one by one, gather their items, average: (resamples, 2) of difference and ratio."""
     rng = np.random.default_rng(seed)
@@ -69,12 +73,13 @@ def test_bootstrap_agrees_with_drawing_one_by_one(cluster_size: int) -> None:
     naive = naive_bootstrap(base, tuned, cluster, 6000, seed=3)
     sums = Sums.of(base, tuned, cluster)
     for column, statistic in enumerate((statistics.difference, statistics.retention)):
-        ours = statistics.bootstrap(sums, statistic, Resampling(resamples=20_000))
+        resampled = statistics.resample(sums, Resampling(resamples=20_000))
+        ours = statistics.bootstrap(sums, resampled, statistic)
         low, high = np.quantile(naive[:, column], [0.025, 0.975])
         width = high - low
         assert ours.low == pytest.approx(low, abs=0.06 * width)
         assert ours.high == pytest.approx(high, abs=0.06 * width)
-        error = statistics.standard_error(sums, statistic)
+        error = statistics.standard_error(resampled, statistic)
         assert error == pytest.approx(naive[:, column].std(), rel=0.06)
 
 
@@ -82,7 +87,7 @@ def test_bootstrap_of_the_difference_agrees_with_scipys() -> None:
     base = (RNG.random(200) < 0.7).astype(float)
     tuned = np.where(RNG.random(200) < 0.3, 1 - base, base)
     theirs = stats.bootstrap((tuned - base,), np.mean, method="percentile", n_resamples=20_000, rng=0)
-    ours = statistics.bootstrap(Sums.of(base, tuned), statistics.difference, Resampling(resamples=20_000))
+    ours = bootstrapped(Sums.of(base, tuned), statistics.difference, 20_000)
     assert ours.value == pytest.approx((tuned - base).mean())
     assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.006)
     assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.006)
@@ -91,13 +96,13 @@ def test_bootstrap_of_the_difference_agrees_with_scipys() -> None:
 def test_clusters_widen_the_interval_of_dependent_items() -> None:
     base = np.ones(90)
     tuned = np.repeat(RNG.random(30) < 0.6, 3).astype(float)
-    alone = statistics.bootstrap(Sums.of(base, tuned), statistics.difference)
-    grouped = statistics.bootstrap(Sums.of(base, tuned, np.arange(90) // 3), statistics.difference)
+    alone = bootstrapped(Sums.of(base, tuned), statistics.difference)
+    grouped = bootstrapped(Sums.of(base, tuned, np.arange(90) // 3), statistics.difference)
     assert grouped.high - grouped.low > 1.4 * (alone.high - alone.low)
 
 
 def test_a_ratio_whose_base_can_vanish_is_unbounded_above() -> None:
-    estimate = statistics.bootstrap(Sums.of([1, 0, 0], [1, 1, 1]), statistics.retention)
+    estimate = bootstrapped(Sums.of([1, 0, 0], [1, 1, 1]), statistics.retention)
     assert estimate.value == 3
     assert estimate.high is None
 
@@ -123,7 +128,7 @@ def test_seed_interval_covers() -> None:
         hard = rng.normal(0, 0.1, 200)
         scores = (rng.random((3, 200)) < np.clip(truth + ability[:, None] + hard, 0, 1)).astype(float)
         sums = Sums.of(np.ones(200), scores.mean(0))
-        error = statistics.standard_error(sums, statistics.retention, Resampling(resamples=400))
+        error = statistics.standard_error(statistics.resample(sums, Resampling(resamples=400)), statistics.retention)
         estimate = statistics.seed_interval(list(scores.mean(1)), error, 200)
         hits += estimate.low <= truth <= estimate.high
     assert hits / trials > 0.93

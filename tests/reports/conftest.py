@@ -105,4 +105,4 @@ def made_outcome(
 
 @pytest.fixture(scope="session")
 def outcome() -> Outcome:
-    return made_outcome(n=60)
+    return made_outcome(n=60, methods=("full", "lora", "wings"))

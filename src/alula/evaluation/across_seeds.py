@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from alula.errors import EvaluationError
-from alula.evaluation import statistics
 from alula.evaluation.results import Columns, Estimate, Labels, PairedResult, Record
-from alula.evaluation.statistics import Resampling
+from alula.evaluation.statistics import (
+    Resampling,
+    Statistic,
+    Sums,
+    base_mean,
+    difference,
+    resample,
+    retention,
+    seed_interval,
+    standard_error,
+    tuned_mean,
+)
 
 _DEFAULT = Resampling(resamples=2_000)
 """ample for a standard error (to about 1.6 %), which is all that intervals over seeds take from the bootstrap"""
@@ -108,21 +118,18 @@ def _select(columns: Columns, labels: Labels, group: str | None) -> _Scores:
 
 
 def _combine(scores: Sequence[_Scores], same: bool, how: Resampling) -> SeedsComparison:
-    def spread(
-        value: Callable[[np.ndarray, np.ndarray], float],
-        statistic: statistics.Statistic,
-        lowest: float = 0.0,
-        highest: float = 1.0,
-    ) -> Spread:
-        per_seed = [value(base, tuned) for base, tuned, _ in scores]
-        if same:  # the items' part of the chance: resample them under the seed-averaged scores
-            base = np.mean([s[0] for s in scores], axis=0)
-            tuned = np.mean([s[1] for s in scores], axis=0)
-            sums = statistics.Sums.of(base, tuned, scores[0][2])
-            error, units = statistics.standard_error(sums, statistic, how), len(sums.base)
-        else:  # every seed drew its own items: the spread between seeds holds their chance too
-            error, units = 0.0, 0
-        mean = statistics.seed_interval(per_seed, error, units, how.confidence)
+    # the items' part of the chance: resample them under the seed-averaged scores. Where every seed drew its own
+    # items, the spread between seeds holds their chance already
+    averaged = _averaged(scores) if same else None
+    resampled = resample(averaged, how) if averaged is not None else None
+
+    def spread(statistic: Statistic, lowest: float = 0.0, highest: float = 1.0) -> Spread:
+        per_seed = [
+            float(statistic(base.sum(), tuned.sum(), np.asarray(float(len(base))))) for base, tuned, _ in scores
+        ]
+        error = standard_error(resampled, statistic) if resampled is not None else 0.0
+        units = len(averaged.base) if averaged is not None else 0
+        mean = seed_interval(per_seed, error, units, how.confidence)
         return Spread(
             mean=Estimate(
                 value=mean.value, low=_clip(mean.low, lowest, highest), high=_clip(mean.high, lowest, highest)
@@ -131,18 +138,21 @@ def _combine(scores: Sequence[_Scores], same: bool, how: Resampling) -> SeedsCom
             deviation=float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
         )
 
-    retained = all(base.sum() > 0 for base, _, _ in scores)
     return SeedsComparison(
         n=len(scores[0][0]),
-        base=spread(lambda base, tuned: float(base.mean()), lambda base, tuned, size: base / size),
-        tuned=spread(lambda base, tuned: float(tuned.mean()), lambda base, tuned, size: tuned / size),
-        difference=spread(lambda base, tuned: float(tuned.mean() - base.mean()), statistics.difference, -1.0),
-        retention=spread(lambda base, tuned: float(tuned.sum() / base.sum()), statistics.retention, 0.0, np.inf)
-        if retained
-        else None,
+        base=spread(base_mean),
+        tuned=spread(tuned_mean),
+        difference=spread(difference, lowest=-1.0),
+        retention=spread(retention, highest=np.inf) if all(base.sum() > 0 for base, _, _ in scores) else None,
         lost=[int(((base >= 1) & (tuned < 1)).sum()) for base, tuned, _ in scores],
         gained=[int(((base < 1) & (tuned >= 1)).sum()) for base, tuned, _ in scores],
     )
+
+
+def _averaged(scores: Sequence[_Scores]) -> Sums:
+    """Scores averaged over the seeds, which share their items."""
+    base, tuned = (np.mean([one[k] for one in scores], axis=0) for k in (0, 1))
+    return Sums.of(base, tuned, scores[0][2])
 
 
 def _clip(bound: float | None, lowest: float, highest: float) -> float | None:

@@ -82,14 +82,17 @@ def compare(
     """Return the statistics of paired per-item scores, each of shape (items,); see `Comparison` for what they are."""
     n = len(base)
     sums = statistics.Sums.of(base, tuned, cluster)
+    resampled = statistics.resample(sums, how)
     right_before, right_after = base >= _CORRECT, tuned >= _CORRECT
     lost, gained = int((right_before & ~right_after).sum()), int((~right_before & right_after).sum())
     return Comparison(
         n=n,
         base=statistics.wilson(float(base.sum()), n, how.confidence),
         tuned=statistics.wilson(float(tuned.sum()), n, how.confidence),
-        difference=statistics.bootstrap(sums, statistics.difference, how),
-        retention=statistics.bootstrap(sums, statistics.retention, how) if base.sum() > 0 else None,
+        difference=statistics.bootstrap(sums, resampled, statistics.difference, how.confidence),
+        retention=statistics.bootstrap(sums, resampled, statistics.retention, how.confidence)
+        if base.sum() > 0
+        else None,
         lost=lost,
         gained=gained,
         p_value=statistics.mcnemar(lost, gained),

@@ -56,7 +56,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Sums:
-    """Scores of both models summed per cluster: the units that are resampled. Arrays of shape (clusters,)."""
+    """Scores of both models summed over items: per cluster, the units that are resampled, or per resample."""
 
     base: NDArray[np.float64]
     tuned: NDArray[np.float64]
@@ -79,6 +79,16 @@ Statistic = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.float
 """(sum of base scores, sum of tuned scores, number of items) -> value; elementwise over arrays of any one shape"""
 
 
+def base_mean(base: NDArray[np.float64], tuned: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean score of the base."""
+    return base / size
+
+
+def tuned_mean(base: NDArray[np.float64], tuned: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean score of the tuned model."""
+    return tuned / size
+
+
 def difference(base: NDArray[np.float64], tuned: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
     """Tuned minus base mean score."""
     return (tuned - base) / size
@@ -90,14 +100,28 @@ def retention(base: NDArray[np.float64], tuned: NDArray[np.float64], size: NDArr
         return tuned / base
 
 
-def bootstrap(sums: Sums, statistic: Statistic, how: Resampling = DEFAULT) -> Estimate:
-    """Return ``statistic`` with its percentile bootstrap interval over clusters (both models resampled together).
+def resample(sums: Sums, how: Resampling = DEFAULT) -> Sums:
+    """Return the totals of bootstrap resamples of the clusters, both models together; arrays of shape (resamples,).
 
     Clusters with equal sums are interchangeable, so a resample is one draw from a multinomial over the distinct ones:
     the same distribution as drawing clusters one by one, at a cost that does not grow with their number.
     """
+    rows, counts = np.unique(np.stack([sums.base, sums.tuned, sums.size]), axis=1, return_counts=True)
+    draws = np.random.default_rng(how.seed).multinomial(counts.sum(), counts / counts.sum(), size=how.resamples)
+    base, tuned, size = rows @ draws.T
+    return Sums(base, tuned, size)
+
+
+def bootstrap(sums: Sums, resampled: Sums, statistic: Statistic, confidence: float = 0.95) -> Estimate:
+    """Return ``statistic`` of ``sums`` with the percentile interval of its values on ``resample(sums)``."""
     value = float(statistic(sums.base.sum(), sums.tuned.sum(), sums.size.sum()))
-    return percentile_interval(value, _replicates(sums, statistic, how), how.confidence)
+    return percentile_interval(value, statistic(resampled.base, resampled.tuned, resampled.size), confidence)
+
+
+def standard_error(resampled: Sums, statistic: Statistic) -> float:
+    """Return the bootstrap standard error of ``statistic``; resamples on which it is infinite are left out."""
+    replicates = statistic(resampled.base, resampled.tuned, resampled.size)
+    return float(np.std(replicates[np.isfinite(replicates)], ddof=1))
 
 
 def percentile_interval(value: float, replicates: NDArray[np.float64], confidence: float) -> Estimate:
@@ -107,19 +131,6 @@ def percentile_interval(value: float, replicates: NDArray[np.float64], confidenc
     # an order statistic, not an interpolation: replicates of a ratio may be infinite
     low, high = (float(defined[round(q * (len(defined) - 1))]) for q in (tail, 1 - tail))
     return Estimate(value=value, low=low if np.isfinite(low) else None, high=high if np.isfinite(high) else None)
-
-
-def standard_error(sums: Sums, statistic: Statistic, how: Resampling = DEFAULT) -> float:
-    """Return the bootstrap standard error of ``statistic`` over clusters."""
-    replicates = _replicates(sums, statistic, how)
-    return float(np.std(replicates[np.isfinite(replicates)], ddof=1))
-
-
-def _replicates(sums: Sums, statistic: Statistic, how: Resampling) -> NDArray[np.float64]:
-    rows, counts = np.unique(np.stack([sums.base, sums.tuned, sums.size]), axis=1, return_counts=True)
-    draws = np.random.default_rng(how.seed).multinomial(counts.sum(), counts / counts.sum(), size=how.resamples)
-    base, tuned, size = rows @ draws.T
-    return statistic(base, tuned, size)
 
 
 def seed_interval(values: Sequence[float], item_error: float, n_clusters: int, confidence: float = 0.95) -> Estimate:
