@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from alula.errors import DataError, UsageError
-from alula.probes import Alignment, AttentionShift, Probe, watch
+from alula.probes import Alignment, AttentionShift, Geometry, Probe, watch
 from alula.seam import find
 from tests import zoo
 from tests.probes.models import LAYOUTS, batch, deep, double, singles
@@ -20,6 +20,8 @@ PROBES: dict[str, Any] = {
     "attention per head": lambda: AttentionShift(heads="each"),
     "alignment": lambda: Alignment(sites=("stream", "mlp")),
     "alignment of rows": lambda: Alignment(rows="each"),
+    "geometry": lambda: Geometry(sites=("stream", "attention"), offsets=(1, 2), sink_factor=1.5),
+    "geometry of rows": lambda: Geometry(of="rows", change="all_pairs"),
 }
 
 
@@ -32,7 +34,7 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
-DRAWN = ("/low", "/high", "/nulls/")
+DRAWN = ("/low", "/high", "/nulls/", "/projections/")
 """Numbers that depend on random draws over the kept samples, whose order follows the last bits of what was measured."""
 
 

@@ -35,8 +35,8 @@ def measure(model: Any, inputs: dict[str, Any], **options: Any) -> Any:
     return probe.result()
 
 
-def written_out(model: Any, sample: dict[str, Any]) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Per layer: the routed attention (S, S) of either learner (mean over heads), and the stream the queries come from."""
+def written_out(model: Any, sample: dict[str, Any]) -> list[dict[str, np.ndarray]]:
+    """Per layer, the routed attention (S, S) of either learner, mean over heads."""
     layers = model.model.language_model.layers
     inputs: dict[int, Any] = {}
     branches: dict[int, Any] = {}
@@ -74,7 +74,7 @@ def written_out(model: Any, sample: dict[str, Any]) -> list[tuple[dict[str, np.n
                     soft = np.exp(logits - logits.max())
                     mass[row, keys] += soft / soft.sum() / (q.shape[1] // 16)
             routed[name] = weight * mass
-        found.append((routed, image))
+        found.append(routed)
     return found
 
 
@@ -94,7 +94,7 @@ def test_total_adds_routed_learners(portion: float) -> None:
             ]
         )
         layers = []
-        for layer, (routed, _) in enumerate(written_out(model, sample)):
+        for layer, routed in enumerate(written_out(model, sample)):
             mass = {
                 name: curve[layer].value
                 + portion * sum(m[:, segment == name].sum() for m in routed.values()) / len(ids)

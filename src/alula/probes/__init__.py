@@ -3,6 +3,7 @@
 from alula.probes.alignment import Alignment, AlignmentResult
 from alula.probes.attention import AttentionShift, AttentionShiftResult
 from alula.probes.base import Probe, watch
+from alula.probes.geometry import Geometry, GeometryResult
 from alula.probes.nulls import noise_prompt, untrained_connector
 from alula.probes.resampling import Resampling
 from alula.probes.results import Curve, Estimate, Result
@@ -14,6 +15,8 @@ __all__ = [
     "AttentionShiftResult",
     "Curve",
     "Estimate",
+    "Geometry",
+    "GeometryResult",
     "Probe",
     "Resampling",
     "Result",
