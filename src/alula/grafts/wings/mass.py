@@ -12,7 +12,8 @@ from alula.grafts.wings.lorra import rotate
 from alula.seam import Forward
 
 if TYPE_CHECKING:
-    from alula.grafts.wings.graft import Keys, WingsLayer
+    from alula.grafts.wings.keys import Keys
+    from alula.grafts.wings.layer import WingsLayer
 
 
 @torch.no_grad()

@@ -1,0 +1,182 @@
+"""Wings in one decoder layer: learners, router, and the hooks that let them speak.
+
+Shapes: B batch, S new rows, P cached rows, K key rows of one learner, d stream width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alula.errors import AlulaError
+from alula.grafts.wings.config import WingsConfig
+from alula.grafts.wings.keys import Keys, gather_keys
+from alula.grafts.wings.lorra import Angles, LoRRA, learner_head_dim, narrow_angles
+from alula.grafts.wings.mass import report_mass
+from alula.grafts.wings.router import AttentionRouter, ConstantRouter, MassRouter, Router
+from alula.seam import ATTENTION, NAME, Forward, Seam
+
+# in sandwich-norm layers the attention's hook hands its forward to the same graft's hook on the norm right behind it
+_between: ContextVar[Mapping[nn.Module, Forward]] = ContextVar("alula_wings_between", default=MappingProxyType({}))
+
+
+class WingsLayer(nn.Module):
+    """Learners and router of one decoder layer."""
+
+    def __init__(self, seam: Seam, name: str, config: WingsConfig, index: int) -> None:
+        super().__init__()
+        anatomy = seam.anatomy
+        reference = anatomy.layers[index].get_parameter(next(iter(dict(anatomy.layers[index].named_parameters()))))
+        # half-precision hosts train their adapters in float32, as PEFT does
+        place: dict[str, Any] = {"device": reference.device, "dtype": torch.float32}
+        self.index, self.graft_name, self.config = index, name, config
+        self.layer_type = anatomy.layer_type(index)
+        self.host_head_dim = anatomy.head_dim
+        self.head_dim = learner_head_dim(anatomy.hidden_size, anatomy.head_dim)
+        for name in config.learners:
+            learner = LoRRA(
+                anatomy.hidden_size, self.head_dim, config.rank, std=config.init_std, dropout=config.dropout, **place
+            )
+            self.add_module(name, learner)
+        self.router: Router | None = None
+        if len(config.learners) == 2:
+            self.router = {
+                "attention": lambda: AttentionRouter(config.router_rows, **place),
+                "mass": lambda: MassRouter(anatomy.num_heads, **place),
+                "constant": lambda: ConstantRouter(**place),
+            }[config.router]()
+
+    # -- sums of attention for the router (seam.KeyColumns) ---------------------------------------------------------
+
+    def key_columns(self, forward: Forward, layer: int) -> Tensor | None:
+        if self.router is None or not self._speaks(forward):
+            return None
+        return self.router.columns(forward.all_rows)
+
+    def receive(self, forward: Forward, layer: int, sums: Tensor) -> None:
+        forward.layer(layer)[self, "sums"] = sums
+
+    # -- hooks ----------------------------------------------------------------------------------------------------
+
+    @torch.compiler.disable  # bookkeeping with data-dependent sizes: nothing in it to fuse
+    def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the layer: keep the stream, gather keys (outside any checkpoint, so that it happens once)."""
+        forward = kwargs.get(NAME)
+        if not isinstance(forward, Forward):
+            raise AlulaError(
+                f"a decoder layer with the graft {self.graft_name!r} was run without its host",
+                remedy="call the whole model; its forward tells the graft which rows are images",
+            )
+        if self._speaks(forward):
+            state = forward.layer(self.index)
+            state[self, "stream"] = args[0] if args else kwargs["hidden_states"]
+            state[self, "differentiable"] = torch.is_grad_enabled()
+            for learner in self.config.learners:
+                self._keys(forward, learner)
+
+    def after_attention(
+        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """In pre-norm layers: add the learners to what attention adds to the stream."""
+        return (self._add(kwargs[NAME], output[0]), *output[1:])
+
+    def between(
+        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]
+    ) -> None:
+        """In sandwich-norm layers: remember the forward until the norm behind attention has run."""
+        _between.set({**_between.get(), self: kwargs[NAME]})
+
+    def after_norm(self, norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """In sandwich-norm layers: add the learners to what the norm behind attention adds to the stream."""
+        waiting = dict(_between.get())
+        forward = waiting.pop(self)
+        _between.set(waiting)
+        return self._add(forward, output)
+
+    # -- the method -----------------------------------------------------------------------------------------------
+
+    def _speaks(self, forward: Forward) -> bool:
+        """Whether any row of this batch can hear a learner."""
+        if not forward.seam.holders[self.graft_name].enabled:
+            return False
+        return forward.has_perceptual or (self.config.gate == "paper" and "textual" in self.config.learners)
+
+    def _add(self, forward: Forward, branch: Tensor) -> Tensor:
+        """`branch` (B, S, d), about to join the stream, plus the routed learners."""
+        if not self._speaks(forward):
+            return self._touch(branch)
+        state = forward.layer(self.index)
+        stream = state[self, "stream"]
+        if state[self, "differentiable"] and not torch.is_grad_enabled():
+            raise AlulaError(
+                "reentrant gradient checkpointing would lose the gradients that flow through the learners' keys",
+                remedy='gradient_checkpointing_kwargs={"use_reentrant": False}, which is the default of transformers',
+            )
+        query = stream + branch if self.config.query == "post_attention" else stream
+        mixed = self._mix(forward, query)
+        if not state[self, "differentiable"]:
+            del state[self, "stream"]
+        return branch if mixed is None else branch + mixed
+
+    def _mix(self, forward: Forward, query: Tensor) -> Tensor | None:
+        """(B, S, d) sum of the learners' voices, each times its weight; None when nobody has keys."""
+        weights = self._route(forward)
+        mixed = None
+        for learner in self.config.learners:
+            keys = self._keys(forward, learner)
+            if keys is None:
+                continue
+            voice = self._voice(forward, learner, query, keys)
+            if weights is not None:
+                voice = voice * weights[learner].to(voice.dtype)
+            mixed = voice if mixed is None else mixed + voice
+            report_mass(self, forward, learner, query, keys, None if weights is None else weights[learner])
+        return mixed if mixed is None or self.config.gain == 1.0 else mixed * self.config.gain
+
+    def _voice(self, forward: Forward, learner: str, query: Tensor, keys: Keys) -> Tensor:
+        """(B, S, d) output of one learner."""
+        module: Any = self.get_submodule(learner)
+        angles = self._angles(forward, keys) if self.config.rope else None
+        if angles is None:
+            return module(query, keys.rows, keys.legal)
+        return module(query, keys.rows, keys.legal, query_angles=angles[0], key_angles=angles[1])
+
+    def _angles(self, forward: Forward, keys: Keys) -> tuple[Angles, Angles] | None:
+        tables = forward.all_rope(self.layer_type)
+        if tables is None:
+            return None
+        cos, sin = narrow_angles(tables, self.host_head_dim, self.head_dim)
+        new = forward.rows.shape[1]
+        return (cos[:, -new:], sin[:, -new:]), (keys.pick(cos), keys.pick(sin))
+
+    def _route(self, forward: Forward) -> dict[str, Tensor] | None:
+        """(B, S, 1) or scalar weight per learner; None for a single learner."""
+        if self.router is None:
+            return None
+        sums = forward.layer(self.index).get((self, "sums"))
+        if sums is None and not isinstance(self.router, ConstantRouter):
+            raise AlulaError(
+                f"the graft {self.graft_name!r} routes by attention, but the decoder's attention implementation was "
+                f"changed to {forward.seam.anatomy.config._attn_implementation!r} while it is attached",
+                remedy=f"set it to {ATTENTION!r}, or detach the graft first",
+            )
+        weights = self.router(sums)
+        return {"visual": weights[..., 0:1], "textual": weights[..., 1:2]}
+
+    def _keys(self, forward: Forward, learner: str) -> Keys | None:
+        """The learner's keys, gathered once per forward and shared by all layers; None if the batch has none."""
+        name = ("wings keys", learner, self.config.gate, self.config.system_keys)
+        if name not in forward.memo:
+            forward.memo[name] = gather_keys(forward, learner, self.config)
+        return forward.memo[name]
+
+    def _touch(self, branch: Tensor) -> Tensor:
+        """Let silent parameters take part in backward: sharded training deadlocks when ranks disagree on gradients."""
+        if not (self.training and torch.is_grad_enabled() and torch.distributed.is_initialized()):
+            return branch
+        return branch + sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
