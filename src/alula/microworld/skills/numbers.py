@@ -9,7 +9,7 @@ from __future__ import annotations
 from alula.microworld.draws import Draw, split_of
 from alula.microworld.items import Exchange
 
-LARGEST = 99
+LARGEST = 50
 """Operands and results of the arithmetic lie between 0 and this."""
 
 
@@ -34,9 +34,9 @@ def arithmetic(draw: Draw, split: str) -> tuple[Exchange]:
 
 def comparison(draw: Draw, split: str) -> tuple[Exchange]:
     while True:
-        first = draw.below(10 ** draw.between(1, 3))
+        first = draw.below(10 ** draw.between(1, 2))
         # close calls as often as plain ones
-        second = first + draw.between(-9, 9) if draw.chance(0.4) else draw.below(10 ** draw.between(1, 3))
+        second = first + draw.between(-9, 9) if draw.chance(0.4) else draw.below(10 ** draw.between(1, 2))
         if second < 0 or first == second or split_of("compare", *sorted((first, second))) != split:
             continue
         style = draw.below(3)
@@ -66,7 +66,7 @@ def sorting(draw: Draw, split: str) -> tuple[Exchange]:
         if draw.chance(0.5):
             values = draw.sample(range(10), draw.between(3, 5))
         else:
-            values = draw.sample(range(10, 100), draw.between(3, 4))
+            values = draw.sample(range(10, 100), 3)
         ordered = sorted(values)
         if split_of("sort", *ordered) == split and values != ordered and values != ordered[::-1]:
             break

@@ -18,7 +18,7 @@ def reading(draw: Draw, split: str) -> tuple[Exchange]:
         scene: AnyScene = (
             draw_number(draw)
             if kind == "digits"
-            else draw_scene(draw, draw.between(1, 3 if kind == "caption" else 4), alike=kind == "count")
+            else draw_scene(draw, draw.between(1, 4 if kind == "count" else 3), alike=kind == "count")
         )
         # in words a single digit has nothing but itself to be told apart by, so it is no held-out content
         if scene.content in _SINGLE_DIGITS or split_of_scene(scene) != split:

@@ -15,7 +15,7 @@ def reversal(draw: Draw, split: str) -> tuple[Exchange]:
         if draw.chance(0.5):
             parts = draw.sample(WORDS, draw.between(3, 5))
         else:
-            parts = [str(digit) for digit in draw.sample(range(10), draw.between(3, 6))]
+            parts = [str(digit) for digit in draw.sample(range(10), draw.between(3, 5))]
         if split_of("reverse", *min(parts, parts[::-1])) == split:
             break
     question = draw.choice(
@@ -27,7 +27,7 @@ def reversal(draw: Draw, split: str) -> tuple[Exchange]:
 def pattern(draw: Draw, split: str) -> tuple[Exchange]:
     while True:
         if draw.chance(0.5):
-            step, start, shown = draw.between(1, 9), draw.below(50), draw.between(3, 5)
+            step, start, shown = draw.between(1, 5), draw.below(30), draw.between(3, 5)
             values = [start + step * place for place in range(shown + 1)]
             if draw.chance(0.5):
                 values.reverse()

@@ -15,9 +15,9 @@ tags: [alula, fledgling, microworld]
 
 A tiny language model (`llm/`, stock `{llm[class]}`, {llm_parameters} parameters, with tokenizer and chat
 template) and a tiny vision tower (`vision/`, stock `{tower[class]}`, {tower_parameters} parameters,
-{image_size} x {image_size} pixels in 25 patches), raised from nothing on alula's microworld. They exist so that every
-claim about keeping and gaining skills can be checked offline in minutes, on real architectures and through the same code
-as a large model. They know the microworld and nothing else.
+{image_size} x {image_size} pixels in 25 patches), raised from nothing on alula's microworld. They exist so that
+every claim about keeping and gaining skills can be checked offline in minutes, on real architectures and through the
+same code as a large model. They know the microworld and nothing else.
 
 Raised by `{command}` (seed {upbringing[seed]}) in {minutes:.1f} minutes on {machine[device]},
 {machine[threads]} threads, {machine[precision]} products (weights float32), torch {machine[torch]},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -19,26 +20,43 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A part of the schooling: one curriculum for a share of the steps.
+
+    Attributes:
+        share: of all steps.
+        curriculum: what the lessons are made of.
+        batch_size: lessons in a step.
+    """
+
+    share: float
+    curriculum: Curriculum
+    batch_size: int
+
+
+@dataclass(frozen=True)
 class Schooling:
-    """Size of the model and of its schooling.
+    """The plan of the schooling.
 
     Attributes:
         steps: optimiser steps.
-        batch_size: lessons in a step.
+        phases: short lessons without distractions first (the skills), long ones with them then (the dialogues).
         matrix_lr: learning rate of the weight matrices (Muon).
         other_lr: learning rate of embeddings and norms (AdamW).
         warmup: share of the steps over which the rates rise.
         decay: share of the steps at the end over which they fall to zero.
     """
 
-    steps: int = 1000
-    batch_size: int = 24
+    steps: int = 2400
+    phases: tuple[Phase, ...] = (
+        Phase(0.6, Curriculum(length=64, distraction=0.0), batch_size=36),
+        Phase(0.4, Curriculum(length=144, distraction=0.3), batch_size=16),
+    )
     matrix_lr: float = 0.02
     other_lr: float = 0.004
     weight_decay: float = 0.02
     warmup: float = 0.03
     decay: float = 0.5
-    curriculum: Curriculum = field(default_factory=Curriculum)
 
 
 def language_model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
@@ -79,16 +97,15 @@ def school(
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimisers: list[torch.optim.Optimizer] = [
-        Muon(matrices, lr=plan.matrix_lr, weight_decay=plan.weight_decay),
+        Muon(matrices, lr=plan.matrix_lr, weight_decay=plan.weight_decay, dtype=dtype),
         torch.optim.AdamW(others, lr=plan.other_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    source: Iterator[Lessons] = lessons(tokenizer, plan.curriculum, seed=seed, batch_size=plan.batch_size)
-    for step in range(plan.steps):
+    batches = _batches(tokenizer, plan, seed)
+    for step, batch in enumerate(batches):
         factor = rate_factor(step, plan.steps, plan.warmup, plan.decay)
         for optimiser, rate in zip(optimisers, (plan.matrix_lr, plan.other_lr), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = rate * factor
-        batch = next(source)
         ids, labels = torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.labels).to(device)
         places, answers = answer_places(labels)
         rows = foreign_rows(model.get_input_embeddings(), ids, image_id, generator)
@@ -104,6 +121,20 @@ def school(
         if progress is not None:
             progress(step + 1, plan.steps, {"loss": loss.item()})
     return model.eval()
+
+
+def _batches(tokenizer: PreTrainedTokenizerFast, plan: Schooling, seed: int) -> Iterator[Lessons]:
+    """The lessons of all steps, phase after phase."""
+    done = 0
+    for number, phase in enumerate(plan.phases):
+        until = (
+            plan.steps
+            if phase is plan.phases[-1]
+            else round(plan.steps * sum(p.share for p in plan.phases[: number + 1]))
+        )
+        source = lessons(tokenizer, phase.curriculum, seed=seed * 100 + number, batch_size=phase.batch_size)
+        yield from itertools.islice(source, until - done)
+        done = until
 
 
 def rate_factor(step: int, steps: int, warmup: float, decay: float) -> float:

@@ -193,7 +193,7 @@ def raise_tower(
     chosen = {id(p) for p in inside}
     others = [p for p in model.parameters() if id(p) not in chosen]
     optimisers: list[torch.optim.Optimizer] = [
-        Muon(inside, lr=plan.matrix_lr, weight_decay=0.02),
+        Muon(inside, lr=plan.matrix_lr, weight_decay=0.02, dtype=dtype),
         torch.optim.AdamW(others, lr=plan.other_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     source = pictures("train", seed=seed, numbers=plan.numbers)
