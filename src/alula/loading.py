@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +15,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from alula.errors import AdapterError, HostError
 from alula.grafts import load
-from alula.grafts.storage import CONFIG_FILE, read_config
+from alula.grafts.storage import CONFIG_FILE, read_facts
 from alula.hosts import fledgling, load_host
+from alula.hosts.host import first_line, load_strictly
 
 
 class Loaded(NamedTuple):
@@ -55,7 +55,7 @@ def load_model(
 
 
 def _load_adapter(path: Path, dtype: torch.dtype | str | None) -> Loaded:
-    facts = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    facts = read_facts(path)
     base = facts.get("base_model_name_or_path") or ""
     if not base:
         raise AdapterError(
@@ -68,7 +68,6 @@ def _load_adapter(path: Path, dtype: torch.dtype | str | None) -> Loaded:
     model, processor = load_model(base, dtype=dtype)
     if "peft_type" in facts:
         return Loaded(_load_peft(model, path), processor)
-    read_config(path)
     load(model, path)
     return Loaded(model, processor)
 
@@ -97,19 +96,17 @@ def _load_plain(name: str, dtype: torch.dtype | str | None) -> Loaded:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise HostError(
-            f"no model could be read: {str(error).splitlines()[0]}",
+            f"no model could be read: {first_line(error)}",
             where=name,
             remedy="give a directory with a config.json, or a hub id that can be reached",
         ) from error
     if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         host = load_host(name, dtype=dtype)
         return Loaded(host.model, host.processor)
+    model = load_strictly(AutoModelForCausalLM, name, dtype=dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto")
         return Loaded(model, AutoTokenizer.from_pretrained(name))
     except (OSError, ValueError) as error:
         raise HostError(
-            f"the model could not be loaded: {str(error).splitlines()[0]}",
-            where=name,
-            remedy="check the directory's files",
+            f"the tokenizer could not be loaded: {first_line(error)}", where=name, remedy="save it beside the weights"
         ) from error

@@ -131,6 +131,23 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
         AdapterError: missing or unreadable config, or not one of alula's adapters.
     """
     path = Path(directory) / CONFIG_FILE
+    facts = read_facts(directory)
+    required = {"alula_type", "name", "base_fingerprint", "modules", "config"}
+    known = facts.get("alula_type") in GRAFTS and required <= facts.keys()
+    if not known or not isinstance(facts["config"], dict) or not isinstance(facts["modules"], list):
+        raise AdapterError(
+            "not an alula adapter", where=str(path), remedy=f"alula_type must be one of: {', '.join(GRAFTS)}"
+        )
+    return facts
+
+
+def read_facts(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The adapter config of a directory, alula's or PEFT's, as it is written.
+
+    Raises:
+        AdapterError: missing or unreadable.
+    """
+    path = Path(directory) / CONFIG_FILE
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -139,12 +156,8 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(f"not readable as JSON: {error}", where=str(path), remedy="save the adapter again") from None
-    required = {"alula_type", "name", "base_fingerprint", "modules", "config"}
-    known = isinstance(facts, dict) and facts.get("alula_type") in GRAFTS and required <= facts.keys()
-    if not known or not isinstance(facts["config"], dict) or not isinstance(facts["modules"], list):
-        raise AdapterError(
-            "not an alula adapter", where=str(path), remedy=f"alula_type must be one of: {', '.join(GRAFTS)}"
-        )
+    if not isinstance(facts, dict):
+        raise AdapterError("not a JSON object", where=str(path), remedy="save the adapter again")
     return facts
 
 
