@@ -1,4 +1,4 @@
-"""`load_model` gives back exactly what was saved, for every kind of directory, and says what is wrong with the others."""
+"""`load_model` gives back exactly what was saved, whatever kind of directory, and says what is wrong with others."""
 
 from __future__ import annotations
 
