@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    CLIPImageProcessor,
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -71,7 +71,7 @@ def llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 @pytest.fixture(scope="session")
 def processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     size = {"height": 16, "width": 16}
-    images = CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False)
+    images = CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False)
     return LlavaProcessor(
         image_processor=images,
         tokenizer=tokenizer,

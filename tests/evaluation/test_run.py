@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
+import alula
 from alula.errors import EvaluationError, UsageError
-from alula.evaluation import Decoding, ItemTask, RunResult, TaskItem, exact_match, native_tasks, run
+from alula.evaluation import Decoding, ItemTask, RunResult, TaskItem, exact_match, native_tasks, paired, run
 
 
 def user(text: str, *images: Any) -> dict[str, Any]:
@@ -194,8 +196,10 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, llm: Any, tokenizer:
     resumed = run(llm, tokenizer, [text_task(20)], batch_size=4, journal=journal)
     assert calls == 3 + 3  # two batches were kept, three answered anew
     assert resumed.tasks == whole.tasks
-    run(llm, tokenizer, [text_task(20)], batch_size=4, journal=journal)
-    assert calls == 6
+    lenient = replace(text_task(20), scorer=lambda item, answer: 1.0)
+    again = run(llm, tokenizer, [lenient], batch_size=4, journal=journal)
+    assert calls == 6  # nothing is answered twice, but everything is scored as it is asked now
+    assert again.tasks["plain"].accuracy == 1
 
 
 def test_a_journal_of_another_model_is_refused(tmp_path: Path, llm: Any, host: Any, tokenizer: Any) -> None:
@@ -233,3 +237,14 @@ def test_microworld_tasks_run_on_an_image_host(host: Any, processor: Any) -> Non
     result = run(host, processor, native_tasks(n=8), max_new_tokens=3, batch_size=16)
     assert list(result.tasks) == ["text_bare", "text_after_image", "visual", "visual_unseen", "dialogue"]
     assert all(task.items for task in result.tasks.values())
+
+
+def test_grafted_host_answers_like_its_host_while_the_graft_is_fresh(host: Any, processor: Any, picture: Any) -> None:
+    grafted = copy.deepcopy(host)
+    alula.attach(grafted, alula.WingsConfig(rank=4))
+    tasks = [text_task(), image_task(picture)]
+    before, after = run(host, processor, tasks, name="host"), run(grafted, processor, tasks, name="wings")
+    assert answers(before) == answers(after)
+    assert before.fingerprint != after.fingerprint
+    pairs = paired(before, after)
+    assert all(result.identical_answers == result.overall.n for result in pairs.tasks.values())

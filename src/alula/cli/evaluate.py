@@ -24,7 +24,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Comma separated: text_bare, text_after_image, text_after_text, visual, visual_unseen, dialogue. "
-            "[default: what MODEL can take]"
+            "(default: what MODEL can take)"
         ),
     ] = None,
     data: Annotated[
@@ -38,16 +38,16 @@ def evaluate(
         Path, typer.Option(help="Directory for answers, results and report; a second call goes on there.")
     ] = Path("runs/eval"),
     n: Annotated[
-        int | None, typer.Option("--n", min=1, help="Questions per task. [default: 400; all of --data]")
+        int | None, typer.Option("--n", min=1, help="Questions per task. (default: 400; all of --data)")
     ] = None,
     seed: Annotated[int, typer.Option(help="Draws the questions of the native tasks.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at a time.")] = 32,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of an answer. [default: by task]")
+        int | None, typer.Option(min=1, help="Most tokens of an answer. (default: by task)")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. [default: the checkpoint's]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: a GPU where there is one]")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU where there is one)")
     ] = None,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,

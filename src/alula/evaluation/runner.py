@@ -118,35 +118,37 @@ class _TaskRun:
             asked.append(prompts.encode(self.processor, messages, where=where) if item.follows else given[-1])
             shown.append(prompts.turns(messages))
         for number, batch in enumerate(generation.batches([prompt.length for prompt in asked], self.batch_size)):
-            finished = [
-                self.book.finished(self.key, items[i].id, given[i].hash) if self.book is not None else None
-                for i in batch
-            ]
-            if all(finished):
-                fresh = [result for result in finished if result is not None]
-            else:  # a batch is answered as a whole, so that padding, and with it rounding, is that of an unbroken run
-                answered = generation.answer(
-                    self.model, self.processor, [asked[i] for i in batch], self.config, self.decoding.seed + number
+            kept = [self._kept(items[i], given[i].hash) for i in batch]
+            # a batch is answered as a whole, so that padding, and with it rounding, is that of an unbroken run
+            replies = [reply for reply in kept if reply is not None]
+            anew = len(replies) < len(batch)
+            if anew:
+                seed = self.decoding.seed + number
+                replies = generation.answer(self.model, self.processor, [asked[i] for i in batch], self.config, seed)
+            fresh = [
+                ItemResult(
+                    id=items[i].id,
+                    family=items[i].family,
+                    prompt_hash=given[i].hash,
+                    gold=items[i].gold,
+                    answer=reply.text,
+                    score=self.task.score(items[i], reply.text),
+                    truncated=reply.truncated,
+                    cluster=items[i].cluster,
+                    tags=dict(items[i].tags),
+                    prompt=shown[i],
                 )
-                fresh = [
-                    ItemResult(
-                        id=items[i].id,
-                        family=items[i].family,
-                        prompt_hash=given[i].hash,
-                        gold=items[i].gold,
-                        answer=reply.text,
-                        score=self.task.score(items[i], reply.text),
-                        truncated=reply.truncated,
-                        cluster=items[i].cluster,
-                        tags=dict(items[i].tags),
-                        prompt=shown[i],
-                    )
-                    for i, reply in zip(batch, answered, strict=True)
-                ]
-                if self.book is not None:
-                    self.book.add(self.key, fresh)
+                for i, reply in zip(batch, replies, strict=True)
+            ]
+            if anew and self.book is not None:
+                self.book.add(self.key, fresh)
             self.bar.advance(self.label, len(fresh))
             yield from fresh
+
+    def _kept(self, item: TaskItem, prompt_hash: str) -> generation.Answer | None:
+        """The answer of an earlier call; it is scored again, since reference and scoring may have changed."""
+        found = self.book.finished(self.key, item.id, prompt_hash) if self.book is not None else None
+        return generation.Answer(found.answer, found.truncated) if found is not None else None
 
 
 def _items(tasks: Sequence[Task], processor: Any) -> dict[str, Sequence[TaskItem]]:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from alula.errors import EvaluationError
 from alula.evaluation import RunResult, paired
+from alula.evaluation.paired import KEPT_FLIPS
 from alula.evaluation.results import Conditions, PairedResult, Record
 
 CURVE_POINTS = 200
@@ -45,10 +46,14 @@ class SeedOutcome(Record):
         metrics: str | os.PathLike[str] | None = None,
         trainable_parameters: int | None = None,
         seconds: float | None = None,
+        kept_flips: int = KEPT_FLIPS,
     ) -> Self:
-        """Compare two runs and read the curve off a training's ``metrics.jsonl``."""
+        """Compare two runs and read the curve off a training's ``metrics.jsonl``.
+
+        Reports show the flips of the first seed only: ``kept_flips=0`` keeps the files of the others small.
+        """
         return cls(
-            tasks=paired(base, tuned).tasks,
+            tasks=paired(base, tuned, kept_flips=kept_flips).tasks,
             curve=read_curve(metrics) if metrics is not None else [],
             trainable_parameters=trainable_parameters,
             seconds=seconds,
