@@ -19,7 +19,7 @@ FILE = Annotated[Path, typer.Argument(exists=True, help="JSONL messages, LLaVA J
 IMAGES = Annotated[
     Path | None,
     typer.Option(
-        exists=True, file_okay=False, help="Folder that relative image paths start from. [default: beside FILE]"
+        exists=True, file_okay=False, help="Folder that relative image paths start from. (default: beside FILE)"
     ),
 ]
 FORMAT = Annotated[str, typer.Option("--format", help="auto, jsonl, llava or dataset.")]
@@ -45,7 +45,7 @@ def check(
         int, typer.Option(min=1, max=HARD_MAX_PIXELS, help="Largest image accepted, width x height.")
     ] = DEFAULT_MAX_PIXELS,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes to decode in. [default: one per core, at most 8]")
+        int | None, typer.Option(min=0, help="Processes to decode in. (default: one per core, at most 8)")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
