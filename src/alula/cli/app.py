@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from alula.allocator import keep_freed_memory
 from alula.errors import AlulaError
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ def _register() -> None:
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage."""
     _register()
+    keep_freed_memory()
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

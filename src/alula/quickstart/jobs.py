@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from alula.allocator import keep_freed_memory
 from alula.evaluation import native_tasks, run
 from alula.loading import load_model
 from alula.quickstart.plan import ALIGN, BASE, Plan
 from alula.training import train
-from alula.training.memory import keep_freed_memory
 
 BATCH = 64  # prompts per generate call
 

@@ -15,10 +15,10 @@ import transformers
 from transformers import SiglipImageProcessorPil
 
 import alula
+from alula.allocator import keep_freed_memory
 from alula.files import atomic_directory, write_json, write_text
 from alula.microworld import IMAGE_SIZE
 from alula.training.fledgling.examination import examine
-from alula.training.fledgling.memory import keep_freed_memory
 from alula.training.fledgling.model_card import model_card
 from alula.training.fledgling.schooling import Progress, Schooling, school
 from alula.training.fledgling.tokenizer import learn_tokenizer
@@ -63,6 +63,7 @@ def raise_fledgling(
         return None if report is None else lambda done, total, figures: report(stage, done, total, figures)
 
     keep_freed_memory()
+    torch.set_flush_denormal(True)  # vanishing gradients are not worth slow arithmetic
     seed = upbringing.seed
     seconds: dict[str, float] = {}
     watch = _Watch(seconds)
