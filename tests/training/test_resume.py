@@ -123,7 +123,12 @@ def test_sealing_and_pruning(tmp_path: Path) -> None:
 
 def test_metrics_are_rewound_over_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    written = [{"stage": "a", "step": 1}, {"stage": "a", "step": 2}, {"stage": "b", "step": 1}, {"stage": "b", "step": 2}]
+    written = [
+        {"stage": "a", "step": 1},
+        {"stage": "a", "step": 2},
+        {"stage": "b", "step": 1},
+        {"stage": "b", "step": 2},
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in written) + '{"stage": "b", "st')
     assert read_rows(path) == written
     assert rewind(path, "b", 1) == {"stage": "b", "step": 1}

@@ -163,7 +163,9 @@ def test_every_method_trains_exactly_its_parts_and_gives_the_trained_model_back(
 
 
 def _plain_name(name: str) -> str:
-    plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+    plain = (
+        name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+    )
     return plain
 
 
@@ -194,7 +196,9 @@ def test_lora_is_stock_peft_and_stays_out_of_the_tower(recipe: MakeRecipe, host_
     model = AutoModelForImageTextToText.from_pretrained(host_directory)
     peft = PeftModel.from_pretrained(model, str(result.final))
     assert sum("lora_A" in name for name, _ in peft.named_parameters()) == 14
-    asked = recipe(run={"output_dir": made.output_dir + "2"}, **{**METHODS["lora"], "lora": {"tower": True}}, method="lora")
+    asked = recipe(
+        run={"output_dir": made.output_dir + "2"}, **{**METHODS["lora"], "lora": {"tower": True}}, method="lora"
+    )
     assert any("vision_tower" in name for name in weights(train(asked, quiet=True).final))
 
 
@@ -334,7 +338,12 @@ def test_bad_records_stop_the_run_or_are_stepped_over(
     recipe: MakeRecipe, plain: Callable[..., Any], tmp_path: Path
 ) -> None:
     lines = [
-        {"messages": [{"role": "user", "content": "say"}, {"role": "assistant", "content": "word " * (40 if n == 2 else 1)}]}
+        {
+            "messages": [
+                {"role": "user", "content": "say"},
+                {"role": "assistant", "content": "word " * (40 if n == 2 else 1)},
+            ]
+        }
         for n in range(6)
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

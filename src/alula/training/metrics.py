@@ -1,9 +1,9 @@
 """`metrics.jsonl`: one row per logged optimizer step, the same rows however often the run was killed.
 
 A row is about its own step alone, never an average since the last row, so it does not depend on where a run was
-resumed: `stage`, `step` (from 1), `loss` (mean over the step's supervised tokens), `grad_norm` (before clipping), `lr` per part
-(the one the step used), and running totals of the stage: `tokens` (non-padding inputs), `samples`, `seconds` (training
-wall clock, interruptions not counted). Resuming from step n drops the rows after n and any half-written last line.
+resumed: `stage`, `step` (from 1), `loss` (mean over the step's supervised tokens), `grad_norm` (before clipping), `lr`
+per part (the one the step used), and running totals of the stage: `tokens` (non-padding inputs), `samples`, `seconds`
+(training wall clock, interruptions not counted). Resuming from step n drops the rows after n and a torn last line.
 """
 
 from __future__ import annotations

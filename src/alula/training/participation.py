@@ -12,11 +12,12 @@ none, so the optimizer's momentum moves alike for any number of processes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from alula.anatomy import Anatomy
 from alula.training.parts import Named
@@ -34,11 +35,12 @@ def lockstep(model: nn.Module, parts: Mapping[str, Named], blank: Mapping[str, T
         blank: the image processor's output for one blank image.
     """
     anatomy = Anatomy.of(model)
-    handles = []
+    handles: list[RemovableHandle] = []
     if {"projector", "tower"} & set(parts) or any(".lora_" in name for name, _ in _under(anatomy.tower, parts)):
-        image = _BlankImage(blank)
-        handles.append(anatomy.backbone.register_forward_pre_hook(image.before, with_kwargs=True))
-        handles.append(anatomy.backbone.register_forward_hook(image.after, with_kwargs=True))
+        image = _BlankImage(anatomy.backbone, blank)
+        handles.append(anatomy.backbone.register_forward_pre_hook(image.enter, with_kwargs=True))
+        handles.append(anatomy.embeddings.register_forward_hook(image.embedded))
+        handles.append(anatomy.backbone.register_forward_hook(image.leave, with_kwargs=True))
     try:
         yield
     finally:
@@ -46,40 +48,58 @@ def lockstep(model: nn.Module, parts: Mapping[str, Named], blank: Mapping[str, T
             handle.remove()
 
 
-def fill_missing_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Give parameters that the batch did not reach the gradient they have: zero."""
-    for parameter in parameters:
-        if parameter.requires_grad and parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+def fill_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Give parameters that this step did not reach, but an earlier one did, the gradient they have: zero.
+
+    What no step has ever reached (the tower's blocks behind the feature layer) is left alone, weight decay included.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None and optimizer.state.get(parameter):
+                parameter.grad = torch.zeros_like(parameter)
+
+
+def zero_touch(parts: Mapping[str, Named]) -> Tensor:
+    """Zero, as a function of one element of every trained parameter: backward through it gives them gradients of zero."""
+    elements = [parameter.reshape(-1)[0].float() for named in parts.values() for _, parameter in named]
+    return torch.stack(elements).sum() * 0.0
 
 
 class _BlankImage:
-    """Runs one blank image through tower and projector when a batch has no image of its own."""
+    """Runs one blank image through tower and projector when a batch has no image of its own.
 
-    def __init__(self, blank: Mapping[str, Tensor]) -> None:
-        self.blank = dict(blank)
-        self._waiting: list[Tensor] = []  # a stack, so that a forward inside a forward finds its own
+    The moment is right after the token embedding, where hosts run their own images: sharded weights have to be gathered
+    in the same order on every process.
+    """
 
-    def before(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._needed(backbone, kwargs):
+    def __init__(self, backbone: nn.Module, blank: Mapping[str, Tensor]) -> None:
+        self.backbone, self.blank = backbone, dict(blank)
+        self._forwards: list[list[Tensor]] = []  # a stack: what each forward under way has to add
+
+    def enter(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._wanted(kwargs):
+            self._forwards.append([])
+
+    def embedded(self, embeddings: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if not self._forwards or self._forwards[-1]:
             return
-        where = next(value for value in kwargs.values() if isinstance(value, Tensor)).device
-        read: Any = backbone.get_image_features
-        output = read(**{key: value.to(where) for key, value in self.blank.items()})
-        features = getattr(output, "pooler_output", output)
+        read: Any = self.backbone.get_image_features
+        features = read(**{key: value.to(output.device) for key, value in self.blank.items()})
+        features = getattr(features, "pooler_output", features)
         flat = [features] if isinstance(features, Tensor) else list(features)
-        self._waiting.append(sum((item.sum() for item in flat), start=flat[0].new_zeros(())) * 0.0)
+        self._forwards[-1].append(torch.stack([item.float().sum() for item in flat]).sum() * 0.0)
 
-    def after(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not self._needed(backbone, kwargs):
+    def leave(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if not self._wanted(kwargs):
             return None
         hidden = output["last_hidden_state"]
-        output["last_hidden_state"] = hidden + self._waiting.pop().to(hidden.dtype)
+        for zero in self._forwards.pop():
+            hidden = hidden + zero.to(hidden.dtype)
+        output["last_hidden_state"] = hidden
         return output
 
-    @staticmethod
-    def _needed(backbone: nn.Module, kwargs: dict[str, Any]) -> bool:
-        return backbone.training and all(kwargs.get(name) is None for name in _PERCEPTS)
+    def _wanted(self, kwargs: dict[str, Any]) -> bool:
+        return self.backbone.training and all(kwargs.get(name) is None for name in _PERCEPTS)
 
 
 def _under(module: nn.Module | None, parts: Mapping[str, Named]) -> Named:

@@ -75,7 +75,9 @@ def run_stage(
     mixture = open_data(stage.data, seed=recipe.seed + index, quarantine=quarantine)
     steps = stage_steps(stage, mixture)
     world = processes.num_processes
-    arguments = training_arguments(recipe, stage, paths.checkpoints, steps=steps, seed=seed, world=world)
+    arguments = training_arguments(
+        recipe, stage, paths.checkpoints, steps=steps, seed=seed, world=world, blocks=sharded_blocks(start.model, stage)
+    )
     if main:
         write_json(paths.parameters, table.as_json())
         newest(paths.checkpoints, clean=True)
@@ -120,7 +122,7 @@ def run_stage(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-        trained = trainer.gather_trained()
+        trained = trainer.gather_trained() if trainer.is_fsdp_enabled else None
     if main:
         if trained is not None:  # the live model is sharded: put its weights on a whole one
             set_seed(seed)
@@ -203,6 +205,16 @@ def blank_image(processor: Any) -> dict[str, Tensor]:
     """The image processor's output for one grey image."""
     image = Image.new("RGB", (64, 64), (127, 127, 127))
     return dict(processor.image_processor(images=[image], return_tensors="pt"))
+
+
+def sharded_blocks(model: nn.Module, stage: Stage) -> set[str]:
+    """Class names of the decoder's blocks, and of the tower's if it is trained (frozen, it is kept out of sharding)."""
+    anatomy = Anatomy.of(model)
+    blocks = set(map(type, anatomy.layers))
+    if stage.trains_tower and anatomy.tower is not None:
+        lists = [module for module in anatomy.tower.modules() if isinstance(module, nn.ModuleList)]
+        blocks |= set(map(type, max(lists, key=len, default=())))
+    return {block.__name__ for block in blocks}
 
 
 def checkpoint_activations(model: Any) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alula.errors import AlulaError
 from alula.training.optimizer import build_optimizer
-from alula.training.participation import fill_missing_gradients
+from alula.training.participation import fill_missing_gradients, zero_touch
 from alula.training.parts import Named
 from alula.training.recipe import Recipe, Stage
 
@@ -24,9 +27,15 @@ WEIGHTS = "model.safetensors"
 
 
 def training_arguments(
-    recipe: Recipe, stage: Stage, directory: Path, *, steps: int, seed: int, world: int
+    recipe: Recipe, stage: Stage, directory: Path, *, steps: int, seed: int, world: int, blocks: Iterable[str]
 ) -> TrainingArguments:
-    """The Trainer's settings for one stage; learning rates are not among them, they belong to the parts."""
+    """The Trainer's settings for one stage; learning rates are not among them, they belong to the parts.
+
+    Args:
+        directory: of the checkpoints.
+        world: number of processes.
+        blocks: class names of the model's repeated blocks, the units of sharding.
+    """
     micro = stage.micro_batch_size or stage.batch_size // world
     sharded = world > 1 and recipe.distributed == "fsdp"
     kind = "constant_with_warmup" if stage.schedule.kind == "constant" else stage.schedule.kind
@@ -57,7 +66,7 @@ def training_arguments(
         accelerator_config={"dispatch_batches": False, "split_batches": False, "even_batches": False},
         ddp_find_unused_parameters=False,
         fsdp=sharded,  # type: ignore[arg-type]
-        fsdp_config={"reshard_after_forward": True} if sharded else None,
+        fsdp_config={"transformer_layer_cls_to_wrap": sorted(blocks)} if sharded else None,
     )
 
 
@@ -93,10 +102,27 @@ class StageTrainer(Trainer):
             data_collator=collator,
             train_dataset=dataset,
             compute_loss_func=token_mean_loss,
-            callbacks=[*callbacks, _HonestGradients()],
+            callbacks=[_HonestGradients(), *callbacks],
         )
         if self.accelerator.num_processes == 1:
             self.args._n_gpu = min(self.args.n_gpu, 1)  # several visible GPUs would mean nn.DataParallel
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
+            # accelerate switches its FSDP plugin on for accelerators only; gloo shards between CPU processes as well
+            plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
+            if self.args.bf16:
+                plugin.set_mixed_precision("bf16")
+            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+            self.is_fsdp_enabled = True
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if not loss.requires_grad:  # text only, and what is trained speaks only where there is an image
+            loss = loss + zero_touch(self.parts)
+        return (loss, outputs) if return_outputs else loss
 
     @property
     def own_model(self) -> nn.Module:
@@ -118,33 +144,26 @@ class StageTrainer(Trainer):
             )
         return self.optimizer
 
-    def trained_state(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The trained weights by parameter name; ``state`` is the gathered state of a sharded model."""
-        source = state if state is not None else dict(self.own_model.named_parameters())
-        return {name: source[name].detach() for named in self.parts.values() for name, _ in named}
+    def gather_trained(self) -> dict[str, Tensor]:
+        """The trained weights by parameter name, whole and on the CPU; every process must call it."""
+        own = dict(self.own_model.named_parameters())
+        gathered = {}
+        for named in self.parts.values():
+            for name, _ in named:
+                weight = own[name].detach()
+                whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+                gathered[name] = whole.cpu().contiguous()
+        return gathered
 
-    def gather_trained(self) -> dict[str, Tensor] | None:
-        """The trained weights of a sharded model, whole (on the first process), or None if the model is whole itself.
-
-        Every process must call it.
-        """
-        if not self.is_fsdp_enabled:
-            return None
-        state = self.accelerator.get_state_dict(self.model)
-        return self.trained_state(state) if self.args.should_save else {}
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if not self.args.should_save:
-            return
-        directory = Path(output_dir or str(self.args.output_dir))
-        directory.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.trained_state(state_dict).items()}
-        save_file(tensors, directory / WEIGHTS)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The model's share of a checkpoint: the trained weights."""
+        trained = self.gather_trained()
+        if self.args.should_save:
+            directory = Path(output_dir or str(self.args.output_dir))
+            directory.mkdir(parents=True, exist_ok=True)
+            save_file(trained, directory / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         load_trained(model or self.own_model, self.parts, load_file(Path(resume_from_checkpoint) / WEIGHTS))
 
 
@@ -163,7 +182,11 @@ def load_trained(model: nn.Module, parts: Mapping[str, Named], tensors: Mapping[
         for name, tensor in tensors.items():
             if own[name].shape != tensor.shape:
                 raise AlulaError(f"{name} is {tuple(own[name].shape)} here and {tuple(tensor.shape)} in the checkpoint")
-            own[name].copy_(tensor)
+            weight = own[name]
+            if isinstance(weight, DTensor):
+                weight.copy_(distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements))
+            else:
+                weight.copy_(tensor)
 
 
 def token_mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -205,5 +228,4 @@ class _HonestGradients(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        groups = kwargs["optimizer"].param_groups
-        fill_missing_gradients([parameter for group in groups for parameter in group["params"]])
+        fill_missing_gradients(kwargs["optimizer"])

@@ -1,0 +1,44 @@
+"""Runs recipes under `torchrun` and dumps the gradients of every step, gathered whole. Used by `test_distributed`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from alula.training import load_recipe, train
+
+
+class GradientDump(TrainerCallback):
+    """Writes `gradients-<step>.safetensors` into the run's directory from the first process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        gradients = {}
+        for name, parameter in kwargs["model"].named_parameters():
+            if (gradient := parameter.grad) is not None:
+                whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+                gradients[name.removeprefix("module.")] = whole.clone().cpu().contiguous()
+        if state.is_world_process_zero:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            save_file(gradients, self.directory / f"gradients-{state.global_step}.safetensors")
+
+
+def main(paths: list[str]) -> None:
+    for path in paths:
+        recipe = load_recipe(path)
+        dump = Path(recipe.output_dir + "-gradients")
+        train(recipe, callbacks=[GradientDump(dump)], quiet=True)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

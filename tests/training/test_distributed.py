@@ -1,0 +1,166 @@
+"""Two real processes under FSDP2, one with images and one with text only: no hang, and the numbers of one process."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from alula import grafts
+from alula.data import Collator, MixtureSpec, open_mixture
+from alula.hosts import load_host
+from alula.microworld import export_jsonl, text_items, visual_items
+from alula.training import load_recipe
+from alula.training.participation import lockstep
+from alula.training.parts import find_parts, select
+from alula.training.stage import blank_image, open_data
+from tests.training.conftest import rows
+
+SECONDS = 80  # a hang is a failure
+BATCH, STEPS = 8, 3
+SAMPLES = BATCH * (STEPS + 1)
+
+STAGES: dict[str, dict[str, Any]] = {
+    "full": {"method": "full", "train": {"llm": 1e-3, "projector": 1e-2, "tower": 1e-3}},
+    "frozen-tower": {"method": "full", "train": {"llm": 1e-3, "projector": 1e-2}, "feature_cache": {"memory_mb": 8}},
+    "lora": {"method": "lora", "train": {"lora": 1e-2, "projector": 1e-2}, "lora": {"rank": 4, "tower": True}},
+    "wings": {"method": "wings", "train": {"wings": 1e-2, "projector": 1e-2}, "wings": {"rank": 4}},
+}
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file from which, in the order of seed 0, the first half of every micro-batch pair has images, the second none."""
+    folder = tmp_path_factory.mktemp("divided")
+    every = [*visual_items(SAMPLES, split="train", seed=0), *text_items(SAMPLES, split="train", seed=0)]
+    file = export_jsonl(every, folder / "all")
+    lines = file.read_text().splitlines()
+    pictures, texts = lines[:SAMPLES], lines[SAMPLES:]
+    ordered = [""] * SAMPLES
+    file.write_text("\n".join(pictures) + "\n")  # any file of the right length tells the order
+    mixture = open_mixture(MixtureSpec.model_validate({"sources": [{"jsonl": str(file)}], "seed": 0}))
+    for position in range(SAMPLES):
+        with_image = position % 4 < 2  # micro-batches of two: even ones go to the first process
+        ordered[mixture.draw(position)[1]] = (pictures if with_image else texts).pop()
+    file.write_text("\n".join(ordered) + "\n")
+    return file
+
+
+def written(plain: Callable[..., dict[str, Any]], divided: Path, folder: Path, name: str, **run: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    raw = plain(
+        **STAGES[name],
+        data={"sources": [{"jsonl": str(divided)}]},
+        steps=STEPS,
+        batch_size=BATCH,
+        micro_batch_size=2,
+        schedule={"kind": "constant", "warmup": 0},
+    )
+    raw = copy.deepcopy({**raw, "output_dir": str(folder / name), **run})
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def launch(recipes: list[Path], processes: int, port: int) -> None:
+    """Run the worker; kill it and everything it started when it takes too long."""
+    worker = Path(__file__).with_name("distributed_worker.py")
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    process = subprocess.Popen(
+        [*start, str(worker), *map(str, recipes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+        pytest.fail(f"no end after {SECONDS} s: the processes wait for each other\n{said[-3000:]}")
+    assert process.returncode == 0, said[-6000:]
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(
+    plain: Callable[..., dict[str, Any]], divided: Path, tmp_path: Path
+) -> None:
+    one = [written(plain, divided, tmp_path / "one", name) for name in STAGES]
+    two = [written(plain, divided, tmp_path / "two", name) for name in STAGES]
+    two.append(written(plain, divided, tmp_path / "ddp", "wings", distributed="ddp"))
+    modality = []
+    mixture = open_data(load_recipe(one[0]).stages[0].data, seed=0)
+    for position in range(BATCH):
+        modality.append(bool(mixture[position].images))
+    assert modality == [True, True, False, False] * (BATCH // 4)
+    launch(one, 1, 0)
+    launch(two, 2, 29400 + os.getpid() % 500)
+    for name, folder in [*((name, "two") for name in STAGES), ("wings", "ddp")]:
+        alone, together = tmp_path / "one" / name, tmp_path / folder / name
+        for left, right in zip(rows(alone), rows(together), strict=True):
+            assert left["loss"] == pytest.approx(right["loss"], rel=1e-5), (name, folder)
+            assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-4), (name, folder)
+            assert left["tokens"] == right["tokens"]
+        for step in range(STEPS):
+            here, there = (
+                load_file(Path(f"{run}-gradients") / f"gradients-{step}.safetensors") for run in (alone, together)
+            )
+            assert here.keys() == there.keys()
+            for key, gradient in here.items():
+                scale = gradient.abs().max().item()
+                torch.testing.assert_close(
+                    there[key], gradient, rtol=1e-3, atol=1e-4 * scale + 1e-8, msg=f"{name} {key}"
+                )
+        here, there = (load_file(next((run / "final").glob("*model.safetensors"))) for run in (alone, together))
+        assert here.keys() == there.keys()
+        for key, value in here.items():
+            torch.testing.assert_close(there[key], value, rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
+        sessions = json.loads((together / "environment.json").read_text())["sessions"]
+        assert sessions[0]["processes"] == 2
+
+
+@pytest.mark.parametrize("method", ["projector", "wings"])
+def test_the_blank_image_leaves_text_alone_and_reaches_the_projector(host_directory: Path, method: str) -> None:
+    """Bit for bit the same logits and language gradients; a gradient of zero where there was none."""
+    host = load_host(host_directory)
+    model, groups = host.model, None
+    if method == "wings":
+        groups = grafts.attach(model, grafts.WingsConfig(rank=4)).parameter_groups()
+    parts = find_parts(model, ["projector", "llm"], groups)
+    select(model, parts)
+    mixture = open_mixture(MixtureSpec.model_validate({"sources": [{"microworld": "text"}]}))
+    batch = dict(Collator(host.processor)([mixture[n] for n in range(4)]))
+    batch.pop("labels")
+    model.train()
+    outcomes = []
+    for blank in (False, True):
+        model.zero_grad(set_to_none=True)
+        with lockstep(model, parts, blank_image(host.processor)) if blank else torch.enable_grad():
+            logits = model(**batch).logits
+        logits.logsumexp(-1).mean().backward()
+        outcomes.append((logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+    (plain_logits, plain_gradients), (logits, gradients) = outcomes
+    assert torch.equal(plain_logits, logits)
+    for name, gradient in gradients.items():
+        if "projector" in name:
+            assert plain_gradients[name] is None
+            assert torch.equal(gradient, torch.zeros_like(gradient))
+        else:
+            assert torch.equal(gradient, plain_gradients[name]), name
+    assert (not model.model._forward_hooks and not model.model._forward_pre_hooks) or method == "wings"
