@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from alula.errors import DataError, UsageError
-from alula.probes import Alignment, AttentionShift, Geometry, Probe, watch
+from alula.probes import Alignment, AttentionShift, Geometry, Probe, VocabularyLens, watch
 from alula.seam import find
 from tests import zoo
 from tests.probes.models import LAYOUTS, batch, deep, double, singles
@@ -21,6 +21,7 @@ PROBES: dict[str, Any] = {
     "alignment": lambda: Alignment(sites=("stream", "mlp")),
     "alignment of rows": lambda: Alignment(rows="each"),
     "geometry": lambda: Geometry(sites=("stream", "attention"), offsets=(1, 2), sink_factor=1.5),
+    "lens": lambda: VocabularyLens(rows_per_kind=3, top=3),
     "geometry of rows": lambda: Geometry(of="rows", change="all_pairs"),
 }
 
@@ -34,7 +35,7 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
-DRAWN = ("/low", "/high", "/nulls/", "/projections/")
+DRAWN = ("/low", "/high", "/nulls/", "/projections/", "/examples/")
 """Numbers that depend on random draws over the kept samples, whose order follows the last bits of what was measured."""
 
 

@@ -4,6 +4,7 @@ from alula.probes.alignment import Alignment, AlignmentResult
 from alula.probes.attention import AttentionShift, AttentionShiftResult
 from alula.probes.base import Probe, watch
 from alula.probes.geometry import Geometry, GeometryResult
+from alula.probes.lens import LensResult, VocabularyLens
 from alula.probes.nulls import noise_prompt, untrained_connector
 from alula.probes.resampling import Resampling
 from alula.probes.results import Curve, Estimate, Result
@@ -17,9 +18,11 @@ __all__ = [
     "Estimate",
     "Geometry",
     "GeometryResult",
+    "LensResult",
     "Probe",
     "Resampling",
     "Result",
+    "VocabularyLens",
     "noise_prompt",
     "untrained_connector",
     "watch",

@@ -88,7 +88,11 @@ class Probe(abc.ABC):
 
     def reservoir(self, name: str) -> Reservoir:
         """The bounded sample called `name`."""
-        return self.kept.setdefault(name, Reservoir(self.keep, self.seed))
+        return self.kept.setdefault(name, Reservoir(self.capacity(name), self.seed))
+
+    def capacity(self, name: str) -> int:
+        """How many samples the bounded sample called `name` keeps."""
+        return self.keep
 
     # -- measuring ------------------------------------------------------------------------------------------------
 
