@@ -41,7 +41,7 @@ STAGES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file from which, in the order of seed 0, the first half of every micro-batch pair has images, the second none."""
+    """A file that, in the order of seed 0, gives the first process batches with images and the second one text only."""
     folder = tmp_path_factory.mktemp("divided")
     every = [*visual_items(SAMPLES, split="train", seed=0), *text_items(SAMPLES, split="train", seed=0)]
     file = export_jsonl(every, folder / "all")

@@ -71,6 +71,12 @@ def test_methods_have_default_rates_and_frozen_models_cannot_be_changed(plain: C
         recipe.stages[0].steps = 5
 
 
+@pytest.mark.parametrize("train", [{}, {"wings": 1e-3}, {"wings": 1e-3, "projector": 1e-3}])
+def test_a_single_learner_has_no_router_to_train(plain: Callable[..., Any], train: dict[str, float]) -> None:
+    recipe = parse_recipe(plain(method="wings", train=train, wings={"learners": ["visual"]}))
+    assert set(recipe.stages[0].learning_rates) - {"projector"} == {"wings.visual"}
+
+
 # (what replaces what in the good recipe, what the error must say)
 MISTAKES = [
     ("    steps: 10", "    stpes: 10", ["stages.0.stpes (line 13): unknown key; did you mean `steps`?", "epochs"]),

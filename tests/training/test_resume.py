@@ -160,6 +160,7 @@ def test_a_killed_process_loses_nothing(plain: Callable[..., Any], tmp_path: Pat
     left, right = (load_file(Path(d) / "final/adapter_model.safetensors") for d in (run, whole.directory))
     assert all(torch.equal(value, right[name]) for name, value in left.items())
     assert not list(run.rglob("checkpoint-*"))
+    assert not list(run.rglob(".*.partial"))
     again = cli(file, check=True, json_too=False)
     assert "nothing to do" in again.stdout
 

@@ -272,8 +272,8 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(recipe: MakeR
 
 
 def test_a_part_this_model_lacks_is_an_error(recipe: MakeRecipe) -> None:
-    made = recipe(method="wings", train={"wings": 1e-3}, wings={"learners": ["visual"]})
-    with pytest.raises(RecipeError, match="`wings.textual` matches no parameter"):
+    made = recipe(method="wings", train={"wings.textual": 1e-3}, wings={"learners": ["visual"]})
+    with pytest.raises(RecipeError, match=r"`wings\.textual` matches no parameter"):
         train(made, quiet=True)
     made = recipe(run={"output_dir": made.output_dir + "2"}, method="lora", train={}, lora={"targets": ["qq_proj"]})
     with pytest.raises(RecipeError, match="`qq_proj` names no linear layer"):

@@ -5,12 +5,13 @@ The data are the 1,797 test images of UCI's "Optical Recognition of Handwritten 
 from 13 people who are not in UCI's training set, but names no writer per image.
 
 What "held-out writers" can mean here. The file keeps its order, and its labels tell more than the documentation: one
-sequence of 130 digits (three times 0 to 9, then the same 100 digits) comes back 14 times, each time complete or with a
-few digits missing (a scan that failed to segment). That is one printed form, filled in 14 times: `FORM_STARTS`. Each
-filling is one hand's. Since there are 14 fillings and 13 people, someone seems to have filled in two; which two is not
-recorded. By nearest neighbours (same digit, pixel distance) the fillings most alike are 7 and 11, 0 and 1, 9 and 10, 7
-and 8, so these pairs are kept on one side. Held out are the fillings `HELD_OUT_FORMS` (386 images): no image and, as
-far as the data can tell, no hand of the test split is in the training split.
+sequence of 130 digits (three times 0 to 9, then the same 100 digits) comes back 14 times, each time complete or with up
+to eight digits missing (a scan that failed to segment), and once with another digit in one place. That is one printed
+form, filled in 14 times: `FORM_STARTS`. Each filling is one hand's. Since there are 14 fillings and 13 people, someone
+seems to have filled in two; which two is not recorded. By nearest neighbours (same digit, pixel distance) the fillings
+most alike are 7 and 11, 0 and 1, 9 and 10, 7 and 8, so these pairs are kept on one side. Held out are the fillings
+`HELD_OUT_FORMS` (386 images): no image and, as far as the data can tell, no hand of the test split is in the training
+split.
 
 Pictures are `IMAGE_SIZE` square with one to three images side by side, enlarged by integer bilinear interpolation, in
 the inks and on the backgrounds of the microworld's own numbers.

@@ -119,6 +119,16 @@ class RunDirectory:
                 remedy="name another output_dir, or empty this one yourself",
             )
 
+    def sweep(self) -> None:
+        """Remove what a killed session left half-written."""
+        for directory in (self.root, *(self.root / "stages").glob("*")):
+            for pattern in (".*.partial", ".*.old"):
+                for path in directory.glob(pattern):
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
+
     def clear(self) -> None:
         """Remove the run that is here, and nothing else."""
         # the recipe goes last: while it is there, a clean-up that was killed is still a run and can be repeated

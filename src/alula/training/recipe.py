@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 from alula.data import SourceSpec, TextReplaySpec
-from alula.grafts.wings import WingsConfig
+from alula.grafts.wings.config import LEARNERS, WingsConfig
 
 Method = Literal["projector", "full", "lora", "wings"]
 
@@ -161,12 +161,13 @@ class Stage(_Model):
     @model_validator(mode="before")
     @classmethod
     def _expand_wings(cls, value: Any) -> Any:
-        """`train: {wings: 1e-3}` is short for the three wings parts at that rate."""
+        """`train: {wings: 1e-3}` is short for all wings parts at that rate."""
         if isinstance(value, Mapping) and isinstance(value.get("train"), Mapping) and "wings" in value["train"]:
             train = dict(value["train"])
             rate = train.pop("wings")
-            parts = {part: rate for part in METHOD_PARTS["wings"] if part.startswith("wings.")}
-            return {**value, "train": {**parts, **train}}
+            wings = value.get("wings")
+            learners = wings.get("learners") if isinstance(wings, Mapping) else getattr(wings, "learners", None)
+            return {**value, "train": {**dict.fromkeys(_wings_parts(learners), rate), **train}}
         return value
 
     @model_validator(mode="after")
@@ -197,7 +198,10 @@ class Stage(_Model):
     @property
     def learning_rates(self) -> dict[str, float]:
         """Part -> peak learning rate, the method's defaults when the recipe named none."""
-        return dict(self.train) or {part: rate for part, rate in METHOD_PARTS[self.method].items() if rate is not None}
+        if self.train:
+            return dict(self.train)
+        there = {*_wings_parts(self.wings.learners if self.wings else None), "llm", "projector", "lora"}
+        return {part: rate for part, rate in METHOD_PARTS[self.method].items() if rate is not None and part in there}
 
     @property
     def trains_tower(self) -> bool:
@@ -237,6 +241,12 @@ class Recipe(_Model):
                     f"`{after.method}` section out, the adapter's own shape is kept"
                 )
         return self
+
+
+def _wings_parts(learners: Any) -> list[str]:
+    """The parts of a Wings graft with these learners: a router chooses between two, so one alone has none."""
+    names = [str(name) for name in (LEARNERS if learners is None else learners)]
+    return [*(f"wings.{name}" for name in names), *(["wings.router"] if len(names) > 1 else [])]
 
 
 def slug(index: int, stage: Stage) -> str:

@@ -154,6 +154,7 @@ def prepare(run: RunDirectory, recipe: Recipe, *, resume: Resume, processes: int
             refuse_other_recipes(run, recipe)
     elif resume is True:
         raise UsageError("there is no run to resume", where=str(run.root), remedy="leave --resume out")
+    run.sweep()
     seeds = {stage.name: recipe.seed + index for index, stage in enumerate(recipe.stages)}
     write_text(run.recipe, dump_recipe(recipe))
     append_session(run.environment, describe_environment(processes, seeds))

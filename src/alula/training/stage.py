@@ -28,7 +28,7 @@ from alula.training.parts import tabulate
 from alula.training.progress import Display
 from alula.training.recipe import DataSpec, FeatureCache, Recipe, Stage
 from alula.training.starts import begin, export
-from alula.training.trainer import StageTrainer, config_kept, load_trained, training_arguments
+from alula.training.trainer import StageTrainer, config_kept, load_trained, sharding_kept, training_arguments
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def run_stage(
     if recipe.gradient_checkpointing:
         checkpoint_activations(start.model)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(sharding_kept())
         stack.enter_context(config_kept(Anatomy.of(start.model).host))
         if not stage.trains_tower:
             stack.enter_context(frozen_tower(start.model, open_store(stage.feature_cache, start.model)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from alula.training.parts import Named
 from alula.training.recipe import Recipe, Stage
 
 WEIGHTS = "model.safetensors"
+_USE_FSDP = "ACCELERATE_USE_FSDP"
 
 
 def training_arguments(
@@ -205,6 +207,19 @@ def token_mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | i
     total = F.cross_entropy(logits.float().flatten(0, 1), shifted.flatten(), ignore_index=-100, reduction="sum")
     count = (shifted != -100).sum() if num_items_in_batch is None else num_items_in_batch
     return total / count
+
+
+@contextlib.contextmanager
+def sharding_kept() -> Iterator[None]:
+    """accelerate switches sharding on for the whole process by a variable; the next stage is to choose for itself."""
+    before = os.environ.get(_USE_FSDP)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_USE_FSDP, None)
+        else:
+            os.environ[_USE_FSDP] = before
 
 
 @contextlib.contextmanager
