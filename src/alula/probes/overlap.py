@@ -1,0 +1,300 @@
+"""Do rows of different kinds use the same weights? Overlap of Wanda masks per stream of rows (IMA, sections 2.8 and
+3.4).
+
+Shapes: B samples of a batch, S rows, G streams, in and out the widths of a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alula.anatomy import Anatomy
+from alula.errors import UsageError
+from alula.probes import rowsets
+from alula.probes.base import Probe
+from alula.probes.masks import WeightMask, keep_highest
+from alula.probes.resampling import DEFAULT, Resampling
+from alula.probes.results import Result
+from alula.seam import NAME, Forward, Seam
+
+_HALVES = 2
+
+
+@dataclass(frozen=True)
+class MatrixOverlap(Result):
+    """Overlap of two streams' masks on one matrix.
+
+    Attributes:
+        iou: weights kept for both streams over weights kept for either.
+        chance: iou of two independent random masks with as many weights in every row.
+        shared_magnitude: iou when only |W| is shared: the activation norms of one stream are permuted over its
+            channels (mean over permutations). What `iou` has above this is shared *use*.
+        ceiling: iou of a stream with itself on other samples (the lower of the two streams'): what `iou` cannot be
+            expected to exceed. NaN with fewer than two samples.
+        beyond_magnitude: iou after the weights that magnitude pruning keeps as well are taken out of both masks.
+    """
+
+    iou: float
+    chance: float
+    shared_magnitude: float
+    ceiling: float
+    beyond_magnitude: float
+
+
+@dataclass(frozen=True)
+class PairOverlap(Result):
+    """Overlap of two streams: per matrix by name, and the unweighted mean over the matrices of each layer."""
+
+    matrices: dict[str, MatrixOverlap]
+    layers: tuple[MatrixOverlap, ...]
+
+
+@dataclass(frozen=True)
+class OverlapResult(Result):
+    """Overlap by pair of streams.
+
+    Attributes:
+        sparsity: share of each row's weights that the masks prune.
+        rows: rows measured per stream.
+        pairs: by "image-text", ...
+    """
+
+    sparsity: float
+    samples: int
+    rows: dict[str, int]
+    pairs: dict[str, PairOverlap]
+    continued_forwards: int
+    settings: dict[str, Any]
+
+
+@dataclass(eq=False, kw_only=True)
+class Overlap(Probe):
+    """Scores every weight of the decoder's blocks by |W| * norm of its input channel, over the rows of each stream.
+
+    One forward serves all streams: rows of either kind are measured in the context they have. (Streams of separate
+    prompts, as the published code uses: one probe per set of prompts, and `mask`.) Padding is never a live row. Scores
+    come from the unpruned model, not from blocks pruned one after another. Sums take streams * 2 * in * 8 bytes per
+    matrix; `result` works through the matrices one at a time.
+
+    Attributes:
+        streams: row sets to compare.
+        skip_first: leave out each sample's first row, whose massive activations would rule the norms.
+        sparsity: share of each row's weights that is pruned.
+        permutations: of the shared-magnitude null.
+    """
+
+    name: ClassVar[str] = "overlap"
+
+    streams: tuple[str, ...] = ("image", "text", "all")
+    skip_first: bool = True
+    sparsity: float = 0.5
+    permutations: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for stream in self.streams:
+            rowsets.check(stream, "streams")
+        if not 0 < self.sparsity < 1:
+            raise UsageError(f"sparsity must lie between 0 and 1, not {self.sparsity}")
+        if self.permutations < 1:
+            raise UsageError("permutations must be at least 1")
+        self._anatomy: Anatomy | None = None
+
+    # -- listening ------------------------------------------------------------------------------------------------
+
+    def watch(self, seam: Seam, stack: ExitStack) -> None:
+        self._anatomy = seam.anatomy
+        for index in range(seam.anatomy.num_layers):
+            layer = seam.anatomy.layers[index]
+            tap = _LayerTap(self)
+            handles = [
+                layer.register_forward_pre_hook(tap.enter, with_kwargs=True),
+                layer.register_forward_hook(tap.leave),
+                *(
+                    matrix.register_forward_pre_hook(partial(tap.read, f"layers.{index}.{name}"))
+                    for name, matrix in linears(layer)
+                ),
+            ]
+            for handle in handles:
+                stack.callback(handle.remove)
+
+    def chosen(self, forward: Forward) -> Tensor:
+        """(2 G, B * S) float: which rows count for which stream, apart for the two halves of the samples."""
+        rows = forward.rows
+        streams = torch.stack([rowsets.select(rows, stream) for stream in self.streams])  # (G, B, S)
+        if self.skip_first:
+            streams = streams & (rows.position != 0)
+        parity = (self.tally.count("samples") + torch.arange(rows.shape[0], device=rows.device)) % _HALVES
+        halves = torch.stack([streams & (parity == half)[:, None] for half in range(_HALVES)])
+        return halves.flatten(0, 1).flatten(1).float()
+
+    def update(self, forward: Forward, notes: dict[Any, Any]) -> None:
+        self.tally.add("samples", forward.rows.shape[0])
+        counts = notes["chosen"].sum(dim=1).view(_HALVES, -1)
+        self.tally.add("rows", counts)
+        for name, squares in notes["squares"].items():
+            self.tally.add(f"squares/{name}", squares.double().cpu().view(_HALVES, len(self.streams), -1))
+
+    # -- answering ------------------------------------------------------------------------------------------------
+
+    def mask(self, stream: str, *, model: nn.Module | None = None, sparsity: float | None = None) -> WeightMask:
+        """The weights that matter most to one stream, as a set to combine with others.
+
+        Args:
+            stream: one of `streams`.
+            model: the host; the one measured last when None.
+            sparsity: share of each row that is pruned; the probe's own when None.
+
+        Raises:
+            UsageError: an unknown stream, one without rows, or no model.
+        """
+        if stream not in self.streams:
+            raise UsageError(f"{stream!r} was not measured", remedy=f"streams: {', '.join(self.streams)}")
+        self._rows(stream)
+        index, share = self.streams.index(stream), self.sparsity if sparsity is None else sparsity
+        weights = dict(self._weights(model))
+        norms = {name: self.tally.sums[f"squares/{name}"].sum(dim=0)[index].sqrt() for name in weights}
+        return WeightMask.of({n: keep_highest(wanda_scores(w, norms[n]), share) for n, w in weights.items()})
+
+    def result(self, how: Resampling = DEFAULT, *, model: nn.Module | None = None) -> OverlapResult:
+        """Overlap of all pairs of streams.
+
+        Args:
+            how: its seed draws the permutations of the null.
+            model: the host; the one measured last when None.
+        """
+        if not self.tally.count("samples"):
+            raise UsageError("no sample was measured", remedy="run the model inside `with probe.on(model):`")
+        rows = {stream: self._rows(stream, needed=False) for stream in self.streams}
+        used = [stream for stream in self.streams if rows[stream]]
+        found: dict[str, dict[str, MatrixOverlap]] = {f"{a}-{b}": {} for a, b in combinations(used, 2)}
+        rng = np.random.default_rng(how.seed)
+        for name, weight in self._weights(model):
+            for pair, overlap in self._matrix(name, weight, used, rng).items():
+                found[pair][name] = overlap
+        return OverlapResult(
+            sparsity=self.sparsity,
+            samples=self.tally.count("samples"),
+            rows=rows,
+            pairs={pair: PairOverlap(matrices, _by_layer(matrices)) for pair, matrices in found.items()},
+            continued_forwards=self.continued_forwards,
+            settings=self.settings,
+        )
+
+    def _rows(self, stream: str, *, needed: bool = True) -> int:
+        rows = int(self.tally.sums["rows"].sum(dim=0)[self.streams.index(stream)]) if "rows" in self.tally.sums else 0
+        if needed and not rows:
+            raise UsageError(f"no row of {stream!r} was measured", remedy="measure prompts that have such rows")
+        return rows
+
+    def _weights(self, model: nn.Module | None) -> Iterator[tuple[str, Tensor]]:
+        anatomy = self._anatomy if model is None else Anatomy.of(model)
+        if anatomy is None:
+            raise UsageError("this probe was read from a file and has no model", remedy="pass model=")
+        for index in range(anatomy.num_layers):
+            for name, matrix in linears(anatomy.layers[index]):
+                if f"squares/layers.{index}.{name}" in self.tally.sums:
+                    yield f"layers.{index}.{name}", matrix.weight.detach()
+
+    def _matrix(self, name: str, weight: Tensor, used: list[str], rng: np.random.Generator) -> dict[str, MatrixOverlap]:
+        squares = self.tally.sums[f"squares/{name}"].to(weight.device)  # (2, G, in)
+
+        def keep(channels: Tensor) -> Tensor:
+            return keep_highest(wanda_scores(weight, channels.sqrt()), self.sparsity)
+
+        norms = {stream: squares.sum(dim=0)[self.streams.index(stream)] for stream in used}
+        masks = {stream: keep(norms[stream]) for stream in used}
+        ceilings = {stream: self._ceiling(squares[:, self.streams.index(stream)], keep) for stream in used}
+        large = keep_highest(weight.abs(), self.sparsity)
+        orders = [
+            torch.from_numpy(rng.permutation(weight.shape[1])).to(weight.device) for _ in range(self.permutations)
+        ]
+        permuted = {stream: [keep(norms[stream][order]) for order in orders] for stream in used[1:]}
+        kept, columns = int(masks[used[0]][0].sum()) if used else 0, weight.shape[1]
+        return {
+            f"{a}-{b}": MatrixOverlap(
+                iou=_iou(masks[a], masks[b]),
+                chance=kept / (2 * columns - kept),
+                shared_magnitude=float(np.mean([_iou(masks[a], other) for other in permuted[b]])),
+                ceiling=float(np.minimum(ceilings[a], ceilings[b])),
+                beyond_magnitude=_iou(masks[a] & ~large, masks[b] & ~large),
+            )
+            for a, b in combinations(used, 2)
+        }
+
+    @staticmethod
+    def _ceiling(halves: Tensor, keep: Any) -> float:
+        """Overlap of a stream's two halves (2, in); NaN where one is empty."""
+        if not bool((halves.sum(dim=1) > 0).all()):
+            return float("nan")
+        return _iou(keep(halves[0]), keep(halves[1]))
+
+
+class _LayerTap:
+    """Reads the inputs of one layer's matrices, once per forward, also when checkpointing runs the layer again."""
+
+    def __init__(self, probe: Overlap) -> None:
+        self.probe = probe
+        self.forward: Forward | None = None
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.forward, self.last = kwargs[NAME], None
+
+    def leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.forward = self.last = None
+
+    @torch.no_grad()
+    def read(self, name: str, matrix: nn.Module, args: tuple[Any, ...]) -> None:
+        notes = None if self.forward is None else self.probe.notes(self.forward)
+        if notes is None or self.forward is None:
+            return
+        if "chosen" not in notes:
+            notes["chosen"], notes["squares"] = self.probe.chosen(self.forward), {}
+        inputs = args[0]
+        # query, key and value matrices read one tensor, and so do gate and up
+        if self.last is None or self.last[0] is not inputs:
+            x = inputs.detach().reshape(-1, inputs.shape[-1])
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            self.last = (inputs, notes["chosen"].to(x) @ x.square())
+        notes["squares"][name] = self.last[1]
+
+
+def linears(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Linear]]:
+    """The decoder's own matrices in one layer with their paths; grafts and adapters are looked past."""
+    for name, child in layer.named_children():
+        inner = getattr(child, "base_layer", child)  # PEFT wraps a matrix together with its adapters
+        if isinstance(inner, nn.Linear):
+            yield prefix + name, inner
+        elif name != NAME:
+            yield from linears(child, f"{prefix}{name}.")
+
+
+def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
+    """|W_ij| * norm of input channel j (Sun et al. 2023): (out, in) from a weight (out, in) and norms (in,)."""
+    return weight.abs() * norms.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+
+
+def _iou(a: Tensor, b: Tensor) -> float:
+    either = int((a | b).sum())
+    return int((a & b).sum()) / either if either else float("nan")
+
+
+def _by_layer(matrices: dict[str, MatrixOverlap]) -> tuple[MatrixOverlap, ...]:
+    layers: dict[str, list[MatrixOverlap]] = {}
+    for name, overlap in matrices.items():
+        layers.setdefault(name.split(".")[1], []).append(overlap)
+    fields = ("iou", "chance", "shared_magnitude", "ceiling", "beyond_magnitude")
+    return tuple(
+        MatrixOverlap(*(float(np.mean([getattr(m, field) for m in found])) for field in fields))
+        for found in layers.values()
+    )
