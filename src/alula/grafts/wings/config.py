@@ -13,6 +13,15 @@ Gate = Literal["exact", "paper"]
 Query = Literal["post_attention", "block_input"]
 LEARNERS = ("visual", "textual")
 
+_PUBLISHED = {
+    "router": "attention",
+    "gate": "paper",
+    "query": "post_attention",
+    "rope": True,
+    "system_keys": True,
+    "gain": 1.0,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class WingsConfig(GraftConfig):
@@ -35,6 +44,11 @@ class WingsConfig(GraftConfig):
         dropout: on the learners' attention weights, in training.
         router_rows: number of key positions the "attention" router has weights for; longer inputs are refused.
         init_std: standard deviation of the first factors; the second ones start at zero.
+        compat: "published" computes what the released code computes, for released weights (see
+            `alula.grafts.wings.published`). It fixes router="attention", gate="paper", query="post_attention",
+            rope=True, system_keys=True and gain=1, whose published counterparts it has built in.
+        system_rows: with compat, how many leading rows (system prompt and the header of the user's turn) are no textual
+            keys in samples with an image; the release has 14 (Qwen1.5).
     """
 
     graft_type: ClassVar[str] = "wings"
@@ -51,8 +65,19 @@ class WingsConfig(GraftConfig):
     dropout: float = 0.0
     router_rows: int = 4096
     init_std: float = 0.02
+    compat: Literal["published"] | None = None
+    system_rows: int = 0
 
     def __post_init__(self) -> None:
+        if self.compat is not None:
+            _choose("compat", self.compat, ("published",))
+            for name, value in _PUBLISHED.items():
+                given, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+                if given not in (value, default):
+                    raise UsageError(f"wings: {name}={given!r} is not what the released code computes ({value!r})")
+                object.__setattr__(self, name, value)
+            if self.learners not in (LEARNERS, ("visual",)):
+                raise UsageError('wings: the released code has both learners, or (stage 1) learners=("visual",)')
         for name, options in (("router", Router), ("gate", Gate), ("query", Query)):
             _choose(name, getattr(self, name), get_args(options))
         if not self.learners:
@@ -62,6 +87,8 @@ class WingsConfig(GraftConfig):
         for name in ("rank", "router_rows"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise UsageError(f"wings: {name} must be a whole number above 0, not {getattr(self, name)!r}")
+        if not isinstance(self.system_rows, int) or self.system_rows < 0 or (self.system_rows and self.compat is None):
+            raise UsageError('wings: system_rows is a number of rows, and only for compat="published"')
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"wings: dropout must lie in [0, 1), not {self.dropout!r}")
 

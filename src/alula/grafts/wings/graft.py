@@ -8,6 +8,7 @@ from torch.utils.hooks import RemovableHandle
 from alula.grafts.base import Graft
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.layer import WingsLayer
+from alula.grafts.wings.published import PublishedLayer
 from alula.grafts.wings.router import ConstantRouter
 from alula.seam import Seam
 
@@ -22,7 +23,8 @@ class WingsGraft(Graft):
         seam.keep_inputs(name)
 
     def build_layer(self, index: int) -> WingsLayer:
-        return WingsLayer(self.seam, self.name, self.config, index)
+        kind = WingsLayer if self.config.compat is None else PublishedLayer
+        return kind(self.seam, self.name, self.config, index)
 
     def hook_layer(self, index: int, module: WingsLayer) -> list[RemovableHandle]:
         anatomy = self.seam.anatomy

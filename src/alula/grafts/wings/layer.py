@@ -45,11 +45,16 @@ class WingsLayer(nn.Module):
             self.add_module(name, learner)
         self.router: Router | None = None
         if len(config.learners) == 2:
-            self.router = {
-                "attention": lambda: AttentionRouter(config.router_rows, **place),
-                "mass": lambda: MassRouter(anatomy.num_heads, **place),
-                "constant": lambda: ConstantRouter(**place),
-            }[config.router]()
+            self.router = self._build_router(anatomy.num_heads, place)
+
+    def _build_router(self, heads: int, place: dict[str, Any]) -> Router:
+        match self.config.router:
+            case "attention":
+                return AttentionRouter(self.config.router_rows, **place)
+            case "mass":
+                return MassRouter(heads, **place)
+            case "constant":
+                return ConstantRouter(**place)
 
     # -- sums of attention for the router (seam.KeyColumns) ---------------------------------------------------------
 
@@ -76,8 +81,7 @@ class WingsLayer(nn.Module):
             state = forward.layer(self.index)
             state[self, "stream"] = args[0] if args else kwargs["hidden_states"]
             state[self, "differentiable"] = torch.is_grad_enabled()
-            for learner in self.config.learners:
-                self._keys(forward, learner)
+            self._prepare(forward)
 
     def after_attention(
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]
@@ -105,6 +109,11 @@ class WingsLayer(nn.Module):
         if not forward.seam.holders[self.graft_name].enabled:
             return False
         return forward.has_perceptual or (self.config.gate == "paper" and "textual" in self.config.learners)
+
+    def _prepare(self, forward: Forward) -> None:
+        """Whatever layers share: done in front of the first of them that speaks."""
+        for learner in self.config.learners:
+            self._keys(forward, learner)
 
     def _add(self, forward: Forward, branch: Tensor) -> Tensor:
         """`branch` (B, S, d), about to join the stream, plus the routed learners."""
@@ -158,6 +167,12 @@ class WingsLayer(nn.Module):
         """(B, S, 1) or scalar weight per learner; None for a single learner."""
         if self.router is None:
             return None
+        weights = self._router_weights(forward)
+        return {"visual": weights[..., 0:1], "textual": weights[..., 1:2]}
+
+    def _router_weights(self, forward: Forward) -> Tensor:
+        """(B, S, 2) or (2,)."""
+        assert self.router is not None
         sums = forward.layer(self.index).get((self, "sums"))
         if sums is None and not isinstance(self.router, ConstantRouter):
             raise AlulaError(
@@ -165,8 +180,7 @@ class WingsLayer(nn.Module):
                 f"changed to {forward.seam.anatomy.config._attn_implementation!r} while it is attached",
                 remedy=f"set it to {ATTENTION!r}, or detach the graft first",
             )
-        weights = self.router(sums)
-        return {"visual": weights[..., 0:1], "textual": weights[..., 1:2]}
+        return self.router(sums)
 
     def _keys(self, forward: Forward, learner: str) -> Keys | None:
         """The learner's keys, gathered once per forward and shared by all layers; None if the batch has none."""

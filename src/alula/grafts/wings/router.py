@@ -39,7 +39,8 @@ class AttentionRouter(Router):
     def columns(self, rows: RowMap) -> Tensor:
         if rows.shape[1] > self.weight.shape[1]:
             raise UsageError(
-                f"the input has {rows.shape[1]} rows, the attention router was made for {self.weight.shape[1]}",
+                f"the input has {rows.shape[1]} rows, the attention router has weights for "
+                f"{self.weight.shape[1]} positions",
                 remedy='shorten the input, train with a larger router_rows, or use router="mass" (length-free)',
             )
         picked = F.embedding(rows.position.clamp(min=0), self.weight.T)
