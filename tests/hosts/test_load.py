@@ -41,6 +41,20 @@ def test_a_round_trip_changes_nothing(good: Path, tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (good / name).read_bytes()
 
 
+def test_a_loaded_processor_marks_what_the_assistant_said(good: Path) -> None:
+    """transformers asks the tokenizer for its backend, which loading must not overwrite with the image processor's."""
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "first"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "second"}]},
+    ]
+    for host in (load_host(good), load_host(good)):
+        host.processor.save_pretrained(good)  # a second round trip must not carry the mistake along either
+        marks = host.processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )["assistant_masks"]
+        assert sum(marks[0] if isinstance(marks[0], list) else marks) > 0
+
+
 def test_dtype_is_a_choice(good: Path) -> None:
     assert load_host(good).model.dtype == torch.float32
     assert load_host(good, dtype=torch.bfloat16).model.dtype == torch.bfloat16

@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -57,6 +58,9 @@ def load_host(source: str | os.PathLike[str], *, dtype: torch.dtype | str | None
     model = load_strictly(AutoModelForImageTextToText, where, dtype=dtype)
     try:
         processor = AutoProcessor.from_pretrained(where, backend="pil")
+        if hasattr(processor, "tokenizer"):
+            # `backend` is meant for the image processor, but the tokenizer takes it for its own and then denies being fast
+            processor.tokenizer = AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HostError(f"no processor ({first_line(error)})", where=where) from error
     if not isinstance(processor, ProcessorMixin):
