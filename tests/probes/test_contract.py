@@ -86,6 +86,32 @@ def test_merged_parts_equal_the_whole(make: Any, tmp_path: Any) -> None:
     assert_same(parts[0].merge(reread).merge(parts[1]), whole)
 
 
+def gather_in_process(rank: int, store: str, names: list[str]) -> None:
+    """One of two processes: measure its own batch with every probe, gather, and leave the results in a file."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = deep(layers=2)
+    probes = [PROBES[name]() for name in names]
+    with torch.no_grad(), watch(model, probes):
+        model(**zoo.batch("llava-qwen3", *LAYOUTS, seed=rank))
+    for name, probe in zip(names, probes, strict=True):
+        probe.gather().save(f"{store}-{name}-{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_gather_the_whole(tmp_path: Any) -> None:
+    names, store = ["attention", "alignment", "geometry", "overlap"], str(tmp_path / "store")
+    torch.multiprocessing.start_processes(gather_in_process, (store, names), nprocs=2, start_method="fork")
+    model, wholes = deep(layers=2), [PROBES[name]() for name in names]
+    with torch.no_grad(), watch(model, wholes):
+        for seed in range(2):
+            model(**zoo.batch("llava-qwen3", *LAYOUTS, seed=seed))
+    for name, whole in zip(names, wholes, strict=True):
+        for rank in range(2):
+            gathered = type(whole).load(f"{store}-{name}-{rank}")
+            for key, value in whole.state_dict().items():
+                torch.testing.assert_close(gathered.state_dict()[key], value, equal_nan=True)
+
+
 @pytest.mark.parametrize("make", PROBES.values(), ids=PROBES)
 def test_padding_and_batching_change_nothing(make: Any) -> None:
     model = deep().double()

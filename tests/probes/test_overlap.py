@@ -220,6 +220,13 @@ def test_equal_scores_are_pruned_in_order() -> None:
         [False, False, True, True],
         [False, True, False, True],
     ]
+    torch.manual_seed(0)
+    scores = torch.randint(0, 6, (50, 20)).float()
+    pruned = torch.sort(scores, dim=1, stable=True).indices[:, :7]
+    for dtype in (torch.float32, torch.bfloat16):
+        kept = keep_highest(scores.to(dtype), 0.35)
+        assert torch.equal(kept, torch.ones_like(kept).scatter_(1, pruned, False))
+    assert keep_highest(scores, 0.0).all()
     with pytest.raises(UsageError, match="sparsity"):
         keep_highest(torch.ones(2, 2), 1.0)
 
