@@ -3,6 +3,7 @@ keep."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -63,7 +64,8 @@ def test_the_host_is_untouched(name: str) -> None:
         before = model(**plain).logits  # the first forward of some towers installs hooks of transformers' own
         hooks, names = hooks_of(model), [n for n, _ in model.named_modules()]
         implementation = config._attn_implementation
-        with watch(model, [make() for make in PROBES.values()]):
+        probes = [make() for make in PROBES.values()]
+        with watch(model, probes):
             during = model(**inputs).logits
         after = model(**plain).logits
     assert torch.equal(before, during)
@@ -71,6 +73,22 @@ def test_the_host_is_untouched(name: str) -> None:
     assert find(model) is None
     assert (hooks_of(model), [n for n, _ in model.named_modules()]) == (hooks, names)
     assert config._attn_implementation == implementation
+    for probe in probes:
+        json.dumps(probe.result().to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("make", PROBES.values(), ids=PROBES)
+def test_half_precision_hosts_are_measured(make: Any) -> None:
+    full, half = make(), make()
+    inputs = zoo.batch("llava-qwen3", *LAYOUTS)
+    with torch.no_grad():
+        with full.on(model := deep(sliding=False)):
+            model(**inputs)
+        with half.on(model := deep(sliding=False).bfloat16()):
+            model(**inputs | {"pixel_values": inputs["pixel_values"].bfloat16()})
+    one, other = leaves(full.result().to_dict()), leaves(half.result().to_dict())
+    first = [key for key in one if key.endswith("/0/value") and "change" not in key and "knn" not in key]
+    assert all(other[key] == pytest.approx(one[key], rel=0.1, abs=0.06) for key in first)
 
 
 @pytest.mark.parametrize("make", PROBES.values(), ids=PROBES)

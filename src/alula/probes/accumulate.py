@@ -98,6 +98,12 @@ class Reservoir:
         return int.from_bytes(digest.digest(), "big") >> 1  # 63 bits: int64 stays positive
 
     def _absorb(self, entries: Mapping[str, Tensor], priority: Tensor) -> None:
+        if len(self) == self.capacity:
+            # nothing is copied for entries that would not stay; once many were seen, that is nearly all
+            staying = (priority < self._priority[-1]).nonzero()[:, 0]
+            if not len(staying):
+                return
+            entries, priority = {name: value[staying] for name, value in entries.items()}, priority[staying]
         if len(self):
             mine = {name: tuple(value.shape[1:]) for name, value in self.entries.items()}
             theirs = {name: tuple(value.shape[1:]) for name, value in entries.items()}
