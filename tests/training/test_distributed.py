@@ -27,7 +27,7 @@ from alula.training.parts import find_parts, select
 from alula.training.stage import blank_image, open_data
 from tests.training.conftest import rows
 
-SECONDS = 80  # a hang is a failure
+SECONDS = 120  # a hang is a failure
 BATCH, STEPS = 8, 3
 SAMPLES = BATCH * (STEPS + 1)
 
@@ -123,14 +123,14 @@ def test_two_processes_compute_what_one_does(
             )
             assert here.keys() == there.keys()
             for key, gradient in here.items():
-                scale = gradient.abs().max().item()
-                torch.testing.assert_close(
-                    there[key], gradient, rtol=1e-3, atol=1e-4 * scale + 1e-8, msg=f"{name} {key}"
-                )
+                torch.testing.assert_close(there[key], gradient, rtol=1e-3, atol=2e-6, msg=f"{name} {key}")
         here, there = (load_file(next((run / "final").glob("*model.safetensors"))) for run in (alone, together))
         assert here.keys() == there.keys()
         for key, value in here.items():
-            torch.testing.assert_close(there[key], value, rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
+            if (
+                "k_proj.bias" not in key
+            ):  # softmax does not feel it: its gradient is rounding, which Adam makes steps of
+                torch.testing.assert_close(there[key], value, rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
         sessions = json.loads((together / "environment.json").read_text())["sessions"]
         assert sessions[0]["processes"] == 2
 

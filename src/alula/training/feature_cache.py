@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError
-from alula.files import atomic_directory
 
 Features = dict[str, Tensor]
 # keywords that only ask for more outputs; with any other one the features may depend on more than the pixels
@@ -40,7 +40,7 @@ class FeatureStore:
 
     Args:
         memory_bytes: bound on the tensors kept in memory; one item above it is computed but not kept.
-        directory: where every feature is also written, one directory per image; unbounded, safe to share and to delete.
+        directory: where every feature is also written, one file per image; unbounded, safe to share and to delete.
     """
 
     def __init__(self, memory_bytes: int, directory: Path | None = None) -> None:
@@ -64,9 +64,12 @@ class FeatureStore:
     def put(self, key: str, features: Features) -> None:
         """Keep ``features`` under ``key``, dropping the least recently used ones when memory is full."""
         self._hold(key, features)
-        if self.directory is not None and not self._place(key).exists():
-            with contextlib.suppress(OSError), atomic_directory(self._place(key)) as partial:
-                save_file(features, partial / "features.safetensors")
+        if self.directory is not None:
+            place = self._place(key)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            partial = place.with_name(f".{key}-{os.getpid()}.partial")
+            save_file(features, partial)
+            partial.replace(place)
 
     def _hold(self, key: str, features: Features) -> None:
         size = _bytes(features)
@@ -80,10 +83,10 @@ class FeatureStore:
 
     def _place(self, key: str) -> Path:
         assert self.directory is not None
-        return self.directory / key[:2] / key
+        return self.directory / key[:2] / f"{key}.safetensors"
 
     def _read(self, key: str) -> Features | None:
-        file = self._place(key) / "features.safetensors"
+        file = self._place(key)
         try:
             return load_file(file) if file.exists() else None
         except (OSError, SafetensorError):
@@ -122,9 +125,10 @@ class FrozenTower(nn.Module):
         if features is None:
             output = self._outside[0](image[None], **kwargs)
             if self.layers:
-                features = {f"layer.{index}": output.hidden_states[index][0].cpu() for index in self.layers}
+                kept = {f"layer.{index}": output.hidden_states[index] for index in self.layers}
             else:
-                features = {"last": output.last_hidden_state[0].cpu()}
+                kept = {"last": output.last_hidden_state}
+            features = {name: tensor[0].cpu().contiguous() for name, tensor in kept.items()}
             self.store.put(key, features)
         return features
 

@@ -1,12 +1,12 @@
 """Every trained parameter takes part in every backward pass, on every process.
 
-Sharded training exchanges gradients in lockstep: when one process has images and another only text, the second one has
-no gradient for tower, projector or learners, the two reduce buffers of different sizes, and the job hangs (NCCL) or
-dies (gloo). The cure here leaves the loss of a text-only batch bit-identical: *inside* the host's forward, where
-sharded weights are gathered in the same order as on the other process, a blank image runs through tower and projector
-and its features, times zero, are added to the last hidden state. Grafts do the like for their own silent parameters.
-`fill_missing_gradients` gives one process the same semantics: a part that no sample reached has the gradient zero, not
-none, so the optimizer's momentum moves alike for any number of processes.
+Sharded training exchanges weights and gradients in lockstep: when one process has images and another only text, the
+second one has no gradient for tower and projector, gathers other weights, or walks its graph in another order, and the
+job hangs (NCCL) or dies (gloo). The cure here leaves the loss of a text-only batch bit-identical: where other processes
+run their images, a blank one runs through tower and projector, and its features, times zero, are added to the token
+embeddings. Grafts do the like for their own silent parameters. `fill_missing_gradients` gives one process the same
+semantics: a part that no sample reached has the gradient zero, not none, so the optimizer's momentum moves alike for any
+number of processes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ def lockstep(model: nn.Module, parts: Mapping[str, Named], blank: Mapping[str, T
         image = _BlankImage(anatomy.backbone, blank)
         handles.append(anatomy.backbone.register_forward_pre_hook(image.enter, with_kwargs=True))
         handles.append(anatomy.embeddings.register_forward_hook(image.embedded))
-        handles.append(anatomy.backbone.register_forward_hook(image.leave, with_kwargs=True))
     try:
         yield
     finally:
@@ -68,38 +67,27 @@ def zero_touch(parts: Mapping[str, Named]) -> Tensor:
 class _BlankImage:
     """Runs one blank image through tower and projector when a batch has no image of its own.
 
-    The moment is right after the token embedding, where hosts run their own images: sharded weights have to be gathered
-    in the same order on every process.
+    Its moment is right after the token embedding, and its place the decoder's input, as for real images: sharded weights
+    are gathered, and gradients exchanged, in the order in which a process walks its graph, so the graphs must be alike.
     """
 
     def __init__(self, backbone: nn.Module, blank: Mapping[str, Tensor]) -> None:
         self.backbone, self.blank = backbone, dict(blank)
-        self._forwards: list[list[Tensor]] = []  # a stack: what each forward under way has to add
+        self._wanted = False
 
     def enter(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._wanted(kwargs):
-            self._forwards.append([])
+        self._wanted = backbone.training and all(kwargs.get(name) is None for name in _PERCEPTS)
 
-    def embedded(self, embeddings: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if not self._forwards or self._forwards[-1]:
-            return
+    def embedded(self, embeddings: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if not self._wanted:
+            return output
+        self._wanted = False
         read: Any = self.backbone.get_image_features
         features = read(**{key: value.to(output.device) for key, value in self.blank.items()})
         features = getattr(features, "pooler_output", features)
         flat = [features] if isinstance(features, Tensor) else list(features)
-        self._forwards[-1].append(torch.stack([item.float().sum() for item in flat]).sum() * 0.0)
-
-    def leave(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not self._wanted(kwargs):
-            return None
-        hidden = output["last_hidden_state"]
-        for zero in self._forwards.pop():
-            hidden = hidden + zero.to(hidden.dtype)
-        output["last_hidden_state"] = hidden
-        return output
-
-    def _wanted(self, kwargs: dict[str, Any]) -> bool:
-        return self.backbone.training and all(kwargs.get(name) is None for name in _PERCEPTS)
+        zero = torch.stack([item.float().sum() for item in flat]).sum() * 0.0
+        return output + zero.to(output.dtype)
 
 
 def _under(module: nn.Module | None, parts: Mapping[str, Named]) -> Named:
