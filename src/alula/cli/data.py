@@ -1,4 +1,4 @@
-"""``alula data``: look at training data before a run does."""
+"""``alula data``: look at data before a run does, and make some."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ SPLIT = Annotated[str | None, typer.Option(help="Split of a saved DatasetDict.")
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``data check``, ``data show`` and ``data export``."""
-    data = typer.Typer(name="data", help="Check, look at and export training data.", no_args_is_help=True)
+    """Add ``data check``, ``data show``, ``data export`` and ``data interleave``."""
+    data = typer.Typer(name="data", help="Check, look at, export and interleave data.", no_args_is_help=True)
     data.command()(check)
     data.command()(show)
     data.command()(export)
+    data.command()(interleave)
     app.add_typer(data)
 
 
@@ -135,3 +136,49 @@ def export(
 
     path = export_microworld(stream, directory, form=form, n=n, split=split, seed=seed, families=family)
     typer.echo(str(path))
+
+
+def interleave(
+    text: Annotated[
+        Path, typer.Argument(exists=True, help="Text-only questions with answers, any format alula reads.")
+    ],
+    visual: Annotated[Path, typer.Argument(exists=True, help="Questions about images, likewise.")],
+    output: Annotated[Path, typer.Argument(dir_okay=False, help="JSONL file to write.")],
+    images: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder that image paths in VISUAL start from.")
+    ] = None,
+    settings: Annotated[
+        str, typer.Option(help="Orders of text (T) and visual (V) turns, comma separated; the last turn is scored.")
+    ] = "T,TT,TTT,TTV,TV,V,VT,VTT,VVT",
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, help="Dialogues per setting. (default: one per possible last question)")
+    ] = None,
+    history: Annotated[
+        str, typer.Option(help="Answers shown before the last turn: gold, or generated (the model's own).")
+    ] = "gold",
+    seed: Annotated[int, typer.Option(help="Chooses the last questions when there are more than -n.")] = 0,
+    encoder: Annotated[
+        str | None, typer.Option(help="A sentence-transformers model to pair by. (default: TF-IDF)")
+    ] = None,
+) -> None:
+    """Pair text and visual questions about similar things into dialogues, a benchmark for alula eval --data.
+
+    Takes the first question and answer of every record. Settings that end with the same kind of turn end with the same
+    questions.
+    """
+    from alula.data.interleave import interleave as pair
+    from alula.data.interleave import questions, sentence_encoder, write_dialogues
+    from alula.data.sources import open_file
+
+    dialogues = pair(
+        questions(open_file(text), "T"),
+        questions(open_file(visual, images=images), "V"),
+        settings=[name.strip() for name in settings.split(",")],
+        n=n,
+        history=history,  # type: ignore[arg-type]
+        seed=seed,
+        embed=sentence_encoder(encoder) if encoder else None,
+    )
+    for setting, count in write_dialogues(dialogues, output).items():
+        typer.echo(f"{setting:>6}  {count:,}", err=True)
+    typer.echo(str(output))
