@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from alula import microworld
+from alula.data import open_file
+from alula.data.interleave import SETTINGS, interleave, questions, write_dialogues
 from alula.errors import AlulaError, EvaluationError, UsageError
 from alula.evaluation import NATIVE, data_task, exact_match, native_tasks, normalise
 from alula.evaluation.items import TaskItem, images_of
-from alula.evaluation.native import dialogue, text_after_image, text_after_text, text_bare, visual_unseen
+from alula.evaluation.native import dialogue, interleaved, text_after_image, text_after_text, text_bare, visual_unseen
 
 
 def words(item: TaskItem) -> list[str]:
@@ -151,3 +154,38 @@ def test_conversations_without_a_reference_are_refused(tmp_path: Path) -> None:
 def test_exact_match_scores() -> None:
     item = TaskItem("a", "f", [{"role": "user", "content": text("?")}], "Blue")
     assert (exact_match(item, "blue."), exact_match(item, "red")) == (1.0, 0.0)
+
+
+def test_interleaved_scores_the_last_turn_by_setting() -> None:
+    items = interleaved(18).items()
+    assert [item.family for item in items] == [*SETTINGS, *SETTINGS]
+    dialogues = list(microworld.dialogue_items(18, split="test", seed=0, patterns=SETTINGS))
+    for item, whole in zip(items, dialogues, strict=True):
+        assert (item.gold, item.tags["skill"]) == (whole.targets[-1].answer, whole.targets[-1].family)
+        assert list(item.messages) == list(whole.messages[:-1])
+        assert item.tags["kind"] == {"T": "text", "V": "visual"}[item.family[-1]]
+    own = interleaved(18, history="generated").items()
+    for item, other in zip(items, (item for item in own if item.scored), strict=True):
+        assert replace(other, follows=()) == item
+    assert [len(item.follows) for item in own if item.scored] == [len(setting) - 1 for setting in SETTINGS] * 2
+    assert sum(not item.scored for item in own) == 2 * sum(len(setting) - 1 for setting in SETTINGS)
+
+
+def test_interleaved_data_is_broken_down_by_setting(tmp_path: Path) -> None:
+    pools = []
+    for stream, kind, families in (("text", "T", microworld.SINGLE_TURN_FAMILIES[:3]), ("visual", "V", None)):
+        items = microworld.source(stream, split="test", families=families, n=6)
+        pools.append(questions(open_file(microworld.export_jsonl(items, tmp_path / stream)), kind))
+    write_dialogues(interleave(*pools, n=2, history="generated"), tmp_path / "mine.jsonl")
+    scored = [item for item in data_task(tmp_path / "mine.jsonl").items() if item.scored]
+    assert [item.family for item in scored] == [setting for setting in SETTINGS for _ in range(2)]
+    assert all(len(item.follows) == len(item.family) - 1 for item in scored)
+    assert {item.cluster for item in scored if item.family.endswith("T")} == {
+        item.cluster for item in scored if item.family == "T"
+    }
+    assert {item.tags["kind"] for item in scored if item.family == "VT"} == {"text"}
+    assert {item.tags["before"] for item in scored if item.family == "TTV"} == {"TT"}
+    gold = data_task(tmp_path / "mine.jsonl", history="gold").items()
+    assert all(item.scored and not item.follows for item in gold)
+    with pytest.raises(UsageError, match="'own'"):
+        data_task(tmp_path / "mine.jsonl", history="own")  # type: ignore[arg-type]

@@ -23,8 +23,8 @@ def evaluate(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Comma separated: text_bare, text_after_image, text_after_text, visual, visual_unseen, dialogue. "
-            "(default: what MODEL can take)"
+            help="Comma separated: text_bare, text_after_image, text_after_text, visual, visual_unseen, dialogue, "
+            "interleaved. (default: what MODEL can take)"
         ),
     ] = None,
     data: Annotated[
@@ -34,13 +34,38 @@ def evaluate(
     images: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder that image paths in --data start from.")
     ] = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(
+            help="Tasks of lm-evaluation-harness, comma separated; NAME:METRIC scores by that metric. "
+            "Needs pip install 'alula[eval]'."
+        ),
+    ] = None,
+    lm_eval_include: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder of your own harness task files (YAML).")
+    ] = None,
+    lm_eval_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each harness question. (default: the task's own number)")
+    ] = None,
+    lm_eval_chat: Annotated[
+        bool, typer.Option("--lm-eval-chat", help="Put harness prompts through the chat template.")
+    ] = False,
+    history: Annotated[
+        str | None,
+        typer.Option(
+            help="Earlier answers in dialogues: gold (as written) or generated (the model's own). "
+            "(default: gold, or as the records of --data say)"
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option(help="Directory for answers, results and report; a second call goes on there.")
     ] = Path("runs/eval"),
     n: Annotated[
-        int | None, typer.Option("--n", min=1, help="Questions per task. (default: 400; all of --data)")
+        int | None, typer.Option("--n", min=1, help="Questions per task. (default: 400; all of --data and --lm-eval)")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draws the questions of the native tasks.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Draws the questions of the native tasks, and what harness tasks draw.")
+    ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at a time.")] = 32,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of an answer. (default: by task)")
@@ -61,7 +86,7 @@ def evaluate(
 
     from rich.console import Console
 
-    from alula.evaluation import choose_tasks
+    from alula.evaluation import HarnessTasks, choose_tasks
     from alula.evaluation import evaluate as run
     from alula.files import write_text
     from alula.hosts.placement import device_named, dtype_named
@@ -70,11 +95,25 @@ def evaluate(
 
     kind, place = dtype_named(dtype), device_named(device)
     names = None if tasks is None else [name.strip() for name in tasks.split(",")]
+    harness = None
+    if lm_eval is not None:
+        specs = [name.strip() for name in lm_eval.split(",") if name.strip()]
+        harness = HarnessTasks(specs, lm_eval_include, num_fewshot=lm_eval_fewshot, chat=lm_eval_chat, n=n, seed=seed)
     session = run(
         model,
         lambda name: load_model(name, dtype=kind, device=place),
-        lambda processor: choose_tasks(processor, names=names, data=data, images=images, n=n, seed=seed),
+        lambda processor: choose_tasks(
+            processor,
+            names=names,
+            data=data,
+            images=images,
+            n=n,
+            seed=seed,
+            history=history,  # type: ignore[arg-type]
+            more=harness is not None,
+        ),
         base=base,
+        harness=harness,
         output=output,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,

@@ -5,6 +5,7 @@ of several trainings. Results are records that save to JSON and load from it.
 """
 
 from alula.evaluation.across_seeds import SeedsComparison, SeedsResult, Spread, across_seeds
+from alula.evaluation.harness import HarnessTasks, run_harness
 from alula.evaluation.items import ItemTask, Task, TaskItem
 from alula.evaluation.native import DEFAULT, NATIVE, TEXT_ONLY, native_tasks
 from alula.evaluation.own_data import data_task
@@ -34,6 +35,7 @@ __all__ = [
     "Decoding",
     "Estimate",
     "Flip",
+    "HarnessTasks",
     "ItemResult",
     "ItemTask",
     "PairedResult",
@@ -55,4 +57,5 @@ __all__ = [
     "normalise",
     "paired",
     "run",
+    "run_harness",
 ]

@@ -27,6 +27,7 @@ class TaskItem:
         tags: further labels kept beside the result, such as ``{"kind": "text", "pattern": "VT"}``.
         follows: ``(message index, item id)`` pairs: the assistant turns of the prompt to be replaced by the model's own
             answers to those items. Empty: the history is taken as written.
+        scored: False for an item that is asked only because others follow it; it is left out of the results.
     """
 
     id: str
@@ -36,6 +37,7 @@ class TaskItem:
     cluster: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     follows: tuple[tuple[int, str], ...] = ()
+    scored: bool = True
 
     def __post_init__(self) -> None:
         if not self.messages or self.messages[-1]["role"] != "user":

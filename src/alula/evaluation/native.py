@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from alula import microworld
+from alula.data.interleave import SETTINGS, History
 from alula.errors import UsageError
 from alula.evaluation.items import ItemTask, Task, TaskItem, images_of
 from alula.microworld.items import Item
 
-History = Literal["gold", "generated"]
 _TEXT_TOKENS, _VISUAL_TOKENS = 32, 64
 _PARTNER_SEED = 7919
 """the earlier turn is drawn from another stream than the question, so that the two are unrelated"""
@@ -77,8 +77,7 @@ def dialogue(n: int = 200, seed: int = 0, history: History = "gold", patterns: S
         history: earlier answers as written (``"gold"``) or the model's own (``"generated"``).
         patterns: orders of turns such as ``("T", "VT")``; all of the microworld's by default.
     """
-    if history not in ("gold", "generated"):
-        raise UsageError(f"history {history!r} is not one of 'gold', 'generated'", where="task 'dialogue'")
+    _check_history(history, "dialogue")
     chosen = {} if patterns is None else {"patterns": tuple(patterns)}
     return _task(
         "dialogue",
@@ -91,6 +90,32 @@ def dialogue(n: int = 200, seed: int = 0, history: History = "gold", patterns: S
     )
 
 
+def interleaved(n: int = 400, seed: int = 0, history: History = "gold", settings: Sequence[str] = SETTINGS) -> Task:
+    """The dialogues of `dialogue` in the settings of the interleaved benchmark; only the last turn is scored.
+
+    Results are broken down by setting (``"TTV"``), which stands as the family; the skill is a tag.
+
+    Args:
+        n: dialogues, the settings in turn; as many items.
+        settings: orders of turns; by default the paper's six and text questions after images, see
+            `alula.data.interleave`.
+    """
+    _check_history(history, "interleaved")
+
+    def make() -> list[TaskItem]:
+        dialogues = microworld.dialogue_items(n, split="test", seed=seed, patterns=settings)
+        return [item for dialogue in dialogues for item in _last_scored(turns(dialogue, history=history))]
+
+    return ItemTask(
+        name="interleaved",
+        title="last turn of interleaved dialogues",
+        source=_Once(make),
+        scorer=lambda item, answer: float(microworld.score(item.tags["skill"], item.gold, answer)),
+        max_new_tokens=_VISUAL_TOKENS,
+        settings={"n": n, "seed": seed, "history": history, "settings": list(settings)},
+    )
+
+
 NATIVE: dict[str, Callable[..., Task]] = {
     "text_bare": text_bare,
     "text_after_image": text_after_image,
@@ -98,14 +123,21 @@ NATIVE: dict[str, Callable[..., Task]] = {
     "visual": visual,
     "visual_unseen": visual_unseen,
     "dialogue": dialogue,
+    "interleaved": interleaved,
 }
+WITH_HISTORY = ("dialogue", "interleaved")
+"""tasks whose earlier answers may be the model's own"""
 DEFAULT = ("text_bare", "text_after_image", "visual", "visual_unseen", "dialogue")
 """what an image host is asked when nothing is said; a text LLM gets the text tasks of `NATIVE`"""
 TEXT_ONLY = ("text_bare", "text_after_text")
 
 
-def native_tasks(names: Sequence[str] = DEFAULT, *, n: int = 400, seed: int = 0) -> list[Task]:
+def native_tasks(
+    names: Sequence[str] = DEFAULT, *, n: int = 400, seed: int = 0, history: History = "gold"
+) -> list[Task]:
     """Return the named microworld tasks with ``n`` items each (``dialogue``: ``n // 2`` dialogues, about ``n`` turns).
+
+    ``history`` goes to the tasks of `WITH_HISTORY`.
 
     Raises:
         UsageError: an unknown name, or ``n`` below 1.
@@ -115,7 +147,19 @@ def native_tasks(names: Sequence[str] = DEFAULT, *, n: int = 400, seed: int = 0)
     unknown = [name for name in names if name not in NATIVE]
     if unknown:
         raise UsageError(f"there is no task {unknown[0]!r}", where="tasks", remedy=f"choose among {', '.join(NATIVE)}")
-    return [NATIVE[name](n=max(1, n // 2) if name == "dialogue" else n, seed=seed) for name in names]
+    return [
+        NATIVE[name](
+            n=max(1, n // 2) if name == "dialogue" else n,
+            seed=seed,
+            **({"history": history} if name in WITH_HISTORY else {}),
+        )
+        for name in names
+    ]
+
+
+def _check_history(history: str, task: str) -> None:
+    if history not in ("gold", "generated"):
+        raise UsageError(f"history {history!r} is not one of 'gold', 'generated'", where=f"task {task!r}")
 
 
 def _task(name: str, title: str, make: Callable[[], list[TaskItem]], limit: int, **settings: object) -> Task:
@@ -159,6 +203,13 @@ def turns(item: Item, *, suffix: str = "", history: History = "gold") -> list[Ta
         )
         for rank, target in enumerate(item.targets)
     ]
+
+
+def _last_scored(turns: Sequence[TaskItem]) -> list[TaskItem]:
+    """The last turn under its dialogue's setting, behind those it must wait for."""
+    *earlier, last = turns
+    counted = replace(last, family=last.tags["pattern"], tags={**last.tags, "skill": last.family})
+    return [*(replace(turn, scored=False) for turn in earlier if last.follows), counted]
 
 
 def _turns(items: Iterable[Item], **options: Any) -> list[TaskItem]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from alula import data
-from alula.errors import DataError, EvaluationError
-from alula.evaluation.items import ItemTask, Task, TaskItem, images_of
+from alula.data.interleave import History
+from alula.errors import DataError, EvaluationError, UsageError
+from alula.evaluation.items import ItemTask, Message, Task, TaskItem, images_of
 from alula.evaluation.scoring import exact_match
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ def data_task(
     images: str | os.PathLike[str] | None = None,
     name: str | None = None,
     n: int | None = None,
+    history: History | None = None,
     max_new_tokens: int = 64,
 ) -> Task:
     """Return a task over a data file or source: exact match after `alula.evaluation.normalise`.
@@ -31,9 +34,14 @@ def data_task(
         images: the folder relative image paths of a file start from; by default the file's own.
         name: names the task; by default what the source is called.
         n: take the first ``n`` conversations.
+        history: whether earlier answers are shown as written (``"gold"``) or are the model's own (``"generated"``); by
+            default what each record's key ``history`` says, or as written.
         max_new_tokens: bounds an answer.
 
+    Records that `alula data interleave` wrote are broken down by their ``setting``.
+
     Raises:
+        UsageError: an unknown history.
         DataError: the file is missing or damaged, or a conversation does not end with an assistant's text.
         EvaluationError: the source is endless and ``n`` is not given.
     """
@@ -42,14 +50,16 @@ def data_task(
     else:
         opened, settings = data.open_file(source, images=images), {"file": os.fspath(source)}
     title = name or opened.name
-    items = [_item(sample) for sample in _samples(opened, n)]
+    if history not in (None, "gold", "generated"):
+        raise UsageError(f"history {history!r} is not one of 'gold', 'generated'", where=f"task {title!r}")
+    items = [item for sample in _samples(opened, n) for item in _items(sample, history)]
     return ItemTask(
         name=title,
         title=title,
         source=items,
         scorer=exact_match,
         max_new_tokens=max_new_tokens,
-        settings={"source": settings, "n": n},
+        settings={"source": settings, "n": n, "history": history or "as the records say"},
     )
 
 
@@ -60,17 +70,58 @@ def _samples(source: Source, n: int | None) -> Iterator[Sample]:
     return (source[index] for index in range(min(sizes)))
 
 
+def _items(sample: Sample, history: History | None) -> list[TaskItem]:
+    """The last turn as a scored item, behind the earlier ones where the model is to answer those itself."""
+    scored = _item(sample)
+    if (history or sample.meta.get("history")) != "generated":
+        return [scored]
+    earlier = [turn for turn, message in enumerate(scored.messages) if message["role"] == "assistant"]
+    follows = tuple((turn, f"{sample.id}#{turn}") for turn in earlier)
+    asked = [
+        TaskItem(
+            id=own,
+            family=scored.family,
+            messages=scored.messages[:turn],
+            gold=data.message_text(scored.messages[turn]),
+            follows=follows[:rank],
+            scored=False,
+        )
+        for rank, (turn, own) in enumerate(follows)
+    ]
+    return [*asked, replace(scored, follows=follows)]
+
+
 def _item(sample: Sample) -> TaskItem:
     *prompt, last = sample.messages
     if last["role"] != "assistant":
         raise DataError(
             f"the conversation ends with a {last['role']} turn, not with a reference answer", where=sample.id
         )
-    texts = [part["text"] for part in last["content"] if part["type"] == "text"]
-    if not texts or not "".join(texts).strip():
+    gold = data.message_text(last)
+    if not gold.strip():
         raise DataError("the last assistant turn holds no text to score against", where=sample.id)
     if not prompt or prompt[-1]["role"] != "user":
         raise DataError("no user turn stands before the last assistant turn", where=sample.id)
-    kind = "visual" if any(True for _ in images_of(prompt)) else "text"
-    family = str(sample.meta.get("family", sample.source))
-    return TaskItem(id=sample.id, family=family, messages=prompt, gold="".join(texts), tags={"kind": kind})
+    setting = _setting(sample, prompt)
+    if setting:
+        kind = "visual" if setting.endswith("V") else "text"
+        tags = {"kind": kind, "pattern": setting, "before": setting[:-1] or "nothing"}
+    else:
+        tags = {"kind": "visual" if any(True for _ in images_of(prompt)) else "text"}
+    family = str(sample.meta.get("family", setting or sample.source))
+    return TaskItem(
+        id=sample.id,
+        family=family,
+        messages=prompt,
+        gold=gold,
+        # settings share their last questions, whose answers are then not independent
+        cluster=str(sample.meta["parts"][-1]) if setting and sample.meta.get("parts") else "",
+        tags=tags,
+    )
+
+
+def _setting(sample: Sample, prompt: Sequence[Message]) -> str:
+    """The record's order of text and visual turns, where it names one that fits."""
+    named = sample.meta.get("setting")
+    asked = sum(message["role"] == "user" for message in prompt)
+    return named if isinstance(named, str) and len(named) == asked and not set(named) - {"T", "V"} else ""

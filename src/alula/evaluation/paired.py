@@ -62,7 +62,14 @@ def paired(
         before, after = base.tasks[name], tuned.tasks[name]
         _compare_prompts(name, before, after)
         tasks[name] = _pair(before, after, kept_flips, how).model_copy(
-            update={"notes": [*notes, *_truncation_notes(base.model, before), *_truncation_notes(tuned.model, after)]}
+            update={
+                "notes": [
+                    *notes,
+                    *_setting_notes(before, after),
+                    *_truncation_notes(base.model, before),
+                    *_truncation_notes(tuned.model, after),
+                ]
+            }
         )
     return PairedRun(
         base=base.model,
@@ -215,6 +222,20 @@ def _compare_conditions(before: Conditions, after: Conditions) -> list[str]:
         if first != second:
             notes.append(f"{package} differs: {first} before, {second} after")
     return notes
+
+
+def _setting_notes(before: TaskResult, after: TaskResult) -> list[str]:
+    """What was set otherwise though the prompts are the same, such as whose answers stand in a history."""
+    pairs = {
+        key: (before.settings.get(key), after.settings.get(key))
+        for key in dict.fromkeys([*before.settings, *after.settings])
+        if key != "source"  # where a file lay says nothing
+    }
+    return [
+        f"{before.title}: {key} differs: {_plain(first)} before, {_plain(second)} after"
+        for key, (first, second) in pairs.items()
+        if first != second
+    ]
 
 
 def _plain(value: object) -> str:

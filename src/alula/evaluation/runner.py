@@ -61,7 +61,7 @@ def run(
     identity = {"fingerprint": mark, "decoding": decoding.model_dump(mode="json"), "dtype": state.dtype}
     book = Journal(journal, identity) if journal is not None else None
     results: dict[str, TaskResult] = {}
-    with _evaluating(model), _bar(sum(map(len, items.values())), progress) as bar:
+    with evaluating(model), _bar(sum(map(len, items.values())), progress) as bar:
         for task in tasks:
             limit = max_new_tokens or task.max_new_tokens
             work = _TaskRun(model, processor, task, limit, decoding, batch_size, book, bar, name)
@@ -105,7 +105,7 @@ class _TaskRun:
             for start in range(0, len(wave), size):
                 for result in self._window(wave[start : start + size], done):
                     done[result.id] = result
-        return [done[item.id] for item in items]
+        return [done[item.id] for item in items if item.scored]
 
     def _window(self, items: Sequence[TaskItem], done: dict[str, ItemResult]) -> Iterator[ItemResult]:
         asked, given, shown = [], [], []
@@ -159,7 +159,7 @@ def _items(tasks: Sequence[Task], processor: Any) -> dict[str, Sequence[TaskItem
         if task.name in found:
             raise UsageError(f"two tasks are called {task.name!r}")
         items = found[task.name] = task.items()
-        if not items:
+        if not any(item.scored for item in items):
             raise EvaluationError("has no items", where=f"task {task.name!r}")
         seen: set[str] = set()
         for item in items:
@@ -190,7 +190,8 @@ def _waves(items: Sequence[TaskItem]) -> list[list[TaskItem]]:
 
 
 @contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
+    """Put every module in eval mode inside the block, and back into its own mode after it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

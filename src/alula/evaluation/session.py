@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alula.data.interleave import History
 from alula.errors import UsageError
+from alula.evaluation.harness import HarnessTasks, run_harness
 from alula.evaluation.items import Task, images_of
 from alula.evaluation.native import DEFAULT, TEXT_ONLY, native_tasks
 from alula.evaluation.own_data import data_task
 from alula.evaluation.paired import paired
 from alula.evaluation.prompts import takes_images
-from alula.evaluation.results import PairedRun, RunResult
+from alula.evaluation.results import PairedRun, RunResult, TaskResult
 from alula.evaluation.runner import run
 
 Loader = Callable[[str], tuple[Any, Any]]
@@ -42,24 +44,29 @@ def choose_tasks(
     images: str | os.PathLike[str] | None = None,
     n: int | None = None,
     seed: int = 0,
+    history: History | None = None,
+    more: bool = False,
 ) -> list[Task]:
     """Return the tasks a model is to answer.
 
     Args:
         processor: the model's; decides which native tasks are the default.
-        names: native tasks by name; by default all the model can take, or none where ``data`` is given.
+        names: native tasks by name; by default all the model can take, or none where there is ``data`` or ``more``.
         data: a file or folder of the user's own, added to them; ``images`` is its image folder.
         n: items per task; 400 of each native task and all of ``data`` by default.
         seed: draws the native items.
+        history: earlier answers in dialogues as written (``"gold"``) or the model's own (``"generated"``); by default
+            as written, or as the records of ``data`` say.
+        more: the model is also asked other questions than these.
 
     Raises:
         UsageError: an unknown name. DataError: unusable data.
     """
     if names is None:
-        names = () if data is not None else DEFAULT if takes_images(processor) else TEXT_ONLY
-    tasks = native_tasks(names, seed=seed, **({} if n is None else {"n": n}))
+        names = () if data is not None or more else DEFAULT if takes_images(processor) else TEXT_ONLY
+    tasks = native_tasks(names, seed=seed, history=history or "gold", **({} if n is None else {"n": n}))
     if data is not None:
-        tasks.append(data_task(data, images=images, n=n))
+        tasks.append(data_task(data, images=images, n=n, history=history))
     return tasks
 
 
@@ -69,6 +76,7 @@ def evaluate(
     tasks_for: Callable[[Any], list[Task]],
     *,
     base: str | None = None,
+    harness: HarnessTasks | None = None,
     output: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     max_new_tokens: int | None = None,
@@ -77,25 +85,34 @@ def evaluate(
     """Put the tasks to ``model``, and to ``base`` where there is one, and compare.
 
     Only one model is held in memory at a time. With ``output``, finished items are kept there as they come, and a later
-    call goes on from them.
+    call goes on from them (tasks of the harness start anew).
 
     Args:
         load: loads a model by name.
-        tasks_for: chooses the tasks, given the processor of ``model``.
+        tasks_for: chooses the tasks, given the processor of ``model``; there may be none where there is ``harness``.
+        harness: tasks of lm-evaluation-harness asked as well.
 
     Returns:
         the session; with ``output`` also written there as ``tuned.json``, ``base.json`` and ``paired.json``.
     """
     started = time.perf_counter()
     folder = Path(output) if output is not None else None
-    options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "progress": progress}
+    if harness is not None:
+        harness.check()
+    options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
 
-    def journal(role: str) -> Path | None:
-        return folder / f"{role}-answers.jsonl" if folder is not None else None
+    def ask(role: str, name: str, tasks: list[Task]) -> RunResult:
+        parts = []
+        if tasks or harness is None:
+            journal = folder / f"{role}-answers.jsonl" if folder is not None else None
+            parts.append(run(loaded, processor, tasks, name=name, journal=journal, progress=progress, **options))
+        if harness is not None:
+            parts.append(run_harness(loaded, processor, harness, name=name, **options))
+        return _joined(parts)
 
     loaded, processor = load(model)
     tasks = tasks_for(processor)
-    tuned = run(loaded, processor, tasks, name=model, journal=journal("tuned"), **options)
+    tuned = ask("tuned", model, tasks)
     del loaded, processor
     before, pairs, skipped = None, None, []
     if base is not None:
@@ -103,19 +120,30 @@ def evaluate(
         if not takes_images(processor):
             skipped = [task.name for task in tasks if _shows_images(task)]
         common = [task for task in tasks if task.name not in skipped]
-        if not common:
+        if not common and harness is None:
             raise UsageError(
                 f"{base} takes no images, and every task shows some",
                 where="--base",
                 remedy="compare with an image host, or choose text tasks",
             )
-        before = run(loaded, processor, common, name=base, journal=journal("base"), **options)
+        before = ask("base", base, common)
         pairs = paired(before, tuned)
     if folder is not None:
         for name, record in (("tuned", tuned), ("base", before), ("paired", pairs)):
             if record is not None:
                 record.save(folder / f"{name}.json")
     return Session(tuned, before, pairs, skipped, time.perf_counter() - started)
+
+
+def _joined(parts: Sequence[RunResult]) -> RunResult:
+    """The tasks of several runs of one model as one run; the last names all packages that took part."""
+    tasks: dict[str, TaskResult] = {}
+    for part in parts:
+        twice = tasks.keys() & part.tasks.keys()
+        if twice:
+            raise UsageError(f"two tasks are called {min(twice)!r}")
+        tasks |= part.tasks
+    return parts[-1].model_copy(update={"tasks": tasks, "seconds": sum(part.seconds for part in parts)})
 
 
 def _shows_images(task: Task) -> bool:

@@ -1,0 +1,320 @@
+"""Tasks of lm-evaluation-harness (extra ``eval``), put to any model alula loads and kept item by item.
+
+The harness makes the prompts, the few-shot examples and the metrics; what comes back is a `RunResult` like that of
+`alula.evaluation.run`, so two models can be paired and every flip looked at. Only text goes through: image tasks of the
+harness are refused by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alula.errors import EvaluationError, UsageError
+from alula.evaluation.conditions import conditions, fingerprint
+from alula.evaluation.prompts import tokenizer_of
+from alula.evaluation.results import Decoding, ItemResult, Part, RunResult, TaskResult, Turn
+from alula.evaluation.runner import evaluating
+
+_NORMALISED = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
+"""metrics of multiple choice that divide log-likelihoods by the length of the choice"""
+_JOINT = " | "
+
+
+@dataclass(frozen=True)
+class HarnessTasks:
+    """Which harness tasks to ask, and how.
+
+    Args:
+        names: tasks, groups or tags the harness knows, or paths of task YAMLs; ``name:metric`` scores by that metric
+            instead of the first one of the task that gives every item a score between 0 and 1.
+        include: folder with task YAMLs of one's own; they go before tasks of the same name that the harness ships.
+        num_fewshot: examples before each question instead of the task's own number (a task that fixes 0 keeps it).
+        chat: put prompts through the model's chat template.
+        n: only the first ``n`` items of each task.
+        seed: of the few-shot examples and of everything a task draws.
+    """
+
+    names: Sequence[str]
+    include: str | os.PathLike[str] | None = None
+    num_fewshot: int | None = None
+    chat: bool = False
+    n: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise UsageError("no task named", where="lm-eval")
+        if self.include is not None and not Path(self.include).is_dir():
+            raise UsageError("no such folder of task files", where=str(self.include))
+
+    def check(self) -> None:
+        """Look the names up, without a model and without reading any data.
+
+        Raises:
+            UsageError: the extra ``eval`` is not installed, or a name is unknown (similar ones are proposed).
+        """
+        for spec in self.names:
+            self._manager(_split(spec)[0])
+
+    def load(self, spec: str) -> dict[str, Any]:
+        """The harness' tasks behind one of ``names``, by leaf name, freshly made.
+
+        Raises:
+            UsageError: as `check`. EvaluationError: the task or its data cannot be loaded.
+        """
+        name, _ = _split(spec)
+        manager = self._manager(name)
+        try:
+            tasks: dict[str, Any] = manager.load([name])["tasks"]
+        except Exception as error:  # a task file may hold and raise anything; so may the download of its data
+            raise EvaluationError(
+                f"the task cannot be loaded: {_first_line(error)}",
+                where=f"lm-eval task {name!r}",
+                remedy="its data must be on this machine or within reach of it",
+            ) from error
+        for task in tasks.values():
+            own = task.get_config("num_fewshot")
+            if self.num_fewshot is not None and own != 0:
+                task.set_config(key="num_fewshot", value=self.num_fewshot)
+            elif own is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=self.seed)
+        return tasks
+
+    def _manager(self, name: str) -> Any:
+        try:
+            from lm_eval.tasks import TaskManager
+        except ImportError:
+            raise UsageError(
+                "tasks of lm-evaluation-harness need the extra `eval`", remedy="pip install 'alula[eval]'"
+            ) from None
+        known: list[str] = []
+        # the harness' own index of many thousand files is only read for names that are not local
+        for defaults in (False, True):
+            include = str(self.include) if self.include is not None else None
+            if defaults or include or Path(name).is_file():
+                manager = TaskManager(include_path=include, include_defaults=defaults)
+                if name in manager.task_index or (not defaults and Path(name).is_file()):
+                    return manager
+                known += manager.all_tasks
+        close = difflib.get_close_matches(name, known, n=4)
+        raise UsageError(
+            f"lm-evaluation-harness has no task {name!r}",
+            where=str(self.include) if self.include is not None else None,
+            remedy=f"did you mean {', '.join(close)}?" if close else "see: lm_eval ls tasks",
+        )
+
+
+def run_harness(
+    model: Any,
+    processor: Any,
+    tasks: HarnessTasks,
+    *,
+    name: str = "model",
+    batch_size: int = 32,
+    max_new_tokens: int | None = None,
+) -> RunResult:
+    """Put harness tasks to a text LLM, an image host (as a text model), or either with an adapter.
+
+    Scores move with the batch size in the last digits, so it is fixed, never found out by trying, and recorded. Answers
+    are generated as the task says, otherwise greedily; the checkpoint's own generation defaults do not count.
+
+    Args:
+        processor: the model's processor or tokenizer; left as it is.
+        max_new_tokens: bounds generated answers instead of each task's own limit.
+
+    Raises:
+        UsageError: the extra is missing, a task is unknown, or it has no such metric.
+        EvaluationError: a task cannot be loaded or run, or gives no scores per item.
+    """
+    tasks.check()
+    from alula.evaluation.harness_model import HarnessModel
+
+    started = time.perf_counter()
+    if tasks.chat and getattr(processor, "chat_template", None) is None:
+        raise UsageError("has no chat template", where=type(processor).__name__, remedy="leave out --lm-eval-chat")
+    state = conditions(model, Decoding(), batch_size)
+    packages = {package: version(package) for package in ("lm_eval", "datasets")}
+    results = {}
+    with evaluating(model), _quiet(), _seeded(tasks.seed):
+        wrapped = HarnessModel(model, tokenizer_of(processor), processor, batch_size)
+        for spec in tasks.names:
+            results[spec] = _run(wrapped, spec, tasks, max_new_tokens)
+    return RunResult(
+        model=name,
+        fingerprint=fingerprint(model),
+        conditions=state.model_copy(update={"versions": {**state.versions, **packages}}),
+        tasks=results,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _run(model: Any, spec: str, wanted: HarnessTasks, max_new_tokens: int | None) -> TaskResult:
+    from lm_eval.evaluator import evaluate
+
+    where = f"lm-eval task {spec!r}"
+    leaves = wanted.load(spec)
+    if max_new_tokens is not None:
+        for task in leaves.values():
+            if task.OUTPUT_TYPE == "generate_until":
+                task.set_config(key="generation_kwargs", value={"max_gen_toks": max_new_tokens}, update=True)
+    try:
+        output = evaluate(
+            lm=model,
+            task_dict={"tasks": leaves, "groups": {}, "group_map": {}},
+            limit=wanted.n,
+            bootstrap_iters=0,
+            apply_chat_template=wanted.chat,
+            fewshot_as_multiturn=wanted.chat,
+        )
+    except (AssertionError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
+        raise EvaluationError(f"the harness failed: {_first_line(error)}", where=where) from error
+    items, about = [], {}
+    for leaf, task in leaves.items():
+        samples = sorted(output["samples"][leaf], key=lambda sample: sample["doc_id"])
+        kept = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+        metric = _metric(task, kept, _split(spec)[1], where)
+        items += [_item(leaf, task, sample, metric) for sample in kept]
+        about[leaf] = {
+            "version": output["versions"].get(leaf),
+            "metric": metric,
+            "filter": kept[0]["filter"],
+            "num_fewshot": task.get_config("num_fewshot"),
+            "output_type": task.OUTPUT_TYPE,
+            "generation": json.loads(json.dumps(task.get_config("generation_kwargs"), default=str)),
+        }
+    generated = any(task.OUTPUT_TYPE == "generate_until" for task in leaves.values())
+    return TaskResult(
+        name=spec,
+        title=spec,
+        max_new_tokens=_limit(leaves, model) if generated else 0,
+        settings={"harness": about, "chat": wanted.chat, "n": wanted.n, "seed": wanted.seed},
+        items=items,
+    )
+
+
+def _metric(task: Any, samples: Sequence[Mapping[str, Any]], wished: str | None, where: str) -> str:
+    """The metric that scores items: the wished one, or the task's first that gives each a number in [0, 1]."""
+    offered = [entry["metric"] for entry in task.get_config("metric_list") or () if isinstance(entry["metric"], str)]
+    better = task.higher_is_better()
+    usable = [
+        metric
+        for metric in dict.fromkeys([*offered, *samples[0]["metrics"]])
+        if better.get(metric, True) and all(_is_share(sample.get(metric)) for sample in samples)
+    ]
+    if wished is not None and wished not in usable:
+        raise UsageError(
+            f"no metric {wished!r} that scores single items", where=where, remedy=f"choose among {', '.join(usable)}"
+        )
+    if not usable:
+        raise EvaluationError(
+            f"none of its metrics ({', '.join(samples[0]['metrics'])}) scores single items between 0 and 1",
+            where=where,
+            remedy="items are what is compared: choose a task with accuracy or exact match",
+        )
+    return wished or usable[0]
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float | np.number | np.bool_) and 0 <= float(value) <= 1
+
+
+def _item(leaf: str, task: Any, sample: Mapping[str, Any], metric: str) -> ItemResult:
+    answer, gold = _exchange(task, sample, metric)
+    # the harness' own prompt hash is of the first request's context: options and generation settings count too
+    asked = [sample["doc_hash"], sample["prompt_hash"], sample["target_hash"], sample["arguments"]]
+    return ItemResult(
+        id=f"{leaf}/{sample['doc_id']}",
+        family=leaf,
+        prompt_hash=hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest(),
+        gold=gold,
+        answer=answer,
+        score=float(sample[metric]),
+        prompt=[Turn(role="user", content=[Part(text=str(sample["arguments"][0][0]))])],
+    )
+
+
+def _exchange(task: Any, sample: Mapping[str, Any], metric: str) -> tuple[str, str]:
+    """The model's answer and the reference, as texts."""
+    target, replies = sample["target"], sample["filtered_resps"]
+    if task.OUTPUT_TYPE == "multiple_choice":
+        choices = task.doc_to_choice(sample["doc"])
+        if task.multiple_input:  # several contexts for one ending: the answer is which
+            target = task.doc_to_text(sample["doc"])
+        size = _NORMALISED.get(metric, lambda choice: 1)
+        likelihoods = [reply[0] / size(choice) for reply, choice in zip(replies, choices, strict=False)]
+        return choices[int(np.argmax(likelihoods))], _named(target, choices)
+    if task.OUTPUT_TYPE == "generate_until":
+        choices = task.doc_to_choice(sample["doc"]) if task.get_config("doc_to_choice") is not None else []
+        return _JOINT.join(map(str, replies)), _named(target, choices)
+    likelihood, greedy = replies[0]
+    return f"log-likelihood {likelihood:.4f}{', greedy' if greedy else ''}", _named(target, [])
+
+
+def _named(target: Any, choices: Sequence[str]) -> str:
+    """A reference as text: the choice an index stands for, or all of several references."""
+    if isinstance(target, list | tuple):
+        return _JOINT.join(_named(one, choices) for one in target)
+    if isinstance(target, int) and 0 <= target < len(choices):
+        return choices[target]
+    return str(target)
+
+
+def _limit(leaves: Mapping[str, Any], model: Any) -> int:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    given = [task.get_config("generation_kwargs") or {} for task in leaves.values()]
+    return max(normalize_gen_kwargs(settings, model.max_gen_toks)["max_gen_toks"] for settings in given)
+
+
+def _split(spec: str) -> tuple[str, str | None]:
+    """``name:metric`` -> (name, metric); a path keeps its colons."""
+    name, colon, metric = spec.rpartition(":")
+    return (name, metric) if colon and not Path(spec).is_file() else (spec, None)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The harness logs what it is told here on purpose, such as a model that is no path."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators that task files draw from, and leave them as they were found."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
