@@ -274,8 +274,11 @@ class _Listener:
 
 def _over_queries(share: Tensor, sums: Tensor) -> Tensor:
     """(B, H, C) mean of (B, Q, H, C) over the chosen queries."""
+    share = share.to(sums.device)
     sums = sums.detach().to(torch.promote_types(sums.dtype, torch.float32))
-    return torch.einsum("bq,bqhc->bhc", share.to(sums), sums)
+    # what a kernel leaves at a padding query that may attend to nothing can be NaN, which a share of 0 would not undo
+    sums = sums.masked_fill((share == 0)[..., None, None], 0.0)
+    return torch.einsum("bq,bqhc->bhc", share.to(sums.dtype), sums)
 
 
 def shifts(curves: Array) -> Array:

@@ -43,7 +43,8 @@ class Probe(abc.ABC):
     `AttentionShift`), and is left as it was found.
 
     One forward that starts without a cache is one measurement of each of its samples. Forwards that continue a cache
-    (decoding steps, later chunks of a prompt) are not measured; their number is reported.
+    (decoding steps, later chunks of a prompt) are not measured; their number is reported. A cache that was filled while
+    nothing of alula was on the model is taken for a prefix, as prefix tuning makes one.
 
     Attributes:
         keep: samples kept.
@@ -170,7 +171,8 @@ class Probe(abc.ABC):
     def gather(self) -> Self:
         """Merge the measurements of all processes of the default torch.distributed group; each gets the whole.
 
-        Without a process group there is nothing to do. Every process must call it. Returns self.
+        Every process must call it, once, when it has measured its part: what a probe measures after a second call would
+        be counted as often as there are processes. Without a process group there is nothing to do. Returns self.
         """
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             states = _exchange(safetensors.torch.save(self.state_dict()))
