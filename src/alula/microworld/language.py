@@ -1,4 +1,4 @@
-"""How scenes are talked about. The visual families and the family that reads described scenes ask the same questions."""
+"""How scenes are talked about; pictures and scenes described in words are asked the same questions."""
 
 from __future__ import annotations
 

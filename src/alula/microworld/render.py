@@ -28,8 +28,13 @@ INK = {
     "yellow": (240, 205, 30),
     "purple": (140, 50, 180),
     "orange": (245, 130, 20),
+    # not asked about: numbers are written in the first two, towers learn shapes from the others too
     "black": (10, 10, 12),
     "white": (250, 250, 250),
+    "cyan": (20, 200, 210),
+    "pink": (245, 130, 190),
+    "brown": (130, 80, 40),
+    "grey": (130, 130, 130),
 }
 BACKGROUNDS = ((246, 245, 240), (196, 200, 204), (72, 78, 88), (18, 18, 22))
 

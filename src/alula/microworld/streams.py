@@ -31,7 +31,7 @@ class Stream:
 
     Attributes:
         name: one of ``SOURCES``.
-        split: ``"train"``, ``"test"`` or ``"unseen"``; text has no unseen combinations, so its turns are test items then.
+        split: ``"train"``, ``"test"`` or ``"unseen"``; text turns of unseen dialogues are test items.
         seed: another seed, other items (of the same split).
         families: the families (for ``"dialogue"``: patterns) to go through in turn; all of them by default.
         n: number of items, or None for a stream without end.
@@ -119,7 +119,7 @@ def caption_items(n: int | None, *, split: Split, seed: int) -> Iterator[Item]:
 
 
 def dialogue_items(n: int | None, *, split: Split, seed: int, patterns: Sequence[str] | None = None) -> Iterator[Item]:
-    """Dialogues over text and pictures, the patterns in turn; every turn is scored, each picture comes with its question."""
+    """Dialogues over text and pictures, the patterns in turn; every turn is scored."""
     return iter(source("dialogue", split=split, seed=seed, families=patterns, n=n))
 
 

@@ -5,6 +5,8 @@ Held out by who stands where in the order, and by who is of which kind with whic
 
 from __future__ import annotations
 
+import itertools
+
 from alula.microworld.draws import Draw, split_of
 from alula.microworld.items import Exchange
 from alula.microworld.language import article
@@ -27,7 +29,7 @@ def _order(draw: Draw, split: str) -> tuple[Exchange]:
         if split_of("order", most, *people) == split:
             break
     said = []
-    for upper, lower in zip(people, people[1:], strict=False):
+    for upper, lower in itertools.pairwise(people):
         said.append(f"{upper} is {more} than {lower}." if draw.chance(0.5) else f"{lower} is {less} than {upper}.")
     draw.shuffle(said)
     if draw.chance(0.6):

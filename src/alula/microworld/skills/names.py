@@ -7,6 +7,6 @@ PEOPLE = (
 
 WORDS = (
     "apple", "river", "chair", "cloud", "bottle", "garden", "window", "pencil", "tower", "blanket", "forest", "candle",
-    "mirror", "button", "ladder", "basket", "hammer", "island", "jacket", "kettle", "lemon", "marble", "needle", "ocean",
-    "pillow", "ribbon", "saddle", "ticket", "umbrella", "violin", "wagon", "anchor",
+    "mirror", "button", "ladder", "basket", "hammer", "island", "jacket", "kettle", "lemon", "marble", "needle",
+    "ocean", "pillow", "ribbon", "saddle", "ticket", "umbrella", "violin", "wagon", "anchor",
 )  # fmt: skip

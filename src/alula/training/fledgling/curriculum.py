@@ -24,21 +24,28 @@ from alula.microworld.scenes import COLOURS, SHAPES, SIZES, draw_number, draw_sc
 from alula.microworld.skills import SKILLS
 from alula.microworld.skills.facts import LANDS
 from alula.microworld.skills.names import PEOPLE, WORDS
+from alula.training.fledgling.exercises import lookup, recital
 from alula.training.fledgling.tokenizer import END, IMAGE, START, token_id
 
 SHARES: Mapping[str, float] = {
-    "facts": 0.7,
-    "two_hop": 1.0,
-    "arithmetic": 2.2,
-    "comparison": 1.0,
-    "sorting": 1.2,
-    "reversal": 0.9,
-    "pattern": 1.4,
-    "deduction": 1.0,
-    "reading": 2.2,
-    "memory": 0.6,
+    "facts": 0.6,
+    "two_hop": 1.5,
+    "arithmetic": 1.8,
+    "comparison": 0.8,
+    "sorting": 0.8,
+    "reversal": 0.5,
+    "pattern": 1.2,
+    "deduction": 2.2,
+    "reading": 3.2,
+    "memory": 0.4,
+    "lookup": 1.0,
 }
-"""How often each family is asked, relative to the others; arithmetic comes last, so it is asked most."""
+"""How often each family is asked, relative to the others; what comes last is asked most."""
+
+DRILLED: Mapping[str, float] = {**SHARES, "recital": 3.0, "lookup": 3.0}
+"""The shares while the skills are still to form."""
+
+LESSONS = {**SKILLS, "recital": recital, "lookup": lookup}
 
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer briefly.", "You answer questions about pictures and words.")
 
@@ -134,7 +141,7 @@ def _dialogue(draw: Draw, curriculum: Curriculum, families: Sequence[str], edges
                 room -= _least_tokens(str(turns[-1]))
             else:
                 before = _distraction(draw, curriculum)
-        for question, answer in SKILLS[family](draw, "train"):
+        for question, answer in LESSONS[family](draw, "train"):
             turns.append(Turn(f"{before} {question}", answer))
             room -= _least_tokens(str(turns[-1]))
             before = ""

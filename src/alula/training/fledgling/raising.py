@@ -102,6 +102,8 @@ def raise_fledgling(
         }
         write_json(folder / "card.json", card)
         write_text(folder / "README.md", model_card(card))
+        for part in ("llm", "vision"):  # safetensors are written for their owner's eyes only
+            (folder / part / "model.safetensors").chmod(0o644)
     return card
 
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from alula.training.fledgling.curriculum import Curriculum, Lessons, lessons
+from alula.training.fledgling.curriculum import DRILLED, Curriculum, Lessons, lessons
+from alula.training.fledgling.look_back import look_back
 from alula.training.fledgling.muon import Muon
 from alula.training.fledgling.tokenizer import END, IMAGE, PAD, token_id
 
@@ -40,16 +41,17 @@ class Schooling:
 
     Attributes:
         steps: optimiser steps.
-        phases: short lessons without distractions first (the skills), long ones with them then (the dialogues).
+        phases: short lessons without distractions first, with drills and then without; long ones with distractions last.
         matrix_lr: learning rate of the weight matrices (Muon).
         other_lr: learning rate of embeddings and norms (AdamW).
         warmup: share of the steps over which the rates rise.
         decay: share of the steps at the end over which they fall to zero.
     """
 
-    steps: int = 2400
+    steps: int = 2600
     phases: tuple[Phase, ...] = (
-        Phase(0.6, Curriculum(length=64, distraction=0.0), batch_size=36),
+        Phase(0.15, Curriculum(length=64, distraction=0.0, shares=DRILLED), batch_size=36),
+        Phase(0.45, Curriculum(length=64, distraction=0.0), batch_size=36),
         Phase(0.4, Curriculum(length=144, distraction=0.3), batch_size=16),
     )
     matrix_lr: float = 0.02
@@ -91,6 +93,7 @@ def school(
     """Raise a language model from nothing; float32, evaluation mode, on ``device``."""
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(language_model_config(tokenizer)).train()
+    look_back(model)
     nn.Module.to(model, device)
     generator = torch.Generator().manual_seed(seed)
     image_id = token_id(tokenizer, IMAGE)
@@ -143,7 +146,7 @@ def rate_factor(step: int, steps: int, warmup: float, decay: float) -> float:
     return min(1.0, (step + 1) / max(1.0, steps * warmup), (1 - done + 1 / steps) / decay)
 
 
-def answer_places(labels: torch.Tensor, share: float = 0.2) -> tuple[torch.Tensor, torch.Tensor]:
+def answer_places(labels: torch.Tensor, share: float = 0.4) -> tuple[torch.Tensor, torch.Tensor]:
     """Where answers are predicted: flat positions and next tokens, both (B * L * share,).
 
     Their number is the same for every batch, filled up with ignored ones (or cut), so that all batches

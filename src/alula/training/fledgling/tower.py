@@ -9,7 +9,7 @@ and shape are never shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -41,10 +41,14 @@ PATCH_SIZE = 8
 GRID = IMAGE_SIZE // PATCH_SIZE
 MOST_THINGS = 5
 
+OTHER_COLOURS = ("cyan", "pink", "brown", "grey")
+"""Colours of some training pictures that no question names: shapes are learned apart from the six colours."""
+
 ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "digit": tuple("0123456789")}
-"""What is told of a patch; class 0 of each is "nothing of the kind is centred here"."""
+"""What is told of a patch; class 0 of each stands for "nothing of the kind is centred here"."""
 
 _UNSEEN = tuple(sorted(UNSEEN_PAIRS))
+_OTHER_PAIRS = tuple((colour, shape) for colour in OTHER_COLOURS for shape in SHAPES)
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,18 @@ class TowerPlan:
         steps: optimiser steps.
         batch_size: pictures in a step.
         numbers: share of pictures that show a number.
+        others: share of the scenes in colours that no question names.
         contrast: weight of the contrastive loss beside the dense one.
     """
 
-    steps: int = 800
+    steps: int = 1000
     batch_size: int = 96
     matrix_lr: float = 0.02
     other_lr: float = 0.004
     warmup: float = 0.03
     decay: float = 0.5
-    numbers: float = 0.3
+    numbers: float = 0.35
+    others: float = 0.3
     contrast: float = 0.5
 
 
@@ -80,8 +86,13 @@ def tower_config() -> SiglipVisionConfig:
     )
 
 
-def pictures(split: str, *, seed: int, numbers: float) -> Iterator[AnyScene]:
-    """Scenes and numbers of ``split`` ("train", "test" or "unseen") without end."""
+def pictures(split: str, *, seed: int, numbers: float, others: float = 0.0) -> Iterator[AnyScene]:
+    """Scenes and numbers of ``split`` ("train", "test" or "unseen") without end.
+
+    Args:
+        numbers: share of pictures that show a number.
+        others: share of the training scenes whose things have colours no question names.
+    """
     position = 0
     while True:
         draw = Draw("pictures", split, seed, position)
@@ -104,7 +115,8 @@ def patch_labels(scene: AnyScene) -> dict[str, np.ndarray]:
     labels = {name: np.zeros(GRID * GRID, dtype=np.int64) for name in ATTRIBUTES}
     for patch, thing in _contents(scene):
         for name, value in thing.items():
-            labels[name][patch] = 1 + ATTRIBUTES[name].index(value)
+            if value in ATTRIBUTES[name]:
+                labels[name][patch] = 1 + ATTRIBUTES[name].index(value)
     return labels
 
 
@@ -153,7 +165,12 @@ class _Upbringing(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(2.3))
         self.bias = nn.Parameter(torch.tensor(-5.0))
         self.heads = nn.ModuleList(
-            nn.ModuleDict({name: nn.Linear(width, 1 + len(values)) for name, values in ATTRIBUTES.items()})
+            nn.ModuleDict(
+                {
+                    "present": nn.Linear(width, 2),
+                    **{name: nn.Linear(width, 1 + len(values)) for name, values in ATTRIBUTES.items()},
+                }
+            )
             for _ in range(2)
         )
         self.norm = nn.LayerNorm(width)
@@ -171,8 +188,10 @@ class _Upbringing(nn.Module):
         dense = logits.new_zeros(())
         for rows, heads in zip((seen.last_hidden_state, self.norm(seen.hidden_states[-2])), self.heads, strict=True):
             for name, head in cast(nn.ModuleDict, heads).items():
-                said = head(rows).float()
-                dense = dense + F.cross_entropy(said.flatten(0, 1), labels[name].flatten())
+                told = labels[name].flatten()
+                if name != "present":  # asked only where there is something of the kind
+                    told = torch.where(told > 0, told, -100)
+                dense = dense + F.cross_entropy(head(rows).float().flatten(0, 1), told)
         return contrast, dense
 
 
@@ -196,7 +215,7 @@ def raise_tower(
         Muon(inside, lr=plan.matrix_lr, weight_decay=0.02, dtype=dtype),
         torch.optim.AdamW(others, lr=plan.other_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    source = pictures("train", seed=seed, numbers=plan.numbers)
+    source = pictures("train", seed=seed, numbers=plan.numbers, others=plan.others)
     for step in range(plan.steps):
         factor = rate_factor(step, plan.steps, plan.warmup, plan.decay)
         for optimiser, rate in zip(optimisers, (plan.matrix_lr, plan.other_lr), strict=True):
@@ -207,8 +226,7 @@ def raise_tower(
             [f" {caption(scene)}" for scene in scenes], return_tensors="pt", padding=True, padding_side="right"
         )
         ids, mask = words["input_ids"][:, :longest].to(device), words["attention_mask"][:, :longest].bool().to(device)
-        told = [patch_labels(scene) for scene in scenes]
-        labels = {name: torch.from_numpy(np.stack([one[name] for one in told])).to(device) for name in ATTRIBUTES}
+        labels = {name: values.to(device) for name, values in _stacked_labels(scenes).items()}
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             contrast, dense = model(pixels(scenes).to(device), ids, mask, labels)
             loss = dense + plan.contrast * contrast
@@ -228,8 +246,8 @@ def probe_tower(
 ) -> dict[str, dict[str, float]]:
     """Linear probes on frozen patch rows: what of a picture can be read off the rows a connector gets.
 
-    For every attribute a ridge regression to one-hot classes is fitted on the rows of training pictures and read by
-    argmax at the patches where something is centred (and, as ``present``, whether something is, at all patches).
+    For every attribute a ridge regression to one-hot classes is fitted on the rows of training pictures' patches where
+    something is centred and read by argmax at such patches; ``present`` tells these patches from all others.
 
     Args:
         num_images: pictures to fit on; half as many are read per split.
@@ -240,24 +258,31 @@ def probe_tower(
     """
     rows, labels = _rows_and_labels(tower, "train", num_images, seed, layer)
     mean, scale = rows.mean(0), rows.std(0) + 1e-6
-    design = torch.cat([(rows - mean) / scale, torch.ones(len(rows), 1)], dim=1).double()
-    gram = design.T @ design + ridge * torch.eye(design.shape[1], dtype=torch.float64)
-    weights = {
-        name: torch.linalg.solve(gram, design.T @ F.one_hot(values, 1 + len(ATTRIBUTES[name])).double())
-        for name, values in labels.items()
-    }
+    weights = {}
+    for name, values in labels.items():
+        there = _asked(name, values)
+        design = _design((rows[there] - mean) / scale)
+        gram = design.T @ design + ridge * torch.eye(design.shape[1], dtype=torch.float64)
+        weights[name] = torch.linalg.solve(gram, design.T @ F.one_hot(values[there]).double())
     result: dict[str, dict[str, float]] = {}
     for split in ("test", "unseen"):
         rows, labels = _rows_and_labels(tower, split, num_images // 2, seed + 1, layer)
-        design = torch.cat([(rows - mean) / scale, torch.ones(len(rows), 1)], dim=1).double()
+        design = _design((rows - mean) / scale)
         result[split] = {}
         for name, values in labels.items():
-            read = (design @ weights[name]).argmax(-1)
-            there = values > 0
-            result[split][name] = (read == values)[there].double().mean().item()
-        present, read_present = labels["shape"] > 0, (design @ weights["shape"]).argmax(-1) > 0
-        result[split]["present"] = (present == read_present).double().mean().item()
+            there = _asked(name, values)
+            read = (design[there] @ weights[name]).argmax(-1)
+            result[split][name] = (read == values[there]).double().mean().item()
     return result
+
+
+def _asked(name: str, values: torch.Tensor) -> torch.Tensor:
+    """The patches an attribute is asked of: all for ``present``, else those with something of the kind."""
+    return torch.ones_like(values, dtype=torch.bool) if name == "present" else values > 0
+
+
+def _design(rows: torch.Tensor) -> torch.Tensor:
+    return torch.cat([rows, torch.ones(len(rows), 1)], dim=1).double()
 
 
 def _rows_and_labels(
@@ -270,6 +295,12 @@ def _rows_and_labels(
         tower(pixels(scenes[first : first + 256]).to(device), output_hidden_states=True).hidden_states[layer].cpu()
         for first in range(0, count, 256)
     ]
+    return torch.cat(rows).flatten(0, 1), {name: values.flatten() for name, values in _stacked_labels(scenes).items()}
+
+
+def _stacked_labels(scenes: Sequence[AnyScene]) -> dict[str, torch.Tensor]:
+    """Labels of all pictures, (B, patches) int64 each, and ``present``: 1 where a thing or digit is centred."""
     told = [patch_labels(scene) for scene in scenes]
-    labels = {name: torch.from_numpy(np.stack([one[name] for one in told])).flatten() for name in ATTRIBUTES}
-    return torch.cat(rows).flatten(0, 1), labels
+    labels = {name: torch.from_numpy(np.stack([one[name] for one in told])) for name in ATTRIBUTES}
+    labels["present"] = ((labels["shape"] > 0) | (labels["digit"] > 0)).long()
+    return labels
