@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
 from alula import microworld
 from alula.data import open_file
@@ -16,6 +17,7 @@ from alula.errors import AlulaError, EvaluationError, UsageError
 from alula.evaluation import NATIVE, data_task, exact_match, native_tasks, normalise
 from alula.evaluation.items import TaskItem, images_of
 from alula.evaluation.native import dialogue, interleaved, text_after_image, text_after_text, text_bare, visual_unseen
+from alula.hosts import fledgling
 
 
 def words(item: TaskItem) -> list[str]:
@@ -189,3 +191,10 @@ def test_interleaved_data_is_broken_down_by_setting(tmp_path: Path) -> None:
     assert all(item.scored and not item.follows for item in gold)
     with pytest.raises(UsageError, match="'own'"):
         data_task(tmp_path / "mine.jsonl", history="own")  # type: ignore[arg-type]
+
+
+def test_every_reference_fits_within_the_limit() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(fledgling.directory() / "llm")
+    for task in native_tasks(tuple(NATIVE), n=300):
+        longest = max(len(tokenizer(item.gold).input_ids) for item in task.items())
+        assert longest + 1 < task.max_new_tokens  # one token ends the turn

@@ -12,14 +12,15 @@ from alula.errors import UsageError
 from alula.evaluation.items import ItemTask, Task, TaskItem, images_of
 from alula.microworld.items import Item
 
-_TEXT_TOKENS, _VISUAL_TOKENS = 32, 64
+_MOST_TOKENS = 32
+"""the longest gold answer, a description of three things, takes the fledgling 26 tokens and one to end the turn"""
 _PARTNER_SEED = 7919
 """the earlier turn is drawn from another stream than the question, so that the two are unrelated"""
 
 
 def text_bare(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
     """Text skill with nothing before the question: held-out items of all text families."""
-    return _task("text_bare", "text, bare", lambda: _turns(_text(n, seed, families)), _TEXT_TOKENS, n=n, seed=seed)
+    return _task("text_bare", "text, bare", lambda: _turns(_text(n, seed, families)), n=n, seed=seed)
 
 
 def text_after_image(
@@ -39,7 +40,7 @@ def text_after_image(
         partners = microworld.visual_items(n, split="test", seed=seed + _PARTNER_SEED)
         return _turns(map(put, _text(n, seed, families), partners), suffix="@image")
 
-    return _task("text_after_image", "text, after an image", make, _TEXT_TOKENS, n=n, seed=seed, style=style)
+    return _task("text_after_image", "text, after an image", make, n=n, seed=seed, style=style)
 
 
 def text_after_text(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
@@ -54,19 +55,19 @@ def text_after_text(n: int = 400, seed: int = 0, families: Sequence[str] | None 
         partners = (stream[i * len(skills) + step % len(skills)] for i, step in enumerate(steps))
         return _turns(map(_after_turn, questions, partners), suffix="@text")
 
-    return _task("text_after_text", "text, after a text turn", make, _TEXT_TOKENS, n=n, seed=seed)
+    return _task("text_after_text", "text, after a text turn", make, n=n, seed=seed)
 
 
 def visual(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
     """Visual skill on held-out scenes."""
     make = lambda: _turns(microworld.visual_items(n, split="test", seed=seed, families=families))  # noqa: E731
-    return _task("visual", "visual skill", make, _VISUAL_TOKENS, n=n, seed=seed)
+    return _task("visual", "visual skill", make, n=n, seed=seed)
 
 
 def visual_unseen(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
     """Visual skill on scenes with attribute combinations that no training scene showed."""
     make = lambda: _turns(microworld.visual_items(n, split="unseen", seed=seed, families=families))  # noqa: E731
-    return _task("visual_unseen", "visual skill, unseen combinations", make, _VISUAL_TOKENS, n=n, seed=seed)
+    return _task("visual_unseen", "visual skill, unseen combinations", make, n=n, seed=seed)
 
 
 def dialogue(n: int = 200, seed: int = 0, history: History = "gold", patterns: Sequence[str] | None = None) -> Task:
@@ -83,7 +84,6 @@ def dialogue(n: int = 200, seed: int = 0, history: History = "gold", patterns: S
         "dialogue",
         "interleaved dialogues",
         lambda: _turns(microworld.dialogue_items(n, split="test", seed=seed, **chosen), history=history),
-        _VISUAL_TOKENS,
         n=n,
         seed=seed,
         history=history,
@@ -111,7 +111,7 @@ def interleaved(n: int = 400, seed: int = 0, history: History = "gold", settings
         title="last turn of interleaved dialogues",
         source=_Once(make),
         scorer=lambda item, answer: float(microworld.score(item.tags["skill"], item.gold, answer)),
-        max_new_tokens=_VISUAL_TOKENS,
+        max_new_tokens=_MOST_TOKENS,
         settings={"n": n, "seed": seed, "history": history, "settings": list(settings)},
     )
 
@@ -162,8 +162,10 @@ def _check_history(history: str, task: str) -> None:
         raise UsageError(f"history {history!r} is not one of 'gold', 'generated'", where=f"task {task!r}")
 
 
-def _task(name: str, title: str, make: Callable[[], list[TaskItem]], limit: int, **settings: object) -> Task:
-    return ItemTask(name=name, title=title, source=_Once(make), scorer=_score, max_new_tokens=limit, settings=settings)
+def _task(name: str, title: str, make: Callable[[], list[TaskItem]], **settings: object) -> Task:
+    return ItemTask(
+        name=name, title=title, source=_Once(make), scorer=_score, max_new_tokens=_MOST_TOKENS, settings=settings
+    )
 
 
 class _Once:
