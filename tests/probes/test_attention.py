@@ -159,6 +159,19 @@ def test_half_precision_agrees(inputs: dict[str, Any]) -> None:
     np.testing.assert_allclose(values(rough["image"])[0], values(full["image"])[0], atol=0.02)
 
 
+def test_a_host_gets_its_own_attention_back(inputs: dict[str, Any]) -> None:
+    model = deep()
+    model.set_attn_implementation({"text_config": "eager"})
+    with torch.no_grad():
+        before = model(**inputs).logits
+        with AttentionShift().on(model):
+            during = model(**inputs).logits
+        assert model.config.text_config._attn_implementation == "eager"
+        assert torch.equal(model(**inputs).logits, before)
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(during[real], before[real], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("option", [{"queries": "some"}, {"heads": "max"}, {"portion": -1.0}, {"keep": 0}])
 def test_options_are_checked(option: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

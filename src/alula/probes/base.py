@@ -171,8 +171,8 @@ class Probe(abc.ABC):
     def gather(self) -> Self:
         """Merge the measurements of all processes of the default torch.distributed group; each gets the whole.
 
-        Every process must call it, once, when it has measured its part: what a probe measures after a second call would
-        be counted as often as there are processes. Without a process group there is nothing to do. Returns self.
+        Every process must call it, once, when it has measured its part: a second call would count the whole once per
+        process. Without a process group there is nothing to do. Returns self.
         """
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             states = _exchange(safetensors.torch.save(self.state_dict()))
