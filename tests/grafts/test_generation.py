@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from alula import RowMap, WingsConfig
+from alula.seam import RowCache
+from alula.seam.forward import Shelf
 from tests import zoo
 from tests.grafts.common import CONFIGS, covering, grafted, prompt_rows, row_map, run
 
@@ -190,3 +194,80 @@ def test_beams_and_batches_in_a_static_cache() -> None:
     inputs = zoo.batch("llava-llama", "3I2", "5")
     static = _generate(model, "llava-llama", inputs, do_sample=False, cache_implementation="static")
     _same(static, _generate(model, "llava-llama", inputs, do_sample=False))
+
+
+# -- what is kept between steps -------------------------------------------------------------------------------------
+
+
+def test_a_layer_keeps_two_ranks_per_row_and_the_rows_once() -> None:
+    """Learner memory: the input rows, shared by all layers, and 2 r numbers per row and layer; no keys, no values."""
+    model, graft = grafted("llava-llama", "mass")
+    inputs = zoo.batch("llava-llama", "3I2", "5")
+    cache = _generate(model, "llava-llama", inputs, num_beams=2, do_sample=False).past_key_values
+    length = inputs["input_ids"].shape[1] + TOKENS - 1
+    rows, shelf = RowCache.of(cache), Shelf.of(cache)["wings"]
+    assert rows is not None
+    assert rows.inputs.shape == (4, length, 32)
+    assert shelf.keys.shape == (4, 2, length, 2 * graft.config.rank)
+    assert shelf.values.numel() == 0
+
+
+@pytest.mark.parametrize(("host", "config"), covering(("llava-llama", "llava-gemma3", "qwen3"), list(CONFIGS), each=3))
+def test_text_first_and_an_image_on_the_kept_cache(host: str, config: str) -> None:
+    """A graft that was silent for a turn knows what it needs of that turn when it begins to speak."""
+    model, _ = grafted(host, config)
+    first, turn = zoo.batch(host, "5"), zoo.batch(host, "1I2", seed=5)
+    said = _generate(model, host, first, do_sample=False)
+    ids = torch.cat([said.sequences, turn["input_ids"], torch.tensor([[7, 8, 9]])], dim=1)
+    pixels = {name: turn[name] for name in ("pixel_values",) if name in turn}
+    expected = run(model, host, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels})
+    cache, logits = said.past_key_values, []
+    known = cache.get_seq_length()
+    cuts = (known, ids.shape[1] - 3, ids.shape[1] - 2, ids.shape[1] - 1, ids.shape[1])
+    for start, stop in itertools.pairwise(cuts):
+        chunk: dict[str, Any] = {"input_ids": ids[:, start:stop]}
+        options = {"row_map": row_map(chunk)} if host in zoo.TEXT else {}
+        logits.append(run(model, host, chunk | (pixels if start == known else {}), past_key_values=cache, **options))
+    torch.testing.assert_close(torch.cat(logits, dim=1), expected[:, known:], atol=1e-4, rtol=1e-4)
+    assert Shelf.of(cache)["wings"].get_seq_length() == ids.shape[1]
+
+
+def test_what_was_not_kept_up_is_made_anew() -> None:
+    """A step with the graft switched off leaves a gap; later steps must not read past it."""
+    model, graft = grafted("llava-llama", "mass")
+    inputs = zoo.batch("llava-llama", "3I2")
+    steps = torch.tensor([[5], [6], [7]])
+    logits = []
+    for forget in (False, True):
+        with torch.no_grad():
+            cache = model(**inputs, use_cache=True).past_key_values
+            with graft.disabled():
+                model(input_ids=steps[:1], past_key_values=cache)
+            assert Shelf.of(cache) == {}
+            for step in steps[1:]:
+                out = model(input_ids=step[None], past_key_values=cache)
+                if forget:
+                    for shelf in Shelf.of(cache).values():
+                        cache.layers.remove(shelf)
+        logits.append(out.logits)
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-5)
+
+
+def test_long_prompts_in_blocks_equal_short_steps() -> None:
+    """More rows than one block of queries: batches, padding and two images, against the same in many small pieces."""
+    model, _ = grafted("llama", WingsConfig(rank=4, router="mass"))
+    model.config.max_position_embeddings = 2048
+    inputs = zoo.batch("llama", "300I200I30", "520")
+    rows = row_map(inputs)
+    whole = run(model, "llama", inputs)
+    pieces, cache, length = [], None, inputs["input_ids"].shape[1]
+    assert length > 512
+    for start in range(0, length, 100):
+        stop = min(start + 100, length)
+        chunk = {"input_ids": inputs["input_ids"][:, start:stop], "attention_mask": inputs["attention_mask"][:, :stop]}
+        with torch.no_grad():
+            out = model(**chunk, row_map=RowMap.from_kinds(rows.kind[:, start:stop]), past_key_values=cache)
+        pieces.append(out.logits)
+        cache = out.past_key_values
+    valid = inputs["attention_mask"].bool()
+    torch.testing.assert_close(torch.cat(pieces, dim=1)[valid], whole[valid], atol=2e-4, rtol=1e-3)

@@ -27,6 +27,7 @@ import alula
 from alula import RowMap, WingsConfig
 from alula.errors import AlulaError, HostError, UsageError
 from alula.grafts.wings import LoRRA
+from alula.grafts.wings.lorra import Angles
 from alula.grafts.wings.published import PublishedRouter
 from tests import zoo
 from tests.grafts.common import run, true_positions, wake
@@ -46,11 +47,11 @@ def close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def angles(position: Tensor) -> tuple[Tensor, Tensor]:
-    """RoPE (cos, sin) of (B, rows) positions, base `rope_theta`."""
+def angles(position: Tensor) -> Angles:
+    """RoPE angles of (B, rows) positions, base `rope_theta`."""
     frequencies = GEOMETRY["rope_theta"] ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     table = (position[..., None] * frequencies).repeat(1, 1, 2)
-    return table.cos(), table.sin()
+    return Angles.of(table.cos(), table.sin())
 
 
 def weights(prefix: str) -> dict[str, Tensor]:
@@ -147,13 +148,13 @@ def lorra() -> LoRRA:
 @pytest.mark.parametrize("case", ["lorra_visual", "lorra_text"])
 def test_lorra(case: str) -> None:
     query, keys = NUMBERS[f"{case}/query"], NUMBERS[f"{case}/kv"]
-    legal = torch.ones(len(keys), query.shape[1], keys.shape[1], dtype=torch.bool)
+    counts = torch.full(query.shape[:2], keys.shape[1])
     if case == "lorra_text":
-        legal = NUMBERS[f"{case}/main_mask"][:, 0, :, : keys.shape[1]] == 0
+        counts = (NUMBERS[f"{case}/main_mask"][:, 0, :, : keys.shape[1]] == 0).sum(dim=-1)
     out = lorra()(
         query,
         keys,
-        legal,
+        counts,
         query_angles=angles(NUMBERS[f"{case}/pos_q"].expand(len(keys), -1)),
         key_angles=angles(NUMBERS[f"{case}/pos_k"]),
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 import alula
 from alula import WingsConfig
 from alula.grafts.wings import LoRRA
-from alula.grafts.wings.lorra import narrow_angles
+from alula.grafts.wings.lorra import Angles, narrow_angles, split_queries
 from tests import zoo
 from tests.grafts.common import CONFIGS, row_map, true_positions, wake
 
@@ -97,7 +97,7 @@ def loop_weights(
     return share / share.sum()
 
 
-@pytest.mark.parametrize("queries", [1, 5])
+@pytest.mark.parametrize("queries", [1, 3, 5, 9])  # few (without values written out) below the head width of 4
 @pytest.mark.parametrize("rope", [False, True])
 def test_lorra_equals_the_loops(queries: int, rope: bool) -> None:
     width, head_dim, keys = 12, 4, 7
@@ -108,19 +108,19 @@ def test_lorra_equals_the_loops(queries: int, rope: bool) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
     q = torch.randn(2, queries, width, generator=generator)
     x = torch.randn(2, keys, width, generator=generator)
-    legal = torch.rand(2, queries, keys, generator=generator) < 0.6
-    legal[0, 0] = False  # a query without any legal key
+    counts = torch.randint(1, keys + 1, (2, queries), generator=generator)
+    counts[0, 0] = 0  # a query without any legal key
     angles = torch.rand(2, queries + keys, head_dim // 2, generator=generator) * 6
     table = torch.cat([angles, angles], dim=-1)
     options = {}
     if rope:
-        options["query_angles"] = (table[:, :queries].cos(), table[:, :queries].sin())
-        options["key_angles"] = (table[:, queries:].cos(), table[:, queries:].sin())
-    out = module(q, x, legal, **options)
+        options["query_angles"] = Angles.of(table[:, :queries].cos(), table[:, :queries].sin())
+        options["key_angles"] = Angles.of(table[:, queries:].cos(), table[:, queries:].sin())
+    out = module(q, x, counts, **options)
     weights = {name: _np(value) for name, value in module.named_parameters()}
     for b in range(2):
         for i in range(queries):
-            chosen = [k for k in range(keys) if legal[b, i, k]]
+            chosen = range(counts[b, i])
             expected = loop_lorra(
                 weights,
                 _np(q[b, i]),
@@ -131,6 +131,25 @@ def test_lorra_equals_the_loops(queries: int, rope: bool) -> None:
             )
             np.testing.assert_allclose(_np(out[b, i]), expected, atol=2e-6)
     assert (out[0, 0] == 0).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("queries", [2, 11])
+def test_blocks_of_queries_change_nothing(size: int, queries: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    module = LoRRA(12, 4, 3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+    q, x = torch.randn(2, queries, 12, generator=generator), torch.randn(2, 6, 12, generator=generator)
+    counts = torch.randint(0, 7, (2, queries), generator=generator).sort(dim=1).values
+    counts[:, -1] = 6  # a block that sees everything
+    whole = module(q, x, counts)
+    blocks = split_queries(counts, size)
+    assert [block.start for block in blocks] == list(range(0, queries, size))
+    torch.testing.assert_close(module(q, x, counts, blocks=blocks), whole, atol=1e-6, rtol=1e-5)
+    known = module(q, x, counts, factors=module.factors(x))
+    torch.testing.assert_close(known, whole, atol=1e-6, rtol=1e-5)
 
 
 # -- a whole layer inside a host ----------------------------------------------------------------------------------

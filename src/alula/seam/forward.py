@@ -7,7 +7,7 @@ gradient checkpointing and serves two models side by side; what the next step ne
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,16 +21,60 @@ if TYPE_CHECKING:
     from alula.seam.install import Seam
 
 
-class RowCache(DynamicLayer):
-    """A cache layer behind the decoder's own that remembers, per row, its RowMap entry, block input and RoPE angles.
+class _RowLayer(DynamicLayer):
+    """A cache layer that grows by rows like a decoder's, whose keys and values have dtypes and widths of their own.
 
-    `keys` holds the block inputs (B, 1, S, d) (width 0 when no graft asked for them); `values` the RowMap entries and
-    the first halves of cos and sin per attention type (B, 1, S, 4 + R * types), float32 (exact for integers up to
-    2**24). Being an ordinary cache layer it follows every crop, reorder, repeat and selection of the cache.
+    Being an ordinary cache layer it follows every crop, reorder, repeat and selection of the cache.
     """
 
     keys: Tensor
     values: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.keys, self.values = key_states, value_states
+            self.is_initialized = True
+        else:
+            self.keys = torch.cat([self.keys, key_states], dim=-2)
+            self.values = torch.cat([self.values, value_states], dim=-2)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        # one of the two may have width 0, which the inherited test takes for an empty cache
+        return self.values.shape[-2] if self.is_initialized else 0
+
+
+class Shelf(_RowLayer):
+    """What one graft keeps per row, for some decoder layers: `keys` (B, layers, S, w); `values` has width 0."""
+
+    def __init__(self, name: str, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.name, self.layers = name, tuple(layers)
+
+    def of_layer(self, layer: int) -> Tensor | None:
+        """(B, S, w)."""
+        return self.keys[:, self.layers.index(layer)] if layer in self.layers else None
+
+    def append(self, kept: Mapping[int, Tensor]) -> None:
+        """Add (B, rows, w) per layer."""
+        stacked = torch.stack([kept[layer] for layer in self.layers], dim=1)
+        self.update(stacked, stacked[..., :0])
+
+    @staticmethod
+    def of(cache: Cache | None) -> dict[str, Shelf]:
+        """The shelves of a cache, by name."""
+        layers = getattr(cache, "layers", None) or []
+        return {layer.name: layer for layer in layers if isinstance(layer, Shelf)}
+
+
+class RowCache(_RowLayer):
+    """A cache layer behind the decoder's own that remembers, per row, its RowMap entry, block input and RoPE angles.
+
+    `keys` holds the block inputs (B, 1, S, d) (width 0 when no graft asked for them); `values` the RowMap entries and
+    the first halves of cos and sin per attention type (B, 1, S, 4 + R * types), float32 (exact for integers up to
+    2**24).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,17 +112,6 @@ class RowCache(DynamicLayer):
         cos, sin = (torch.cat([table, table], dim=-1) for table in tables.split(width, dim=-1))
         return cos, sin
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append along the row axis; unlike a decoder's layer, keys and values have dtypes of their own."""
-        if not self.is_initialized:
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.keys, self.values = key_states, value_states
-            self.is_initialized = True
-        else:
-            self.keys = torch.cat([self.keys, key_states], dim=-2)
-            self.values = torch.cat([self.values, value_states], dim=-2)
-        return self.keys, self.values
-
     def seen(self) -> tuple[bool, ...]:
         """Per sample, whether any stored row is perceptual; reads the device only after the cache was rearranged."""
         if self.seeing is None:
@@ -100,10 +133,6 @@ class RowCache(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         self.seeing = None
         super().crop(tokens_to_remove)
-
-    def get_seq_length(self) -> int:
-        # `keys` may have width 0, which the inherited test takes for an empty cache
-        return self.values.shape[-2] if self.is_initialized else 0
 
     @staticmethod
     def of(cache: Cache | None) -> RowCache | None:
@@ -142,7 +171,14 @@ class Forward:
         memo: results grafts share between layers, keyed by whatever they like; lives and dies with this forward.
     """
 
-    def __init__(self, seam: Seam, rows: RowMap, past_rows: RowMap | None, past: RowCache | None) -> None:
+    def __init__(
+        self,
+        seam: Seam,
+        rows: RowMap,
+        past_rows: RowMap | None = None,
+        past: RowCache | None = None,
+        shelves: Mapping[str, Shelf] | None = None,
+    ) -> None:
         self.seam = seam
         self.past_rows = past_rows
         self.past = past
@@ -153,12 +189,44 @@ class Forward:
         self.inputs: Tensor | None = None
         self.rope: dict[str, tuple[Tensor, Tensor]] = {}
         self.memo: dict[Any, Any] = {}
+        known = past.get_seq_length() if past is not None else -1
+        self._shelves = {name: shelf for name, shelf in (shelves or {}).items() if shelf.get_seq_length() == known}
+        self._kept: dict[str, dict[int, Tensor]] = defaultdict(dict)
         self._layer_state: dict[int, dict[Any, Any]] = defaultdict(dict)
 
     def layer(self, index: int) -> dict[Any, Any]:
         """The state grafts keep for one layer of this forward. It is kept until the forward dies, so that a layer
         recomputed by gradient checkpointing finds what it found the first time."""
         return self._layer_state[index]
+
+    # -- values kept per row for later forwards ----------------------------------------------------------------------
+
+    def kept(self, name: str, layer: int) -> Tensor | None:
+        """(B, P, w) values that `keep` was given for the past rows, or None when they are not all known."""
+        shelf = self._shelves.get(name)
+        return None if shelf is None else shelf.of_layer(layer)
+
+    def keep(self, name: str, layer: int, values: Tensor) -> None:
+        """Keep values of rows in the cache, if this forward has one.
+
+        Args:
+            name: of the graft, which must keep something for the same layers in every forward.
+            layer: the decoder layer they belong to.
+            values: (B, S, w) of the new rows; (B, P + S, w) where `kept` knew nothing.
+        """
+        self._kept[name][layer] = values
+
+    def shelve(self, cache: Cache) -> None:
+        """Put what was kept on the cache, and take away what was not kept up."""
+        for name, shelf in Shelf.of(cache).items():
+            if name not in self._shelves or set(self._kept.get(name, ())) != set(shelf.layers):
+                cache.layers.remove(shelf)
+        for name, kept in self._kept.items():
+            if name not in self._shelves:
+                self._shelves[name] = Shelf(name, sorted(kept))
+                cache.layers.append(self._shelves[name])
+            if set(kept) == set(self._shelves[name].layers):
+                self._shelves[name].append(kept)
 
     def columns(self, module: nn.Module) -> list[tuple[KeyColumns, Tensor]]:
         """Who wants which sums of attention in this attention module's layer."""

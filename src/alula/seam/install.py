@@ -14,7 +14,7 @@ from alula.anatomy import Anatomy, unwrap
 from alula.errors import AlulaError, UsageError
 from alula.rows import Kind, RowMap
 from alula.seam.attention import ATTENTION, KeyColumns, set_attention
-from alula.seam.forward import Forward, RowCache
+from alula.seam.forward import Forward, RowCache, Shelf
 
 NAME = "alula"  # of the seam in the host, of the per-layer containers, and of the keyword a `Forward` travels as
 
@@ -118,7 +118,9 @@ class Seam(nn.Module):
         rows = given if given is not None else self._read_rows(input_ids, reference, kwargs, new_mask, length > 0)
         if rows.shape != tuple(reference.shape):
             raise UsageError(f"row_map describes {rows.shape} rows, the forward has {tuple(reference.shape)}")
-        kwargs[NAME] = Forward(self, rows.to(reference.device), past_rows, copy.copy(past) if known else None)
+        kwargs[NAME] = Forward(
+            self, rows.to(reference.device), past_rows, copy.copy(past) if known else None, Shelf.of(cache)
+        )
         return args, kwargs
 
     def _read_rows(
@@ -132,7 +134,8 @@ class Seam(nn.Module):
         """The RowMap of a forward's new rows, from what the host itself was given."""
         kinds = torch.zeros(reference.shape, dtype=torch.int64, device=reference.device)
         # a continued forward without media holds generated tokens: text, whatever id was sampled
-        if not continued or any(kwargs.get(name) is not None for name in _MEDIA):
+        may_see = not continued or any(kwargs.get(name) is not None for name in _MEDIA)
+        if may_see:
             types = kwargs.get("mm_token_type_ids")
             if types is not None and types.shape == reference.shape:
                 kinds = types.to(kinds)
@@ -141,7 +144,7 @@ class Seam(nn.Module):
                     kinds = torch.where(input_ids == token, int(kind), kinds)
         if mask is not None:
             kinds = torch.where(mask.to(torch.bool), kinds, int(Kind.PADDING))
-        perceptual = int((kinds > Kind.TEXT).sum())
+        perceptual = int((kinds > Kind.TEXT).sum()) if may_see else 0
         counts = self.anatomy.rows_per_item(kwargs, perceptual) if perceptual else None
         return RowMap.from_kinds(kinds, rows_per_item=counts)
 
@@ -177,6 +180,7 @@ class Seam(nn.Module):
             past.append(forward.past_rows, forward.inputs.new_zeros(*forward.past_rows.shape, 0), blank)
         past.append(forward.rows, forward.inputs, forward.rope)
         past.seeing = forward.seeing
+        forward.shelve(cache)
 
     @contextmanager
     def given_rows(self, rows: RowMap) -> Iterator[None]:

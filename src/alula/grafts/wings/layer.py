@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from alula.errors import AlulaError
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.keys import Keys, gather_keys
-from alula.grafts.wings.lorra import Angles, LoRRA, learner_head_dim, narrow_angles
+from alula.grafts.wings.lorra import Angles, LoRRA, learner_head_dim
 from alula.grafts.wings.mass import report_mass
 from alula.grafts.wings.router import AttentionRouter, ConstantRouter, MassRouter, Router
 from alula.seam import ATTENTION, NAME, Forward, Seam
@@ -135,33 +135,56 @@ class WingsLayer(nn.Module):
     def _mix(self, forward: Forward, query: Tensor) -> Tensor | None:
         """(B, S, d) sum of the learners' voices, each times its weight; None when nobody has keys."""
         weights = self._route(forward)
+        factors = self._factors(forward)
         mixed = None
         for learner in self.config.learners:
             keys = self._keys(forward, learner)
             if keys is None:
                 continue
-            voice = self._voice(forward, learner, query, keys)
+            voice = self._voice(forward, learner, query, keys, factors)
             if weights is not None:
                 voice = voice * weights[learner].to(voice.dtype)
             mixed = voice if mixed is None else mixed + voice
             report_mass(self, forward, learner, query, keys, None if weights is None else weights[learner])
         return mixed if mixed is None or self.config.gain == 1.0 else mixed * self.config.gain
 
-    def _voice(self, forward: Forward, learner: str, query: Tensor, keys: Keys) -> Tensor:
-        """(B, S, d) output of one learner."""
+    def _voice(self, forward: Forward, learner: str, query: Tensor, keys: Keys, factors: Tensor | None) -> Tensor:
+        """(B, S, d) output of one learner. `factors` (B, P + S, 2 rank) are those of all rows, where they are kept."""
         module: Any = self.get_submodule(learner)
-        angles = self._angles(forward, keys) if self.config.rope else None
-        if angles is None:
-            return module(query, keys.rows, keys.legal)
-        return module(query, keys.rows, keys.legal, query_angles=angles[0], key_angles=angles[1])
+        of_queries, of_keys = self._angles(forward, keys) or (None, None)
+        return module(
+            query,
+            keys.rows,
+            keys.counts,
+            query_angles=of_queries,
+            key_angles=of_keys,
+            factors=None if factors is None else keys.pick(factors),
+            blocks=keys.blocks,
+        )
 
     def _angles(self, forward: Forward, keys: Keys) -> tuple[Angles, Angles] | None:
-        tables = forward.all_rope(self.layer_type)
-        if tables is None:
+        """RoPE angles of a learner's queries and keys, or None."""
+        if not self.config.rope:
             return None
-        cos, sin = narrow_angles(tables, self.host_head_dim, self.head_dim)
-        new = forward.rows.shape[1]
-        return (cos[:, -new:], sin[:, -new:]), (keys.pick(cos), keys.pick(sin))
+        return keys.angles(forward, self.layer_type, self.host_head_dim, self.head_dim)
+
+    def _factors(self, forward: Forward) -> Tensor | None:
+        """(B, P + S, 2 rank): what all rows contribute as keys of the one learner they are keys of.
+
+        Kept in the cache, so that a step of decoding makes those of its new row only. None in training, where nothing
+        is kept and each learner makes its own.
+        """
+        if torch.is_grad_enabled():
+            return None
+        past = forward.kept(self.graft_name, self.index)
+        first = forward.all_rows.shape[1] if past is None else forward.rows.shape[1]
+        rows = forward.all_inputs() if past is None else forward.inputs
+        assert rows is not None
+        made = [self.get_submodule(learner).factors(rows) for learner in self.config.learners]  # type: ignore[operator]
+        seen = forward.all_rows.last(first).is_perceptual[..., None]
+        new = made[0] if len(made) == 1 else torch.where(seen, made[0], made[1])
+        forward.keep(self.graft_name, self.index, new)
+        return new if past is None else torch.cat([past.to(new), new], dim=1)
 
     def _route(self, forward: Forward) -> dict[str, Tensor] | None:
         """(B, S, 1) or scalar weight per learner; None for a single learner."""

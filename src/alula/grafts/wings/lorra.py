@@ -1,17 +1,40 @@
 """LoRRA, the low-rank residual attention learner (Wings, Eq. 4).
 
-Shapes: B batch, Q query rows, K key rows, d stream width, H learner heads, D their width, R rotated width.
+Shapes: B batch, Q query rows, K key rows, d stream width, H learner heads, D their width, R rotated width, r rank.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Angles = tuple[Tensor, Tensor]  # (cos, sin), each (B, rows, R)
+
+class Angles(NamedTuple):
+    """RoPE angles of some rows, ready for `rotate`: cosines, and sines with the sign of the rotated half."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, cos: Tensor, sin: Tensor, dtype: torch.dtype | None = None) -> Angles:
+        """From a host's (B, rows, R) tables."""
+        first, second = sin.chunk(2, dim=-1)
+        signed = torch.cat([-first, second], dim=-1)
+        return cls(cos[:, None].to(dtype or cos.dtype), signed[:, None].to(dtype or sin.dtype))
+
+
+class Block(NamedTuple):
+    """Queries `start` to `stop`, which need the first `keys` keys; all of them alike when `full`."""
+
+    start: int
+    stop: int
+    keys: int
+    full: bool
 
 
 class LowRank(nn.Module):
@@ -24,13 +47,25 @@ class LowRank(nn.Module):
         nn.init.trunc_normal_(self.a, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype))
+        return self.raise_(self.lower(x))
+
+    def lower(self, x: Tensor) -> Tensor:
+        """(.., d) -> A x, (.., r)."""
+        return F.linear(x, self.a.to(x.dtype))
+
+    def raise_(self, z: Tensor) -> Tensor:
+        """(.., r) -> B z, (.., d)."""
+        return F.linear(z, self.b.to(z.dtype))
 
 
 class LoRRA(nn.Module):
     """Multi-head attention whose Q, K, V projections are identity plus low rank, and whose output is low rank only.
 
     The zero second factors make the output of a fresh learner exactly 0.
+
+    What a key row contributes is its input row x, which all layers share, and its factors (A_k x, A_v x), 2 r numbers
+    of this layer. Many queries are cheapest with keys and values written out (x + B A x) and a fused attention kernel.
+    For few (decoding) the values are never made: sum_j p_j (x_j + B_v z_j) = sum_j p_j x_j + B_v sum_j p_j z_j.
 
     Args:
         width: d of the decoder's stream.
@@ -56,50 +91,105 @@ class LoRRA(nn.Module):
             LowRank(width, rank, std=std, device=torch.device(device), dtype=dtype) for _ in range(4)
         )
 
+    def factors(self, rows: Tensor) -> Tensor:
+        """(B, rows, d) input rows -> (B, rows, 2 r): their A_k x and A_v x."""
+        return F.linear(rows, torch.cat([self.k.a, self.v.a]).to(rows.dtype))
+
     def forward(
         self,
         query: Tensor,
         keys: Tensor,
-        legal: Tensor,
+        counts: Tensor,
         *,
         query_angles: Angles | None = None,
         key_angles: Angles | None = None,
+        factors: Tensor | None = None,
+        blocks: Sequence[Block] | None = None,
     ) -> Tensor:
         """Attend from the stream to the decoder's input rows.
 
         Args:
             query: (B, Q, d).
-            keys: (B, K, d) input rows, from which both keys and values are made.
-            legal: (B, Q, K) bool. A query without a legal key gets exactly 0.
-            query_angles, key_angles: RoPE (cos, sin) of the rows, (B, Q, R) and (B, K, R), R <= D.
+            keys: (B, K, d) input rows, from which both keys and values are made, in the order of their positions.
+            counts: (B, Q) how many of the keys, from the first on, each query may see. With none it gets exactly 0.
+            query_angles, key_angles: of the rows, for R <= D.
+            factors: (B, K, 2 r) the keys' `factors`, where they are known.
+            blocks: how to split the queries; from `split_queries`.
 
         Returns:
             (B, Q, d).
         """
-        q, k, v = query + self.q(query), keys + self.k(keys), keys + self.v(keys)
-        q, k, v = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (q, k, v))
+        key_factors, value_factors = (self.factors(keys) if factors is None else factors).chunk(2, dim=-1)
+        q = self._heads(query + self.q(query))
+        k = self._heads(keys + self.k.raise_(key_factors))
         if query_angles is not None and key_angles is not None:
             q, k = rotate(q, query_angles), rotate(k, key_angles)
-        speaks = legal.any(dim=-1, keepdim=True)
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            # a row of illegal keys only would give NaN in some kernels; it is zeroed below
-            attn_mask=(legal | ~speaks)[:, None],
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self.head_dim**-0.5,
-        )
-        return self.o(out.transpose(1, 2).flatten(2)) * speaks
+        blocks = split_queries(counts) if blocks is None else blocks
+        dropout = self.dropout if self.training else 0.0
+        if query.shape[1] < self.head_dim and not dropout:
+            out = self._few(q, k, keys, value_factors, counts, blocks)
+        else:
+            out = self._many(q, k, self._heads(keys + self.v.raise_(value_factors)), counts, blocks, dropout)
+        return self.o(out.transpose(1, 2).flatten(2)) * (counts > 0)[..., None]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, rows, d) -> (B, H, rows, D)."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _many(self, q: Tensor, k: Tensor, v: Tensor, counts: Tensor, blocks: Sequence[Block], dropout: float) -> Tensor:
+        """(B, H, Q, D), a block of queries at a time: no mask is ever larger than a block."""
+        parts = []
+        for block in blocks:
+            mask = _mask(counts, block)
+            parts.append(
+                F.scaled_dot_product_attention(
+                    q[:, :, block.start : block.stop],
+                    k[:, :, : block.keys],
+                    v[:, :, : block.keys],
+                    attn_mask=mask,
+                    dropout_p=dropout,
+                    scale=self.head_dim**-0.5,
+                )
+                if block.keys
+                else torch.zeros_like(q[:, :, block.start : block.stop])
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    def _few(
+        self, q: Tensor, k: Tensor, keys: Tensor, value_factors: Tensor, counts: Tensor, blocks: Sequence[Block]
+    ) -> Tensor:
+        """(B, H, Q, D) without values: what was attended to of the rows, and B_v of what was attended to of factors."""
+        scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
+        if not all(block.full and block.keys == keys.shape[1] for block in blocks):
+            every = Block(0, q.shape[2], keys.shape[1], False)
+            scores = scores.masked_fill(~_mask(counts, every), torch.finfo(scores.dtype).min)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(keys.dtype)
+        heard = (weights.flatten(1, 2) @ value_factors).unflatten(1, weights.shape[1:3])  # (B, H, Q, r)
+        raised = self.v.b.to(heard.dtype).unflatten(0, (-1, self.head_dim))  # (H, D, r)
+        return weights @ self._heads(keys) + heard @ raised.transpose(-1, -2)
+
+
+def split_queries(counts: Tensor, size: int = 512) -> list[Block]:
+    """Blocks of at most `size` queries, each with the keys it needs. Reads the device once."""
+    chunks = counts.split(size, dim=1)
+    extremes = torch.stack([torch.stack([chunk.min(), chunk.max()]) for chunk in chunks]).tolist()
+    return [
+        Block(i * size, i * size + chunk.shape[1], most, least == most)
+        for i, (chunk, (least, most)) in enumerate(zip(chunks, extremes, strict=True))
+    ]
+
+
+def _mask(counts: Tensor, block: Block) -> Tensor:
+    """(B, 1, block, keys) bool. A query without keys sees the first: its output is zeroed, but must not be NaN."""
+    place = torch.arange(block.keys, device=counts.device)
+    return place < counts[:, None, block.start : block.stop, None].clamp(min=1)
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:
     """Rotate the first R channels of (B, H, rows, D) by half-split RoPE; the rest pass through."""
-    cos, sin = (table[:, None].to(x.dtype) for table in angles)
-    width = cos.shape[-1]
+    width = angles.cos.shape[-1]
     turned, passed = x[..., :width], x[..., width:]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
+    turned = turned * angles.cos + turned.roll(width // 2, dims=-1) * angles.sin
     return torch.cat([turned, passed], dim=-1) if passed.shape[-1] else turned
 
 
@@ -111,15 +201,15 @@ def learner_head_dim(width: int, head_dim: int) -> int:
     return math.gcd(width, head_dim)
 
 
-def narrow_angles(angles: Angles, head_dim: int, learner_dim: int) -> Angles:
-    """RoPE angles for learner heads of width `learner_dim`, a divisor of the host's `head_dim`.
+def narrow_angles(tables: tuple[Tensor, Tensor], head_dim: int, learner_dim: int) -> tuple[Tensor, Tensor]:
+    """(cos, sin) tables for learner heads of width `learner_dim`, a divisor of the host's `head_dim`.
 
     Frequency i of a D'-wide RoPE is frequency i * D / D' of a D-wide one with the same base, so every (D / D')-th angle
     is exactly the narrower RoPE, any scaling of the host included.
     """
     step = head_dim // learner_dim
     if step == 1:
-        return angles
-    halves = [table[..., : table.shape[-1] // 2][..., ::step] for table in angles]
+        return tables
+    halves = [table[..., : table.shape[-1] // 2][..., ::step] for table in tables]
     cos, sin = (torch.cat([h, h], dim=-1) for h in halves)
     return cos, sin

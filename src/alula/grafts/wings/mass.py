@@ -45,7 +45,7 @@ def attention_sums(
     lorra: Any = layer.get_submodule(learner)
     q, k = query + lorra.q(query), keys.rows + lorra.k(keys.rows)
     q, k = (x.unflatten(-1, (-1, lorra.head_dim)).transpose(1, 2) for x in (q, k))
-    angles = layer._angles(forward, keys) if layer.config.rope else None
+    angles = layer._angles(forward, keys)
     if angles is not None:
         q, k = rotate(q, angles[0]), rotate(k, angles[1])
     speaks = keys.legal.any(dim=-1, keepdim=True)

@@ -32,7 +32,7 @@ from torch import Tensor
 from alula.anatomy import Anatomy
 from alula.errors import AlulaError, HostError, UsageError
 from alula.grafts.wings.layer import WingsLayer
-from alula.grafts.wings.lorra import LoRRA, rotate
+from alula.grafts.wings.lorra import Angles, LoRRA, rotate
 from alula.grafts.wings.router import AttentionRouter, Router
 from alula.rows import RowMap
 from alula.seam import Forward
@@ -237,8 +237,8 @@ def _attend(learner: Any, query: Tensor, keys: _Keys, tables: tuple[Tensor, Tens
     q, k, v = (x.unflatten(-1, (-1, module.head_dim)).transpose(1, 2) for x in (q, k, v))
     if tables is not None:
         new = query.shape[1]
-        q = rotate(q, (tables[0][:, -new:], tables[1][:, -new:]))
-        k = rotate(k, (_pick(tables[0], keys.columns), _pick(tables[1], keys.columns)))
+        q = rotate(q, Angles.of(tables[0][:, -new:], tables[1][:, -new:], q.dtype))
+        k = rotate(k, Angles.of(_pick(tables[0], keys.columns), _pick(tables[1], keys.columns), k.dtype))
     dropout = module.dropout if module.training else 0.0
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys.mask, dropout_p=dropout, scale=module.head_dim**-0.5)
     return module.o(out.transpose(1, 2).flatten(2))
