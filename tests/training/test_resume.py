@@ -137,6 +137,7 @@ def test_metrics_are_rewound_over_a_torn_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_killed_process_loses_nothing(plain: Callable[..., Any], tmp_path: Path) -> None:
     """`kill -9` during a step, during the writing of a checkpoint, and during the export; then one run to the end."""
     raw = plain(**WINGS, steps=STEPS, save_every=4)
@@ -174,7 +175,7 @@ def command(file: Path) -> list[str]:
 
 def cli(file: Path, *, check: bool, json_too: bool = True) -> subprocess.CompletedProcess[str]:
     words = [*command(file), *(["--json"] if json_too else [])]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
     assert done.returncode == 0 or not check, done.stderr
     return done
 
@@ -182,7 +183,7 @@ def cli(file: Path, *, check: bool, json_too: bool = True) -> subprocess.Complet
 def kill_at(file: Path, moment: Callable[[], bool]) -> None:
     """Start the run in a process of its own and kill it as soon as ``moment`` has come."""
     process = subprocess.Popen(command(file), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not moment():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()

@@ -31,8 +31,8 @@ from alula.anatomy import Anatomy
 from alula.errors import HostError
 
 Features = dict[str, Tensor]
-# keywords that only ask for more outputs; with any other one the features may depend on more than the pixels
-_HARMLESS = {"return_dict", "output_hidden_states"}
+# keywords that say what to hand back and do not change the features
+_HARMLESS = {"return_dict", "output_hidden_states", "output_attentions", "use_cache"}
 
 
 class FeatureStore:
@@ -114,13 +114,17 @@ class FrozenTower(nn.Module):
         if place != pixel_values.device:
             tower.to(pixel_values.device)
         with torch.no_grad():
-            if self.store is None or set(kwargs) - _HARMLESS or pixel_values.ndim != 4:
+            other = {name: value for name, value in kwargs.items() if name not in _HARMLESS and value is not None}
+            if self.store is None or pixel_values.ndim != 4 or any(isinstance(v, Tensor) for v in other.values()):
                 return tower(pixel_values, **kwargs)
-            return self._assemble([self._features(image, kwargs) for image in pixel_values], pixel_values.device)
+            mark = repr(sorted(other.items())) if other else ""
+            items = [self._features(image, kwargs, mark) for image in pixel_values]
+            return self._assemble(items, pixel_values.device)
 
-    def _features(self, image: Tensor, kwargs: dict[str, Any]) -> Features:
+    def _features(self, image: Tensor, kwargs: dict[str, Any], mark: str) -> Features:
+        """The features of one image (C, H, W); ``mark`` names keywords that may change them."""
         assert self.store is not None
-        key = fingerprint_tensor(image)
+        key = fingerprint_tensor(image, mark)
         features = self.store.get(key)
         if features is None:
             output = self._outside[0](image[None], **kwargs)
@@ -199,10 +203,10 @@ def tower_fingerprint(tower: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_tensor(tensor: Tensor) -> str:
-    """Hash of a tensor's shape, dtype and content."""
+def fingerprint_tensor(tensor: Tensor, mark: str = "") -> str:
+    """Hash of a tensor's shape, dtype and content, and of ``mark``."""
     plain = tensor.detach().cpu().contiguous()
-    digest = hashlib.blake2b(f"{plain.dtype}{tuple(plain.shape)}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{plain.dtype}{tuple(plain.shape)}{mark}".encode(), digest_size=16)
     digest.update(plain.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
