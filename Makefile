@@ -4,7 +4,7 @@ TORCH  ?= torch==2.13.0
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install quickstart test lint format types imports pytest clean
 
@@ -14,38 +14,42 @@ help:
 	@echo "make format       rewrite the sources in house style"
 	@echo "make clean        remove the virtual environment and run outputs"
 
-install: $(STAMP)
+install: $(VENV)/.installed
 
-# torch first and alone, so that nothing later replaces it
-$(STAMP): pyproject.toml
+# torch first and alone, and named again beside everything else, so that nothing later replaces it
+$(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "alula needs Python 3.11 or newer; $(PYTHON) is older. Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	  { echo "alula needs Python 3.11 or newer; $(PYTHON) is older. Name another: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" --editable ".[dev]"
-	@touch $(STAMP)
+	$(PIP) "$(TORCH)"
+	$(PIP) "$(TORCH)" --editable .
+	@touch $@
 
-quickstart: $(STAMP)
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) "$(TORCH)" --editable ".[dev]"
+	@touch $@
+
+quickstart: $(VENV)/.installed
 	$(BIN)/alula quickstart
 
 test: lint types imports pytest
 
-lint: $(STAMP)
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(STAMP)
+format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(STAMP)
+types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-imports: $(STAMP)
+imports: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
-pytest: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+pytest: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) runs
