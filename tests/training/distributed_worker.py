@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,21 @@ class GradientDump(TrainerCallback):
             save_file(gradients, self.directory / f"gradients-{state.global_step}.safetensors")
 
 
+class Interrupt(TrainerCallback):
+    """Ends the session after the second step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+
 def main(paths: list[str]) -> None:
     for path in paths:
         recipe = load_recipe(path)
         dump = Path(recipe.output_dir + "-gradients")
+        if recipe.name == "interrupted":
+            with contextlib.suppress(KeyboardInterrupt):
+                train(recipe, callbacks=[GradientDump(dump), Interrupt()], quiet=True)
         train(recipe, callbacks=[GradientDump(dump)], quiet=True)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -65,6 +65,7 @@ def written(plain: Callable[..., dict[str, Any]], divided: Path, folder: Path, n
         steps=STEPS,
         batch_size=BATCH,
         micro_batch_size=2,
+        save_every=1,
         schedule={"kind": "constant", "warmup": 0},
     )
     raw = copy.deepcopy({**raw, "output_dir": str(folder / name), **run})
@@ -105,6 +106,7 @@ def test_two_processes_compute_what_one_does(
     one = [written(plain, divided, tmp_path / "one", name) for name in STAGES]
     two = [written(plain, divided, tmp_path / "two", name) for name in STAGES]
     two.append(written(plain, divided, tmp_path / "ddp", "wings", distributed="ddp"))
+    two.append(written(plain, divided, tmp_path / "resumed", "wings", name="interrupted"))
     modality = []
     mixture = open_data(load_recipe(one[0]).stages[0].data, seed=0)
     for position in range(BATCH):
@@ -112,7 +114,7 @@ def test_two_processes_compute_what_one_does(
     assert modality == [True, True, False, False] * (BATCH // 4)
     launch(one, 1, 0)
     launch(two, 2, 29400 + os.getpid() % 500)
-    for name, folder in [*((name, "two") for name in STAGES), ("wings", "ddp")]:
+    for name, folder in [*((name, "two") for name in STAGES), ("wings", "ddp"), ("wings", "resumed")]:
         alone, together = tmp_path / "one" / name, tmp_path / folder / name
         for left, right in zip(rows(alone), rows(together), strict=True):
             assert left["loss"] == pytest.approx(right["loss"], rel=1e-5), (name, folder)
@@ -133,7 +135,7 @@ def test_two_processes_compute_what_one_does(
             ):  # softmax does not feel it: its gradient is rounding, which Adam makes steps of
                 torch.testing.assert_close(there[key], value, rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
         sessions = json.loads((together / "environment.json").read_text())["sessions"]
-        assert sessions[0]["processes"] == 2
+        assert [session["processes"] for session in sessions] == [2] * (2 if folder == "resumed" else 1)
 
 
 @pytest.mark.parametrize("method", ["projector", "wings"])
