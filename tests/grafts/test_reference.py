@@ -166,6 +166,8 @@ CASES = [
     ("gemma3", "mass", 1),
     ("opt", "constant", 1),
     ("llama", "no rope", 1),
+    ("llama", "normalized", 1),
+    ("gemma3", "normalized", 0),
     ("phi3", "visual", 0),
     ("qwen2", "textual", 1),
     ("qwen2", "gated textual", 0),
@@ -229,6 +231,9 @@ def test_a_layer_equals_the_loops(host: str, config: str, layer: int) -> None:
     stream, branch = _np(seen["stream"].view(*shape)), _np(seen["branch"].view(*shape))
     first = _np(seen["inputs"].view(*shape))
     query = stream + branch if settings.query == "post_attention" else stream
+    if settings.normalize:
+        eps = np.finfo(np.float32).eps
+        query, first = (x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) for x in (query, first))
 
     def angles(b: int, s: int) -> np.ndarray | None:
         if not settings.rope or host == "opt":

@@ -17,6 +17,7 @@ _PUBLISHED = {
     "router": "attention",
     "gate": "paper",
     "query": "post_attention",
+    "normalize": False,
     "rope": True,
     "system_keys": True,
     "gain": 1.0,
@@ -38,6 +39,9 @@ class WingsConfig(GraftConfig):
         gate: "exact": the learners speak only at rows that have a perceptual row at or before them, so a prompt without
             an image is the host's own computation, bit for bit; "paper": the textual learner is always on.
         query: "post_attention" (published code: the residual stream after attention) or "block_input" (paper, Eq. 4).
+        normalize: bring queries and input rows to unit root mean square before the learners see them. The paper and its
+            code do not; without it, a decoder whose stream is far longer than its input rows (trained ones: hundreds
+            against ones) saturates the learners' softmax from the first step.
         rope: rotate learner queries and keys with the host's own RoPE angles.
         system_keys: whether system-prompt rows (where roles are known) are keys of the textual learner.
         gain: factor on the routed sum.
@@ -46,7 +50,7 @@ class WingsConfig(GraftConfig):
         init_std: standard deviation of the first factors; the second ones start at zero.
         compat: "published" computes what the released code computes, for released weights (see
             `alula.grafts.wings.published`). It fixes router="attention", gate="paper", query="post_attention",
-            rope=True, system_keys=True and gain=1, whose published counterparts it has built in.
+            normalize=False, rope=True, system_keys=True and gain=1, whose published counterparts it has built in.
         system_rows: with compat, how many leading rows (system prompt and the header of the user's turn) are no textual
             keys in samples with an image; the release has 14 (Qwen1.5).
     """
@@ -59,6 +63,7 @@ class WingsConfig(GraftConfig):
     router: Router = "mass"
     gate: Gate = "exact"
     query: Query = "post_attention"
+    normalize: bool = False
     rope: bool = True
     system_keys: bool = True
     gain: float = 1.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from alula.grafts.wings.config import WingsConfig
@@ -82,6 +83,11 @@ def gather_keys(forward: Forward, learner: str, config: WingsConfig) -> Keys | N
     if learner == "textual" and config.gate == "exact":
         counts = counts * every.has_seen[:, -new.shape[1] :]
     index = index.masked_fill(~real, 0)
-    inputs = forward.all_inputs()
+    inputs = prepared(forward.all_inputs(), config)
     rows = inputs.gather(1, index[..., None].expand(-1, -1, inputs.shape[-1]))
     return Keys(index, counts, split_queries(counts), rows)
+
+
+def prepared(x: Tensor, config: WingsConfig) -> Tensor:
+    """(.., d) stream or input rows as the learners take them."""
+    return F.rms_norm(x, x.shape[-1:]) if config.normalize else x

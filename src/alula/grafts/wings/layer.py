@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alula.errors import AlulaError
 from alula.grafts.wings.config import WingsConfig
-from alula.grafts.wings.keys import Keys, gather_keys
+from alula.grafts.wings.keys import Keys, gather_keys, prepared
 from alula.grafts.wings.lorra import Angles, LoRRA, learner_head_dim
 from alula.grafts.wings.mass import report_mass
 from alula.grafts.wings.router import AttentionRouter, ConstantRouter, MassRouter, Router
@@ -127,7 +127,7 @@ class WingsLayer(nn.Module):
                 remedy='gradient_checkpointing_kwargs={"use_reentrant": False}, which is the default of transformers',
             )
         query = stream + branch if self.config.query == "post_attention" else stream
-        mixed = self._mix(forward, query)
+        mixed = self._mix(forward, prepared(query, self.config))
         if not state[self, "differentiable"]:
             del state[self, "stream"]
         return branch if mixed is None else branch + mixed
@@ -178,11 +178,10 @@ class WingsLayer(nn.Module):
             return None
         past = forward.kept(self.graft_name, self.index)
         first = forward.all_rows.shape[1] if past is None else forward.rows.shape[1]
-        rows = forward.all_inputs() if past is None else forward.inputs
+        rows = prepared(forward.all_inputs() if past is None else forward.inputs, self.config)
         assert rows is not None
         made = [self.get_submodule(learner).factors(rows) for learner in self.config.learners]  # type: ignore[operator]
-        seen = forward.all_rows.last(first).is_perceptual[..., None]
-        new = made[0] if len(made) == 1 else torch.where(seen, made[0], made[1])
+        new = made[0] if len(made) == 1 else torch.where(_perceptual(forward, first), made[0], made[1])
         forward.keep(self.graft_name, self.index, new)
         return new if past is None else torch.cat([past.to(new), new], dim=1)
 
@@ -207,7 +206,7 @@ class WingsLayer(nn.Module):
 
     def _keys(self, forward: Forward, learner: str) -> Keys | None:
         """The learner's keys, gathered once per forward and shared by all layers; None if the batch has none."""
-        name = ("wings keys", learner, self.config.gate, self.config.system_keys)
+        name = ("wings keys", learner, self.config.gate, self.config.system_keys, self.config.normalize)
         if name not in forward.memo:
             forward.memo[name] = gather_keys(forward, learner, self.config)
         return forward.memo[name]
@@ -217,3 +216,11 @@ class WingsLayer(nn.Module):
         if not (self.training and torch.is_grad_enabled() and torch.distributed.is_initialized()):
             return branch
         return branch + sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
+
+
+def _perceptual(forward: Forward, rows: int) -> Tensor:
+    """(B, rows, 1) bool for the last `rows` rows; the same for all layers."""
+    key = ("wings perceptual", rows)
+    if key not in forward.memo:
+        forward.memo[key] = forward.all_rows.last(rows).is_perceptual[..., None]
+    return forward.memo[key]
