@@ -153,7 +153,7 @@ DAMAGE = {
     "no weights file": (lambda p: (p / WEIGHTS_FILE).unlink(), "missing"),
     "no config file": (lambda p: (p / CONFIG_FILE).unlink(), "no adapter_config"),
     "bad JSON": (lambda p: (p / CONFIG_FILE).write_text('{"alula_type": '), "not readable as JSON"),
-    "not an object": (lambda p: (p / CONFIG_FILE).write_text("[1, 2]"), "not an alula adapter"),
+    "not an object": (lambda p: (p / CONFIG_FILE).write_text("[1, 2]"), "not a JSON object"),
     "another library's": (lambda p: _edit_config(p, alula_type=None, peft_type="LORA"), "not an alula adapter"),
     "an unknown setting": (lambda p: _edit_config(p, config={"rnak": 3}), "rnak"),
     "a refused setting": (lambda p: _edit_config(p, config={"router": "soft"}), "router"),

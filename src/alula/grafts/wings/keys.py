@@ -90,4 +90,5 @@ def gather_keys(forward: Forward, learner: str, config: WingsConfig) -> Keys | N
 
 def prepared(x: Tensor, config: WingsConfig) -> Tensor:
     """(.., d) stream or input rows as the learners take them."""
-    return F.rms_norm(x, x.shape[-1:]) if config.normalize else x
+    # an eps of our own: torch's default is the dtype's, which in bfloat16 is larger than an embedding's mean square
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6) if config.normalize else x

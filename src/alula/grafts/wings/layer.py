@@ -178,8 +178,8 @@ class WingsLayer(nn.Module):
             return None
         past = forward.kept(self.graft_name, self.index)
         first = forward.all_rows.shape[1] if past is None else forward.rows.shape[1]
+        assert forward.inputs is not None, "the first decoder layer has not been entered"
         rows = prepared(forward.all_inputs() if past is None else forward.inputs, self.config)
-        assert rows is not None
         made = [self.get_submodule(learner).factors(rows) for learner in self.config.learners]  # type: ignore[operator]
         new = made[0] if len(made) == 1 else torch.where(_perceptual(forward, first), made[0], made[1])
         forward.keep(self.graft_name, self.index, new)

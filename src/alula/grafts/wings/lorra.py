@@ -29,12 +29,12 @@ class Angles(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Queries `start` to `stop`, which need the first `keys` keys; all of them alike when `full`."""
+    """Queries `start` to `stop`: each of them sees at least the first `least` keys and at most the first `most`."""
 
     start: int
     stop: int
-    keys: int
-    full: bool
+    least: int
+    most: int
 
 
 class LowRank(nn.Module):
@@ -93,7 +93,7 @@ class LoRRA(nn.Module):
 
     def factors(self, rows: Tensor) -> Tensor:
         """(B, rows, d) input rows -> (B, rows, 2 r): their A_k x and A_v x."""
-        return F.linear(rows, torch.cat([self.k.a, self.v.a]).to(rows.dtype))
+        return torch.cat([self.k.lower(rows), self.v.lower(rows)], dim=-1)
 
     def forward(
         self,
@@ -130,7 +130,8 @@ class LoRRA(nn.Module):
             out = self._few(q, k, keys, value_factors, counts, blocks)
         else:
             out = self._many(q, k, self._heads(keys + self.v.raise_(value_factors)), counts, blocks, dropout)
-        return self.o(out.transpose(1, 2).flatten(2)) * (counts > 0)[..., None]
+        voice = self.o(out.transpose(1, 2).flatten(2))
+        return voice if all(block.least for block in blocks) else voice * (counts > 0)[..., None]
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, rows, d) -> (B, H, rows, D)."""
@@ -140,19 +141,17 @@ class LoRRA(nn.Module):
         """(B, H, Q, D), a block of queries at a time: no mask is ever larger than a block."""
         parts = []
         for block in blocks:
-            mask = _mask(counts, block)
-            parts.append(
-                F.scaled_dot_product_attention(
-                    q[:, :, block.start : block.stop],
-                    k[:, :, : block.keys],
-                    v[:, :, : block.keys],
-                    attn_mask=mask,
-                    dropout_p=dropout,
-                    scale=self.head_dim**-0.5,
-                )
-                if block.keys
-                else torch.zeros_like(q[:, :, block.start : block.stop])
+            queries = q[:, :, block.start : block.stop]
+            heard = F.scaled_dot_product_attention(
+                queries,
+                k[:, :, : block.most],
+                v[:, :, : block.most],
+                # equal queries need no mask, which lets the fastest kernels in
+                attn_mask=None if block.least == block.most else _mask(counts, block),
+                dropout_p=dropout,
+                scale=self.head_dim**-0.5,
             )
+            parts.append(heard if block.most else torch.zeros_like(queries))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def _few(
@@ -160,8 +159,8 @@ class LoRRA(nn.Module):
     ) -> Tensor:
         """(B, H, Q, D) without values: what was attended to of the rows, and B_v of what was attended to of factors."""
         scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
-        if not all(block.full and block.keys == keys.shape[1] for block in blocks):
-            every = Block(0, q.shape[2], keys.shape[1], False)
+        if any(block.least < keys.shape[1] for block in blocks):
+            every = Block(0, q.shape[2], 0, keys.shape[1])
             scores = scores.masked_fill(~_mask(counts, every), torch.finfo(scores.dtype).min)
         weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(keys.dtype)
         heard = (weights.flatten(1, 2) @ value_factors).unflatten(1, weights.shape[1:3])  # (B, H, Q, r)
@@ -174,23 +173,25 @@ def split_queries(counts: Tensor, size: int = 512) -> list[Block]:
     chunks = counts.split(size, dim=1)
     extremes = torch.stack([torch.stack([chunk.min(), chunk.max()]) for chunk in chunks]).tolist()
     return [
-        Block(i * size, i * size + chunk.shape[1], most, least == most)
+        Block(i * size, i * size + chunk.shape[1], least, most)
         for i, (chunk, (least, most)) in enumerate(zip(chunks, extremes, strict=True))
     ]
 
 
 def _mask(counts: Tensor, block: Block) -> Tensor:
     """(B, 1, block, keys) bool. A query without keys sees the first: its output is zeroed, but must not be NaN."""
-    place = torch.arange(block.keys, device=counts.device)
+    place = torch.arange(block.most, device=counts.device)
     return place < counts[:, None, block.start : block.stop, None].clamp(min=1)
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:
     """Rotate the first R channels of (B, H, rows, D) by half-split RoPE; the rest pass through."""
     width = angles.cos.shape[-1]
+    if width == x.shape[-1]:
+        return x * angles.cos + x.roll(width // 2, dims=-1) * angles.sin
     turned, passed = x[..., :width], x[..., width:]
     turned = turned * angles.cos + turned.roll(width // 2, dims=-1) * angles.sin
-    return torch.cat([turned, passed], dim=-1) if passed.shape[-1] else turned
+    return torch.cat([turned, passed], dim=-1)
 
 
 def learner_head_dim(width: int, head_dim: int) -> int:
