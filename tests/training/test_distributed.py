@@ -57,10 +57,10 @@ def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def written(plain: Callable[..., dict[str, Any]], divided: Path, folder: Path, name: str, **run: Any) -> Path:
+def written(plain: Callable[..., dict[str, Any]], divided: Path, folder: Path, stage: str, **run: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     raw = plain(
-        **STAGES[name],
+        **STAGES[stage],
         data={"sources": [{"jsonl": str(divided)}]},
         steps=STEPS,
         batch_size=BATCH,
@@ -68,8 +68,8 @@ def written(plain: Callable[..., dict[str, Any]], divided: Path, folder: Path, n
         save_every=1,
         schedule={"kind": "constant", "warmup": 0},
     )
-    raw = copy.deepcopy({**raw, "output_dir": str(folder / name), **run})
-    path = folder / f"{name}.yaml"
+    raw = copy.deepcopy({**raw, "output_dir": str(folder / stage), **run})
+    path = folder / f"{stage}.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path
 

@@ -5,8 +5,8 @@ second one has no gradient for tower and projector, gathers other weights, or wa
 job hangs (NCCL) or dies (gloo). The cure here leaves the loss of a text-only batch bit-identical: where other processes
 run their images, a blank one runs through tower and projector, and its features, times zero, are added to the token
 embeddings. Grafts do the like for their own silent parameters. `fill_missing_gradients` gives one process the same
-semantics: a part that no sample reached has the gradient zero, not none, so the optimizer's momentum moves alike for any
-number of processes.
+semantics: a part that no sample reached has the gradient zero, not none, so the optimizer's momentum moves alike for
+any number of processes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def fill_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def zero_touch(parts: Mapping[str, Named]) -> Tensor:
-    """Zero, as a function of one element of every trained parameter: backward through it gives them gradients of zero."""
+    """Zero, made of one element of every trained parameter: backward through it gives them gradients of zero."""
     elements = [parameter.reshape(-1)[0].float() for named in parts.values() for _, parameter in named]
     return torch.stack(elements).sum() * 0.0
 
@@ -67,8 +67,8 @@ def zero_touch(parts: Mapping[str, Named]) -> Tensor:
 class _BlankImage:
     """Runs one blank image through tower and projector when a batch has no image of its own.
 
-    Its moment is right after the token embedding, and its place the decoder's input, as for real images: sharded weights
-    are gathered, and gradients exchanged, in the order in which a process walks its graph, so the graphs must be alike.
+    Its moment is right after the token embedding, and its place the decoder's input, as for real images: weights are
+    gathered, and gradients exchanged, in the order in which a process walks its graph, so the graphs must be alike.
     """
 
     def __init__(self, backbone: nn.Module, blank: Mapping[str, Tensor]) -> None:

@@ -132,7 +132,7 @@ class StageTrainer(Trainer):
             model,
             inputs,
             return_outputs=True,
-            num_items_in_batch=num_items_in_batch,  # type: ignore[arg-type]
+            num_items_in_batch=num_items_in_batch,
         )
         if not loss.requires_grad:  # text only, and what is trained speaks only where there is an image
             loss = loss + zero_touch(self.parts)
