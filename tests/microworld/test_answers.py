@@ -1,5 +1,6 @@
 """Gold answers, worked out again from the question's words alone (text) or from the scene (pictures)."""
 
+import itertools
 import re
 
 import pytest
@@ -40,7 +41,7 @@ def reversal(q):
 def pattern(q):
     terms = re.split(r"[?:] ", q)[1].split()
     if terms[0].isdigit():
-        steps = {int(b) - int(a) for a, b in zip(terms, terms[1:], strict=False)}
+        steps = {int(b) - int(a) for a, b in itertools.pairwise(terms)}
         assert len(steps) == 1
         return str(int(terms[-1]) + steps.pop())
     # the shortest period that explains all terms

@@ -23,14 +23,14 @@ from rich.table import Table
 
 OUTPUT = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; replaced when everything is done.")]
 SEED = Annotated[int, typer.Option(help="Another seed, another fledgling.")]
-STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of schooling. [default: enough to pass the bar]")]
-TOWER_STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of the tower. [default: enough to see well]")]
+STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of schooling. (default: 2,600)")]
+TOWER_STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of the tower. (default: 1,000)")]
 EXAM_ITEMS = Annotated[int, typer.Option(min=1, help="Held-out items per family in the examination.")]
-DEVICE = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU where there is one]")]
+DEVICE = Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: a GPU where there is one)")]
 PRECISION = Annotated[
     str, typer.Option(help="Of the matrix products: float32, bfloat16, or auto (bfloat16 where measured faster).")
 ]
-DIRECTORY = Annotated[Path | None, typer.Argument(help="A raised fledgling. [default: the one that ships with alula]")]
+DIRECTORY = Annotated[Path | None, typer.Argument(help="A raised fledgling. (default: the one that ships with alula)")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 
@@ -55,7 +55,7 @@ def raise_(
     precision: PRECISION = "auto",
     as_json: JSON = False,
 ) -> None:
-    """Raise a fledgling from nothing: tokenizer, language model, vision tower. Under 15 minutes on 2 cores."""
+    """Raise a fledgling from nothing: tokenizer, language model, vision tower. About 12 minutes on 2 idle cores."""
     from alula.training.fledgling.raising import Upbringing, raise_fledgling
     from alula.training.fledgling.settings import pick_device, pick_precision
 
@@ -73,6 +73,8 @@ def raise_(
                 tasks[stage] = bar.add_task(stage, total=total, figures="")
             shown = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
             bar.update(tasks[stage], completed=done, figures=shown)
+            if not bar.console.is_terminal and 20 * done // total != 20 * (done - 1) // total:
+                bar.console.print(f"{stage} {done}/{total} {shown}", highlight=False)
 
         card = raise_fledgling(
             output,

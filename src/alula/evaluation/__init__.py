@@ -9,7 +9,7 @@ from alula.evaluation.harness import HarnessTasks, run_harness
 from alula.evaluation.items import ItemTask, Task, TaskItem
 from alula.evaluation.native import DEFAULT, NATIVE, TEXT_ONLY, native_tasks
 from alula.evaluation.own_data import data_task
-from alula.evaluation.paired import paired
+from alula.evaluation.pairing import paired
 from alula.evaluation.results import (
     Comparison,
     Conditions,

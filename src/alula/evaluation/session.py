@@ -15,7 +15,7 @@ from alula.evaluation.harness import HarnessTasks, run_harness
 from alula.evaluation.items import Task, images_of
 from alula.evaluation.native import DEFAULT, TEXT_ONLY, native_tasks
 from alula.evaluation.own_data import data_task
-from alula.evaluation.paired import paired
+from alula.evaluation.pairing import paired
 from alula.evaluation.prompts import takes_images
 from alula.evaluation.results import PairedRun, RunResult, TaskResult
 from alula.evaluation.runner import run

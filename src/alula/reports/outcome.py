@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from alula.errors import EvaluationError
 from alula.evaluation import RunResult, paired
-from alula.evaluation.paired import KEPT_FLIPS
+from alula.evaluation.pairing import KEPT_FLIPS
 from alula.evaluation.results import Conditions, PairedResult, Record
 
 CURVE_POINTS = 200

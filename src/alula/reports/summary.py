@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from alula.evaluation import SeedsComparison, SeedsResult, across_seeds
-from alula.evaluation.paired import KIND
+from alula.evaluation.pairing import KIND
 from alula.reports.outcome import MethodOutcome, Outcome
 
 TEXT, VISUAL = "text", "visual"

@@ -63,10 +63,7 @@ def comparison(draw: Draw, split: str) -> tuple[Exchange]:
 
 def sorting(draw: Draw, split: str) -> tuple[Exchange]:
     while True:
-        if draw.chance(0.5):
-            values = draw.sample(range(10), draw.between(3, 5))
-        else:
-            values = draw.sample(range(10, 100), 3)
+        values = draw.sample(range(10), draw.between(3, 5)) if draw.chance(0.5) else draw.sample(range(10, 100), 3)
         ordered = sorted(values)
         if split_of("sort", *ordered) == split and values != ordered and values != ordered[::-1]:
             break

@@ -13,6 +13,8 @@ puts its maximum at distance d.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import Qwen3ForCausalLM
 
@@ -30,11 +32,11 @@ _LOUD = 3.0  # factor on their values, so that what is seen stands out from the 
 @torch.no_grad()
 def look_back(model: Qwen3ForCausalLM) -> None:
     """Let the heads of the first key-value group in the first layers attend to fixed distances back; in place."""
-    config = model.config
+    config: Any = model.config
     width, half = config.head_dim, config.head_dim // 2
     rotation = config.rope_parameters["rope_theta"] ** (-torch.arange(_PAIRS) * 2.0 / width)
     first, second = torch.arange(_PAIRS), torch.arange(_PAIRS) + half
-    model.get_input_embeddings().weight[:, 0] = _SHARED_ENTRY
+    model.model.embed_tokens.weight[:, 0] = _SHARED_ENTRY
     for layer, distances in zip(model.model.layers, _DISTANCES, strict=False):
         attention = layer.self_attn
         queries = attention.q_proj.weight.view(config.num_attention_heads, width, -1)

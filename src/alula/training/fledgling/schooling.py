@@ -41,7 +41,7 @@ class Schooling:
 
     Attributes:
         steps: optimiser steps.
-        phases: short lessons without distractions first, with drills and then without; long ones with distractions last.
+        phases: short lessons without distractions first, with drills, then without; long ones with distractions last.
         matrix_lr: learning rate of the weight matrices (Muon).
         other_lr: learning rate of embeddings and norms (AdamW).
         warmup: share of the steps over which the rates rise.
