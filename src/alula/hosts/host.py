@@ -59,7 +59,7 @@ def load_host(source: str | os.PathLike[str], *, dtype: torch.dtype | str | None
     try:
         processor = AutoProcessor.from_pretrained(where, backend="pil")
         if hasattr(processor, "tokenizer"):
-            # meant for the image processor, `backend` is taken by the tokenizer as its own, which then denies being fast
+            # meant for the image processor, but the tokenizer takes `backend` for its own and then denies being fast
             processor.tokenizer = AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HostError(f"no processor ({first_line(error)})", where=where) from error
