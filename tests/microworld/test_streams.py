@@ -53,8 +53,17 @@ def test_known_items_do_not_drift():
     """The shipped fledgling was taught these; a change here means that it has to be raised again."""
     first = [item.messages[-1]["content"][0]["text"] for item in text_items(10, split="train", seed=0)]
     assert first == [
-        "soup", "Zadar", "37", "yes", "32 39 45 71", "pillow marble pencil violin garden", "42", "Jon", "yes", "97",
-    ]  # fmt: skip
+        "soup",
+        "Zadar",
+        "19",
+        "yes",
+        "62 45 33",
+        "pillow marble pencil violin garden",
+        "25",
+        "Jon",
+        "a small green triangle at the centre and a small yellow heart at the bottom",
+        "97",
+    ]
 
 
 @pytest.mark.parametrize("name", SOURCES)

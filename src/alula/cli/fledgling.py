@@ -55,7 +55,7 @@ def raise_(
     precision: PRECISION = "auto",
     as_json: JSON = False,
 ) -> None:
-    """Raise a fledgling from nothing: tokenizer, language model, vision tower. About 12 minutes on 2 idle cores."""
+    """Raise a fledgling from nothing: tokenizer, language model, tower. About a quarter of an hour on 2 cores."""
     from alula.training.fledgling.raising import Upbringing, raise_fledgling
     from alula.training.fledgling.settings import pick_device, pick_precision
 
