@@ -13,8 +13,9 @@ from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef
 from alula.data.records import RecordFile
 from alula.data.samples import Sample, image_part
 from alula.data.shapes import ImageFolder, from_conversations, from_messages
-from alula.data.specs import DatasetSpec, JsonlSpec, LlavaSpec, MicroworldSpec, SourceSpec, validated
+from alula.data.specs import DatasetSpec, DigitsSpec, JsonlSpec, LlavaSpec, MicroworldSpec, SourceSpec, validated
 from alula.errors import DataError, UsageError
+from alula.microworld.digits import DIGIT_FAMILIES, DigitStream
 
 Reader = Callable[..., Sample]
 """``from_messages`` or ``from_conversations``."""
@@ -120,7 +121,44 @@ class DatasetSource:
         return _read(self._reader, self._table[index].to_pylist()[0], self._folder, self.name, place)
 
 
-class MicroworldSource:
+class StreamSource:
+    """Items of a stream by position; images are drawn when loaded.
+
+    Args:
+        stream: microworld items by index.
+        name: what reports call it.
+        size: number of items; None: endless.
+    """
+
+    def __init__(self, stream: Any, name: str, size: int | None) -> None:
+        self._stream, self.name, self.size = stream, name, size
+
+    def __getitem__(self, index: int) -> Sample:
+        item = self._stream[index]
+        messages = [{**message, "content": list(map(_lazy, message["content"]))} for message in item.messages]
+        meta = {"family": item.family, "kind": item.kind, "split": item.split}
+        place = Place(self.name, index, item.id, unit="item")
+        return Sample(item.id, messages, source=self.name, meta=meta, place=place)
+
+
+class DigitsSource(StreamSource):
+    """Questions about real handwritten digits (`alula.microworld.digits`).
+
+    Args:
+        digits: a family of `DIGIT_FAMILIES`, or ``all``.
+        split: ``train``, or ``test`` for held-out writers.
+        seed: of the stream.
+        limit: only the first so many items; None: endless.
+    """
+
+    def __init__(
+        self, digits: str, *, split: str = "train", seed: int = 0, name: str | None = None, limit: int | None = None
+    ) -> None:
+        families = DIGIT_FAMILIES if digits == "all" else (digits,)
+        super().__init__(DigitStream(split, seed, families, limit), name or f"digits-{digits}", limit)  # type: ignore[arg-type]
+
+
+class MicroworldSource(StreamSource):
     """Items of the procedural world, by position in its stream; images are drawn when loaded.
 
     Args:
@@ -144,16 +182,8 @@ class MicroworldSource:
         name: str | None = None,
         limit: int | None = None,
     ) -> None:
-        self.name = name or f"microworld-{stream}"
-        self.size = limit
-        self._stream = microworld.source(stream, split=split, seed=seed, families=families, n=limit)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> Sample:
-        item = self._stream[index]
-        messages = [{**message, "content": list(map(_lazy, message["content"]))} for message in item.messages]
-        meta = {"family": item.family, "kind": item.kind, "split": item.split}
-        place = Place(self.name, index, item.id, unit="item")
-        return Sample(item.id, messages, source=self.name, meta=meta, place=place)
+        items = microworld.source(stream, split=split, seed=seed, families=families, n=limit)  # type: ignore[arg-type]
+        super().__init__(items, name or f"microworld-{stream}", limit)
 
 
 def _lazy(part: dict[str, Any]) -> dict[str, Any]:
@@ -184,6 +214,10 @@ def open_source(
             families=checked.families,
             name=checked.name,
             limit=checked.limit,
+        )
+    if isinstance(checked, DigitsSpec):
+        return DigitsSource(
+            checked.digits, split=checked.split, seed=checked.seed, name=checked.name, limit=checked.limit
         )
     images = None if checked.images is None else Path(base, checked.images)
     options: dict[str, Any] = {

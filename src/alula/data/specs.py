@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapt
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.errors import RecipeError
 
-KINDS = ("jsonl", "llava", "dataset", "microworld")
+KINDS = ("jsonl", "llava", "dataset", "microworld", "digits")
 
 
 class _Spec(BaseModel):
@@ -56,6 +56,15 @@ class MicroworldSpec(_Spec):
     limit: int | None = Field(None, gt=0, description="draw only so many different items")
 
 
+class DigitsSpec(_Spec):
+    """Questions about real handwritten digits (`alula.microworld.digits`); endless unless ``limit`` is given."""
+
+    digits: Literal["all", "read", "row", "larger", "sum"] = Field(description="what is asked")
+    split: Literal["train", "test"] = Field("train", description="test: held-out writers")
+    seed: int = 0
+    limit: int | None = Field(None, gt=0, description="draw only so many different items")
+
+
 def _kind(value: Any) -> str | None:
     if isinstance(value, Mapping):
         return next((kind for kind in KINDS if kind in value), None)
@@ -66,7 +75,8 @@ SourceSpec = Annotated[
     Annotated[JsonlSpec, Tag("jsonl")]
     | Annotated[LlavaSpec, Tag("llava")]
     | Annotated[DatasetSpec, Tag("dataset")]
-    | Annotated[MicroworldSpec, Tag("microworld")],
+    | Annotated[MicroworldSpec, Tag("microworld")]
+    | Annotated[DigitsSpec, Tag("digits")],
     Discriminator(
         _kind,
         custom_error_type="source_kind",
@@ -100,6 +110,7 @@ _OF_KIND: dict[str, type[BaseModel]] = {
     "llava": LlavaSpec,
     "dataset": DatasetSpec,
     "microworld": MicroworldSpec,
+    "digits": DigitsSpec,
 }
 
 
