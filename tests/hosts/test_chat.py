@@ -227,7 +227,7 @@ def test_a_person_at_a_terminal(parts: Path) -> None:
     save_host(endless, parts / "endless")
     program = "import typer; from alula.cli import chat; app = typer.Typer(); chat.register(app); app()"
     arguments = ["-c", program, str(parts / "endless"), "--device", "cpu", "--max-new-tokens", "100000"]
-    child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60, dimensions=(40, 200))
+    child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=200, dimensions=(40, 200))
     child.expect(r"LlavaForConditionalGeneration.*M parameters, float32 on cpu; takes text and images")
     child.expect("\n> ")
     child.sendline("/help")

@@ -127,7 +127,9 @@ def evaluate(
         outcome = comparison_outcome(session.paired, command=command, seconds=session.seconds)
         html, table = experiment_report(outcome), experiment_table(outcome)
     if session.skipped:
-        talk.print(f"not compared, since {base} takes no images: {', '.join(session.skipped)}", highlight=False)
+        talk.print(
+            f"not compared, since {base} takes no images: {', '.join(session.skipped)}", highlight=False, soft_wrap=True
+        )
     if as_json:
         typer.echo((session.paired or session.tuned).model_dump_json())
     else:
