@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ BATCH = 64  # prompts per generate call
 def prepare_worker(threads: int) -> None:
     """Settings of a worker process: its share of the cores, and memory that is not handed back between steps."""
     torch.set_num_threads(threads)
+    # PEFT still asks transformers by names that are to be renamed; nothing a user of ours can act on
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     keep_freed_memory()
 
 
