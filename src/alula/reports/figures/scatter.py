@@ -73,7 +73,7 @@ def scatter(points: Sequence[Point], *, title: str, x_title: str, y_title: str, 
         bars += [_Box(low_x, at_y - 2, high_x, at_y + 2), _Box(at_x - 2, high_y, at_x + 2, low_y)]
     line = _Box(_LEFT, y(reference[0]) - 2, WIDTH - _RIGHT, y(reference[0]) + 2)
     _label(canvas, points, x, y, [*bars, line])
-    side, anchor = _free_side(points, x, y(reference[0]))
+    side, anchor = _free_side(points, x, reference[0])
     canvas.text(side, y(reference[0]) - 6, reference[1], anchor, class_="note")
     return canvas.svg(title)
 
@@ -126,9 +126,11 @@ def _bounds(estimate: Estimate, scale: Scale) -> tuple[float, float]:
 
 
 def _free_side(points: Sequence[Point], x: Scale, at: float) -> tuple[float, str]:
+    """Where the reference's label crosses fewest of the points that lie near its line."""
     middle = (x.start + x.end) / 2
-    left = sum(x(p.x.value) < middle for p in points)
-    return (x.end - 4, "end") if 2 * left >= len(points) else (x.start + 4, "start")
+    near = [p for p in points if abs(p.y.value - at) < 0.15]
+    left = sum(x(p.x.value) < middle for p in near)
+    return (x.end - 4, "end") if 2 * left > len(near) else (x.start + 4, "start")
 
 
 def _hint(point: Point) -> str:
