@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,15 @@ def test_a_person_at_a_terminal(parts: Path) -> None:
     save_host(endless, parts / "endless")
     program = "import typer; from alula.cli import chat; app = typer.Typer(); chat.register(app); app()"
     arguments = ["-c", program, str(parts / "endless"), "--device", "cpu", "--max-new-tokens", "100000"]
-    child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=200, dimensions=(40, 200))
+    child = pexpect.spawn(
+        sys.executable,
+        arguments,
+        encoding="utf-8",
+        timeout=200,
+        dimensions=(40, 200),
+        # a test run in the background ignores Ctrl-C and would hand that down; a terminal's programs start without it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     child.expect(r"LlavaForConditionalGeneration.*M parameters, float32 on cpu; takes text and images")
     child.expect("\n> ")
     child.sendline("/help")
