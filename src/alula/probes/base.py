@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from alula.errors import DataError, UsageError
+from alula.files import atomic_file
 from alula.probes.accumulate import Reservoir, Tally
 from alula.probes.resampling import DEFAULT, Resampling
 from alula.probes.results import Result
@@ -202,14 +203,9 @@ class Probe(abc.ABC):
     def save(self, file: str | os.PathLike[str]) -> Path:
         """Write settings and measurements to one safetensors file, atomically; `load` reads it back."""
         target = Path(file)
-        target.parent.mkdir(parents=True, exist_ok=True)
         facts = {"probe": self.name, "settings": json.dumps(self.settings)}
-        partial = target.with_name(f".{target.name}-{os.getpid()}.partial")
-        try:
+        with atomic_file(target) as partial:
             safetensors.torch.save_file(self.state_dict(), partial, facts)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
         return target
 
     @classmethod

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alula.errors import DataError, UsageError
+from alula.files import atomic_file
 
 Bits = NDArray[np.uint8]
 
@@ -98,14 +99,9 @@ class WeightMask:
     def save(self, file: str | os.PathLike[str]) -> Path:
         """Write the mask to one safetensors file, atomically; `load` reads it back."""
         target = Path(file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}-{os.getpid()}.partial")
-        try:
-            shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        with atomic_file(target) as partial:
             safetensors.numpy.save_file(dict(self.bits), partial, {"shapes": json.dumps(shapes)})
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
         return target
 
     @classmethod
