@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from alula.allocator import keep_freed_memory
 from alula.evaluation import native_tasks, run
+from alula.jobs import lines
 from alula.loading import load_model
 from alula.quickstart.plan import ALIGN, BASE, Plan
 from alula.training import train
 
 BATCH = 64  # prompts per generate call
-
-
-def prepare_worker(threads: int) -> None:
-    """Settings of a worker process: its share of the cores, and memory that is not handed back between steps."""
-    torch.set_num_threads(threads)
-    # PEFT still asks transformers by names that are to be renamed; nothing a user of ours can act on
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    keep_freed_memory()
 
 
 def align(plan: Plan, seed: int) -> None:
@@ -40,9 +28,6 @@ def tune(plan: Plan, seed: int, method: str) -> None:
     """Train one method, then put all tasks to it."""
     result = train(plan.recipe(seed, method), quiet=True)
     _answer(plan, seed, method, result.final)
-
-
-Job = Callable[..., None]
 
 
 def answers_path(plan: Plan, seed: int, name: str) -> Path:
@@ -67,8 +52,8 @@ def _answer(plan: Plan, seed: int, name: str, directory: Path) -> None:
 
 def progress_of(plan: Plan, seed: int, name: str) -> int:
     """Units of work a job has done: logged training steps and answered questions."""
-    steps = _lines(plan.run_directory(seed, name) / "metrics.jsonl") if name != BASE else 0
-    answers = max(0, _lines(journal_path(plan, seed, name)) - 1) if name != ALIGN else 0
+    steps = lines(plan.run_directory(seed, name) / "metrics.jsonl") if name != BASE else 0
+    answers = max(0, lines(journal_path(plan, seed, name)) - 1) if name != ALIGN else 0
     return steps + answers
 
 
@@ -87,11 +72,3 @@ def training_facts(plan: Plan, seed: int, name: str) -> tuple[int, float]:
         row = json.loads(line)
         last[row["stage"]] = row["seconds"]
     return max(record["trainable"] for record in records), sum(last.values())
-
-
-def _lines(path: Path) -> int:
-    try:
-        with path.open("rb") as stream:
-            return sum(1 for _ in stream)
-    except FileNotFoundError:
-        return 0

@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import json
-import multiprocessing
-import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
-
-import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from alula.errors import UsageError
 from alula.evaluation import RunResult, native_tasks
-from alula.files import write_json
+from alula.jobs import Job, add_session, claim, run_jobs
 from alula.quickstart import jobs
 from alula.quickstart.plan import ALIGN, BASE, METHODS, Plan
 from alula.reports.outcome import BaseOutcome, MethodOutcome, Outcome, SeedOutcome, read_curve
-from alula.training.environment import describe_environment
-
-_POLL = 0.5  # seconds between looks at the workers' files
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One piece of work: what to call, what it is called, and how much there is to do."""
-
-    title: str
-    seed: int
-    name: str
-    call: jobs.Job
-    arguments: tuple[object, ...]
+from alula.training.environment import readable_environment
 
 
 def quickstart(plan: Plan, *, command: str, workers: int | None = None, quiet: bool = False) -> Outcome:
@@ -66,25 +36,10 @@ def quickstart(plan: Plan, *, command: str, workers: int | None = None, quiet: b
     unknown = [name for name in plan.methods if name not in {method.name for method in METHODS}]
     if unknown:
         raise UsageError(f"there is no method {unknown[0]!r}", remedy=f"use {', '.join(m.name for m in METHODS)}")
-    _claim(plan)
+    claim(plan.output, _facts(plan), "quickstart")
     started = time.perf_counter()
-    cores = os.cpu_count() or 1
-    workers = workers or (1 if torch.cuda.is_available() else cores)
-    with _pool(workers, max(1, cores // workers)) as pool, _Bars(plan, quiet=quiet) as bars:
-        # connectors first: everything else of a seed starts from its own
-        aligns = [_Job(f"align, seed {seed}", seed, ALIGN, jobs.align, (plan, seed)) for seed in plan.seeds]
-        others = [
-            job
-            for seed in plan.seeds
-            for job in (
-                _Job(f"base, seed {seed}", seed, BASE, jobs.answer_base, (plan, seed)),
-                *(_Job(f"{name}, seed {seed}", seed, name, jobs.tune, (plan, seed, name)) for name in plan.methods),
-            )
-        ]
-        bars.announce([*aligns, *others])
-        _run(pool, aligns, bars)
-        _run(pool, others, bars)
-    outcome = gather(plan, command=command, seconds=_total_seconds(plan, time.perf_counter() - started))
+    run_jobs(list(_jobs(plan)), label="quickstart", workers=workers, quiet=quiet)
+    outcome = gather(plan, command=command, seconds=add_session(plan.output, time.perf_counter() - started))
     outcome.save(plan.output / "outcome.json")
     return outcome
 
@@ -116,7 +71,11 @@ def gather(plan: Plan, *, command: str, seconds: float) -> Outcome:
         title="Which words did the eyes cost?",
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        environment=_environment(plan),
+        environment={
+            **readable_environment(),
+            "training seeds": ", ".join(map(str, plan.seeds)),
+            "question seed": str(plan.task_seed),
+        },
         seconds=seconds,
         base=BaseOutcome(
             label="base",
@@ -127,130 +86,33 @@ def gather(plan: Plan, *, command: str, seconds: float) -> Outcome:
     )
 
 
-def _run(pool: ProcessPoolExecutor, work: Sequence[_Job], bars: _Bars) -> None:
-    """Run jobs side by side; the first that fails stops the rest."""
-    pending: dict[Future[None], _Job] = {pool.submit(job.call, *job.arguments): job for job in work}
-    try:
-        while pending:
-            done, _ = wait(pending, timeout=_POLL, return_when=FIRST_COMPLETED)
-            bars.look()
-            for future in done:
-                job = pending.pop(future)
-                future.result()
-                bars.finish(job)
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
+def _jobs(plan: Plan) -> Iterator[Job]:
+    """All work, connectors first: everything else of a seed starts from its own."""
+    questions = sum(len(task.items()) for task in native_tasks(n=plan.items, seed=plan.task_seed))
 
-
-@contextlib.contextmanager
-def _pool(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
-    # spawned, not forked: torch's thread pools do not survive a fork
-    context = multiprocessing.get_context("spawn")
-    previous = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when a worker imports torch
-    try:
-        with ProcessPoolExecutor(workers, context, jobs.prepare_worker, (threads,)) as pool:
-            yield pool
-    finally:
-        if previous is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = previous
-
-
-class _Bars:
-    """One bar over all jobs, read off the files the workers write."""
-
-    def __init__(self, plan: Plan, *, quiet: bool) -> None:
-        self.plan = plan
-        self.jobs: list[_Job] = []
-        self.finished: set[str] = set()
-        self.sizes: dict[str, int] = {}
-        self.questions = sum(len(task.items()) for task in native_tasks(n=plan.items, seed=plan.task_seed))
-        self.console = Console(stderr=True, quiet=quiet)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("elapsed"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=quiet,
+    def job(seed: int, name: str, call: Callable[..., None], *more: str) -> Job:
+        return Job(
+            title=f"{name}, seed {seed}",
+            call=call,
+            arguments=(plan, seed, *more),
+            size=jobs.size_of(plan, seed, name, questions),
+            done=partial(jobs.progress_of, plan, seed, name),
+            after=() if name == ALIGN else (f"{ALIGN}, seed {seed}",),
         )
-        self.bar: TaskID | None = None
 
-    def __enter__(self) -> _Bars:
-        self.progress.__enter__()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.progress.__exit__(None, None, None)
-
-    def announce(self, work: Sequence[_Job]) -> None:
-        self.jobs = list(work)
-        for job in work:
-            self.sizes[job.title] = jobs.size_of(self.plan, job.seed, job.name, self.questions)
-        self.bar = self.progress.add_task("quickstart", total=sum(self.sizes.values()))
-
-    def look(self) -> None:
-        """Move the bar to what the files say."""
-        done = sum(
-            self.sizes[job.title]
-            if job.title in self.finished
-            else min(self.sizes[job.title], jobs.progress_of(self.plan, job.seed, job.name))
-            for job in self.jobs
-        )
-        if self.bar is not None:
-            self.progress.update(self.bar, completed=done)
-
-    def finish(self, job: _Job) -> None:
-        self.finished.add(job.title)
-        self.console.print(f"done: {job.title}", highlight=False)
-        self.look()
+    for seed in plan.seeds:
+        yield job(seed, ALIGN, jobs.align)
+    for seed in plan.seeds:
+        yield job(seed, BASE, jobs.answer_base)
+        for name in plan.methods:
+            yield job(seed, name, jobs.tune, name)
 
 
-def _claim(plan: Plan) -> None:
-    """Make the output directory this plan's, or refuse one that belongs to another."""
-    mark = plan.output / "plan.json"
-    facts = {
+def _facts(plan: Plan) -> dict[str, object]:
+    """What decides the answers; more seeds may join."""
+    return {
         "methods": list(plan.methods),
         "items": plan.items,
         "task_seed": plan.task_seed,
         "steps": plan.steps,
-    }
-    if mark.is_file():
-        found = json.loads(mark.read_text(encoding="utf-8"))
-        if found != facts:
-            raise UsageError(
-                f"it holds a quickstart with other settings: {found}",
-                where=str(plan.output),
-                remedy="name another --output, or remove it",
-            )
-        return
-    if plan.output.exists() and any(plan.output.iterdir()):
-        raise UsageError("is not empty and holds no quickstart", where=str(plan.output), remedy="name another --output")
-    write_json(mark, facts)
-
-
-def _total_seconds(plan: Plan, session: float) -> float:
-    """Wall clock over all sessions that worked on this plan."""
-    path = plan.output / "sessions.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    write_json(path, [*earlier, round(session, 1)])
-    return sum(earlier) + session
-
-
-def _environment(plan: Plan) -> dict[str, str]:
-    facts = describe_environment(processes=1, seeds={"tasks": plan.task_seed})
-    machine, git = facts["machine"], facts["git"]
-    return {
-        **{name: str(version) for name, version in facts["versions"].items()},
-        "commit": "not a checkout" if git is None else f"{git['commit']}{' with changes' if git['changed'] else ''}",
-        "machine": f"{machine['platform']}, {machine['cores']} cores",
-        "accelerators": ", ".join(machine["accelerators"]) or "none",
-        "training seeds": ", ".join(map(str, plan.seeds)),
-        "question seed": str(plan.task_seed),
     }

@@ -43,6 +43,18 @@ def describe_environment(processes: int, seeds: dict[str, int]) -> dict[str, Any
     }
 
 
+def readable_environment() -> dict[str, str]:
+    """Versions, commit and machine as texts, for records that people read."""
+    facts = describe_environment(processes=1, seeds={})
+    machine, git = facts["machine"], facts["git"]
+    return {
+        **{name: str(version) for name, version in facts["versions"].items()},
+        "commit": "not a checkout" if git is None else f"{git['commit']}{' with changes' if git['changed'] else ''}",
+        "machine": f"{machine['platform']}, {machine['cores']} cores",
+        "accelerators": ", ".join(machine["accelerators"]) or "none",
+    }
+
+
 def append_session(path: Path, session: dict[str, Any]) -> None:
     """Add ``session`` to the sessions on file."""
     sessions = json.loads(path.read_text(encoding="utf-8"))["sessions"] if path.exists() else []

@@ -1,0 +1,202 @@
+"""Pieces of work side by side: worker processes, one bar over all of them, and a directory that belongs to one plan.
+
+Jobs leave their results in files and do nothing where those are there already, so a run that was killed goes on where
+it was, and the bar is read off the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from alula.allocator import keep_freed_memory
+from alula.errors import UsageError
+from alula.files import write_json
+
+_POLL = 0.5  # seconds between looks at the workers' files
+_PLAN, _SESSIONS = "plan.json", "sessions.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work.
+
+    Attributes:
+        title: what the bar calls it; unique within a run.
+        call: a function at the top of a module, and its arguments: both go to another process.
+        size: units of work in all.
+        done: how many of them the files say are done; asked while the job runs.
+        after: titles of jobs that must be finished first.
+    """
+
+    title: str
+    call: Callable[..., None]
+    arguments: tuple[Any, ...]
+    size: int = 1
+    done: Callable[[], int] = lambda: 0
+    after: tuple[str, ...] = ()
+
+
+def run_jobs(jobs: Sequence[Job], *, label: str, workers: int | None = None, quiet: bool = False) -> None:
+    """Run jobs in processes of their own, each as soon as those it comes after are done; the first failure stops all.
+
+    Args:
+        label: of the bar.
+        workers: processes side by side; by default one per core (one on a GPU).
+        quiet: draw no progress.
+
+    Raises:
+        UsageError: a job comes after one that is not there, or after itself.
+    """
+    _check_order(jobs)
+    cores = os.cpu_count() or 1
+    workers = workers or (1 if torch.cuda.is_available() else cores)
+    waiting, running, finished = list(jobs), dict[Future[None], Job](), set[str]()
+    with _pool(workers, max(1, cores // workers)) as pool, _Bar(jobs, label, quiet=quiet) as bar:
+        try:
+            while waiting or running:
+                ready = [job for job in waiting if finished.issuperset(job.after)]
+                waiting = [job for job in waiting if job not in ready]
+                running |= {pool.submit(job.call, *job.arguments): job for job in ready}
+                ended, _ = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
+                bar.look()
+                for future in ended:
+                    job = running.pop(future)
+                    future.result()
+                    finished.add(job.title)
+                    bar.finish(job)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def claim(directory: Path, facts: Mapping[str, Any], what: str) -> None:
+    """Make ``directory`` that of the plan with these settings.
+
+    Args:
+        facts: JSON values that decide what is computed.
+        what: what kind of run it is, for messages: "quickstart".
+
+    Raises:
+        UsageError: it holds something else, or a run with other settings.
+    """
+    mark = directory / _PLAN
+    if mark.is_file():
+        found = json.loads(mark.read_text(encoding="utf-8"))
+        if found != json.loads(json.dumps(dict(facts))):
+            raise UsageError(
+                f"it holds a {what} with other settings: {found}",
+                where=str(directory),
+                remedy="name another --output, or remove it",
+            )
+        return
+    if directory.exists() and any(directory.iterdir()):
+        raise UsageError(f"is not empty and holds no {what}", where=str(directory), remedy="name another --output")
+    write_json(mark, dict(facts))
+
+
+def add_session(directory: Path, seconds: float) -> float:
+    """Note how long a session on ``directory`` took; returns the seconds of all of them."""
+    path = directory / _SESSIONS
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    write_json(path, [*earlier, round(seconds, 1)])
+    return sum(earlier) + seconds
+
+
+def lines(path: Path) -> int:
+    """Lines of a file that grows as work is done; 0 where it is not there yet."""
+    try:
+        with path.open("rb") as stream:
+            return sum(1 for _ in stream)
+    except FileNotFoundError:
+        return 0
+
+
+def prepare_worker(threads: int) -> None:
+    """Settings of a worker process: its share of the cores, and memory that is not handed back between steps."""
+    torch.set_num_threads(threads)
+    # PEFT still asks transformers by names that are to be renamed; nothing a user of ours can act on
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    keep_freed_memory()
+
+
+def _check_order(jobs: Sequence[Job]) -> None:
+    known: set[str] = set()
+    for job in jobs:
+        missing = [title for title in job.after if title not in known]
+        if missing or job.title in known:
+            raise UsageError(f"the job {job.title!r} must stand once, behind {missing or 'those it comes after'}")
+        known.add(job.title)
+
+
+@contextlib.contextmanager
+def _pool(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
+    # spawned, not forked: torch's thread pools do not survive a fork
+    context = multiprocessing.get_context("spawn")
+    previous = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when a worker imports torch
+    try:
+        with ProcessPoolExecutor(workers, context, prepare_worker, (threads,)) as pool:
+            yield pool
+    finally:
+        if previous is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = previous
+
+
+class _Bar:
+    """One bar over all jobs, read off the files the workers write."""
+
+    def __init__(self, jobs: Sequence[Job], label: str, *, quiet: bool) -> None:
+        self.jobs = jobs
+        self.finished: set[str] = set()
+        self.console = Console(stderr=True, quiet=quiet)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet,
+        )
+        self.task = self.progress.add_task(label, total=sum(job.size for job in jobs))
+
+    def __enter__(self) -> _Bar:
+        self.progress.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.progress.__exit__(None, None, None)
+
+    def look(self) -> None:
+        """Move the bar to what the files say."""
+        done = (job.size if job.title in self.finished else min(job.size, job.done()) for job in self.jobs)
+        self.progress.update(self.task, completed=sum(done))
+
+    def finish(self, job: Job) -> None:
+        self.finished.add(job.title)
+        self.console.print(f"done: {job.title}", highlight=False)
+        self.look()

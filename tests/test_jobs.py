@@ -1,0 +1,77 @@
+"""Jobs in processes of their own: order, failures, and the directory that belongs to one plan."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from alula.errors import DataError, UsageError
+from alula.jobs import Job, add_session, claim, lines, run_jobs
+
+
+def note(path: Path, name: str) -> None:
+    """A job: add a line saying who ran, unless the job has run before."""
+    mark = path.with_name(f"{name}.done")
+    if not mark.exists():
+        with path.open("a") as stream:
+            stream.write(f"{name} {os.getpid()}\n")
+        mark.touch()
+
+
+def fail(path: Path, name: str) -> None:
+    raise DataError(f"{name} has no data", where=str(path), remedy="bring some")
+
+
+def names(path: Path) -> list[str]:
+    return [line.split()[0] for line in path.read_text().splitlines()]
+
+
+def test_jobs_run_elsewhere_in_their_order_and_once(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    jobs = [
+        Job("first", note, (path, "first")),
+        Job("other", note, (path, "other"), after=("first",)),
+        Job("last", note, (path, "last"), after=("other", "first")),
+    ]
+    run_jobs(jobs, label="test", workers=2, quiet=True)
+    assert names(path) == ["first", "other", "last"]
+    assert str(os.getpid()) not in path.read_text()
+    run_jobs(jobs, label="test", workers=1, quiet=True)
+    assert names(path) == ["first", "other", "last"]
+
+
+def test_a_failure_arrives_whole_and_stops_what_follows(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    jobs = [Job("bad", fail, (path, "bad")), Job("next", note, (path, "next"), after=("bad",))]
+    with pytest.raises(DataError, match="bad has no data") as caught:
+        run_jobs(jobs, label="test", workers=1, quiet=True)
+    assert caught.value.remedy == "bring some"
+    assert not path.exists()
+
+
+def test_impossible_orders_are_refused(tmp_path: Path) -> None:
+    one = Job("one", note, (tmp_path / "log", "one"), after=("two",))
+    with pytest.raises(UsageError, match="behind \\['two'\\]"):
+        run_jobs([one, Job("two", note, ())], label="test", quiet=True)
+    with pytest.raises(UsageError, match="must stand once"):
+        run_jobs([Job("a", note, ()), Job("a", note, ())], label="test", quiet=True)
+
+
+def test_a_directory_belongs_to_one_plan(tmp_path: Path) -> None:
+    claim(tmp_path / "run", {"steps": 1.0, "names": ("a",)}, "study")
+    claim(tmp_path / "run", {"steps": 1.0, "names": ("a",)}, "study")
+    with pytest.raises(UsageError, match="a study with other settings"):
+        claim(tmp_path / "run", {"steps": 2.0, "names": ("a",)}, "study")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
+    with pytest.raises(UsageError, match="holds no study"):
+        claim(tmp_path / "mine", {}, "study")
+
+
+def test_sessions_add_up_and_lines_are_counted(tmp_path: Path) -> None:
+    assert add_session(tmp_path, 2.0) == 2.0
+    assert add_session(tmp_path, 3.0) == 5.0
+    (tmp_path / "rows").write_text("a\nb\n")
+    assert (lines(tmp_path / "rows"), lines(tmp_path / "none")) == (2, 0)
