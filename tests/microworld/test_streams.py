@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -42,7 +43,11 @@ def test_same_items_in_another_process(name):
     )
     runs = {
         subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("1", "2")
     }
@@ -167,8 +172,8 @@ def test_items_pickle():
 
 
 def test_bad_names_are_usage_errors():
-    with pytest.raises(UsageError, match="no microworld source 'sound'"):
-        source("sound")
+    with pytest.raises(UsageError, match="no microworld source 'smell'"):
+        source("smell")
     with pytest.raises(UsageError, match="has no 'cooking'"):
         source("text", families=["cooking"])
     with pytest.raises(UsageError, match="no split"):

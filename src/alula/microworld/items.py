@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 Split = Literal["train", "test", "unseen"]
-Kind = Literal["text", "visual", "dialogue"]
+Kind = Literal["text", "visual", "dialogue", "film", "sound"]
 Message = dict[str, Any]
 
 
@@ -23,14 +23,15 @@ class Target:
 
     Attributes:
         turn: its index in ``Item.messages``.
-        family: the skill it shows, a member of ``TEXT_FAMILIES`` or ``VISUAL_FAMILIES``.
-        kind: whether an image is needed to answer it.
+        family: the skill it shows, a member of ``TEXT_FAMILIES``, ``VISUAL_FAMILIES``, ``FILM_FAMILIES`` or
+            ``SOUND_FAMILIES``.
+        kind: what is needed to answer it: nothing but words, an image, a film or a sound.
         answer: the gold answer.
     """
 
     turn: int
     family: str
-    kind: Literal["text", "visual"]
+    kind: Literal["text", "visual", "film", "sound"]
     answer: str
 
 
@@ -40,10 +41,11 @@ class Item:
 
     Attributes:
         id: deterministic name: stream, split, seed and index.
-        kind: ``"text"``, ``"visual"`` or ``"dialogue"``.
+        kind: ``"text"``, ``"visual"``, ``"dialogue"``, ``"film"`` or ``"sound"``.
         family: the skill, or the pattern (``"TV"``) of a dialogue.
-        split: ``"train"``, ``"test"`` or ``"unseen"`` (attribute combinations never seen in visual training).
-        messages: chat messages in the shape of transformers v5; images are lazy ``SceneImage`` objects.
+        split: ``"train"``, ``"test"`` or ``"unseen"`` (attribute combinations never seen in training).
+        messages: chat messages in the shape of transformers v5; images, films and sounds are lazy ``SceneImage``,
+            ``FilmClip`` and ``SoundClip`` objects.
         targets: the scored turns.
     """
 
@@ -59,6 +61,11 @@ def user(text: str, *images: Any) -> Message:
     """A user message: the images first, then the text."""
     content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+
+
+def user_about(text: str, medium: Literal["video", "audio"], clip: Any) -> Message:
+    """A user message: a film ("video") or a sound ("audio") first, then the text."""
+    return {"role": "user", "content": [{"type": medium, medium: clip}, {"type": "text", "text": text}]}
 
 
 def assistant(text: str) -> Message:

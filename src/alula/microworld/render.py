@@ -19,7 +19,7 @@ IMAGE_SIZE = 40
 
 _SUB = 8  # sub-pixels per pixel and axis
 _DIAMETER = {"small": 8, "large": 12}
-_CENTRES = (7, 20, 33)  # of the grid's rows and columns, in pixels
+CENTRES = (7, 20, 33)  # of the grid's rows and columns, in pixels
 
 INK = {
     "red": (214, 40, 40),
@@ -79,19 +79,17 @@ def render_array(scene: AnyScene) -> np.ndarray:
     centres = centre_pixels(scene)
     if isinstance(scene, Scene):
         for thing, (x, y) in zip(scene.things, centres, strict=True):
-            _blend(canvas, _shape_coverage(thing.shape, thing.size), x, y, INK[thing.colour])
+            blend(canvas, shape_coverage(thing.shape, thing.size), x, y, INK[thing.colour])
     else:
         for digit, (x, y) in zip(scene.digits, centres, strict=True):
-            _blend(canvas, _digit_coverage(int(digit), scene.scale), x, y, INK[scene.ink])
+            blend(canvas, _digit_coverage(int(digit), scene.scale), x, y, INK[scene.ink])
     return canvas.astype(np.uint8)
 
 
 def centre_pixels(scene: AnyScene) -> list[tuple[int, int]]:
     """Column and row of the pixel each thing or digit of ``scene`` is centred at, in the scene's order."""
     if isinstance(scene, Scene):
-        return [
-            (_CENTRES[thing.column] + thing.shift[0], _CENTRES[thing.row] + thing.shift[1]) for thing in scene.things
-        ]
+        return [(CENTRES[thing.column] + thing.shift[0], CENTRES[thing.row] + thing.shift[1]) for thing in scene.things]
     right, down = scene.shift
     if len(scene.digits) == 3:  # three digits fill the row
         right = 0
@@ -99,7 +97,7 @@ def centre_pixels(scene: AnyScene) -> list[tuple[int, int]]:
     return [(start + _DIGIT_PITCH * place, IMAGE_SIZE // 2 + down) for place in range(len(scene.digits))]
 
 
-def _blend(canvas: np.ndarray, coverage: np.ndarray, x: int, y: int, ink: tuple[int, int, int]) -> None:
+def blend(canvas: np.ndarray, coverage: np.ndarray, x: int, y: int, ink: tuple[int, int, int]) -> None:
     """Lay ``ink`` over the canvas where ``coverage`` (H, W; 0..64) says, centred at pixel (x, y)."""
     height, width = coverage.shape
     top, left = y - height // 2, x - width // 2
@@ -118,7 +116,7 @@ def _count(mask: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _shape_coverage(shape: str, size: str) -> np.ndarray:
+def shape_coverage(shape: str, size: str) -> np.ndarray:
     """Coverage of a shape in a box of 14 x 14 pixels, centred."""
     box = 14 * _SUB
     # odd coordinates of sub-pixel centres, so that 0 is the middle and everything stays an integer

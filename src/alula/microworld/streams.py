@@ -5,20 +5,25 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from alula.errors import UsageError
 from alula.microworld.draws import Draw
-from alula.microworld.items import Exchange, Item, Message, Split, Target, assistant, user
+from alula.microworld.film_questions import FILM_FAMILIES, film_and_question
+from alula.microworld.films import FilmClip
+from alula.microworld.items import Exchange, Item, Message, Split, Target, assistant, user, user_about
 from alula.microworld.language import QUESTION_KINDS, ask
 from alula.microworld.render import SceneImage
 from alula.microworld.scenes import PAIRS, SEEN_PAIRS, UNSEEN_PAIRS, AnyScene, draw_number, draw_scene, split_of_scene
 from alula.microworld.skills import SINGLE_TURN_FAMILIES, SKILLS, TEXT_FAMILIES
+from alula.microworld.sound_questions import SOUND_FAMILIES, sound_and_question
+from alula.microworld.sounds import SoundClip
 
 VISUAL_FAMILIES = QUESTION_KINDS
 DIALOGUE_PATTERNS = tuple("".join(turns) for length in (1, 2, 3) for turns in itertools.product("TV", repeat=length))
 """Every order of text (T) and visual (V) turns up to three turns: 14 patterns."""
 
-SOURCES = ("text", "visual", "caption", "dialogue")
+SOURCES = ("text", "visual", "caption", "dialogue", "film", "film_caption", "sound", "sound_caption")
 
 _UNSEEN = tuple(pair for pair in PAIRS if pair in UNSEEN_PAIRS)
 _MOST_THINGS = {"caption": 3, "count": 5}
@@ -81,6 +86,14 @@ class Stream:
             )
         if self.name == "dialogue":
             return _dialogue(draw, identity, family, self.split)
+        if self.name.startswith("film"):
+            film, exchange = film_and_question(draw, family, self.split)
+            message = user_about(exchange.question, "video", FilmClip(film))
+            return _single(identity, "film", family, self.split, message, exchange.answer)
+        if self.name.startswith("sound"):
+            sound, exchange = sound_and_question(draw, family, self.split)
+            message = user_about(exchange.question, "audio", SoundClip(sound))
+            return _single(identity, "sound", family, self.split, message, exchange.answer)
         scene, exchange = _picture(draw, family, self.split, numbers=self.name == "caption")
         return _conversation(identity, "visual", family, self.split, [(scene, family, exchange)])
 
@@ -89,13 +102,22 @@ class Stream:
         return (self[index] for index in positions)
 
 
-_FAMILIES = {"text": TEXT_FAMILIES, "visual": VISUAL_FAMILIES, "caption": ("caption",), "dialogue": DIALOGUE_PATTERNS}
+_FAMILIES = {
+    "text": TEXT_FAMILIES,
+    "visual": VISUAL_FAMILIES,
+    "caption": ("caption",),
+    "dialogue": DIALOGUE_PATTERNS,
+    "film": FILM_FAMILIES,
+    "film_caption": ("story",),
+    "sound": SOUND_FAMILIES,
+    "sound_caption": ("melody",),
+}
 
 
 def source(
     name: str, *, split: Split = "train", seed: int = 0, families: Sequence[str] | None = None, n: int | None = None
 ) -> Stream:
-    """A stream by the name recipes use: ``"text"``, ``"visual"``, ``"caption"`` or ``"dialogue"``.
+    """A stream by the name recipes use, a member of ``SOURCES``.
 
     Raises:
         UsageError: an unknown name, split or family.
@@ -121,6 +143,22 @@ def caption_items(n: int | None, *, split: Split, seed: int) -> Iterator[Item]:
 def dialogue_items(n: int | None, *, split: Split, seed: int, patterns: Sequence[str] | None = None) -> Iterator[Item]:
     """Dialogues over text and pictures, the patterns in turn; every turn is scored."""
     return iter(source("dialogue", split=split, seed=seed, families=patterns, n=n))
+
+
+def film_items(n: int | None, *, split: Split, seed: int, families: Sequence[str] | None = None) -> Iterator[Item]:
+    """Questions about a film, the families in turn."""
+    return iter(source("film", split=split, seed=seed, families=families, n=n))
+
+
+def sound_items(n: int | None, *, split: Split, seed: int, families: Sequence[str] | None = None) -> Iterator[Item]:
+    """Questions about a sound, the families in turn."""
+    return iter(source("sound", split=split, seed=seed, families=families, n=n))
+
+
+def _single(
+    identity: str, kind: Literal["film", "sound"], family: str, split: Split, asked: Message, answer: str
+) -> Item:
+    return Item(identity, kind, family, split, (asked, assistant(answer)), (Target(1, family, kind, answer),))
 
 
 def _dialogue(draw: Draw, identity: str, pattern: str, split: Split) -> Item:
