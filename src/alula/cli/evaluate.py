@@ -24,7 +24,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Comma separated: text_bare, text_after_image, text_after_text, visual, visual_unseen, dialogue, "
-            "interleaved. (default: what MODEL can take)"
+            "interleaved; pope and chair: objects a model makes up. (default: what MODEL can take)"
         ),
     ] = None,
     data: Annotated[
@@ -32,7 +32,22 @@ def evaluate(
         typer.Option(help="Own conversations (as for training): the last assistant turn is the reference answer."),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder that image paths in --data start from.")
+        Path | None,
+        typer.Option(file_okay=False, help="Folder that image paths in --data, --annotations and --pope start from."),
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="Instances file as COCO's: pope and chair ask about its pictures, not the microworld's."),
+    ] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="Captions file of the same pictures: for chair, what people name is there too.")
+    ] = None,
+    synonyms: Annotated[
+        Path | None, typer.Option(help="For chair: per line an object and the words for it, separated by commas.")
+    ] = None,
+    pope: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of questions as POPE publishes them (JSONL); may be given several times."),
     ] = None,
     lm_eval: Annotated[
         str | None,
@@ -86,15 +101,24 @@ def evaluate(
 
     from rich.console import Console
 
-    from alula.evaluation import HarnessTasks, choose_tasks
+    from alula.evaluation import HarnessTasks, ObjectFiles, choose_tasks
     from alula.evaluation import evaluate as run
     from alula.files import write_text
     from alula.hosts.placement import device_named, dtype_named
     from alula.loading import load_model
-    from alula.reports import comparison_outcome, experiment_report, experiment_table, run_report, run_table
+    from alula.reports import (
+        comparison_outcome,
+        experiment_report,
+        experiment_table,
+        paired_ratio_tables,
+        run_ratio_tables,
+        run_report,
+        run_table,
+    )
 
     kind, place = dtype_named(dtype), device_named(device)
     names = None if tasks is None else [name.strip() for name in tasks.split(",")]
+    objects = ObjectFiles(images, annotations, captions, synonyms, tuple(pope or ()))
     harness = None
     if lm_eval is not None:
         specs = [name.strip() for name in lm_eval.split(",") if name.strip()]
@@ -110,6 +134,7 @@ def evaluate(
             n=n,
             seed=seed,
             history=history,  # type: ignore[arg-type]
+            objects=objects,
             more=harness is not None,
         ),
         base=base,
@@ -122,10 +147,12 @@ def evaluate(
     command = shlex.join(["alula", *sys.argv[1:]])
     talk = Console(stderr=True)
     if session.paired is None:
-        html, table = run_report(session.tuned, command=command), run_table(session.tuned)
+        html = run_report(session.tuned, command=command)
+        tables = [run_table(session.tuned), *run_ratio_tables(session.tuned)]
     else:
         outcome = comparison_outcome(session.paired, command=command, seconds=session.seconds)
-        html, table = experiment_report(outcome), experiment_table(outcome)
+        html = experiment_report(outcome)
+        tables = [experiment_table(outcome), *paired_ratio_tables(outcome.methods["tuned"])]
     if session.skipped:
         talk.print(
             f"not compared, since {base} takes no images: {', '.join(session.skipped)}", highlight=False, soft_wrap=True
@@ -133,7 +160,7 @@ def evaluate(
     if as_json:
         typer.echo((session.paired or session.tuned).model_dump_json())
     else:
-        Console().print(table)
+        Console().print(*tables, sep="\n")
     if report:
         talk.print(f"report: {write_text(output / 'report.html', html)}", soft_wrap=True, highlight=False)
     talk.print(f"answers: {output}", soft_wrap=True, highlight=False)

@@ -5,11 +5,14 @@ of several trainings. Results are records that save to JSON and load from it.
 """
 
 from alula.evaluation.across_seeds import SeedsComparison, SeedsResult, Spread, across_seeds
+from alula.evaluation.chair import chair, chair_of_annotations
+from alula.evaluation.hallucination import HALLUCINATION, ObjectFiles, object_tasks
 from alula.evaluation.harness import HarnessTasks, run_harness
 from alula.evaluation.items import ItemTask, Task, TaskItem
 from alula.evaluation.native import DEFAULT, NATIVE, TEXT_ONLY, native_tasks
 from alula.evaluation.own_data import data_task
 from alula.evaluation.pairing import paired
+from alula.evaluation.pope import pope, pope_of_annotations, pope_of_questions
 from alula.evaluation.results import (
     Comparison,
     Conditions,
@@ -19,6 +22,8 @@ from alula.evaluation.results import (
     ItemResult,
     PairedResult,
     PairedRun,
+    Ratio,
+    RatioComparison,
     RunResult,
     TaskResult,
 )
@@ -28,6 +33,7 @@ from alula.evaluation.session import Session, choose_tasks, evaluate
 
 __all__ = [
     "DEFAULT",
+    "HALLUCINATION",
     "NATIVE",
     "TEXT_ONLY",
     "Comparison",
@@ -38,8 +44,11 @@ __all__ = [
     "HarnessTasks",
     "ItemResult",
     "ItemTask",
+    "ObjectFiles",
     "PairedResult",
     "PairedRun",
+    "Ratio",
+    "RatioComparison",
     "RunResult",
     "SeedsComparison",
     "SeedsResult",
@@ -49,13 +58,19 @@ __all__ = [
     "TaskItem",
     "TaskResult",
     "across_seeds",
+    "chair",
+    "chair_of_annotations",
     "choose_tasks",
     "data_task",
     "evaluate",
     "exact_match",
     "native_tasks",
     "normalise",
+    "object_tasks",
     "paired",
+    "pope",
+    "pope_of_annotations",
+    "pope_of_questions",
     "run",
     "run_harness",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from alula.errors import EvaluationError
+from alula.evaluation.results import Ratio
 
 Message = Mapping[str, Any]
 """``{"role": str, "content": [part, ...]}``, a part being ``{"type": "text", "text": str}`` or
@@ -73,9 +74,24 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class CountingTask(Task, Protocol):
+    """A `Task` with figures beside its accuracy: ratios of what it counts in each answer."""
+
+    @property
+    def ratios(self) -> Sequence[Ratio]: ...
+
+    def counts(self, item: TaskItem, answer: str) -> Mapping[str, float]:
+        """Return the counts of ``answer`` by the names the ratios use; what is left out counts 0."""
+        ...
+
+
 @dataclass(frozen=True)
 class ItemTask:
-    """A `Task` over items at hand (or made on first use) and a scoring function ``(item, answer) -> float``."""
+    """A `Task` over items at hand (or made on first use) and a scoring function ``(item, answer) -> float``.
+
+    ``counter`` with ``ratios`` makes it a `CountingTask`.
+    """
 
     name: str
     title: str
@@ -83,6 +99,8 @@ class ItemTask:
     scorer: Callable[[TaskItem, str], float]
     max_new_tokens: int = 32
     settings: Mapping[str, Any] = field(default_factory=dict)
+    ratios: Sequence[Ratio] = ()
+    counter: Callable[[TaskItem, str], Mapping[str, float]] | None = None
 
     def items(self) -> Sequence[TaskItem]:
         """Return the items."""
@@ -91,6 +109,10 @@ class ItemTask:
     def score(self, item: TaskItem, answer: str) -> float:
         """Score one answer."""
         return float(self.scorer(item, answer))
+
+    def counts(self, item: TaskItem, answer: str) -> Mapping[str, float]:
+        """Count what the ratios sum in one answer."""
+        return self.counter(item, answer) if self.counter is not None else {}
 
 
 def images_of(messages: Sequence[Message]) -> Iterator[Any]:

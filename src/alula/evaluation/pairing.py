@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.errors import EvaluationError
-from alula.evaluation import statistics
+from alula.evaluation import ratios, statistics
 from alula.evaluation.results import (
     Columns,
     Comparison,
@@ -137,6 +137,8 @@ def _pair(before: TaskResult, after: TaskResult, kept_flips: int, how: Resamplin
         gained=_flips([pair for pair in pairs if pair[1].score >= _CORRECT > pair[0].score], kept_flips),
         items_digest=_digest(before),
         columns=columns,
+        ratios=after.ratios,
+        figures=ratios.compared_figures(before.items, after.items, after.ratios, how),
     )
 
 

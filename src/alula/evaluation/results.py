@@ -79,6 +79,20 @@ class Conditions(Record):
     versions: dict[str, str]
 
 
+class Ratio(Record):
+    """A figure of a task beside its accuracy: a ratio of sums of what is counted per item, such as precision.
+
+    ``over`` and ``under`` weigh the counts (`ItemResult.counts`) in numerator and denominator.
+    """
+
+    name: str
+    title: str
+    over: dict[str, float]
+    under: dict[str, float]
+    better: Literal["higher", "lower", ""] = ""
+    unit: Literal["share", "number"] = "share"
+
+
 class ItemResult(Record):
     """One answered item; ``score`` is in [0, 1] and 1 means correct."""
 
@@ -92,7 +106,17 @@ class ItemResult(Record):
     """the answer ran into ``max_new_tokens``"""
     cluster: str = ""
     tags: dict[str, str] = {}
+    counts: dict[str, float] = {}
+    """what the task's ratios sum"""
     prompt: list[Turn] = []
+
+
+class Estimate(Record):
+    """A value with its confidence interval; a bound of None is unbounded."""
+
+    value: float
+    low: float | None
+    high: float | None
 
 
 class TaskResult(Record):
@@ -103,6 +127,10 @@ class TaskResult(Record):
     max_new_tokens: int
     settings: dict[str, Any]
     items: list[ItemResult]
+    ratios: list[Ratio] = []
+    figures: dict[str, dict[str, Estimate | None]] = {}
+    """value and interval of every ratio by its name, per group: ``"all"`` and, where there are several, each family;
+    None where the denominator is 0"""
 
     @property
     def accuracy(self) -> float:
@@ -127,14 +155,6 @@ class RunResult(Record):
     seconds: float
 
 
-class Estimate(Record):
-    """A value with its confidence interval; a bound of None is unbounded."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-
 class Comparison(Record):
     """Two models on the same items."""
 
@@ -156,6 +176,17 @@ class FamilyComparison(Comparison):
     """The same for one family; ``p_holm`` is corrected over the families of the task."""
 
     p_holm: float
+
+
+class RatioComparison(Record):
+    """A ratio of both models on the same items; the interval of the difference resamples them together.
+
+    A value is None where its denominator is 0.
+    """
+
+    base: Estimate | None
+    tuned: Estimate | None
+    difference: Estimate | None
 
 
 class Flip(Record):
@@ -211,6 +242,9 @@ class PairedResult(Record):
     items_digest: str
     """sha256 over the items' ids and prompt hashes"""
     columns: Columns
+    ratios: list[Ratio] = []
+    figures: dict[str, dict[str, RatioComparison]] = {}
+    """as `TaskResult.figures`, of both models"""
     notes: list[str] = []
 
 

@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import generation, prompts
 from alula.evaluation.conditions import conditions, fingerprint
-from alula.evaluation.items import Task, TaskItem, images_of
+from alula.evaluation.items import CountingTask, Task, TaskItem, images_of
 from alula.evaluation.journal import Journal
+from alula.evaluation.ratios import figures
 from alula.evaluation.results import Decoding, ItemResult, RunResult, TaskResult
 
 _WINDOW = 16
@@ -65,12 +66,16 @@ def run(
         for task in tasks:
             limit = max_new_tokens or task.max_new_tokens
             work = _TaskRun(model, processor, task, limit, decoding, batch_size, book, bar, name)
+            answers = work.answers(items[task.name])
+            ratios = list(task.ratios) if isinstance(task, CountingTask) else []
             results[task.name] = TaskResult(
                 name=task.name,
                 title=task.title,
                 max_new_tokens=limit,
                 settings=dict(task.settings),
-                items=work.answers(items[task.name]),
+                items=answers,
+                ratios=ratios,
+                figures=figures(answers, ratios),
             )
     return RunResult(
         model=name, fingerprint=mark, conditions=state, tasks=results, seconds=time.perf_counter() - started
@@ -136,6 +141,7 @@ class _TaskRun:
                     truncated=reply.truncated,
                     cluster=items[i].cluster,
                     tags=dict(items[i].tags),
+                    counts=self._counts(items[i], reply.text),
                     prompt=shown[i],
                 )
                 for i, reply in zip(batch, replies, strict=True)
@@ -144,6 +150,9 @@ class _TaskRun:
                 self.book.add(self.key, fresh)
             self.bar.advance(self.label, len(fresh))
             yield from fresh
+
+    def _counts(self, item: TaskItem, answer: str) -> dict[str, float]:
+        return dict(self.task.counts(item, answer)) if isinstance(self.task, CountingTask) else {}
 
     def _kept(self, item: TaskItem, prompt_hash: str) -> generation.Answer | None:
         """The answer of an earlier call; it is scored again, since reference and scoring may have changed."""

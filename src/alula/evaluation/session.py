@@ -11,9 +11,10 @@ from typing import Any
 
 from alula.data.interleave import History
 from alula.errors import UsageError
+from alula.evaluation.hallucination import HALLUCINATION, ObjectFiles, object_tasks
 from alula.evaluation.harness import HarnessTasks, run_harness
 from alula.evaluation.items import Task, images_of
-from alula.evaluation.native import DEFAULT, TEXT_ONLY, native_tasks
+from alula.evaluation.native import DEFAULT, NATIVE, TEXT_ONLY, native_tasks
 from alula.evaluation.own_data import data_task
 from alula.evaluation.pairing import paired
 from alula.evaluation.prompts import takes_images
@@ -45,26 +46,37 @@ def choose_tasks(
     n: int | None = None,
     seed: int = 0,
     history: History | None = None,
+    objects: ObjectFiles | None = None,
     more: bool = False,
 ) -> list[Task]:
     """Return the tasks a model is to answer.
 
     Args:
         processor: the model's; decides which native tasks are the default.
-        names: native tasks by name; by default all the model can take, or none where there is ``data`` or ``more``.
+        names: tasks by name, native ones or those of `HALLUCINATION`; by default the native ones the model can take,
+            those of ``objects`` where it is given, and none where there is only ``data`` or ``more``.
         data: a file or folder of the user's own, added to them; ``images`` is its image folder.
         n: items per task; 400 of each native task and all of ``data`` by default.
         seed: draws the native items.
         history: earlier answers in dialogues as written (``"gold"``) or the model's own (``"generated"``); by default
             as written, or as the records of ``data`` say.
+        objects: the user's own files for the tasks of `HALLUCINATION`.
         more: the model is also asked other questions than these.
 
     Raises:
         UsageError: an unknown name. DataError: unusable data.
     """
+    if names is None and objects:
+        names = HALLUCINATION if objects.annotations is not None else ()
     if names is None:
         names = () if data is not None or more else DEFAULT if takes_images(processor) else TEXT_ONLY
-    tasks = native_tasks(names, seed=seed, history=history or "gold", **({} if n is None else {"n": n}))
+    unknown = [name for name in names if name not in (*NATIVE, *HALLUCINATION)]
+    if unknown:
+        legal = ", ".join((*NATIVE, *HALLUCINATION))
+        raise UsageError(f"there is no task {unknown[0]!r}", where="tasks", remedy=f"choose among {legal}")
+    native = [name for name in names if name in NATIVE]
+    tasks = native_tasks(native, seed=seed, history=history or "gold", **({} if n is None else {"n": n}))
+    tasks += object_tasks([name for name in names if name in HALLUCINATION], objects, n=n, seed=seed)
     if data is not None:
         tasks.append(data_task(data, images=images, n=n, history=history))
     return tasks

@@ -101,15 +101,20 @@ def retention(base: NDArray[np.float64], tuned: NDArray[np.float64], size: NDArr
 
 
 def resample(sums: Sums, how: Resampling = DEFAULT) -> Sums:
-    """Return the totals of bootstrap resamples of the clusters, both models together; arrays of shape (resamples,).
+    """Return the totals of bootstrap resamples of the clusters, both models together; arrays of shape (resamples,)."""
+    base, tuned, size = resample_totals(np.stack([sums.base, sums.tuned, sums.size], axis=1), how).T
+    return Sums(base, tuned, size)
+
+
+def resample_totals(rows: NDArray[np.float64], how: Resampling = DEFAULT) -> NDArray[np.float64]:
+    """Return the totals (resamples, K) over bootstrap resamples of clusters that sum up to ``rows`` (clusters, K).
 
     Clusters with equal sums are interchangeable, so a resample is one draw from a multinomial over the distinct ones:
     the same distribution as drawing clusters one by one, at a cost that does not grow with their number.
     """
-    rows, counts = np.unique(np.stack([sums.base, sums.tuned, sums.size]), axis=1, return_counts=True)
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
     draws = np.random.default_rng(how.seed).multinomial(counts.sum(), counts / counts.sum(), size=how.resamples)
-    base, tuned, size = rows @ draws.T
-    return Sums(base, tuned, size)
+    return draws @ distinct
 
 
 def bootstrap(sums: Sums, resampled: Sums, statistic: Statistic, confidence: float = 0.95) -> Estimate:

@@ -4,6 +4,7 @@ from alula.reports.comparison import comparison_outcome
 from alula.reports.document import Document, Section, render
 from alula.reports.experiment import document, experiment_report
 from alula.reports.outcome import BaseOutcome, CurvePoint, MethodOutcome, Outcome, SeedOutcome, read_curve
+from alula.reports.ratios import paired_ratio_tables, run_ratio_tables
 from alula.reports.single import run_report
 from alula.reports.terminal import experiment_table, run_table
 
@@ -19,8 +20,10 @@ __all__ = [
     "document",
     "experiment_report",
     "experiment_table",
+    "paired_ratio_tables",
     "read_curve",
     "render",
+    "run_ratio_tables",
     "run_report",
     "run_table",
 ]

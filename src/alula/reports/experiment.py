@@ -28,6 +28,7 @@ from alula.reports.document import (
 from alula.reports.figures import Curve, Point, Sides, butterfly, curves, scatter
 from alula.reports.outcome import CurvePoint, Outcome
 from alula.reports.palette import NEUTRAL
+from alula.reports.ratios import comparison_section
 from alula.reports.summary import TEXT, VISUAL, Method, Summary
 from alula.reports.wording import MISSING, bounds, count, duration, listing, percent, rates
 
@@ -59,6 +60,7 @@ def document(outcome: Outcome) -> Document:
         _figures_at_a_glance(summary),
         _text_families(summary),
         _visual_families(summary),
+        comparison_section(summary),
         _dialogues(summary),
         _training(summary),
         _flips(summary),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from alula.evaluation import ItemResult, RunResult, TaskResult
 from alula.evaluation.statistics import wilson
 from alula.reports.document import Block, Browser, Cell, Document, Exchange, Facts, Section, Table, render
+from alula.reports.ratios import run_section
 from alula.reports.wording import bounds, duration, listing, percent
 
 _SHOWN = 24
@@ -26,6 +27,7 @@ def run_report(run: RunResult, *, command: str = "") -> str:
             [Table(["", "items", "right"], scores)],
         ),
         Section("By skill", blocks=blocks),
+        *([made_up] if (made_up := run_section(run)) else []),
         Section("Wrong answers", blocks=[_wrong(run)]),
         Section("To repeat this", blocks=[_facts(run, command)]),
     ]
