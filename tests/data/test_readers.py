@@ -9,7 +9,16 @@ import pickle
 import pytest
 from PIL import Image
 
-from alula.data import ImageError, PlaceholderError, RecordError, Sample, open_file, open_source
+from alula.data import (
+    AudioError,
+    ImageError,
+    PlaceholderError,
+    RecordError,
+    Sample,
+    VideoError,
+    open_file,
+    open_source,
+)
 from alula.errors import DataError, RecipeError, UsageError
 
 
@@ -182,8 +191,11 @@ def test_image_folder_given_or_beside(folder, tmp_path_factory) -> None:
         (ask({"type": "image", "url": "https://x.org/a.png"}), ImageError, "web address"),
         (ask({"type": "image", "base64": "???"}), ImageError, "base64"),
         (ask({"type": "image", "image": 5}), ImageError, "path or bytes"),
-        (ask({"type": "video", "video": "a.mp4"}), RecordError, r"content\[0\] is neither"),
-        ({"messages": [USER, ANSWER], "video": "a.mp4"}, RecordError, "carries 'video'"),
+        (ask({"type": "smell", "smell": "a.rose"}), RecordError, r"content\[0\] is neither"),
+        ({"messages": [USER, ANSWER], "video": "a.webp"}, PlaceholderError, "0 video placeholder.* but 1 video"),
+        (ask({"type": "audio"}), PlaceholderError, "1 audio placeholder.* but 0 audio"),
+        (ask({"type": "video", "video": "https://x.org/a.webp"}), VideoError, "web address"),
+        (ask({"type": "audio", "audio": 5}), AudioError, "path or bytes"),
         ({"messages": [USER, ANSWER], "image": "a", "images": ["b"]}, RecordError, "both 'images' and 'image'"),
         ({"messages": []}, RecordError, "at least one turn"),
         ({"messages": "hello"}, RecordError, "at least one turn"),
@@ -313,7 +325,7 @@ def test_what_a_file_holds_is_found_out(folder) -> None:
         ({"jsonl": "a", "max_pixels": 0}, "source.max_pixels", "greater than 0"),
         ({"jsonl": "a", "weight": -1}, "source.weight", "greater than 0"),
         ({"llava": 3}, "source.llava", "path"),
-        ({"microworld": "sound"}, "source.microworld", "'text', 'visual', 'caption' or 'dialogue'"),
+        ({"microworld": "smell"}, "source.microworld", "'text', 'visual', 'caption', .* or 'sound_caption'"),
         ({"microworld": "text", "split": "dev"}, "source.split", "'train', 'test' or 'unseen'"),
     ],
 )

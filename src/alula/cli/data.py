@@ -82,6 +82,7 @@ def check(
             ("  bad", len(report.bad)),
             ("  text only", report.text_only),
             ("images", report.images),
+            *((name, count) for name, count in (("videos", report.videos), ("sounds", report.audios)) if count),
             ("placeholders", report.placeholders),
             ("turns", report.turns.total()),
             *((f"  {role}", count) for role, count in report.turns.items()),
@@ -103,15 +104,17 @@ def show(
     first: Annotated[int, typer.Option(min=0, help="Index of the first record to show.")] = 0,
     n: Annotated[int, typer.Option("-n", min=1, help="How many records.")] = 3,
 ) -> None:
-    """Print records the way alula reads them: roles, texts, and each image with its size."""
+    """Print records the way alula reads them: roles, texts, and each image, film and sound with its size."""
     from alula.data.samples import Sample
     from alula.data.sources import open_file
 
     def content(message: dict) -> str:
-        return "".join(
-            part["text"] if part["type"] == "text" else f"[{part['image'].name}: {part['image'].load().size}] "
-            for part in message["content"]
-        )
+        return "".join(part["text"] if part["type"] == "text" else f"[{told(part)}] " for part in message["content"])
+
+    def told(part: dict) -> str:
+        ref = part[part["type"]]
+        size = ref.load().size if part["type"] == "image" else ref.load().shape
+        return f"{ref.name}: {size}"
 
     source = open_file(file, form=form, images=images, split=split)
     console = Console()
@@ -123,7 +126,10 @@ def show(
 
 
 def export(
-    stream: Annotated[str, typer.Argument(help="Microworld stream: text, visual, caption or dialogue.")],
+    stream: Annotated[
+        str,
+        typer.Argument(help="Microworld stream: text, visual, caption, dialogue, film[_caption] or sound[_caption]."),
+    ],
     directory: Annotated[Path, typer.Argument(help="New folder to write.")],
     form: Annotated[str, typer.Option("--format", help="jsonl (messages) or llava (conversations).")] = "jsonl",
     n: Annotated[int, typer.Option("-n", min=1, help="How many items.")] = 1000,
@@ -131,7 +137,7 @@ def export(
     seed: Annotated[int, typer.Option(help="Another seed, other items.")] = 0,
     family: Annotated[list[str] | None, typer.Option(help="Only this family of skill; may be repeated.")] = None,
 ) -> None:
-    """Write microworld items as files with PNG images, in a format the readers take."""
+    """Write microworld items as files with their images, films and sounds, in a format the readers take."""
     from alula.data.export import export_microworld
 
     path = export_microworld(stream, directory, form=form, n=n, split=split, seed=seed, families=family)

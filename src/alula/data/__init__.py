@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from alula.data.errors import (
+    AudioError,
     BadSampleError,
     ImageError,
     Place,
@@ -19,11 +20,14 @@ from alula.data.errors import (
     RecordError,
     TooLongError,
     UnsupervisedError,
+    VideoError,
 )
+from alula.data.films import FilmRef
 from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef, to_rgb
 from alula.data.mixture import Mixture, PositionBatches, Window, open_mixture
 from alula.data.quarantine import Quarantine
 from alula.data.samples import Sample, message_text
+from alula.data.sounds import SoundRef
 from alula.data.sources import DatasetSource, FileSource, MicroworldSource, Source, open_file, open_source
 from alula.data.specs import MixtureSpec, SourceSpec, TextReplaySpec
 
@@ -31,11 +35,12 @@ if TYPE_CHECKING:
     from alula.data.collate import IGNORED, Collator
 
 __all__ = [
-    "Sample", "ImageRef", "to_rgb", "message_text", "DEFAULT_MAX_PIXELS",
+    "Sample", "ImageRef", "FilmRef", "SoundRef", "to_rgb", "message_text", "DEFAULT_MAX_PIXELS",
     "Source", "FileSource", "DatasetSource", "MicroworldSource", "open_source", "open_file", "SourceSpec",
     "Mixture", "MixtureSpec", "TextReplaySpec", "Window", "PositionBatches", "open_mixture", "Quarantine",
     "Collator", "IGNORED",
-    "BadSampleError", "RecordError", "PlaceholderError", "ImageError", "TooLongError", "UnsupervisedError", "Place",
+    "BadSampleError", "RecordError", "PlaceholderError",
+    "ImageError", "VideoError", "AudioError", "TooLongError", "UnsupervisedError", "Place",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Going through a data file once, before a run does: count what is there, decode every image, list what is bad."""
+"""Going through a data file once, before a run does: count what is there, decode all media, list what is bad."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ class CheckReport:
     Attributes:
         file: its path.
         samples: records, bad ones included.
-        text_only: usable samples without an image.
+        text_only: usable samples without an image, film or sound.
         images: images of all records whose structure could be read, mismatched ones included.
+        videos, audios: likewise films and sounds.
         placeholders: places for them.
         turns: messages by role, of usable samples.
         bad: the unusable records, in file order.
@@ -58,6 +59,8 @@ class CheckReport:
     samples: int = 0
     text_only: int = 0
     images: int = 0
+    videos: int = 0
+    audios: int = 0
     placeholders: int = 0
     turns: Counter[str] = field(default_factory=Counter)
     bad: list[BadRecord] = field(default_factory=list)
@@ -75,6 +78,8 @@ class CheckReport:
         self.samples += other.samples
         self.text_only += other.text_only
         self.images += other.images
+        self.videos += other.videos
+        self.audios += other.audios
         self.placeholders += other.placeholders
         self.turns += other.turns
         self.bad += other.bad
@@ -91,7 +96,7 @@ def check(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Read every record and decode every image of a data file or dataset folder.
+    """Read every record and decode every image, film and sound of a data file or dataset folder.
 
     Args:
         path: JSONL messages, LLaVA / ShareGPT JSON, a saved dataset or parquet.
@@ -149,19 +154,22 @@ def _check_chunk(source: FileSource | DatasetSource, chunk: range, prompts: bool
             sample = source[index]
         except PlaceholderError as error:
             report.placeholders += error.counts[0]
-            report.images += error.counts[1]
+            medium = f"{error.medium}s"
+            setattr(report, medium, getattr(report, medium) + error.counts[1])
             report.bad.append(_bad([error]))
             continue
         except BadSampleError as error:
             report.bad.append(_bad([error]))
             continue
         report.images += len(sample.images)
-        report.placeholders += len(sample.images)
+        report.videos += len(sample.media("video"))
+        report.audios += len(sample.media("audio"))
+        report.placeholders += len(sample.media())
         faults = list(_faults(sample, prompts))
         if faults:
             report.bad.append(_bad(faults))
             continue
-        report.text_only += not sample.images
+        report.text_only += not sample.media()
         report.turns.update(message["role"] for message in sample.messages)
     return report
 
@@ -170,9 +178,9 @@ def _faults(sample: Sample, prompts: bool) -> Iterator[BadSampleError]:
     assert sample.place is not None
     if not prompts and all(message["role"] != "assistant" for message in sample.messages):
         yield UnsupervisedError("no assistant turn, so nothing to learn from", place=sample.place)
-    for image in sample.images:
+    for ref in sample.media():
         try:
-            image.load()
+            ref.load()
         except BadSampleError as error:
             yield error.at(sample.place)
 

@@ -14,9 +14,8 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordError, TooLongError, UnsupervisedError
-from alula.data.images import ImageRef
 from alula.data.quarantine import Quarantine
-from alula.data.samples import Sample, message_text
+from alula.data.samples import MEDIA, Sample, message_text
 from alula.errors import DataError, UsageError
 
 IGNORED = -100
@@ -39,13 +38,14 @@ class Collator:
     - ``input_ids``, ``attention_mask`` (B, L) int64;
     - ``labels`` (B, L) int64: the token itself where the template marks the assistant speaking, ``IGNORED`` elsewhere
       (padding and image rows always);
-    - ``mm_token_type_ids`` (B, L) int64, with a processor: 0 text, 1 image;
-    - ``pixel_values`` and whatever else the image processor makes, absent when no sample holds an image.
+    - ``mm_token_type_ids`` (B, L) int64, with a processor: 0 text, 1 image, 2 video, 3 audio;
+    - ``pixel_values`` and whatever else the image processor makes, absent when no sample holds an image; the same of
+      films and sounds.
 
     A prompt batch (``train=False``) has no labels, ends with the template's generation prompt, and holds
     ``mm_token_type_ids`` only when the processor makes them by itself (``generate`` refuses them for other models).
 
-    Images are decoded here, that is in the DataLoader's worker. Nothing is ever truncated.
+    Media are decoded here, that is in the DataLoader's worker. Nothing is ever truncated.
 
     Args:
         processor: a multimodal processor, or a plain tokenizer (text-only samples).
@@ -91,8 +91,8 @@ class Collator:
         """Make the batch.
 
         Raises:
-            ImageError, TooLongError, UnsupervisedError, PlaceholderError, RecordError: a sample is unusable and there
-                is no quarantine; names its file and line.
+            ImageError, VideoError, AudioError, TooLongError, UnsupervisedError, PlaceholderError, RecordError: a sample
+                is unusable and there is no quarantine; names its file and line.
             DataError: every sample of the batch is unusable and none can be replaced.
         """
         entries = [entry for sample in samples if (entry := self._opened(sample)) is not None]
@@ -134,25 +134,47 @@ class Collator:
         place = sample.place or Place(sample.source or "sample", record=sample.id)
         if not self.train and sample.messages[-1]["role"] != "user":
             raise RecordError("a prompt must end with a user turn", place=place)
-        image_token = getattr(self.processor, "image_token", None) if self.multimodal else None
-        refs: list[ImageRef] = []
+        refs: list[Any] = []
         messages: list[dict[str, Any]] = []
         for message in sample.messages:
             content: list[dict[str, Any]] = []
             for part in message["content"]:
-                if part["type"] == "image":
+                kind = part["type"]
+                if kind in MEDIA:
+                    self._refuse_untaken(kind, place)
                     try:
-                        refs.append(ImageRef.from_object(part["image"]))
-                        part = {"type": "image", "image": refs[-1].load()}
+                        refs.append(MEDIA[kind].from_object(part[kind]))
+                        part = {"type": kind, kind: refs[-1].load(**self._decoding(kind))}
                     except BadSampleError as error:
                         raise error.at(place) from error
-                elif image_token and image_token in part["text"]:
-                    raise PlaceholderError(f"its text contains the image token {image_token!r}", place=place)
+                else:
+                    self._refuse_tokens(part["text"], place)
                 content.append(part)
             messages.append({"role": message["role"], "content": content})
-        if refs and not self.multimodal:
-            raise RecordError("it holds an image, but the model reads text only", place=place)
         return _Entry(replace(sample, place=place), messages, refs)
+
+    def _token(self, kind: str) -> str | None:
+        return getattr(self.processor, f"{kind}_token", None) if self.multimodal else None
+
+    def _refuse_untaken(self, kind: str, place: Place) -> None:
+        noun = {"image": "an image", "video": "a video", "audio": "audio"}[kind]
+        if not self.multimodal:
+            raise RecordError(f"it holds {noun}, but the model reads text only", place=place)
+        if kind != "image" and self._token(kind) is None:
+            raise RecordError(f"it holds {noun}, which the model does not take", place=place)
+
+    def _refuse_tokens(self, text: str, place: Place) -> None:
+        for kind in MEDIA:
+            token = self._token(kind)
+            if token and token in text:
+                raise PlaceholderError(f"its text contains the {kind} token {token!r}", place=place)
+
+    def _decoding(self, kind: str) -> dict[str, Any]:
+        """How the processor wants its films and sounds."""
+        processor: Any = self.processor
+        if kind == "video" and hasattr(processor, "num_frames"):
+            return {"frames": processor.num_frames}
+        return {"rate": processor.feature_extractor.sampling_rate} if kind == "audio" else {}
 
     def _encoded(self, entries: list[_Entry]) -> tuple[dict[str, Any], dict[int, BadSampleError]]:
         """Render and tokenize once; the result unpadded, and what is wrong with which entry."""
@@ -197,7 +219,8 @@ class Collator:
     def _fault(self, rows: dict[str, Any], number: int, entry: _Entry) -> BadSampleError | None:
         place, length = entry.sample.place, len(rows["input_ids"][number])
         if self.max_length is not None and length > self.max_length:
-            images = f", {len(entry.refs)} image(s) included" if entry.refs else ""
+            noun = "image(s)" if all(isinstance(ref, MEDIA["image"]) for ref in entry.refs) else "media"
+            images = f", {len(entry.refs)} {noun} included" if entry.refs else ""
             return TooLongError(
                 f"{length} tokens{images}, more than max_length {self.max_length}",
                 place=place,
@@ -233,7 +256,8 @@ class Collator:
             for key, value in rows.items()
         }
         if self.fingerprints:
-            batch["image_fingerprints"] = [ref.fingerprint() for entry in entries for ref in entry.refs]
+            images = [ref for entry in entries for ref in entry.refs if isinstance(ref, MEDIA["image"])]
+            batch["image_fingerprints"] = [ref.fingerprint() for ref in images]
         return BatchFeature(batch)
 
     def _stacked(self, values: list[list[int]], length: int, fill: int) -> torch.Tensor:
@@ -270,11 +294,11 @@ class Collator:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A sample on its way into a batch: messages with decoded images, and the replacements tried for it so far."""
+    """A sample on its way into a batch: messages with decoded media, and the replacements tried for it so far."""
 
     sample: Sample
     messages: list[dict[str, Any]]
-    refs: list[ImageRef]
+    refs: list[Any]
     attempt: int = 0
 
 

@@ -57,20 +57,34 @@ class RecordError(BadSampleError):
 
 
 class PlaceholderError(BadSampleError):
-    """The number of image placeholders differs from the number of images.
+    """The number of placeholders differs from the number of images (films, sounds).
 
     Attributes:
-        counts: placeholders and images of the record, where they were counted.
+        counts: placeholders and images (films, sounds) of the record, where they were counted.
+        medium: ``image``, ``video`` or ``audio``.
     """
 
     kind = "placeholders"
     counts = (0, 0)
+    medium = "image"
 
 
 class ImageError(BadSampleError):
     """An image that is missing, corrupt, too large, or has no defined brightness."""
 
     kind = "image"
+
+
+class VideoError(BadSampleError):
+    """A film that is missing, corrupt, truncated, or too large."""
+
+    kind = "video"
+
+
+class AudioError(BadSampleError):
+    """A sound that is missing, corrupt, truncated, or too long."""
+
+    kind = "audio"
 
 
 class TooLongError(BadSampleError):

@@ -23,10 +23,11 @@ def export_microworld(
     seed: int = 0,
     families: Sequence[str] | None = None,
 ) -> Path:
-    """Write ``n`` items of a microworld stream as JSONL messages or LLaVA conversations with PNG files.
+    """Write ``n`` items of a microworld stream as JSONL messages or LLaVA conversations with media files (LLaVA: PNG
+    only).
 
     Args:
-        stream: ``text``, ``visual``, ``caption`` or ``dialogue``.
+        stream: a member of ``microworld.SOURCES``.
         directory: new folder (or an empty one); nothing is found in it before all is written.
         form: ``jsonl`` or ``llava``.
 

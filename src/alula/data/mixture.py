@@ -263,8 +263,9 @@ class _TextOnly:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.source[index]
-        if sample.images:
-            raise RecordError("a text replay sample holds an image", place=sample.place)
+        for held in sample.media():
+            noun = {"video": "a video", "audio": "audio"}.get(getattr(held, "noun", ""), "an image")
+            raise RecordError(f"a text replay sample holds {noun}", place=sample.place)
         return sample
 
 

@@ -7,19 +7,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alula.data.errors import Place, RecordError
+from alula.data.films import FilmRef
 from alula.data.images import ImageRef
+from alula.data.sounds import SoundRef
 
 ROLES = ("system", "user", "assistant")
+
+MEDIA: dict[str, Any] = {"image": ImageRef, "video": FilmRef, "audio": SoundRef}
+"""Type of a content part -> class of the reference it holds under a key of the same name."""
 
 
 @dataclass(slots=True)
 class Sample:
-    """One conversation, images still undecoded; picklable.
+    """One conversation, media still undecoded; picklable.
 
     Attributes:
         id: the record's own id, or one made from file and line.
-        messages: ``{"role": ..., "content": [{"type": "text", "text": str} | {"type": "image", "image": ImageRef}]}``,
-            the plain transformers chat shape with lists everywhere.
+        messages: ``{"role": ..., "content": [{"type": "text", "text": str} | {"type": "image", "image": ImageRef}
+            | {"type": "video", "video": FilmRef} | {"type": "audio", "audio": SoundRef}]}``, the plain transformers
+            chat shape with lists everywhere.
         source: name of the source it came from.
         meta: whatever else the record carried.
         place: file and line, for error messages.
@@ -36,7 +42,12 @@ class Sample:
     @property
     def images(self) -> list[ImageRef]:
         """The images in reading order."""
-        return [part["image"] for part in parts(self.messages) if part["type"] == "image"]
+        return self.media("image")
+
+    def media(self, *kinds: str) -> list[Any]:
+        """The references of these kinds (``image``, ``video``, ``audio``; all by default) in reading order."""
+        wanted = kinds or tuple(MEDIA)
+        return [part[part["type"]] for part in parts(self.messages) if part["type"] in wanted]
 
 
 def parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -53,16 +64,24 @@ def image_part(image: ImageRef) -> dict[str, Any]:
     return {"type": "image", "image": image}
 
 
+def media_part(kind: str, ref: Any) -> dict[str, Any]:
+    """A part of a kind of ``MEDIA``."""
+    return {"type": kind, kind: ref}
+
+
 def message_text(message: Mapping[str, Any]) -> str:
     """The text of one message, its images left out."""
     return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+
+
+_A = {"image": "an image", "video": "a video", "audio": "audio"}
 
 
 def check_turns(messages: Sequence[Mapping[str, Any]], place: Place) -> None:
     """Refuse conversations no chat template can render faithfully.
 
     The rules: a system message only at the front; then user and assistant in turn, the user first; no empty turn;
-    images in system and user turns only.
+    media in system and user turns only.
 
     Raises:
         RecordError: naming the turn and what is wrong with it.
@@ -81,10 +100,10 @@ def check_turns(messages: Sequence[Mapping[str, Any]], place: Place) -> None:
             )
         else:
             expected = "assistant" if role == "user" else "user"
-        has_image = any(part["type"] == "image" for part in message["content"])
-        if has_image and role == "assistant":
-            raise RecordError(f"messages[{number}]: an assistant turn cannot hold an image", place=place)
-        if not has_image and not message_text(message).strip():
+        held = next((part["type"] for part in message["content"] if part["type"] in MEDIA), None)
+        if held and role == "assistant":
+            raise RecordError(f"messages[{number}]: an assistant turn cannot hold {_A[held]}", place=place)
+        if not held and not message_text(message).strip():
             raise RecordError(f"messages[{number}]: the {role} turn is empty", place=place)
     if not any(message["role"] == "user" for message in messages):
         raise RecordError("the conversation has no user turn", place=place)

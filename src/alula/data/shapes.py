@@ -11,12 +11,14 @@ import base64
 import binascii
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from alula.data.errors import ImageError, Place, PlaceholderError, RecordError
+from alula.data.errors import BadSampleError, ImageError, Place, PlaceholderError, RecordError
+from alula.data.films import FilmRef
 from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef
-from alula.data.samples import ROLES, Sample, check_turns, image_part, text_part
+from alula.data.samples import ROLES, Sample, check_turns, image_part, media_part, text_part
+from alula.data.sounds import SoundRef
 
 PLACEHOLDER = "<image>"
 
@@ -32,7 +34,8 @@ _SPEAKERS = {
     "model": "assistant",
 }
 _IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
-_OTHER_MEDIA = ("video", "videos", "audio", "audios")
+_CLIP_KEYS = ("url", "path")  # beside the kind's own name
+_CLIPS: dict[str, type[FilmRef] | type[SoundRef]] = {"video": FilmRef, "audio": SoundRef}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,28 @@ class ImageFolder:
             return self._from_base64(str(part[key]))
         return self.ref(part[key])
 
+    def clip(self, kind: str, value: Any) -> FilmRef | SoundRef:
+        """A film or sound: a path, ``file:`` address, bytes, or ``{"bytes", "path"}`` -> reference.
+
+        Raises:
+            VideoError, AudioError: a web address, or another type.
+        """
+        make: Any = _CLIPS[kind]
+        name = None
+        if isinstance(value, Mapping):
+            name, value = value.get("path"), value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            ref = make.from_bytes(value, name=str(name or "<bytes>"))
+        elif not isinstance(value, str) or not value:
+            raise make.error(f"{kind} must be a path or bytes, not {value!r:.80}")
+        elif value.startswith(("http://", "https://")):
+            raise make.error(
+                f"{kind} {value!r} is a web address", remedy="download it and give the path; alula fetches nothing"
+            )
+        else:
+            ref = make.from_path(value.removeprefix("file://"), roots=self.roots)
+        return replace(ref, max_pixels=self.max_pixels) if isinstance(ref, FilmRef) else ref
+
     def _from_bytes(self, data: bytes, name: str) -> ImageRef:
         return ImageRef.from_bytes(data, name=name, max_pixels=self.max_pixels)
 
@@ -85,16 +110,16 @@ class ImageFolder:
             raise ImageError(f"inline image is not valid base64: {error}") from None
 
 
-class _Images:
-    """The record's image list, handed out placeholder by placeholder."""
+class _Media:
+    """The record's list of media of one kind, handed out placeholder by placeholder."""
 
-    def __init__(self, values: Sequence[Any], folder: ImageFolder) -> None:
-        self.refs = [folder.ref(value) for value in values]
-        self.folder = folder
+    def __init__(self, values: Sequence[Any], folder: ImageFolder, kind: str = "image") -> None:
+        self.refs: list[Any] = [folder.ref(value) if kind == "image" else folder.clip(kind, value) for value in values]
+        self.folder, self.kind = folder, kind
         self.asked = 0  # placeholders met, more than there are images if need be
         self.used: set[int] = set()
 
-    def take(self, index: int | None = None) -> ImageRef | None:
+    def take(self, index: int | None = None) -> Any | None:
         index = self.asked if index is None else index
         self.asked += 1
         if not 0 <= index < len(self.refs):
@@ -105,11 +130,15 @@ class _Images:
     def check(self, place: Place) -> None:
         if self.asked != len(self.refs) or len(self.used) != len(self.refs):
             error = PlaceholderError(
-                f"{self.asked} image placeholder(s) but {len(self.refs)} image(s)",
+                f"{self.asked} {self.kind} placeholder(s) but {len(self.refs)} {self.kind}(s)",
                 place=place,
-                remedy=f"write one {PLACEHOLDER} (or image part) per image, and list every image once",
+                remedy=(
+                    f"write one {PLACEHOLDER} (or image part) per image, and list every image once"
+                    if self.kind == "image"
+                    else f"write one {self.kind} part per {self.kind}, and list every one once"
+                ),
             )
-            error.counts = self.asked, len(self.refs)
+            error.counts, error.medium = (self.asked, len(self.refs)), self.kind
             raise error
 
 
@@ -117,13 +146,16 @@ def from_messages(record: Any, *, folder: ImageFolder, source: str, place: Place
     """Read ``{"messages": [{"role", "content"}], "images": [...]}``; content is text or a list of parts.
 
     Image parts name their image inline (``image``, ``path``, ``url``, ``base64``, ``image_url``) or take the next of
-    ``images`` (or the one at ``index``).
+    ``images`` (or the one at ``index``). Video and audio parts likewise (``video`` or ``audio``, ``path``, ``url``; the
+    next of ``videos`` or ``audios``).
 
     Raises:
-        RecordError, PlaceholderError, ImageError: with file and line.
+        RecordError, PlaceholderError, ImageError, VideoError, AudioError: with file and line.
     """
     record, place = _begin(record, "messages", place, hint="a conversations file is read by the source kind `llava`")
-    images = _Images(_listed(record, ("images", "image"), place), folder)
+    media = {
+        kind: _Media(_listed(record, (f"{kind}s", kind), place), folder, kind) for kind in ("image", "video", "audio")
+    }
     messages = []
     for number, message in enumerate(record["messages"]):
         at = f"messages[{number}]"
@@ -132,8 +164,9 @@ def from_messages(record: Any, *, folder: ImageFolder, source: str, place: Place
         role = message["role"]
         if role not in ROLES:
             raise RecordError(f"{at}: unknown role {role!r}", place=place, remedy=f"roles are {', '.join(ROLES)}")
-        messages.append({"role": role, "content": _content(message["content"], images, at, place)})
-    return _finish(record, messages, images, source, place, used=("messages", "images", "image"))
+        messages.append({"role": role, "content": _content(message["content"], media, at, place)})
+    used = ("messages", *(name for kind in media for name in (kind, f"{kind}s")))
+    return _finish(record, messages, media, source, place, used=used)
 
 
 def from_conversations(record: Any, *, folder: ImageFolder, source: str, place: Place) -> Sample:
@@ -146,10 +179,18 @@ def from_conversations(record: Any, *, folder: ImageFolder, source: str, place: 
         RecordError, PlaceholderError, ImageError: with file and line.
     """
     record, place = _begin(record, "conversations", place, hint="a messages file is read by the source kind `jsonl`")
-    images = _Images(_listed(record, ("image", "images"), place), folder)
+    other = next((name for kind in _CLIPS for name in (kind, f"{kind}s") if record.get(name)), None)
+    if other:
+        raise RecordError(
+            f"the record carries {other!r}; conversations hold text and images only",
+            place=place,
+            remedy="write films and sounds as messages (source kind `jsonl`)",
+        )
+    images = _Media(_listed(record, ("image", "images"), place), folder)
+    media = {"image": images}
     messages = []
     if record.get("system"):
-        messages.append({"role": "system", "content": _content(record["system"], images, "system", place)})
+        messages.append({"role": "system", "content": _content(record["system"], media, "system", place)})
     for number, turn in enumerate(record["conversations"]):
         at = f"conversations[{number}]"
         speaker = turn.get("from", turn.get("role")) if isinstance(turn, Mapping) else None
@@ -161,8 +202,8 @@ def from_conversations(record: Any, *, folder: ImageFolder, source: str, place: 
             raise RecordError(
                 f"{at}: unknown speaker {speaker!r}", place=place, remedy=f"speakers are {', '.join(_SPEAKERS)}"
             )
-        messages.append({"role": role, "content": _content(value, images, at, place)})
-    return _finish(record, messages, images, source, place, used=("conversations", "images", "image", "system"))
+        messages.append({"role": role, "content": _content(value, media, at, place)})
+    return _finish(record, messages, media, source, place, used=("conversations", "images", "image", "system"))
 
 
 def _begin(record: Any, key: str, place: Place, *, hint: str) -> tuple[Mapping[str, Any], Place]:
@@ -178,9 +219,6 @@ def _begin(record: Any, key: str, place: Place, *, hint: str) -> tuple[Mapping[s
         )
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         raise RecordError(f"{key!r} must be a list of at least one turn", place=place)
-    other = [name for name in _OTHER_MEDIA if record.get(name)]
-    if other:
-        raise RecordError(f"the record carries {other[0]!r}; only text and images are read", place=place)
     return record, place
 
 
@@ -193,7 +231,8 @@ def _listed(record: Mapping[str, Any], keys: tuple[str, str], place: Place) -> l
     return list(given[0]) if isinstance(given[0], Sequence) and not isinstance(given[0], (str, bytes)) else [given[0]]
 
 
-def _content(content: Any, images: _Images, at: str, place: Place) -> list[dict[str, Any]]:
+def _content(content: Any, media: Mapping[str, _Media], at: str, place: Place) -> list[dict[str, Any]]:
+    images = media["image"]
     if isinstance(content, str):
         return _split(content, images)
     if not isinstance(content, Sequence):
@@ -205,16 +244,18 @@ def _content(content: Any, images: _Images, at: str, place: Place) -> list[dict[
             found += _split(part["text"], images)
         elif kind in ("image", "image_url"):
             found += _inline(part, images, place)
+        elif isinstance(kind, str) and kind in media:
+            found += _clip(part, media[kind], place)
         else:
             raise RecordError(
                 f"{at}: content[{number}] is neither a text part nor an image part: {part!r:.120}",
                 place=place,
-                remedy='parts are {"type": "text", "text": ...} and {"type": "image", ...}',
+                remedy='parts are {"type": "text", "text": ...} and {"type": "image" (or "video", "audio"), ...}',
             )
     return found
 
 
-def _split(text: str, images: _Images) -> list[dict[str, Any]]:
+def _split(text: str, images: _Media) -> list[dict[str, Any]]:
     pieces = text.split(PLACEHOLDER)
     found: list[dict[str, Any]] = []
     for number, piece in enumerate(pieces):
@@ -228,7 +269,18 @@ def _split(text: str, images: _Images) -> list[dict[str, Any]]:
     return found
 
 
-def _inline(part: Mapping[str, Any], images: _Images, place: Place) -> list[dict[str, Any]]:
+def _clip(part: Mapping[str, Any], clips: _Media, place: Place) -> list[dict[str, Any]]:
+    key = next((key for key in (clips.kind, *_CLIP_KEYS) if part.get(key) is not None), None)
+    if key is None:
+        ref = clips.take(part["index"] if isinstance(part.get("index"), int) else None)
+        return [] if ref is None else [media_part(clips.kind, ref)]
+    try:
+        return [media_part(clips.kind, clips.folder.clip(clips.kind, part[key]))]
+    except BadSampleError as error:
+        raise error.at(place) from None
+
+
+def _inline(part: Mapping[str, Any], images: _Media, place: Place) -> list[dict[str, Any]]:
     key = next((key for key in _IMAGE_KEYS if part.get(key) is not None), None)
     if key is None:
         return _taken(images.take(part["index"] if isinstance(part.get("index"), int) else None))
@@ -246,13 +298,14 @@ def _taken(ref: ImageRef | None) -> list[dict[str, Any]]:
 def _finish(
     record: Mapping[str, Any],
     messages: list[dict[str, Any]],
-    images: _Images,
+    media: Mapping[str, _Media],
     source: str,
     place: Place,
     *,
     used: tuple[str, ...],
 ) -> Sample:
-    images.check(place)
+    for one in media.values():
+        one.check(place)
     check_turns(messages, place)
     meta = {key: value for key, value in record.items() if key not in used and key != "id" and value is not None}
     return Sample(id=str(place.record), messages=messages, source=source, meta=meta, place=place)

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from alula import microworld
 from alula.data.errors import BadSampleError, Place, RecordError
-from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef
+from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.records import RecordFile
-from alula.data.samples import Sample, image_part
+from alula.data.samples import MEDIA, Sample, media_part
 from alula.data.shapes import ImageFolder, from_conversations, from_messages
 from alula.data.specs import DatasetSpec, DigitsSpec, JsonlSpec, LlavaSpec, MicroworldSpec, SourceSpec, validated
 from alula.errors import DataError, UsageError
@@ -162,7 +162,7 @@ class MicroworldSource(StreamSource):
     """Items of the procedural world, by position in its stream; images are drawn when loaded.
 
     Args:
-        stream: ``text``, ``visual``, ``caption`` or ``dialogue``.
+        stream: a member of ``microworld.SOURCES``.
         split: ``train``, ``test`` or ``unseen``.
         seed: of the stream.
         families: only these.
@@ -187,7 +187,8 @@ class MicroworldSource(StreamSource):
 
 
 def _lazy(part: dict[str, Any]) -> dict[str, Any]:
-    return image_part(ImageRef.from_object(part["image"])) if part["type"] == "image" else part
+    kind = part["type"]
+    return media_part(kind, MEDIA[kind].from_object(part[kind])) if kind in MEDIA else part
 
 
 def open_source(

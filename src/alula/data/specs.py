@@ -49,7 +49,7 @@ class DatasetSpec(_FileSpec):
 class MicroworldSpec(_Spec):
     """Items of the procedural world; endless unless ``limit`` is given."""
 
-    microworld: Literal["text", "visual", "caption", "dialogue"]
+    microworld: Literal["text", "visual", "caption", "dialogue", "film", "film_caption", "sound", "sound_caption"]
     split: Literal["train", "test", "unseen"] = "train"
     seed: int = 0
     families: list[str] | None = Field(None, description="only these families of skill")

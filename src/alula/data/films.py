@@ -1,0 +1,118 @@
+"""Films as references, decoded where they are needed to upright 8-bit RGB frames.
+
+Read are animated GIF, WebP and PNG (a still picture is a film of one frame), through Pillow. MP4 and its kin would
+need a codec library; convert them first (``ffmpeg -i film.mp4 -vf fps=8 film.webp``). Frames are taken evenly over the
+*time* that a film lasts, by the durations its file states, because writers merge equal
+frames into one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from alula.data.errors import BadSampleError, ImageError, VideoError
+from alula.data.images import DEFAULT_MAX_PIXELS, to_rgb
+from alula.data.media import LoadableArray, MediaRef
+
+MOST_FRAMES = 10_000
+"""Longest film accepted, in stored frames."""
+
+DEFAULT_FRAMES = 32
+"""Frames of a film when nobody says how many."""
+
+_DEFAULT_MS = 100.0  # of a frame without a duration, as browsers have it
+
+
+@dataclass(frozen=True, slots=True)
+class FilmRef(MediaRef):
+    """A film not yet decoded. Make one with ``from_path``, ``from_bytes`` or ``from_object``.
+
+    Attributes:
+        max_pixels: width x height of a frame above which ``load`` refuses.
+    """
+
+    noun: ClassVar[str] = "video"
+    error: ClassVar[type[BadSampleError]] = VideoError
+    decoding: ClassVar[str] = "1"
+
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    @classmethod
+    def from_object(cls, value: Any) -> FilmRef:
+        """Frames as an array (F, H, W, 3) uint8, a ``FilmRef`` (returned as it is), or anything with ``load()``.
+
+        Raises:
+            VideoError: ``value`` is none of these.
+        """
+        if isinstance(value, FilmRef):
+            return value
+        if isinstance(value, np.ndarray):
+            return cls(f"<array {value.shape}>", maker=value.copy)
+        if isinstance(value, LoadableArray):
+            return cls._from_loadable(value)
+        raise VideoError(f"a film cannot be made from {type(value).__name__}", remedy="give an alula.data.FilmRef")
+
+    def load(self, frames: int = DEFAULT_FRAMES) -> np.ndarray:
+        """Decode ``frames`` frames, evenly spaced in time (some twice where the film has fewer), and close the file.
+
+        Returns:
+            uint8 (frames, H, W, 3).
+
+        Raises:
+            VideoError: missing, empty, truncated, corrupt, of a format Pillow does not read, too large or too long.
+        """
+        if self.maker is not None:
+            made = np.asarray(self.maker())
+            if made.ndim != 4 or made.shape[-1] != 3 or made.dtype != np.uint8 or not len(made):
+                raise VideoError(f"video {self.name}: its maker returned {made.dtype} {made.shape}, not RGB frames")
+            return made[_picked([_DEFAULT_MS] * len(made), frames)]
+        source = self._stream()
+        try:
+            with Image.open(source) as film:
+                return self._decoded(film, frames)
+        except VideoError:
+            raise
+        except UnidentifiedImageError:
+            raise VideoError(
+                f"video {self.name!r} is corrupt or of a format that Pillow does not read",
+                remedy="animated GIF, WebP and PNG are read; convert others: ffmpeg -i FILM -vf fps=8 film.webp",
+            ) from None
+        except Exception as error:  # decoders raise anything
+            raise VideoError(f"video {self.name!r} is truncated or corrupt: {error}") from error
+
+    def _decoded(self, film: Image.Image, frames: int) -> np.ndarray:
+        pixels = film.width * film.height
+        if pixels > self.max_pixels:
+            raise VideoError(
+                f"video {self.name!r} has frames of {film.width} x {film.height} = {pixels:,} pixels, "
+                f"more than the limit of {self.max_pixels:,}",
+                remedy="scale it down, or raise max_pixels if the file is to be trusted",
+            )
+        stored = getattr(film, "n_frames", 1)
+        if stored > MOST_FRAMES:
+            raise VideoError(f"video {self.name!r} has {stored:,} frames, more than {MOST_FRAMES:,}")
+        durations = []
+        for number in range(stored):
+            film.seek(number)
+            film.load()  # some formats know a frame's duration only then; and a film is whole or it is none
+            durations.append(float(film.info.get("duration") or _DEFAULT_MS))
+        wanted = _picked(durations, frames)
+        decoded: dict[int, np.ndarray] = {}
+        for number in sorted(set(wanted)):
+            film.seek(number)
+            try:
+                decoded[number] = np.asarray(to_rgb(film.copy()))
+            except ImageError as error:
+                raise VideoError(f"video {self.name!r}, frame {number}: {error.message}") from None
+        return np.stack([decoded[number] for number in wanted])
+
+
+def _picked(durations: list[float], frames: int) -> list[int]:
+    """The stored frame on the screen in the middle of each of ``frames`` equal stretches of the whole time."""
+    ends = np.cumsum(durations)
+    middles = (np.arange(frames) + 0.5) / frames * ends[-1]
+    return [int(place) for place in np.minimum(np.searchsorted(ends, middles, side="right"), len(durations) - 1)]

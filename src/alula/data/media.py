@@ -1,0 +1,116 @@
+"""What references to films and sounds share: where the content is, and a stable name for it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+import numpy as np
+
+from alula.data.errors import BadSampleError
+
+
+@runtime_checkable
+class LoadableArray(Protocol):
+    """Anything that makes its own frames or samples: ``load()`` returns an array (a microworld clip does)."""
+
+    def load(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRef:
+    """A film or sound not yet decoded; picklable.
+
+    Attributes:
+        name: what error messages call it.
+        paths: candidate files, the first that exists is meant.
+        data: encoded bytes.
+        maker: a picklable callable returning the decoded array.
+        key: what identifies the result of ``maker``.
+    """
+
+    noun: ClassVar[str]
+    error: ClassVar[type[BadSampleError]]
+    decoding: ClassVar[str]
+    """Changes when decoding changes, so that features cached under old fingerprints are not reused."""
+
+    name: str
+    paths: tuple[str, ...] = ()
+    data: bytes | None = field(default=None, repr=False)
+    maker: Callable[[], np.ndarray] | None = field(default=None, repr=False)
+    key: str | None = None
+
+    @classmethod
+    def from_path(cls, path: str | os.PathLike[str], *, roots: Sequence[str | os.PathLike[str]] = ()) -> Self:
+        """A file; a relative ``path`` is looked for under each of ``roots`` (default: the working directory)."""
+        name = os.fspath(path)
+        paths = tuple(os.path.abspath(os.path.join(root, name)) for root in (roots or (".",)))
+        return cls(name, paths=tuple(dict.fromkeys(paths)))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, name: str = "<bytes>") -> Self:
+        """Encoded content held in memory."""
+        return cls(name, data=data)
+
+    @classmethod
+    def _from_loadable(cls, value: Any, **options: Any) -> Self:
+        fingerprint = getattr(value, "fingerprint", None)
+        key = str(fingerprint()) if callable(fingerprint) else None
+        return cls(f"<{type(value).__name__}>", maker=value.load, key=key, **options)
+
+    @property
+    def path(self) -> str | None:
+        """The file this refers to: the first candidate that exists, else the first candidate, else None."""
+        return next((path for path in self.paths if os.path.isfile(path)), self.paths[0] if self.paths else None)
+
+    def fingerprint(self) -> str:
+        """A short stable name of the content, without decoding where possible (see ``ImageRef.fingerprint``).
+
+        Raises:
+            BadSampleError: the file is missing.
+        """
+        digest = hashlib.sha256(f"{self.noun}{self.decoding}".encode())
+        if self.data is not None:
+            digest.update(b"bytes\0" + self.data)
+        elif self.paths:
+            path, size = self._existing()
+            digest.update(f"file\0{path}\0{size}\0{os.stat(path).st_mtime_ns}".encode())
+        elif self.key is not None:
+            digest.update(f"made\0{self.key}".encode())
+        else:
+            assert self.maker is not None
+            array = np.ascontiguousarray(self.maker())
+            digest.update(f"array\0{array.shape}{array.dtype}\0".encode() + array.tobytes())
+        return digest.hexdigest()[:32]
+
+    def _stream(self) -> str | io.BytesIO:
+        """What a decoder opens.
+
+        Raises:
+            BadSampleError: missing or empty.
+        """
+        source: str | io.BytesIO
+        if self.data is not None:
+            source, size = io.BytesIO(self.data), len(self.data)
+        else:
+            source, size = self._existing()
+        if size == 0:
+            raise self.error(f"{self.noun} {self.name!r} is empty (0 bytes)")
+        return source
+
+    def _existing(self) -> tuple[str, int]:
+        path = self.path
+        if path is None:
+            raise self.error(f"{self.noun} {self.name!r} has neither file nor content")
+        try:
+            return path, os.stat(path).st_size
+        except OSError:
+            places = " nor ".join(self.paths) if len(self.paths) > 1 else path
+            raise self.error(
+                f"{self.noun} {self.name!r} is missing: no file {places}",
+                remedy="give the folder that holds the media (`images:` in a source, --images on the command line)",
+            ) from None

@@ -1,0 +1,153 @@
+"""Films and sounds in files: decoded as they were written, and broken ones named."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.signal import resample_poly
+
+from alula.data import AudioError, FilmRef, SoundRef, VideoError, open_file, open_source
+from alula.data.check import check
+from alula.data.export import export_microworld
+from alula.microworld import source
+
+
+def colours(count: int) -> list[Image.Image]:
+    return [Image.new("RGB", (6, 4), (40 * number, 255 - 40 * number, 7)) for number in range(count)]
+
+
+def film_bytes(form: str, durations: list[int]) -> bytes:
+    first, *others = colours(len(durations))
+    buffer = io.BytesIO()
+    options = {"lossless": True} if form == "WEBP" else {}
+    first.save(buffer, form, save_all=True, append_images=others, duration=durations, loop=0, **options)
+    return buffer.getvalue()
+
+
+def sound_bytes(samples: np.ndarray, width: int = 2, channels: int = 1, rate: int = 16000) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_frames_are_taken_evenly_over_time(form: str) -> None:
+    frames = [np.asarray(frame) for frame in colours(4)]
+    even = FilmRef.from_bytes(film_bytes(form, [100] * 4))
+    assert np.array_equal(even.load(4), np.stack(frames))
+    assert np.array_equal(even.load(8), np.stack(frames).repeat(2, axis=0))
+    assert np.array_equal(even.load(2), np.stack([frames[1], frames[3]]))
+    # the third frame is on the screen for most of the time
+    slow = FilmRef.from_bytes(film_bytes(form, [100, 100, 700, 100]))
+    assert np.array_equal(slow.load(5), np.stack([frames[i] for i in (1, 2, 2, 2, 3)]))
+
+
+@pytest.mark.parametrize("stream", ["film", "sound"])
+def test_exported_files_read_as_the_stream_itself(tmp_path: Path, stream: str) -> None:
+    path = export_microworld(stream, tmp_path / "set", n=10, split="test", seed=1)
+    files, items = open_file(path), open_source({"microworld": stream, "split": "test", "seed": 1})
+    for number in range(10):
+        ours, theirs = files[number].media()[0], items[number].media()[0]
+        decoded = (ours.load(8), theirs.load(8)) if stream == "film" else (ours.load(), theirs.load())
+        assert np.array_equal(*decoded)
+        assert len(ours.fingerprint()) == 32
+        assert ours.fingerprint() != theirs.fingerprint()
+    report = check(path)
+    assert report.ok
+    assert (report.videos, report.audios) == ((10, 0) if stream == "film" else (0, 10))
+    assert (report.images, report.text_only, report.placeholders) == (0, 0, 10)
+
+
+@pytest.mark.parametrize(("width", "scale"), [(1, 128), (2, 2**15), (3, 2**23), (4, 2**31)])
+def test_every_sample_width(width: int, scale: int) -> None:
+    values = np.array([-scale, -scale // 2, 0, 1, scale // 2, scale - 1])
+    if width == 3:
+        raw = b"".join(int(value).to_bytes(3, "little", signed=True) for value in values)
+        samples = np.frombuffer(raw, np.uint8)
+    else:
+        samples = (values + 128).astype(np.uint8) if width == 1 else values.astype(f"<i{width}")
+    decoded = SoundRef.from_bytes(sound_bytes(samples, width)).load()
+    assert decoded.dtype == np.float32
+    np.testing.assert_allclose(decoded, values / scale, atol=1e-7)
+
+
+def test_channels_are_averaged_and_rates_changed() -> None:
+    left, right = np.full(800, 8000, "<i2"), np.full(800, -4000, "<i2")
+    stereo = SoundRef.from_bytes(sound_bytes(np.stack([left, right], axis=1), channels=2))
+    np.testing.assert_allclose(stereo.load(), np.full(800, 2000 / 32768), atol=1e-7)
+    tone = (9000 * np.sin(2 * np.pi * 440 * np.arange(4410) / 44100)).astype("<i2")
+    ref = SoundRef.from_bytes(sound_bytes(tone, rate=44100))
+    np.testing.assert_allclose(ref.load(16000), resample_poly(tone / 32768, 160, 441), atol=1e-6)
+    assert len(ref.load(16000)) == 1600
+    clip = source("sound", n=1)[0].messages[0]["content"][0]["audio"]
+    assert np.array_equal(SoundRef.from_object(clip).load(), clip.load().astype(np.float32) / 32768)
+
+
+def broken_files(folder: Path) -> dict[str, str]:
+    """File name -> what its error says."""
+    film, sound = film_bytes("WEBP", [100] * 4), sound_bytes(np.zeros(500, "<i2"))
+    gif = film_bytes("GIF", [100] * 4)
+    (folder / "cut.webp").write_bytes(film[: len(film) // 2])
+    (folder / "cut.gif").write_bytes(gif[: len(gif) - 20])
+    (folder / "text.webp").write_text("not a film")
+    (folder / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(64))
+    (folder / "empty.gif").write_bytes(b"")
+    (folder / "cut.wav").write_bytes(sound[:-100])
+    (folder / "head.wav").write_bytes(sound[:20])
+    (folder / "silent.wav").write_bytes(sound_bytes(np.zeros(0, "<i2")))
+    (folder / "text.wav").write_text("not a sound")
+    as_float = bytearray(sound)
+    as_float[20:22] = struct.pack("<H", 3)
+    (folder / "float.wav").write_bytes(bytes(as_float))
+    long = bytearray(sound)
+    long[40:44] = struct.pack("<I", 2**31 - 2)
+    (folder / "long.wav").write_bytes(bytes(long))
+    return {
+        "cut.webp": "truncated or corrupt|corrupt or of a format",
+        "cut.gif": "truncated or corrupt",
+        "text.webp": "corrupt or of a format",
+        "film.mp4": "corrupt or of a format",
+        "empty.gif": "empty",
+        "gone.webp": "missing",
+        "cut.wav": "truncated: 900 of 1,000 bytes",
+        "head.wav": "not a WAV file",
+        "silent.wav": "holds no samples",
+        "text.wav": "not a WAV file",
+        "float.wav": "not a WAV file of integer samples",
+        "long.wav": "lasts .* seconds, more than 600",
+        "gone.wav": "missing",
+    }
+
+
+def test_broken_files_are_named_and_counted(tmp_path: Path) -> None:
+    reasons = broken_files(tmp_path)
+    lines = []
+    for name, reason in reasons.items():
+        kind, ref = ("audio", SoundRef) if name.endswith("wav") else ("video", FilmRef)
+        with pytest.raises(AudioError if kind == "audio" else VideoError, match=reason):
+            ref.from_path(tmp_path / name).load()
+        question = {"role": "user", "content": [{"type": kind, kind: name}, {"type": "text", "text": "?"}]}
+        lines.append(json.dumps({"messages": [question, {"role": "assistant", "content": "a"}]}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    report = check(tmp_path / "data.jsonl")
+    assert len(report.bad) == len(reasons)
+    assert {bad.kind for bad in report.bad} == {"video", "audio"}
+    assert [bad.line for bad in report.bad] == list(range(1, len(reasons) + 1))
+
+
+def test_huge_frames_are_refused_before_they_are_decoded() -> None:
+    data = film_bytes("GIF", [100] * 2)
+    with pytest.raises(VideoError, match="6 x 4 = 24 pixels, more than the limit of 23"):
+        FilmRef("film", data=data, max_pixels=23).load()
+    assert len(FilmRef("film", data=data, max_pixels=24).load(3)) == 3
