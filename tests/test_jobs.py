@@ -38,8 +38,14 @@ def test_jobs_run_elsewhere_in_their_order_and_once(tmp_path: Path) -> None:
     run_jobs(jobs, label="test", workers=2, quiet=True)
     assert names(path) == ["first", "other", "last"]
     assert str(os.getpid()) not in path.read_text()
-    run_jobs(jobs, label="test", workers=1, quiet=True)
+    run_jobs(jobs, label="test", workers=0, quiet=True)
     assert names(path) == ["first", "other", "last"]
+
+
+def test_without_workers_jobs_run_here(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    run_jobs([Job("one", note, (path, "one"))], label="test", workers=0, quiet=True)
+    assert path.read_text() == f"one {os.getpid()}\n"
 
 
 def test_a_failure_arrives_whole_and_stops_what_follows(tmp_path: Path) -> None:

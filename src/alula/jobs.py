@@ -61,7 +61,8 @@ def run_jobs(jobs: Sequence[Job], *, label: str, workers: int | None = None, qui
 
     Args:
         label: of the bar.
-        workers: processes side by side; by default one per core (one on a GPU).
+        workers: processes side by side; by default one per core (one on a GPU). 0: no other process, the jobs run one
+            after the other in this one, with its own settings.
         quiet: draw no progress.
 
     Raises:
@@ -69,7 +70,14 @@ def run_jobs(jobs: Sequence[Job], *, label: str, workers: int | None = None, qui
     """
     _check_order(jobs)
     cores = os.cpu_count() or 1
-    workers = workers or (1 if torch.cuda.is_available() else cores)
+    if workers is None:
+        workers = 1 if torch.cuda.is_available() else cores
+    if workers == 0:
+        with _Bar(jobs, label, quiet=quiet) as bar:
+            for job in jobs:
+                job.call(*job.arguments)
+                bar.finish(job)
+        return
     waiting, running, finished = list(jobs), dict[Future[None], Job](), set[str]()
     with _pool(workers, max(1, cores // workers)) as pool, _Bar(jobs, label, quiet=quiet) as bar:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -64,12 +65,13 @@ class Plan:
         """The host all methods of a seed start from, and are compared with."""
         return self.run_directory(seed, ALIGN) / "final"
 
-    def recipe(self, seed: int, name: str) -> Recipe:
-        """The packaged recipe `name`, told its seed, start and output directory."""
+    def recipe(self, seed: int, name: str, more: Sequence[str] = ()) -> Recipe:
+        """The packaged recipe `name`, told its seed, start and output directory; `more` are further overrides."""
         path = RECIPES / f"{name}.yaml"
         overrides = [f"seed={seed}", f"output_dir={self.run_directory(seed, name)}"]
         if name != ALIGN:
             overrides.append(f"host.path={self.aligned(seed)}")
+        overrides += more
         plain = load_recipe(path, overrides)
         for index, stage in enumerate(plain.stages):
             if stage.steps is not None and self.steps != 1.0:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from alula.evaluation.results import Turn
 from alula.reports.figures.markers import marker_svg
-from alula.reports.palette import SERIES_DARK, SERIES_LIGHT
+from alula.reports.palette import series_css
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,7 @@ class Document:
 
 def render(document: Document) -> str:
     """Return the report as one HTML page without external requests, in light and dark, on screen and on paper."""
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(document=document, light=list(enumerate(SERIES_LIGHT)), dark=list(enumerate(SERIES_DARK)))
-    )
+    return _environment().get_template("report.html.j2").render(document=document, series=series_css())
 
 
 @cache

@@ -14,3 +14,12 @@ NEUTRAL = len(SERIES_LIGHT) - 1
 def colour(series: int) -> str:
     """Return the CSS value of a series' colour."""
     return f"var(--s{series % len(SERIES_LIGHT)})"
+
+
+def series_css() -> str:
+    """Return the CSS that defines the series' colours, light and dark."""
+    light, dark = (
+        " ".join(f"--s{index}: {value};" for index, value in enumerate(values))
+        for values in (SERIES_LIGHT, SERIES_DARK)
+    )
+    return f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 CHARACTER = 0.55
 """mean width of a character in units of the font size, a little generous so that labels never touch"""
+_LINE = 16.0
+"""distance of two labels under each other"""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,21 @@ class Canvas:
 def text_width(text: str, size: float) -> float:
     """Return about how wide ``text`` is when set in ``size`` pixels."""
     return len(text) * size * CHARACTER
+
+
+def apart(positions: Sequence[float], top: float, bottom: float) -> list[float]:
+    """Push label positions at least a line apart, keeping their order and staying inside."""
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    placed = [0.0] * len(positions)
+    last = top - _LINE
+    for index in order:
+        last = placed[index] = max(positions[index], last + _LINE)
+    over = last - bottom
+    if over > 0:
+        last = bottom + _LINE
+        for index in reversed(order):
+            last = placed[index] = min(placed[index], last - _LINE)
+    return placed
 
 
 def _value(value: object) -> str:

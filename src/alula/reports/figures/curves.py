@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alula.reports.figures.canvas import Canvas, Scale, text_width
+from alula.reports.figures.canvas import Canvas, Scale, apart, text_width
 from alula.reports.figures.frame import frame
 from alula.reports.figures.markers import marker_path
 from alula.reports.palette import colour
 
 WIDTH, HEIGHT = 560, 400
 _LEFT, _TOP, _BOTTOM = 52, 44, 54
-_FONT, _GAP = 13.0, 16.0
+_FONT = 13.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def curves(found: Sequence[Curve], *, title: str, y_title: str = "training loss 
         canvas.add("path", d=marker_path(curve.series, end_x, end_y, 5.0), fill=colour(curve.series), class_="dot")
         canvas.close()
         ends.append(end_y)
-    for curve, end, at in zip(found, ends, _apart(ends, _TOP, HEIGHT - _BOTTOM), strict=True):
+    for curve, end, at in zip(found, ends, apart(ends, _TOP, HEIGHT - _BOTTOM), strict=True):
         canvas.line(x.end + 7, end, x.end + 13, at, class_="leader")
         canvas.text(x.end + 16, at + 4, curve.label, fill=colour(curve.series), class_="label")
     return canvas.svg(title)
@@ -70,21 +70,6 @@ def _mean(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np
 
 def _path(x: Scale, y: Scale, steps: np.ndarray, losses: np.ndarray) -> str:
     return "M" + "L".join(f"{x(s):.1f} {y(max(v, y.low)):.1f}" for s, v in zip(steps, losses, strict=True))
-
-
-def _apart(positions: Sequence[float], top: float, bottom: float) -> list[float]:
-    """Push label positions at least a line apart, keeping their order and staying inside."""
-    order = sorted(range(len(positions)), key=lambda i: positions[i])
-    placed = [0.0] * len(positions)
-    last = top - _GAP
-    for index in order:
-        last = placed[index] = max(positions[index], last + _GAP)
-    over = last - bottom
-    if over > 0:
-        last = bottom + _GAP
-        for index in reversed(order):
-            last = placed[index] = min(placed[index], last - _GAP)
-    return placed
 
 
 def _plain(value: float) -> str:

@@ -1,0 +1,97 @@
+"""``alula study``: questions answered by training many small models, each study resumable and parallel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Seeds = Annotated[str, typer.Option(help="Training seeds, comma separated; each repeats all trainings.")]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Processes side by side; default: one per core. 0: none but this one.")
+]
+Steps = Annotated[float, typer.Option(min=0.001, help="Factor on all numbers of training steps, for a quick look.")]
+Reuse = Annotated[
+    Path | None, typer.Option(help="Directory of a quickstart whose trainings are taken instead of done again.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")]
+
+
+def register(app: typer.Typer) -> None:
+    study = typer.Typer(help="Answer a question by training and measuring many small models.", no_args_is_help=True)
+    study.command(name="attention-shift")(attention_shift)
+    app.add_typer(study, name="study")
+
+
+def attention_shift(
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/attention-shift"),
+    seeds: Seeds = "0",
+    texts: Annotated[str, typer.Option(help="Shares of text among the training samples.")] = "0,0.1,0.25,0.5",
+    rates: Annotated[str, typer.Option(help="Learning rates.")] = "1e-3,3e-3,1e-2",
+    items: Annotated[int, typer.Option(min=1, help="Questions per task and model.")] = 200,
+    samples: Annotated[int, typer.Option(min=2, help="Samples the attention is measured on.")] = 64,
+    workers: Workers = None,
+    steps: Steps = 1.0,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
+) -> None:
+    """Does attention shift say how well a tuned model still reads?
+
+    Trains a population by full fine-tuning (text shares x learning rates x seeds), measures each model's attention
+    shift and text accuracy at four checkpoints, and correlates the two. Ends with a table, a verdict and a report.
+    """
+    from alula.studies.attention_shift import ShiftPlan, figures, report, table, verdict
+    from alula.studies.attention_shift import attention_shift as run
+
+    plan = ShiftPlan(
+        output=output,
+        seeds=_numbers(seeds, "--seeds", int),
+        texts=_numbers(texts, "--texts", float),
+        rates=_numbers(rates, "--rates", float),
+        items=items,
+        samples=samples,
+        steps=steps,
+        reuse=reuse,
+    )
+    record = run(plan, command=_command(), workers=workers)
+    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
+def _numbers(text: str, option: str, kind: Any) -> tuple[Any, ...]:
+    from alula.errors import UsageError
+
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{option} {text!r} is not a list of numbers", remedy="separate them by commas, e.g. 0,1,2"
+        ) from None
+
+
+def _command() -> str:
+    import shlex
+    import sys
+
+    return shlex.join(["alula", *sys.argv[1:]])
+
+
+def _show(
+    output: Path, record: Any, document: Any, figures: Any, table: Any, said: list[str], *, as_json: bool
+) -> None:
+    from rich.console import Console
+
+    from alula.studies.pages import write_pages
+
+    page = write_pages(output, document, figures)
+    if as_json:
+        typer.echo(record.model_dump_json())
+        return
+    console = Console()
+    console.print(table)
+    for sentence in said:
+        console.print(sentence, highlight=False)
+    typer.echo(f"report: {page}")
+    typer.echo(f"record: {output / 'outcome.json'}")

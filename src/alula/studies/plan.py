@@ -1,0 +1,102 @@
+"""What all studies share: where they write, the connectors they start from, and recipes with a few things changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alula.errors import UsageError
+from alula.jobs import Job, lines
+from alula.quickstart import Plan, jobs
+from alula.quickstart.plan import ALIGN
+from alula.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study's settings.
+
+    Attributes:
+        output: directory of everything it writes.
+        seeds: of training; each repeats the whole.
+        steps: factor on all numbers of training steps (tests use a tiny one).
+        reuse: directory of a quickstart whose trainings of the same seeds are taken instead of being done again.
+    """
+
+    output: Path
+    seeds: tuple[int, ...] = (0,)
+    steps: float = 1.0
+    reuse: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.seeds or self.steps <= 0:
+            raise UsageError("a study needs at least one seed, and a factor on its steps above 0")
+        if self.reuse is not None and not (self.reuse / "plan.json").is_file():
+            raise UsageError("holds no quickstart to reuse", where=str(self.reuse))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The settings that decide what is computed for a seed, as JSON values."""
+        return {"steps": self.steps}
+
+    @cached_property
+    def own(self) -> Plan:
+        """The quickstart plan whose recipes and layout the study's own trainings use."""
+        return Plan(output=self.output, seeds=self.seeds, methods=(), steps=self.steps)
+
+    def aligned(self, seed: int) -> Path:
+        """The host with a trained connector that the trainings of a seed start from."""
+        if self.reuse is not None:
+            there = Plan(output=self.reuse, steps=self.steps).aligned(seed)
+            if there.is_dir():
+                return there
+        return self.own.aligned(seed)
+
+    def recipe(self, seed: int, method: str, name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
+        """The packaged recipe of a quickstart method, run under another name and with some keys changed.
+
+        Args:
+            changes: key path -> value, e.g. ``{"stages.0.train.llm": 1e-3}``; a number of steps is scaled like the
+                recipe's own.
+        """
+        overrides = [
+            f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in (changes or {}).items()
+        ]
+        place = [f"output_dir={self.own.run_directory(seed, name)}", f"host.path={self.aligned(seed)}"]
+        return self.own.recipe(seed, method, [*place, *overrides])
+
+    def align_jobs(self) -> list[Job]:
+        """The connectors still to be trained."""
+        return [
+            Job(
+                title=f"{ALIGN}, seed {seed}",
+                call=jobs.align,
+                arguments=(self.own, seed),
+                size=jobs.size_of(self.own, seed, ALIGN, 0),
+                done=partial(jobs.progress_of, self.own, seed, ALIGN),
+            )
+            for seed in self.seeds
+            if self.aligned(seed) == self.own.aligned(seed)
+        ]
+
+    def after_align(self, seed: int) -> tuple[str, ...]:
+        """What a job must come after that needs the connector of ``seed``."""
+        return (f"{ALIGN}, seed {seed}",) if self.aligned(seed) == self.own.aligned(seed) else ()
+
+
+def logged_steps(recipe: Recipe) -> int:
+    """Steps a training has logged so far."""
+    return lines(Path(recipe.output_dir) / "metrics.jsonl") * recipe.stages[-1].log_every
+
+
+def scaled(steps: Sequence[int], factor: float) -> tuple[int, ...]:
+    """Increasing step counts times a factor, each at least one more than the last."""
+    found: list[int] = []
+    for step in steps:
+        found.append(max(round(step * factor), found[-1] + 1 if found else 1))
+    return tuple(found)
