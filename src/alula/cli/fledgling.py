@@ -28,7 +28,7 @@ TOWER_STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of the tower
 EXAM_ITEMS = Annotated[int, typer.Option(min=1, help="Held-out items per family in the examination.")]
 DEVICE = Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: a GPU where there is one)")]
 PRECISION = Annotated[
-    str, typer.Option(help="Of the matrix products: float32, bfloat16, or auto (bfloat16 where measured faster).")
+    str, typer.Option(help="Of the matrix products: float32, bfloat16, or auto (bfloat16 where there are units).")
 ]
 DIRECTORY = Annotated[Path | None, typer.Argument(help="A raised fledgling. (default: the one that ships with alula)")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]

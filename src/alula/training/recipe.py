@@ -215,7 +215,9 @@ class Recipe(_Model):
     seed: Int = Field(default=0, ge=0, lt=2**31)
     output_dir: str = Field(description="where the run keeps everything it writes")
     host: HostSpec
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast; weights stay float32")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        default="fp32", description="bf16: autocast over float32 weights; auto: bf16 where the device has units for it"
+    )
     gradient_checkpointing: Bool = False
     device: Literal["auto", "cpu"] = "auto"
     distributed: Literal["fsdp", "ddp"] = Field(default="fsdp", description="how several processes share the work")

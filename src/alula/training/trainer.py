@@ -23,6 +23,7 @@ from alula.errors import AlulaError
 from alula.training.optimizer import build_optimizer
 from alula.training.participation import fill_missing_gradients, zero_touch
 from alula.training.parts import Named
+from alula.training.precision import multiplies_bfloat16
 from alula.training.recipe import Recipe, Stage
 
 WEIGHTS = "model.safetensors"
@@ -41,6 +42,7 @@ def training_arguments(
     """
     micro = stage.micro_batch_size or stage.batch_size // world
     sharded = world > 1 and recipe.distributed == "fsdp"
+    device = "cpu" if recipe.device == "cpu" or not torch.cuda.is_available() else "cuda"
     kind = "constant_with_warmup" if stage.schedule.kind == "constant" else stage.schedule.kind
     return TrainingArguments(
         output_dir=str(directory),
@@ -50,8 +52,8 @@ def training_arguments(
         lr_scheduler_type=kind,
         warmup_steps=stage.schedule.warmup,
         max_grad_norm=stage.clip or 0.0,
-        bf16=recipe.precision == "bf16",
-        use_cpu=recipe.device == "cpu" or not torch.cuda.is_available(),
+        bf16=recipe.precision == "bf16" or (recipe.precision == "auto" and multiplies_bfloat16(torch.device(device))),
+        use_cpu=device == "cpu",
         seed=seed,
         data_seed=seed,
         logging_steps=1,
@@ -65,7 +67,7 @@ def training_arguments(
         average_tokens_across_devices=True,
         dataloader_num_workers=stage.workers,
         dataloader_persistent_workers=stage.workers > 0,
-        dataloader_pin_memory=recipe.device != "cpu" and torch.cuda.is_available(),
+        dataloader_pin_memory=device == "cuda",
         accelerator_config={"dispatch_batches": False, "split_batches": False, "even_batches": False},
         ddp_find_unused_parameters=False,
         fsdp=sharded,  # type: ignore[arg-type]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from alula.errors import UsageError
+from alula.training.precision import multiplies_bfloat16
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -28,8 +27,7 @@ def pick_device(name: str | None = None) -> torch.device:
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The type matrix products are done in.
 
-    ``"auto"`` is bfloat16 on GPUs, and on a processor where it multiplies at least twice as fast as float32, measured
-    on the spot: processors with bfloat16 units gain about four times, others lose a lot.
+    ``"auto"`` is bfloat16 where the device has units for it, and float32 elsewhere.
 
     Raises:
         UsageError: an unknown name.
@@ -38,17 +36,4 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         return PRECISIONS[name]
     if name != "auto":
         raise UsageError(f"no precision {name!r}", remedy=f"use auto, {' or '.join(PRECISIONS)}")
-    if device.type != "cpu":
-        return torch.bfloat16
-    gain = _seconds_per_product(torch.float32) / _seconds_per_product(torch.bfloat16)
-    return torch.bfloat16 if gain >= 2 else torch.float32
-
-
-def _seconds_per_product(dtype: torch.dtype) -> float:
-    left, right = torch.randn(2048, 256).to(dtype), torch.randn(256, 512).to(dtype)
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        torch.mm(left, right)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
