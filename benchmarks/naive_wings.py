@@ -1,0 +1,95 @@
+"""Wings written down as its equations stand: every attention matrix materialised, nothing cached.
+
+The baseline of `wings.py`. It shares no code with alula. It computes what `alula.WingsConfig(router="mass")` or
+`router="attention"` computes under the exact gate, for batches whose samples all have the same layout of rows.
+
+Shapes: B batch, S rows, K key rows of one learner, H heads, D their width, d stream width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class NaiveWings(nn.Module):
+    """A decoder with Wings learners in every layer.
+
+    Args:
+        model: a causal language model of a pre-norm family whose d is a multiple of D; set to eager attention here.
+        weights: tensors named ``layers.{i}.{visual,textual}.{q,k,v,o}.{a,b}`` and ``layers.{i}.router.{weight,bias}``.
+        router: "mass" or "attention".
+    """
+
+    def __init__(self, model: Any, weights: dict[str, Tensor], router: str) -> None:
+        super().__init__()
+        model.set_attn_implementation("eager")
+        self.model, self.router = model, router
+        self.head_dim = model.config.head_dim
+        self.weights = nn.ParameterDict({name.replace(".", "/"): tensor.clone() for name, tensor in weights.items()})
+        self.kinds = torch.empty(0)
+        self.rows = torch.empty(0)
+        for index, layer in enumerate(model.model.layers):
+            layer.register_forward_pre_hook(self._entering(index), with_kwargs=True)
+            layer.self_attn.register_forward_hook(self._attended(index))
+
+    def forward(self, kinds: Tensor, **inputs: Any) -> Any:
+        """The model's output; `kinds` (S,) is 1 at image rows and 0 at text rows."""
+        self.kinds = kinds
+        return self.model(**inputs, use_cache=False)
+
+    def _entering(self, index: int) -> Any:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.stream = args[0] if args else kwargs["hidden_states"]
+            self.cos, self.sin = kwargs["position_embeddings"]
+            if index == 0:
+                self.rows = self.stream
+
+        return hook
+
+    def _attended(self, index: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            branch, attention = output
+            share = self._route(index, attention)
+            query = self.stream + branch
+            for place, learner in enumerate(("visual", "textual")):
+                voice = self._listen(f"layers/{index}/{learner}", query, self.kinds == 1 - place)
+                branch = branch + share[..., place : place + 1] * voice
+            return branch, attention
+
+        return hook
+
+    def _route(self, index: int, attention: Tensor) -> Tensor:
+        """(B, S, 2) weights from the (B, H, S, S) attention of the main branch."""
+        weight, bias = self.weights[f"layers/{index}/router/weight"], self.weights[f"layers/{index}/router/bias"]
+        if self.router == "mass":
+            told = attention[..., self.kinds == 1].sum(dim=-1).transpose(1, 2) @ weight.T
+        else:
+            told = attention.mean(dim=1) @ weight[:, : attention.shape[-1]].T
+        return torch.softmax(told + bias, dim=-1)
+
+    def _listen(self, name: str, query: Tensor, chosen: Tensor) -> Tensor:
+        """(B, S, d) what a learner says to every query, having looked at the chosen rows at or before it."""
+
+        def low(part: str, x: Tensor) -> Tensor:
+            return x @ self.weights[f"{name}/{part}/a"].T @ self.weights[f"{name}/{part}/b"].T
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+        x = self.rows[:, chosen]
+        q, k, v = heads(query + low("q", query)), heads(x + low("k", x)), heads(x + low("v", x))
+        q, k = _rope(q, self.cos, self.sin), _rope(k, self.cos[:, chosen], self.sin[:, chosen])
+        place = torch.arange(len(chosen), device=chosen.device)
+        seen = (self.kinds == 1).cumsum(dim=0) > 0
+        legal = (place[chosen] <= place[:, None]) & seen[:, None]
+        scores = (q @ k.transpose(-1, -2) * self.head_dim**-0.5).masked_fill(~legal, -torch.inf)
+        weights = torch.softmax(scores.float(), dim=-1).nan_to_num(0.0).to(v.dtype)
+        return low("o", (weights @ v).transpose(1, 2).flatten(2))
+
+
+def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
