@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 from peft.utils import set_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -18,6 +18,8 @@ from alula.grafts import load
 from alula.grafts.storage import CONFIG_FILE, read_facts
 from alula.hosts import fledgling, load_host
 from alula.hosts.host import first_line, load_strictly
+
+_PROMPT = "prompt_embeddings"
 
 
 class Loaded(NamedTuple):
@@ -76,10 +78,17 @@ def _load_peft(model: Any, path: Path) -> PeftModel:
     """Put a PEFT adapter on, refusing what PEFT only warns about: weights that are missing or not used."""
     config = PeftConfig.from_pretrained(str(path))
     config.inference_mode = True
-    peft_model = PeftModel(model, config)
-    result: Any = set_peft_model_state_dict(peft_model, load_peft_weights(str(path), device="cpu"))
+    # the general class leaves a prompt out of its forward
+    peft_model = PeftModelForCausalLM(model, config) if config.is_prompt_learning else PeftModel(model, config)
+    weights = load_peft_weights(str(path), device="cpu")
+    # PEFT puts these into the prompt encoder by itself, fails where they are missing, and still calls them unexpected
+    prompt = {_PROMPT} if config.is_prompt_learning else set()
+    if not prompt <= weights.keys():
+        raise AdapterError(f"the weights lack {_PROMPT}", where=str(path), remedy="copy the whole directory")
+    result: Any = set_peft_model_state_dict(peft_model, weights)
     missing = [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
-    for verdict, keys in (("missing", missing), ("not used", list(result.unexpected_keys))):
+    unused = [key for key in result.unexpected_keys if key not in prompt]
+    for verdict, keys in (("missing", missing), ("not used", unused)):
         if keys:
             raise AdapterError(
                 f"{len(keys)} weights are {verdict}: {', '.join(sorted(keys)[:5])}",

@@ -92,7 +92,7 @@ MISTAKES = [
     ("steps: 10", "steps: 10\n    epochs: 1", ["stages.0", "`steps` or `epochs`"]),
     ("projector: 1e-3", "projector: -1e-3", ["stages.0.train.projector", "greater than 0", "got -0.001"]),
     ("projector: 1e-3", "projector: true", ["stages.0.train.projector", "not true or false"]),
-    ("method: projector", "method: adapter", ["stages.0.method", "'projector', 'full', 'lora' or 'wings'"]),
+    ("method: projector", "method: adapter", ["stages.0.method", "'projector', 'full', 'lora', 'prefix' or 'wings'"]),
     ("{projector: 1e-3}", "{llm: 1e-5}", ["stages.0", "`projector` freezes `llm`", "it trains `projector`"]),
     ("{projector: 1e-3}", "{projectr: 1e-5}", ["does not know `projectr`"]),
     ("{wings: 2e-3, projector: 1e-4}", "{projector: 1e-4}", ["stages.1", "without the part `wings.*`"]),
@@ -147,6 +147,13 @@ def test_the_cache_needs_a_frozen_tower(plain: Callable[..., Any]) -> None:
         parse_recipe(plain(method="full", train={"llm": 1e-4, "tower": 1e-5}, feature_cache={}))
     with pytest.raises(RecipeError, match="the tower is trained in this stage"):
         parse_recipe(plain(method="lora", train={}, lora={"tower": True}, feature_cache={}))
+
+
+def test_a_prefix_cannot_be_recomputed(plain: Callable[..., dict[str, Any]]) -> None:
+    raw = plain(method="prefix", train={})
+    assert parse_recipe(raw).stages[0].learning_rates == {"prefix": 5e-3, "projector": 2e-5}
+    with pytest.raises(RecipeError, match="fill twice"):
+        parse_recipe({**raw, "gradient_checkpointing": True})
 
 
 def test_values_can_be_set_from_the_command_line(tmp_path: Path) -> None:

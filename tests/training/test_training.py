@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "projector": {"train": {"projector": 1e-2}},
     "full": {"train": {"llm": 1e-3, "projector": 1e-2, "tower": 1e-3}},
     "lora": {"train": {"lora": 1e-2, "projector": 1e-2}, "lora": {"rank": 4}},
+    "prefix": {"train": {"prefix": 1e-2, "projector": 1e-2}, "prefix": {"tokens": 5}},
     "wings": {"train": {"wings": 1e-2, "projector": 1e-2}, "wings": {"rank": 4}},
 }
+TUNED_TOGETHER = {"train": {"wings": 1e-2, "projector": 1e-2, "llm": 1e-3}, "wings": {"rank": 4}}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -163,10 +166,10 @@ def test_every_method_trains_exactly_its_parts_and_gives_the_trained_model_back(
 
 
 def _plain_name(name: str) -> str:
-    plain = (
-        name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
-    )
-    return plain
+    """The host's own name of a weight: LoRA's wrapper adds two levels, that of prompts one."""
+    inner = name.removeprefix("base_model.")
+    inner = inner.removeprefix("model.") if inner.startswith(("model.model.", "model.lm_head")) else inner
+    return inner.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
 
 
 class _LastModel(TrainerCallback):
@@ -200,6 +203,78 @@ def test_lora_is_stock_peft_and_stays_out_of_the_tower(recipe: MakeRecipe, host_
         run={"output_dir": made.output_dir + "2"}, **{**METHODS["lora"], "lora": {"tower": True}}, method="lora"
     )
     assert any("vision_tower" in name for name in weights(train(asked, quiet=True).final))
+
+
+def test_a_prefix_is_stock_peft_and_reaches_text_only_prompts(recipe: MakeRecipe, host_directory: Path) -> None:
+    from peft import PeftModel
+
+    result = train(recipe(method="prefix", **METHODS["prefix"]), quiet=True)
+    stored = weights(result.final)
+    projector = [
+        f"base_model.model.multi_modal_projector.linear_{n}.{leaf}" for n in (1, 2) for leaf in ("weight", "bias")
+    ]
+    assert set(stored) == {"prompt_embeddings", *projector}
+    base = AutoModelForImageTextToText.from_pretrained(host_directory).eval()
+    text = base.config.text_config
+    assert stored["prompt_embeddings"].shape == (
+        5,
+        2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim,
+    )
+    prompt = {"input_ids": torch.tensor([[7, 8, 9]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    with torch.no_grad():
+        before = base(**prompt).logits
+        tuned = PeftModel.from_pretrained(base, str(result.final)).eval()
+        after = tuned(**prompt).logits
+        assert not torch.equal(after, before)
+        assert torch.equal(alula.load_model(result.final).model(**prompt).logits, after)
+
+
+def test_generating_after_a_prefix_equals_the_whole_forward(recipe: MakeRecipe) -> None:
+    """Greedy tokens with the cache, padded on the left and with images, against one uncached forward over them."""
+    made = recipe(method="prefix", data=UNEVEN, **METHODS["prefix"])
+    model, processor = alula.load_model(train(made, quiet=True).final)
+    mixture = open_data(made.stages[0].data, seed=1)
+    samples = [mixture[n] for n in range(6)]
+    prompts = [replace(sample, messages=sample.messages[:1]) for sample in samples]
+    batch = Collator(processor, train=False)(prompts)
+    with torch.no_grad():
+        tokens = model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        mask = torch.cat([batch["attention_mask"], torch.ones(len(prompts), 4, dtype=torch.long)], dim=1)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        whole = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
+        logits = model(**whole, pixel_values=batch["pixel_values"]).logits
+    expected = logits[:, -5:-1].argmax(dim=-1)
+    assert torch.equal(tokens[:, -4:], expected)
+
+
+def test_wings_and_the_decoder_trained_together_come_back_together(recipe: MakeRecipe) -> None:
+    made = recipe(method="wings", data=UNEVEN, **TUNED_TOGETHER)
+    seen = _LastModel(batch_of(made, 5))
+    result = train(made, callbacks=[seen], quiet=True)
+    model, _ = alula.load_model(result.final)
+    assert seen.logits is not None
+    with torch.no_grad():
+        assert torch.equal(model(**seen.batch).logits, seen.logits)
+    host = result.directory / "stages/01-only/host"
+    assert not any("alula" in name for name in weights(host))
+    tuned, base = (load_host(str(path)).model for path in (host, made.host.path))
+    changed = {
+        name for name, value in base.named_parameters() if not torch.equal(value, dict(tuned.named_parameters())[name])
+    }
+    assert any("language_model" in name for name in changed)
+    assert not any("vision_tower" in name for name in changed)
+
+
+def test_a_stage_can_go_on_from_wings_on_a_tuned_decoder(recipe: MakeRecipe) -> None:
+    stages = [
+        {"name": "first", "method": "wings", **METHODS["wings"]},
+        {"name": "both", "method": "wings", "train": TUNED_TOGETHER["train"]},
+        {"name": "more", "method": "wings", "train": {"wings.visual": 1e-3}},
+    ]
+    result = train(recipe(stages=stages), quiet=True)
+    config = json.loads((result.final / "adapter_config.json").read_text())
+    assert (result.final / config["base_model_name_or_path"]).resolve() == result.directory / "stages/02-both/host"
+    alula.load_model(result.final)
 
 
 def test_outputs_are_plain_directories_for_auto_classes(recipe: MakeRecipe, host_directory: Path) -> None:

@@ -21,6 +21,7 @@ from alula.errors import HostError
 from alula.files import atomic_directory
 from alula.hosts.directories import locate
 from alula.hosts.quiet import quiet_loading
+from alula.seam import NAME
 
 
 class Host(NamedTuple):
@@ -71,9 +72,14 @@ def load_host(source: str | os.PathLike[str], *, dtype: torch.dtype | str | None
 
 
 def save_host(host: Host, directory: str | os.PathLike[str]) -> Path:
-    """Save a host so that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load it; complete or not at all."""
+    """Save a host so that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load it; complete or not at all.
+
+    Grafts on it are left out: they have directories of their own.
+    """
+    weights = host.model.state_dict()
+    own = {name: weight for name, weight in weights.items() if f".{NAME}." not in name}
     with atomic_directory(directory) as partial:
-        host.model.save_pretrained(partial)
+        host.model.save_pretrained(partial, state_dict=own if len(own) < len(weights) else None)
         host.processor.save_pretrained(partial)
     return Path(directory)
 

@@ -11,6 +11,7 @@
     quarantine.jsonl records that were skipped (only with on_bad: skip, and only if there were any)
     checkpoints/     for resuming only; gone once the stage is done
     model/           the stage's output: a host or adapter directory, there only when complete
+    host/            the tuned host under an adapter, where the stage trained both
     stage.json       written last: the stage is done
   latest -> stages/01-align/model   the newest finished stage's output
   final  -> stages/02-wings/model   the run's output, there only when all stages are done
@@ -54,6 +55,10 @@ class StageDirectory:
     @property
     def model(self) -> Path:
         return self.root / "model"
+
+    @property
+    def host(self) -> Path:
+        return self.root / "host"
 
     @property
     def record(self) -> Path:

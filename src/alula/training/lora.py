@@ -17,8 +17,7 @@ from alula.training.recipe import LoraSpec
 def add_lora(model: PreTrainedModel, spec: LoraSpec, *, train_projector: bool) -> PeftModel:
     """Wrap ``model`` with LoRA; a trained projector goes into the adapter as whole linear layers.
 
-    Suffix targets such as `q_proj` would reach into the vision tower, so full paths are matched. The projector's leaf
-    layers, not their container, are the modules PEFT saves whole: only leaves work in mixed-adapter batches.
+    Suffix targets such as `q_proj` would reach into the vision tower, so full paths are matched.
 
     Raises:
         RecipeError: a target names no linear layer of the decoder.
@@ -36,16 +35,25 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec, *, train_projector: bool) -
         sites = [site for site in sites if site.rsplit(".", 1)[-1] in spec.targets]
     if spec.tower and anatomy.tower is not None:
         sites += _linears([anatomy.tower], paths)
-    whole = _linears([anatomy.projector], paths) if train_projector and anatomy.projector is not None else []
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha if spec.alpha is not None else 2 * spec.rank,  # type: ignore[arg-type]
         lora_dropout=spec.dropout,
         target_modules=_pattern(sites),
-        modules_to_save=whole or None,
+        modules_to_save=projector_linears(model) if train_projector else None,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def projector_linears(model: PreTrainedModel) -> list[str] | None:
+    """Paths of the projector's linear layers, the modules PEFT is to save whole; None where there are none.
+
+    The leaves, not their container: only leaves work in mixed-adapter batches.
+    """
+    projector = Anatomy.of(model).projector
+    paths = {id(module): name for name, module in model.named_modules()}
+    return _linears([projector], paths) or None if projector is not None else None
 
 
 def _linears(roots: Iterable[nn.Module], paths: dict[int, str]) -> list[str]:

@@ -1,8 +1,8 @@
 """Which parameters a stage trains: part names to parameters, and the table that says so.
 
-A part is `projector`, `llm`, `tower`, `lora` or one of a graft's groups (`wings.visual`, ...). Everything that is in no
-requested part is frozen. No parameter is in two parts, and a requested part without parameters is an error: nothing is
-ever trained, or left untrained, by accident.
+A part is `projector`, `llm`, `tower`, `lora`, `prefix` or one of a graft's groups (`wings.visual`, ...). Everything in
+no requested part is frozen. No parameter is in two parts, and a requested part without parameters is an error: nothing
+is ever trained, or left untrained, by accident.
 """
 
 from __future__ import annotations
@@ -81,6 +81,9 @@ def _available(
         "tower": own([anatomy.tower]),
         "lora": [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) in lora],
     }
+    parts["prefix"] = [
+        (name, parameter) for name, parameter in model.named_parameters() if name.startswith("prompt_encoder.")
+    ]
     for group, parameters in groups.items():
         parts[group] = [(names[id(parameter)], parameter) for parameter in parameters]
     return parts

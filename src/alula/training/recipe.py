@@ -16,21 +16,28 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, mode
 from alula.data import SourceSpec, TextReplaySpec
 from alula.grafts.wings.config import LEARNERS, WingsConfig
 
-Method = Literal["projector", "full", "lora", "wings"]
+Method = Literal["projector", "full", "lora", "prefix", "wings"]
 
 #: The parts each method may train, with the learning rates it uses when the recipe names none. The rates are the
-#: published ones of LLaVA-1.5 (projector, full, LoRA) and Wings' paper (learners), meant for 7B decoders; a tiny host
-#: wants rates some hundred times larger and should name them.
+#: published ones of LLaVA-1.5 (projector, full, LoRA), P-Tuning v2 (prefix) and Wings' paper (learners), meant for 7B
+#: decoders; a tiny host wants rates some hundred times larger and should name them. None: only where it is named.
 METHOD_PARTS: dict[Method, dict[str, float | None]] = {
     "projector": {"projector": 1e-3},
     "full": {"llm": 2e-5, "projector": 2e-5, "tower": None},
     "lora": {"lora": 2e-4, "projector": 2e-5},
-    "wings": {"wings.visual": 1e-3, "wings.textual": 1e-3, "wings.router": 1e-3, "projector": 1e-3},
+    "prefix": {"prefix": 5e-3, "projector": 2e-5},
+    "wings": {"wings.visual": 1e-3, "wings.textual": 1e-3, "wings.router": 1e-3, "projector": 1e-3, "llm": None},
 }
 #: The part without which a method would be another one.
-DEFINING_PART: dict[Method, str] = {"projector": "projector", "full": "llm", "lora": "lora", "wings": "wings."}
+DEFINING_PART: dict[Method, str] = {
+    "projector": "projector",
+    "full": "llm",
+    "lora": "lora",
+    "prefix": "prefix",
+    "wings": "wings.",
+}
 #: Methods whose output is an adapter on a base, which only the same method can go on training.
-ADAPTER_METHODS: tuple[Method, ...] = ("lora", "wings")
+ADAPTER_METHODS: tuple[Method, ...] = ("lora", "prefix", "wings")
 
 
 def _not_a_bool(value: Any) -> Any:
@@ -105,6 +112,15 @@ class LoraSpec(_Model):
         return self
 
 
+class PrefixSpec(_Model):
+    """Prefix tuning through PEFT: learned keys and values that every layer's attention finds before the first row."""
+
+    tokens: Int = Field(default=16, ge=1, le=1024, description="rows of the prefix")
+    init_std: Number = Field(
+        default=0.02, ge=0, description="spread the prefix starts with; PEFT's own, 1, would drown a small decoder"
+    )
+
+
 class DataSpec(_Model):
     """What a stage learns from: weighted sources, and the share of text replay as one number.
 
@@ -156,6 +172,7 @@ class Stage(_Model):
     workers: Int = Field(default=0, ge=0, description="data loading processes")
     feature_cache: FeatureCache | None = None
     lora: LoraSpec | None = None
+    prefix: PrefixSpec | None = None
     wings: WingsConfig | None = None
 
     @model_validator(mode="before")
@@ -200,7 +217,7 @@ class Stage(_Model):
         """Part -> peak learning rate, the method's defaults when the recipe named none."""
         if self.train:
             return dict(self.train)
-        there = {*_wings_parts(self.wings.learners if self.wings else None), "llm", "projector", "lora"}
+        there = {*_wings_parts(self.wings.learners if self.wings else None), "llm", "projector", "lora", "prefix"}
         return {part: rate for part, rate in METHOD_PARTS[self.method].items() if rate is not None and part in there}
 
     @property
@@ -222,6 +239,15 @@ class Recipe(_Model):
     device: Literal["auto", "cpu"] = "auto"
     distributed: Literal["fsdp", "ddp"] = Field(default="fsdp", description="how several processes share the work")
     stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _no_recomputed_prefix(self) -> Recipe:
+        if self.gradient_checkpointing and any(stage.method == "prefix" for stage in self.stages):
+            raise ValueError(
+                "gradient_checkpointing: method prefix keeps its prefix in the cache, which a recomputed block would "
+                "fill twice; leave one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _chain(self) -> Recipe:

@@ -104,6 +104,7 @@ def train(
                 run.point(run.latest, paths.model)
             if stage.method in ADAPTER_METHODS:
                 previous = paths.model
+                base = str(paths.host) if paths.host.is_dir() else base
             else:
                 base = str(paths.model)
         if processes.is_main_process:

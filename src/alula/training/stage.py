@@ -129,7 +129,7 @@ def run_stage(
             set_seed(seed)
             start = begin(stage, base=base, previous=previous)
             load_trained(start.model, start.parts, trained)
-        export(start, stage, paths.model)
+        export(start, stage, paths.model, paths.host)
         rows = [row for row in read_rows(metrics) if row["stage"] == stage.name]
         record = {
             "name": stage.name,

@@ -1,8 +1,9 @@
-"""What a stage starts from and what it leaves: one code path for the four ways to tune.
+"""What a stage starts from and what it leaves: one code path for all ways to tune.
 
 `begin` loads the host or the previous stage's output and puts the method's parts on it; `export` writes the tuned model
-as the directory people expect of that method: a host directory, a PEFT adapter, or an alula adapter. In each case the
-trained projector is inside, so `alula.load_model(directory)` gives back exactly the trained model.
+as the directory people expect of that method: a host directory, a PEFT adapter, or an alula adapter (beside the tuned
+host it belongs to, where the decoder was trained with it). In each case the trained projector is inside, so
+`alula.load_model(directory)` gives back exactly the trained model.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from alula.hosts import Host, build_host, load_host, save_host
 from alula.hosts.quiet import quiet_loading
 from alula.training.lora import add_lora
 from alula.training.parts import Named, find_parts, select
-from alula.training.recipe import HostSpec, LoraSpec, Stage
+from alula.training.prefix import add_prefix
+from alula.training.recipe import HostSpec, LoraSpec, PrefixSpec, Stage
 
 
 @dataclass
@@ -89,9 +91,12 @@ def _begin(stage: Stage, host: Host, base: str, previous: Path | None) -> Start:
             where=f"stages.{stage.name}.train.projector",
             remedy="leave `projector` out of `train`; where it sits inside the tower, train `tower`",
         )
-    if stage.method == "lora":
+    if stage.method in ("lora", "prefix"):
         if previous is not None:
             model = PeftModel.from_pretrained(host.model, str(previous), is_trainable=True)
+        elif stage.method == "prefix":
+            spec = stage.prefix or PrefixSpec()
+            model = add_prefix(host.model, spec, train_projector="projector" in rates, seed=torch.initial_seed())
         else:
             model = add_lora(host.model, stage.lora or LoraSpec(), train_projector="projector" in rates)
     elif stage.method == "wings":
@@ -108,10 +113,14 @@ def _begin(stage: Stage, host: Host, base: str, previous: Path | None) -> Start:
     return Start(model, host.processor, parts, base, graft, tuple(sorted(whole)))
 
 
-def export(start: Start, stage: Stage, directory: Path) -> None:
-    """Write the tuned model to ``directory``, complete or not at all."""
+def export(start: Start, stage: Stage, directory: Path, host: Path) -> None:
+    """Write the tuned model to ``directory``, complete or not at all.
+
+    Args:
+        host: where the tuned host goes when a graft was trained together with the decoder it is on.
+    """
     model = start.model.eval()
-    if stage.method == "lora":
+    if stage.method in ("lora", "prefix"):
         assert isinstance(model, PeftModel)
         # a relative path would mean another place for whoever loads the adapter from elsewhere
         base = str(Path(start.base).resolve()) if Path(start.base).is_dir() else start.base
@@ -120,7 +129,12 @@ def export(start: Start, stage: Stage, directory: Path) -> None:
             model.save_pretrained(str(partial))
             start.processor.save_pretrained(partial)
     elif stage.method == "wings":
-        grafts.save(model, directory, base=start.base, modules=start.whole, processor=start.processor)
+        base = start.base
+        if "llm" in start.parts:
+            assert isinstance(model, PreTrainedModel)
+            with quiet_loading():
+                base = str(save_host(Host(model, start.processor), host))
+        grafts.save(model, directory, base=base, modules=start.whole, processor=start.processor)
     else:
         assert isinstance(model, PreTrainedModel)
         with quiet_loading():

@@ -1,0 +1,34 @@
+"""Prefix tuning through PEFT (Li and Liang 2021, in the form of P-Tuning v2: learned directly, no projection)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from transformers import PreTrainedModel
+
+from alula.training.lora import projector_linears
+from alula.training.recipe import PrefixSpec
+
+
+def add_prefix(model: PreTrainedModel, spec: PrefixSpec, *, train_projector: bool, seed: int) -> PeftModel:
+    """Put a prefix before the rows of every layer; a trained projector goes into the adapter as whole linear layers.
+
+    The prefix is there for text-only prompts too: unlike an exactly gated graft it has no way to be silent.
+
+    Args:
+        seed: of the prefix's start.
+    """
+    config = PrefixTuningConfig(
+        num_virtual_tokens=spec.tokens,
+        modules_to_save=projector_linears(model) if train_projector else None,
+        task_type="CAUSAL_LM",
+    )
+    wrapped = get_peft_model(model, config)
+    assert isinstance(wrapped, PeftModel)
+    encoder: Any = wrapped.prompt_encoder["default"]
+    weight = encoder.embedding.weight
+    with torch.no_grad():
+        weight.copy_(spec.init_std * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
+    return wrapped
