@@ -104,6 +104,6 @@ def test_something_that_is_no_model_is_named() -> None:
 def test_rows_per_item(name: str) -> None:
     anatomy = Anatomy.of(zoo.build(name))
     inputs = zoo.pixels(name, 3)
-    assert anatomy.rows_per_item(inputs, 12) == [4, 4, 4]
-    assert anatomy.rows_per_item(inputs, 13) is None
-    assert anatomy.rows_per_item({}, 12) is None
+    assert anatomy.rows_per_item(inputs, torch.ones(3, 4)) == [4, 4, 4]
+    assert anatomy.rows_per_item(inputs, torch.ones(1, 13)) is None
+    assert anatomy.rows_per_item({}, torch.ones(3, 4)) is None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -86,6 +87,7 @@ class Anatomy:
         layers: the decoder layers.
         embeddings, final_norm, head: the decoder's ends (`head` is None for a headless model).
         tower, projector: of an image host, else None.
+        audio_tower: of a host that hears, else None.
         placeholders: token id per perceptual kind of this host.
     """
 
@@ -98,6 +100,7 @@ class Anatomy:
     final_norm: nn.Module | None
     head: nn.Module | None
     tower: nn.Module | None
+    audio_tower: nn.Module | None
     projector: nn.Module | None
     placeholders: Mapping[Kind, int]
     family: _Family
@@ -139,6 +142,7 @@ class Anatomy:
             final_norm=getattr(decoder, family.final_norm, None),
             head=host.get_output_embeddings(),
             tower=_first(backbone, _TOWERS),
+            audio_tower=_first(backbone, ("audio_tower",)),
             projector=_first(backbone, _PROJECTORS),
             placeholders=_placeholders(config),
             family=family,
@@ -219,8 +223,17 @@ class Anatomy:
 
     # -- items ----------------------------------------------------------------------------------------------------
 
-    def rows_per_item(self, inputs: Mapping[str, Any], perceptual_rows: int) -> list[int] | None:
-        """How many rows each image of a forward's inputs takes, in batch order; None where it cannot be known."""
+    def rows_per_item(self, inputs: Mapping[str, Any], kinds: Tensor) -> list[int] | None:
+        """How many rows each item of a forward's inputs takes, in batch order; None where it cannot be known.
+
+        Args:
+            inputs: of the forward.
+            kinds: (B, S) values of `Kind`.
+        """
+        fixed = getattr(self.host.config, "rows_per_item", None)
+        if fixed:
+            return _items_of_runs(kinds, fixed)
+        perceptual_rows = int((kinds > Kind.TEXT).sum())
         grid = inputs.get("image_grid_thw")
         if grid is not None and inputs.get("video_grid_thw") is None:
             merge = self.host.config.vision_config.spatial_merge_size**2
@@ -230,6 +243,20 @@ class Anatomy:
         if isinstance(pixels, Tensor) and pixels.dim() == 4 and len(pixels) and perceptual_rows % len(pixels) == 0:
             return [perceptual_rows // len(pixels)] * len(pixels)
         return None
+
+
+def _items_of_runs(kinds: Tensor, fixed: Mapping[str, int]) -> list[int] | None:
+    """Rows per item where every item of a kind takes the same number of them, so that a run of rows says how many."""
+    counts: list[int] = []
+    for row in kinds.tolist():
+        for kind, run in groupby(row):
+            if kind > Kind.TEXT:
+                rows = fixed.get(Kind(kind).name.lower(), 0)
+                items, rest = divmod(len(list(run)), rows) if rows else (0, 1)
+                if rest:
+                    return None
+                counts += [rows] * items
+    return counts
 
 
 def unwrap(model: Any) -> Any:

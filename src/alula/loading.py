@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 from peft.utils import set_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from alula.errors import AdapterError, HostError
 from alula.grafts import load
@@ -109,7 +109,7 @@ def _load_plain(name: str, dtype: torch.dtype | str | None) -> Loaded:
             where=name,
             remedy="give a directory with a config.json, or a hub id that can be reached",
         ) from error
-    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         host = load_host(name, dtype=dtype)
         return Loaded(host.model, host.processor)
     model = load_strictly(AutoModelForCausalLM, name, dtype=dtype)

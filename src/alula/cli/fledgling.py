@@ -1,4 +1,4 @@
-"""``alula fledgling``: raise, show and score the tiny model that ships with alula."""
+"""``alula fledgling``: raise, show and score the tiny model that ships with alula; raise its ears alone."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ JSON = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``fledgling raise``, ``fledgling show`` and ``fledgling score``."""
+    """Add ``fledgling raise``, ``fledgling show``, ``fledgling score`` and ``fledgling ears``."""
     fledgling = typer.Typer(
         name="fledgling", help="Raise, show and score the tiny model that ships with alula.", no_args_is_help=True
     )
     fledgling.command("raise")(raise_)
     fledgling.command()(show)
     fledgling.command()(score)
+    fledgling.command()(ears)
     app.add_typer(fledgling)
 
 
@@ -109,6 +110,41 @@ def score(directory: DIRECTORY = None, items: EXAM_ITEMS = 200, device: DEVICE =
             progress=lambda done, total, figures: bar.update(task, completed=done, total=total),
         )
     _show(result, as_json)
+
+
+def ears(
+    output: OUTPUT = Path("ears"),
+    seed: SEED = 0,
+    device: DEVICE = None,
+    as_json: JSON = False,
+) -> None:
+    """Raise a spectrogram tower alone, in about a minute: the `audio` part of a fledgling."""
+    from alula.training.fledgling.ears import EarPlan, write_ears
+    from alula.training.fledgling.settings import pick_device
+
+    with _progress() as bar:
+        task = bar.add_task("ears", total=None, figures="")
+
+        def report(done: int, total: int, figures: dict[str, float]) -> None:
+            shown = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            bar.update(task, completed=done, total=total, figures=shown)
+
+        card = write_ears(
+            output,
+            EarPlan(),
+            seed=seed,
+            device=pick_device(device),
+            command=" ".join(["alula", *sys.argv[1:]]),
+            progress=report,
+        )
+    if as_json:
+        print(json.dumps(card, indent=2))
+        return
+    table = Table("attribute", *card["probe"], title="ears: linear probes on their rows")
+    for name in card["probe"]["test"]:
+        table.add_row(name, *(f"{card['probe'][split][name]:.1%}" for split in card["probe"]))
+    Console().print(table)
+    Console(stderr=True).print(f"written to {output} in {card['seconds']:.0f} seconds", highlight=False)
 
 
 def _progress() -> Progress:

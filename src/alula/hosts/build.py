@@ -1,20 +1,25 @@
-"""Build an image host: a language model, a vision tower and a connector become one stock LLaVA model.
+"""Build a host: a language model, a vision tower and a connector become one stock LLaVA model.
 
 The result is ``LlavaForConditionalGeneration`` with ``LlavaProcessor``, fully described by its configuration:
-nothing of alula is needed to load or run it. The language model's arithmetic is untouched, and that is checked, not
-assumed: before a host is handed out, its text logits are compared bit for bit with those of the model it came from.
+nothing of alula is needed to load or run it. Films, sounds and connectors that LLaVA has no place
+for make it alula's own class instead (:mod:`alula.hosts.multimodal`), by the same road. The language model's arithmetic
+is untouched, and that is checked, not assumed: before a host is handed out, its text logits are compared bit for bit
+with those of the model it came from.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from tokenizers import AddedToken
 from transformers import (
+    ASTFeatureExtractor,
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -22,6 +27,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -29,7 +35,17 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from alula.errors import HostError, UsageError
 from alula.hosts.connectors import Connector, find_connector
+from alula.hosts.ears import AudioPart, audio_part
 from alula.hosts.host import Host, first_line
+from alula.hosts.multimodal import (
+    MEDIA,
+    AlulaConfig,
+    AlulaForConditionalGeneration,
+    AlulaProcessor,
+    Connectors,
+    ConnectorShape,
+)
+from alula.hosts.multimodal.connectors import QUERIES
 from alula.hosts.parts import LanguagePart, Part, VisionPart, language_part, vision_part
 from alula.hosts.placement import dtype_named
 from alula.hosts.quiet import quiet_loading
@@ -47,6 +63,9 @@ _DECODER, _TOWER, _PROJECTOR, _HEAD = (
 # LLaVA reads the last-but-one block: the last serves the tower's own training objective
 PENULTIMATE = -2
 _ROUND = 8
+_EARS = "model.audio_tower."
+NUM_FRAMES = 8
+_FRAME_SIDE = 2
 
 
 def build_host(
@@ -60,14 +79,23 @@ def build_host(
     image_token: str = "<image>",
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     image_processor: BaseImageProcessor | None = None,
+    audio: Part | None = None,
+    video: bool = False,
+    shared: bool = False,
+    connector_options: Mapping[str, Any] | None = None,
+    feature_extractor: Any = None,
 ) -> Host:
-    """Assemble an image host from parts.
+    """Assemble a host from parts: a stock LLaVA model, unless it is to do what LLaVA cannot.
+
+    Films, sounds and the ``queries`` connector make it an
+    :class:`alula.hosts.multimodal.AlulaForConditionalGeneration`.
 
     Args:
         llm: causal language model: a hub id, a directory, "fledgling", a loaded model (copied, never changed), or a
             configuration (random weights).
         vision: vision tower (CLIP, SigLIP, DINOv2 families), in the same forms.
-        connector: "linear" or "mlp2x_<activation>"; see :mod:`alula.hosts.connectors`.
+        connector: "linear", "mlp2x_<activation>" (see :mod:`alula.hosts.connectors`) or "queries" (see
+            :mod:`alula.hosts.multimodal.connectors`).
         feature_layer: index into the tower's ``hidden_states`` (0 = embeddings, -1 = last block), or several, whose
             rows are concatenated along the width; None = the last block but one.
         dtype: floating-point type of the whole host; None takes the language model's.
@@ -76,6 +104,11 @@ def build_host(
             (``<|reserved_special_token_0|>``, ``<unused0>``) to keep the vocabulary's size.
         tokenizer: for an ``llm`` given as an object.
         image_processor: instead of the one beside the tower.
+        audio: spectrogram tower (AST), in the same forms; the host then takes sounds at ``<audio>``.
+        video: the host takes films at ``<video>``: eight frames through the vision tower.
+        shared: one connector for all media instead of one each.
+        connector_options: of "queries": num_queries, width, layers, heads, feedforward, up_width.
+        feature_extractor: instead of the one beside the audio tower.
 
     Returns:
         ``(model, processor)``; evaluation mode, on the language model's device.
@@ -84,7 +117,14 @@ def build_host(
         UsageError: unknown connector, a feature layer the tower does not have.
         HostError: a part that cannot be read or carried, or whose text logits a stock LLaVA model would change.
     """
-    kind = find_connector(connector)
+    own_class = audio is not None or video or connector == QUERIES
+    if not own_class and (shared or connector_options or feature_extractor is not None):
+        raise UsageError(
+            "shared, connector_options and feature_extractor have no meaning for an image host with this connector",
+            remedy="add video or audio, or use the connector 'queries'",
+        )
+    kind = None if own_class else find_connector(connector)
+    recipe = ConnectorShape.named(connector, connector_options) if own_class else None
     chosen = dtype_named(dtype)
     language = language_part(llm, tokenizer, chosen, seed)
     _refuse_altered_heads(language.model)
@@ -92,10 +132,19 @@ def build_host(
     geometry = shape(tower.model.config, tower.image_processor)
     layers = PENULTIMATE if feature_layer is None else feature_layer
     _check_layers(layers, tower.model.config)
+    ears = None if audio is None else audio_part(audio, feature_extractor, chosen, seed)
 
-    image_id = _image_token_id(language.tokenizer, image_token)
-    text_config, text_state = _text_state(language.model, rows=image_id + 1)
+    tokens = {"image": image_token, **({"video": "<video>"} if video else {}), **({"audio": "<audio>"} if ears else {})}
+    ids = {medium: _token_id(language.tokenizer, token) for medium, token in tokens.items()}
+    image_id = ids["image"]
+    text_config, text_state = _text_state(language.model, rows=max(ids.values()) + 1)
     vision_config, vision_state = _vision_state(tower.model)
+    final = language.model.dtype
+    if recipe is not None:
+        own, more = _multimodal(recipe, text_config, vision_config, ears, ids, geometry, layers, shared, seed)
+        model = _assemble(AlulaForConditionalGeneration, own, {**text_state, **vision_state, **more}, final)
+        return _finished(model, language, tower, ears, geometry, tokens, ids)
+    assert kind is not None
     config = LlavaConfig(
         text_config=text_config,
         vision_config=vision_config,
@@ -106,15 +155,93 @@ def build_host(
         tie_word_embeddings=text_config.tie_word_embeddings,
         **kind.config,
     )
-    final = language.model.dtype
-    model = _assemble(config, {**text_state, **vision_state, **_projector_state(config, kind, seed)}, final)
+    state = {**text_state, **vision_state, **_projector_state(config, kind, seed)}
+    model = _assemble(LlavaForConditionalGeneration, config, state, final)
+    return _finished(model, language, tower, None, geometry, tokens, ids)
+
+
+def _finished(
+    model: Any,
+    language: LanguagePart,
+    tower: VisionPart,
+    ears: AudioPart | None,
+    geometry: TowerShape,
+    tokens: Mapping[str, str],
+    ids: Mapping[str, int],
+) -> Host:
+    """The host of an assembled model, after the proofs."""
     model.to(device=language.model.device)
-    silent = {image_id, *range(language.rows, text_config.vocab_size)}
+    silent = {*ids.values(), *range(language.rows, model.config.text_config.vocab_size)}
     model.generation_config = _generation_config(language, sorted(silent))
-    host = Host(model, _processor(language, tower, geometry, image_token, model.generation_config))
+    template = _template(language.tokenizer, tokens, model.generation_config)
+    processor: ProcessorMixin
+    if isinstance(model.config, AlulaConfig):
+        processor = AlulaProcessor(
+            tower.image_processor,
+            ears.feature_extractor if ears else ASTFeatureExtractor(num_mel_bins=32),
+            language.tokenizer,
+            chat_template=template,
+            rows=model.config.rows_per_item,
+            num_frames=model.config.num_frames,
+            **{f"{medium}_token": tokens.get(medium) for medium in MEDIA},
+        )
+    else:
+        processor = LlavaProcessor(
+            image_processor=tower.image_processor,
+            tokenizer=language.tokenizer,
+            patch_size=geometry.patch_size,
+            vision_feature_select_strategy=geometry.select,
+            chat_template=template,
+            image_token=tokens["image"],
+            num_additional_image_tokens=geometry.extra_positions,
+        )
+    host = Host(model, processor)
     _prove_text(host, language.model)
     _prove_rows(host, geometry)
     return host
+
+
+def _multimodal(
+    shape: ConnectorShape,
+    text_config: PreTrainedConfig,
+    vision_config: PreTrainedConfig,
+    ears: AudioPart | None,
+    ids: Mapping[str, int],
+    geometry: TowerShape,
+    layers: int | list[int],
+    shared: bool,
+    seed: int,
+) -> tuple[AlulaConfig, dict[str, torch.Tensor]]:
+    """Configuration of a host of alula's own class, and the weights that LLaVA has not."""
+    if shape.keeps_rows:
+        # every row would cost one in the decoder: a frame is pooled to 2 x 2, a moment of sound to one row
+        moments = ears.grid[1] if ears else 0
+        rows = {"image": geometry.rows, "video": NUM_FRAMES * _FRAME_SIDE**2, "audio": moments}
+    else:
+        rows = dict.fromkeys(MEDIA, shape.num_queries)
+    audio_config, state = None, {}
+    if ears is not None:
+        audio_config = copy.deepcopy(ears.model.config)
+        state = {_EARS + key: value for key, value in ears.model.state_dict().items()}
+    config = AlulaConfig(
+        text_config=text_config,
+        vision_config=vision_config,
+        audio_config=audio_config,
+        media=list(ids),
+        rows_per_item={medium: rows[medium] for medium in ids},
+        connector=shape.as_dict(),
+        shared_connector=shared,
+        vision_feature_layer=layers,
+        vision_feature_select_strategy=geometry.select,
+        num_frames=NUM_FRAMES,
+        frame_side=_FRAME_SIDE if shape.keeps_rows else 0,
+        pool_audio=shape.keeps_rows,
+        tie_word_embeddings=text_config.tie_word_embeddings,
+        **{f"{medium}_token_id": identity for medium, identity in ids.items()},
+    )
+    connectors = Connectors(config).float()
+    connectors.initialise(seed)
+    return config, {**state, **{_PROJECTOR + key: value for key, value in connectors.state_dict().items()}}
 
 
 def _refuse_altered_heads(model: Any) -> None:
@@ -157,10 +284,10 @@ def _check_layers(layers: int | list[int], config: PreTrainedConfig) -> None:
             )
 
 
-def _image_token_id(tokenizer: PreTrainedTokenizerBase, image_token: str) -> int:
-    """Id of the placeholder, which is always split off whole; added to the tokenizer if it lacks it."""
-    tokenizer.add_tokens([AddedToken(image_token, special=True, normalized=False)], special_tokens=True)
-    return int(tokenizer.get_vocab()[image_token])
+def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """Id of a placeholder, which is always split off whole; added to the tokenizer if it lacks it."""
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)
+    return int(tokenizer.get_vocab()[token])
 
 
 def _text_state(model: Any, rows: int) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
@@ -210,7 +337,7 @@ def _projector_state(config: LlavaConfig, kind: Connector, seed: int) -> dict[st
     return {_PROJECTOR + key: value for key, value in projector.state_dict().items()}
 
 
-def _assemble(config: LlavaConfig, state: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
+def _assemble(cls: Any, config: PreTrainedConfig, state: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
     """The model from its configuration and weights by the road every saved host takes when it is loaded."""
     # the copies keep the user's own models out of the host's reach
     owned = {
@@ -218,15 +345,12 @@ def _assemble(config: LlavaConfig, state: dict[str, torch.Tensor], dtype: torch.
         for key, value in state.items()
     }
     with quiet_loading():
-        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-            None, config=config, state_dict=owned, dtype=dtype, output_loading_info=True
-        )
+        loaded: Any = cls.from_pretrained(None, config=config, state_dict=owned, dtype=dtype, output_loading_info=True)
     model, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
-            raise HostError(
-                f"{kind.replace('_', ' ')}: {sorted(info[kind])[:3]}", where=type(config.text_config).__name__
-            )
+            where = type(config.get_text_config()).__name__
+            raise HostError(f"{kind.replace('_', ' ')}: {sorted(info[kind])[:3]}", where=where)
     return model.eval()
 
 
@@ -245,10 +369,8 @@ def _generation_config(language: LanguagePart, silent: list[int]) -> GenerationC
     return config
 
 
-def _processor(
-    language: LanguagePart, tower: VisionPart, geometry: TowerShape, image_token: str, generation: GenerationConfig
-) -> LlavaProcessor:
-    tokenizer = language.tokenizer
+def _template(tokenizer: PreTrainedTokenizerBase, placeholders: Mapping[str, str], generation: GenerationConfig) -> str:
+    """The host's chat template, which is set on the tokenizer, too."""
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # for generate; the latter is what is saved
     ends = generation.eos_token_id
     ids = [ends] if isinstance(ends, int) else list(ends or [])
@@ -257,18 +379,10 @@ def _processor(
         if stop not in tokenizer.convert_ids_to_tokens(ids):
             generation.eos_token_id = ids = [*ids, tokenizer.get_vocab()[stop]]
     stops = sorted({token for token in [*tokenizer.convert_ids_to_tokens(ids), tokenizer.eos_token] if token})
-    template = adapt(tokenizer, image_token, stops)
+    template = adapt(tokenizer, placeholders, stops)
     tokenizer.chat_template = template
     _leave_special_tokens_to_the_template(tokenizer)
-    return LlavaProcessor(
-        image_processor=tower.image_processor,
-        tokenizer=tokenizer,
-        patch_size=geometry.patch_size,
-        vision_feature_select_strategy=geometry.select,
-        chat_template=template,
-        image_token=image_token,
-        num_additional_image_tokens=geometry.extra_positions,
-    )
+    return template
 
 
 def _leave_special_tokens_to_the_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -341,15 +455,20 @@ def _prove_text(host: Host, llm: Any) -> None:
 
 @torch.no_grad()
 def _prove_rows(host: Host, geometry: TowerShape) -> None:
-    """Check that the tower emits as many rows as the processor reserves."""
+    """Check that the towers emit as many rows as the processor reserves."""
     model: Any = host.model
     processor: Any = host.processor
     blank = Image.new("RGB", (geometry.image_size, geometry.image_size))
-    inputs = processor(images=[blank], text=[processor.image_token], return_tensors="pt")
-    features = model.get_image_features(inputs["pixel_values"].to(model.device), return_dict=True)
-    rows, reserved = (
-        features.pooler_output[0].shape[0],
-        int((inputs["input_ids"] == model.config.image_token_id).sum()),
-    )
-    if rows != reserved:
-        raise HostError(f"the tower emits {rows} rows per image, the processor reserves {reserved}", where="vision")
+    media: dict[str, tuple[str, Any]] = {"image": ("pixel_values", {"images": [blank]})}
+    if getattr(processor, "video_token", None):
+        media["video"] = ("pixel_values_videos", {"videos": [np.zeros((2, *blank.size, 3), np.uint8)]})
+    if getattr(processor, "audio_token", None):
+        media["audio"] = ("input_features", {"audio": [np.zeros(processor.feature_extractor.sampling_rate // 4)]})
+    for medium, (key, given) in media.items():
+        inputs = processor(text=[getattr(processor, f"{medium}_token")], return_tensors="pt", **given)
+        read = getattr(model.base_model, f"get_{medium}_features")
+        rows = read(inputs[key].to(model.device, model.dtype), return_dict=True).pooler_output[0].shape[0]
+        reserved = int((inputs["input_ids"] == getattr(model.config, f"{medium}_token_id")).sum())
+        if rows != reserved:
+            where = "audio" if medium == "audio" else "vision"
+            raise HostError(f"the tower emits {rows} rows per {medium}, the processor reserves {reserved}", where=where)

@@ -10,7 +10,7 @@ projector is ``linear_2(act(linear_1(x)))`` with ``x`` the tower's rows (rows, v
   the single matrix of LLaVA-1, and it remains a linear map under any training.
 
 Deeper perceptrons (``mlp3x_gelu``), resamplers and Q-Formers have no stock class around a free choice of decoder.
-Connectors with a class of their own get an entry in :data:`CONNECTORS` when their host class exists.
+``queries`` has a host class of alula's own, see :mod:`alula.hosts.multimodal`.
 """
 
 from __future__ import annotations
@@ -104,5 +104,7 @@ def find_connector(name: str) -> Connector:
         if found is not None:
             return found
     raise UsageError(
-        f"unknown connector {name!r}", where="connector", remedy=f"one of: {', '.join(CONNECTORS)} (e.g. mlp2x_gelu)"
+        f"unknown connector {name!r}",
+        where="connector",
+        remedy=f"one of: {', '.join(CONNECTORS)} (e.g. mlp2x_gelu), queries",
     )

@@ -1,4 +1,4 @@
-"""The fledgling: the tiny language model and vision tower that ship with alula, found by the name ``fledgling``."""
+"""The fledgling: the tiny language model and the towers that ship with alula, found by the name ``fledgling``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from alula.errors import HostError
 
 NAME = "fledgling"
-PARTS = ("llm", "vision")
+PARTS = ("llm", "vision", "audio")
 
 
 def directory() -> Path:
-    """The folder of the package data: ``llm/``, ``vision/``, ``card.json`` and ``README.md``.
+    """The folder of the package data: ``llm/``, ``vision/``, ``audio/``, ``card.json`` and ``README.md``.
 
     Raises:
         HostError: the installation lacks it.
@@ -47,7 +47,7 @@ def card(path: Path | None = None) -> dict[str, Any]:
 
 
 def resolve(identifier: str, part: str) -> str:
-    """The shipped directory of ``part`` ("llm", "vision") for the name "fledgling"; other identifiers as they are."""
+    """The shipped directory of ``part`` (a member of ``PARTS``) for the name "fledgling"; others as they are."""
     if identifier != NAME:
         return identifier
     if part not in PARTS:

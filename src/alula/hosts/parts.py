@@ -76,10 +76,10 @@ def language_part(
         model = source if dtype in (None, source.dtype) else _recast(source, dtype)
         return LanguagePart(model, _tokenizer(tokenizer, source.config.name_or_path))
     if isinstance(source, PreTrainedConfig):
-        model = _random(AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, source, dtype, seed, "llm")
+        model = random_model(AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, source, dtype, seed, "llm")
         return LanguagePart(model, _tokenizer(tokenizer, source.name_or_path))
     where = locate(fledgling.resolve(os.fspath(source), "llm"), "llm")
-    config = _config(where)
+    config = read_config(where)
     if getattr(config, "vision_config", None) is not None:
         raise HostError(f"{config.model_type!r} already takes images", where=where, remedy="use load_host")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -110,26 +110,28 @@ def vision_part(
     if isinstance(source, PreTrainedConfig):
         config = getattr(source, "vision_config", source)
         family(config)
-        model = _random(None, MODEL_MAPPING, config, dtype, seed, "vision")
+        model = random_model(None, MODEL_MAPPING, config, dtype, seed, "vision")
         return VisionPart(model, fit_image_processor(config, image_processor or _image_processor(source.name_or_path)))
     where = locate(fledgling.resolve(os.fspath(source), "vision"), "vision")
-    whole = _config(where)
+    whole = read_config(where)
     config = getattr(whole, "vision_config", whole)
     family(config)
     model = load_strictly(MODEL_MAPPING[type(config)], where, config=config, dtype=dtype)
     return VisionPart(model, fit_image_processor(config, image_processor or _image_processor(where)))
 
 
-def _config(where: str) -> PreTrainedConfig:
+def read_config(where: str) -> PreTrainedConfig:
+    """The configuration of a model directory or hub id; HostError where there is none."""
     try:
         return AutoConfig.from_pretrained(where)
     except (OSError, ValueError, KeyError) as error:
         raise HostError(f"no model configuration ({first_line(error)})", where=where) from error
 
 
-def _random(
+def random_model(
     factory: Any, mapping: Any, config: PreTrainedConfig, dtype: torch.dtype | None, seed: int, what: str
 ) -> PreTrainedModel:
+    """A model of random weights from ``seed`` by its configuration; HostError where ``mapping`` has none."""
     if type(config) not in mapping:
         raise HostError(f"{config.model_type!r} does not fit here", where=what)
     with seeded(seed):

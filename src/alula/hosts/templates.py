@@ -1,9 +1,9 @@
-r"""Chat templates: the language model's own, taught to take content lists, images and the assistant mask.
+r"""Chat templates: the language model's own, taught to take content lists, media and the assistant mask.
 
 alula never writes another prompt than the model was trained on. A template is adapted around, not rewritten:
 
 1. *Flatten.* Before the original template runs, every content list becomes the string it stands for: text parts as
-   they are, an image part as the image token. The original sees what it was written for, plain strings.
+   they are, an image (film, sound) as its placeholder token. The original sees what it was written for, plain strings.
 2. *Mark.* Where the original has no ``{% generation %}`` markers, each assistant message is passed through it between
    two Unicode noncharacters (U+FDD0, U+FDD1, reserved for process-internal use); its output is captured and cut at
    them, and the answers, with the stop token that follows, are emitted inside ``{% generation %}``. The noncharacters
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 
-_FLATTEN = r"""{#- alula: content lists become plain strings; an image part becomes the image token -#}
+_FLATTEN = r"""{#- alula: content lists become plain strings; an image (film, sound) becomes its placeholder -#}
 {%- set alula = namespace(messages=[], text='') -%}
 {%- for message in messages -%}
     {%- if message['content'] is defined and message['content'] is iterable and message['content'] is not mapping -%}
@@ -42,12 +42,10 @@ _FLATTEN = r"""{#- alula: content lists become plain strings; an image part beco
             {%- for part in message['content'] -%}
                 {%- if part is string -%}
                     {%- set alula.text = alula.text + part -%}
-                {%- elif part['type'] == 'image' -%}
-                    {%- set alula.text = alula.text + @IMAGE@ -%}
-                {%- elif part['text'] is defined -%}
+@MEDIA@                {%- elif part['text'] is defined -%}
                     {%- set alula.text = alula.text + part['text'] -%}
                 {%- else -%}
-                    {{- raise_exception('this model takes text and images, not ' + part['type']) -}}
+                    {{- raise_exception('this model takes @TAKEN@, not ' + part['type']) -}}
                 {%- endif -%}
             {%- endfor -%}
         {%- endif -%}
@@ -111,20 +109,26 @@ _CHATML = r"""{%- for message in messages -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}
 """
 
+_MEDIUM = r"""                {%- elif part['type'] == '@TYPE@' -%}
+                    {%- set alula.text = alula.text + @TOKEN@ -%}
+"""
+
+_PLURALS = {"image": "images", "video": "films", "audio": "sounds"}
+
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 _ASK, _ANSWER, _AGAIN, _FINAL = "first question?", "first answer.", " second question\nof two lines ", " the end "
 
 
-def adapt(tokenizer: PreTrainedTokenizerBase, image_token: str, stops: Sequence[str]) -> str:
-    """A chat template for an image host whose text-only prompts are those of ``tokenizer``'s own template.
+def adapt(tokenizer: PreTrainedTokenizerBase, placeholders: Mapping[str, str], stops: Sequence[str]) -> str:
+    """A chat template for a host whose text-only prompts are those of ``tokenizer``'s own template.
 
-    The original is returned untouched when it already takes content lists, renders an image part as ``image_token`` and
-    marks the assistant's words.
+    The original is returned untouched when it already takes content lists, renders media parts as their placeholders
+    and marks the assistant's words.
 
     Args:
         tokenizer: the language model's tokenizer, which has a chat template.
-        image_token: text of the placeholder token.
+        placeholders: type of a content part (``image``, ``video``, ``audio``) -> text of its placeholder token.
         stops: texts of the tokens that end an answer; they belong to the assistant mask.
 
     Raises:
@@ -134,14 +138,14 @@ def adapt(tokenizer: PreTrainedTokenizerBase, image_token: str, stops: Sequence[
     if isinstance(original, dict):
         original = original.get("default") or next(iter(original.values()))
     special = tokenizer.special_tokens_map
-    if _complete(original, image_token, special):
+    if _complete(original, placeholders, special):
         return original
     # most templates take strings and some only lists; what the original says in its own form is the reference
     lists = not _says(_render(original, [{"role": "user", "content": _ASK}], special, True))
     reference = _render_all(original, special, lists=lists)
-    candidates = [_flatten(original, image_token, lists=lists)]
+    candidates = [_flatten(original, placeholders, lists=lists)]
     if not _GENERATION.search(original):
-        candidates.insert(0, _mark(original, image_token, stops, lists=lists))
+        candidates.insert(0, _mark(original, placeholders, stops, lists=lists))
     for candidate in candidates:
         rendered = [_render_all(candidate, special, lists=form) for form in (False, True)]
         if _says(reference[0]) and rendered == [reference, reference]:
@@ -172,17 +176,21 @@ def default_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     return _PLAIN.replace("@BOS@", "true" if starts else "false"), str(tokenizer.eos_token)
 
 
-def _flatten(original: str, image_token: str, mark: str = "", lists: bool = False) -> str:
+def _flatten(original: str, placeholders: Mapping[str, str], mark: str = "", lists: bool = False) -> str:
     """``original`` behind a prelude; ``lists`` for one that wants content as a list of (one) text part."""
     content = "[{'type': 'text', 'text': alula.text}]" if lists else "alula.text"
-    filled = _FLATTEN.replace("@IMAGE@", _literal(image_token)).replace("@MARK@", mark).replace("@CONTENT@", content)
-    return filled + original
+    media = "".join(
+        _MEDIUM.replace("@TYPE@", kind).replace("@TOKEN@", _literal(token)) for kind, token in placeholders.items()
+    )
+    *most, last = ["text", *(_PLURALS[kind] for kind in placeholders)]
+    filled = _FLATTEN.replace("@MEDIA@", media).replace("@TAKEN@", f"{', '.join(most)} and {last}")
+    return filled.replace("@MARK@", mark).replace("@CONTENT@", content) + original
 
 
-def _mark(original: str, image_token: str, stops: Sequence[str], lists: bool) -> str:
+def _mark(original: str, placeholders: Mapping[str, str], stops: Sequence[str], lists: bool) -> str:
     # jinja drops one newline at the end of a template, so the original must lose its own before something follows it
     body = original[:-1] if original.endswith("\n") else original
-    prelude = _flatten("", image_token, _MARK, lists)
+    prelude = _flatten("", placeholders, _MARK, lists)
     literals = "[" + ", ".join(_literal(stop) for stop in stops) + "]"
     return f"{prelude}{{% set alula_rendered %}}\n{body}{{% endset %}}\n{_EMIT.replace('@STOPS@', literals)}"
 
@@ -226,15 +234,16 @@ def _says(rendered: str | None) -> bool:
     return rendered is not None and _ASK in rendered
 
 
-def _complete(template: str, image_token: str, special: dict[str, Any]) -> bool:
-    """Whether a template takes strings, lists and images and marks exactly what the assistant says."""
+def _complete(template: str, placeholders: Mapping[str, str], special: dict[str, Any]) -> bool:
+    """Whether a template takes strings, lists and media and marks exactly what the assistant says."""
     if not _GENERATION.search(template):
         return False
     if _render_all(template, special, lists=True) != _render_all(template, special, lists=False):
         return False
     text = {"type": "text", "text": _ASK}
-    with_image = _render(template, [{"role": "user", "content": [{"type": "image"}, text]}], special, True)
     without = _render(template, [{"role": "user", "content": [text]}], special, True)
-    if with_image is None or without is None or with_image.replace(image_token, "", 1) != without:
-        return False
-    return image_token in with_image
+    for kind, token in placeholders.items():
+        shown = _render(template, [{"role": "user", "content": [{"type": kind}, text]}], special, True)
+        if shown is None or without is None or token not in shown or shown.replace(token, "", 1) != without:
+            return False
+    return True

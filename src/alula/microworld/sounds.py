@@ -116,6 +116,11 @@ def onset(sound: Sound, place: int) -> int:
     return _LEAD + sound.late + place * _SPACING
 
 
+def tone_samples() -> int:
+    """Length of a tone."""
+    return _LENGTH
+
+
 def render_sound(sound: Sound) -> np.ndarray:
     """The waveform, int16 (NUM_SAMPLES,)."""
     wave = 0.004 * _noise(sound.hiss, NUM_SAMPLES)

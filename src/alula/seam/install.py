@@ -144,8 +144,7 @@ class Seam(nn.Module):
                     kinds = torch.where(input_ids == token, int(kind), kinds)
         if mask is not None:
             kinds = torch.where(mask.to(torch.bool), kinds, int(Kind.PADDING))
-        perceptual = int((kinds > Kind.TEXT).sum()) if may_see else 0
-        counts = self.anatomy.rows_per_item(kwargs, perceptual) if perceptual else None
+        counts = self.anatomy.rows_per_item(kwargs, kinds) if may_see and (kinds > Kind.TEXT).any() else None
         return RowMap.from_kinds(kinds, rows_per_item=counts)
 
     def _enter_layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

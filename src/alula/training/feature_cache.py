@@ -1,10 +1,12 @@
-"""A frozen vision tower: run without autograd, outside of any sharding, and at most once per image.
+"""Frozen towers: run without autograd, outside of any sharding, and at most once per image (frame, sound).
 
-`frozen_tower(model, cache)` puts a `FrozenTower` in the tower's place for the time of a stage and the very same module
-back afterwards. The stand-in keeps the real tower out of the module registry, so it has no parameters, is never sharded
-or saved, and stays in eval mode. With a cache it looks every image up by the content of its pixels *after*
-preprocessing. That key already tells two processor settings apart, needs nothing from the data pipeline, and cannot go
-stale; a directory on disk is additionally keyed by the tower's weights.
+`frozen_tower(model, cache)` and `frozen_ears(model, cache)` put a `FrozenTower` in the place of the image tower or the
+audio tower for the time of a stage and the very same module back afterwards. The stand-in keeps the real tower out of
+the module registry, so it has no parameters, is never sharded or saved, and stays in eval mode.
+
+With a cache it looks every image up by the content of its pixels *after* preprocessing. That key already tells two
+processor settings apart, needs nothing from the data pipeline, and cannot go stale; a directory on disk is additionally
+keyed by the tower's weights.
 
 On a cache miss an image goes through the tower alone. Matrix kernels round differently for different batch sizes, so
 features computed in the company of whatever else missed at that moment would make a resumed run (cold cache) differ
@@ -108,21 +110,23 @@ class FrozenTower(nn.Module):
         self.layers, self.store = tuple(layers), store
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
-        """``pixel_values`` (N, C, H, W) -> the tower's output; with a cache, only what the host reads of it."""
+        """Pictures (N, C, H, W) or spectrograms (N, T, bins) -> the tower's output; with a cache, only what the host
+        reads of it."""
         tower = self._outside[0]
         place = next(tower.parameters()).device
         if place != pixel_values.device:
             tower.to(pixel_values.device)
         with torch.no_grad():
             other = {name: value for name, value in kwargs.items() if name not in _HARMLESS and value is not None}
-            if self.store is None or pixel_values.ndim != 4 or any(isinstance(v, Tensor) for v in other.values()):
+            per_item = pixel_values.ndim in (3, 4) and not any(isinstance(v, Tensor) for v in other.values())
+            if self.store is None or not per_item:
                 return tower(pixel_values, **kwargs)
             mark = repr(sorted(other.items())) if other else ""
             items = [self._features(image, kwargs, mark) for image in pixel_values]
             return self._assemble(items, pixel_values.device)
 
     def _features(self, image: Tensor, kwargs: dict[str, Any], mark: str) -> Features:
-        """The features of one image (C, H, W); ``mark`` names keywords that may change them."""
+        """The features of one image (C, H, W) or sound (T, bins); ``mark`` names keywords that may change them."""
         assert self.store is not None
         key = fingerprint_tensor(image, mark)
         features = self.store.get(key)
@@ -166,6 +170,19 @@ class FrozenTower(nn.Module):
 
 
 @contextlib.contextmanager
+def frozen_ears(model: nn.Module, store: FeatureStore | None = None) -> Iterator[FrozenTower | None]:
+    """As `frozen_tower`, of the audio tower."""
+    anatomy = Anatomy.of(model)
+    ears = anatomy.audio_tower
+    if ears is None:
+        yield None
+        return
+    layer = anatomy.host.config.audio_feature_layer
+    with _in_place_of(anatomy.backbone, ears, (layer,), store) as stand_in:
+        yield stand_in
+
+
+@contextlib.contextmanager
 def frozen_tower(model: nn.Module, store: FeatureStore | None = None) -> Iterator[FrozenTower | None]:
     """Within the block ``model``'s tower is a `FrozenTower`; afterwards the same module is back, in its old mode.
 
@@ -176,8 +193,7 @@ def frozen_tower(model: nn.Module, store: FeatureStore | None = None) -> Iterato
     """
     anatomy = Anatomy.of(model)
     tower = anatomy.tower
-    name = next((name for name, child in anatomy.backbone.named_children() if child is tower), None)
-    if tower is None or name is None:
+    if tower is None or all(child is not tower for child in anatomy.backbone.children()):
         yield None
         return
     if store is not None and anatomy.projector is None:
@@ -186,13 +202,22 @@ def frozen_tower(model: nn.Module, store: FeatureStore | None = None) -> Iterato
             where="feature_cache",
             remedy="leave feature_cache out for this host",
         )
+    with _in_place_of(anatomy.backbone, tower, _layers_read(anatomy.host.config), store) as stand_in:
+        yield stand_in
+
+
+@contextlib.contextmanager
+def _in_place_of(
+    backbone: nn.Module, tower: nn.Module, layers: Sequence[int], store: FeatureStore | None
+) -> Iterator[FrozenTower]:
+    name = next(name for name, child in backbone.named_children() if child is tower)
     training = tower.training
-    stand_in = FrozenTower(tower.eval(), _layers_read(anatomy.host.config), store)
-    setattr(anatomy.backbone, name, stand_in)
+    stand_in = FrozenTower(tower.eval(), layers, store)
+    setattr(backbone, name, stand_in)
     try:
         yield stand_in
     finally:
-        setattr(anatomy.backbone, name, tower.train(training))
+        setattr(backbone, name, tower.train(training))
 
 
 def tower_fingerprint(tower: nn.Module) -> str:

@@ -50,8 +50,20 @@ def projector_linears(model: PreTrainedModel) -> list[str] | None:
     """Paths of the projector's linear layers, the modules PEFT is to save whole; None where there are none.
 
     The leaves, not their container: only leaves work in mixed-adapter batches.
+
+    Raises:
+        RecipeError: the projector holds weights outside of linear layers, which would be trained and not saved.
     """
     projector = Anatomy.of(model).projector
+    if projector is not None:
+        linears = [layer for layer in projector.modules() if isinstance(layer, nn.Linear)]
+        inside = {id(parameter) for layer in linears for parameter in layer.parameters()}
+        if any(id(parameter) not in inside for parameter in projector.parameters()):
+            raise RecipeError(
+                "PEFT keeps linear layers beside its own weights, and this host's connectors hold others",
+                where="train.projector",
+                remedy="train the connectors in a stage of method `projector` before, and leave `projector` out here",
+            )
     paths = {id(module): name for name, module in model.named_modules()}
     return _linears([projector], paths) or None if projector is not None else None
 

@@ -1,8 +1,8 @@
 """Which parameters a stage trains: part names to parameters, and the table that says so.
 
-A part is `projector`, `llm`, `tower`, `lora`, `prefix` or one of a graft's groups (`wings.visual`, ...). Everything in
-no requested part is frozen. No parameter is in two parts, and a requested part without parameters is an error: nothing
-is ever trained, or left untrained, by accident.
+A part is `projector`, `llm`, `tower`, `lora`, `prefix`, one connector of a host that has several (`connector.video`, ...)
+or one of a graft's groups (`wings.visual`, ...). Everything in no requested part is frozen. No parameter is in two
+parts, and a requested part without parameters is an error: nothing is ever trained, or left untrained, by accident.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import nn
 
 from alula.anatomy import Anatomy
 from alula.errors import RecipeError
+from alula.hosts.multimodal import Connectors
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -84,6 +85,8 @@ def _available(
     parts["prefix"] = [
         (name, parameter) for name, parameter in model.named_parameters() if name.startswith("prompt_encoder.")
     ]
+    if isinstance(anatomy.projector, Connectors):
+        parts |= {f"connector.{name}": own([connector]) for name, connector in anatomy.projector.items()}
     for group, parameters in groups.items():
         parts[group] = [(names[id(parameter)], parameter) for parameter in parameters]
     return parts

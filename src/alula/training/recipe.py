@@ -22,19 +22,25 @@ Method = Literal["projector", "full", "lora", "prefix", "wings"]
 #: published ones of LLaVA-1.5 (projector, full, LoRA), P-Tuning v2 (prefix) and Wings' paper (learners), meant for 7B
 #: decoders; a tiny host wants rates some hundred times larger and should name them. None: only where it is named.
 METHOD_PARTS: dict[Method, dict[str, float | None]] = {
-    "projector": {"projector": 1e-3},
+    "projector": {
+        "projector": 1e-3,
+        "connector.image": None,
+        "connector.video": None,
+        "connector.audio": None,
+        "connector.shared": None,
+    },
     "full": {"llm": 2e-5, "projector": 2e-5, "tower": None},
     "lora": {"lora": 2e-4, "projector": 2e-5},
     "prefix": {"prefix": 5e-3, "projector": 2e-5},
     "wings": {"wings.visual": 1e-3, "wings.textual": 1e-3, "wings.router": 1e-3, "projector": 1e-3, "llm": None},
 }
-#: The part without which a method would be another one.
-DEFINING_PART: dict[Method, str] = {
-    "projector": "projector",
-    "full": "llm",
-    "lora": "lora",
-    "prefix": "prefix",
-    "wings": "wings.",
+#: The parts (or beginnings of their names) without one of which a method would be another one.
+DEFINING_PARTS: dict[Method, tuple[str, ...]] = {
+    "projector": ("projector", "connector."),
+    "full": ("llm",),
+    "lora": ("lora",),
+    "prefix": ("prefix",),
+    "wings": ("wings.",),
 }
 #: Methods whose output is an adapter on a base, which only the same method can go on training.
 ADAPTER_METHODS: tuple[Method, ...] = ("lora", "prefix", "wings")
@@ -64,6 +70,12 @@ class HostSpec(_Model):
     llm: str | None = Field(default=None, description="text LLM: hub id, directory, or `fledgling`")
     vision: str | None = Field(default=None, description="vision tower: hub id, directory, or `fledgling`")
     connector: str = Field(default="mlp2x_gelu", description="what maps tower features to the LLM's width")
+    connector_options: dict[str, Int] | None = Field(
+        default=None, description="of `queries`: num_queries, width, layers, heads, feedforward, up_width"
+    )
+    audio: str | None = Field(default=None, description="spectrogram tower (AST): hub id, directory, or `fledgling`")
+    video: Bool = Field(default=False, description="take films, frame by frame through the vision tower")
+    shared: Bool = Field(default=False, description="one connector for all media instead of one each")
     feature_layer: Int | None = Field(
         default=None, description="tower layer whose output is used; default: the host builder's"
     )
@@ -71,7 +83,7 @@ class HostSpec(_Model):
     @model_validator(mode="after")
     def _one_way(self) -> HostSpec:
         if self.path is not None:
-            extra = sorted(self.model_fields_set & {"llm", "vision", "connector", "feature_layer"})
+            extra = sorted(self.model_fields_set & {*type(self).model_fields} - {"path"})
             if extra:
                 raise ValueError(f"`path` takes a finished host as it is, so {_and(extra)} cannot be given beside it")
         elif self.llm is None or self.vision is None:
@@ -196,9 +208,10 @@ class Stage(_Model):
             frozen = [part for part in wrong if part in known]
             what = "freezes" if frozen else "does not know"
             raise ValueError(f"train: method `{self.method}` {what} {_and(frozen or wrong)}; it trains {_or(legal)}")
-        if self.train and not any(part.startswith(DEFINING_PART[self.method]) for part in self.train):
-            need = DEFINING_PART[self.method] + ("*" if DEFINING_PART[self.method].endswith(".") else "")
-            raise ValueError(f"train: method `{self.method}` without the part `{need}` would not be `{self.method}`")
+        defining = DEFINING_PARTS[self.method]
+        if self.train and not any(part.startswith(defining) for part in self.train):
+            need = _or(part + ("*" if part.endswith(".") else "") for part in defining)
+            raise ValueError(f"train: method `{self.method}` without the part {need} would not be `{self.method}`")
         for section in ADAPTER_METHODS:
             if getattr(self, section) is not None and self.method != section:
                 raise ValueError(f"`{section}` configures method {section}, but this stage's method is {self.method}")

@@ -19,7 +19,7 @@ from alula.data import Collator, Mixture, MixtureSpec, Quarantine, open_mixture
 from alula.errors import RecipeError
 from alula.files import write_json
 from alula.training.checkpoint import Sealing, newest, step_of
-from alula.training.feature_cache import FeatureStore, frozen_tower, tower_fingerprint
+from alula.training.feature_cache import FeatureStore, frozen_ears, frozen_tower, tower_fingerprint
 from alula.training.layout import StageDirectory
 from alula.training.metrics import MetricsWriter, read_rows, rewind
 from alula.training.optimizer import decayed_names
@@ -95,6 +95,8 @@ def run_stage(
         stack.enter_context(config_kept(Anatomy.of(start.model).host))
         if not stage.trains_tower:
             stack.enter_context(frozen_tower(start.model, open_store(stage.feature_cache, start.model)))
+        # no stage trains the ears
+        stack.enter_context(frozen_ears(start.model, open_store(stage.feature_cache, start.model, ears=True)))
         if world > 1:
             stack.enter_context(lockstep(start.model, start.parts, blank_image(start.processor)))
         watch = stack.enter_context(display.stage(stage.name, steps=steps, done=done))
@@ -193,11 +195,12 @@ def stage_steps(stage: Stage, mixture: Mixture) -> int:
     return max(1, math.ceil(samples / stage.batch_size))
 
 
-def open_store(spec: FeatureCache | None, model: nn.Module) -> FeatureStore | None:
-    """The feature cache a stage asked for."""
+def open_store(spec: FeatureCache | None, model: nn.Module, *, ears: bool = False) -> FeatureStore | None:
+    """The feature cache a stage asked for, of the image tower or of the ``ears``; each has the whole bound."""
     if spec is None:
         return None
-    tower = Anatomy.of(model).tower
+    anatomy = Anatomy.of(model)
+    tower = anatomy.audio_tower if ears else anatomy.tower
     place = None if spec.disk is None or tower is None else Path(spec.disk) / tower_fingerprint(tower)
     return FeatureStore(int(spec.memory_mb * 2**20), place)
 

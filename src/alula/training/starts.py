@@ -59,7 +59,17 @@ def assemble(spec: HostSpec, directory: Path, *, seed: int) -> None:
     assert spec.llm is not None
     assert spec.vision is not None
     if not directory.is_dir():
-        host = build_host(spec.llm, spec.vision, spec.connector, feature_layer=spec.feature_layer, seed=seed)
+        host = build_host(
+            spec.llm,
+            spec.vision,
+            spec.connector,
+            feature_layer=spec.feature_layer,
+            audio=spec.audio,
+            video=spec.video,
+            shared=spec.shared,
+            connector_options=spec.connector_options,
+            seed=seed,
+        )
         with quiet_loading():
             save_host(host, directory)
 

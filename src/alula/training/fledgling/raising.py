@@ -1,4 +1,4 @@
-"""From nothing to a fledgling: tokenizer, schooling, eyes, examination, and a directory with its card."""
+"""From nothing to a fledgling: tokenizer, schooling, eyes, ears, examination, and a directory with its card."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import alula
 from alula.allocator import keep_freed_memory
 from alula.files import atomic_directory, write_json, write_text
 from alula.microworld import IMAGE_SIZE
+from alula.training.fledgling.ears import EarPlan, write_ears
 from alula.training.fledgling.examination import examine
 from alula.training.fledgling.model_card import model_card
 from alula.training.fledgling.schooling import Progress, Schooling, school
@@ -34,6 +35,7 @@ class Upbringing:
 
     schooling: Schooling = field(default_factory=Schooling)
     tower: TowerPlan = field(default_factory=TowerPlan)
+    ears: EarPlan = field(default_factory=EarPlan)
     seed: int = 0
     exam_items: int = 200
 
@@ -78,6 +80,10 @@ def raise_fledgling(
             tokenizer, upbringing.tower, seed=seed, device=device, dtype=dtype, progress=progress("tower")
         )
         watch.lap("tower")
+        ears = write_ears(
+            folder / "audio", upbringing.ears, seed=seed, device=device, command=command, progress=progress("ears")
+        )
+        watch.lap("ears")
         results = examine(llm, tokenizer, tower, num_items=upbringing.exam_items, progress=progress("examination"))
         watch.lap("examination")
         llm.save_pretrained(folder / "llm")
@@ -96,6 +102,7 @@ def raise_fledgling(
                 "parameters": tower.num_parameters(),
                 "image_size": IMAGE_SIZE,
             },
+            "ears": {"class": ears["class"], "parameters": ears["parameters"], "probe": ears["probe"]},
             **results,
             "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
             "machine": _machine(device, dtype),

@@ -11,7 +11,7 @@ from alula.microworld import caption_items, text_items, visual_items
 
 PAD, START, END, IMAGE = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"
 SPECIAL_TOKENS = (PAD, START, END, IMAGE, "<video>", "<audio>", *(f"<|reserved_{n}|>" for n in range(10)))
-"""Ids 0 to 15. Pictures have their placeholder from birth, film and sound will; the reserved ones are for later."""
+"""Ids 0 to 15. Pictures, films and sounds have their placeholders from birth; the reserved ones are for later."""
 
 VOCABULARY_SIZE = 1024
 
@@ -27,9 +27,9 @@ CHAT_TEMPLATE = """\
     {%- if content is string -%}{{- ' ' + content | trim -}}
     {%- else -%}
         {%- for part in content -%}
-            {%- if part['type'] == 'image' -%}{{- '<image>' -}}
+            {%- if part['type'] in ('image', 'video', 'audio') -%}{{- '<' + part['type'] + '>' -}}
             {%- elif part['type'] == 'text' -%}{{- ' ' + part['text'] | trim -}}
-            {%- else -%}{{- raise_exception('the fledgling takes text and images, not ' + part['type']) -}}
+            {%- else -%}{{- raise_exception('the fledgling does not take ' + part['type']) -}}
             {%- endif -%}
         {%- endfor -%}
     {%- endif -%}

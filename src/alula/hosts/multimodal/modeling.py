@@ -1,0 +1,280 @@
+"""A decoder with an image tower, a spectrogram tower and connectors; LLaVA's shape with two media more.
+
+Shapes: B samples, S rows, N images (films, sounds) in the batch, F frames, T rows of a tower, W their width, D that of
+the decoder's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from alula.hosts.multimodal.configuration import AlulaConfig
+from alula.hosts.multimodal.connectors import Connector, Connectors, Queries
+
+_INPUTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features"}
+_SPECIAL_ROWS = 2  # AST's class and distillation rows stand in front
+
+
+class AlulaPreTrainedModel(PreTrainedModel):
+    """What transformers asks of a family of models."""
+
+    config_class = AlulaConfig
+    base_model_prefix = "model"
+    input_modalities: Any = ("image", "video", "audio", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers' functions leave alone what was loaded
+        super()._init_weights(module)
+        if isinstance(module, Queries):
+            init.normal_(module.queries)
+        elif isinstance(module, Connector) and module.times is not None:
+            init.zeros_(module.times)
+
+
+@dataclass
+class AlulaModelOutputWithPast(BaseModelOutputWithPast):
+    """A decoder's output."""
+
+
+class AlulaModel(AlulaPreTrainedModel):
+    """Everything but the language-model head."""
+
+    def __init__(self, config: AlulaConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.audio_tower = None if config.audio_config is None else AutoModel.from_config(config.audio_config)
+        self.multi_modal_projector = Connectors(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    # -- what the media become ------------------------------------------------------------------------------------
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Pixels (N, C, H, W) -> ``pooler_output``: N tensors (rows, D)."""
+        rows = self._connector("image")(self._seen(pixel_values), "vision")
+        return BaseModelOutputWithPooling(pooler_output=list(rows))  # type: ignore[arg-type]
+
+    def get_video_features(self, pixel_values_videos: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Pixels (N, F, C, H, W) -> ``pooler_output``: N tensors (rows, D)."""
+        frames = pixel_values_videos.shape[1]
+        if frames != self.config.num_frames:
+            raise ValueError(f"films of {frames} frames given, this host takes {self.config.num_frames}")
+        seen = self._seen(pixel_values_videos.flatten(0, 1))
+        side = self.config.frame_side
+        if side:
+            seen = _pooled(seen, side)
+        rows = self._connector("video")(seen.unflatten(0, (-1, frames)).flatten(1, 2), "vision", frames)
+        return BaseModelOutputWithPooling(pooler_output=list(rows))  # type: ignore[arg-type]
+
+    def get_audio_features(self, input_features: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Spectrograms (N, moments, bins) -> ``pooler_output``: N tensors (rows, D)."""
+        config = self.config.audio_config
+        assert self.audio_tower is not None
+        out = self.audio_tower(input_features, output_hidden_states=True, return_dict=True)
+        heard = out.hidden_states[self.config.audio_feature_layer]
+        if self.config.pool_audio:
+            high = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+            heard = heard[:, _SPECIAL_ROWS:].unflatten(1, (high, -1)).mean(dim=1)
+        rows = self._connector("audio")(heard, "audio")
+        return BaseModelOutputWithPooling(pooler_output=list(rows))  # type: ignore[arg-type]
+
+    def _connector(self, medium: str) -> Connector:
+        if medium not in self.config.media:
+            raise ValueError(f"this host takes {', '.join(self.config.media)}, not {medium}")
+        return self.multi_modal_projector.of(medium)
+
+    def _seen(self, pixel_values: Tensor) -> Tensor:
+        """Pictures (N, C, H, W) -> rows of the image tower (N, T, W), as LLaVA picks them."""
+        out = self.vision_tower(pixel_values, output_hidden_states=True, return_dict=True)
+        layers = self.config.vision_feature_layer
+        first = 1 if self.config.vision_feature_select_strategy == "default" else 0
+        picked = [out.hidden_states[layer][:, first:] for layer in ([layers] if isinstance(layers, int) else layers)]
+        return torch.cat(picked, dim=-1)
+
+    # -- forward --------------------------------------------------------------------------------------------------
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the decoder over ids (B, S) with the media in the places of their placeholders.
+
+        Args:
+            pixel_values: images (N, C, H, W).
+            pixel_values_videos: films (N, F, C, H, W).
+            input_features: sounds (N, moments, bins).
+            mm_encoder_outputs: medium -> what ``get_<medium>_features`` returned, instead of its input.
+
+        Raises:
+            ValueError: neither or both of ids and embeddings; placeholders and rows that differ in number.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        given = {"image": pixel_values, "video": pixel_values_videos, "audio": input_features}
+        read: dict[str, Any] = {medium: getattr(self, f"get_{medium}_features") for medium in given}
+        outputs: dict[str, Any] = {name: out for name, out in (mm_encoder_outputs or {}).items() if out is not None}
+        for medium, value in given.items():
+            if value is not None and medium in outputs:
+                raise ValueError(f"{_INPUTS[medium]} and the features of the same medium were both given")
+            if value is not None:
+                outputs[medium] = read[medium](value)
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        for medium, out in outputs.items():
+            inputs_embeds = self._placed(medium, torch.cat(list(out.pooler_output)), input_ids, inputs_embeds)
+        if self.training:
+            inputs_embeds = inputs_embeds + self._idle(outputs).to(inputs_embeds)
+        out = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return AlulaModelOutputWithPast(
+            last_hidden_state=out.last_hidden_state,
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+
+    def _placed(self, medium: str, rows: Tensor, input_ids: Tensor | None, embeds: Tensor) -> Tensor:
+        """``embeds`` (B, S, D) with ``rows`` (all rows of a medium, D) in the places of its placeholder."""
+        token = getattr(self.config, f"{medium}_token_id")
+        if input_ids is None:
+            one = self.get_input_embeddings()(torch.tensor(token, device=embeds.device))
+            mask = (embeds == one).all(-1)
+        else:
+            mask = input_ids == token
+        if int(mask.sum()) != len(rows):
+            raise ValueError(f"the prompts hold {int(mask.sum())} places for {medium} rows, but there are {len(rows)}")
+        return embeds.masked_scatter(mask[..., None], rows.to(embeds))
+
+    def _idle(self, outputs: Mapping[str, Any]) -> Tensor:
+        """Zero, made of the parameters of connectors that this batch has no use for.
+
+        So every connector takes part in every training step, on every process, whatever a batch holds.
+        """
+        used = {id(self.multi_modal_projector.of(medium)) for medium in outputs}
+        idle = [
+            parameter.sum()
+            for connector in self.multi_modal_projector.values()
+            if id(connector) not in used
+            for parameter in connector.parameters()
+            if parameter.requires_grad
+        ]
+        return torch.stack(idle).sum() * 0.0 if idle else torch.zeros((), device=self.device)
+
+
+class AlulaForConditionalGeneration(AlulaPreTrainedModel, GenerationMixin):
+    """A language model that takes text with images, films and sounds in it."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: AlulaConfig) -> None:
+        super().__init__(config)
+        self.model = AlulaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """See :class:`AlulaModel`."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As :meth:`AlulaModel.forward`; logits (B, S, V), and with ``labels`` (B, S) the loss."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            input_features=input_features,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            mm_token_type_ids=mm_token_type_ids,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
+        hidden = outputs.last_hidden_state
+        logits = self.lm_head(hidden if isinstance(keep, int) else hidden[:, keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return LlavaCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def _pooled(rows: Tensor, side: int) -> Tensor:
+    """Rows of square grids (N, T, W), extra rows in front left out -> (N, side * side, W), averaged."""
+    grid = int(rows.shape[1] ** 0.5)
+    patches = rows[:, rows.shape[1] - grid * grid :].transpose(1, 2).unflatten(2, (grid, grid))
+    return F.adaptive_avg_pool2d(patches, side).flatten(2).transpose(1, 2)

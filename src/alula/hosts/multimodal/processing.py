@@ -1,0 +1,110 @@
+"""Prompts with images, films and sounds to model inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import ProcessorMixin
+from transformers.video_utils import make_batched_videos
+
+_SHORTEST = 400
+"""Samples in the first window of AST's feature extractor; shorter sounds are followed by silence."""
+
+
+class AlulaProcessor(ProcessorMixin):
+    """The processor of :class:`AlulaForConditionalGeneration`.
+
+    Inputs beside ids: ``pixel_values`` (N, C, H, W), ``pixel_values_videos`` (N, F, C, H, W) and ``input_features``
+    (N, moments, bins), the items of all prompts in reading order.
+
+    Args:
+        image_processor: for pictures and the frames of films.
+        feature_extractor: for sounds: mono waveforms (samples,) of its ``sampling_rate``. A host without ears carries
+            one that is never called, because transformers' processors have no optional parts.
+        tokenizer: of the language model, with the placeholders.
+        rows: decoder rows per item of each medium.
+        num_frames: frames of a film; they are taken evenly over what is given.
+        image_token, video_token, audio_token: placeholders; None for a medium that the host does not take.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        feature_extractor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        rows: dict[str, int] | None = None,
+        num_frames: int = 8,
+        image_token: str | None = "<image>",
+        video_token: str | None = None,
+        audio_token: str | None = None,
+    ) -> None:
+        self.rows = dict(rows or {})
+        self.num_frames = num_frames
+        self.image_token, self.video_token, self.audio_token = image_token, video_token, audio_token
+        for medium in ("image", "video", "audio"):
+            token = getattr(self, f"{medium}_token")
+            identity = None if token is None else tokenizer.convert_tokens_to_ids(token)
+            setattr(self, f"{medium}_token_id", identity)
+        super().__init__(image_processor, feature_extractor, tokenizer, chat_template=chat_template)
+
+    @property
+    def video_processor(self) -> Any:
+        """Frames are pictures."""
+        return self.image_processor
+
+    def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
+        """The placeholder, once per row of an image."""
+        return self._placeholders("image")
+
+    def replace_video_token(self, video_inputs: Any, video_idx: int, **kwargs: Any) -> str:
+        """The placeholder, once per row of a film."""
+        return self._placeholders("video")
+
+    def replace_audio_token(self, audio_inputs: Any, audio_idx: int, **kwargs: Any) -> str:
+        """The placeholder, once per row of a sound."""
+        return self._placeholders("audio")
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "pixel_values_videos", "input_features"]
+
+    def _placeholders(self, medium: str) -> str:
+        return getattr(self, f"{medium}_token") * self.rows[medium]
+
+    def _process_videos(self, videos: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
+        self._refuse("video")
+        films = [np.stack([np.asarray(frame) for frame in film]) for film in make_batched_videos(videos)]
+        frames = [film[_even(len(film), self.num_frames)] for film in films]
+        pixels = self.image_processor(
+            [frame for film in frames for frame in film], return_tensors="pt", input_data_format="channels_last"
+        )["pixel_values"]
+        stacked = pixels.unflatten(0, (len(films), self.num_frames))
+        return {"pixel_values_videos": stacked}, [self._placeholders("video")] * len(films)
+
+    def _process_audio(self, audio: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
+        self._refuse("audio")
+        extractor = self.feature_extractor
+        rate = kwargs.get("sampling_rate") or extractor.sampling_rate
+        waves = [np.asarray(wave, dtype=np.float32).reshape(-1) for wave in audio]
+        longest = extractor.max_length * rate // 100  # the extractor, which takes a frame every 10 ms, would cut it
+        for wave in waves:
+            if len(wave) > longest + _SHORTEST:
+                raise ValueError(
+                    f"a sound lasts {len(wave) / rate:.2f} seconds, this model hears {longest / rate:.2f}: cut it"
+                )
+        waves = [np.pad(wave, (0, max(0, _SHORTEST - len(wave)))) for wave in waves]
+        features = extractor(waves, sampling_rate=rate, return_tensors="pt")["input_values"]
+        return {"input_features": features.to(torch.float32)}, [self._placeholders("audio")] * len(waves)
+
+    def _refuse(self, medium: str) -> None:
+        if getattr(self, f"{medium}_token") is None:
+            taken = ", ".join(self.rows)
+            raise ValueError(f"this model takes {taken}, not {medium}")
+
+
+def _even(count: int, wanted: int) -> np.ndarray:
+    """Indices of ``wanted`` of ``count`` frames: the one in the middle of each of so many equal stretches."""
+    return ((np.arange(wanted) + 0.5) * count / wanted).astype(int)
