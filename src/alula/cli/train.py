@@ -68,6 +68,8 @@ def train(
         return
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2))
+    elif result.stopped is not None:
+        typer.echo(f"stopped by the retention budget: {result.stopped}\nthe model is {result.final}")
     elif result.was_done:
         typer.echo(f"nothing to do: {result.directory} holds the finished run; its model is {result.final}")
     else:

@@ -9,12 +9,14 @@
   stages/01-align/
     parameters.json  what was trained, tensor by tensor, with learning rates
     quarantine.jsonl records that were skipped (only with on_bad: skip, and only if there were any)
+    watch.json       what the early warning measured at the stage's start (only with `retention`)
     checkpoints/     for resuming only; gone once the stage is done
+    within-budget.safetensors   likewise (only with `retention: {action: rewind}`)
     model/           the stage's output: a host or adapter directory, there only when complete
     host/            the tuned host under an adapter, where the stage trained both
-    stage.json       written last: the stage is done
+    stage.json       written last: the stage is done, or was stopped by the retention budget (which it then says)
   latest -> stages/01-align/model   the newest finished stage's output
-  final  -> stages/02-wings/model   the run's output, there only when all stages are done
+  final  -> stages/02-wings/model   the run's output, there only when all stages are done or the run was stopped
 ```
 """
 
@@ -49,6 +51,14 @@ class StageDirectory:
         return self.root / "quarantine.jsonl"
 
     @property
+    def watch(self) -> Path:
+        return self.root / "watch.json"
+
+    @property
+    def within_budget(self) -> Path:
+        return self.root / "within-budget.safetensors"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
@@ -74,6 +84,7 @@ class StageDirectory:
         """Declare the stage done and drop what was only needed to resume it."""
         write_json(self.record, record)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self.within_budget.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

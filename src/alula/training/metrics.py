@@ -3,7 +3,8 @@
 A row is about its own step alone, never an average since the last row, so it does not depend on where a run was
 resumed: `stage`, `step` (from 1), `loss` (mean over the step's supervised tokens), `grad_norm` (before clipping), `lr`
 per part (the one the step used), and running totals of the stage: `tokens` (non-padding inputs), `samples`, `seconds`
-(training wall clock, interruptions not counted). Resuming from step n drops the rows after n and a torn last line.
+(training wall clock, interruptions not counted). With `retention` in the recipe, measured steps always have a row, with
+what `early_warning` found. Resuming from step n drops the rows after n and a torn last line.
 """
 
 from __future__ import annotations
@@ -57,6 +58,11 @@ class MetricsWriter(TrainerCallback):
         self._seconds_before = float(last["seconds"]) if last else 0.0
         self._started = time.perf_counter()
         self._rates: dict[str, float] = {}
+        self._notes: dict[int, Row] = {}
+
+    def note(self, step: int, found: Row) -> None:
+        """Put ``found`` into the row of ``step``, which is then written whatever `every` says."""
+        self._notes[step] = found
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         self._started = time.perf_counter()
@@ -89,9 +95,11 @@ class MetricsWriter(TrainerCallback):
             "samples": step * self.batch_size,
             "seconds": round(self._seconds_before + time.perf_counter() - self._started, 3),
         }
+        found = self._notes.pop(step, None)
+        row |= found or {}
         if self.watch is not None:
             self.watch(row)
-        if self.path is not None and (step % self.every == 0 or step == state.max_steps):
+        if self.path is not None and (step % self.every == 0 or step == state.max_steps or found):
             with open(self.path, "a", encoding="utf-8") as stream:
                 stream.write(_line(row))
                 stream.flush()

@@ -52,6 +52,10 @@ def _not_a_bool(value: Any) -> Any:
     return value
 
 
+# another seed than evaluation's, so that a model is not chosen by the questions it is judged by
+_TEXT: Any = {"microworld": "text", "split": "test", "seed": 41}
+_PICTURES: Any = {"microworld": "visual", "split": "test", "seed": 41}
+
 Int = Annotated[int, Strict()]
 Bool = Annotated[bool, Strict()]
 Number = Annotated[float, BeforeValidator(_not_a_bool)]
@@ -155,6 +159,26 @@ class FeatureCache(_Model):
     )
 
 
+class Retention(_Model):
+    """A budget of text skill, watched while the run trains (see `early_warning`)."""
+
+    min: Number = Field(default=0.99, gt=0, le=1, description="least share of the start's text skill to be kept")
+    every: Int = Field(default=200, ge=1, description="steps between measurements; the last step is always measured")
+    action: Literal["warn", "stop", "rewind"] = Field(
+        default="warn", description="below min: say so; end the run; end it with the last weights within budget"
+    )
+    patience: Int = Field(default=1, ge=1, description="measurements in a row below min before the run is ended")
+    measure: Literal["exact", "likelihood"] = Field(
+        default="exact", description="answers given exactly; or exp(loss at the start - loss now), for free text"
+    )
+    text: SourceSpec = Field(default=_TEXT, description="text-only questions with answers")
+    items: Int = Field(default=200, ge=1, description="how many of them")
+    probes: Bool = Field(default=True, description="also attention shift and alignment")
+    pictures: SourceSpec = Field(default=_PICTURES, description="samples the probes look at")
+    samples: Int = Field(default=64, ge=2, description="how many of them")
+    batch_size: Int = Field(default=32, ge=1, description="samples per forward of a measurement, on every process")
+
+
 class Stage(_Model):
     """One pass of training: from the previous stage's output (or the host) to a directory of its own."""
 
@@ -251,6 +275,7 @@ class Recipe(_Model):
     gradient_checkpointing: Bool = False
     device: Literal["auto", "cpu"] = "auto"
     distributed: Literal["fsdp", "ddp"] = Field(default="fsdp", description="how several processes share the work")
+    retention: Retention | None = Field(default=None, description="watch text skill and probes during training")
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

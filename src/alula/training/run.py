@@ -15,6 +15,7 @@ import yaml
 from accelerate import PartialState
 from transformers import TrainerCallback
 
+from alula.data import open_source
 from alula.errors import RecipeError, UsageError
 from alula.files import write_text
 from alula.training.environment import append_session, describe_environment
@@ -43,6 +44,11 @@ class TrainResult:
     def was_done(self) -> bool:
         """Whether there was nothing left to do."""
         return all(stage.skipped for stage in self.stages)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the retention budget ended the run early, None if it did not."""
+        return self.stages[-1].stopped
 
     def as_json(self) -> dict[str, Any]:
         """Paths as strings, everything else as it is."""
@@ -96,19 +102,23 @@ def train(
                         run.metrics,
                         base=base,
                         previous=previous,
+                        origin=run.stage(0, recipe.stages[0]),
                         display=display,
                         callbacks=callbacks,
                     )
                 )
             if processes.is_main_process:
                 run.point(run.latest, paths.model)
+            if results[-1].stopped is not None:
+                display.say(f"stopped: {results[-1].stopped}")
+                break
             if stage.method in ADAPTER_METHODS:
                 previous = paths.model
                 base = str(paths.host) if paths.host.is_dir() else base
             else:
                 base = str(paths.model)
         if processes.is_main_process:
-            run.point(run.final, run.stage(len(recipe.stages) - 1, recipe.stages[-1]).model)
+            run.point(run.final, results[-1].model)
         processes.wait_for_everyone()
     return TrainResult(run.root, run.final, tuple(results), is_main=processes.is_main_process)
 
@@ -122,6 +132,9 @@ def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe
     recipe = as_recipe(recipe)
     for index, stage in enumerate(recipe.stages):
         stage_steps(stage, open_data(stage.data, seed=recipe.seed + index))
+    if recipe.retention is not None:
+        open_source(recipe.retention.text, key="retention.text")
+        open_source(recipe.retention.pictures, key="retention.pictures")
     return recipe
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from alula.data import Collator, Mixture, MixtureSpec, Quarantine, open_mixture
 from alula.errors import RecipeError
 from alula.files import write_json
 from alula.training.checkpoint import Sealing, newest, step_of
+from alula.training.early_warning import EarlyWarning, Stopped
 from alula.training.feature_cache import FeatureStore, frozen_ears, frozen_tower, tower_fingerprint
 from alula.training.layout import StageDirectory
-from alula.training.metrics import MetricsWriter, read_rows, rewind
+from alula.training.meters import Meters
+from alula.training.metrics import MetricsWriter, Row, read_rows, rewind
 from alula.training.optimizer import decayed_names
 from alula.training.participation import lockstep
 from alula.training.parts import tabulate
@@ -33,7 +35,12 @@ from alula.training.trainer import StageTrainer, config_kept, load_trained, shar
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage. `skipped`: an earlier session had already finished it."""
+    """A finished stage.
+
+    Attributes:
+        stopped: why it ended before its last step, None if it did not.
+        skipped: an earlier session had already finished it.
+    """
 
     name: str
     model: Path
@@ -41,6 +48,7 @@ class StageResult:
     loss: float
     trainable: int
     total: int
+    stopped: str | None = None
     skipped: bool = False
 
 
@@ -52,6 +60,7 @@ def run_stage(
     *,
     base: str,
     previous: Path | None,
+    origin: StageDirectory,
     display: Display,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> StageResult:
@@ -60,6 +69,7 @@ def run_stage(
     Args:
         base, previous: see `starts.begin`.
         metrics: the run's metrics file.
+        origin: of the first stage.
         callbacks: further Trainer callbacks.
     """
     stage, processes = recipe.stages[index], PartialState()
@@ -108,6 +118,19 @@ def run_stage(
             last=last,
             watch=watch,
         )
+        warning = None
+        if recipe.retention is not None:
+            warning = EarlyWarning(
+                recipe.retention,
+                Meters(recipe.retention, start.processor),
+                stage=stage.name,
+                paths=paths,
+                origin=origin,
+                writer=writer,
+                rows=[row for row in read_rows(metrics) if row["stage"] == stage.name and row["step"] <= done],
+                main=main,
+                say=display.say,
+            )
         trainer = StageTrainer(
             start.model,
             arguments,
@@ -121,8 +144,10 @@ def run_stage(
                 quarantine=quarantine,
                 replacer=mixture if quarantine is not None else None,
             ),
-            callbacks=[writer, Sealing(stage.keep_checkpoints), *callbacks],
+            callbacks=[writer, Sealing(stage.keep_checkpoints), *([warning] if warning else []), *callbacks],
         )
+        if warning is not None:
+            warning.trainer = trainer
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         trained = trainer.gather_trained() if trainer.is_fsdp_enabled else None
@@ -136,18 +161,34 @@ def run_stage(
         record = {
             "name": stage.name,
             "method": stage.method,
-            "steps": steps,
+            "steps": rows[-1]["step"],
             "loss": rows[-1]["loss"],
             "trainable": table.trainable,
             "total": table.total,
             "base": base,
         }
+        if warning is not None:
+            record["retention"] = retention_record(rows, warning.stopped)
+        if warning is not None and warning.stopped is not None:
+            record["stopped"] = warning.stopped.told(stage.name)
         paths.finish(record)
         if quarantine is not None and (counts := quarantine.counts()):
             told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
             display.say(f"stage {stage.name}: stepped over bad records ({told}); see {paths.quarantine}")
     processes.wait_for_everyone()
     return stage_result(paths)
+
+
+def retention_record(rows: Sequence[Row], stopped: Stopped | None) -> dict[str, Any]:
+    """What watching found and cost, for the stage's record: from its metrics rows."""
+    measured = [row for row in rows if "retention" in row]
+    return {
+        "last": measured[-1]["retention"]["value"],
+        "lowest": min(row["retention"]["value"] for row in measured),
+        "measurements": len(measured),
+        "seconds": round(sum(row["watch_seconds"] for row in measured), 3),
+        "stopped": None if stopped is None else asdict(stopped),
+    }
 
 
 def stage_result(paths: StageDirectory, *, skipped: bool = False) -> StageResult:
@@ -161,6 +202,7 @@ def stage_result(paths: StageDirectory, *, skipped: bool = False) -> StageResult
         loss=record["loss"],
         trainable=record["trainable"],
         total=record["total"],
+        stopped=record.get("stopped"),
         skipped=skipped,
     )
 
