@@ -182,10 +182,11 @@ def run_stage(
 def retention_record(rows: Sequence[Row], stopped: Stopped | None) -> dict[str, Any]:
     """What watching found and cost, for the stage's record: from its metrics rows."""
     measured = [row for row in rows if "retention" in row]
+    values = [row["retention"]["value"] for row in measured]
     return {
-        "last": measured[-1]["retention"]["value"],
-        "lowest": min(row["retention"]["value"] for row in measured),
-        "measurements": len(measured),
+        "last": values[-1] if values else None,  # a caller's callback may end a stage before anything is measured
+        "lowest": min(values, default=None),
+        "measurements": len(values),
         "seconds": round(sum(row["watch_seconds"] for row in measured), 3),
         "stopped": None if stopped is None else asdict(stopped),
     }
