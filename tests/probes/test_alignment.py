@@ -12,20 +12,10 @@ from alula.errors import HostError, UsageError
 from alula.probes import Alignment, Resampling, noise_prompt, untrained_connector
 from alula.probes.similarity import cka, neighbours, shared_neighbours
 from tests import zoo
-from tests.probes.models import deep, double, singles, states
+from tests.probes.models import deep, singles, states
 
 LAYOUTS = ("3I4I2", "2I5", "1I6", "7", "4I3", "I2", "3I")
 SITES = ("stream", "attention_norm", "attention", "mlp_norm", "mlp")
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return deep(layers=3, sliding=False).double()
-
-
-@pytest.fixture(scope="module")
-def inputs() -> dict[str, Any]:
-    return double(zoo.batch("llava-qwen3", *LAYOUTS))
 
 
 @pytest.fixture(scope="module")

@@ -13,21 +13,11 @@ from alula.errors import UsageError
 from alula.probes import Geometry
 from alula.probes.projection import to_plane
 from tests import zoo
-from tests.probes.models import deep, double, singles, states
+from tests.probes.models import singles, states
 
 LAYOUTS = ("3I4I2", "2I5", "1I6", "7", "I3")
 SITES = ("stream", "attention_norm", "attention", "mlp_norm", "mlp")
 FACTOR = 1.3  # low enough that tiny random models have sinks
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return deep(layers=3, sliding=False).double()
-
-
-@pytest.fixture(scope="module")
-def inputs() -> dict[str, Any]:
-    return double(zoo.batch("llava-qwen3", *LAYOUTS))
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,9 @@ import torch
 from alula.errors import UsageError
 from alula.probes import VocabularyLens
 from tests import zoo
-from tests.probes.models import batch, deep, double, singles, states
+from tests.probes.models import batch, double, singles, states
 
 LAYOUTS = ("3I4I2", "2I5", "1I6", "7", "I3")
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return deep(layers=3, sliding=False).double()
-
-
-@pytest.fixture(scope="module")
-def inputs() -> dict[str, Any]:
-    return double(zoo.batch("llava-qwen3", *LAYOUTS))
 
 
 @pytest.fixture(scope="module")

@@ -16,19 +16,9 @@ from alula.errors import DataError, UsageError
 from alula.probes import Overlap, WeightMask
 from alula.probes.masks import keep_highest
 from tests import zoo
-from tests.probes.models import deep, double, singles
+from tests.probes.models import deep, singles
 
 LAYOUTS = ("3I4I2", "2I5", "1I6", "7")
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return deep(layers=2, sliding=False).double()
-
-
-@pytest.fixture(scope="module")
-def inputs() -> dict[str, Any]:
-    return double(zoo.batch("llava-qwen3", *LAYOUTS))
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +140,7 @@ def test_a_reread_probe_asks_for_its_model(probe: Overlap, model: Any, tmp_path:
 
 
 def test_grafts_and_adapters_are_looked_past(probe: Overlap, inputs: dict[str, Any]) -> None:
-    model = deep(layers=2, sliding=False).double()
+    model = deep(layers=3, sliding=False).double()
     alula.attach(model, alula.WingsConfig(rank=2))
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
     wrapped = peft.get_peft_model(model, config)
