@@ -124,6 +124,24 @@ def test_batch_rows_equal_single_rows(processor) -> None:
             images += count
 
 
+def test_batches_for_measuring_need_no_markers(processor) -> None:
+    samples = [chat("what?", "red", images=(RED,)), chat("q", "a")]
+    trained = Collator(processor)(samples)
+    template = processor.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    unmarked = LlavaProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=processor.tokenizer,
+        patch_size=processor.patch_size,
+        vision_feature_select_strategy="full",
+        chat_template=template,
+    )
+    with pytest.raises(UsageError, match="does not mark"):
+        Collator(unmarked)
+    measured = Collator(unmarked, labels=False)(samples)
+    assert set(measured) == set(trained) - {"labels"}
+    assert all(torch.equal(measured[key], trained[key]) for key in measured)
+
+
 def test_microworld_dialogues_through_the_template(processor, tokenizer) -> None:
     source = open_source({"microworld": "dialogue", "limit": 28})
     samples = [source[n] for n in range(28)]

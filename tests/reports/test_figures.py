@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from alula.evaluation import Estimate
-from alula.reports.figures import Curve, Point, Sides, butterfly, curves, scatter
+from alula.reports.figures import Curve, Line, Point, Sides, butterfly, cloud, curves, lines, scatter
 from alula.reports.figures.canvas import Scale, nice_step, spread, text_width
 from alula.reports.figures.markers import MARKERS, marker_path
 from alula.reports.palette import SERIES_DARK, SERIES_LIGHT
@@ -157,3 +157,26 @@ def test_series_colours_can_be_read_as_text(colours: tuple[str, ...], page: str)
     for colour in colours:  # WCAG AA for text
         light, dark = sorted((luminance(colour), luminance(page)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, colour
+
+
+def test_lines_keep_their_labels_apart_and_pass_over_what_is_undefined() -> None:
+    rng = np.random.default_rng(0)
+    values = [0.3, math.nan, *(0.3 + 0.01 * rng.standard_normal(6))]
+    bands = [(v - 0.02, v + 0.02) for v in values]
+    found = [Line(f"series {k}", k, [v + 0.001 * k for v in values], bands, dashed=k == 3) for k in range(4)]
+    root = parsed(lines(range(8), found, title="t", x_title="layer", y_title="share", null=[(0.0, 0.1)] * 8))
+    assert overlapping(labels(root)) == 0
+    along = [e.text or "" for e in root.iter("text") if e.attrib.get("text-anchor") == "middle"]
+    assert [tick for tick in along if tick != "layer"] == [str(at) for at in range(0, 8, 2)]
+
+
+def test_lines_of_shares_start_at_zero() -> None:
+    root = parsed(lines(range(3), [Line("a", 0, [0.0, 0.4, 0.2])], title="t", x_title="layer", y_title="share"))
+    assert min(float(e.text or 0) for e in root.iter("text") if e.attrib.get("class") == "tick") == 0
+
+
+def test_clouds_hold_their_points_and_keep_their_shape() -> None:
+    points = [(0.0, 0.0), (30.0, 0.0), (0.0, 10.0)]
+    root = parsed(cloud(points, [0, 1, 1], title="state 0"))
+    assert len(root.findall("path")) == 3
+    assert parsed(cloud([(1.0, 1.0)] * 3, [0, 0, 0], title="one place")) is not None

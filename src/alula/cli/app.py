@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 # each module registers its command(s) in `register(app)`; the order is the order of `alula --help`
-VERBS = ("quickstart", "train", "evaluate", "chat", "data", "import_", "fledgling", "study")
+VERBS = ("quickstart", "train", "evaluate", "audit", "chat", "data", "import_", "fledgling", "study")
 
 
 def _register() -> None:

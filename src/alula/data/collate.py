@@ -42,6 +42,8 @@ class Collator:
     - ``pixel_values`` and whatever else the image processor makes, absent when no sample holds an image; the same of
       films and sounds.
 
+    With ``labels=False`` it is the same batch without ``labels``, for measuring: any chat template will do.
+
     A prompt batch (``train=False``) has no labels, ends with the template's generation prompt, and holds
     ``mm_token_type_ids`` only when the processor makes them by itself (``generate`` refuses them for other models).
 
@@ -52,6 +54,7 @@ class Collator:
         max_length: most tokens of a sample, image rows included; None: no limit.
         padding_side: default right for training, left for prompts.
         train: training batches, or prompts for generation.
+        labels: whether training batches say what is learnt from.
         pad_to_multiple_of: round L up (tensor cores like 8 or 64).
         fingerprints: add ``image_fingerprints``, the images' ``ImageRef.fingerprint()`` in the order of
             ``pixel_values``; to be taken out before the model is called.
@@ -60,7 +63,7 @@ class Collator:
         replacer: the mixture the samples come from.
 
     Raises:
-        UsageError: no chat template, no generation markers in it (training), a slow tokenizer, or no padding token.
+        UsageError: no chat template, no generation markers in it (labels), a slow tokenizer, or no padding token.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Collator:
         max_length: int | None = None,
         padding_side: Literal["left", "right"] | None = None,
         train: bool = True,
+        labels: bool = True,
         pad_to_multiple_of: int | None = None,
         fingerprints: bool = False,
         quarantine: Quarantine | None = None,
@@ -80,7 +84,7 @@ class Collator:
         self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer if self.multimodal else processor  # type: ignore[assignment]
         self.max_length = max_length
         self.padding_side = padding_side or ("right" if train else "left")
-        self.train = train
+        self.train, self.labels = train, train and labels
         self.pad_to_multiple_of = pad_to_multiple_of
         self.fingerprints = fingerprints
         self.quarantine, self.replacer = quarantine, replacer
@@ -199,7 +203,7 @@ class Collator:
             "tokenize": True,
             "return_dict": True,
             "add_generation_prompt": not self.train,
-            "return_assistant_tokens_mask": self.train,
+            "return_assistant_tokens_mask": self.labels,
         }
         chats: list[Any] = [entry.messages for entry in entries]
         if self.multimodal:
@@ -227,7 +231,7 @@ class Collator:
                 remedy="raise max_length, or shorten or split the conversation; placeholders are never cut",
             )
         # a token is learnt from as the successor of another, so the first one cannot be
-        if self.train and not any(self._supervised(rows, number)[1:]):
+        if self.labels and not any(self._supervised(rows, number)[1:]):
             return UnsupervisedError("no token to learn from: no assistant turn that the template marks", place=place)
         return None
 
@@ -238,7 +242,7 @@ class Collator:
 
     def _padded(self, rows: dict[str, Any], entries: list[_Entry]) -> BatchFeature:
         ids = rows["input_ids"]
-        if self.train:
+        if self.labels:
             rows["labels"] = [
                 [
                     token if spoken else IGNORED
@@ -282,13 +286,13 @@ class Collator:
                 f"the {type(self.processor).__name__} has no chat template",
                 remedy="set processor.chat_template; build_host gives its hosts one",
             )
-        if self.train and not _GENERATION.search(template):
+        if self.labels and not _GENERATION.search(template):
             raise UsageError(
                 "the chat template does not mark what the assistant says, so there is nothing to learn from",
                 where=f"{type(self.processor).__name__}.chat_template",
                 remedy="put {% generation %} ... {% endgeneration %} around the assistant's text in the template",
             )
-        if self.train and not self.tokenizer.is_fast:
+        if self.labels and not self.tokenizer.is_fast:
             raise UsageError("training labels need a fast tokenizer (one backed by `tokenizers`)")
 
 

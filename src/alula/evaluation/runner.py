@@ -8,14 +8,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import generation, prompts
 from alula.evaluation.conditions import conditions, fingerprint
 from alula.evaluation.items import CountingTask, Task, TaskItem, images_of
 from alula.evaluation.journal import Journal
+from alula.evaluation.progress import Bar, bar
 from alula.evaluation.ratios import figures
 from alula.evaluation.results import Decoding, ItemResult, RunResult, TaskResult
 
@@ -62,10 +60,10 @@ def run(
     identity = {"fingerprint": mark, "decoding": decoding.model_dump(mode="json"), "dtype": state.dtype}
     book = Journal(journal, identity) if journal is not None else None
     results: dict[str, TaskResult] = {}
-    with evaluating(model), _bar(sum(map(len, items.values())), progress) as bar:
+    with evaluating(model), bar(sum(map(len, items.values())), progress) as advancing:
         for task in tasks:
             limit = max_new_tokens or task.max_new_tokens
-            work = _TaskRun(model, processor, task, limit, decoding, batch_size, book, bar, name)
+            work = _TaskRun(model, processor, task, limit, decoding, batch_size, book, advancing, name)
             answers = work.answers(items[task.name])
             ratios = list(task.ratios) if isinstance(task, CountingTask) else []
             results[task.name] = TaskResult(
@@ -94,7 +92,7 @@ class _TaskRun:
         decoding: Decoding,
         batch_size: int,
         book: Journal | None,
-        bar: _Bar,
+        bar: Bar,
         name: str,
     ) -> None:
         self.model, self.processor, self.task, self.decoding = model, processor, task, decoding
@@ -208,32 +206,3 @@ def evaluating(model: Any) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-class _Bar:
-    """A progress bar that may be absent."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress = progress
-        self.id = progress.add_task("", total=total) if progress else None
-
-    def advance(self, label: str, count: int) -> None:
-        if self.progress is not None and self.id is not None:
-            self.progress.update(self.id, description=label, advance=count)
-
-
-@contextlib.contextmanager
-def _bar(total: int, shown: bool) -> Iterator[_Bar]:
-    if not shown:
-        yield _Bar(None, total)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield _Bar(progress, total)

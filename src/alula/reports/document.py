@@ -25,11 +25,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class FigureRow:
-    """Figures beside each other where the page is wide enough, under each other where it is not."""
+    """Figures beside each other where the page is wide enough, under each other where it is not; ``small`` ones stand
+    up to five in a row."""
 
     figures: Sequence[Figure]
     legend: Sequence[Key] = ()
     caption: str = ""
+    small: bool = False
     kind: str = field(default="figures", init=False)
 
 
@@ -72,12 +74,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under headings; the first column names the row. ``heat`` draws it as a compact grid."""
+    """Rows of cells under headings; the first column names the row. ``heat`` draws it as a compact grid, ``words``
+    as text that wraps."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
     heat: bool = False
+    words: bool = False
     kind: str = field(default="table", init=False)
 
 
@@ -138,11 +142,13 @@ Block = Figure | FigureRow | Table | Cards | Browser | Facts
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: what it says in plain words first, then what shows it."""
+    """A part of a report: what it says in plain words first, then what shows it, then where to read on: ``links`` are
+    pairs of a text and an address."""
 
     title: str
     reading: Sequence[str] = ()
     blocks: Sequence[Block] = ()
+    links: Sequence[tuple[str, str]] = ()
 
     @property
     def anchor(self) -> str:

@@ -58,12 +58,12 @@ def document(outcome: Outcome) -> Document:
     sections = [
         _tradeoff(summary),
         _figures_at_a_glance(summary),
-        _text_families(summary),
+        text_families(summary),
         _visual_families(summary),
         comparison_section(summary),
         _dialogues(summary),
         _training(summary),
-        _flips(summary),
+        item_flips(summary),
         _repeat(summary),
     ]
     return Document(
@@ -158,7 +158,8 @@ def _interval_cell(estimate: Estimate) -> Cell:
     return Cell(percent(estimate.value), note=bounds(estimate))
 
 
-def _text_families(summary: Summary) -> Section | None:
+def text_families(summary: Summary) -> Section | None:
+    """Which text skills every method kept; None where no text was asked."""
     if not summary.text_tasks:
         return None
     tables = [_retention_table(summary, task) for task in summary.text_tasks]
@@ -291,7 +292,8 @@ def _by_stage(runs: Sequence[Sequence[CurvePoint]]) -> dict[str, list[tuple[list
     return stages
 
 
-def _flips(summary: Summary) -> Section:
+def item_flips(summary: Summary) -> Section:
+    """How many items were lost and gained, and some of them to read."""
     tasks = summary.text_tasks or list(summary.outcome.tasks)
     figures = []
     for task in tasks[:2]:

@@ -60,6 +60,18 @@ def run_table(run: RunResult) -> Table:
     return table
 
 
+def findings_table(findings: Sequence[tuple[str, str, str, str]]) -> Table:
+    """Return findings (question, status, figure, what to do) as a table that fits 80 columns: a block per finding."""
+    styles = {"fine": "green", "look": "yellow", "act": "bold red"}
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("")
+    for title, status, figure, do in findings:
+        mark = f"[{styles[status]}]{status}[/]" if status in styles else status
+        table.add_row(mark, f"[bold]{escape(title)}[/bold]\n{escape(figure)}\n[dim]{escape(do)}[/dim]")
+    return table
+
+
 def _two_lines(estimate: Estimate) -> str:
     """The value over half the width of its interval, the larger half where a bound was clipped."""
     sides = [abs(bound - estimate.value) for bound in (estimate.low, estimate.high) if bound is not None]

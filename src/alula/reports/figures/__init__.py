@@ -1,6 +1,7 @@
 """Drawings as inline SVG that take their colours and font from the page."""
 
 from alula.reports.figures.butterfly import Sides, butterfly
+from alula.reports.figures.cloud import cloud
 from alula.reports.figures.curves import Curve, curves
 from alula.reports.figures.lines import Line, lines
 from alula.reports.figures.scatter import Point, scatter
@@ -14,6 +15,7 @@ __all__ = [
     "Sides",
     "Trail",
     "butterfly",
+    "cloud",
     "curves",
     "lines",
     "scatter",

@@ -15,13 +15,14 @@ _LINE = 16.0
 
 @dataclass(frozen=True)
 class Scale:
-    """A map from values to pixels, linear or logarithmic (base 10)."""
+    """A map from values to pixels, linear or logarithmic (base 10); ``whole`` puts ticks at whole numbers only."""
 
     low: float
     high: float
     start: float
     end: float
     log: bool = False
+    whole: bool = False
 
     def __call__(self, value: float) -> float:
         if self.log:
@@ -34,6 +35,7 @@ class Scale:
         """Return round values inside the scale, roughly ``about`` of them."""
         if not self.log:
             step = nice_step((self.high - self.low) / about)
+            step = max(1, math.ceil(step)) if self.whole else step
             first = math.ceil(self.low / step - 1e-9)
             last = math.floor(self.high / step + 1e-9)
             return [round(k * step, 10) for k in range(first, last + 1)]

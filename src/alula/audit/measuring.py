@@ -1,0 +1,116 @@
+"""One streaming pass of a model over the chosen conversations, with probes on, that goes on where it was killed."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from alula.anatomy import Anatomy
+from alula.errors import UsageError
+from alula.files import atomic_directory, write_json
+from alula.probes import Probe, watch
+
+P = TypeVar("P", bound=Probe)
+
+_MARK = "pass.json"
+CHECKPOINT_SECONDS = 30.0
+"""least time between two savings of what was measured"""
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[tuple[int, Mapping[str, Any]]],
+    probes: Mapping[str, P],
+    folder: Path,
+    *,
+    total: int,
+    identity: Mapping[str, Any],
+    around: Callable[[int], AbstractContextManager[Any]],
+    done: Callable[[int], None],
+    every: float = CHECKPOINT_SECONDS,
+) -> dict[str, P]:
+    """Run the model over all batches and return the probes with what they saw.
+
+    Args:
+        batches: numbered from 0; those that an earlier call finished are not run again.
+        probes: fresh ones, by name.
+        folder: what was measured is kept here, in one complete directory per checkpoint.
+        total: how many batches there are.
+        identity: JSON values that must agree with those of an earlier call.
+        around: a context for batch n, such as a control.
+        done: called with a number of batches that are done.
+
+    Raises:
+        UsageError: the folder holds the measurements of something else.
+    """
+    begun, measured = _restored(folder, probes, identity)
+    done(begun)
+    parameter = next(model.parameters())
+    options = _lean(model)
+    saved = time.monotonic()
+    for number, batch in batches:
+        if number < begun:
+            continue
+        inputs = {key: _placed(value, parameter) for key, value in batch.items()}
+        with around(number), watch(model, list(measured.values())), torch.no_grad():
+            model(**inputs, **options)
+        last = number + 1 == total
+        if last or time.monotonic() - saved >= every:
+            _save(folder, measured, identity, number + 1)
+            saved = time.monotonic()
+        done(1)
+    return measured
+
+
+def _lean(model: nn.Module) -> dict[str, Any]:
+    """Options that spare the host what nobody reads: a cache, and logits of any row but the last."""
+    options: dict[str, Any] = {"use_cache": False}
+    if "logits_to_keep" in inspect.signature(Anatomy.of(model).host.forward).parameters:
+        options["logits_to_keep"] = 1
+    return options
+
+
+def _placed(value: Any, like: torch.Tensor) -> Any:
+    if not torch.is_tensor(value):
+        return value
+    return value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device)
+
+
+def _save(folder: Path, probes: Mapping[str, Probe], identity: Mapping[str, Any], batches: int) -> None:
+    """Write a whole checkpoint under its own name, then remove the ones before it: one is always complete."""
+    with atomic_directory(folder / f"{batches:08d}") as partial:
+        for name, probe in probes.items():
+            probe.save(partial / f"{name}.safetensors")
+        write_json(partial / _MARK, {"batches": batches, "identity": dict(identity)})
+    for old in _checkpoints(folder)[:-1]:
+        shutil.rmtree(old)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob(f"[0-9]*/{_MARK}"))
+
+
+def _restored(folder: Path, probes: Mapping[str, P], identity: Mapping[str, Any]) -> tuple[int, dict[str, P]]:
+    """How many batches were measured before, and the probes that measured them."""
+    found = _checkpoints(folder)
+    if not found:
+        return 0, dict(probes)
+    mark = json.loads((found[-1] / _MARK).read_text(encoding="utf-8"))
+    if mark["identity"] != json.loads(json.dumps(dict(identity))):
+        raise UsageError(
+            "holds the measurements of other weights or other data",
+            where=str(folder),
+            remedy="name another --output, or remove it",
+        )
+    return mark["batches"], {
+        name: type(probe).load(found[-1] / f"{name}.safetensors") for name, probe in probes.items()
+    }

@@ -1,0 +1,75 @@
+"""What an audit is to do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from alula.errors import UsageError
+
+SECTIONS = ("text", "attention", "alignment", "geometry", "lens", "overlap")
+"""in the order of the report"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The settings of an audit.
+
+    Args:
+        output: directory for what is measured and for the report; a later call with the same settings goes on there.
+        model: a directory or hub id; any image host alula can load, adapters included.
+        base: the model before it was tuned, or the text LLM inside; text answers are compared with its.
+        data: the user's conversations with images; the microworld's where None.
+        images: the folder relative image paths of ``data`` start from.
+        text: the user's text conversations, whose last turn is the reference answer; the microworld's where None.
+        samples: conversations with images that are measured.
+        items: text questions asked.
+        sections: names of `SECTIONS`.
+        controls: measure alignment again with noise in place of the images, and with an untrained connector.
+        batch_size: conversations per forward.
+        dtype: of the weights, by name; None keeps the checkpoint's.
+        seed: draws the microworld's items, samples kept, resamples and noise.
+
+    Raises:
+        UsageError: an unknown section, none at all, or a number below 1.
+    """
+
+    output: Path
+    model: str
+    base: str | None = None
+    data: Path | None = None
+    images: Path | None = None
+    text: Path | None = None
+    samples: int = 128
+    items: int = 200
+    sections: tuple[str, ...] = SECTIONS
+    controls: bool = True
+    batch_size: int = 8
+    dtype: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.sections if name not in SECTIONS]
+        if unknown or not self.sections:
+            raise UsageError(
+                f"there is no section {unknown[0]!r}" if unknown else "no section was chosen",
+                where="--sections",
+                remedy=f"choose among {', '.join(SECTIONS)}",
+            )
+        for name in ("samples", "items", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"must be at least 1, not {getattr(self, name)}", where=f"--{name.replace('_', '-')}")
+        if self.base is not None and "text" not in self.sections:
+            raise UsageError("a base is compared by its text answers only", where="--base", remedy="add section text")
+
+    @property
+    def probing(self) -> tuple[str, ...]:
+        """The sections that need images, in the order of the report."""
+        return tuple(name for name in SECTIONS if name in self.sections and name != "text")
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides the figures, as JSON values."""
+        facts = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        del facts["output"]
+        return {**facts, "sections": [name for name in SECTIONS if name in self.sections]}

@@ -1,0 +1,84 @@
+"""Which conversations an audit measures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from alula.audit.plan import Plan
+from alula.data import BadSampleError, Collator, MicroworldSource, Mixture, Sample, open_file
+from alula.errors import DataError
+
+_LOOK_AT = 50
+"""records looked at for each one wanted, before an endless source is given up"""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The conversations with images, by their index in a source: nothing of them is held.
+
+    Attributes:
+        source: samples by index.
+        title: what the report calls it.
+        indices: of those that hold an image, at most as many as the plan says.
+        without_image, unusable: records passed over until then.
+        digest: sha256 (hex) over the chosen samples' ids.
+    """
+
+    source: Any
+    title: str
+    indices: tuple[int, ...]
+    without_image: int
+    unusable: int
+    digest: str
+
+    def batches(self, collate: Collator, size: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The batches with their numbers, made as they are asked for."""
+        for number in range(self.count(size)):
+            samples = [self.source[index] for index in self.indices[number * size : (number + 1) * size]]
+            yield number, dict(collate(samples))
+
+    def count(self, size: int) -> int:
+        """How many batches of ``size`` there are."""
+        return -(-len(self.indices) // size)
+
+
+def choose(plan: Plan) -> Chosen:
+    """Find the first conversations with images.
+
+    Raises:
+        DataError: the file cannot be read, or no usable record of it shows an image.
+    """
+    if plan.data is not None:
+        source: Any = open_file(plan.data, images=plan.images)
+        title, size = f"{plan.data.name}", source.size
+    else:
+        # captions say all that is to be seen; dialogues have words on either side of their images
+        parts = [MicroworldSource(name, split="test", seed=plan.seed) for name in ("caption", "dialogue")]
+        source, title, size = Mixture(parts, seed=plan.seed), "captions and dialogues of the microworld", None
+    indices: list[int] = []
+    without = unusable = 0
+    digest = hashlib.sha256()
+    for index in range(_LOOK_AT * plan.samples if size is None else size):
+        try:
+            sample: Sample = source[index]
+        except BadSampleError:
+            unusable += 1
+            continue
+        if not sample.images:
+            without += 1
+            continue
+        indices.append(index)
+        digest.update(f"{sample.id}\n".encode())
+        if len(indices) == plan.samples:
+            break
+    if not indices:
+        raise DataError(
+            f"no conversation shows an image ({without} without one, {unusable} unusable)",
+            where=str(plan.data),
+            remedy="an audit looks at what happens to image rows: give conversations with images, leave --data out "
+            "to use the microworld's, or ask for --sections text alone",
+        )
+    return Chosen(source, title, tuple(indices), without, unusable, digest.hexdigest())

@@ -1,0 +1,103 @@
+"""``alula audit``: look inside a model that is there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``audit``."""
+    app.command(name="audit")(audit)
+
+
+def audit(
+    model: Annotated[str, typer.Argument(help="A model or adapter directory, or a hub id, of a model with images.")],
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model before tuning, or the text LLM inside: text answers are compared with its."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Own conversations with images (JSONL, LLaVA JSON, parquet, saved dataset)."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder that image paths in --data start from.")
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Own text conversations for the text answers; the last turn is the reference."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Directory for measurements, answers and report; a second call goes on there.")
+    ] = Path("runs/audit"),
+    samples: Annotated[int, typer.Option(min=1, help="Conversations with images to measure.")] = 128,
+    items: Annotated[int, typer.Option(min=1, help="Text questions to ask.")] = 200,
+    sections: Annotated[
+        str, typer.Option(help="Comma separated, out of text, attention, alignment, geometry, lens, overlap.")
+    ] = "text,attention,alignment,geometry,lens,overlap",
+    controls: Annotated[
+        bool,
+        typer.Option(help="Measure alignment again with noise for images and with an untrained connector."),
+    ] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Conversations per forward.")] = 8,
+    seed: Annotated[int, typer.Option(help="Draws the microworld's items, resamples and noise.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU where there is one)")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON on stdout.")] = False,
+) -> None:
+    """Look inside any model with images: what it kept of its words, and what its images do to it.
+
+    Nothing is trained. Text answers (against --base), attention shift, alignment, geometry, vocabulary lens and weight
+    overlap, with intervals and nulls, in one HTML page that says what each figure means for this model. Without --data
+    and --text the microworld's conversations are used. Memory does not grow with the number of samples; a run that was
+    stopped goes on where it was.
+    """
+    import json
+    import shlex
+    import sys
+
+    from rich.console import Console
+
+    from alula.audit import Plan, audit_json, audit_report, findings
+    from alula.audit import audit as run
+    from alula.files import write_json, write_text
+    from alula.hosts.placement import device_named, dtype_named
+    from alula.loading import load_model
+    from alula.reports import findings_table
+
+    kind, place = dtype_named(dtype), device_named(device)
+    plan = Plan(
+        output=output,
+        model=model,
+        base=base,
+        data=data,
+        images=images,
+        text=text,
+        samples=samples,
+        items=items,
+        sections=tuple(name.strip() for name in sections.split(",") if name.strip()),
+        controls=controls,
+        batch_size=batch_size,
+        dtype=dtype,
+        seed=seed,
+    )
+    found = run(
+        plan,
+        lambda name: load_model(name, dtype=kind, device=place),
+        command=shlex.join(["alula", *sys.argv[1:]]),
+        progress=True,
+    )
+    record = audit_json(found)
+    write_json(output / "audit.json", record)
+    report = write_text(output / "report.html", audit_report(found))
+    if as_json:
+        typer.echo(json.dumps(record))
+    else:
+        Console().print(findings_table([(f.title, f.status, f.figure, f.do) for f in findings(found)]))
+    talk = Console(stderr=True)
+    talk.print(f"report: {report}", soft_wrap=True, highlight=False)

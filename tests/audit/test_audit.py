@@ -1,0 +1,187 @@
+"""`alula audit` on saved random models of every supported kind: whole, resumable, bounded, and honest about errors."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import alula
+from alula.anatomy import Anatomy
+from alula.audit import SECTIONS, Audit, Plan, audit, audit_json, audit_report, memory
+from alula.audit.text import BARE
+from alula.cli import app as cli
+from alula.errors import AlulaError, DataError, HostError, UsageError
+from alula.microworld import export_llava, visual_items
+from alula.probes import Alignment, AttentionShift, Geometry, Overlap, VocabularyLens, watch
+from tests import zoo
+from tests.hosts import tiny
+
+PROBING = tuple(name for name in SECTIONS if name != "text")
+
+
+def figures(result: Audit) -> dict[str, Any]:
+    """What two audits of the same model and data must agree on."""
+    record = audit_json(result)
+    return {key: record[key] for key in (*SECTIONS, "findings", "controls", "data", "words")}
+
+
+def test_every_section_is_measured_and_json(small: tuple[Plan, Audit]) -> None:
+    record = json.loads(json.dumps(audit_json(small[1]), allow_nan=False))
+    assert [finding["section"] for finding in record["findings"]] == list(SECTIONS)
+    assert all(record[name] for name in SECTIONS)
+    assert set(record["controls"]) == {"noise", "untrained"}
+    assert record["data"]["measured"] == 24 == record["attention"]["samples"]
+    assert record["text"]["base_asked_in_model_words"]
+    # a random LLM around which a host was built says in text what it said before, whatever that is
+    assert record["text"]["paired"]["tasks"][BARE]["identical_answers"] == 10
+
+
+def test_the_report_stands_alone(small: tuple[Plan, Audit]) -> None:
+    html = audit_report(small[1])
+    assert not re.search(r'(src|href)="(?!#|data:|https://arxiv\.org)', html)
+    for finding in audit_json(small[1])["findings"]:
+        assert finding["title"] in html
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).lower().split()
+    assert "however many samples" in html
+
+
+@pytest.mark.parametrize("kind", ["qwen", "wings", "lora"])
+def test_other_kinds_of_models(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    model = request.getfixturevalue(kind)
+    plan = Plan(
+        output=tmp_path, model=str(model) if kind != "qwen" else kind, samples=6, batch_size=3, sections=PROBING
+    )
+    result = audit(plan, alula.load_model if kind != "qwen" else lambda name: model)
+    assert result.measured == 6
+    assert result.text is None
+    # Qwen-VL merges patches inside its tower and has no connector to start afresh
+    assert set(result.controls) == ({"noise"} if kind == "qwen" else {"noise", "untrained"})
+    assert ("total" in result.attention.shift) == (kind == "wings")
+    assert audit_report(result)
+
+
+def test_a_stopped_audit_goes_on_to_the_same_figures(small: tuple[Plan, Audit], tmp_path: Path) -> None:
+    plan = replace(small[0], output=tmp_path / "stopped")
+    passed = 0
+
+    def load(stop_at: int | None) -> Any:
+        def loading(name: str) -> Any:
+            loaded = alula.load_model(name)
+
+            def count(module: Any, args: Any, kwargs: Any) -> None:
+                nonlocal passed
+                passed += 1
+                if passed == stop_at:
+                    raise KeyboardInterrupt
+
+            loaded.model.register_forward_pre_hook(count, with_kwargs=True)
+            return loaded
+
+        return loading
+
+    for stop_at in (3, 5):  # in the pass of the model (4 batches), then in that of a control
+        passed = 0
+        with pytest.raises(KeyboardInterrupt):
+            audit(plan, load(stop_at), checkpoint_seconds=0)
+    result = audit(plan, load(None), checkpoint_seconds=0)
+    assert figures(result) == figures(small[1])
+    assert len(list((plan.output / "measured" / "model").iterdir())) == 1
+    passed = 0
+    again = audit(plan, load(None))
+    assert figures(again) == figures(result)
+    assert passed == 0, "a finished audit runs no model again"
+
+
+def test_other_weights_and_other_settings_are_refused(llava: Path, tmp_path: Path) -> None:
+    plan = Plan(output=tmp_path / "out", model=str(llava), samples=2, sections=("attention",))
+    audit(plan, alula.load_model)
+    with pytest.raises(UsageError, match="other settings"):
+        audit(replace(plan, samples=3), alula.load_model)
+
+    def changed(name: str) -> Any:
+        loaded = alula.load_model(name)
+        with torch.no_grad():
+            loaded.model.lm_head.weight.mul_(2)
+        return loaded
+
+    with pytest.raises(UsageError, match="other weights"):
+        audit(plan, changed)
+
+
+def test_the_memory_bound_is_true_and_does_not_grow() -> None:
+    model = zoo.build("llava-qwen3")
+    options = {"keep": 4}
+    probes = [kind(**options) for kind in (AttentionShift, Alignment, Geometry, VocabularyLens, Overlap)]
+    sizes = []
+    with watch(model, probes), torch.no_grad():
+        for seed in range(8):
+            model(**zoo.batch("llava-qwen3", "3I4I2", "2I5", "4I3", "2I6", seed=seed))
+            sizes.append(memory.held(probes))
+    assert len(set(sizes[1:])) == 1, sizes
+    slack = len(probes) * 64 * 1024
+    bound = memory.bound(probes, Anatomy.of(model))
+    assert sizes[-1] <= bound - slack, "the formula alone must hold"
+    assert bound - slack <= 3 * sizes[-1], "a bound that says nothing"
+
+
+def test_own_conversations_and_own_questions(llava: Path, tmp_path: Path) -> None:
+    export_llava(visual_items(6, split="test", seed=0), tmp_path / "mine")
+    questions = tmp_path / "questions.jsonl"
+    talk = [{"role": "user", "content": "one plus two?"}, {"role": "assistant", "content": "3"}]
+    questions.write_text("\n".join(json.dumps({"id": str(n), "messages": talk}) for n in range(3)))
+    broken = json.loads((tmp_path / "mine" / "data.json").read_text())
+    broken[0]["image"] = "gone.png"
+    (tmp_path / "mine" / "data.json").write_text(json.dumps(broken))
+    plan = Plan(
+        output=tmp_path / "out", model=str(llava), data=tmp_path / "mine" / "data.json",
+        images=tmp_path / "mine" / "images", text=questions, samples=20, batch_size=2, sections=("text", "lens"),
+    )  # fmt: skip
+    result = audit(plan, alula.load_model)
+    assert (result.measured, result.unusable) == (5, 1)
+    assert len(result.text.run.tasks[BARE].items) == 3
+    assert result.text.after_image is None
+
+
+def test_errors_say_what_to_do(llava: Path, llm: Path, tmp_path: Path) -> None:
+    def run(**options: Any) -> AlulaError:
+        with pytest.raises(AlulaError) as caught:
+            audit(Plan(**{"output": tmp_path / "out", "model": str(llava), "samples": 2, **options}), alula.load_model)
+        return caught.value
+
+    words = tmp_path / "words.jsonl"
+    talk = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    words.write_text(json.dumps({"messages": talk}))
+    error = run(data=words)
+    assert isinstance(error, DataError)
+    assert "no conversation shows an image" in error.message
+    assert isinstance(run(model=str(llm), output=tmp_path / "llm"), HostError)
+    assert "no section 'tekst'" in run(sections=("tekst",)).message
+    assert "text answers only" in run(base=str(llm), sections=("lens",)).message
+
+
+def test_an_unsupported_decoder_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "neox"
+    alula.hosts.save_host(
+        alula.build_host(tiny.decoder("gpt_neox"), tiny.TOWERS["clip"][0], tokenizer=tiny.tokenizer()), path
+    )
+    with pytest.raises(HostError, match="gpt_neox"):
+        audit(Plan(output=tmp_path / "out", model=str(path), samples=2), alula.load_model)
+
+
+def test_the_command(small: tuple[Plan, Audit], llava: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    arguments = ["--output", tmp_path, "--samples", 4, "--sections", "attention,overlap", "--device", "cpu", "--json"]
+    monkeypatch.setattr(sys, "argv", ["alula", "audit", str(llava), *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "audit.json").read_text())
+    assert [finding["section"] for finding in printed["findings"]] == ["attention", "overlap"]
+    assert "<svg" in (tmp_path / "report.html").read_text()

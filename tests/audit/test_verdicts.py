@@ -1,0 +1,138 @@
+"""What is said depends on intervals and nulls: the same model with other figures gets other sentences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from alula.audit import Audit, Finding, Plan, findings
+from alula.audit.text import BARE
+from alula.audit.verdicts import Status, length_ratio, shared_use, unrelated
+from alula.probes import Estimate
+
+
+def finding(result: Audit, section: str) -> Finding:
+    return next(found for found in findings(result) if found.section == section)
+
+
+def with_shift(result: Audit, layers: int, value: float, half: float) -> Audit:
+    shift = {"main": Estimate(value, value - half, value + half)}
+    return replace(result, layers=layers, attention=replace(result.attention, shift=shift))
+
+
+@pytest.mark.parametrize(
+    ("layers", "value", "half", "status"),
+    [
+        (32, 1.7, 0.1, Status.LOOK),
+        (32, 1.7, 0.4, Status.OPEN),  # the interval reaches into what unrelated curves give
+        (32, 0.4, 0.1, Status.FINE),
+        (6, 1.7, 0.05, Status.OPEN),  # six layers can do that by chance
+        (6, 0.1, 0.05, Status.FINE),
+        (32, math.nan, 0.0, Status.OPEN),
+    ],
+)
+def test_attention_shift(small: tuple[Plan, Audit], layers: int, value: float, half: float, status: Status) -> None:
+    found = finding(with_shift(small[1], layers, value, half), "attention")
+    assert found.status is status
+    assert ("moves against" in found.says) == (status is Status.LOOK)
+
+
+@pytest.mark.parametrize("layers", [4, 6, 12, 32])
+def test_unrelated_is_the_critical_correlation(layers: int) -> None:
+    rng = np.random.default_rng(0)
+    draws = rng.standard_normal((20_000, 2, layers))
+    draws -= draws.mean(axis=-1, keepdims=True)
+    r = (draws[:, 0] * draws[:, 1]).sum(-1) / np.sqrt((draws**2).sum(-1).prod(-1))
+    assert (np.abs(r) > unrelated(layers)).mean() == pytest.approx(0.05, abs=0.006)
+
+
+def with_contrast(result: Audit, own: Estimate, noise: Estimate) -> Audit:
+    def put(found: Any, estimate: Estimate) -> Any:
+        pair = replace(found.pairs["image-text"], contrast_score=estimate, kept=64, samples=64)
+        return replace(found, pairs={"image-text": pair})
+
+    return replace(
+        result,
+        alignment=put(result.alignment, own),
+        controls={"noise": put(result.controls["noise"], noise)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "noise", "status"),
+    [
+        ((0.2, 0.15, 0.25), (0.0, -0.05, 0.05), Status.FINE),
+        ((0.2, 0.15, 0.25), (0.15, 0.1, 0.2), Status.LOOK),
+        ((0.02, -0.03, 0.07), (0.0, -0.05, 0.05), Status.ACT),
+    ],
+)
+def test_alignment(small: tuple[Plan, Audit], own: Any, noise: Any, status: Status) -> None:
+    found = finding(with_contrast(small[1], Estimate(*own), Estimate(*noise)), "alignment")
+    assert found.status is status
+    assert f"{own[0]:.2f} ({own[1]:.2f} to {own[2]:.2f})" in found.says
+
+
+def test_few_samples_decide_nothing(small: tuple[Plan, Audit]) -> None:
+    pair = replace(small[1].alignment.pairs["image-text"], kept=8, samples=8)
+    few = replace(small[1], alignment=replace(small[1].alignment, pairs={"image-text": pair}))
+    assert finding(few, "alignment").status is Status.OPEN
+
+
+def with_text(result: Audit, *, lost: int, gained: int, n: int, low: float, identical: int) -> Audit:
+    task = result.text.pairs.tasks[BARE]
+    p = stats.binomtest(min(lost, gained), lost + gained, 0.5).pvalue if lost + gained else 1.0
+    overall = task.overall.model_copy(
+        update={
+            "n": n,
+            "lost": lost,
+            "gained": gained,
+            "p_value": p,
+            "base": task.overall.base.model_copy(update={"value": 0.9}),
+            "retention": task.overall.base.model_copy(update={"value": 1 - (lost - gained) / n, "low": low, "high": 1}),
+        }
+    )
+    pairs = result.text.pairs.model_copy(
+        update={"tasks": {BARE: task.model_copy(update={"overall": overall, "identical_answers": identical})}}
+    )
+    return replace(result, text=replace(result.text, pairs=pairs, after_image=None))
+
+
+def test_text(small: tuple[Plan, Audit]) -> None:
+    def status(**figures: Any) -> Status:
+        return finding(with_text(small[1], **figures), "text").status
+
+    assert status(lost=0, gained=0, n=100, low=1.0, identical=100) is Status.FINE
+    # nothing lost among a hundred that were asked, yet other words: a loss of 3 % would often look like this
+    assert status(lost=0, gained=0, n=100, low=1.0, identical=60) is Status.OPEN
+    assert status(lost=0, gained=0, n=1000, low=1.0, identical=600) is Status.FINE
+    assert status(lost=30, gained=5, n=100, low=0.6, identical=40) is Status.ACT
+    assert status(lost=6, gained=5, n=100, low=0.95, identical=40) is Status.OPEN
+
+
+def test_without_a_base_nothing_is_claimed(small: tuple[Plan, Audit]) -> None:
+    alone = replace(small[1], base=None, text=replace(small[1].text, pairs=None, after_image=None))
+    found = finding(alone, "text")
+    assert found.status is Status.OPEN
+    assert "--base" in found.do
+
+
+def test_length_ratio_is_as_wide_as_its_parts_allow() -> None:
+    ratio = length_ratio(Estimate(8, 6, 10), Estimate(2, 1, 4))
+    assert (ratio.value, ratio.low, ratio.high) == (4, 1.5, 10)
+
+
+def test_shared_use_lies_between_null_and_ceiling(small: tuple[Plan, Audit]) -> None:
+    result = small[1].overlap
+    pair = result.pairs["image-text"]
+    layers = tuple(
+        replace(m, shared_magnitude=0.6, ceiling=1.0, iou=v) for m, v in zip(pair.layers, (0.7, 0.9), strict=True)
+    )
+    moved = replace(result, pairs={"image-text": replace(pair, layers=layers)})
+    share = shared_use(moved, "image-text")
+    assert (share.value, share.low, share.high) == pytest.approx((0.5, 0.25, 0.75))
+    assert finding(replace(small[1], overlap=moved), "overlap").status is Status.LOOK
