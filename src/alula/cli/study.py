@@ -21,6 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON o
 def register(app: typer.Typer) -> None:
     study = typer.Typer(help="Answer a question by training and measuring many small models.", no_args_is_help=True)
     study.command(name="attention-shift")(attention_shift)
+    study.command(name="wings")(wings)
     app.add_typer(study, name="study")
 
 
@@ -58,6 +59,43 @@ def attention_shift(
     )
     record = run(plan, command=_command(), workers=workers)
     _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
+def wings(
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/wings"),
+    seeds: Seeds = "0,1,2",
+    arms: Annotated[
+        str, typer.Option(help="Comma separated names of arms, or all. More may join in a later call.")
+    ] = "all",
+    items: Annotated[int, typer.Option(min=1, help="Questions per task.")] = 400,
+    workers: Workers = None,
+    steps: Steps = 1.0,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
+) -> None:
+    """What in Wings keeps the words?
+
+    Tunes one base in many ways at matched learning rates (and the published mismatch): full tuning, LoRA, prefix, text
+    replay, and Wings with its learners, router, gate, rank and decoder varied one at a time. All answer the same
+    questions. Ends with a table, an answer per question, a report, and the tables in Markdown (tables.md).
+    """
+    from alula.files import write_text
+    from alula.studies.wings import ARMS, WingsPlan, figures, markdown, report, table, verdict
+    from alula.studies.wings import wings as run
+
+    plan = WingsPlan(
+        output=output,
+        seeds=_numbers(seeds, "--seeds", int),
+        arms=tuple(arm.name for arm in ARMS) if arms == "all" else tuple(arms.split(",")),
+        items=items,
+        steps=steps,
+        reuse=reuse,
+    )
+    outcome = run(plan, command=_command(), workers=workers)
+    write_text(output / "tables.md", markdown(outcome))
+    _show(output, outcome, report(outcome), figures(outcome), table(outcome), verdict(outcome), as_json=as_json)
 
 
 def _numbers(text: str, option: str, kind: Any) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from alula.evaluation import native_tasks, run
+from alula.evaluation import run
 from alula.jobs import lines
 from alula.loading import load_model
 from alula.quickstart.plan import ALIGN, BASE, Plan
@@ -21,13 +21,13 @@ def align(plan: Plan, seed: int) -> None:
 
 def answer_base(plan: Plan, seed: int) -> None:
     """Put all tasks to the aligned base."""
-    _answer(plan, seed, BASE, plan.aligned(seed))
+    answer(plan, seed, BASE, plan.aligned(seed))
 
 
 def tune(plan: Plan, seed: int, method: str) -> None:
     """Train one method, then put all tasks to it."""
     result = train(plan.recipe(seed, method), quiet=True)
-    _answer(plan, seed, method, result.final)
+    answer(plan, seed, method, result.final)
 
 
 def answers_path(plan: Plan, seed: int, name: str) -> Path:
@@ -40,14 +40,14 @@ def journal_path(plan: Plan, seed: int, name: str) -> Path:
     return plan.seed_directory(seed) / f"{name}-answers.jsonl"
 
 
-def _answer(plan: Plan, seed: int, name: str, directory: Path) -> None:
+def answer(plan: Plan, seed: int, name: str, directory: Path) -> None:
+    """Put all tasks to the model in ``directory``, unless it has answered."""
     path = answers_path(plan, seed, name)
     if path.is_file():  # the plan, and with it the questions, is pinned by the output directory
         return
     model, processor = load_model(directory)
-    tasks = native_tasks(n=plan.items, seed=plan.task_seed)
-    result = run(model, processor, tasks, name=name, batch_size=BATCH, journal=journal_path(plan, seed, name))
-    result.save(path)
+    journal = journal_path(plan, seed, name)
+    run(model, processor, plan.questions(), name=name, batch_size=BATCH, journal=journal).save(path)
 
 
 def progress_of(plan: Plan, seed: int, name: str) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from alula.evaluation import DEFAULT, Task, native_tasks
 from alula.training import load_recipe
 from alula.training.recipe import Recipe
 
@@ -44,6 +45,7 @@ class Plan:
         methods: names out of `METHODS`.
         items: questions per task (dialogues: turns, about).
         task_seed: of the questions; the same for all models.
+        tasks: what is asked, names of native tasks.
         steps: factor on the recipes' numbers of steps (tests use a tiny one).
     """
 
@@ -52,7 +54,12 @@ class Plan:
     methods: tuple[str, ...] = tuple(method.name for method in METHODS)
     items: int = 400
     task_seed: int = 0
+    tasks: tuple[str, ...] = DEFAULT
     steps: float = 1.0
+
+    def questions(self) -> list[Task]:
+        """What every model is asked."""
+        return native_tasks(self.tasks, n=self.items, seed=self.task_seed)
 
     def seed_directory(self, seed: int) -> Path:
         return self.output / f"seed-{seed}"

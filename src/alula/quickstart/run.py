@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from alula.errors import UsageError
-from alula.evaluation import RunResult, native_tasks
+from alula.evaluation import RunResult
 from alula.jobs import Job, add_session, claim, run_jobs
 from alula.quickstart import jobs
 from alula.quickstart.plan import ALIGN, BASE, METHODS, Plan
@@ -88,7 +88,7 @@ def gather(plan: Plan, *, command: str, seconds: float) -> Outcome:
 
 def _jobs(plan: Plan) -> Iterator[Job]:
     """All work, connectors first: everything else of a seed starts from its own."""
-    questions = sum(len(task.items()) for task in native_tasks(n=plan.items, seed=plan.task_seed))
+    questions = sum(len(task.items()) for task in plan.questions())
 
     def job(seed: int, name: str, call: Callable[..., None], *more: str) -> Job:
         return Job(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -36,8 +37,26 @@ class StudyPlan:
     def __post_init__(self) -> None:
         if not self.seeds or self.steps <= 0:
             raise UsageError("a study needs at least one seed, and a factor on its steps above 0")
-        if self.reuse is not None and not (self.reuse / "plan.json").is_file():
-            raise UsageError("holds no quickstart to reuse", where=str(self.reuse))
+        if self.reuse is not None:
+            self._check_reuse(self.reuse)
+
+    def _check_reuse(self, directory: Path) -> None:
+        mark = directory / "plan.json"
+        found = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}
+        if "methods" not in found:
+            raise UsageError("holds no quickstart to reuse", where=str(directory))
+        for key, value in self.shared_facts.items():
+            if found[key] != value:
+                raise UsageError(
+                    f"that quickstart has {key} {found[key]}, this study {value}",
+                    where=str(directory),
+                    remedy=f"give the study the same {key}, or do without --reuse",
+                )
+
+    @property
+    def shared_facts(self) -> dict[str, Any]:
+        """Settings that a quickstart must have as well for its trainings to be the study's."""
+        return {"steps": self.steps}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -49,12 +68,15 @@ class StudyPlan:
         """The quickstart plan whose recipes and layout the study's own trainings use."""
         return Plan(output=self.output, seeds=self.seeds, methods=(), steps=self.steps)
 
+    @cached_property
+    def lent(self) -> Plan | None:
+        """The quickstart whose trainings are reused."""
+        return None if self.reuse is None else Plan(output=self.reuse, steps=self.steps)
+
     def aligned(self, seed: int) -> Path:
         """The host with a trained connector that the trainings of a seed start from."""
-        if self.reuse is not None:
-            there = Plan(output=self.reuse, steps=self.steps).aligned(seed)
-            if there.is_dir():
-                return there
+        if self.lent is not None and self.lent.aligned(seed).is_dir():
+            return self.lent.aligned(seed)
         return self.own.aligned(seed)
 
     def recipe(self, seed: int, method: str, name: str, changes: Mapping[str, Any] | None = None) -> Recipe:

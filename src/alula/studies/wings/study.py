@@ -1,0 +1,126 @@
+"""Running the Wings ablation: every arm from the same connector, every model asked the same questions."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator
+from functools import partial
+
+from alula.evaluation import RunResult
+from alula.jobs import Job, add_session, claim, lines, run_jobs
+from alula.quickstart import jobs
+from alula.quickstart.plan import BASE
+from alula.reports.outcome import BaseOutcome, MethodOutcome, Outcome, SeedOutcome
+from alula.studies.plan import logged_steps
+from alula.studies.wings.arms import Arm
+from alula.studies.wings.plan import TASKS, WingsPlan
+from alula.training import train
+from alula.training.environment import readable_environment
+
+
+def wings(plan: WingsPlan, *, command: str, workers: int | None = None, quiet: bool = False) -> Outcome:
+    """Tune one base by every arm, ask all models the same questions, compare them item by item.
+
+    Work that an earlier call finished is not done again, arms may be added later, and a run that was killed goes on
+    where it was.
+
+    Args:
+        command: the line that repeats this, for the record.
+        workers: processes side by side; by default one per core.
+        quiet: draw no progress.
+
+    Returns:
+        The record, also written to ``plan.output / "outcome.json"``.
+
+    Raises:
+        UsageError: the output directory holds something else.
+    """
+    claim(plan.output, plan.facts, "study")
+    started = time.perf_counter()
+    run_jobs([*plan.align_jobs(), *_jobs(plan)], label="wings", workers=workers, quiet=quiet)
+    outcome = gather(plan, command=command, seconds=add_session(plan.output, time.perf_counter() - started))
+    outcome.save(plan.output / "outcome.json")
+    return outcome
+
+
+def gather(plan: WingsPlan, *, command: str, seconds: float) -> Outcome:
+    """Put the finished answers of all arms together into one record."""
+    bases = {seed: _answers(plan, seed, BASE) for seed in plan.seeds}
+    methods = {}
+    for arm in plan.chosen:
+        outcomes = {}
+        for seed in plan.seeds:
+            trainable, spent = jobs.training_facts(plan.holder(seed, arm.name), seed, arm.name)
+            outcomes[seed] = SeedOutcome.of(
+                bases[seed],
+                _answers(plan, seed, arm.name),
+                trainable_parameters=trainable,
+                seconds=spent,
+                kept_flips=0,
+            )
+        rates = plan.recipe_of(plan.seeds[0], arm).stages[-1].learning_rates
+        methods[arm.name] = MethodOutcome(
+            label=arm.label, description=arm.description, learning_rates=rates, seeds=outcomes
+        )
+    return Outcome(
+        title="What in Wings keeps the words?",
+        command=command,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        environment={
+            **readable_environment(),
+            "training seeds": ", ".join(map(str, plan.seeds)),
+            "question seed": str(plan.task_seed),
+        },
+        seconds=seconds,
+        base=BaseOutcome(label="base", description="the fledgling LLM and tower joined by a trained connector"),
+        methods=methods,
+    )
+
+
+def train_arm(plan: WingsPlan, seed: int, arm: Arm) -> None:
+    """Train one arm, then put all tasks to it."""
+    jobs.answer(plan.own, seed, arm.name, train(plan.recipe_of(seed, arm), quiet=True).final)
+
+
+def answer_base(plan: WingsPlan, seed: int) -> None:
+    """Put all tasks to the base of a seed."""
+    jobs.answer(plan.own, seed, BASE, plan.aligned(seed))
+
+
+def _answers(plan: WingsPlan, seed: int, name: str) -> RunResult:
+    run = RunResult.load(jobs.answers_path(plan.holder(seed, name), seed, name))
+    return run.model_copy(update={"tasks": {task: run.tasks[task] for task in TASKS}})
+
+
+def _jobs(plan: WingsPlan) -> Iterator[Job]:
+    """All work that no lent quickstart has done."""
+    questions = sum(len(task.items()) for task in plan.own.questions())
+    for seed in plan.seeds:
+        if plan.holder(seed, BASE) is plan.own:
+            yield Job(
+                title=f"base, seed {seed}",
+                call=answer_base,
+                arguments=(plan, seed),
+                size=questions,
+                done=partial(_answered, plan, seed, BASE),
+                after=plan.after_align(seed),
+            )
+        for arm in plan.chosen:
+            if plan.holder(seed, arm.name) is plan.own:
+                yield Job(
+                    title=f"{arm.name}, seed {seed}",
+                    call=train_arm,
+                    arguments=(plan, seed, arm),
+                    size=(plan.recipe_of(seed, arm).stages[-1].steps or 0) + questions,
+                    done=partial(_done, plan, seed, arm),
+                    after=plan.after_align(seed),
+                )
+
+
+def _done(plan: WingsPlan, seed: int, arm: Arm) -> int:
+    return logged_steps(plan.recipe_of(seed, arm)) + _answered(plan, seed, arm.name)
+
+
+def _answered(plan: WingsPlan, seed: int, name: str) -> int:
+    return max(0, lines(jobs.journal_path(plan.own, seed, name)) - 1)
