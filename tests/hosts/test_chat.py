@@ -124,7 +124,7 @@ def test_what_cannot_be_asked_leaves_the_conversation_as_it_was(host: Host) -> N
     with pytest.raises(HostError, match=r"tokens long, the model takes 512[\s\S]*start over"):
         conversation.ask("very long " * 512, print)
     assert conversation.messages == []
-    assert conversation.waiting == [RED]
+    assert conversation.waiting == [("image", RED)]
     with pytest.raises(UsageError, match="negative"):
         Decoding(temperature=-1)
 

@@ -30,6 +30,7 @@ EARS = ASTConfig(
     frequency_stride=16,
     time_stride=16,
 )
+EARS_FOR_MICROWORLD = ASTConfig(**{**EARS.to_dict(), "max_length": 128})
 SMALL = {"num_queries": 3, "width": 16, "layers": 2, "heads": 2, "feedforward": 24}
 OPTIONS = {"queries": SMALL}
 ROWS = {

@@ -24,7 +24,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="Comma separated: text_bare, text_after_image, text_after_text, visual, visual_unseen, dialogue, "
-            "interleaved; pope and chair: objects a model makes up. (default: what MODEL can take)"
+            "interleaved, film, film_unseen, sound, sound_unseen; pope and chair: objects a model makes up. "
+            "(default: what MODEL can take)"
         ),
     ] = None,
     data: Annotated[
@@ -155,7 +156,9 @@ def evaluate(
         tables = [experiment_table(outcome), *paired_ratio_tables(outcome.methods["tuned"])]
     if session.skipped:
         talk.print(
-            f"not compared, since {base} takes no images: {', '.join(session.skipped)}", highlight=False, soft_wrap=True
+            f"not compared, since {base} takes no images (films, sounds): {', '.join(session.skipped)}",
+            highlight=False,
+            soft_wrap=True,
         )
     if as_json:
         typer.echo((session.paired or session.tuned).model_dump_json())

@@ -11,7 +11,7 @@ from alula.evaluation.results import Ratio
 
 Message = Mapping[str, Any]
 """``{"role": str, "content": [part, ...]}``, a part being ``{"type": "text", "text": str}`` or
-``{"type": "image", "image": X}``."""
+``{"type": "image", "image": X}``, ``{"type": "video", "video": X}`` or ``{"type": "audio", "audio": X}``."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,14 @@ class ItemTask:
     def counts(self, item: TaskItem, answer: str) -> Mapping[str, float]:
         """Count what the ratios sum in one answer."""
         return self.counter(item, answer) if self.counter is not None else {}
+
+
+def media_of(messages: Sequence[Message]) -> Iterator[tuple[str, Any]]:
+    """Yield ``(kind, value)`` of the images, films ("video") and sounds ("audio") of ``messages`` in reading order."""
+    for message in messages:
+        for part in message["content"]:
+            if part["type"] != "text":
+                yield part["type"], part[part["type"]]
 
 
 def images_of(messages: Sequence[Message]) -> Iterator[Any]:

@@ -1,8 +1,9 @@
-"""Tasks over the microworld, offline and seeded: text bare and after an image, visual skill, dialogues of both."""
+"""Tasks over the microworld, offline and seeded: text bare and after an image, visual skill, films,
+sounds, dialogues."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +71,30 @@ def visual_unseen(n: int = 400, seed: int = 0, families: Sequence[str] | None = 
     return _task("visual_unseen", "visual skill, unseen combinations", make, n=n, seed=seed)
 
 
+def film(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
+    """Questions about held-out films."""
+    make = lambda: _turns(microworld.film_items(n, split="test", seed=seed, families=families))  # noqa: E731
+    return _task("film", "films", make, n=n, seed=seed)
+
+
+def film_unseen(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
+    """Questions about films that turn on a look or a move that no training film showed."""
+    make = lambda: _turns(microworld.film_items(n, split="unseen", seed=seed, families=families))  # noqa: E731
+    return _task("film_unseen", "films, unseen combinations", make, n=n, seed=seed)
+
+
+def sound(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
+    """Questions about held-out sounds."""
+    make = lambda: _turns(microworld.sound_items(n, split="test", seed=seed, families=families))  # noqa: E731
+    return _task("sound", "sounds", make, n=n, seed=seed)
+
+
+def sound_unseen(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
+    """Questions about sounds with a voice that no training sound had."""
+    make = lambda: _turns(microworld.sound_items(n, split="unseen", seed=seed, families=families))  # noqa: E731
+    return _task("sound_unseen", "sounds, unseen combinations", make, n=n, seed=seed)
+
+
 def dialogue(n: int = 200, seed: int = 0, history: History = "gold", patterns: Sequence[str] | None = None) -> Task:
     """Interleaved dialogues of text (T) and visual (V) turns; every assistant turn is scored, as an item of its own.
 
@@ -122,6 +147,10 @@ NATIVE: dict[str, Callable[..., Task]] = {
     "text_after_text": text_after_text,
     "visual": visual,
     "visual_unseen": visual_unseen,
+    "film": film,
+    "film_unseen": film_unseen,
+    "sound": sound,
+    "sound_unseen": sound_unseen,
     "dialogue": dialogue,
     "interleaved": interleaved,
 }
@@ -130,6 +159,14 @@ WITH_HISTORY = ("dialogue", "interleaved")
 DEFAULT = ("text_bare", "text_after_image", "visual", "visual_unseen", "dialogue")
 """what an image host is asked when nothing is said; a text LLM gets the text tasks of `NATIVE`"""
 TEXT_ONLY = ("text_bare", "text_after_text")
+FILMS = ("film", "film_unseen")
+SOUNDS = ("sound", "sound_unseen")
+
+
+def default_tasks(taken: Collection[str]) -> tuple[str, ...]:
+    """Names of the tasks a model is asked when nothing is said, by the media it takes (`prompts.takes`)."""
+    names = DEFAULT if "image" in taken else TEXT_ONLY
+    return (*names, *(FILMS if "video" in taken else ()), *(SOUNDS if "audio" in taken else ()))
 
 
 def native_tasks(
@@ -191,7 +228,8 @@ def _text(n: int, seed: int, families: Sequence[str] | None) -> Iterable[Item]:
 
 def turns(item: Item, *, suffix: str = "", history: History = "gold") -> list[TaskItem]:
     """Return one `TaskItem` per scored turn of a microworld item, each with all that was said before it."""
-    pattern = "".join("V" if target.kind == "visual" else "T" for target in item.targets)
+    letters = {"text": "T", "visual": "V", "film": "F", "sound": "S"}
+    pattern = "".join(letters[target.kind] for target in item.targets)
     ids = [item.id + suffix + (f"#{target.turn}" if len(item.targets) > 1 else "") for target in item.targets]
     return [
         TaskItem(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from alula import data
 from alula.data.interleave import History
 from alula.errors import DataError, EvaluationError, UsageError
-from alula.evaluation.items import ItemTask, Message, Task, TaskItem, images_of
+from alula.evaluation.items import ItemTask, Message, Task, TaskItem, media_of
 from alula.evaluation.scoring import exact_match
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def _item(sample: Sample) -> TaskItem:
         kind = "visual" if setting.endswith("V") else "text"
         tags = {"kind": kind, "pattern": setting, "before": setting[:-1] or "nothing"}
     else:
-        tags = {"kind": "visual" if any(True for _ in images_of(prompt)) else "text"}
+        kinds = {"image": "visual", "video": "film", "audio": "sound"}
+        tags = {"kind": next((kinds[kind] for kind, _ in media_of(prompt)), "text")}
     family = str(sample.meta.get("family", setting or sample.source))
     return TaskItem(
         id=sample.id,

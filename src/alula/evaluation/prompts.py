@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
+from alula.data import FilmRef, SoundRef
 from alula.errors import EvaluationError, UsageError
-from alula.evaluation.items import Message, images_of
+from alula.evaluation.items import Message, images_of, media_of
 from alula.evaluation.results import Part, Turn
 
 THUMBNAIL_PX = 96
@@ -43,6 +45,16 @@ def takes_images(processor: Any) -> bool:
     return getattr(processor, "image_processor", None) is not None
 
 
+def takes(processor: Any) -> set[str]:
+    """Return which media ``processor`` prepares: of ``image``, ``video`` and ``audio``."""
+    found = {"image"} if takes_images(processor) else set()
+    if getattr(processor, "video_token", None):
+        found.add("video")
+    if getattr(processor, "audio_token", None) and getattr(processor, "feature_extractor", None) is not None:
+        found.add("audio")
+    return found
+
+
 def tokenizer_of(processor: Any) -> Any:
     """Return the tokenizer inside ``processor`` (or ``processor`` itself)."""
     return getattr(processor, "tokenizer", processor)
@@ -61,22 +73,26 @@ def fingerprint_image(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def loaded(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return ``messages`` with every image decoded to RGB."""
-    return [
-        {
-            "role": message["role"],
-            "content": [
-                {"type": "image", "image": load_image(part["image"])} if part["type"] == "image" else dict(part)
-                for part in message["content"]
-            ],
-        }
-        for message in messages
-    ]
+def loaded(messages: Sequence[Message], processor: Any = None) -> list[dict[str, Any]]:
+    """Return ``messages`` with every image decoded to RGB, and films and sounds to the arrays ``processor`` wants."""
+
+    def decoded(part: Mapping[str, Any]) -> dict[str, Any]:
+        kind = part["type"]
+        if kind == "image":
+            return {"type": "image", "image": load_image(part["image"])}
+        if kind == "video":
+            frames = {"frames": processor.num_frames} if hasattr(processor, "num_frames") else {}
+            return {"type": "video", "video": FilmRef.from_object(part["video"]).load(**frames)}
+        if kind == "audio":
+            rate = processor.feature_extractor.sampling_rate
+            return {"type": "audio", "audio": SoundRef.from_object(part["audio"]).load(rate)}
+        return dict(part)
+
+    return [{"role": message["role"], "content": [*map(decoded, message["content"])]} for message in messages]
 
 
 def encode(processor: Any, messages: Sequence[Message], *, where: str = "prompt") -> Prompt:
-    """Render ``messages`` (decoded images, ends with a user turn) through the chat template, generation prompt added.
+    """Render ``messages`` (decoded media, ends with a user turn) through the chat template, generation prompt added.
 
     Args:
         processor: a multimodal processor, or a tokenizer for prompts without images.
@@ -108,23 +124,31 @@ def encode(processor: Any, messages: Sequence[Message], *, where: str = "prompt"
     if inputs["input_ids"].numel() == 0:
         raise EvaluationError("the chat template rendered no tokens", where=where)
     digest = hashlib.sha256(json.dumps(inputs["input_ids"][0].tolist(), separators=(",", ":")).encode())
-    for image in images:
-        digest.update(fingerprint_image(image).encode())
+    for kind, value in media_of(messages) if takes_images(processor) else ():
+        if kind == "image":
+            digest.update(fingerprint_image(value).encode())
+        else:
+            digest.update(f"{kind} {value.shape} {value.dtype}".encode() + np.ascontiguousarray(value).tobytes())
     return Prompt(inputs=dict(inputs), hash=digest.hexdigest())
 
 
 def turns(messages: Sequence[Message]) -> list[Turn]:
-    """Return decoded ``messages`` as they are kept in result files: texts, and images as small inline PNGs."""
-    return [
-        Turn(
-            role=message["role"],
-            content=[
-                Part(image=thumbnail(part["image"])) if part["type"] == "image" else Part(text=part["text"])
-                for part in message["content"]
-            ],
-        )
-        for message in messages
-    ]
+    """Return decoded ``messages`` as they are kept in result files: texts, images and films as small inline PNGs (the
+    frames of a film side by side), and of a sound its length."""
+
+    def kept(part: Mapping[str, Any]) -> Part:
+        match part["type"]:
+            case "image":
+                return Part(image=thumbnail(part["image"]))
+            case "video":
+                frames = part["video"]
+                strip = Image.fromarray(np.concatenate(list(frames), axis=1))
+                return Part(image=thumbnail(strip, THUMBNAIL_PX * len(frames)))
+            case "audio":
+                return Part(text=f"[a sound of {len(part['audio']):,} samples]")
+        return Part(text=part["text"])
+
+    return [Turn(role=message["role"], content=[*map(kept, message["content"])]) for message in messages]
 
 
 def thumbnail(image: Image.Image, side: int = THUMBNAIL_PX) -> str:

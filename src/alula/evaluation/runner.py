@@ -11,12 +11,13 @@ from typing import Any
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import generation, prompts
 from alula.evaluation.conditions import conditions, fingerprint
-from alula.evaluation.items import CountingTask, Task, TaskItem, images_of
+from alula.evaluation.items import CountingTask, Task, TaskItem, media_of
 from alula.evaluation.journal import Journal
 from alula.evaluation.progress import Bar, bar
 from alula.evaluation.ratios import figures
 from alula.evaluation.results import Decoding, ItemResult, RunResult, TaskResult
 
+_PLURALS = {"image": "images", "video": "films", "audio": "sounds"}
 _WINDOW = 16
 """batches encoded ahead and sorted by length together: bounds the memory held by decoded images"""
 
@@ -114,7 +115,7 @@ class _TaskRun:
         asked, given, shown = [], [], []
         for item in items:
             where = f"task {self.task.name!r}, item {item.id!r}"
-            messages = prompts.loaded(item.messages)
+            messages = prompts.loaded(item.messages, self.processor)
             given.append(prompts.encode(self.processor, messages, where=where))
             for index, earlier in item.follows:
                 messages[index]["content"] = [{"type": "text", "text": done[earlier].answer}]
@@ -162,6 +163,7 @@ def _items(tasks: Sequence[Task], processor: Any) -> dict[str, Sequence[TaskItem
     if not tasks:
         raise UsageError("no tasks to run")
     found: dict[str, Sequence[TaskItem]] = {}
+    taken = prompts.takes(processor)
     for task in tasks:
         if task.name in found:
             raise UsageError(f"two tasks are called {task.name!r}")
@@ -173,11 +175,14 @@ def _items(tasks: Sequence[Task], processor: Any) -> dict[str, Sequence[TaskItem
             if item.id in seen:
                 raise EvaluationError(f"two items have the id {item.id!r}", where=f"task {task.name!r}")
             seen.add(item.id)
-            if not prompts.takes_images(processor) and any(True for _ in images_of(item.messages)):
+            untaken = {kind for kind, _ in media_of(item.messages)} - taken
+            if untaken:
+                kind = type(processor).__name__
+                what = "is a plain tokenizer" if not taken else f"takes {' and '.join(sorted(taken))} only"
                 raise UsageError(
-                    f"shows images, but {type(processor).__name__} is a plain tokenizer",
+                    f"shows {_PLURALS[min(untaken)]}, but {kind} {what}",
                     where=f"task {task.name!r}",
-                    remedy="choose text tasks for a text LLM, or build an image host with alula.hosts.build_host",
+                    remedy="choose other tasks, or build a host that takes them with alula.hosts.build_host",
                 )
     return found
 

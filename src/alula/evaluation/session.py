@@ -13,11 +13,11 @@ from alula.data.interleave import History
 from alula.errors import UsageError
 from alula.evaluation.hallucination import HALLUCINATION, ObjectFiles, object_tasks
 from alula.evaluation.harness import HarnessTasks, run_harness
-from alula.evaluation.items import Task, images_of
-from alula.evaluation.native import DEFAULT, NATIVE, TEXT_ONLY, native_tasks
+from alula.evaluation.items import Task, media_of
+from alula.evaluation.native import NATIVE, default_tasks, native_tasks
 from alula.evaluation.own_data import data_task
 from alula.evaluation.pairing import paired
-from alula.evaluation.prompts import takes_images
+from alula.evaluation.prompts import takes
 from alula.evaluation.results import PairedRun, RunResult, TaskResult
 from alula.evaluation.runner import run
 
@@ -69,7 +69,7 @@ def choose_tasks(
     if names is None and objects:
         names = HALLUCINATION if objects.annotations is not None else ()
     if names is None:
-        names = () if data is not None or more else DEFAULT if takes_images(processor) else TEXT_ONLY
+        names = () if data is not None or more else default_tasks(takes(processor))
     unknown = [name for name in names if name not in (*NATIVE, *HALLUCINATION)]
     if unknown:
         legal = ", ".join((*NATIVE, *HALLUCINATION))
@@ -129,14 +129,13 @@ def evaluate(
     before, pairs, skipped = None, None, []
     if base is not None:
         loaded, processor = load(base)
-        if not takes_images(processor):
-            skipped = [task.name for task in tasks if _shows_images(task)]
+        skipped = [task.name for task in tasks if not _shown(task) <= takes(processor)]
         common = [task for task in tasks if task.name not in skipped]
         if not common and harness is None:
             raise UsageError(
-                f"{base} takes no images, and every task shows some",
+                f"{base} does not take what every task shows",
                 where="--base",
-                remedy="compare with an image host, or choose text tasks",
+                remedy="compare with a host of the same media, or choose text tasks",
             )
         before = ask("base", base, common)
         pairs = paired(before, tuned)
@@ -158,5 +157,6 @@ def _joined(parts: Sequence[RunResult]) -> RunResult:
     return parts[-1].model_copy(update={"tasks": tasks, "seconds": sum(part.seconds for part in parts)})
 
 
-def _shows_images(task: Task) -> bool:
-    return any(True for item in task.items() for _ in images_of(item.messages))
+def _shown(task: Task) -> set[str]:
+    """The media a task shows."""
+    return {kind for item in task.items() for kind, _ in media_of(item.messages)}

@@ -1,4 +1,4 @@
-"""A conversation with a model: history, images, streamed answers. No terminal in here."""
+"""A conversation with a model: history, images, films, sounds, streamed answers. No terminal in here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+import numpy as np
 import torch
 from PIL import Image
 from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin, TextStreamer, set_seed
@@ -49,7 +50,7 @@ class Reply:
 
 
 class Conversation:
-    """Turns with a model, remembered.
+    """Turns with a model, remembered; what was attached goes before the text of the next question.
 
     Args:
         model: anything with ``generate``: a text model, a host, either with grafts or PEFT adapters.
@@ -65,7 +66,7 @@ class Conversation:
         self.takes_images = isinstance(processor, ProcessorMixin)
         self.tokenizer: Any = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
         self.messages: list[dict[str, Any]] = []
-        self.waiting: list[Image.Image] = []
+        self.waiting: list[tuple[str, Any]] = []
         self.system: str | None = None
         self._generation = _generation_config(model, self.tokenizer, decoding)
         self._template: str | None = None
@@ -76,6 +77,41 @@ class Conversation:
                 self.tokenizer.get_vocab()[stop],
             ]
         set_seed(decoding.seed)
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """What the model takes beside text: of ``image``, ``video`` and ``audio``."""
+        if not self.takes_images:
+            return ()
+        more = (kind for kind in ("video", "audio") if getattr(self.processor, f"{kind}_token", None))
+        return ("image", *more)
+
+    @property
+    def num_frames(self) -> int | None:
+        """Frames of a film, where the model says how many it takes."""
+        return getattr(self.processor, "num_frames", None)
+
+    @property
+    def sampling_rate(self) -> int | None:
+        """Samples per second of the sounds the model takes."""
+        return getattr(getattr(self.processor, "feature_extractor", None), "sampling_rate", None)
+
+    def attach_clip(self, kind: str, clip: np.ndarray) -> None:
+        """Put a film or a sound before the text of the next question.
+
+        Args:
+            kind: ``video`` (frames, uint8 (F, H, W, 3)) or ``audio`` (samples of ``sampling_rate``, float (N,)).
+
+        Raises:
+            HostError: the model takes none.
+        """
+        if kind not in self.taken:
+            what = {"video": "films", "audio": "sounds"}[kind]
+            raise HostError(
+                f"{type(self.model).__name__} takes no {what}",
+                remedy="chat with a host that does (alula.build_host with video=True or audio=)",
+            )
+        self.waiting.append((kind, clip))
 
     def attach(self, image: Image.Image) -> None:
         """Put an image before the text of the next question; several may wait.
@@ -88,7 +124,7 @@ class Conversation:
                 f"{type(self.model).__name__} takes no images",
                 remedy="chat with an image host (alula.build_host makes one of this model)",
             )
-        self.waiting.append(image)
+        self.waiting.append(("image", image))
 
     def reset(self) -> None:
         """Forget the turns and the waiting images; the system prompt stays."""
@@ -113,11 +149,13 @@ class Conversation:
             HostError: the template refuses the turns, the text contains the image token, or the conversation no longer
                 fits into the model's context.
         """
-        placeholder = getattr(self.processor, "image_token", None) if self.takes_images else None
-        if placeholder and placeholder in text:
-            raise HostError(f"the text contains the image token {placeholder!r}", remedy="attach images instead")
-        images = [{"type": "image", "image": image} for image in self.waiting]
-        question = {"role": "user", "content": [*images, {"type": "text", "text": text}]}
+        for kind in self.taken:
+            placeholder = getattr(self.processor, f"{kind}_token", None)
+            if placeholder and placeholder in text:
+                what = {"image": "images", "video": "films", "audio": "sounds"}[kind]
+                raise HostError(f"the text contains the {kind} token {placeholder!r}", remedy=f"attach {what} instead")
+        media = [{"type": kind, kind: value} for kind, value in self.waiting]
+        question = {"role": "user", "content": [*media, {"type": "text", "text": text}]}
         inputs = self._inputs([*self.messages, question])
         self._check_length(inputs["input_ids"].shape[1])
 

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +23,8 @@ from alula.hosts.chat import Conversation
 
 COMMANDS = {
     "/image PATH ...": "attach images to the next question",
+    "/film PATH ...": "attach films (animated GIF, WebP or PNG)",
+    "/sound PATH ...": "attach sounds (WAV)",
     "/reset": "forget the conversation (the system prompt stays)",
     "/system TEXT": "set the system prompt and start over; without TEXT, drop it",
     "/help": "this list",
@@ -35,6 +38,8 @@ class Terminal:
     Args:
         conversation: with whom.
         read_image: opens an image file; raises an :class:`AlulaError` for what is not one.
+        read_film: opens a film: frames (F, H, W, 3), so many if a number is given; raises likewise.
+        read_sound: opens a sound: samples (N,) of the given rate; raises likewise.
         interactive: a person types: prompts, line editing, speed after each answer. None looks at the streams.
     """
 
@@ -43,9 +48,12 @@ class Terminal:
         conversation: Conversation,
         read_image: Callable[[Path], Image.Image],
         *,
+        read_film: Callable[[Path, int | None], np.ndarray] | None = None,
+        read_sound: Callable[[Path, int | None], np.ndarray] | None = None,
         interactive: bool | None = None,
     ) -> None:
         self.conversation, self.read_image = conversation, read_image
+        self.read_film, self.read_sound = read_film, read_sound
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty() if interactive is None else interactive
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.failures = 0
@@ -106,6 +114,10 @@ class Terminal:
                 self._say("system prompt set, starting over" if rest else "no system prompt, starting over")
             case "/image":
                 self._attach(rest)
+            case "/film" | "/video":
+                self._attach_clips("video", rest)
+            case "/sound" | "/audio":
+                self._attach_clips("audio", rest)
             case _:
                 raise UsageError(f"no command {command!r}", remedy=f"one of: {', '.join(COMMANDS)}")
         return True
@@ -115,6 +127,20 @@ class Terminal:
             image = self.read_image(path)
             self.conversation.attach(image)
             self._say(f"{path.name}, {image.width}x{image.height} px, goes with the next question")
+
+    def _attach_clips(self, kind: str, rest: str) -> None:
+        talk = self.conversation
+        if kind == "video":
+            read, wanted, command = self.read_film, talk.num_frames, "/film"
+        else:
+            read, wanted, command = self.read_sound, talk.sampling_rate, "/sound"
+        for path in _paths(rest, command):
+            if read is None:
+                raise UsageError("films and sounds cannot be read here", where=command)
+            clip = read(path, wanted)
+            talk.attach_clip(kind, clip)
+            size = f"{len(clip)} frames" if kind == "video" else f"{len(clip):,} samples"
+            self._say(f"{path.name}, {size}, goes with the next question")
 
     def _answer(self, question: str) -> None:
         def write(text: str) -> None:
@@ -133,7 +159,9 @@ class Terminal:
     def _greet(self) -> None:
         model = self.conversation.model
         millions = sum(p.numel() for p in model.parameters()) / 1e6
-        takes = "text and images" if self.conversation.takes_images else "text"
+        names = {"image": "images", "video": "films", "audio": "sounds"}
+        *most, last = ["text", *(names[kind] for kind in self.conversation.taken)]
+        takes = f"{', '.join(most)} and {last}" if most else last
         dtype = str(model.dtype).removeprefix("torch.")
         where = f"{dtype} on {model.device}"
         self.console.print(f"[bold]{type(model).__name__}[/bold], {millions:,.1f} M parameters, {where}; takes {takes}")
@@ -160,17 +188,18 @@ def _harmless(text: str) -> str:
     )
 
 
-def _paths(text: str) -> list[Path]:
+def _paths(text: str, command: str = "/image") -> list[Path]:
     """The files a line names: one path with spaces as it stands, or several by the shell's quoting."""
     if not text:
-        raise UsageError("which image?", where="/image", remedy="/image PATH, several paths allowed")
+        what = command.removeprefix("/")
+        raise UsageError(f"which {what}?", where=command, remedy=f"{command} PATH, several paths allowed")
     whole = Path(text).expanduser()
     if whole.is_file():
         return [whole]
     try:
         paths = [Path(word).expanduser() for word in shlex.split(text)]
     except ValueError as error:
-        raise UsageError(f"{error}: {text}", where="/image") from error
+        raise UsageError(f"{error}: {text}", where=command) from error
     for path in paths:
         if not path.is_file():
             raise UsageError(

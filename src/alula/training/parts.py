@@ -1,8 +1,8 @@
 """Which parameters a stage trains: part names to parameters, and the table that says so.
 
-A part is `projector`, `llm`, `tower`, `lora`, `prefix`, one connector of a host that has several (`connector.video`, ...)
-or one of a graft's groups (`wings.visual`, ...). Everything in no requested part is frozen. No parameter is in two
-parts, and a requested part without parameters is an error: nothing is ever trained, or left untrained, by accident.
+A part is `projector`, `llm`, `tower`, `lora`, `prefix`, one connector of several (`connector.video`), or
+one of a graft's groups (`wings.visual`, ...). Everything in no requested part is frozen. No parameter is in two parts,
+and a requested part without parameters is an error: nothing is ever trained, or left untrained, by accident.
 """
 
 from __future__ import annotations

@@ -1,0 +1,87 @@
+"""Talking about films and sounds, and evaluating on them: from files to answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alula.data import FilmRef, SoundRef
+from alula.errors import HostError, UsageError
+from alula.evaluation import native_tasks, run
+from alula.evaluation.native import default_tasks
+from alula.evaluation.prompts import takes
+from alula.hosts import Host, build_host
+from alula.hosts.chat import Conversation, Decoding
+from alula.hosts.terminal import Terminal
+from alula.microworld import export_jsonl, film_items, sound_items
+from tests.hosts import tiny
+from tests.hosts.test_multimodal import EARS_FOR_MICROWORLD, SMALL
+
+
+@pytest.fixture(scope="module")
+def host() -> Host:
+    return build_host(
+        tiny.decoder("llama"),
+        tiny.TOWERS["siglip"][0],
+        "queries",
+        tokenizer=tiny.tokenizer(),
+        audio=EARS_FOR_MICROWORLD,
+        video=True,
+        connector_options=SMALL,
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    items = [*film_items(1, split="test", seed=0), *sound_items(1, split="test", seed=0)]
+    return export_jsonl(items, tmp_path_factory.mktemp("media") / "set").parent
+
+
+def terminal(host: Host) -> Terminal:
+    conversation = Conversation(host.model, host.processor, Decoding(4))
+    return Terminal(
+        conversation,
+        lambda path: None,  # type: ignore[arg-type,return-value]
+        read_film=lambda path, frames: FilmRef.from_path(path).load(frames or 8),
+        read_sound=lambda path, rate: SoundRef.from_path(path).load(rate),
+        interactive=False,
+    )
+
+
+def test_films_and_sounds_can_be_talked_about(host: Host, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talk = terminal(host)
+    film, sound = next((files / "films").iterdir()), next((files / "sounds").iterdir())
+    assert talk._line(f"/film {film}")
+    assert talk._line(f"/sound {sound}")
+    assert [kind for kind, _ in talk.conversation.waiting] == ["video", "audio"]
+    assert talk._line("what do you see?")
+    assert talk.conversation.waiting == []
+    assert [part["type"] for part in talk.conversation.messages[0]["content"]] == ["video", "audio", "text"]
+    assert talk._line("and now?")
+    assert len(talk.conversation.messages) == 4
+    with pytest.raises(UsageError, match="which film"):
+        talk._line("/film")
+    with pytest.raises(HostError, match="contains the video token"):
+        talk._line("a <video> of lines")
+
+
+def test_models_that_take_none_say_so(files: Path) -> None:
+    plain = build_host(tiny.decoder("llama"), tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer())
+    with pytest.raises(HostError, match="takes no films"):
+        terminal(plain)._line(f"/film {next((files / 'films').iterdir())}")
+    with pytest.raises(UsageError, match="shows films, but LlavaProcessor takes image only"):
+        run(plain.model, plain.processor, native_tasks(["film"], n=2))
+
+
+def test_tasks_over_films_and_sounds_are_answered_and_kept(host: Host) -> None:
+    assert default_tasks(takes(host.processor))[-4:] == ("film", "film_unseen", "sound", "sound_unseen")
+    result = run(host.model, host.processor, native_tasks(["film", "sound"], n=6), max_new_tokens=3)
+    for name in ("film", "sound"):
+        items = result.tasks[name].items
+        assert len(items) == 6
+        assert len({item.prompt_hash for item in items}) == 6
+    shown = result.tasks["film"].items[0].prompt[0].content[0].image
+    assert shown is not None
+    assert shown.startswith("data:image/png")
+    assert result.tasks["sound"].items[0].prompt[0].content[0].text == "[a sound of 20,480 samples]"
