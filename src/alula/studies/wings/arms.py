@@ -65,7 +65,7 @@ ARMS = (
         changes=_stage("prefix", {"prefix": RATE, "projector": RATE})),
     Arm("prefix-10x", "prefix, 10x rate", "the same with the prefix at ten times the rate", "ways",
         changes=_stage("prefix", {"prefix": 10 * RATE, "projector": RATE})),
-    Arm("wings", "Wings (rank 64)", "frozen decoder, both learners of rank 64, mass router, exact gate, normalized", "ways",
+    Arm("wings", "Wings (rank 64)", "frozen decoder, both learners, mass router, exact gate, normalized inputs", "ways",
         recipe="wings"),
     Arm("wings-visual", "only visual learners", "no textual learners, hence no router", "parts",
         changes=_wings({"learners": ["visual"]})),
