@@ -139,6 +139,7 @@ def test_two_steps_end_to_end(tmp_path):
     command.register(app)
     output = tmp_path / "bird"
     arguments = ["fledgling", "raise", "--output", str(output), "--steps", "2", "--tower-steps", "2"]
+    arguments += ["--ear-steps", "2"]
     run = CliRunner().invoke(app, [*arguments, "--exam-items", "2", "--precision", "float32", "--json"])
     assert run.exit_code == 0, run.output
     card = json.loads(run.stdout)

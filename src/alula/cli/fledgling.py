@@ -25,6 +25,7 @@ OUTPUT = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; r
 SEED = Annotated[int, typer.Option(help="Another seed, another fledgling.")]
 STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of schooling. (default: 2,600)")]
 TOWER_STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of the tower. (default: 1,000)")]
+EAR_STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of the ears. (default: 200)")]
 EXAM_ITEMS = Annotated[int, typer.Option(min=1, help="Held-out items per family in the examination.")]
 DEVICE = Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: a GPU where there is one)")]
 PRECISION = Annotated[
@@ -51,12 +52,13 @@ def raise_(
     seed: SEED = 0,
     steps: STEPS = None,
     tower_steps: TOWER_STEPS = None,
+    ear_steps: EAR_STEPS = None,
     exam_items: EXAM_ITEMS = 200,
     device: DEVICE = None,
     precision: PRECISION = "auto",
     as_json: JSON = False,
 ) -> None:
-    """Raise a fledgling from nothing: tokenizer, language model, tower. About a quarter of an hour on 2 cores."""
+    """Raise a fledgling from nothing: tokenizer, language model, tower, ears. About a quarter of an hour on 2 cores."""
     from alula.training.fledgling.raising import Upbringing, raise_fledgling
     from alula.training.fledgling.settings import pick_device, pick_precision
 
@@ -65,6 +67,8 @@ def raise_(
         upbringing = dataclasses.replace(upbringing, schooling=dataclasses.replace(upbringing.schooling, steps=steps))
     if tower_steps is not None:
         upbringing = dataclasses.replace(upbringing, tower=dataclasses.replace(upbringing.tower, steps=tower_steps))
+    if ear_steps is not None:
+        upbringing = dataclasses.replace(upbringing, ears=dataclasses.replace(upbringing.ears, steps=ear_steps))
     where = pick_device(device)
     with _progress() as bar:
         tasks: dict[str, TaskID] = {}

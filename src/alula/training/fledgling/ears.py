@@ -151,7 +151,7 @@ def raise_ears(
     model = _Upbringing(ear_config()).to(device).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=plan.lr, betas=(0.9, 0.98), weight_decay=0.01)
     source = sounds("train", seed=seed)
-    heard = [next(source) for _ in range(plan.sounds)]
+    heard = [next(source) for _ in range(min(plan.sounds, plan.steps * plan.batch_size))]
     spectra = spectrograms(heard)
     order = np.random.default_rng(seed)
     for step in range(plan.steps):
@@ -241,9 +241,14 @@ def write_ears(
     seed: int,
     device: torch.device,
     command: str,
+    probe_sounds: int = 600,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Raise ears and write them to ``folder`` with a card of their own; weights in half precision, to be small.
+
+    Args:
+        command: what the user typed, for the card.
+        probe_sounds: see `probe_ears`.
 
     Returns:
         the card.
@@ -252,7 +257,7 @@ def write_ears(
     tower = raise_ears(plan, seed=seed, device=device, progress=progress)
     seconds = time.perf_counter() - began
     tower.half().float()  # what is examined is what will be read back
-    probes = probe_ears(tower, num_sounds=600, seed=20_261_121)
+    probes = probe_ears(tower, num_sounds=probe_sounds, seed=20_261_121)
     card = {
         "class": type(tower).__name__,
         "parameters": tower.num_parameters(),

@@ -81,7 +81,13 @@ def raise_fledgling(
         )
         watch.lap("tower")
         ears = write_ears(
-            folder / "audio", upbringing.ears, seed=seed, device=device, command=command, progress=progress("ears")
+            folder / "audio",
+            upbringing.ears,
+            seed=seed,
+            device=device,
+            command=command,
+            probe_sounds=3 * upbringing.exam_items,
+            progress=progress("ears"),
         )
         watch.lap("ears")
         results = examine(llm, tokenizer, tower, num_items=upbringing.exam_items, progress=progress("examination"))
