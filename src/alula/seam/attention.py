@@ -26,6 +26,7 @@ from alula.errors import HostError
 
 ATTENTION = "alula"
 _QUERY_CHUNK = 512
+_FEW_QUERIES = 8
 
 
 class KeyColumns(Protocol):
@@ -148,6 +149,9 @@ def _with_sums(
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """(B, Q, H, D) output of attention and (B, Q, H, C') sums of the (B, K, C) columns, C' >= C."""
+    plain = options.get("softcap") is None and not options.get("dropout")
+    if plain and query.shape[2] <= _FEW_QUERIES and (mask is not None or query.shape[2] == 1):
+        return _few_with_sums(query, key, value, mask, columns=columns, scaling=options["scaling"])
     width = value.shape[-1]
     padding = -(width + columns.shape[-1]) % 8 + columns.shape[-1]
     columns = F.pad(columns, (0, padding - columns.shape[-1]))
@@ -155,6 +159,24 @@ def _with_sums(
     output, _ = run(module, F.pad(query, (0, padding)), F.pad(key, (0, padding)), widened, mask, **options)
     output, sums = output.split([width, padding], dim=-1)
     return output.contiguous(), sums
+
+
+def _few_with_sums(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, columns: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """`_with_sums` for few queries, whose weights are cheaper to write out than keys and values are to widen."""
+    batch, heads, queries, _ = query.shape
+    groups = key.shape[1]
+    grouped = (query * scaling).reshape(batch, groups, -1, query.shape[-1])
+    scores = (grouped @ key.transpose(-1, -2)).view(batch, heads, queries, -1)
+    if mask is not None:
+        keys = mask[..., : scores.shape[-1]]
+        barred = scores.masked_fill(~keys, torch.finfo(scores.dtype).min) if keys.dtype == torch.bool else None
+        scores = scores + keys if barred is None else barred
+    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    output = (weights.view(*grouped.shape[:3], -1) @ value).view(batch, heads, queries, -1)
+    sums = weights.flatten(1, 2) @ columns
+    return output.transpose(1, 2).contiguous(), sums.view(batch, heads, queries, -1).transpose(1, 2)
 
 
 def _samples(pick: Tensor, *tensors: Tensor | None) -> list[Any]:

@@ -29,6 +29,32 @@ class _RowLayer(DynamicLayer):
 
     keys: Tensor
     values: Tensor
+    _room: dict[str, Tensor]  # what `keys` and `values` are the filled beginnings of, once they grow
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._room = {}
+
+    def _grown(self, name: str, new: Tensor) -> Tensor:
+        """The tensor called `name` followed by `new`, in place where there is room behind it."""
+        old: Tensor = getattr(self, name)
+        if torch.is_grad_enabled() and (old.requires_grad or new.requires_grad):
+            return torch.cat([old, new], dim=-2)
+        filled, length = old.shape[-2], old.shape[-2] + new.shape[-2]
+        longer = self._roomy(name, length)[..., :length, :]
+        longer[..., filled:, :] = new
+        return longer
+
+    def _roomy(self, name: str, length: int) -> Tensor:
+        """A tensor of at least `length` rows whose first ones are those of the tensor called `name`."""
+        old: Tensor = getattr(self, name)
+        room = self._room.get(name)
+        if room is None or not _begins(old, room) or length > room.shape[-2]:
+            room = old.new_empty(*old.shape[:-2], length + max(length // 8, 32), old.shape[-1])
+            room[..., : old.shape[-2], :] = old
+            setattr(self, name, room[..., : old.shape[-2], :])
+            self._room[name] = room
+        return room
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -36,13 +62,24 @@ class _RowLayer(DynamicLayer):
             self.keys, self.values = key_states, value_states
             self.is_initialized = True
         else:
-            self.keys = torch.cat([self.keys, key_states], dim=-2)
-            self.values = torch.cat([self.values, value_states], dim=-2)
+            self.keys, self.values = self._grown("keys", key_states), self._grown("values", value_states)
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
         # one of the two may have width 0, which the inherited test takes for an empty cache
         return self.values.shape[-2] if self.is_initialized else 0
+
+
+def _begins(part: Tensor, whole: Tensor) -> bool:
+    """Whether `part` is the first rows of `whole`, which may be written to behind them."""
+    if whole.is_inference() and not torch.is_inference_mode_enabled():
+        return False
+    return (
+        part.data_ptr() == whole.data_ptr()
+        and part.stride() == whole.stride()
+        and part.shape[:-2] == whole.shape[:-2]
+        and part.dtype == whole.dtype
+    )
 
 
 class Shelf(_RowLayer):
@@ -52,9 +89,12 @@ class Shelf(_RowLayer):
         super().__init__()
         self.name, self.layers = name, tuple(layers)
 
-    def of_layer(self, layer: int) -> Tensor | None:
-        """(B, S, w)."""
-        return self.keys[:, self.layers.index(layer)] if layer in self.layers else None
+    def ahead(self, layer: int, values: Tensor) -> Tensor:
+        """(B, S + rows, w): what is stored for a layer, followed by (B, rows, w) values that are not yet."""
+        filled, length = self.keys.shape[-2], self.keys.shape[-2] + values.shape[1]
+        whole = self._roomy("keys", length)[:, self.layers.index(layer), :length]
+        whole[:, filled:] = values
+        return whole
 
     def append(self, kept: Mapping[int, Tensor]) -> None:
         """Add (B, rows, w) per layer."""
@@ -104,12 +144,11 @@ class RowCache(_RowLayer):
         """(B, S, d)."""
         return self.keys[:, 0]
 
-    def rope(self, layer_type: str) -> tuple[Tensor, Tensor]:
-        """(cos, sin) of all stored rows, each (B, S, R)."""
+    def half_rope(self, layer_type: str) -> tuple[Tensor, Tensor]:
+        """The first halves of (cos, sin) of all stored rows, each (B, S, R / 2)."""
         width = (self.values.shape[-1] - 4) // (2 * len(self.rope_types))
         start = 4 + 2 * width * self.rope_types.index(layer_type)
-        tables = self.values[:, 0, :, start : start + 2 * width]
-        cos, sin = (torch.cat([table, table], dim=-1) for table in tables.split(width, dim=-1))
+        cos, sin = self.values[:, 0, :, start : start + 2 * width].split(width, dim=-1)
         return cos, sin
 
     def seen(self) -> tuple[bool, ...]:
@@ -187,6 +226,7 @@ class Forward:
         self.seeing = _seeing(rows, past)
         self.has_perceptual = any(self.seeing)
         self.inputs: Tensor | None = None
+        self._all_inputs: Tensor | None = None
         self.rope: dict[str, tuple[Tensor, Tensor]] = {}
         self.memo: dict[Any, Any] = {}
         known = past.get_seq_length() if past is not None else -1
@@ -201,20 +241,23 @@ class Forward:
 
     # -- values kept per row for later forwards ----------------------------------------------------------------------
 
-    def kept(self, name: str, layer: int) -> Tensor | None:
-        """(B, P, w) values that `keep` was given for the past rows, or None when they are not all known."""
-        shelf = self._shelves.get(name)
-        return None if shelf is None else shelf.of_layer(layer)
+    def is_kept(self, name: str, layer: int) -> bool:
+        """Whether the values that `keep` was given are known for all past rows."""
+        return name in self._shelves and layer in self._shelves[name].layers
 
-    def keep(self, name: str, layer: int, values: Tensor) -> None:
+    def keep(self, name: str, layer: int, values: Tensor) -> Tensor:
         """Keep values of rows in the cache, if this forward has one.
 
         Args:
             name: of the graft, which must keep something for the same layers in every forward.
             layer: the decoder layer they belong to.
-            values: (B, S, w) of the new rows; (B, P + S, w) where `kept` knew nothing.
+            values: (B, S, w) of the new rows; (B, P + S, w) where nothing `is_kept`.
+
+        Returns:
+            (B, P + S, w) of all rows; not to be written to.
         """
         self._kept[name][layer] = values
+        return self._shelves[name].ahead(layer, values) if self.is_kept(name, layer) else values
 
     def shelve(self, cache: Cache) -> None:
         """Put what was kept on the cache, and take away what was not kept up."""
@@ -248,19 +291,29 @@ class Forward:
         assert self.inputs is not None, "the first decoder layer has not been entered"
         if self.past is None:
             return self.inputs
-        return torch.cat([self.past.inputs.to(self.inputs), self.inputs], dim=1)
+        if self._all_inputs is None:
+            self._all_inputs = torch.cat([self.past.inputs.to(self.inputs), self.inputs], dim=1)
+        return self._all_inputs
 
-    def all_rope(self, layer_type: str) -> tuple[Tensor, Tensor] | None:
-        """(cos, sin) of all rows for an attention type, each (B, P + S, R); None for hosts without RoPE."""
+    def all_half_rope(self, layer_type: str) -> tuple[Tensor, Tensor] | None:
+        """The first halves of `all_rope`, each (B, P + S, R / 2): the second ones repeat them."""
         if layer_type not in self.rope:
             return None
-        tables = tuple(table.expand(self.rows.shape[0], -1, -1) for table in self.rope[layer_type])
+        tables = tuple(half(table).expand(self.rows.shape[0], -1, -1) for table in self.rope[layer_type])
         if self.past is not None:
             tables = tuple(
                 torch.cat([old.to(new), new], dim=1)
-                for old, new in zip(self.past.rope(layer_type), tables, strict=True)
+                for old, new in zip(self.past.half_rope(layer_type), tables, strict=True)
             )
         return tables[0], tables[1]
+
+    def all_rope(self, layer_type: str) -> tuple[Tensor, Tensor] | None:
+        """(cos, sin) of all rows for an attention type, each (B, P + S, R); None for hosts without RoPE."""
+        halves = self.all_half_rope(layer_type)
+        if halves is None:
+            return None
+        cos, sin = (torch.cat([table, table], dim=-1) for table in halves)
+        return cos, sin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A forward in flight is never part of a copied model."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.lorra import Angles, Block, narrow_angles, split_queries
-from alula.rows import Role
+from alula.rows import Role, RowMap
 from alula.seam import Forward
 
 
@@ -69,9 +69,7 @@ def gather_keys(forward: Forward, learner: str, config: WingsConfig) -> Keys | N
     padding. Under the exact gate the textual learner is silent at rows that have seen nothing perceptual.
     """
     every, new = forward.all_rows, forward.rows
-    chosen = every.is_perceptual if learner == "visual" else every.is_text
-    if learner == "textual" and not config.system_keys:
-        chosen = chosen & (every.role != Role.SYSTEM)
+    chosen = chosen_rows(every, learner, config)
     most = int(chosen.sum(dim=1).max())
     if most == 0:
         return None
@@ -86,6 +84,13 @@ def gather_keys(forward: Forward, learner: str, config: WingsConfig) -> Keys | N
     inputs = prepared(forward.all_inputs(), config)
     rows = inputs.gather(1, index[..., None].expand(-1, -1, inputs.shape[-1]))
     return Keys(index, counts, split_queries(counts), rows)
+
+
+def chosen_rows(rows: RowMap, learner: str, config: WingsConfig) -> Tensor:
+    """(B, S) bool: the row is a key of `learner`."""
+    if learner == "visual":
+        return rows.is_perceptual
+    return rows.is_text if config.system_keys else rows.is_text & (rows.role != Role.SYSTEM)
 
 
 def prepared(x: Tensor, config: WingsConfig) -> Tensor:

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from alula.errors import AlulaError
 from alula.grafts.wings.config import WingsConfig
+from alula.grafts.wings.few import Step, hear, new_factors, plan_step
 from alula.grafts.wings.keys import Keys, gather_keys, prepared
 from alula.grafts.wings.lorra import Angles, LoRRA, learner_head_dim
-from alula.grafts.wings.mass import report_mass
+from alula.grafts.wings.mass import report_mass, wants_mass
 from alula.grafts.wings.router import AttentionRouter, ConstantRouter, MassRouter, Router
 from alula.seam import ATTENTION, NAME, Forward, Seam
 
 # in sandwich-norm layers the attention's hook hands its forward to the same graft's hook on the norm right behind it
 _between: ContextVar[Mapping[nn.Module, Forward]] = ContextVar("alula_wings_between", default=MappingProxyType({}))
+_COLUMNS = "wings mass columns"
 
 
 class WingsLayer(nn.Module):
@@ -61,7 +63,11 @@ class WingsLayer(nn.Module):
     def key_columns(self, forward: Forward, layer: int) -> Tensor | None:
         if self.router is None or not self._speaks(forward):
             return None
-        return self.router.columns(forward.all_rows)
+        if not isinstance(self.router, MassRouter):
+            return self.router.columns(forward.all_rows)
+        if _COLUMNS not in forward.memo:  # the same in all layers
+            forward.memo[_COLUMNS] = self.router.columns(forward.all_rows)
+        return forward.memo[_COLUMNS]
 
     def receive(self, forward: Forward, layer: int, sums: Tensor) -> None:
         forward.layer(layer)[self, "sums"] = sums
@@ -112,8 +118,9 @@ class WingsLayer(nn.Module):
 
     def _prepare(self, forward: Forward) -> None:
         """Whatever layers share: done in front of the first of them that speaks."""
-        for learner in self.config.learners:
-            self._keys(forward, learner)
+        if self._step(forward) is None:
+            for learner in self.config.learners:
+                self._keys(forward, learner)
 
     def _add(self, forward: Forward, branch: Tensor) -> Tensor:
         """`branch` (B, S, d), about to join the stream, plus the routed learners."""
@@ -134,6 +141,12 @@ class WingsLayer(nn.Module):
 
     def _mix(self, forward: Forward, query: Tensor) -> Tensor | None:
         """(B, S, d) sum of the learners' voices, each times its weight; None when nobody has keys."""
+        step = self._step(forward)
+        mixed = self._mix_many(forward, query) if step is None else self._mix_few(forward, query, step)
+        return mixed if mixed is None or self.config.gain == 1.0 else mixed * self.config.gain
+
+    def _mix_many(self, forward: Forward, query: Tensor) -> Tensor | None:
+        """Each learner by itself, with its keys gathered from the rows."""
         weights = self._route(forward)
         factors = self._factors(forward)
         mixed = None
@@ -146,7 +159,31 @@ class WingsLayer(nn.Module):
                 voice = voice * weights[learner].to(voice.dtype)
             mixed = voice if mixed is None else mixed + voice
             report_mass(self, forward, learner, query, keys, None if weights is None else weights[learner])
-        return mixed if mixed is None or self.config.gain == 1.0 else mixed * self.config.gain
+        return mixed
+
+    @torch.compiler.disable  # lengths change with every step, and each would be compiled anew
+    def _mix_few(self, forward: Forward, query: Tensor, step: Step) -> Tensor:
+        """All learners at once, for few queries (see `few`)."""
+        learners: Any = [self.get_submodule(name) for name in self.config.learners]
+        if forward.is_kept(self.graft_name, self.index):
+            new = new_factors(learners, step.rows[:, -query.shape[1] :], step.new_runs)
+        else:
+            new = new_factors(learners, step.rows, step.runs)
+        factors = forward.keep(self.graft_name, self.index, new)
+        angles = None
+        if self.config.rope:
+            angles = step.angles(forward, self.layer_type, self.host_head_dim, self.head_dim)
+        share = None if self.router is None else self._router_weights(forward)
+        return hear(learners, query, factors, step, angles, share)
+
+    def _step(self, forward: Forward) -> Step | None:
+        """The shared part of a forward of few rows, or None when learners have to be asked one by one."""
+        if forward.rows.shape[1] >= self.head_dim or torch.is_grad_enabled() or wants_mass(self, forward):
+            return None
+        name = ("wings step", *self._shared)
+        if name not in forward.memo:
+            forward.memo[name] = plan_step(forward, self.config)
+        return forward.memo[name]
 
     def _voice(self, forward: Forward, learner: str, query: Tensor, keys: Keys, factors: Tensor | None) -> Tensor:
         """(B, S, d) output of one learner. `factors` (B, P + S, 2 rank) are those of all rows, where they are kept."""
@@ -176,14 +213,13 @@ class WingsLayer(nn.Module):
         """
         if torch.is_grad_enabled():
             return None
-        past = forward.kept(self.graft_name, self.index)
-        first = forward.all_rows.shape[1] if past is None else forward.rows.shape[1]
+        known = forward.is_kept(self.graft_name, self.index)
+        count = forward.rows.shape[1] if known else forward.all_rows.shape[1]
         assert forward.inputs is not None, "the first decoder layer has not been entered"
-        rows = prepared(forward.all_inputs() if past is None else forward.inputs, self.config)
+        rows = prepared(forward.inputs if known else forward.all_inputs(), self.config)
         made = [self.get_submodule(learner).factors(rows) for learner in self.config.learners]  # type: ignore[operator]
-        new = made[0] if len(made) == 1 else torch.where(_perceptual(forward, first), made[0], made[1])
-        forward.keep(self.graft_name, self.index, new)
-        return new if past is None else torch.cat([past.to(new), new], dim=1)
+        new = made[0] if len(made) == 1 else torch.where(_perceptual(forward, count), made[0], made[1])
+        return forward.keep(self.graft_name, self.index, new)
 
     def _route(self, forward: Forward) -> dict[str, Tensor] | None:
         """(B, S, 1) or scalar weight per learner; None for a single learner."""
@@ -206,10 +242,16 @@ class WingsLayer(nn.Module):
 
     def _keys(self, forward: Forward, learner: str) -> Keys | None:
         """The learner's keys, gathered once per forward and shared by all layers; None if the batch has none."""
-        name = ("wings keys", learner, self.config.gate, self.config.system_keys, self.config.normalize)
+        name = ("wings keys", learner, *self._shared)
         if name not in forward.memo:
             forward.memo[name] = gather_keys(forward, learner, self.config)
         return forward.memo[name]
+
+    @property
+    def _shared(self) -> tuple[Any, ...]:
+        """The settings on which depends what layers share."""
+        config = self.config
+        return config.gate, config.system_keys, config.normalize, config.learners
 
     def _touch(self, branch: Tensor) -> Tensor:
         """Let silent parameters take part in backward: sharded training deadlocks when ranks disagree on gradients."""

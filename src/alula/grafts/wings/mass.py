@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from alula.grafts.wings.layer import WingsLayer
 
 
+def wants_mass(layer: WingsLayer, forward: Forward) -> bool:
+    """Whether anybody listens to this layer's learners."""
+    return bool(_listeners(layer, forward))
+
+
+def _listeners(layer: WingsLayer, forward: Forward) -> list[Any]:
+    return [asker for asker in forward.seam.askers(layer.index) if hasattr(asker, "receive_learner")]
+
+
 @torch.no_grad()
 def report_mass(
     layer: WingsLayer, forward: Forward, learner: str, query: Tensor, keys: Keys, weight: Tensor | None
@@ -26,8 +35,7 @@ def report_mass(
         query: (B, S, d) what the learner is asked with.
         weight: the router's, broadcastable to (B, S, 1); None for a single learner, which has 1.
     """
-    listeners: list[Any] = [a for a in forward.seam.askers(layer.index) if hasattr(a, "receive_learner")]
-    for listener in listeners:
+    for listener in _listeners(layer, forward):
         columns = listener.learner_columns(forward, layer.index)
         if columns is not None:
             sums = attention_sums(layer, forward, learner, query, keys, columns)
