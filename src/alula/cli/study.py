@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     study = typer.Typer(help="Answer a question by training and measuring many small models.", no_args_is_help=True)
     study.command(name="attention-shift")(attention_shift)
     study.command(name="wings")(wings)
+    study.command(name="early-warning")(early_warning)
     app.add_typer(study, name="study")
 
 
@@ -96,6 +97,34 @@ def wings(
     outcome = run(plan, command=_command(), workers=workers)
     write_text(output / "tables.md", markdown(outcome))
     _show(output, outcome, report(outcome), figures(outcome), table(outcome), verdict(outcome), as_json=as_json)
+
+
+def early_warning(
+    output: Annotated[Path, typer.Option(help="Directory of the record and the report.")] = Path("runs/early-warning"),
+    population: Annotated[
+        Path,
+        typer.Option(help="Directory of `alula study attention-shift`; its trainings are read, missing ones are done."),
+    ] = Path("runs/attention-shift"),
+    seeds: Seeds = "0",
+    budget: Annotated[
+        float, typer.Option(help="A training has failed that ends below this share of the base's text accuracy.")
+    ] = 0.9,
+    workers: Workers = None,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do the probes tell early that text will be lost?
+
+    Reads what the early warning wrote down while the population of the attention-shift study trained, and judges each
+    signal (probes, text itself, the learning rate alone) by how early and how surely it tells the trainings that end
+    below the budget from the others. Ends with a table, a verdict and a report.
+    """
+    from alula.studies.early_warning import WarningPlan, figures, report, table, verdict
+    from alula.studies.early_warning import early_warning as run
+
+    plan = WarningPlan.over(output, population, seeds=_numbers(seeds, "--seeds", int), reuse=reuse, budget=budget)
+    record = run(plan, command=_command(), workers=workers)
+    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
 
 
 def _numbers(text: str, option: str, kind: Any) -> tuple[Any, ...]:

@@ -10,9 +10,13 @@ from typing import Any
 
 from alula.errors import UsageError
 from alula.studies.plan import StudyPlan, scaled
-from alula.training.recipe import Recipe
+from alula.training.recipe import Recipe, Retention
 
 MILESTONES = (40, 80, 160, 240)
+WATCHED_EVERY = 10
+"""steps between the early warning's measurements, which the early-warning study reads"""
+_FEWEST_WATCHED = 20
+"""text items below which the base might answer none of them"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class ShiftPlan(StudyPlan):
             "items": self.items,
             "samples": self.samples,
             "task_seed": self.task_seed,
+            "watched_every": self.watched_every,
         }
 
     @property
@@ -77,6 +82,11 @@ class ShiftPlan(StudyPlan):
     def milestones(self) -> tuple[int, ...]:
         """Steps after which each run is measured."""
         return scaled(MILESTONES, self.steps)
+
+    @property
+    def watched_every(self) -> int:
+        """Steps between two looks of the early warning, which only writes down what it sees."""
+        return scaled((WATCHED_EVERY,), self.steps)[0]
 
     def recipe_of(self, run: Run) -> Recipe:
         """The quickstart's full fine-tuning with the run's text share and learning rate."""
@@ -90,7 +100,8 @@ class ShiftPlan(StudyPlan):
         recipe = self.recipe(run.seed, "full", run.name, changes)
         # scaling rounds; the last milestone is the last step
         stage = recipe.stages[0].model_copy(update={"steps": self.milestones[-1]})
-        return recipe.model_copy(update={"stages": (stage,)})
+        watch = Retention(every=self.watched_every, items=max(self.items, _FEWEST_WATCHED), samples=self.samples)
+        return recipe.model_copy(update={"stages": (stage,), "retention": watch})
 
     def measurements(self, run: Run) -> Path:
         """Where what was measured of a run is kept."""

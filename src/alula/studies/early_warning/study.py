@@ -1,0 +1,69 @@
+"""Running the early-warning study: trainings that are there are read, missing ones are done first."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+from alula.jobs import claim
+from alula.studies.attention_shift import ShiftRecord, attention_shift
+from alula.studies.early_warning.plan import WarningPlan
+from alula.studies.early_warning.record import WarningRecord, Watched, judge_all
+from alula.training.environment import readable_environment
+from alula.training.layout import RunDirectory
+from alula.training.metrics import read_rows
+
+
+def early_warning(plan: WarningPlan, *, command: str, workers: int | None = None, quiet: bool = False) -> WarningRecord:
+    """Watch the population's trainings (those that are done are only read) and judge the signals.
+
+    Args:
+        command: the line that repeats this, for the record.
+        workers: processes side by side; by default one per core.
+        quiet: draw no progress.
+
+    Returns:
+        The record, also written to ``plan.output / "outcome.json"``.
+
+    Raises:
+        UsageError: an output directory that holds something else.
+    """
+    claim(plan.output, plan.facts, "study")
+    shifts = attention_shift(plan.population, command=command, workers=workers, quiet=quiet)
+    record = gather(plan, shifts, command=command)
+    record.save(plan.output / "outcome.json")
+    return record
+
+
+def gather(plan: WarningPlan, shifts: ShiftRecord, *, command: str) -> WarningRecord:
+    """Put together what the early warning wrote down during the trainings and what became of them."""
+    population = plan.population
+    runs = []
+    for run, known in zip(population.runs, shifts.runs, strict=True):
+        recipe = population.recipe_of(run)
+        directory = RunDirectory(Path(recipe.output_dir))
+        start = directory.stage(0, recipe.stages[0]).watch
+        runs.append(
+            Watched.of(
+                read_rows(directory.metrics),
+                json.loads(start.read_text(encoding="utf-8")),
+                rate=run.rate,
+                text=run.text,
+                seed=run.seed,
+                base=shifts.bases[run.seed].accuracy["text_bare"],
+                final=known.models[max(known.models)].accuracy["text_bare"],
+            )
+        )
+    judged, areas, leads = judge_all(runs, plan.budget)
+    return WarningRecord(
+        command=command,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        environment=readable_environment(),
+        settings={**plan.facts, "seeds": list(population.seeds)},
+        budget=plan.budget,
+        runs=runs,
+        judged=judged,
+        areas=areas,
+        leads=leads,
+    )
