@@ -24,11 +24,9 @@ from alula.studies.attention_shift.record import Measurement, RunRecord, associa
 from alula.studies.population import measurement
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShiftPlan, ShiftRecord]:
-    output = tmp_path_factory.mktemp("shift") / "study"
-    plan = ShiftPlan(output=output, texts=(0.0, 0.3, 0.5), rates=(1e-2,), items=2, samples=3, steps=0.01)
-    return plan, attention_shift(plan, command="alula study attention-shift", workers=0, quiet=True)
+@pytest.fixture
+def finished(population: tuple[ShiftPlan, ShiftRecord]) -> tuple[ShiftPlan, ShiftRecord]:
+    return population
 
 
 def test_every_run_is_measured_at_every_milestone(finished: tuple[ShiftPlan, ShiftRecord]) -> None:
@@ -112,7 +110,7 @@ def test_the_command_line(finished: tuple[ShiftPlan, ShiftRecord], monkeypatch: 
     assert (plan.output / "figures" / "shift-text-bare.svg").read_text().startswith("<svg xmlns=")
 
 
-def population(slope: float, seed: int = 0) -> list[RunRecord]:
+def made_up(slope: float, seed: int = 0) -> list[RunRecord]:
     """Twelve made-up trainings whose text accuracy falls (or rises) with their shift."""
     rng = np.random.default_rng(seed)
     runs = []
@@ -134,15 +132,15 @@ def population(slope: float, seed: int = 0) -> list[RunRecord]:
 )
 def test_the_verdict_follows_the_figures(finished: tuple[ShiftPlan, ShiftRecord], slope: float, words: str) -> None:
     _, record = finished
-    found, skipped = associations(population(slope))
+    found, skipped = associations(made_up(slope))
     assert not skipped
-    said = verdict(record.model_copy(update={"runs": population(slope), "associations": found}))
+    said = verdict(record.model_copy(update={"runs": made_up(slope), "associations": found}))
     assert words in said[0]
     assert "48 models of 12 trainings" in said[0]
 
 
 def test_runs_without_a_defined_shift_are_left_out_and_named() -> None:
-    runs = population(-1.0)
+    runs = made_up(-1.0)
     runs[3].models[80].shift[PRIMARY] = None
     found, skipped = associations(runs)
     assert skipped == ["text 0.1, rate 0.001, seed 0"]

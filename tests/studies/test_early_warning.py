@@ -17,7 +17,7 @@ from alula.cli import app as cli
 from alula.errors import UsageError
 from alula.evaluation.statistics import Resampling
 from alula.reports import render
-from alula.studies.attention_shift import ShiftPlan
+from alula.studies.attention_shift import ShiftPlan, ShiftRecord
 from alula.studies.early_warning import WarningPlan, WarningRecord, early_warning, figures, report, table, verdict
 from alula.studies.early_warning.record import LOOKS, MAIN, PROBES, SIGNALS, Watched, judge_all, judge_signal, lead
 from alula.training.layout import RunDirectory
@@ -27,12 +27,10 @@ HOW = Resampling(resamples=300)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[WarningPlan, WarningRecord]:
-    folder = tmp_path_factory.mktemp("warning")
-    population = ShiftPlan(
-        output=folder / "population", texts=(0.0, 0.3, 0.5), rates=(1e-2,), items=2, samples=3, steps=0.01
-    )
-    plan = WarningPlan(folder / "study", population)
+def finished(
+    population: tuple[ShiftPlan, ShiftRecord], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[WarningPlan, WarningRecord]:
+    plan = WarningPlan(tmp_path_factory.mktemp("warning") / "study", population[0])
     return plan, early_warning(plan, command="alula study early-warning", workers=0, quiet=True)
 
 
@@ -70,7 +68,7 @@ def test_the_command_takes_a_population_that_is_there(
         WarningPlan.over(tmp_path / "x", tmp_path / "again", seeds=(0,))
 
 
-def population(strength: float, runs: int = 12, seed: int = 0) -> list[Watched]:
+def made_up(strength: float, runs: int = 12, seed: int = 0) -> list[Watched]:
     """Made-up trainings: half of them lose their text from look 4 on; probes rise with what will be lost."""
     rng = np.random.default_rng(seed)
     made = []
@@ -99,7 +97,7 @@ def recorded(runs: list[Watched], budget: float = 0.9) -> WarningRecord:
 
 
 def test_a_probe_that_knows_is_found_and_one_that_does_not_is_not() -> None:
-    knows, guesses = recorded(population(1.0)), recorded(population(0.0))
+    knows, guesses = recorded(made_up(1.0)), recorded(made_up(0.0))
     assert "The probe warns" in verdict(knows)[0]
     assert "It is not shown here" in verdict(guesses)[0]
     assert knows.main is not None
@@ -109,7 +107,7 @@ def test_a_probe_that_knows_is_found_and_one_that_does_not_is_not() -> None:
 
 
 def test_judgements_against_scipy_and_scikit_learn() -> None:
-    runs = population(0.05)
+    runs = made_up(0.05)
     signal, look = MAIN
     found = judge_signal(runs, signal, look, 0.9, HOW)
     x = [run.signals[signal][look - 1] for run in runs]
@@ -125,7 +123,7 @@ def test_judgements_against_scipy_and_scikit_learn() -> None:
 
 
 def test_leads_against_a_loop() -> None:
-    runs = population(0.3, seed=3)
+    runs = made_up(0.3, seed=3)
     for signal in ("alignment", "text_loss"):
         early, by, steps, false = [], [], [], []
         for run in runs:
@@ -149,7 +147,7 @@ def test_leads_against_a_loop() -> None:
 
 
 def test_a_probe_that_is_not_defined_somewhere_costs_its_run_only() -> None:
-    runs = population(1.0)
+    runs = made_up(1.0)
     runs[3].signals["alignment"][1] = None
     found = judge_signal(runs, "alignment", 2, 0.9, HOW)
     assert (found.runs, judge_signal(runs, "alignment", 1, 0.9, HOW).runs) == (11, 12)
@@ -158,7 +156,7 @@ def test_a_probe_that_is_not_defined_somewhere_costs_its_run_only() -> None:
 
 @pytest.mark.parametrize("budget", [0.9, 0.01])
 def test_the_report_holds_the_verdict_and_needs_nothing_else(budget: float) -> None:
-    record = recorded(population(1.0), budget)
+    record = recorded(made_up(1.0), budget)
     page = render(report(record))
     assert "http://" not in page.replace("http://www.w3.org", "")
     for sentence in verdict(record):

@@ -30,10 +30,22 @@ def early_warning(plan: WarningPlan, *, command: str, workers: int | None = None
         UsageError: an output directory that holds something else.
     """
     claim(plan.output, plan.facts, "study")
-    shifts = attention_shift(plan.population, command=command, workers=workers, quiet=quiet)
+    shifts = finished_population(plan) or attention_shift(
+        plan.population, command=command, workers=workers, quiet=quiet
+    )
     record = gather(plan, shifts, command=command)
     record.save(plan.output / "outcome.json")
     return record
+
+
+def finished_population(plan: WarningPlan) -> ShiftRecord | None:
+    """The attention-shift study's own record, where it holds just the trainings of the plan."""
+    path = plan.population.output / "outcome.json"
+    if not path.is_file():
+        return None
+    found = ShiftRecord.load(path)
+    there = [(run.seed, run.text, run.rate) for run in found.runs]
+    return found if there == [(run.seed, run.text, run.rate) for run in plan.population.runs] else None
 
 
 def gather(plan: WarningPlan, shifts: ShiftRecord, *, command: str) -> WarningRecord:
