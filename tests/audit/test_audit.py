@@ -185,3 +185,13 @@ def test_the_command(small: tuple[Plan, Audit], llava: Path, tmp_path: Path, mon
     assert printed == json.loads((tmp_path / "audit.json").read_text())
     assert [finding["section"] for finding in printed["findings"]] == ["attention", "overlap"]
     assert "<svg" in (tmp_path / "report.html").read_text()
+
+
+def test_the_page_runs(llava: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block.replace("runs/mine/final", str(llava)).replace("samples=64", "samples=8"), names)
+    assert capsys.readouterr().out.count("\n") == 2
+    assert "<svg" in names["html"]

@@ -35,7 +35,7 @@ def samples(model: Any, inputs: dict[str, Any]) -> Any:
 
 
 def measure(model: Any, inputs: dict[str, Any], **options: Any) -> Any:
-    probe = VocabularyLens(**options)
+    probe = VocabularyLens(**{"rows_per_kind": 16, **options})  # by default every row of these short samples
     with probe.on(model), torch.no_grad():
         model(**inputs)
     return probe.result()

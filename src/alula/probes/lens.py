@@ -128,7 +128,7 @@ class VocabularyLens(StateProbe):
 
     states: tuple[int, ...] | None = None
     text: str = "text"
-    rows_per_kind: int = 16
+    rows_per_kind: int = 4
     skip_first: bool = True
     top: int = 5
     examples: int = 4
@@ -161,13 +161,12 @@ class VocabularyLens(StateProbe):
         notes["read", state] = {
             "q": self._per_sample(notes, q),
             "log_q": self._per_sample(notes, log_q),
-            # a token of probability 0 has log -inf and adds nothing
-            "entropy": -(q * log_q.nan_to_num(neginf=0.0)).sum(dim=-1),
+            "entropy": _cross_entropy(q, log_q),
             "top": torch.topk(q, min(self.top, q.shape[-1]), dim=-1),
         }
         if previous is not None:
             held_q, held_log_q = (x.to(q.device) for x in previous)
-            notes["read", state]["change"] = (held_q * (held_log_q - log_q).nan_to_num()).sum(dim=-1)
+            notes["read", state]["change"] = _cross_entropy(held_q, log_q) - _cross_entropy(held_q, held_log_q)
         notes["previous"] = (q, log_q)
 
     def _choose(self, rows: RowMap) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -233,13 +232,12 @@ class VocabularyLens(StateProbe):
             if GROUPS[k] == TEXT:
                 continue
             for a, b in ((k, GROUPS.index(TEXT)), (GROUPS.index(TEXT), k)):
-                pairs = [(i, j) for i in (kinds == a).nonzero()[:, 0] for j in (kinds == b).nonzero()[:, 0]]
-                pairs = [(i, j) for i, j in pairs if owner[i] == owner[j]]
-                if pairs:
-                    x, y = (torch.stack(side) for side in zip(*pairs, strict=True))
+                same = (kinds == a)[:, None] & (kinds == b) & (owner[:, None] == owner)
+                x, y = same.nonzero(as_tuple=True)
+                if len(x):
                     kl = -entropy[x] - (q[x] * log_q[y]).nan_to_num(neginf=-math.inf).sum(dim=-1)
                     key = f"{GROUPS[a]}||{GROUPS[b]}"
-                    self.tally.add(f"both/{key}", len(pairs))
+                    self.tally.add(f"both/{key}", len(x))
                     self.tally.add(f"matched/{key}", kl.sum(dim=0))
                     self.reservoir(f"pair/{key}").offer({"kl": kl.float()})
 
@@ -348,6 +346,13 @@ def log_probabilities(anatomy: Anatomy, rows: Tensor) -> Tensor:
     if cap is not None and anatomy.host.config is anatomy.config:
         logits = cap * torch.tanh(logits / cap)
     return torch.log_softmax(logits, dim=-1)
+
+
+def _cross_entropy(q: Tensor, log_p: Tensor) -> Tensor:
+    """(M,) mean of -log p under q, distributions over V; a token of probability 0 under q adds nothing."""
+    found = -torch.linalg.vecdot(q, log_p)
+    # 0 * -inf is NaN, which a vocabulary with masked tokens would give
+    return -(q * log_p.masked_fill(q == 0, 0.0)).sum(dim=-1) if bool(found.isnan().any()) else found
 
 
 def _dtype_of(anatomy: Anatomy) -> torch.dtype:
