@@ -69,26 +69,22 @@ def two_hop(q):
 
 
 def deduction(q):
-    if "All " in q:
-        rules = dict(re.findall(r"All (\w+)s are (\w+)\.", q))
+    question = re.split(r"\. ", q)[-1]
+    if "Every " in q:
+        rules = dict(re.findall(r"Every (\w+) is (\w+)\.", q))
         members = dict(re.findall(r"(\w+) is an? (\w+)\.", q))
-        question = re.split(r"\. ", q)[-1]
-        person = next(name for name in members if name in question)
-        colour = rules[members[person]]
-        asked = re.match(r"Is \w+ (\w+)\?", question)
-        return ("yes" if asked.group(1) == colour else "no") if asked else colour
+        colours = {person: rules[kind] for person, kind in members.items()}
+        if question.startswith("Who"):
+            return next(person for person, colour in colours.items() if colour in question)
+        return next(colour for person, colour in colours.items() if person in question)
     above = set()
     for one, relation, other in re.findall(r"(\w+) is (older|younger|taller|shorter) than (\w+)\.", q):
         above.add((one, other) if relation in ("older", "taller") else (other, one))
     people = {name for pair in above for name in pair}
     above |= {(a, d) for a, b in above for c, d in above if b == c}
-    question = re.split(r"\. ", q)[-1]
-    asked = re.match(r"Is (\w+) (\w+) than (\w+)\?", question)
-    if asked:
-        pair = (asked[1], asked[3]) if asked[2] in ("older", "taller") else (asked[3], asked[1])
-        return "yes" if pair in above else "no"
-    top = "oldest" in question or "tallest" in question
-    return next(p for p in people if sum(pair[0 if top else 1] == p for pair in above) == 2)
+    top = any(word in question for word in ("oldest", "tallest", "older", "taller"))
+    asked = [person for person in people if person in question] or people
+    return max(asked, key=lambda p: sum(pair[0 if top else 1] == p for pair in above))
 
 
 SOLVERS = {f.__name__: f for f in (arithmetic, comparison, sorting, reversal, pattern, facts, two_hop, deduction)}

@@ -164,12 +164,11 @@ def _position(draw: Draw, scene: Scene, focus: Thing | None, pairs: Sequence[tup
 
 
 _RELATIONS: tuple[tuple[str, Callable[[Thing, Thing], int]], ...] = (
-    ("left of", lambda a, b: b.column - a.column),
-    ("right of", lambda a, b: a.column - b.column),
-    ("above", lambda a, b: b.row - a.row),
-    ("below", lambda a, b: a.row - b.row),
+    ("further left", lambda a, b: b.column - a.column),
+    ("further right", lambda a, b: a.column - b.column),
+    ("higher", lambda a, b: b.row - a.row),
+    ("lower", lambda a, b: a.row - b.row),
 )
-_FURTHER = {"left of": "further left", "right of": "further right", "above": "higher", "below": "lower"}
 
 
 def _relation(draw: Draw, scene: Scene, focus: Thing | None, pairs: Sequence[tuple[str, str]]) -> Exchange | None:
@@ -185,13 +184,8 @@ def _relation(draw: Draw, scene: Scene, focus: Thing | None, pairs: Sequence[tup
         _alone(scene, colour=one.colour, shape=one.shape) and _alone(scene, colour=other.colour, shape=other.shape)
     ):
         return None
-    if draw.chance(0.6):
-        question = draw.choice(("Is the {} {} the {}?", "Is it true that the {} is {} the {}?")).format(
-            one.name, words, other.name
-        )
-        return Exchange(question, "yes" if difference(one, other) > 0 else "no")
     question = draw.choice(("Which is {}, the {} or the {}?", "What is {}: the {} or the {}?")).format(
-        _FURTHER[words], one.name, other.name
+        words, one.name, other.name
     )
     return Exchange(question, one.name if difference(one, other) > 0 else other.name)
 

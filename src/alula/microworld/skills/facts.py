@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from alula.microworld.draws import Draw, split_of
 from alula.microworld.items import Exchange
 from alula.microworld.skills.names import PEOPLE
+from alula.microworld.skills.story import Story
 
 LANDS = (
     "Velda", "Koru", "Nambia", "Osteria", "Pellan", "Quorra", "Rilmo", "Sundar", "Tavik", "Umbra", "Wexa", "Yoland",
@@ -139,16 +140,21 @@ _HOP: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def two_hop(draw: Draw, split: str) -> tuple[Exchange]:
-    while True:
-        people, lands = draw.sample(PEOPLE, 3), draw.sample(LANDS, 3)
-        asked = draw.below(2)
-        name = draw.choice(tuple(PROPERTIES))
-        if split_of("two_hop", people[asked], lands[asked], name) == split:
-            break
+def two_hop(draw: Draw, split: str) -> tuple[Exchange, ...]:
+    return two_hop_story(draw, split).asked(draw)
+
+
+def two_hop_story(draw: Draw, split: str) -> Story:
+    """One to three people and where they are; a question each about what belongs to the land."""
+    questions: list[Exchange] = []
+    while not questions:
+        count = draw.between(1, 3)
+        people, lands = draw.sample(PEOPLE, count), draw.sample(LANDS, count)
+        for person, land in zip(people, lands, strict=True):
+            name = draw.choice(tuple(PROPERTIES))
+            if split_of("two_hop", person, land, name) == split:
+                questions.append(Exchange(draw.choice(_HOP[name]).format(person), fact_of(land, name)))
     phrase = draw.choice(_LIVES)
-    count = draw.between(max(1, asked + 1), 3)
-    said = [phrase.format(person, land) for person, land in zip(people[:count], lands[:count], strict=True)]
+    said = [phrase.format(person, land) for person, land in zip(people, lands, strict=True)]
     draw.shuffle(said)
-    question = draw.choice(_HOP[name]).format(people[asked])
-    return (Exchange(f"{' '.join(said)} {question}", fact_of(lands[asked], name)),)
+    return Story(" ".join(said), questions)

@@ -55,9 +55,8 @@ def comparison(draw: Draw, split: str) -> tuple[Exchange]:
             )
             answer = str(min(first, second))
         else:
-            word = draw.choice(("larger", "smaller"))
-            question = f"Is {{}} {word} than {{}}?"
-            answer = "yes" if (first > second) == (word == "larger") else "no"
+            question = "Is {} larger than {}?"
+            answer = "yes" if first > second else "no"
         return (Exchange(question.format(first, second), answer),)
 
 

@@ -10,9 +10,15 @@ from alula.microworld.draws import Draw
 from alula.microworld.items import Exchange
 from alula.microworld.language import QUESTION_KINDS, ask, describe
 from alula.microworld.scenes import AnyScene, draw_number, draw_scene, split_of_scene
+from alula.microworld.skills.story import Story
 
 
-def reading(draw: Draw, split: str) -> tuple[Exchange]:
+def reading(draw: Draw, split: str) -> tuple[Exchange, ...]:
+    return reading_story(draw, split).asked(draw)
+
+
+def reading_story(draw: Draw, split: str, questions: int = 1) -> Story:
+    """A scene in words, with a question of a kind drawn evenly; up to ``questions`` of them, the others of any kind."""
     while True:
         kind = draw.choice(QUESTION_KINDS)
         scene: AnyScene = (
@@ -23,9 +29,11 @@ def reading(draw: Draw, split: str) -> tuple[Exchange]:
         # in words a single digit has nothing but itself to be told apart by, so it is no held-out content
         if scene.content in _SINGLE_DIGITS or split_of_scene(scene) != split:
             continue
-        exchange = ask(draw, kind, scene)
-        if exchange is not None:
-            return (Exchange(f"{describe(draw, scene)} {exchange.question}", exchange.answer),)
+        first = ask(draw, kind, scene)
+        if first is not None:
+            break
+    others = (ask(draw, draw.choice(QUESTION_KINDS), scene) for _ in range(questions - 1))
+    return Story(describe(draw, scene), (first, *(other for other in others if other is not None)))
 
 
 _SINGLE_DIGITS = frozenset(f"number {digit}" for digit in range(10))

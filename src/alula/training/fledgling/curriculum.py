@@ -1,53 +1,67 @@
 """What the fledgling's language model reads at school: long dialogues of mixed skills with distractions in between.
 
-A lesson is one row of tokens, cut at a fixed length: questions of all text families follow each other as turns of one
-dialogue. Before some questions stands unrelated material, in the same turn or a turn of its own: words without sense,
-the description of a scene nobody asks about, or a run of foreign rows. Foreign rows are placeholder tokens whose
-embeddings the school replaces by vectors that are no word's; their number is up to what a picture occupies. Without
-them, a question after a picture would be the first thing of its kind the model ever met.
+A lesson is one row of tokens, cut at a fixed length, that holds exchanges of all text families one after the other: as
+texts of their own that do not see each other, or as the turns of one dialogue. A story is told once and asked about
+several times. In dialogues, unrelated material stands before some questions, in the same turn or a turn of its own:
+words without sense, the description of a scene nobody asks about, or a run of foreign rows. Foreign rows are
+placeholder tokens whose embeddings the school replaces by vectors that are no word's; their number is up to what a
+picture occupies. Without them, a question after a picture would be the first thing of its kind the model ever met.
 """
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from alula.microworld.draws import Draw
+from alula.microworld.items import Exchange
 from alula.microworld.language import QUESTION_KINDS, ask, describe
 from alula.microworld.scenes import COLOURS, SHAPES, SIZES, draw_number, draw_scene
 from alula.microworld.skills import SKILLS
-from alula.microworld.skills.facts import LANDS
+from alula.microworld.skills.deduction import deduction_story
+from alula.microworld.skills.facts import LANDS, two_hop_story
 from alula.microworld.skills.names import PEOPLE, WORDS
+from alula.microworld.skills.reading import reading_story
+from alula.microworld.skills.story import Story
 from alula.training.fledgling.exercises import lookup, recital
 from alula.training.fledgling.tokenizer import END, IMAGE, START, token_id
 
 SHARES: Mapping[str, float] = {
-    "facts": 0.6,
+    "facts": 0.5,
     "two_hop": 1.5,
     "arithmetic": 1.8,
-    "comparison": 0.8,
+    "comparison": 1.0,
     "sorting": 0.8,
-    "reversal": 0.5,
+    "reversal": 0.4,
     "pattern": 1.2,
     "deduction": 2.2,
-    "reading": 3.2,
+    "reading": 3.0,
     "memory": 0.4,
     "lookup": 1.0,
 }
 """How often each family is asked, relative to the others; what comes last is asked most."""
 
-DRILLED: Mapping[str, float] = {**SHARES, "recital": 3.0, "lookup": 3.0}
-"""The shares while the skills are still to form."""
-
-LESSONS = {**SKILLS, "recital": recital, "lookup": lookup}
+DRILLED: Mapping[str, float] = {**SHARES, "recital": 1.5, "lookup": 20.0}
+"""The shares while looking up is still to form."""
 
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer briefly.", "You answer questions about pictures and words.")
+
+MOST_QUESTIONS = 3
+
+_LESSONS = {**SKILLS, "recital": recital, "lookup": lookup}
+_STORIES: Mapping[str, Callable[[Draw, str], Story]] = {
+    "two_hop": two_hop_story,
+    "deduction": deduction_story,
+    "reading": partial(reading_story, questions=MOST_QUESTIONS),
+}
 
 
 @dataclass(frozen=True)
@@ -56,12 +70,14 @@ class Curriculum:
 
     Attributes:
         length: tokens in a lesson.
+        apart: whether exchanges are texts of their own, which do not see each other, or turns of one dialogue.
         distraction: share of questions with unrelated material before them.
         foreign_rows: most foreign rows in one place.
         shares: relative frequency of the families.
     """
 
-    length: int = 192
+    length: int = 144
+    apart: bool = False
     distraction: float = 0.3
     foreign_rows: int = 28
     shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
@@ -69,10 +85,19 @@ class Curriculum:
 
 @dataclass(frozen=True)
 class Lessons:
-    """A batch of lessons: ids (B, L) int64, and labels (B, L) int64, -100 where nothing is to be learned."""
+    """A batch of lessons.
+
+    Attributes:
+        ids: (B, L) int64.
+        labels: (B, L) int64, -100 where nothing is to be learned.
+        weights: (B, L) float32, what each label counts; 0 where nothing is to be learned.
+        positions: (B, L) int64, starting again at 0 with every text that is apart from the others.
+    """
 
     ids: np.ndarray
     labels: np.ndarray
+    weights: np.ndarray
+    positions: np.ndarray
 
 
 class Turn(NamedTuple):
@@ -93,28 +118,39 @@ def lessons(
     start, assistant, end = (token_id(tokenizer, token) for token in (START, "assistant", END))
     families = tuple(curriculum.shares)
     edges = tuple(itertools.accumulate(curriculum.shares[family] for family in families))
+    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    encoder.no_padding()  # a tokenizer that has padded once goes on doing so
+    shape = (batch_size, curriculum.length)
     for batch in itertools.count():
-        dialogues = [
-            _dialogue(Draw("school", seed, batch * batch_size + row), curriculum, families, edges)
+        ids, positions = np.empty(shape, np.int64), np.empty(shape, np.int64)
+        rows = [
+            _texts(Draw("school", seed, batch * batch_size + row), curriculum, families, edges)
             for row in range(batch_size)
         ]
-        texts = ["".join(map(str, turns)) for turns in dialogues]
-        encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ids = np.array([encoding.ids[: curriculum.length] for encoding in encoded], dtype=np.int64)
-        learned = [[turn.learned for turn in turns if isinstance(turn, Turn)] for turns in dialogues]
-        yield Lessons(ids, answer_labels(ids, learned, start=start, assistant=assistant, end=end))
+        encoded = iter(encoder.encode_batch_fast(["".join(map(str, text)) for row in rows for text in row]))
+        for place, row in enumerate(rows):
+            parts = [next(encoded).ids for _ in row]
+            tokens = list(itertools.chain.from_iterable(parts))
+            counted = itertools.chain.from_iterable(map(range, map(len, parts if curriculum.apart else [tokens])))
+            ids[place] = tokens[: curriculum.length]
+            positions[place] = list(itertools.islice(counted, curriculum.length))
+        learned = [[turn.learned for text in row for turn in text if isinstance(turn, Turn)] for row in rows]
+        yield Lessons(ids, *answer_labels(ids, learned, start=start, assistant=assistant, end=end), positions)
 
 
 def answer_labels(
     ids: np.ndarray, learned: Sequence[Sequence[bool]], *, start: int, assistant: int, end: int
-) -> np.ndarray:
-    """``ids`` (B, L) where an assistant speaks, its closing token included; -100 elsewhere.
+) -> tuple[np.ndarray, np.ndarray]:
+    """``ids`` (B, L) where an assistant speaks, its closing token included, -100 elsewhere; and what each counts.
+
+    A token of an answer of n tokens counts n ** -0.35: in a plain mean the long recitals drown the yes and no that are
+    harder to come by; answers of equal weight would leave sorting and reversal behind.
 
     Args:
         learned: per row and answer, whether it is labelled.
         start, assistant, end: ids of the header's two tokens and of the token that closes a turn.
     """
-    labels = np.full_like(ids, -100)
+    labels, weights = np.full_like(ids, -100), np.zeros(ids.shape, np.float32)
     headers = (ids[:, :-1] == start) & (ids[:, 1:] == assistant)
     for row, flags in enumerate(learned):
         ends = np.flatnonzero(ids[row] == end)
@@ -123,29 +159,40 @@ def answer_labels(
                 closing = ends[np.searchsorted(ends, first) :][:1]
                 stop = int(closing[0]) + 1 if len(closing) else ids.shape[1]
                 labels[row, first:stop] = ids[row, first:stop]
-    return labels
+                weights[row, first:stop] = max(1, stop - first) ** -0.35
+    return labels, weights
 
 
-def _dialogue(draw: Draw, curriculum: Curriculum, families: Sequence[str], edges: Sequence[float]) -> list[Turn | str]:
-    """A dialogue at least as long as a lesson."""
-    turns: list[Turn | str] = []
-    if draw.chance(0.1):
-        turns.append(f"{START}system {draw.choice(SYSTEM_PROMPTS)}{END}")
+def _texts(
+    draw: Draw, curriculum: Curriculum, families: Sequence[str], edges: Sequence[float]
+) -> list[list[Turn | str]]:
+    """Exchanges that together are at least as long as a lesson, each with what stands before it."""
+    texts: list[list[Turn | str]] = []
     room = curriculum.length
     while room > 0:
+        turns: list[Turn | str] = []
+        if (curriculum.apart or not texts) and draw.chance(0.1):
+            turns.append(f"{START}system {draw.choice(SYSTEM_PROMPTS)}{END}")
         family = families[bisect.bisect(edges, draw.below(1 << 20) / (1 << 20) * edges[-1])]
         before = ""
         if draw.chance(curriculum.distraction):
             if draw.chance(0.35):
                 turns.append(_picture_turn(draw, curriculum))
-                room -= _least_tokens(str(turns[-1]))
             else:
                 before = _distraction(draw, curriculum)
-        for question, answer in LESSONS[family](draw, "train"):
+        for question, answer in _exchanges(draw, family):
             turns.append(Turn(f"{before} {question}", answer))
-            room -= _least_tokens(str(turns[-1]))
             before = ""
-    return turns
+        room -= sum(_least_tokens(str(turn)) for turn in turns)
+        texts.append(turns)
+    return texts
+
+
+def _exchanges(draw: Draw, family: str) -> tuple[Exchange, ...]:
+    """One training item of a family, with up to ``MOST_QUESTIONS`` questions where it tells a story."""
+    if family in _STORIES:
+        return _STORIES[family](draw, "train").asked(draw, MOST_QUESTIONS)
+    return _LESSONS[family](draw, "train")
 
 
 def _least_tokens(text: str) -> int:

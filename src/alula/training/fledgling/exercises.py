@@ -15,6 +15,7 @@ from alula.microworld.scenes import COLOURS, POSITIONS, SHAPES
 from alula.microworld.skills.deduction import KINDS
 from alula.microworld.skills.facts import LANDS, PROPERTIES
 from alula.microworld.skills.names import PEOPLE, WORDS
+from alula.microworld.skills.story import Story
 
 _SORTS = (PEOPLE, WORDS, LANDS, COLOURS, SHAPES, KINDS, POSITIONS)
 _ANY = tuple(
@@ -41,15 +42,12 @@ def recital(draw: Draw, split: str) -> tuple[Exchange]:
     return (Exchange("Recite.", " ".join(said)),)
 
 
-def lookup(draw: Draw, split: str) -> tuple[Exchange]:
-    """Entries of keys and values in one wording, then some of the keys; the answer is their values."""
+def lookup(draw: Draw, split: str) -> tuple[Exchange, ...]:
+    """Entries of keys and values in one wording, then some of the keys, one a turn; the answer is the key's value."""
     keys, values = draw.sample(_SORTS, 2) if draw.chance(0.5) else (_ANY[::2], _ANY[1::2])
-    count = draw.between(2, 5)
+    count = draw.between(2, 4)
     entries = list(zip(draw.sample(keys, count), draw.sample(values, count), strict=True))
     wording = draw.choice(_ENTRIES)
     said = " ".join(wording.format(key, value) for key, value in entries)
-    asked = draw.sample(entries, draw.between(1, min(count, 3)))
     question = draw.choice(("Look up {}.", "Which one for {}?", "Find {}."))
-    return (
-        Exchange(f"{said} {question.format(' '.join(key for key, _ in asked))}", " ".join(value for _, value in asked)),
-    )
+    return Story(said, [Exchange(question.format(key), value) for key, value in entries]).asked(draw, count)

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from alula.training.fledgling.curriculum import DRILLED, Curriculum, Lessons, lessons
-from alula.training.fledgling.look_back import look_back
+from alula.training.fledgling.curriculum import DRILLED, SHARES, Curriculum, Lessons, lessons
+from alula.training.fledgling.head_start import give_head_start
 from alula.training.fledgling.muon import Muon
 from alula.training.fledgling.tokenizer import END, IMAGE, PAD, token_id
 
@@ -41,23 +41,23 @@ class Schooling:
 
     Attributes:
         steps: optimiser steps.
-        phases: short lessons without distractions first, with drills, then without; long ones with distractions last.
+        phases: short lessons of separate texts first, with drills, then without; dialogues with distractions last.
         matrix_lr: learning rate of the weight matrices (Muon).
         other_lr: learning rate of embeddings and norms (AdamW).
         warmup: share of the steps over which the rates rise.
         decay: share of the steps at the end over which they fall to zero.
     """
 
-    steps: int = 2600
+    steps: int = 3950
     phases: tuple[Phase, ...] = (
-        Phase(0.15, Curriculum(length=64, distraction=0.0, shares=DRILLED), batch_size=36),
-        Phase(0.45, Curriculum(length=64, distraction=0.0), batch_size=36),
-        Phase(0.4, Curriculum(length=144, distraction=0.3), batch_size=16),
+        Phase(0.1, Curriculum(length=96, apart=True, distraction=0.0, shares=DRILLED), batch_size=24),
+        Phase(0.55, Curriculum(length=96, apart=True, distraction=0.0, shares=SHARES), batch_size=24),
+        Phase(0.35, Curriculum(length=144, distraction=0.3, shares=SHARES), batch_size=16),
     )
-    matrix_lr: float = 0.02
+    matrix_lr: float = 0.012
     other_lr: float = 0.004
     weight_decay: float = 0.02
-    warmup: float = 0.03
+    warmup: float = 0.15
     decay: float = 0.5
 
 
@@ -93,7 +93,10 @@ def school(
     """Raise a language model from nothing; float32, evaluation mode, on ``device``."""
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(language_model_config(tokenizer)).train()
-    look_back(model)
+    fused = model.config._attn_implementation
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")  # for rows so short the fused kernel's backward pass is slower
+    give_head_start(model, seed)
     nn.Module.to(model, device)
     generator = torch.Generator().manual_seed(seed)
     image_id = token_id(tokenizer, IMAGE)
@@ -109,13 +112,17 @@ def school(
         for optimiser, rate in zip(optimisers, (plan.matrix_lr, plan.other_lr), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = rate * factor
-        ids, labels = torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.labels).to(device)
-        places, answers = answer_places(labels)
+        ids, labels, weights, positions = (
+            torch.from_numpy(each).to(device) for each in (batch.ids, batch.labels, batch.weights, batch.positions)
+        )
+        places, answers, weights = answer_places(labels, weights)
         rows = foreign_rows(model.get_input_embeddings(), ids, image_id, generator)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            hidden = model.model(inputs_embeds=rows, use_cache=False).last_hidden_state
+            # transformers keeps texts apart whose positions start again
+            hidden = model.model(inputs_embeds=rows, position_ids=positions, use_cache=False).last_hidden_state
             logits = model.lm_head(hidden.flatten(0, 1)[places])
-        loss = F.cross_entropy(logits.float(), answers)
+        losses = F.cross_entropy(logits.float(), answers, reduction="none")
+        loss = (losses * weights).sum() / weights.sum()
         loss.backward()
         nn.utils.clip_grad_norm_(others, 1.0)
         for optimiser in optimisers:
@@ -123,6 +130,7 @@ def school(
             optimiser.zero_grad(set_to_none=False)  # gradients keep their memory
         if progress is not None:
             progress(step + 1, plan.steps, {"loss": loss.item()})
+    model.set_attn_implementation(fused)
     return model.eval()
 
 
@@ -146,16 +154,22 @@ def rate_factor(step: int, steps: int, warmup: float, decay: float) -> float:
     return min(1.0, (step + 1) / max(1.0, steps * warmup), (1 - done + 1 / steps) / decay)
 
 
-def answer_places(labels: torch.Tensor, share: float = 0.4) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where answers are predicted: flat positions and next tokens, both (B * L * share,).
+def answer_places(
+    labels: torch.Tensor, weights: torch.Tensor, share: float = 0.4
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where answers are predicted: flat positions, the tokens that follow and their weights, each (B * L * share,).
 
     Their number is the same for every batch, filled up with ignored ones (or cut), so that all batches
     allocate tensors of the same sizes and memory is reused as it is.
+
+    Args:
+        labels: (B, L), -100 where nothing is to be learned.
+        weights: (B, L) of the labels.
     """
     batch, length = labels.shape
     following = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()
     places = torch.argsort(following == -100, stable=True)[: int(batch * length * share)]
-    return places, following[places]
+    return places, following[places], F.pad(weights[:, 1:], (0, 1)).flatten()[places]
 
 
 def foreign_rows(embeddings: nn.Module, ids: torch.Tensor, image_id: int, generator: torch.Generator) -> torch.Tensor:
