@@ -36,7 +36,7 @@ from alula.training.fledgling.tokenizer import END, IMAGE, START, token_id
 
 SHARES: Mapping[str, float] = {
     "facts": 0.5,
-    "two_hop": 1.5,
+    "two_hop": 2.0,
     "arithmetic": 1.8,
     "comparison": 1.0,
     "sorting": 0.8,
@@ -45,7 +45,7 @@ SHARES: Mapping[str, float] = {
     "deduction": 2.2,
     "reading": 3.0,
     "memory": 0.4,
-    "lookup": 1.0,
+    "lookup": 1.5,
 }
 """How often each family is asked, relative to the others; what comes last is asked most."""
 

@@ -48,13 +48,13 @@ class Schooling:
         decay: share of the steps at the end over which they fall to zero.
     """
 
-    steps: int = 3950
+    steps: int = 3700
     phases: tuple[Phase, ...] = (
         Phase(0.1, Curriculum(length=96, apart=True, distraction=0.0, shares=DRILLED), batch_size=24),
         Phase(0.55, Curriculum(length=96, apart=True, distraction=0.0, shares=SHARES), batch_size=24),
         Phase(0.35, Curriculum(length=144, distraction=0.3, shares=SHARES), batch_size=16),
     )
-    matrix_lr: float = 0.012
+    matrix_lr: float = 0.01
     other_lr: float = 0.004
     weight_decay: float = 0.02
     warmup: float = 0.15
