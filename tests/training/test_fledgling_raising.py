@@ -1,19 +1,28 @@
 """Raising a fledgling: parts against independent computations, and two steps of everything end to end."""
 
 import dataclasses
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, SiglipVisionModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Qwen3ForCausalLM,
+    SiglipVisionModel,
+)
 from typer.testing import CliRunner
 
 from alula.cli import fledgling as command
 from alula.microworld import Scene, Thing, text_items
 from alula.training.fledgling.curriculum import Curriculum, lessons
+from alula.training.fledgling.head_start import give_head_start
 from alula.training.fledgling.muon import Muon, orthogonalise
-from alula.training.fledgling.schooling import answer_places, foreign_rows, rate_factor
+from alula.training.fledgling.schooling import answer_places, foreign_rows, language_model_config, rate_factor
 from alula.training.fledgling.tokenizer import learn_tokenizer
 from alula.training.fledgling.tower import patch_labels, pictures, pixels
 
@@ -61,13 +70,83 @@ def test_answers_about_pictures_nobody_can_see_are_not_learned(tokenizer):
     assert not (batch.labels == image).any()
 
 
+def test_texts_apart_do_not_see_each_other(tokenizer):
+    """A lesson of several texts gives every text the logits it has alone."""
+    batch = next(lessons(tokenizer, Curriculum(length=96, apart=True, distraction=0.0), seed=0, batch_size=2))
+    model = Qwen3ForCausalLM(language_model_config(tokenizer)).eval()
+    ids, positions = torch.from_numpy(batch.ids), torch.from_numpy(batch.positions)
+    with torch.no_grad():
+        packed = model(inputs_embeds=model.get_input_embeddings()(ids), position_ids=positions, use_cache=False).logits
+        for row, starts in enumerate(positions == 0):
+            edges = [*starts.nonzero().flatten().tolist(), 96]
+            assert len(edges) > 2
+            for first, last in itertools.pairwise(edges):
+                alone = model(ids[row : row + 1, first:last]).logits[0]
+                torch.testing.assert_close(packed[row, first:last], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_turns_of_a_dialogue_count_on():
+    tokenizer = learn_tokenizer(0, num_items=2000)
+    tokenizer(["a", "a longer text"], padding=True)  # a tokenizer that has padded once would go on doing so
+    batch = next(lessons(tokenizer, Curriculum(length=96), seed=0, batch_size=3))
+    assert (batch.positions == np.arange(96)).all()
+    assert not (batch.ids == tokenizer.pad_token_id).any()
+
+
+def test_tokens_of_long_answers_count_less(tokenizer):
+    batch = next(lessons(tokenizer, Curriculum(length=96, apart=True, distraction=0.0), seed=1, batch_size=16))
+    assert ((batch.weights > 0) == (batch.labels != -100)).all()
+    for labels, weights in zip(batch.labels, batch.weights, strict=True):
+        answers = np.split(np.arange(96), np.flatnonzero(np.diff((labels != -100).astype(int))) + 1)
+        for answer in answers:
+            if labels[answer[0]] != -100:
+                assert weights[answer] == pytest.approx(len(answer) ** -0.35)
+
+
+def test_a_story_is_asked_about_several_times(tokenizer):
+    shares = {"deduction": 1.0, "two_hop": 1.0, "reading": 1.0, "lookup": 1.0}
+    curriculum = Curriculum(length=96, apart=True, distraction=0.0, shares=shares)
+    batch = next(lessons(tokenizer, curriculum, seed=0, batch_size=32))
+    texts = [text for ids in batch.ids for text in re.split(r"(?=<.im_start.>user)", tokenizer.decode(ids))]
+    assert any(text.count(".") < 2 and "?" in text for text in texts)  # a question with no story of its own
+
+
+def test_a_fresh_model_looks_back_and_finds(tokenizer):
+    """With no step of training: what stood so far before, and what followed an earlier occurrence of the word."""
+    model = Qwen3ForCausalLM(language_model_config(tokenizer)).eval()
+    model.set_attn_implementation("eager")
+    give_head_start(model)
+    same, found, others = [], [], []
+    for names in itertools.permutations((" Ben", " Eva", " Ida", " Tom"), 3):
+        text = "{} lives in Nambia.{} lives in Umbra.{} lives in Wexa. Where is{}".format(*names, names[1])
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        words = [tokenizer.decode(token) for token in ids[0]]
+        seen = [
+            layer[0, :, -1] for layer in model(ids, output_attentions=True).attentions
+        ]  # (heads, tokens) of the last
+        for layer, head, distance in ((0, 0, 1), (0, 1, 2), (1, 0, 3), (1, 1, 4)):
+            assert seen[layer][head, -1 - distance] > 0.9
+        first, asked, third = (words.index(name) for name in names)
+        same.append(seen[1][2][[asked, -1]].sum())
+        # heads 0 and 2 of a layer find what is one or two, and three or four, after the word
+        for layer, (head, after) in itertools.product((2, 3), ((0, (1, 2)), (2, (3, 4)))):
+            found.append(sum(seen[layer][head, asked + distance] for distance in after))
+            others.append(
+                sum(seen[layer][head, place + distance] for place in (first, third) for distance in after) / 2
+            )
+    assert torch.stack(same).mean() > 0.5
+    assert torch.stack(found).mean() > 3 * torch.stack(others).mean()
+
+
 def test_answer_places_are_the_predicting_positions():
     labels = torch.full((2, 10), -100)
     labels[0, 4], labels[1, 9], labels[1, 0] = 7, 8, 9
-    places, answers = answer_places(labels, share=0.2)
-    assert places.shape == answers.shape == (4,)
-    pairs = {(p, a) for p, a in zip(places.tolist(), answers.tolist(), strict=True) if a != -100}
-    assert pairs == {(3, 7), (18, 8)}  # a first token has nothing before it to be predicted from
+    weights = torch.rand(2, 10) * (labels != -100)
+    places, answers, counted = answer_places(labels, weights, share=0.2)
+    assert places.shape == answers.shape == counted.shape == (4,)
+    found = {(p, a, w) for p, a, w in zip(*(each.tolist() for each in (places, answers, counted)), strict=True) if w}
+    # a first token has nothing before it to be predicted from
+    assert found == {(3, 7, weights[0, 4].item()), (18, 8, weights[1, 9].item())}
 
 
 def test_foreign_rows_replace_image_tokens_only():

@@ -24,7 +24,7 @@ def deduction(draw: Draw, split: str) -> tuple[Exchange, ...]:
 
 
 def deduction_story(draw: Draw, split: str) -> Story:
-    """An order of three people, or rules about kinds and who is of which."""
+    """An order of three people, or rules about kinds and one individual they apply to."""
     return _order(draw, split) if draw.chance(0.5) else _rules(draw, split)
 
 
@@ -51,16 +51,13 @@ def _order(draw: Draw, split: str) -> Story:
 
 def _rules(draw: Draw, split: str) -> Story:
     while True:
-        kinds, colours, people = draw.sample(KINDS, 2), draw.sample(COLOURS, 2), draw.sample(PEOPLE, 2)
-        if all(split_of("rule", *each) == split for each in zip(people, kinds, colours, strict=True)):
+        count = draw.between(2, 3)
+        kinds, colours, person = draw.sample(KINDS, count), draw.sample(COLOURS, count), draw.choice(PEOPLE)
+        if split_of("rule", person, kinds[0], colours[0]) == split:
             break
     rules = [f"Every {kind} is {colour}." for kind, colour in zip(kinds, colours, strict=True)]
-    members = [f"{person} is {article(kind)}." for person, kind in zip(people, kinds, strict=True)]
     draw.shuffle(rules)
-    draw.shuffle(members)
-    said = [*rules, *members] if draw.chance(0.5) else [*members, *rules]
-    questions = [
-        Exchange(draw.choice(("What colour is {}?", "Which colour does {} have?")).format(person), colour)
-        for person, colour in zip(people, colours, strict=True)
-    ]
-    return Story(" ".join(said), questions)
+    member = f"{person} is {article(kinds[0])}."
+    said = [*rules, member] if draw.chance(0.5) else [member, *rules]
+    question = draw.choice(("What colour is {}?", "Which colour does {} have?")).format(person)
+    return Story(" ".join(said), [Exchange(question, colours[0])])

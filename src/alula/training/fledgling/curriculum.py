@@ -36,16 +36,16 @@ from alula.training.fledgling.tokenizer import END, IMAGE, START, token_id
 
 SHARES: Mapping[str, float] = {
     "facts": 0.5,
-    "two_hop": 2.0,
-    "arithmetic": 1.8,
+    "two_hop": 1.0,
+    "arithmetic": 2.0,
     "comparison": 1.0,
     "sorting": 0.8,
-    "reversal": 0.4,
-    "pattern": 1.2,
-    "deduction": 2.2,
-    "reading": 3.0,
+    "reversal": 0.3,
+    "pattern": 1.3,
+    "deduction": 1.6,
+    "reading": 4.5,
     "memory": 0.4,
-    "lookup": 1.5,
+    "lookup": 1.0,
 }
 """How often each family is asked, relative to the others; what comes last is asked most."""
 

@@ -48,7 +48,7 @@ class Schooling:
         decay: share of the steps at the end over which they fall to zero.
     """
 
-    steps: int = 3700
+    steps: int = 3000
     phases: tuple[Phase, ...] = (
         Phase(0.1, Curriculum(length=96, apart=True, distraction=0.0, shares=DRILLED), batch_size=24),
         Phase(0.55, Curriculum(length=96, apart=True, distraction=0.0, shares=SHARES), batch_size=24),
