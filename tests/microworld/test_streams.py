@@ -59,13 +59,13 @@ def test_known_items_do_not_drift():
     first = [item.messages[-1]["content"][0]["text"] for item in text_items(10, split="train", seed=0)]
     assert first == [
         "soup",
-        "Zadar",
+        "steel",
         "19",
         "yes",
         "62 45 33",
         "pillow marble pencil violin garden",
         "25",
-        "Jon",
+        "Ida",
         "a small green triangle at the centre and a small yellow heart at the bottom",
         "97",
     ]

@@ -11,9 +11,9 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "heart")
 SIZES = ("small", "large")
 POSITIONS = (
-    "top left", "top", "top right",
+    "top-left", "top", "top-right",
     "left", "centre", "right",
-    "bottom left", "bottom", "bottom right",
+    "bottom-left", "bottom", "bottom-right",
 )  # fmt: skip
 NUM_BACKGROUNDS = 4
 NUMBER_INKS = (
