@@ -149,6 +149,24 @@ def test_own_conversations_and_own_questions(llava: Path, tmp_path: Path) -> Non
     assert result.text.after_image is None
 
 
+@pytest.mark.parametrize("good", [1, 0])
+def test_batches_of_unusable_conversations_are_passed_over(llava: Path, tmp_path: Path, good: int) -> None:
+    records = json.loads(export_llava(visual_items(4, split="test", seed=0), tmp_path / "mine").read_text())
+    for record in records[good:]:
+        record["image"] = "gone.png"
+    (tmp_path / "mine" / "data.json").write_text(json.dumps(records))
+    plan = Plan(
+        output=tmp_path / "out", model=str(llava), data=tmp_path / "mine" / "data.json",
+        images=tmp_path / "mine" / "images", batch_size=1, sections=("lens",),
+    )  # fmt: skip
+    if not good:
+        with pytest.raises(DataError, match="none of the 4 conversations"):
+            audit(plan, alula.load_model)
+        return
+    result = audit(plan, alula.load_model)
+    assert (result.measured, result.unusable) == (1, 3)
+
+
 def test_errors_say_what_to_do(llava: Path, llm: Path, tmp_path: Path) -> None:
     def run(**options: Any) -> AlulaError:
         with pytest.raises(AlulaError) as caught:

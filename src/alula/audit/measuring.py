@@ -28,7 +28,7 @@ CHECKPOINT_SECONDS = 30.0
 
 def measure(
     model: nn.Module,
-    batches: Iterable[tuple[int, Mapping[str, Any]]],
+    batches: Iterable[tuple[int, Mapping[str, Any] | None]],
     probes: Mapping[str, P],
     folder: Path,
     *,
@@ -41,7 +41,7 @@ def measure(
     """Run the model over all batches and return the probes with what they saw.
 
     Args:
-        batches: numbered from 0; those that an earlier call finished are not run again.
+        batches: numbered from 0; those that an earlier call finished are not run again, and None is passed over.
         probes: fresh ones, by name.
         folder: what was measured is kept here, in one complete directory per checkpoint.
         total: how many batches there are.
@@ -60,9 +60,10 @@ def measure(
     for number, batch in batches:
         if number < begun:
             continue
-        inputs = {key: _placed(value, parameter) for key, value in batch.items()}
-        with around(number), watch(model, list(measured.values())), torch.no_grad():
-            model(**inputs, **options)
+        if batch is not None:
+            inputs = {key: _placed(value, parameter) for key, value in batch.items()}
+            with around(number), watch(model, list(measured.values())), torch.no_grad():
+                model(**inputs, **options)
         last = number + 1 == total
         if last or time.monotonic() - saved >= every:
             _save(folder, measured, identity, number + 1)

@@ -21,7 +21,7 @@ from alula.audit.record import Audit, Memory, TextAnswers
 from alula.audit.samples import Chosen, choose
 from alula.audit.text import AFTER_IMAGE, BARE, InTheWordsOf, asking, tasks_of
 from alula.data import Collator, Quarantine
-from alula.errors import HostError
+from alula.errors import DataError, HostError
 from alula.evaluation import Comparison, RunResult, Task, paired, run
 from alula.evaluation.conditions import conditions, fingerprint
 from alula.evaluation.pairing import compare
@@ -75,8 +75,8 @@ def audit(
         progress: draw progress bars with the time left on stderr.
 
     Raises:
-        HostError: the model takes no images, or is of a class that alula does not know. DataError: no conversation
-            shows an image. UsageError: the output holds something else.
+        HostError: the model takes no images, or is of a class that alula does not know. DataError: no usable
+            conversation shows an image. UsageError: the output holds something else.
     """
     began = time.perf_counter()
     claim(plan.output, plan.facts(), "audit")
@@ -147,6 +147,13 @@ def _probe(
                     done=partial(_advance, advancing, f"{_title(plan.model)}: {name}"),
                     every=every,
                 )
+        unusable = len(bad.entries())
+        if unusable == len(chosen.indices):
+            raise DataError(
+                f"none of the {unusable} conversations with images can be used",
+                where=str(bad.path),
+                remedy="each line says what is wrong with one of them",
+            )
         advancing.advance(f"{_title(plan.model)}: figures", 0)
         every_probe = [probe for probes in done.values() for probe in probes.values()]
         how = Resampling(seed=plan.seed)
@@ -155,7 +162,6 @@ def _probe(
             name: probe.result(how, model=model) if isinstance(probe, Overlap) else probe.result(how)
             for name, probe in done["model"].items()
         }
-    unusable = len(bad.entries())
     if "lens" in results:
         results["words"] = _words(results["lens"], processor)
     return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alula.audit.plan import Plan
-from alula.data import BadSampleError, Collator, MicroworldSource, Mixture, Sample, open_file
+from alula.data import BadSampleError, Collator, EmptyBatchError, MicroworldSource, Mixture, Sample, open_file
 from alula.errors import DataError
 
 _LOOK_AT = 50
@@ -34,11 +34,14 @@ class Chosen:
     unusable: int
     digest: str
 
-    def batches(self, collate: Collator, size: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The batches with their numbers, made as they are asked for."""
+    def batches(self, collate: Collator, size: int) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """The batches with their numbers, made as they are asked for; None for one without a usable sample."""
         for number in range(self.count(size)):
             samples = [self.source[index] for index in self.indices[number * size : (number + 1) * size]]
-            yield number, dict(collate(samples))
+            try:
+                yield number, dict(collate(samples))
+            except EmptyBatchError:
+                yield number, None
 
     def count(self, size: int) -> int:
         """How many batches of ``size`` there are."""

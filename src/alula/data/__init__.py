@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from alula.data.errors import (
     AudioError,
     BadSampleError,
+    EmptyBatchError,
     ImageError,
     Place,
     PlaceholderError,
@@ -40,7 +41,7 @@ __all__ = [
     "Mixture", "MixtureSpec", "TextReplaySpec", "Window", "PositionBatches", "open_mixture", "Quarantine",
     "Collator", "IGNORED",
     "BadSampleError", "RecordError", "PlaceholderError",
-    "ImageError", "VideoError", "AudioError", "TooLongError", "UnsupervisedError", "Place",
+    "ImageError", "VideoError", "AudioError", "TooLongError", "UnsupervisedError", "EmptyBatchError", "Place",
 ]  # fmt: skip
 
 

@@ -13,10 +13,18 @@ from typing import Any, Literal, Protocol
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordError, TooLongError, UnsupervisedError
+from alula.data.errors import (
+    BadSampleError,
+    EmptyBatchError,
+    Place,
+    PlaceholderError,
+    RecordError,
+    TooLongError,
+    UnsupervisedError,
+)
 from alula.data.quarantine import Quarantine
 from alula.data.samples import MEDIA, Sample, message_text
-from alula.errors import DataError, UsageError
+from alula.errors import UsageError
 
 IGNORED = -100
 """Label of a token that is not learnt from."""
@@ -97,7 +105,7 @@ class Collator:
         Raises:
             ImageError, VideoError, AudioError, TooLongError, UnsupervisedError, PlaceholderError, RecordError: a sample
                 is unusable and there is no quarantine; names its file and line.
-            DataError: every sample of the batch is unusable and none can be replaced.
+            EmptyBatchError: every sample of the batch is unusable and none can be replaced.
         """
         entries = [entry for sample in samples if (entry := self._opened(sample)) is not None]
         while entries:
@@ -110,7 +118,7 @@ class Collator:
                 for number, entry in enumerate(entries)
                 if (kept := self._instead(entry, faults[number]) if number in faults else entry) is not None
             ]
-        raise DataError("no sample of the batch is usable", remedy="look at the data with `alula data check`")
+        raise EmptyBatchError("no sample of the batch is usable", remedy="look at the data with `alula data check`")
 
     def _opened(self, sample: Sample) -> _Entry | None:
         try:

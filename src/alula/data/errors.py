@@ -93,6 +93,10 @@ class TooLongError(BadSampleError):
     kind = "too long"
 
 
+class EmptyBatchError(DataError):
+    """A batch with no usable sample, nor any to take its place."""
+
+
 class UnsupervisedError(BadSampleError):
     """A training sample without a single token to learn from."""
 
