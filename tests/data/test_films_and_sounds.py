@@ -110,6 +110,10 @@ def broken_files(folder: Path) -> dict[str, str]:
     as_float = bytearray(sound)
     as_float[20:22] = struct.pack("<H", 3)
     (folder / "float.wav").write_bytes(bytes(as_float))
+    wide, fast = bytearray(sound), bytearray(sound)
+    wide[34:36], fast[24:28] = struct.pack("<H", 40), struct.pack("<I", 2**32 - 5)
+    (folder / "wide.wav").write_bytes(bytes(wide))
+    (folder / "fast.wav").write_bytes(bytes(fast))
     long = bytearray(sound)
     long[40:44] = struct.pack("<I", 2**31 - 2)
     (folder / "long.wav").write_bytes(bytes(long))
@@ -125,6 +129,8 @@ def broken_files(folder: Path) -> dict[str, str]:
         "silent.wav": "holds no samples",
         "text.wav": "not a WAV file",
         "float.wav": "not a WAV file of integer samples",
+        "wide.wav": "40 bits",
+        "fast.wav": "4,294,967,291 samples a second",
         "long.wav": "lasts .* seconds, more than 600",
         "gone.wav": "missing",
     }

@@ -19,6 +19,9 @@ from alula.data.media import LoadableArray, MediaRef
 MOST_SECONDS = 600.0
 """Longest sound accepted."""
 
+MOST_RATE = 1_000_000
+"""Most samples per second accepted: what filters to another rate cost grows with it, whatever the file's size."""
+
 
 @dataclass(frozen=True, slots=True)
 class SoundRef(MediaRef):
@@ -81,6 +84,10 @@ class SoundRef(MediaRef):
                 channels, width, rate, count = file.getparams()[:4]
                 if not rate or not channels or not count:
                     raise AudioError(f"audio {self.name!r} holds no samples")
+                if width > 4 or rate > MOST_RATE:
+                    raise AudioError(
+                        f"audio {self.name!r} says that it has {8 * width} bits at {rate:,} samples a second"
+                    )
                 if count > MOST_SECONDS * rate:
                     raise AudioError(
                         f"audio {self.name!r} lasts {count / rate:,.0f} seconds, more than {MOST_SECONDS:,.0f}",
