@@ -334,11 +334,14 @@ def test_mistakes_in_the_recipe_are_told(plain: Callable[..., Any], section: dic
 
 
 def test_sets_that_cannot_tell_anything_are_refused(recipe: MakeRecipe, tmp_path: Path) -> None:
-    for section, said in [
-        ({"text": {"microworld": "visual"}}, "shows a picture"),
+    sets: list[tuple[dict[str, Any], str]] = [
+        ({"text": {"microworld": "visual"}}, "is not text alone"),
+        ({"text": {"microworld": "sound"}}, "is not text alone"),
         ({"pictures": {"microworld": "text"}}, "shows no picture"),
         ({"measure": "exact"}, "answers none of the text items"),
-    ]:
+    ]
+    for number, (section, said) in enumerate(sets):
+        output = tmp_path / str(number)
         with pytest.raises((DataError, RecipeError), match=said):
-            train(recipe({"output_dir": str(tmp_path / said), "retention": {**WATCH, **section}}), quiet=True)
-    assert read_rows(tmp_path / said / "metrics.jsonl") == []
+            train(recipe({"output_dir": str(output), "retention": {**WATCH, **section}}), quiet=True)
+        assert read_rows(output / "metrics.jsonl") == []

@@ -58,7 +58,7 @@ class Meters:
         processor: the host's.
 
     Raises:
-        DataError: a source that cannot be read, text items that show pictures, pictures that are none.
+        DataError: a source that cannot be read, text items that show something, pictures that are none.
     """
 
     def __init__(self, spec: Retention, processor: Any) -> None:
@@ -116,13 +116,13 @@ def taken(spec: Any, count: int, key: str, *, pictures: bool) -> list[Sample]:
     """The first ``count`` samples of a source (all of a shorter one).
 
     Raises:
-        DataError: a sample that shows pictures where none belong, or none where some do.
+        DataError: a sample that shows a picture, film or sound where none belong, or no picture where one does.
     """
     source = open_source(spec, key=key)
     samples = [source[index] for index in range(count if source.size is None else min(count, source.size))]
     for sample in samples:
-        if bool(sample.images) != pictures:
-            told = "shows no picture, and attention can only shift around one" if pictures else "shows a picture"
+        if not sample.images if pictures else sample.media():
+            told = "shows no picture, and attention can only shift around one" if pictures else "is not text alone"
             raise DataError(
                 told,
                 where=f"{key}: {sample.place or sample.id}",
