@@ -8,12 +8,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2AudioForConditionalGeneration, Qwen2Config
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError
 from alula.hosts import load_host
 from alula.training import train
-from alula.training.feature_cache import FeatureStore, fingerprint_tensor, frozen_tower, tower_fingerprint
+from alula.training.feature_cache import (
+    FeatureStore,
+    fingerprint_tensor,
+    frozen_ears,
+    frozen_tower,
+    tower_fingerprint,
+)
 from tests import zoo
 from tests.training.conftest import MakeRecipe, rows
 
@@ -132,6 +139,21 @@ def test_a_host_whose_projector_is_in_its_tower_cannot_be_cached() -> None:
     model = zoo.build("qwen2_5_vl")
     with pytest.raises(HostError, match="keeps its projector inside the tower"), frozen_tower(model, FeatureStore(1)):
         pass
+
+
+def test_ears_of_stock_hosts_stay_in_their_place() -> None:
+    ears = Qwen2AudioEncoderConfig(
+        d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16, num_mel_bins=8
+    )
+    text = Qwen2Config(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=64,
+    )  # fmt: skip
+    model = Qwen2AudioForConditionalGeneration(Qwen2AudioConfig(audio_config=ears, text_config=text))
+    tower = Anatomy.of(model).audio_tower
+    with frozen_ears(model) as stand_in:
+        assert stand_in is None
+        assert Anatomy.of(model).audio_tower is tower is not None
 
 
 @pytest.mark.parametrize("method", ["projector", "wings"])

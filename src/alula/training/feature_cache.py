@@ -31,6 +31,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError
+from alula.hosts.multimodal import AlulaConfig
 
 Features = dict[str, Tensor]
 # keywords that say what to hand back and do not change the features
@@ -171,14 +172,17 @@ class FrozenTower(nn.Module):
 
 @contextlib.contextmanager
 def frozen_ears(model: nn.Module, store: FeatureStore | None = None) -> Iterator[FrozenTower | None]:
-    """As `frozen_tower`, of the audio tower."""
+    """As `frozen_tower`, of the audio tower of alula's own hosts.
+
+    Yields None, changing nothing, for a model without one: stock classes (Qwen2-Audio, Gemma-3n) pass their ears other
+    inputs, such as masks, which a stand-in does not know.
+    """
     anatomy = Anatomy.of(model)
-    ears = anatomy.audio_tower
-    if ears is None:
+    ears, config = anatomy.audio_tower, anatomy.host.config
+    if ears is None or not isinstance(config, AlulaConfig):
         yield None
         return
-    layer = anatomy.host.config.audio_feature_layer
-    with _in_place_of(anatomy.backbone, ears, (layer,), store) as stand_in:
+    with _in_place_of(anatomy.backbone, ears, (config.audio_feature_layer,), store) as stand_in:
         yield stand_in
 
 
