@@ -89,7 +89,7 @@ def wings(
     plan = WingsPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
-        arms=tuple(arm.name for arm in ARMS) if arms == "all" else tuple(arms.split(",")),
+        arms=tuple(arm.name for arm in ARMS) if arms == "all" else tuple(name.strip() for name in arms.split(",")),
         items=items,
         steps=steps,
         reuse=reuse,
