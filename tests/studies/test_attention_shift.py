@@ -19,8 +19,9 @@ from alula.evaluation import native_tasks, run
 from alula.probes import AttentionShift
 from alula.reports import render
 from alula.studies.attention_shift import ShiftPlan, ShiftRecord, attention_shift, figures, report, verdict
-from alula.studies.attention_shift.measure import PRIMARY, _samples, look
+from alula.studies.attention_shift.measure import PRIMARY
 from alula.studies.attention_shift.record import Measurement, RunRecord, associations
+from alula.studies.passes import held_out, look
 from alula.studies.population import measurement
 
 
@@ -55,7 +56,7 @@ def test_the_last_measurement_is_of_the_model_that_was_saved(finished: tuple[Shi
     model, processor = alula.load_model(plan.own.run_directory(0, plan.runs[-1].name) / "final")
     probe = AttentionShift()
     with probe.on(model):
-        look(model, Collator(processor), _samples(plan, "dialogue", ["TV"]))
+        look(model, Collator(processor), held_out("dialogue", plan.samples, plan.task_seed, ["TV"]))
     result = probe.result()
     assert last.shift[PRIMARY] == pytest.approx(result.shift["main"].value, abs=1e-4)
     assert last.curves["after"] == pytest.approx([point.value for point in result.curves["main"]["after"]], abs=1e-5)

@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     study.command(name="attention-shift")(attention_shift)
     study.command(name="wings")(wings)
     study.command(name="early-warning")(early_warning)
+    study.command(name="alignment")(alignment)
     app.add_typer(study, name="study")
 
 
@@ -123,6 +124,42 @@ def early_warning(
     from alula.studies.early_warning import early_warning as run
 
     plan = WarningPlan.over(output, population, seeds=_numbers(seeds, "--seeds", int), reuse=reuse, budget=budget)
+    record = run(plan, command=_command(), workers=workers)
+    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
+def alignment(
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/alignment"),
+    seeds: Seeds = "0,1,2",
+    configurations: Annotated[
+        str, typer.Option(help="Comma separated names of tower and connector configurations, or all.")
+    ] = "all",
+    samples: Annotated[int, typer.Option(min=4, help="Captioned pictures the probes see.")] = 128,
+    items: Annotated[int, typer.Option(min=3, help="Visual and POPE questions; a third as many descriptions.")] = 240,
+    workers: Workers = None,
+    steps: Steps = 1.0,
+    as_json: AsJson = False,
+) -> None:
+    """What does implicit alignment of images with text say of a model?
+
+    Trains connectors of several kinds to several towers (and one decoder with them), measures alignment, geometry and
+    overlap of weights on the way, and asks: do image rows differ from text rows, do both use the same weights, does
+    alignment rise inside blocks, does the IMA score go with skill, does it go against hallucination (POPE, CHAIR).
+    """
+    from alula.studies.alignment import CONFIGURATIONS, AlignmentPlan, figures, report, table, verdict
+    from alula.studies.alignment import alignment as run
+
+    every = tuple(configuration.name for configuration in CONFIGURATIONS)
+    plan = AlignmentPlan(
+        output=output,
+        seeds=_numbers(seeds, "--seeds", int),
+        configurations=every if configurations == "all" else tuple(configurations.split(",")),
+        samples=samples,
+        items=items,
+        steps=steps,
+    )
     record = run(plan, command=_command(), workers=workers)
     _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
 

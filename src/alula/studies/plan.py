@@ -80,7 +80,7 @@ class StudyPlan:
         return self.own.aligned(seed)
 
     def recipe(self, seed: int, method: str, name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
-        """The packaged recipe of a quickstart method, run under another name and with some keys changed.
+        """The packaged recipe of a quickstart method (or "align"), under another name and with some keys changed.
 
         Args:
             changes: key path -> value, e.g. ``{"stages.0.train.llm": 1e-3}``; a number of steps is scaled like the
@@ -89,7 +89,9 @@ class StudyPlan:
         overrides = [
             f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in (changes or {}).items()
         ]
-        place = [f"output_dir={self.own.run_directory(seed, name)}", f"host.path={self.aligned(seed)}"]
+        place = [f"output_dir={self.own.run_directory(seed, name)}"]
+        if method != ALIGN:
+            place.append(f"host.path={self.aligned(seed)}")
         return self.own.recipe(seed, method, [*place, *overrides])
 
     def align_jobs(self) -> list[Job]:

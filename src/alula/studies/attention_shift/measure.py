@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from alula.data import Collator, Sample, open_source
+from alula.data import Collator
 from alula.evaluation import native_tasks, run
 from alula.files import write_json
 from alula.loading import load_model
 from alula.probes import AttentionShift, watch
 from alula.studies.attention_shift.plan import Run, ShiftPlan
+from alula.studies.passes import BATCH, held_out, look
 from alula.studies.population import train_measured
 
-BATCH = 64  # prompts per generate call, and samples per forward
 TASKS = ("text_bare", "text_after_image", "visual")
 SAMPLES = {"dialogue": ("dialogue", ["TV"]), "question": ("visual", None)}
 """Name -> microworld stream and families. "dialogue": a text turn, then a question about an image, so that there is
 text on both sides; "question": the question about an image alone, before which stands only the header of the turn."""
 QUERIES = ("all", "after")
 """whose attention counts: of all rows, as in the paper's Eq. 1, or of those that see every segment"""
+CURVES = ("before", "image", "after")
 PRIMARY = "dialogue, all"
 """chosen before any model was trained; the others show how much the choice matters"""
 
@@ -44,7 +43,9 @@ def measurer(plan: ShiftPlan, processor: Any) -> Callable[[Any], dict[str, Any]]
     """What measures a model: accuracies by task, shifts by variant, and the curves behind the primary one."""
     tasks = native_tasks(TASKS, n=plan.items, seed=plan.task_seed)
     collator = Collator(processor)
-    sets = {name: _samples(plan, *drawn) for name, drawn in SAMPLES.items()}
+    sets = {
+        name: held_out(stream, plan.samples, plan.task_seed, families) for name, (stream, families) in SAMPLES.items()
+    }
 
     def measure(model: Any) -> dict[str, Any]:
         answers = run(model, processor, tasks, batch_size=BATCH)
@@ -66,21 +67,3 @@ def measurer(plan: ShiftPlan, processor: Any) -> Callable[[Any], dict[str, Any]]
         return found
 
     return measure
-
-
-CURVES = ("before", "image", "after")
-
-
-@torch.no_grad()
-def look(model: Any, collator: Collator, samples: list[Sample]) -> None:
-    """Run samples, answers included, through a model."""
-    device = next(model.parameters()).device
-    for start in range(0, len(samples), BATCH):
-        batch = collator(samples[start : start + BATCH])
-        model(**{key: value.to(device) for key, value in batch.items() if key != "labels"}, use_cache=False)
-
-
-def _samples(plan: ShiftPlan, stream: str, families: list[str] | None) -> list[Sample]:
-    spec = {"microworld": stream, "split": "test", "seed": plan.task_seed, "limit": plan.samples}
-    source = open_source({**spec, **({"families": families} if families else {})})
-    return [source[index] for index in range(plan.samples)]
