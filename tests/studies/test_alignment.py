@@ -58,8 +58,8 @@ def test_what_is_measured_is_what_the_saved_model_gives(
     with probe.on(model):
         look(model, Collator(processor), held_out("caption", 4, plan.task_seed))
     found = probe.result().pairs["image-text"]
-    assert one.last.figures["score"] == pytest.approx(found.score.value, abs=1e-3)
-    assert one.last.curves["aligned/mlp"] == pytest.approx([p.value for p in found.sites["mlp"].all_pairs], abs=1e-2)
+    assert one.last.figures["score"] == pytest.approx(found.score.value, abs=1e-5)
+    assert one.last.curves["aligned/mlp"] == pytest.approx([p.value for p in found.sites["mlp"].all_pairs], abs=1e-5)
     asked = run(model, processor, [pope(n=plan.items, seed=plan.task_seed)], batch_size=64).tasks["pope"]
     assert one.last.figures["pope_accuracy"] == asked.figures["all"]["accuracy"].value
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,5 +55,19 @@ class Milestones(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         path = measurement(self.directory, state.global_step)
         if state.global_step in self.steps and not path.is_file():
-            with evaluating(kwargs["model"]):
+            with evaluating(kwargs["model"]), own_precision(kwargs["model"]):
                 write_json(path, self.measure(kwargs["model"]))
+
+
+@contextlib.contextmanager
+def own_precision(model: Any) -> Iterator[None]:
+    """Inside, a model in training computes in the precision of its weights, as it will when it is loaded again.
+
+    accelerate puts the autocast of mixed precision around an instance's `forward`; it is set aside for the block.
+    """
+    wrapped = vars(model).pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped
