@@ -1,0 +1,163 @@
+"""What the streaming probes cost: the time of a forward pass with each probe, and with all of them, over a plain one.
+
+    python benchmarks/probes.py                     # writes benchmarks/results/probes.json
+    python benchmarks/probes.py --device cuda       # on an accelerator
+
+Plain and measured passes take turns in one process. On a CPU they are timed in processor seconds of one thread, which
+other work on the machine does not count into; on an accelerator in seconds between synchronisations. A ratio is the
+median over rounds of the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen3Config
+
+import alula
+from alula.data import Collator, MicroworldSource
+from alula.files import write_json
+from alula.probes import Alignment, AttentionShift, Geometry, Overlap, Probe, VocabularyLens, watch
+from alula.training.environment import readable_environment
+
+PROBES: dict[str, Callable[[], Probe]] = {
+    "attention shift": AttentionShift,
+    "alignment": Alignment,
+    "geometry": Geometry,
+    "vocabulary lens": VocabularyLens,
+    "overlap": Overlap,
+}
+BATCHES = 2
+"""batches per timing"""
+
+
+def fledgling() -> tuple[Any, list[dict[str, Any]], str]:
+    """The host that ships with alula, on the microworld's picture questions."""
+    model, processor = alula.build_host("fledgling", "fledgling")
+    collate, source = Collator(processor), MicroworldSource("visual", split="test")
+    batches = [dict(collate([source[32 * b + i] for i in range(32)])) for b in range(BATCHES)]
+    for batch in batches:
+        batch.pop("labels")
+    return model, batches, "fledgling host (image rows and questions of the microworld, batches of 32)"
+
+
+def decoder(device: str) -> tuple[Any, list[dict[str, Any]], str]:
+    """A random LLaVA host with a decoder of ordinary proportions and 256 image rows per prompt."""
+    torch.manual_seed(0)
+    big = device != "cpu"
+    text = Qwen3Config(
+        vocab_size=152_000 if big else 32_000,
+        hidden_size=3584 if big else 512,
+        intermediate_size=9728 if big else 1536,
+        num_hidden_layers=28 if big else 8,
+        num_attention_heads=28 if big else 8,
+        num_key_value_heads=4,
+        head_dim=128 if big else 64,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=224,
+        patch_size=14,
+    )
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=text.vocab_size - 1)
+    with torch.device(device):
+        model = LlavaForConditionalGeneration(config).to(torch.bfloat16 if big else torch.float32).eval()
+    batches = []
+    for _ in range(BATCHES):
+        ids = torch.randint(0, 30_000, (2, 320))
+        ids[:, 16:272] = config.image_token_id
+        pixels = torch.randn(2, 3, 224, 224)
+        batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels})
+    return model, batches, "random LLaVA host (prompts of 320 rows, 256 of them image rows, batches of 2)"
+
+
+def measure(model: Any, batches: Sequence[dict[str, Any]], device: str, rounds: int) -> dict[str, Any]:
+    """Times per pass, plain and measured in turns, and their ratios."""
+    parameter = next(model.parameters())
+    batches = [
+        {k: v.to(device, parameter.dtype) if v.is_floating_point() else v.to(device) for k, v in batch.items()}
+        for batch in batches
+    ]
+    chosen: dict[str, list[Probe]] = {"plain": [], **{name: [make()] for name, make in PROBES.items()}}
+    chosen["all five"] = [make() for make in PROBES.values()]
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    for turn in range(rounds + 1):
+        for name, probes in chosen.items():
+            with watch(model, probes) if probes else nullcontext(), torch.no_grad():
+                began = _clock(device)
+                for batch in batches:
+                    model(**batch, use_cache=False)
+                spent = (_clock(device) - began) / len(batches)
+            if turn:  # the first round warms up
+                seconds[name].append(spent)
+        print(f"  round {turn} of {rounds}", file=sys.stderr)
+    ratios = {
+        name: [own / plain for own, plain in zip(values, seconds["plain"], strict=True)]
+        for name, values in seconds.items()
+    }
+    return {
+        "seconds_per_pass": {name: round(statistics.median(values), 5) for name, values in seconds.items()},
+        "ratio_to_plain": {
+            name: {"median": round(statistics.median(r), 3), "low": round(min(r), 3), "high": round(max(r), 3)}
+            for name, r in ratios.items()
+            if name != "plain"
+        },
+        "kept_bytes": {
+            name: sum(v.numel() * v.element_size() for p in probes for v in p.state_dict().values())
+            for name, probes in chosen.items()
+            if probes
+        },
+    }
+
+
+def _clock(device: str) -> float:
+    if device == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "probes.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    record: dict[str, Any] = {
+        "command": "python benchmarks/probes.py" + (f" --device {options.device}" if options.device != "cpu" else ""),
+        "environment": readable_environment(),
+        "device": options.device,
+        "rounds": options.rounds,
+        "hosts": {},
+    }
+    for name, make in (("fledgling", fledgling), ("decoder", lambda: decoder(options.device))):
+        model, batches, what = make()
+        print(what, file=sys.stderr)
+        config = model.config.get_text_config()
+        found = record["hosts"][name] = {
+            "what": what,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "decoder": {key: getattr(config, key) for key in ("num_hidden_layers", "hidden_size", "vocab_size")},
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "rows": [list(batch["input_ids"].shape) for batch in batches],
+            **measure(model, batches, options.device, options.rounds),
+        }
+        for probe, ratio in found["ratio_to_plain"].items():
+            print(f"  {probe:16} {ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})", file=sys.stderr)
+        write_json(options.output, record)
+
+
+if __name__ == "__main__":
+    main()
