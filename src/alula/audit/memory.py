@@ -19,12 +19,9 @@ _SLACK = 64 * 1024
 """counts, priorities and other small change of a probe"""
 
 
-def bound(probes: Iterable[Probe], anatomy: Anatomy, *, kinds: int = 2) -> int:
-    """Bytes that these probes keep on one host at most, between two forwards.
-
-    Args:
-        kinds: of rows that occur, text included.
-    """
+def bound(probes: Iterable[Probe], anatomy: Anatomy) -> int:
+    """Bytes that these probes keep on one host at most, between two forwards."""
+    kinds = 1 + len(anatomy.placeholders)  # text, and all that the host can be shown
     return sum(_bound(probe, anatomy, kinds) + _SLACK for probe in probes)
 
 
