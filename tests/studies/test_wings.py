@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from alula.errors import UsageError
 from alula.evaluation import RunResult, across_seeds, paired
 from alula.files import write_json
+from alula.hosts.fledgling import digest
 from alula.quickstart import jobs
 from alula.reports import Outcome, render
 from alula.studies.wings import ARMS, QUESTIONS, WingsPlan, figures, markdown, report, table, verdict, wings
@@ -31,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[WingsPlan, Outco
 def quickstart(finished: tuple[WingsPlan, Outcome], tmp_path: Path) -> Path:
     """A directory as a quickstart leaves it: the layout is the same, and so are recipes and questions."""
     shutil.copytree(finished[0].output, tmp_path / "quickstart", symlinks=True)
-    facts = {"methods": ["full", "wings"], "items": 4, "task_seed": 0, "steps": 0.004}
+    facts = {"fledgling": digest(), "methods": ["full", "wings"], "items": 4, "task_seed": 0, "steps": 0.004}
     write_json(tmp_path / "quickstart" / "plan.json", facts)
     return tmp_path / "quickstart"
 
@@ -127,6 +129,10 @@ def test_a_quickstart_of_other_settings_is_refused(quickstart: Path, tmp_path: P
         WingsPlan(output=tmp_path / "study", reuse=quickstart, steps=0.004, items=5)
     with pytest.raises(UsageError, match="quickstart has steps"):
         WingsPlan(output=tmp_path / "study", reuse=quickstart, items=4)
+    mark = quickstart / "plan.json"
+    write_json(mark, {**json.loads(mark.read_text()), "fledgling": "of an earlier alula"})
+    with pytest.raises(UsageError, match="fledgling of an earlier alula"):
+        WingsPlan(output=tmp_path / "study", reuse=quickstart, items=4, steps=0.004)
 
 
 def test_unknown_arms_are_named(tmp_path: Path) -> None:

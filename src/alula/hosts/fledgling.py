@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -44,6 +45,14 @@ def card(path: Path | None = None) -> dict[str, Any]:
         )
     card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return card
+
+
+def digest() -> str:
+    """A short name for the shipped weights: other weights, another name. Runs say by it what they started from."""
+    weights = hashlib.sha256()
+    for part in PARTS:
+        weights.update((directory() / part / "model.safetensors").read_bytes())
+    return weights.hexdigest()[:16]
 
 
 def resolve(identifier: str, part: str) -> str:

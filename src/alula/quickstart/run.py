@@ -9,6 +9,7 @@ from functools import partial
 
 from alula.errors import UsageError
 from alula.evaluation import RunResult
+from alula.hosts.fledgling import digest
 from alula.jobs import Job, add_session, claim, run_jobs
 from alula.quickstart import jobs
 from alula.quickstart.plan import ALIGN, BASE, METHODS, Plan
@@ -111,6 +112,7 @@ def _jobs(plan: Plan) -> Iterator[Job]:
 def _facts(plan: Plan) -> dict[str, object]:
     """What decides the answers; more seeds may join."""
     return {
+        "fledgling": digest(),
         "methods": list(plan.methods),
         "items": plan.items,
         "task_seed": plan.task_seed,

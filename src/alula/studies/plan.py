@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from alula.errors import UsageError
+from alula.hosts.fledgling import digest
 from alula.jobs import Job, lines
 from alula.quickstart import Plan, jobs
 from alula.quickstart.plan import ALIGN
@@ -46,9 +47,9 @@ class StudyPlan:
         if "methods" not in found:
             raise UsageError("holds no quickstart to reuse", where=str(directory))
         for key, value in self.shared_facts.items():
-            if found[key] != value:
+            if found.get(key) != value:
                 raise UsageError(
-                    f"that quickstart has {key} {found[key]}, this study {value}",
+                    f"that quickstart has {key} {found.get(key)}, this study {value}",
                     where=str(directory),
                     remedy=f"give the study the same {key}, or do without --reuse",
                 )
@@ -56,12 +57,12 @@ class StudyPlan:
     @property
     def shared_facts(self) -> dict[str, Any]:
         """Settings that a quickstart must have as well for its trainings to be the study's."""
-        return {"steps": self.steps}
+        return {"fledgling": digest(), "steps": self.steps}
 
     @property
     def facts(self) -> dict[str, Any]:
         """The settings that decide what is computed for a seed, as JSON values."""
-        return {"steps": self.steps}
+        return {"fledgling": digest(), "steps": self.steps}
 
     @cached_property
     def own(self) -> Plan:
