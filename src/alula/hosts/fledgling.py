@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from importlib.resources import files
@@ -47,6 +48,7 @@ def card(path: Path | None = None) -> dict[str, Any]:
     return card
 
 
+@functools.cache
 def digest() -> str:
     """A short name for the shipped weights: other weights, another name. Runs say by it what they started from."""
     weights = hashlib.sha256()

@@ -40,6 +40,7 @@ GROUPS = {
     "ways": "Ways of tuning",
     "parts": "Wings: learners, router, gate, decoder",
     "rank": "Wings: rank of the learners",
+    "rate": "Wings: learning rate and length",
 }
 
 
@@ -84,6 +85,12 @@ ARMS = (
     Arm("wings-rank-8", "rank 8", "learners of rank 8", "rank", changes=_wings({"rank": 8})),
     Arm("wings-rank-32", "rank 32", "learners of rank 32", "rank", changes=_wings({"rank": 32})),
     Arm("wings-rank-128", "rank 128", "learners of rank 128", "rank", changes=_wings({"rank": 128})),
+    Arm("wings-rate-third", "a third of the rate", "the learners at a third of the shared rate", "rate",
+        changes=_wings({}, train={"wings": RATE / 3})),
+    Arm("wings-rate-3x", "3x rate", "the learners at three times the shared rate", "rate",
+        changes=_wings({}, train={"wings": 3 * RATE})),
+    Arm("wings-long", "twice as long", "twice the steps, on as many more samples", "rate",
+        changes={**_wings({}), "stages.0.steps": 600}),
 )  # fmt: skip
 NAMES = tuple(arm.name for arm in ARMS)
 
@@ -115,4 +122,7 @@ QUESTIONS = (
     Question("Rank 8 instead of 64", "wings-rank-8", "wings"),
     Question("Rank 32 instead of 64", "wings-rank-32", "wings"),
     Question("Rank 128 instead of 64", "wings-rank-128", "wings"),
+    Question("A third of the learning rate", "wings-rate-third", "wings"),
+    Question("Three times the learning rate", "wings-rate-3x", "wings"),
+    Question("Twice the steps", "wings-long", "wings"),
 )  # fmt: skip
