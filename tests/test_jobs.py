@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from alula.errors import DataError, UsageError
+from alula.errors import AlulaError, DataError, UsageError
 from alula.jobs import Job, add_session, claim, lines, run_jobs
 
 
@@ -22,6 +23,11 @@ def note(path: Path, name: str) -> None:
 
 def fail(path: Path, name: str) -> None:
     raise DataError(f"{name} has no data", where=str(path), remedy="bring some")
+
+
+def die() -> None:
+    """A job whose process is killed, as the system does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def names(path: Path) -> list[str]:
@@ -57,6 +63,12 @@ def test_a_failure_arrives_whole_and_stops_what_follows(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
+    with pytest.raises(AlulaError, match=r"(?s)worker process of quickstart died.*--workers"):
+        run_jobs([Job("one", die, ()), Job("two", note, (tmp_path / "log", "two"))], label="quickstart", workers=1,
+                 quiet=True)  # fmt: skip
+
+
 def test_impossible_orders_are_refused(tmp_path: Path) -> None:
     one = Job("one", note, (tmp_path / "log", "one"), after=("two",))
     with pytest.raises(UsageError, match="behind \\['two'\\]"):
@@ -74,6 +86,8 @@ def test_a_directory_belongs_to_one_plan(tmp_path: Path) -> None:
     (tmp_path / "mine" / "letter.txt").touch()
     with pytest.raises(UsageError, match="holds no study"):
         claim(tmp_path / "mine", {}, "study")
+    with pytest.raises(UsageError, match="is a file"):
+        claim(tmp_path / "mine" / "letter.txt", {}, "study")
 
 
 def test_sessions_add_up_and_lines_are_counted(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from rich.progress import (
 )
 
 from alula.allocator import keep_freed_memory
-from alula.errors import UsageError
+from alula.errors import AlulaError, UsageError
 from alula.files import write_json
 
 _POLL = 0.5  # seconds between looks at the workers' files
@@ -67,6 +68,7 @@ def run_jobs(jobs: Sequence[Job], *, label: str, workers: int | None = None, qui
 
     Raises:
         UsageError: a job comes after one that is not there, or after itself.
+        AlulaError: a worker died, as it does when the machine is out of memory.
     """
     _check_order(jobs)
     cores = os.cpu_count() or 1
@@ -92,8 +94,15 @@ def run_jobs(jobs: Sequence[Job], *, label: str, workers: int | None = None, qui
                     future.result()
                     finished.add(job.title)
                     bar.finish(job)
+        except BrokenProcessPool:
+            raise AlulaError(
+                f"a worker process of {label} died before its job was done",
+                remedy="most often memory ran out: name fewer --workers; what is finished is kept, start it again",
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            if unfinished := [each.title for future, each in running.items() if future.running()]:
+                bar.say(f"stopping, once these have ended: {', '.join(unfinished)}")
             raise
 
 
@@ -117,6 +126,8 @@ def claim(directory: Path, facts: Mapping[str, Any], what: str) -> None:
                 remedy="name another --output, or remove it",
             )
         return
+    if directory.is_file():
+        raise UsageError("is a file", where=str(directory), remedy="name a directory as --output")
     if directory.exists() and any(directory.iterdir()):
         raise UsageError(f"is not empty and holds no {what}", where=str(directory), remedy="name another --output")
     write_json(mark, dict(facts))
@@ -204,7 +215,10 @@ class _Bar:
         done = (job.size if job.title in self.finished else min(job.size, job.done()) for job in self.jobs)
         self.progress.update(self.task, completed=sum(done))
 
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
     def finish(self, job: Job) -> None:
         self.finished.add(job.title)
-        self.console.print(f"done: {job.title}", highlight=False)
+        self.say(f"done: {job.title}")
         self.look()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from alula.errors import HostError, UsageError
 from alula.evaluation import native_tasks, run
 from alula.evaluation.native import default_tasks
 from alula.evaluation.prompts import takes
+from alula.evaluation.session import choose_tasks
 from alula.hosts import Host, build_host
 from alula.hosts.chat import Conversation, Decoding
 from alula.hosts.terminal import Terminal
@@ -72,6 +74,13 @@ def test_models_that_take_none_say_so(files: Path) -> None:
         terminal(plain)._line(f"/film {next((files / 'films').iterdir())}")
     with pytest.raises(UsageError, match="shows films, but LlavaProcessor takes image only"):
         run(plain.model, plain.processor, native_tasks(["film"], n=2))
+
+
+def test_only_hosts_of_ours_are_asked_about_films_unasked(host: Host) -> None:
+    assert "film" in [task.name for task in choose_tasks(host.processor, n=2)]
+    foreign = SimpleNamespace(image_processor=object(), video_token="<|video_pad|>")  # a Qwen2.5-VL's
+    assert {"visual", "dialogue"} < {task.name for task in choose_tasks(foreign, n=2)}
+    assert "film" not in [task.name for task in choose_tasks(foreign, n=2)]
 
 
 def test_tasks_over_films_and_sounds_are_answered_and_kept(host: Host) -> None:

@@ -345,3 +345,5 @@ def test_sets_that_cannot_tell_anything_are_refused(recipe: MakeRecipe, tmp_path
         with pytest.raises((DataError, RecipeError), match=said):
             train(recipe({"output_dir": str(output), "retention": {**WATCH, **section}}), quiet=True)
         assert read_rows(output / "metrics.jsonl") == []
+        if "measure" not in section:  # found out before anything ran: nothing there claims the directory
+            assert [path.name for path in output.iterdir()] == [".lock"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Iterable
 
@@ -32,8 +31,12 @@ def held(probes: Iterable[Probe]) -> int:
 
 def peak() -> dict[str, int]:
     """The most bytes this process has used so far, all in all and, where there is one, on its accelerator."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"process": most if sys.platform == "darwin" else most * 1024}
+    found = {}
+    if sys.platform != "win32":
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found["process"] = most if sys.platform == "darwin" else most * 1024
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         found["accelerator"] = torch.cuda.max_memory_allocated()
     return found

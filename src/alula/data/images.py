@@ -23,17 +23,14 @@ No Pillow global is read for a decision or changed: two libraries in one process
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from alula.data.errors import ImageError
+from alula.data.errors import BadSampleError, ImageError
+from alula.data.media import MediaRef
 
 DEFAULT_MAX_PIXELS = 89_478_485
 """Largest image accepted by default, in pixels: 256 MiB of 24-bit colour, Pillow's own warning level."""
@@ -51,8 +48,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# changes when decoding changes, so that features cached under old fingerprints are not reused
-_DECODING = "1"
 
 
 @runtime_checkable
@@ -63,42 +58,18 @@ class Loadable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ImageRef:
-    """A picture not yet decoded. Make one with ``from_path``, ``from_bytes`` or ``from_object``; picklable.
+class ImageRef(MediaRef):
+    """A picture not yet decoded. Make one with ``from_path``, ``from_bytes`` or ``from_object``.
 
     Attributes:
-        name: what error messages call it.
-        paths: candidate files, the first that exists is meant.
-        data: encoded bytes (PNG, JPEG, ...).
-        maker: a picklable callable returning a PIL image.
-        key: what identifies the result of ``maker``.
         max_pixels: width x height above which ``load`` refuses.
     """
 
-    name: str
-    paths: tuple[str, ...] = ()
-    data: bytes | None = field(default=None, repr=False)
-    maker: Callable[[], Image.Image] | None = field(default=None, repr=False)
-    key: str | None = None
+    noun: ClassVar[str] = "image"
+    error: ClassVar[type[BadSampleError]] = ImageError
+    decoding: ClassVar[str] = "1"
+
     max_pixels: int = DEFAULT_MAX_PIXELS
-
-    @classmethod
-    def from_path(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        roots: Sequence[str | os.PathLike[str]] = (),
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-    ) -> ImageRef:
-        """A file; a relative ``path`` is looked for under each of ``roots`` (default: the working directory)."""
-        name = os.fspath(path)
-        paths = tuple(os.path.abspath(os.path.join(root, name)) for root in (roots or (".",)))
-        return cls(name, paths=tuple(dict.fromkeys(paths)), max_pixels=max_pixels)
-
-    @classmethod
-    def from_bytes(cls, data: bytes, *, name: str = "<bytes>", max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageRef:
-        """An encoded image held in memory."""
-        return cls(name, data=data, max_pixels=max_pixels)
 
     @classmethod
     def from_object(cls, value: Any, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageRef:
@@ -114,17 +85,10 @@ class ImageRef:
         if isinstance(value, Image.Image):  # before Loadable: PIL's own load() returns raw pixel access
             return cls(f"<{value.mode} image {value.width}x{value.height}>", maker=value.copy, max_pixels=max_pixels)
         if isinstance(value, Loadable):
-            fingerprint = getattr(value, "fingerprint", None)
-            key = str(fingerprint()) if callable(fingerprint) else None
-            return cls(f"<{type(value).__name__}>", maker=value.load, key=key, max_pixels=max_pixels)
+            return cls._from_loadable(value, max_pixels=max_pixels)
         raise ImageError(
             f"an image cannot be made from {type(value).__name__}", remedy="give a PIL image or an alula.data.ImageRef"
         )
-
-    @property
-    def path(self) -> str | None:
-        """The file this refers to: the first candidate that exists, else the first candidate, else None."""
-        return next((path for path in self.paths if os.path.isfile(path)), self.paths[0] if self.paths else None)
 
     def load(self) -> Image.Image:
         """Decode to an upright 8-bit RGB image that holds no file open.
@@ -137,13 +101,7 @@ class ImageRef:
             if not isinstance(made, Image.Image):
                 raise ImageError(f"image {self.name}: its maker returned {type(made).__name__}, not a PIL image")
             return self._convert(made)
-        source: str | io.BytesIO
-        if self.data is not None:
-            source, size = io.BytesIO(self.data), len(self.data)
-        else:
-            source, size = self._existing()
-        if size == 0:
-            raise ImageError(f"image {self.name!r} is empty (0 bytes)")
+        source = self._stream()
         try:
             with Image.open(source) as image:
                 return self._convert(image)
@@ -156,40 +114,8 @@ class ImageRef:
         except Exception as error:  # decoders raise anything: OSError, SyntaxError, EOFError, struct.error, zlib.error
             raise ImageError(f"image {self.name!r} is truncated or corrupt: {error}") from error
 
-    def fingerprint(self) -> str:
-        """A short stable name of what ``load`` would return, without decoding where possible.
-
-        From path, size and modification time for files; from the bytes; from the maker's key. Features of a frozen
-        vision tower can be cached under it.
-
-        Raises:
-            ImageError: the file is missing.
-        """
-        digest = hashlib.sha256(_DECODING.encode())
-        if self.data is not None:
-            digest.update(b"bytes\0" + self.data)
-        elif self.paths:
-            path, size = self._existing()
-            digest.update(f"file\0{path}\0{size}\0{os.stat(path).st_mtime_ns}".encode())
-        elif self.key is not None:
-            digest.update(f"made\0{self.key}".encode())
-        else:
-            image = self.load()
-            digest.update(f"pixels\0{image.size}\0".encode() + image.tobytes())
-        return digest.hexdigest()[:32]
-
-    def _existing(self) -> tuple[str, int]:
-        path = self.path
-        if path is None:
-            raise ImageError(f"image {self.name!r} has neither file nor content")
-        try:
-            return path, os.stat(path).st_size
-        except OSError:
-            places = " nor ".join(self.paths) if len(self.paths) > 1 else path
-            raise ImageError(
-                f"image {self.name!r} is missing: no file {places}",
-                remedy="give the folder that holds the images (`images:` in a source, --images on the command line)",
-            ) from None
+    def _made(self) -> np.ndarray:
+        return np.asarray(self.load())
 
     def _convert(self, image: Image.Image) -> Image.Image:
         pixels = image.width * image.height

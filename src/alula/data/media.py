@@ -1,4 +1,4 @@
-"""What references to films and sounds share: where the content is, and a stable name for it."""
+"""What references to pictures, films and sounds share: where the content is, and a stable name for it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class LoadableArray(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MediaRef:
-    """A film or sound not yet decoded; picklable.
+    """A picture, film or sound not yet decoded; picklable.
 
     Attributes:
         name: what error messages call it.
         paths: candidate files, the first that exists is meant.
         data: encoded bytes.
-        maker: a picklable callable returning the decoded array.
+        maker: a picklable callable returning the decoded content.
         key: what identifies the result of ``maker``.
     """
 
@@ -41,20 +41,26 @@ class MediaRef:
     name: str
     paths: tuple[str, ...] = ()
     data: bytes | None = field(default=None, repr=False)
-    maker: Callable[[], np.ndarray] | None = field(default=None, repr=False)
+    maker: Callable[[], Any] | None = field(default=None, repr=False)
     key: str | None = None
 
     @classmethod
-    def from_path(cls, path: str | os.PathLike[str], *, roots: Sequence[str | os.PathLike[str]] = ()) -> Self:
-        """A file; a relative ``path`` is looked for under each of ``roots`` (default: the working directory)."""
+    def from_path(
+        cls, path: str | os.PathLike[str], *, roots: Sequence[str | os.PathLike[str]] = (), **limits: Any
+    ) -> Self:
+        """A file; a relative ``path`` is looked for under each of ``roots`` (default: the working directory).
+
+        Args:
+            limits: further fields, such as ``max_pixels`` of a picture.
+        """
         name = os.fspath(path)
         paths = tuple(os.path.abspath(os.path.join(root, name)) for root in (roots or (".",)))
-        return cls(name, paths=tuple(dict.fromkeys(paths)))
+        return cls(name, paths=tuple(dict.fromkeys(paths)), **limits)
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, name: str = "<bytes>") -> Self:
-        """Encoded content held in memory."""
-        return cls(name, data=data)
+    def from_bytes(cls, data: bytes, *, name: str = "<bytes>", **limits: Any) -> Self:
+        """Encoded content held in memory; ``limits`` as in `from_path`."""
+        return cls(name, data=data, **limits)
 
     @classmethod
     def _from_loadable(cls, value: Any, **options: Any) -> Self:
@@ -68,7 +74,10 @@ class MediaRef:
         return next((path for path in self.paths if os.path.isfile(path)), self.paths[0] if self.paths else None)
 
     def fingerprint(self) -> str:
-        """A short stable name of the content, without decoding where possible (see ``ImageRef.fingerprint``).
+        """A short stable name of the content, without decoding where possible.
+
+        From path, size and modification time for files; from the bytes; from the maker's key. Features of a frozen
+        tower can be cached under it.
 
         Raises:
             BadSampleError: the file is missing.
@@ -82,10 +91,14 @@ class MediaRef:
         elif self.key is not None:
             digest.update(f"made\0{self.key}".encode())
         else:
-            assert self.maker is not None
-            array = np.ascontiguousarray(self.maker())
+            array = np.ascontiguousarray(self._made())
             digest.update(f"array\0{array.shape}{array.dtype}\0".encode() + array.tobytes())
         return digest.hexdigest()[:32]
+
+    def _made(self) -> np.ndarray:
+        """What ``maker`` makes, as an array."""
+        assert self.maker is not None
+        return np.asarray(self.maker())
 
     def _stream(self) -> str | io.BytesIO:
         """What a decoder opens.

@@ -20,6 +20,7 @@ from alula.evaluation.pairing import paired
 from alula.evaluation.prompts import takes
 from alula.evaluation.results import PairedRun, RunResult, TaskResult
 from alula.evaluation.runner import run
+from alula.hosts.multimodal import AlulaProcessor
 
 Loader = Callable[[str], tuple[Any, Any]]
 """a model's name -> (model, processor)"""
@@ -35,6 +36,14 @@ class Session:
     skipped: Sequence[str]
     """tasks the base could not take, so that they are not compared"""
     seconds: float
+
+
+def _asked_about(processor: Any) -> set[str]:
+    """The media native questions are about by default: films and sounds only with alula's own hosts for them.
+
+    Others take films too, but hundreds of questions about them are nothing to ask somebody's image model unasked.
+    """
+    return takes(processor) if isinstance(processor, AlulaProcessor) else takes(processor) & {"image"}
 
 
 def choose_tasks(
@@ -69,7 +78,7 @@ def choose_tasks(
     if names is None and objects:
         names = HALLUCINATION if objects.annotations is not None else ()
     if names is None:
-        names = () if data is not None or more else default_tasks(takes(processor))
+        names = () if data is not None or more else default_tasks(_asked_about(processor))
     unknown = [name for name in names if name not in (*NATIVE, *HALLUCINATION)]
     if unknown:
         legal = ", ".join((*NATIVE, *HALLUCINATION))

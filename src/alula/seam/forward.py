@@ -38,7 +38,7 @@ class _RowLayer(DynamicLayer):
     def _grown(self, name: str, new: Tensor) -> Tensor:
         """The tensor called `name` followed by `new`, in place where there is room behind it."""
         old: Tensor = getattr(self, name)
-        if torch.is_grad_enabled() and (old.requires_grad or new.requires_grad):
+        if torch.is_grad_enabled():  # a backward may yet need the old rows as they are, whoever asked for it
             return torch.cat([old, new], dim=-2)
         filled, length = old.shape[-2], old.shape[-2] + new.shape[-2]
         longer = self._roomy(name, length)[..., :length, :]

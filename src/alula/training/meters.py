@@ -64,8 +64,7 @@ class Meters:
     def __init__(self, spec: Retention, processor: Any) -> None:
         self.spec = spec
         self.collate = Collator(processor)
-        self.text = taken(spec.text, spec.items, "retention.text", pictures=False)
-        self.pictures = taken(spec.pictures, spec.samples, "retention.pictures", pictures=True) if spec.probes else []
+        self.text, self.pictures = probe_set(spec)
         self.stop = self.collate.tokenizer.eos_token_id
 
     def read(self, model: nn.Module) -> Reading:
@@ -110,6 +109,16 @@ class Meters:
         }
         curves = {segment: tuple(point.value for point in curve) for segment, curve in attention.curves["main"].items()}
         return {name: value if math.isfinite(value) else None for name, value in values.items()}, curves
+
+
+def probe_set(spec: Retention) -> tuple[list[Sample], list[Sample]]:
+    """The text items and the pictures (none without probes) that ``spec`` names.
+
+    Raises:
+        DataError: as `taken`.
+    """
+    text = taken(spec.text, spec.items, "retention.text", pictures=False)
+    return text, taken(spec.pictures, spec.samples, "retention.pictures", pictures=True) if spec.probes else []
 
 
 def taken(spec: Any, count: int, key: str, *, pictures: bool) -> list[Sample]:

@@ -15,11 +15,11 @@ import yaml
 from accelerate import PartialState
 from transformers import TrainerCallback
 
-from alula.data import open_source
 from alula.errors import RecipeError, UsageError
 from alula.files import write_text
 from alula.training.environment import append_session, describe_environment
 from alula.training.layout import RunDirectory
+from alula.training.meters import probe_set
 from alula.training.progress import Display
 from alula.training.reading import dump_recipe, load_recipe, parse_recipe
 from alula.training.recipe import ADAPTER_METHODS, Recipe
@@ -133,8 +133,7 @@ def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe
     for index, stage in enumerate(recipe.stages):
         stage_steps(stage, open_data(stage.data, seed=recipe.seed + index))
     if recipe.retention is not None:
-        open_source(recipe.retention.text, key="retention.text")
-        open_source(recipe.retention.pictures, key="retention.pictures")
+        probe_set(recipe.retention)
     return recipe
 
 
@@ -168,6 +167,8 @@ def prepare(run: RunDirectory, recipe: Recipe, *, resume: Resume, processes: int
             refuse_other_recipes(run, recipe)
     elif resume is True:
         raise UsageError("there is no run to resume", where=str(run.root), remedy="leave --resume out")
+    if not run.holds_a_run():
+        check(recipe)  # refused now, it leaves no directory behind that belongs to it
     run.sweep()
     seeds = {stage.name: recipe.seed + index for index, stage in enumerate(recipe.stages)}
     write_text(run.recipe, dump_recipe(recipe))
