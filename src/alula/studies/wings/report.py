@@ -16,7 +16,7 @@ from alula.reports.wording import MISSING, bounds, count, duration, listing, per
 from alula.studies.wings.arms import ARMS, GROUPS
 from alula.studies.wings.contrasts import Contrast, contrasts
 
-_REFERENCES = {"parts": ("lora", "wings"), "rank": ("lora", "wings")}
+_REFERENCES = {"parts": ("lora", "wings"), "rank": ("lora", "wings"), "rate": ("full", "wings")}
 """arms of another group that a group's figure shows as well"""
 _COLUMNS = (
     ("text_bare", "text bare: kept"),
