@@ -135,7 +135,7 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path, wings: tuple[Path, torch
     with pytest.raises(HostError, match="no such directory"):
         alula.load_model(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(HostError, match="no model could be read"):
+    with pytest.raises(HostError, match="has no config.json"):
         alula.load_model(tmp_path / "empty")
     config = wings[0] / "adapter_config.json"
     facts = json.loads(config.read_text())
@@ -145,3 +145,9 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path, wings: tuple[Path, torch
     config.write_text("{")
     with pytest.raises(AdapterError, match="not readable as JSON"):
         alula.load_model(wings[0])
+
+
+def test_a_name_that_only_the_hub_could_know_is_told_at_once_when_it_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(HostError, match="the hub cannot be reached"):
+        alula.load_model("nobody/nothing")

@@ -17,6 +17,7 @@ from alula.errors import AdapterError, HostError
 from alula.grafts import load
 from alula.grafts.storage import CONFIG_FILE, read_facts
 from alula.hosts import fledgling, load_host
+from alula.hosts.directories import locate
 from alula.hosts.host import first_line, load_strictly
 
 _PROMPT = "prompt_embeddings"
@@ -99,8 +100,7 @@ def _load_peft(model: Any, path: Path) -> PeftModel:
 
 
 def _load_plain(name: str, dtype: torch.dtype | str | None) -> Loaded:
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise HostError("no such directory", where=name, remedy="give a model directory or a hub id such as org/name")
+    name = locate(name, "model")
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:

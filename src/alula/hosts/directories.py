@@ -8,10 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 
 from alula.errors import HostError
 
+_HUB_SECONDS = 10.0
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -23,7 +26,8 @@ def locate(source: str | os.PathLike[str], what: str) -> str:
         what: what it should hold, for the message ("llm", "vision", "host").
 
     Raises:
-        HostError: a path that does not exist or is no directory, or a directory with a missing or broken file.
+        HostError: a path that does not exist or is no directory, a directory with a missing or broken file, or a hub
+            id that is not in the cache while the hub cannot be reached.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -34,7 +38,24 @@ def locate(source: str | os.PathLike[str], what: str) -> str:
     text = os.fspath(source)
     if not _HUB_ID.fullmatch(text) or text.startswith("."):
         raise HostError("no such directory", where=f"{what} {text}", remedy="check the path, or give a hub id")
+    _reach(text, what)
     return text
+
+
+def _reach(name: str, what: str) -> None:
+    """Knock at the hub once for a model that is not in the cache: transformers would retry for half a minute."""
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except (HfHubHTTPError, OfflineModeIsEnabled, ValueError):
+        return  # the hub spoke, or must not be asked: transformers says best what is wrong
+    except Exception as error:  # whatever the HTTP library of the day raises
+        raise HostError(
+            f"no such directory, and the hub cannot be reached ({error})",
+            where=f"{what} {name}",
+            remedy="check the path, or the connection; models in the cache are found without",
+        ) from error
 
 
 def inspect_directory(path: Path) -> None:
