@@ -10,6 +10,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -104,6 +105,23 @@ def run_jobs(jobs: Sequence[Job], *, label: str, workers: int | None = None, qui
             if unfinished := [each.title for future, each in running.items() if future.running()]:
                 bar.say(f"stopping, once these have ended: {', '.join(unfinished)}")
             raise
+
+
+def run_in(
+    directory: Path,
+    facts: Mapping[str, Any],
+    what: str,
+    jobs: Sequence[Job],
+    *,
+    label: str,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> float:
+    """`claim` a directory and run jobs that leave their results there; returns the seconds of all sessions on it."""
+    claim(directory, facts, what)
+    started = time.perf_counter()
+    run_jobs(jobs, label=label, workers=workers, quiet=quiet)
+    return add_session(directory, time.perf_counter() - started)
 
 
 def claim(directory: Path, facts: Mapping[str, Any], what: str) -> None:

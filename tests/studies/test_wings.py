@@ -62,6 +62,7 @@ def _changed(left: Any, right: Any, path: str = "") -> set[str]:
 def test_each_arm_departs_from_its_reference_in_what_it_is_about(tmp_path: Path) -> None:
     plan = WingsPlan(output=tmp_path / "run")
     stages = {arm.name: plan.recipe_of(0, arm).stages[0].model_dump(mode="json") for arm in ARMS}
+    learners = {"train.wings.visual", "train.wings.textual", "train.wings.router"}
     expected = {
         ("full-10x", "full"): {"train.llm", "train.projector"},
         ("full-replay", "full"): {"data.text_replay"},
@@ -79,6 +80,10 @@ def test_each_arm_departs_from_its_reference_in_what_it_is_about(tmp_path: Path)
         ("wings-rank-8", "wings"): {"wings.rank"},
         ("wings-rank-32", "wings"): {"wings.rank"},
         ("wings-rank-128", "wings"): {"wings.rank"},
+        ("wings-llm-equal", "wings"): {"train.llm"},
+        ("wings-rate-third", "wings"): learners,
+        ("wings-rate-3x", "wings"): learners,
+        ("wings-long", "wings"): {"steps"},
     }
     found = {pair: _changed(stages[pair[0]], stages[pair[1]]) for pair in expected}
     assert found == expected

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from alula.errors import UsageError
 from alula.evaluation import RunResult
 from alula.hosts.fledgling import digest
-from alula.jobs import Job, add_session, claim, run_jobs
+from alula.jobs import Job, run_in
 from alula.quickstart import jobs
 from alula.quickstart.plan import ALIGN, BASE, METHODS, Plan
 from alula.reports.outcome import BaseOutcome, MethodOutcome, Outcome, SeedOutcome, read_curve
@@ -37,10 +36,9 @@ def quickstart(plan: Plan, *, command: str, workers: int | None = None, quiet: b
     unknown = [name for name in plan.methods if name not in {method.name for method in METHODS}]
     if unknown:
         raise UsageError(f"there is no method {unknown[0]!r}", remedy=f"use {', '.join(m.name for m in METHODS)}")
-    claim(plan.output, _facts(plan), "quickstart")
-    started = time.perf_counter()
-    run_jobs(list(_jobs(plan)), label="quickstart", workers=workers, quiet=quiet)
-    outcome = gather(plan, command=command, seconds=add_session(plan.output, time.perf_counter() - started))
+    work = list(_jobs(plan))
+    seconds = run_in(plan.output, _facts(plan), "quickstart", work, label="quickstart", workers=workers, quiet=quiet)
+    outcome = gather(plan, command=command, seconds=seconds)
     outcome.save(plan.output / "outcome.json")
     return outcome
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import time
 from functools import partial
 
-from alula.jobs import Job, add_session, claim, run_jobs
+from alula.jobs import Job, run_in
 from alula.studies.alignment.measure import BEFORE, save_untrained_tower, train_run
 from alula.studies.alignment.plan import UNTRAINED_TOWER, AlignmentPlan, Run
 from alula.studies.alignment.record import AlignmentRecord, Measurement, RunRecord, answer
@@ -34,11 +33,9 @@ def alignment(plan: AlignmentPlan, *, command: str, workers: int | None = None, 
     Raises:
         UsageError: the output directory holds something else.
     """
-    claim(plan.output, plan.facts, "study")
-    started = time.perf_counter()
     jobs = [Job(_TOWER, save_untrained_tower, (plan,)), *(_job(plan, run) for run in plan.runs)]
-    run_jobs(jobs, label="alignment", workers=workers, quiet=quiet)
-    record = gather(plan, command=command, seconds=add_session(plan.output, time.perf_counter() - started))
+    seconds = run_in(plan.output, plan.facts, "study", jobs, label="alignment", workers=workers, quiet=quiet)
+    record = gather(plan, command=command, seconds=seconds)
     record.save(plan.output / "outcome.json")
     return record
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
-import time
 from functools import partial
 
-from alula.jobs import Job, add_session, claim, run_jobs
+from alula.jobs import Job, run_in
 from alula.studies.attention_shift.measure import measure_base, train_run
 from alula.studies.attention_shift.plan import Run, ShiftPlan
 from alula.studies.attention_shift.record import Measurement, RunRecord, ShiftRecord, associations
@@ -34,15 +33,13 @@ def attention_shift(plan: ShiftPlan, *, command: str, workers: int | None = None
     Raises:
         UsageError: the output directory holds something else.
     """
-    claim(plan.output, plan.facts, "study")
-    started = time.perf_counter()
     bases = [
         Job(f"measure the base, seed {seed}", measure_base, (plan, seed), after=plan.after_align(seed))
         for seed in plan.seeds
     ]
     jobs = [*plan.align_jobs(), *bases, *(_job(plan, run) for run in plan.runs)]
-    run_jobs(jobs, label="attention shift", workers=workers, quiet=quiet)
-    record = gather(plan, command=command, seconds=add_session(plan.output, time.perf_counter() - started))
+    seconds = run_in(plan.output, plan.facts, "study", jobs, label="attention shift", workers=workers, quiet=quiet)
+    record = gather(plan, command=command, seconds=seconds)
     record.save(plan.output / "outcome.json")
     return record
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import time
 from collections.abc import Iterator
 from functools import partial
 
 from alula.evaluation import RunResult
-from alula.jobs import Job, add_session, claim, lines, run_jobs
+from alula.jobs import Job, lines, run_in
 from alula.quickstart import jobs
 from alula.quickstart.plan import BASE
 from alula.reports.outcome import BaseOutcome, MethodOutcome, Outcome, SeedOutcome
@@ -36,10 +35,9 @@ def wings(plan: WingsPlan, *, command: str, workers: int | None = None, quiet: b
     Raises:
         UsageError: the output directory holds something else.
     """
-    claim(plan.output, plan.facts, "study")
-    started = time.perf_counter()
-    run_jobs([*plan.align_jobs(), *_jobs(plan)], label="wings", workers=workers, quiet=quiet)
-    outcome = gather(plan, command=command, seconds=add_session(plan.output, time.perf_counter() - started))
+    work = [*plan.align_jobs(), *_jobs(plan)]
+    seconds = run_in(plan.output, plan.facts, "study", work, label="wings", workers=workers, quiet=quiet)
+    outcome = gather(plan, command=command, seconds=seconds)
     outcome.save(plan.output / "outcome.json")
     return outcome
 
