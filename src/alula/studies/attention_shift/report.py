@@ -139,7 +139,7 @@ def report(record: ShiftRecord) -> Document:
                 "Share of attention per layer on rows before, of and after the image; attention shift is 1 minus the "
                 "correlation of the first and the last of these curves."
             ],
-            [FigureRow([Figure(svg) for name, svg in drawn.items() if name.startswith("curves-")])],
+            [FigureRow([Figure(drawn[f"curves-{name}"], f"{title}.") for name, title, _ in _examples(record)])],
         ),
         Section("Every model", [], [_models(record)]),
         Section(
