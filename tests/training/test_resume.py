@@ -170,7 +170,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
 def command(file: Path) -> list[str]:
-    return [sys.executable, "-m", "alula.cli.app", "train", str(file)]
+    return [sys.executable, "-m", "alula", "train", str(file)]
 
 
 def cli(file: Path, *, check: bool, json_too: bool = True) -> subprocess.CompletedProcess[str]:

@@ -54,7 +54,3 @@ def main() -> None:
     except KeyboardInterrupt:
         console.print("stopped")
         raise SystemExit(130) from None
-
-
-if __name__ == "__main__":
-    main()

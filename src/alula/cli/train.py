@@ -48,7 +48,7 @@ def train(
     Every stage leaves a normal model or adapter directory; a run that was killed goes on where it stopped when the same
     command is given again.
 
-    [bold]Several processes[/bold]: torchrun --nproc-per-node 8 -m alula.cli.app train RECIPE
+    [bold]Several processes[/bold]: torchrun --nproc-per-node 8 -m alula train RECIPE
     """
     from alula import training
 
