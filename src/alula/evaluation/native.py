@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from alula import microworld
 from alula.data.interleave import SETTINGS, History
@@ -59,40 +59,31 @@ def text_after_text(n: int = 400, seed: int = 0, families: Sequence[str] | None 
     return _task("text_after_text", "text, after a text turn", make, n=n, seed=seed)
 
 
-def visual(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
-    """Visual skill on held-out scenes."""
-    make = lambda: _turns(microworld.visual_items(n, split="test", seed=seed, families=families))  # noqa: E731
-    return _task("visual", "visual skill", make, n=n, seed=seed)
+class SkillTask(Protocol):
+    """Makes a task of ``n`` items, of all families by default."""
+
+    def __call__(self, n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task: ...
 
 
-def visual_unseen(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
-    """Visual skill on scenes with attribute combinations that no training scene showed."""
-    make = lambda: _turns(microworld.visual_items(n, split="unseen", seed=seed, families=families))  # noqa: E731
-    return _task("visual_unseen", "visual skill, unseen combinations", make, n=n, seed=seed)
+def _shown_skill(name: str, title: str, items: Callable[..., Iterable[Item]], split: str) -> SkillTask:
+    def task(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
+        return _task(name, title, lambda: _turns(items(n, split=split, seed=seed, families=families)), n=n, seed=seed)
+
+    return task
 
 
-def film(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
-    """Questions about held-out films."""
-    make = lambda: _turns(microworld.film_items(n, split="test", seed=seed, families=families))  # noqa: E731
-    return _task("film", "films", make, n=n, seed=seed)
-
-
-def film_unseen(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
-    """Questions about films that turn on a look or a move that no training film showed."""
-    make = lambda: _turns(microworld.film_items(n, split="unseen", seed=seed, families=families))  # noqa: E731
-    return _task("film_unseen", "films, unseen combinations", make, n=n, seed=seed)
-
-
-def sound(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
-    """Questions about held-out sounds."""
-    make = lambda: _turns(microworld.sound_items(n, split="test", seed=seed, families=families))  # noqa: E731
-    return _task("sound", "sounds", make, n=n, seed=seed)
-
-
-def sound_unseen(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
-    """Questions about sounds with a voice that no training sound had."""
-    make = lambda: _turns(microworld.sound_items(n, split="unseen", seed=seed, families=families))  # noqa: E731
-    return _task("sound_unseen", "sounds, unseen combinations", make, n=n, seed=seed)
+visual = _shown_skill("visual", "visual skill", microworld.visual_items, "test")
+"""Visual skill on held-out scenes."""
+visual_unseen = _shown_skill("visual_unseen", "visual skill, unseen combinations", microworld.visual_items, "unseen")
+"""Visual skill on scenes with attribute combinations that no training scene showed."""
+film = _shown_skill("film", "films", microworld.film_items, "test")
+"""Questions about held-out films."""
+film_unseen = _shown_skill("film_unseen", "films, unseen combinations", microworld.film_items, "unseen")
+"""Questions about films that turn on a look or a move that no training film showed."""
+sound = _shown_skill("sound", "sounds", microworld.sound_items, "test")
+"""Questions about held-out sounds."""
+sound_unseen = _shown_skill("sound_unseen", "sounds, unseen combinations", microworld.sound_items, "unseen")
+"""Questions about sounds with a voice that no training sound had."""
 
 
 def dialogue(n: int = 200, seed: int = 0, history: History = "gold", patterns: Sequence[str] | None = None) -> Task:
