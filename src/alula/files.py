@@ -17,7 +17,8 @@ def atomic_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary directory beside ``target``; on success it takes that name, on error it vanishes.
 
     An existing ``target`` is replaced only once the new content is complete. A process killed inside leaves a
-    directory whose name starts with ``.`` and ends with ``.partial`` and never one under the final name.
+    directory whose name starts with ``.`` and ends with ``.partial`` and never one under the final name; killed between
+    the two renames, it leaves the earlier content in one that ends with ``.old`` (see `restore_directories`).
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -28,13 +29,32 @@ def atomic_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".old", dir=target.parent))
             target.rename(old / target.name)
-            partial.rename(target)
+            try:
+                partial.rename(target)
+            except BaseException:
+                (old / target.name).rename(target)
+                old.rmdir()
+                raise
             shutil.rmtree(old)
         else:
             partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def restore_directories(folder: Path) -> None:
+    """Undo what a kill inside `atomic_directory` left in ``folder``: earlier content returns, partial content goes."""
+    for path in folder.glob(".*.old"):
+        for content in path.iterdir():
+            if not (folder / content.name).exists():
+                content.rename(folder / content.name)
+        shutil.rmtree(path)
+    for path in folder.glob(".*.partial"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 @contextlib.contextmanager

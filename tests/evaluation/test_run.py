@@ -16,6 +16,8 @@ from PIL import Image
 import alula
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import Decoding, ItemTask, RunResult, TaskItem, exact_match, native_tasks, paired, run
+from alula.evaluation.journal import Journal
+from alula.evaluation.results import ItemResult
 
 
 def user(text: str, *images: Any) -> dict[str, Any]:
@@ -212,6 +214,33 @@ def test_a_journal_of_another_model_is_refused(tmp_path: Path, llm: Any, host: A
     journal.write_text(journal.read_text() + "{}\n")
     with pytest.raises(EvaluationError, match=r"answers.jsonl:4: is damaged"):
         run(llm, tokenizer, [text_task(2)], journal=journal)
+
+
+def test_a_journal_outlives_odd_characters_and_any_kill(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    odd = ItemResult(id="1", family="f", prompt_hash="h", gold="", answer="one\u2028two\x85three", score=0.0)
+    Journal(path, {"fingerprint": "x"}).add(
+        "task", [odd, odd.model_copy(update={"id": "2", "answer": "\u00e9t\u00e9"})]
+    )
+    whole = path.read_bytes()
+    assert Journal(path, {"fingerprint": "x"}).finished("task", "1", "h") == odd
+    for cut in range(1, 60):  # also inside a character of several bytes
+        path.write_bytes(whole[:-cut])
+        resumed = Journal(path, {"fingerprint": "x"})
+        assert resumed.finished("task", "1", "h") == odd
+        assert resumed.finished("task", "2", "h") is None
+
+
+def test_a_journal_tells_a_graft_that_speaks_from_one_that_is_silent(
+    tmp_path: Path, host: Any, processor: Any, picture: Image.Image
+) -> None:
+    graft = alula.attach(host, alula.WingsConfig(rank=2))
+    try:
+        run(host, processor, [image_task(picture, 2)], journal=tmp_path / "answers.jsonl")
+        with graft.disabled(), pytest.raises(EvaluationError, match="another run"):
+            run(host, processor, [image_task(picture, 2)], journal=tmp_path / "answers.jsonl")
+    finally:
+        alula.detach(host)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,17 @@ import torch
 
 import alula
 from alula import Role, RowMap, WingsConfig
+from alula.errors import UsageError
 from tests import zoo
 from tests.grafts.common import CONFIGS, EXACT, covering, grafted, run, wake
 
 GATED = sorted(EXACT)
+
+
+def test_without_roles_no_system_prompt_can_be_left_out() -> None:
+    model, _ = grafted("llama", WingsConfig(rank=4, gate="paper", system_keys=False))
+    with pytest.raises(UsageError, match="nothing says which rows"):
+        model(**zoo.batch("llama", "6"))
 
 
 @pytest.mark.parametrize("layouts", [("7",), ("7", "4", "9")])

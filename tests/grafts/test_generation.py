@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+import alula
 from alula import RowMap, WingsConfig
 from alula.seam import RowCache
 from alula.seam.forward import Shelf
 from tests import zoo
-from tests.grafts.common import CONFIGS, covering, grafted, prompt_rows, row_map, run
+from tests.grafts.common import CONFIGS, covering, grafted, prompt_rows, row_map, run, wake
 
 TOKENS = 6
 MODES: dict[str, dict[str, Any]] = {
@@ -189,11 +190,26 @@ def test_chunked_prefill_of_an_image_host(config: str) -> None:
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-4, rtol=1e-4)
 
 
-def test_beams_and_batches_in_a_static_cache() -> None:
-    model, _ = grafted("llava-llama", "attention")
-    inputs = zoo.batch("llava-llama", "3I2", "5")
-    static = _generate(model, "llava-llama", inputs, do_sample=False, cache_implementation="static")
-    _same(static, _generate(model, "llava-llama", inputs, do_sample=False))
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("config", ["mass", "attention", "paper", "constant", "visual"])
+@pytest.mark.parametrize("host", ["llava-llama", "llava-qwen3"])
+def test_padded_batches_in_a_static_cache(host: str, config: str, attention: str) -> None:
+    """The mask that `generate` makes for it is not the tokenizer's: padding must be found in it."""
+    model = zoo.build(host, 0)
+    model.set_attn_implementation(attention)
+    wake(alula.attach(model, CONFIGS[config]))
+    inputs = zoo.batch(host, "3I2I2", "I3", "5")
+    static = _generate(model, host, inputs, do_sample=False, cache_implementation="static")
+    _same(static, _generate(model, host, inputs, do_sample=False))
+
+
+def test_under_autocast_short_and_long_forwards_agree() -> None:
+    model, _ = grafted("llava-llama", "mass")
+    inputs = zoo.batch("llava-llama", "3I2", "I3")
+    with torch.autocast("cpu", torch.bfloat16):
+        said = _generate(model, "llava-llama", inputs, do_sample=False)
+        again = _generate(model, "llava-llama", inputs, do_sample=False, use_cache=False)
+    torch.testing.assert_close(said.logits[0], again.logits[0], atol=0.05, rtol=0.05)
 
 
 # -- what is kept between steps -------------------------------------------------------------------------------------

@@ -226,3 +226,19 @@ class TestRefusals:
         alula.attach(model, CONFIGS["mass"])
         with pytest.raises(alula.errors.AlulaError, match="empty cache"), torch.no_grad():
             model(input_ids=torch.tensor([[1]]), past_key_values=cache)
+
+
+def test_learners_are_one_thing_in_any_order_and_any_sequence() -> None:
+    asked = WingsConfig(rank=4, learners=["textual", "visual"], layers=[-1])  # type: ignore[arg-type]
+    assert asked == WingsConfig(rank=4, layers=(-1,))
+    inputs = zoo.batch("llava-llama", "3I2")
+    model, _ = grafted("llava-llama", asked)
+    with torch.enable_grad():
+        expected = model(**inputs).logits.detach()
+    torch.testing.assert_close(run(model, "llava-llama", inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"layers": 1}, {"learners": "visual"}, {"learners": ("visual", "visual")}])
+def test_what_is_no_list_of_learners_or_layers_is_told(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="wings: l"):
+        WingsConfig(**wrong)

@@ -180,3 +180,10 @@ def test_pca_is_the_plane_of_largest_variance() -> None:
 def test_options_are_checked(option: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Geometry(**option)
+
+
+def test_a_prompt_of_one_row_has_nothing_to_place(model: Any) -> None:
+    probe = Geometry()
+    with probe.on(model), torch.no_grad():
+        model(input_ids=torch.tensor([[5]]))
+    assert probe.result().samples == 1

@@ -36,6 +36,11 @@ STAGES: dict[str, dict[str, Any]] = {
     "frozen-tower": {"method": "full", "train": {"llm": 1e-3, "projector": 1e-2}, "feature_cache": {"memory_mb": 8}},
     "lora": {"method": "lora", "train": {"lora": 1e-2, "projector": 1e-2}, "lora": {"rank": 4, "tower": True}},
     "wings": {"method": "wings", "train": {"wings": 1e-2, "projector": 1e-2}, "wings": {"rank": 4}},
+    "paper-gate": {
+        "method": "wings",
+        "train": {"wings": 1e-2, "projector": 1e-2},
+        "wings": {"rank": 4, "gate": "paper"},
+    },
 }
 
 

@@ -172,3 +172,18 @@ def test_a_cached_run_is_the_uncached_run(recipe: MakeRecipe, method: str, tmp_p
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-4)
     assert len(list((tmp_path / "features").rglob("*.safetensors"))) == 5  # twenty samples, five images
+
+
+def test_what_the_host_reads_and_in_what_precision_is_part_of_the_name(host: Any, tmp_path: Path) -> None:
+    pixels = images(2)
+    host.config.vision_feature_layer = -2
+    with frozen_tower(host, FeatureStore(2**20, tmp_path)), torch.autocast("cpu", torch.bfloat16):
+        rounded = features(host, pixels)
+    with frozen_tower(host, FeatureStore(2**20, tmp_path)):
+        exact = features(host, pixels)
+    assert torch.equal(exact, features(host, pixels))
+    assert not torch.equal(exact, rounded)
+    host.config.vision_feature_layer = -1
+    with frozen_tower(host, FeatureStore(2**20, tmp_path)):
+        last = features(host, pixels)
+    assert torch.equal(last, features(host, pixels))

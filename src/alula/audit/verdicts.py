@@ -124,7 +124,7 @@ def _text(audit: Audit) -> Finding | None:
     against = (
         f"base {percent(whole.base.value)}; {whole.lost} lost, {whole.gained} gained, {probability(whole.p_value)}"
     )
-    lost_surely = whole.p_value < 0.05 and whole.lost > whole.gained
+    lost_surely = _surely_lost(whole)
     same = audit.text.pairs.tasks[BARE].identical_answers == whole.n
     low = _surely_kept(whole)
     if same or low >= KEPT:
@@ -151,6 +151,12 @@ def _text(audit: Audit) -> Finding | None:
         )
         status, do = Status.OPEN, f"Ask more questions to decide: --items {4 * whole.n}."
     return Finding("text", title, status, figure, against, says, do)
+
+
+def _surely_lost(whole: Comparison) -> bool:
+    """More lost than chance gives: by McNemar's test, and by the bootstrap, which knows what belongs together."""
+    high = whole.difference.high
+    return whole.p_value < 0.05 and whole.lost > whole.gained and high is not None and high < 0
 
 
 def _surely_kept(whole: Comparison) -> float:
@@ -226,7 +232,7 @@ def _according_to_text(audit: Audit) -> str:
     if pairs is None:
         return "Check it where it counts: run the audit with --base and look at the text answers."
     whole = pairs.tasks[BARE].overall
-    if whole.p_value < 0.05 and whole.lost > whole.gained:
+    if _surely_lost(whole):
         return "The text answers above agree: words were lost. Tune with Wings or with text replayed: docs/training.md."
     return "The text answers above do not show such a loss; keep an eye on questions that follow images."
 

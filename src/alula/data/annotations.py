@@ -105,7 +105,7 @@ def read_questions(path: str | os.PathLike[str], *, images: str | os.PathLike[st
     """
     stem = Path(path).stem
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read: {error}", where=os.fspath(path)) from error
     for number, line in enumerate(lines, start=1):

@@ -42,7 +42,7 @@ class Quarantine:
         if not self.path.exists():
             return []
         found: dict[str, dict[str, object]] = {}
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 found.setdefault(line, json.loads(line))
             except json.JSONDecodeError:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from alula.evaluation.results import Conditions, Decoding
+from alula.grafts import Graft
+from alula.seam import find
 
 _PACKAGES = ("alula", "torch", "transformers", "peft", "tokenizers", "numpy", "pillow", "scipy")
 _SAMPLES = 64
@@ -41,7 +45,8 @@ def versions() -> dict[str, str]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a sha256 (hex) over every weight's name, shape, dtype and some 64 evenly spaced values.
+    """Return a sha256 (hex) over every weight's name, shape, dtype and some 64 evenly spaced values, and over which
+    grafts and PEFT adapters speak, with what settings.
 
     It tells two checkpoints under one name apart without reading all of a large model; it is no proof of equality.
     """
@@ -51,7 +56,22 @@ def fingerprint(model: nn.Module) -> str:
         step = max(1, flat.numel() // _SAMPLES)
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
         digest.update(flat[::step].double().cpu().numpy().tobytes())
+    if spoken := _adapters(model):
+        digest.update(json.dumps(spoken, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _adapters(model: nn.Module) -> dict[str, Any]:
+    """What is put on the model besides its weights: the same weights answer otherwise when it is silent."""
+    seam = find(model)
+    held = {} if seam is None else seam.holders
+    found: dict[str, Any] = {
+        name: [graft.enabled, graft.config.to_dict()] for name, graft in held.items() if isinstance(graft, Graft)
+    }
+    tuned = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if tuned:
+        found["peft"] = sorted({f"{layer.disable_adapters} {layer.active_adapters}" for layer in tuned})
+    return found
 
 
 def _backend(config: Any) -> dict[str, str]:

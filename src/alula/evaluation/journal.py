@@ -50,11 +50,12 @@ class Journal:
         self._done.update({(task, result.id): result for result in results})
 
     def _read(self, identity: dict[str, Any]) -> None:
-        text = self.path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # killed while writing: the torn last line is answered again
-            write_text(self.path, whole)
-        header, *lines = whole.splitlines() or [""]
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:  # killed while writing: the torn last line is answered again
+            write_text(self.path, whole.decode(errors="replace"))
+        # not splitlines(): answers may hold characters that it takes for ends of lines, such as U+2028
+        header, *lines = whole.split(b"\n")[:-1] or [b""]
         try:
             found = json.loads(header)["journal"]
         except (ValueError, KeyError, TypeError) as error:

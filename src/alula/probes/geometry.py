@@ -264,6 +264,8 @@ class Geometry(StateProbe):
 
     def _add_centres(self, notes: dict[Any, Any], count: int, present: dict[str, Tensor], valid: Tensor) -> None:
         """Keep sample means (B, kinds, states, d) for the projection; NaN where a sample lacks the kind."""
+        if not present:  # a prompt of one row, and first rows are left out
+            return
         chosen = self._projected(count)
         any_kind = next(kind for kind in present)
         blank = torch.full_like(torch.stack([notes["stream", 0, any_kind]["centre"]] * len(chosen), 1).cpu(), math.nan)

@@ -95,8 +95,7 @@ class Seam(nn.Module):
         cache = kwargs.get("past_key_values")
         past = RowCache.of(cache)
         length = int(cache.get_seq_length()) if cache is not None else 0
-        mask = kwargs.get("attention_mask")
-        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        mask = _key_mask(kwargs.get("attention_mask"), length, reference.shape[1])
         known = past is not None and past.get_seq_length() > 0
         past_rows = None
         if self._input_users and length and not (past is not None and past.has_inputs):
@@ -221,6 +220,23 @@ def install(model: nn.Module, holder: str, owner: Any) -> Seam:
 def find(model: nn.Module) -> Seam | None:
     """The host's seam, or None when nothing is attached."""
     return getattr(unwrap(model), NAME, None)
+
+
+def _key_mask(mask: Any, length: int, new: int) -> Tensor | None:
+    """(B, length + new) which rows are no padding, from the mask a forward was given; None where it says nothing.
+
+    `generate` hands over masks of (B, 1, new, keys) that it made itself where the cache has a fixed size, one per kind
+    of layer where these differ. Every row attends to itself unless it is padding, in all kinds of layers.
+    """
+    if isinstance(mask, dict):
+        mask = next((each for each in mask.values() if isinstance(each, Tensor)), None)
+    if not isinstance(mask, Tensor) or mask.dim() == 2:
+        return mask
+    if mask.dim() != 4 or mask.shape[-1] < length + new:
+        return None
+    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    themselves = allowed[:, 0, -new:, length : length + new].diagonal(dim1=-2, dim2=-1)
+    return torch.cat([allowed[:, 0, :, :length].any(dim=1), themselves], dim=1)
 
 
 def _expand(rows: RowMap, batch: int, length: int) -> RowMap:

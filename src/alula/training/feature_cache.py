@@ -122,7 +122,9 @@ class FrozenTower(nn.Module):
             per_item = pixel_values.ndim in (3, 4) and not any(isinstance(v, Tensor) for v in other.values())
             if self.store is None or not per_item:
                 return tower(pixel_values, **kwargs)
-            mark = repr(sorted(other.items())) if other else ""
+            kind = pixel_values.device.type
+            precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            mark = repr((sorted(other.items()), self.layers, precision))
             items = [self._features(image, kwargs, mark) for image in pixel_values]
             return self._assemble(items, pixel_values.device)
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from alula.errors import UsageError
-from alula.files import write_json
+from alula.files import restore_directories, write_json
 from alula.training.recipe import Recipe, Stage, slug
 
 
@@ -138,12 +138,7 @@ class RunDirectory:
     def sweep(self) -> None:
         """Remove what a killed session left half-written."""
         for directory in (self.root, *(self.root / "stages").glob("*")):
-            for pattern in (".*.partial", ".*.old"):
-                for path in directory.glob(pattern):
-                    if path.is_dir() and not path.is_symlink():
-                        shutil.rmtree(path)
-                    else:
-                        path.unlink()
+            restore_directories(directory)
 
     def clear(self) -> None:
         """Remove the run that is here, and nothing else."""

@@ -74,6 +74,10 @@ class WingsConfig(GraftConfig):
     system_rows: int = 0
 
     def __post_init__(self) -> None:
+        self._settle("learners", str)
+        self._settle("layers", int)
+        # one order, whatever the order they were named in: the router's columns are visual, textual
+        object.__setattr__(self, "learners", tuple(sorted(self.learners, key=lambda name: name != "visual")))
         if self.compat is not None:
             _choose("compat", self.compat, ("published",))
             for name, value in _PUBLISHED.items():
@@ -89,6 +93,8 @@ class WingsConfig(GraftConfig):
             raise UsageError("wings needs at least one learner", remedy=f"learners: any of {', '.join(LEARNERS)}")
         for learner in self.learners:
             _choose("learners", learner, LEARNERS)
+        if len(set(self.learners)) < len(self.learners):
+            raise UsageError(f"wings: learners names one twice: {', '.join(self.learners)}")
         for name in ("rank", "router_rows"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise UsageError(f"wings: {name} must be a whole number above 0, not {getattr(self, name)!r}")
@@ -96,6 +102,15 @@ class WingsConfig(GraftConfig):
             raise UsageError('wings: system_rows is a number of rows, and only for compat="published"')
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"wings: dropout must lie in [0, 1), not {self.dropout!r}")
+
+    def _settle(self, name: str, kind: type) -> None:
+        """Turn a list into the tuple that hashes; refuse what is no sequence of ``kind``."""
+        given = getattr(self, name)
+        if given is None and name == "layers":
+            return
+        if not isinstance(given, (list, tuple)) or not all(type(each) is kind for each in given):
+            raise UsageError(f"wings: {name} must be a list of {kind.__name__}, not {given!r}")
+        object.__setattr__(self, name, tuple(given))
 
 
 def _choose(name: str, value: Any, options: tuple[str, ...]) -> None:

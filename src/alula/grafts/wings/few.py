@@ -172,8 +172,8 @@ def _raised(learners: Sequence[LoRRA], step: Step, factors: Tensor) -> Tensor:
     keys = step.scratch[0].copy_(step.rows)
     for run in step.runs:
         if run.place >= 0:
-            low = factors[:, run.start : run.stop]
-            second = learners[run.place].k.b.to(low.dtype).T
+            low = factors[:, run.start : run.stop].to(keys.dtype)  # under autocast they are half, the rows are not
+            second = learners[run.place].k.b.to(keys.dtype).T
             keys[:, run.start : run.stop].baddbmm_(low, second.expand(len(low), -1, -1))
     return keys
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alula.errors import UsageError
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.lorra import Angles, Block, narrow_angles, split_queries
 from alula.rows import Role, RowMap
@@ -90,7 +91,14 @@ def chosen_rows(rows: RowMap, learner: str, config: WingsConfig) -> Tensor:
     """(B, S) bool: the row is a key of `learner`."""
     if learner == "visual":
         return rows.is_perceptual
-    return rows.is_text if config.system_keys else rows.is_text & (rows.role != Role.SYSTEM)
+    if config.system_keys:
+        return rows.is_text
+    if not bool((rows.role != Role.UNKNOWN).any()):
+        raise UsageError(
+            "wings: system_keys=False leaves out the system prompt, but nothing says which rows it is",
+            remedy="pass row_map=RowMap.from_kinds(..., roles=...) to the model, or leave system_keys at True",
+        )
+    return rows.is_text & (rows.role != Role.SYSTEM)
 
 
 def prepared(x: Tensor, config: WingsConfig) -> Tensor:

@@ -125,7 +125,7 @@ class WingsLayer(nn.Module):
     def _add(self, forward: Forward, branch: Tensor) -> Tensor:
         """`branch` (B, S, d), about to join the stream, plus the routed learners."""
         if not self._speaks(forward):
-            return self._touch(branch)
+            return branch + self._silence(self) if self._must_take_part() else branch
         state = forward.layer(self.index)
         stream = state[self, "stream"]
         if state[self, "differentiable"] and not torch.is_grad_enabled():
@@ -153,6 +153,9 @@ class WingsLayer(nn.Module):
         for learner in self.config.learners:
             keys = self._keys(forward, learner)
             if keys is None:
+                if self._must_take_part():  # e.g. the visual one, where the paper's gate lets the textual one speak
+                    silence = self._silence(self.get_submodule(learner)).to(query.dtype)
+                    mixed = query.new_zeros(()) + silence if mixed is None else mixed + silence
                 continue
             voice = self._voice(forward, learner, query, keys, factors)
             if weights is not None:
@@ -253,11 +256,14 @@ class WingsLayer(nn.Module):
         config = self.config
         return config.gate, config.system_keys, config.normalize, config.learners
 
-    def _touch(self, branch: Tensor) -> Tensor:
-        """Let silent parameters take part in backward: sharded training deadlocks when ranks disagree on gradients."""
-        if not (self.training and torch.is_grad_enabled() and torch.distributed.is_initialized()):
-            return branch
-        return branch + sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
+    def _must_take_part(self) -> bool:
+        """Whether silent parameters must: sharded training deadlocks when ranks disagree on gradients."""
+        return self.training and torch.is_grad_enabled() and torch.distributed.is_initialized()
+
+    @staticmethod
+    def _silence(module: nn.Module) -> Tensor:
+        """A zero in which every trainable parameter of ``module`` has a part."""
+        return torch.stack([p.sum() * 0.0 for p in module.parameters() if p.requires_grad] or [torch.zeros(())]).sum()
 
 
 def _perceptual(forward: Forward, rows: int) -> Tensor:
