@@ -83,15 +83,19 @@ def test_few_samples_decide_nothing(small: tuple[Plan, Audit]) -> None:
     assert finding(few, "alignment").status is Status.OPEN
 
 
-def with_text(result: Audit, *, lost: int, gained: int, n: int, low: float, identical: int) -> Audit:
+def with_text(
+    result: Audit, *, lost: int, gained: int, n: int, low: float, identical: int, spread: float = 0.1
+) -> Audit:
     task = result.text.pairs.tasks[BARE]
     p = stats.binomtest(min(lost, gained), lost + gained, 0.5).pvalue if lost + gained else 1.0
+    change = (gained - lost) / n
     overall = task.overall.model_copy(
         update={
             "n": n,
             "lost": lost,
             "gained": gained,
             "p_value": p,
+            "difference": Estimate(value=change, low=change - spread, high=change + spread),
             "base": task.overall.base.model_copy(update={"value": 0.9}),
             "retention": task.overall.base.model_copy(update={"value": 1 - (lost - gained) / n, "low": low, "high": 1}),
         }
@@ -112,6 +116,8 @@ def test_text(small: tuple[Plan, Audit]) -> None:
     assert status(lost=0, gained=0, n=1000, low=1.0, identical=600) is Status.FINE
     assert status(lost=30, gained=5, n=100, low=0.6, identical=40) is Status.ACT
     assert status(lost=6, gained=5, n=100, low=0.95, identical=40) is Status.OPEN
+    # eight turns of one dialogue: many items, but one broken thing, which the interval over dialogues knows
+    assert status(lost=8, gained=0, n=100, low=0.7, identical=92, spread=0.2) is Status.OPEN
 
 
 def test_without_a_base_nothing_is_claimed(small: tuple[Plan, Audit]) -> None:
