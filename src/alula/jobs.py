@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from alula.allocator import keep_freed_memory
 from alula.errors import AlulaError, UsageError
 from alula.files import write_json
 
-_POLL = 0.5  # seconds between looks at the workers' files
+_POLL = 1.0  # seconds between looks at the workers' files
 _PLAN, _SESSIONS = "plan.json", "sessions.json"
 
 
@@ -89,7 +89,7 @@ def run_jobs(jobs: Sequence[Job], *, label: str, workers: int | None = None, qui
                 waiting = [job for job in waiting if job not in ready]
                 running |= {pool.submit(job.call, *job.arguments): job for job in ready}
                 ended, _ = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
-                bar.look()
+                bar.look([job for future, job in running.items() if future.running()])
                 for future in ended:
                     job = running.pop(future)
                     future.result()
@@ -205,8 +205,7 @@ class _Bar:
     """One bar over all jobs, read off the files the workers write."""
 
     def __init__(self, jobs: Sequence[Job], label: str, *, quiet: bool) -> None:
-        self.jobs = jobs
-        self.finished: set[str] = set()
+        self.done = {job.title: 0 for job in jobs}
         self.console = Console(stderr=True, quiet=quiet)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -228,15 +227,15 @@ class _Bar:
     def __exit__(self, *exc: object) -> None:
         self.progress.__exit__(None, None, None)
 
-    def look(self) -> None:
-        """Move the bar to what the files say."""
-        done = (job.size if job.title in self.finished else min(job.size, job.done()) for job in self.jobs)
-        self.progress.update(self.task, completed=sum(done))
+    def look(self, running: Iterable[Job]) -> None:
+        """Move the bar to what the files of running jobs say; asking those of all would cost a good part of a core."""
+        self.done.update({job.title: min(job.size, job.done()) for job in running})
+        self.progress.update(self.task, completed=sum(self.done.values()))
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False)
 
     def finish(self, job: Job) -> None:
-        self.finished.add(job.title)
         self.say(f"done: {job.title}")
-        self.look()
+        self.done[job.title] = job.size
+        self.progress.update(self.task, completed=sum(self.done.values()))
