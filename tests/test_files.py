@@ -19,8 +19,13 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), atomic_directory(tmp_path / "model") as partial:
         (partial / "content").write_text(str(1 / 0))
     assert (tmp_path / "model" / "content").read_text() == "old"
-    written(tmp_path / "model", "new")
+    with atomic_directory(tmp_path / "model") as partial:
+        (partial / "content").write_text("new")
+        (partial / "content").chmod(0o600)
     assert (tmp_path / "model" / "content").read_text() == "new"
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "model" / "content").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "plain").unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

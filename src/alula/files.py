@@ -26,6 +26,9 @@ def atomic_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(0o777 & ~_umask())
+        for path in partial.rglob("*"):  # some writers (safetensors) make files that only their owner can read
+            if path.is_file() and not path.is_symlink():
+                path.chmod(0o666 & ~_umask())
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".old", dir=target.parent))
             target.rename(old / target.name)

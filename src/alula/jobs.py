@@ -125,7 +125,7 @@ def run_in(
 
 
 def claim(directory: Path, facts: Mapping[str, Any], what: str) -> None:
-    """Make ``directory`` that of the plan with these settings.
+    """Make ``directory`` that of the plan with these settings, which `refuse_others` lets pass.
 
     Args:
         facts: JSON values that decide what is computed.
@@ -134,6 +134,13 @@ def claim(directory: Path, facts: Mapping[str, Any], what: str) -> None:
     Raises:
         UsageError: it holds something else, or a run with other settings.
     """
+    refuse_others(directory, facts, what)
+    if not (directory / _PLAN).is_file():
+        write_json(directory / _PLAN, dict(facts))
+
+
+def refuse_others(directory: Path, facts: Mapping[str, Any], what: str) -> None:
+    """Raise a UsageError where ``directory`` holds something else than a run with these settings; see `claim`."""
     mark = directory / _PLAN
     if mark.is_file():
         found = json.loads(mark.read_text(encoding="utf-8"))
@@ -148,7 +155,6 @@ def claim(directory: Path, facts: Mapping[str, Any], what: str) -> None:
         raise UsageError("is a file", where=str(directory), remedy="name a directory as --output")
     if directory.exists() and any(directory.iterdir()):
         raise UsageError(f"is not empty and holds no {what}", where=str(directory), remedy="name another --output")
-    write_json(mark, dict(facts))
 
 
 def add_session(directory: Path, seconds: float) -> float:

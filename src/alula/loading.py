@@ -64,7 +64,8 @@ def _load_adapter(path: Path, dtype: torch.dtype | str | None) -> Loaded:
         raise AdapterError(
             "the adapter does not say which model it belongs to",
             where=str(path / CONFIG_FILE),
-            remedy="write the base's hub id or path as base_model_name_or_path",
+            remedy="build the host again and alula.load(model, directory); or save the host by save_host and "
+            "name its directory as base when saving, or as base_model_name_or_path here",
         )
     beside = path / base
     base = str(beside.resolve()) if beside.is_dir() else base

@@ -69,7 +69,7 @@ def test_own_data_with_images(folders: Path, tmp_path: Path, monkeypatch: Any) -
     ("arguments", "code", "said"),
     [
         (("--tasks", "nonsense"), 2, "there is no task 'nonsense'"),
-        (("--tasks", "visual"), 2, "plain tokenizer"),
+        (("--tasks", "visual"), 2, "takes text only"),
         (("--n", "0"), 2, ""),
         (("--data", "missing.jsonl"), 1, "missing.jsonl"),
         (("--dtype", "float99"), 2, "float99"),

@@ -106,7 +106,7 @@ def test_prompt_hash_sees_pixels(host: Any, processor: Any, picture: Image.Image
 
 
 def test_images_for_a_plain_tokenizer_are_refused_before_any_work(llm: Any, tokenizer: Any, picture: Any) -> None:
-    with pytest.raises(UsageError, match=r"'look'.*plain tokenizer"):
+    with pytest.raises(UsageError, match=r"'look'.*takes text only"):
         run(llm, tokenizer, [text_task(), image_task(picture)])
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import alula
 from alula.errors import AdapterError, UsageError
 from alula.grafts.storage import CONFIG_FILE, WEIGHTS_FILE, fingerprint
+from alula.hosts import save_host
 from tests import zoo
 from tests.grafts.common import CONFIGS, covering, grafted, run, wake
 from tests.hosts import tiny
@@ -245,3 +246,20 @@ def test_host_and_adapter_move_together(host_directory: Path, tmp_path: Path) ->
 def test_an_adapter_that_names_no_base_is_refused(saved: Path) -> None:
     with pytest.raises(AdapterError, match="which model it belongs to"):
         alula.load_model(saved)
+
+
+def test_a_host_that_was_built_and_not_saved_has_no_name_to_quote(tmp_path: Path) -> None:
+    host = alula.build_host("fledgling", "fledgling")
+    alula.attach(host.model, alula.WingsConfig(rank=2))
+    alula.save(host.model, tmp_path / "nameless")
+    with pytest.raises(AdapterError, match="does not say which model"):
+        alula.load_model(tmp_path / "nameless")
+    save_host((host.model, host.processor), tmp_path / "host")
+    alula.save(host.model, tmp_path / "named", base=tmp_path / "host", modules=["model.multi_modal_projector"])
+    loaded = alula.load_model(tmp_path / "named")
+    assert type(loaded.model) is type(host.model)
+    alula.save(host.model, tmp_path / "wrong", base="fledgling", modules=["model.multi_modal_projector"])
+    with pytest.raises(AdapterError, match="of a LlavaForConditionalGeneration, and this is a Qwen3ForCausalLM"):
+        alula.load_model(tmp_path / "wrong")
+    with pytest.raises(UsageError, match=r"did you mean 'model\.multi_modal_projector'"):
+        alula.save(host.model, tmp_path / "typo", modules=["model.multi_modal_projecter"])

@@ -29,7 +29,7 @@ from alula.evaluation.progress import Bar, bar
 from alula.evaluation.prompts import takes_images
 from alula.evaluation.results import Decoding
 from alula.evaluation.runner import evaluating
-from alula.jobs import add_session, claim
+from alula.jobs import add_session, claim, refuse_others
 from alula.probes import (
     Alignment,
     AttentionShift,
@@ -79,7 +79,7 @@ def audit(
             conversation shows an image. UsageError: the output holds something else.
     """
     began = time.perf_counter()
-    claim(plan.output, plan.facts(), "audit")
+    refuse_others(plan.output, plan.facts(), "audit")
     chosen = choose(plan) if plan.probing else None
     tasks = tasks_of(plan) if "text" in plan.sections else []
     model, processor = load(plan.model)
@@ -89,6 +89,7 @@ def audit(
             where=plan.model,
             remedy="audit an image host (`alula eval` is for text LLMs), or build one with alula.build_host",
         )
+    claim(plan.output, plan.facts(), "audit")
     anatomy = Anatomy.of(model)
     with evaluating(model):
         found = {} if chosen is None else _probe(plan, model, processor, anatomy, chosen, progress, checkpoint_seconds)

@@ -6,25 +6,41 @@ import importlib
 import os
 import sys
 import traceback
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+import alula
 from alula.allocator import keep_freed_memory
 from alula.errors import AlulaError
 
 app = typer.Typer(
     name="alula",
-    help="Give a language model eyes without costing it its words.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="alula --debug VERB ... shows the traceback of an error.",
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
 # each module registers its command(s) in `register(app)`; the order is the order of `alula --help`
 VERBS = ("quickstart", "train", "evaluate", "audit", "chat", "data", "import_", "fledgling", "study")
+
+
+def _tell(version: bool) -> None:
+    if version:
+        typer.echo(f"alula {alula.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_tell, is_eager=True, help="Say which one.")] = False,
+) -> None:
+    """Give a language model eyes without costing it its words."""
 
 
 def _register() -> None:

@@ -54,7 +54,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Tasks of lm-evaluation-harness, comma separated; NAME:METRIC scores by that metric. "
-            "Needs pip install 'alula[eval]'."
+            r"Needs pip install 'alula\[eval]'."
         ),
     ] = None,
     lm_eval_include: Annotated[

@@ -61,7 +61,8 @@ def train(
     if check:
         training.check(loaded)
         stages = [{"name": stage.name, "method": stage.method} for stage in loaded.stages]
-        typer.echo(json.dumps({"recipe": loaded.name, "stages": stages}) if as_json else f"{recipe}: a runnable recipe")
+        fine = f"{recipe}: recipe and data are fine (models are looked at when the run starts)"
+        typer.echo(json.dumps({"recipe": loaded.name, "stages": stages}) if as_json else fine)
         return
     result = training.train(loaded, resume="auto" if resume is None else resume, quiet=quiet)
     if not result.is_main:

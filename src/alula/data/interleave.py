@@ -142,9 +142,9 @@ def interleave(
 ) -> Iterator[Dialogue]:
     """Pair questions into dialogues: before each last question, the most similar others of the kinds the setting asks.
 
-    The most similar one stands next to the last question, and so on backwards. A question is never preceded by one with
-    the same text (of the visual ones: with the same picture), which could give its answer away. Nothing is drawn but
-    the choice of last questions, so the dialogues are a pure function of the arguments.
+    The most similar one stands next to the last question, and so on backwards. The last question is never preceded by
+    one with its text (of the visual ones: with its picture), which could give its answer away. Nothing is drawn but the
+    choice of last questions, so the dialogues are a pure function of the arguments.
 
     Args:
         text, visual: the questions to draw from, see `questions`.

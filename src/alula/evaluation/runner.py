@@ -178,9 +178,9 @@ def _items(tasks: Sequence[Task], processor: Any) -> dict[str, Sequence[TaskItem
             untaken = {kind for kind, _ in media_of(item.messages)} - taken
             if untaken:
                 kind = type(processor).__name__
-                what = "is a plain tokenizer" if not taken else f"takes {' and '.join(sorted(taken))} only"
+                what = f"{kind} takes {' and '.join(sorted(taken))} only" if taken else "the model takes text only"
                 raise UsageError(
-                    f"shows {_PLURALS[min(untaken)]}, but {kind} {what}",
+                    f"shows {_PLURALS[min(untaken)]}, but {what}",
                     where=f"task {task.name!r}",
                     remedy="choose other tasks, or build a host that takes them with alula.hosts.build_host",
                 )

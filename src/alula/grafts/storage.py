@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ def save(
 
     Args:
         model: the host with the graft attached.
-        directory: replaced as a whole once the new content is complete.
+        directory: made; an adapter that is there is replaced as a whole, once the new content is complete.
         name: of the graft; the only one by default.
         base: hub id or directory of the host; taken from `model.config` by default. A local directory is recorded
-            relative to the adapter, so both can move together.
+            relative to the adapter, so both can move together. Without one (a host just built, and not saved) the
+            adapter can be put on a host by `load`, but `load_model` does not know which.
         modules: paths of host modules that were trained beside the graft and belong to it, e.g.
             "model.multi_modal_projector".
         processor: saved beside the weights when given.
@@ -93,9 +95,16 @@ def load(
     facts = read_config(directory)
     weights = _read_weights(directory / WEIGHTS_FILE)
     where = str(directory)
+    kind = type(unwrap(model)).__name__
+    if facts["modules"] and facts["base_class"] != kind:
+        raise AdapterError(
+            f"it holds {', '.join(facts['modules'])} of a {facts['base_class']}, and this is a {kind}",
+            where=where,
+            remedy="load it into the host it was trained on (save that with save_host and name it as base)",
+        )
     if check_base and facts["base_fingerprint"] != fingerprint(model):
         raise AdapterError(
-            f"it was trained on other weights than this {type(unwrap(model)).__name__} has "
+            f"it was trained on other weights than this {kind} has "
             f"(base: {facts['base_model_name_or_path'] or 'unknown'})",
             where=where,
             remedy="load it into the base it names, or pass check_base=False if you know better",
@@ -184,7 +193,11 @@ def _module_weights(host: nn.Module, modules: Sequence[str]) -> dict[str, Tensor
         try:
             module = host.get_submodule(path)
         except AttributeError:
-            raise UsageError(f"{type(host).__name__} has no module {path!r}") from None
+            near = get_close_matches(path, [name for name, _ in host.named_modules()], n=1)
+            raise UsageError(
+                f"{type(host).__name__} has no module {path!r}",
+                remedy=f"did you mean {near[0]!r}?" if near else "name one of model.named_modules()",
+            ) from None
         found |= {f"{path}.{key}": value for key, value in module.state_dict().items()}
     return found
 

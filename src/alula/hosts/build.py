@@ -351,6 +351,7 @@ def _assemble(cls: Any, config: PreTrainedConfig, state: dict[str, torch.Tensor]
         if info[kind]:
             where = type(config.get_text_config()).__name__
             raise HostError(f"{kind.replace('_', ' ')}: {sorted(info[kind])[:3]}", where=where)
+    model.name_or_path = model.config.name_or_path = ""  # transformers writes "None", and cards and adapters quote it
     return model.eval()
 
 

@@ -65,7 +65,11 @@ def inspect_directory(path: Path) -> None:
         HostError: naming the missing or broken file.
     """
     if not (path / "config.json").is_file():
-        remedy = "this is an adapter; use alula.load_model" if (path / "adapter_config.json").is_file() else None
+        if (path / "adapter_config.json").is_file():
+            remedy = "this is an adapter; use alula.load_model"
+        else:
+            inside = next((name for name in ("final", "llm", "model") if (path / name / "config.json").is_file()), None)
+            remedy = f"there is one at {path / inside}" if inside else "name the directory that save_pretrained wrote"
         raise HostError("has no config.json, so it is not a model directory", where=str(path), remedy=remedy)
     for file in sorted(path.glob("*.json")):
         read_json(file)

@@ -71,16 +71,21 @@ def load_host(source: str | os.PathLike[str], *, dtype: torch.dtype | str | None
     return Host(model, processor)
 
 
-def save_host(host: Host, directory: str | os.PathLike[str]) -> Path:
+def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str]) -> Path:
     """Save a host so that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load it; complete or not at all.
+
+    Args:
+        host: what `build_host` and `load_host` return, or any pair of a model and its processor.
+        directory: made; a model that is there is replaced as a whole.
 
     Grafts on it are left out: they have directories of their own.
     """
-    weights = host.model.state_dict()
+    model, processor = host
+    weights = model.state_dict()
     own = {name: weight for name, weight in weights.items() if f".{NAME}." not in name}
     with atomic_directory(directory) as partial:
-        host.model.save_pretrained(partial, state_dict=own if len(own) < len(weights) else None)
-        host.processor.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=own if len(own) < len(weights) else None)
+        processor.save_pretrained(partial)
     return Path(directory)
 
 
