@@ -68,7 +68,9 @@ def get(model: nn.Module, name: str | None = None) -> Graft:
         UsageError: no such graft, or several and none named.
     """
     attached = grafts_of(model)
-    listing = ", ".join(attached) or "none"
+    if not attached:
+        raise UsageError("the model has no graft", remedy="attach one first: alula.attach(model, alula.WingsConfig())")
+    listing = ", ".join(attached)
     if name is None and len(attached) != 1:
         raise UsageError(f"name the graft: the model has {listing}", remedy="pass name=...")
     if name is not None and name not in attached:

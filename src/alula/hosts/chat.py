@@ -105,13 +105,17 @@ class Conversation:
         Raises:
             HostError: the model takes none.
         """
+        self.require(kind)
+        self.waiting.append((kind, clip))
+
+    def require(self, kind: str) -> None:
+        """Raise a HostError unless the model takes films (``video``) or sounds (``audio``)."""
         if kind not in self.taken:
             what = {"video": "films", "audio": "sounds"}[kind]
             raise HostError(
                 f"{type(self.model).__name__} takes no {what}",
                 remedy="chat with a host that does (alula.build_host with video=True or audio=)",
             )
-        self.waiting.append((kind, clip))
 
     def attach(self, image: Image.Image) -> None:
         """Put an image before the text of the next question; several may wait.

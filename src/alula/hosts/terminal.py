@@ -130,6 +130,7 @@ class Terminal:
 
     def _attach_clips(self, kind: str, rest: str) -> None:
         talk = self.conversation
+        talk.require(kind)  # before the file is opened: what is wrong with it would be no help
         if kind == "video":
             read, wanted, command = self.read_film, talk.num_frames, "/film"
         else:

@@ -56,7 +56,11 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe: {error}", where=str(path)) from None
+        raise RecipeError(
+            f"cannot read the recipe: {error.strerror if isinstance(error, OSError) else error}",
+            where=str(path),
+            remedy="name a YAML file; the repository's recipes/ has some to start from",
+        ) from None
     try:
         raw = yaml.load(text, _Loader)
         lines = yaml.compose(text, yaml.SafeLoader)
