@@ -41,8 +41,8 @@ class Summary:
 
     @cached_property
     def visual_tasks(self) -> list[str]:
-        """Tasks of visual skill: those whose accuracy matters."""
-        return [task for task in self.outcome.tasks if self._kinds(task) == {VISUAL}]
+        """Tasks of one skill that is no text skill (pictures, films or sounds): those whose accuracy matters."""
+        return [task for task in self.outcome.tasks if len(kinds := self._kinds(task)) == 1 and TEXT not in kinds]
 
     @cached_property
     def mixed_tasks(self) -> list[str]:
