@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from alula.data import FilmRef, SoundRef
 from alula.errors import HostError, UsageError
-from alula.evaluation import native_tasks, run
+from alula.evaluation import native_tasks, paired, run
 from alula.evaluation.native import default_tasks
 from alula.evaluation.prompts import takes
 from alula.evaluation.session import choose_tasks
@@ -17,6 +19,7 @@ from alula.hosts import Host, build_host
 from alula.hosts.chat import Conversation, Decoding
 from alula.hosts.terminal import Terminal
 from alula.microworld import export_jsonl, film_items, sound_items
+from alula.reports import comparison_outcome, experiment_table
 from tests.hosts import tiny
 from tests.hosts.test_multimodal import EARS_FOR_MICROWORLD, SMALL
 
@@ -94,3 +97,9 @@ def test_tasks_over_films_and_sounds_are_answered_and_kept(host: Host) -> None:
     assert shown is not None
     assert shown.startswith("data:image/png")
     assert result.tasks["sound"].items[0].prompt[0].content[0].text == "[a sound of 20,480 samples]"
+    outcome = comparison_outcome(paired(result, result), command="", seconds=0)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(experiment_table(outcome))
+    shown = console.export_text()
+    assert "films (6): right" in shown
+    assert "sounds (6): right" in shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 import re
 from html.parser import HTMLParser
@@ -163,20 +162,6 @@ def test_models_of_the_same_folder_name_are_told_apart() -> None:
     one, two = (made_run(tasks, name, lambda t, k, kind: True) for name in ("runs/x/final", "runs/y/final"))
     assert comparison_outcome(paired(one, two), command="", seconds=0).title == "y/final against x/final"
     assert comparison_outcome(paired(one, one), command="", seconds=0).title == "runs/x/final against runs/x/final"
-
-
-def test_films_and_sounds_stand_in_table_and_report() -> None:
-    tasks = native_tasks(["text_bare", "film", "sound"], n=16)
-    pairs = paired(
-        made_run(tasks, "base", lambda t, k, kind: k % 3 == 0), made_run(tasks, "tuned", lambda t, k, kind: k % 2 == 0)
-    )
-    outcome = comparison_outcome(pairs, command="", seconds=0)
-    assert "What they see" in Page(experiment_report(outcome)).words
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(experiment_table(outcome))
-    text = console.export_text()
-    assert "films (16): right" in text
-    assert "sounds (16): right" in text
 
 
 def test_a_base_that_knows_nothing(tmp_path: Path) -> None:
