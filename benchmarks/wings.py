@@ -27,6 +27,7 @@ import json
 import os
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,7 @@ class Bench:
         )
         self._models: dict[str, Any] = {}
 
+    @torch.inference_mode(mode=False)  # whoever asks first: what is made inside could never be trained
     def model(self, contender: str) -> Any:
         """The contender's model; all of them share the host's weights."""
         if contender not in self._models:
@@ -367,12 +369,16 @@ def measure_peak(bench: Bench, workload: str, contender: str) -> int:
     if child == 0:
         try:
             os.write(writer, str(_peak_of_this_process(bench, workload, contender)).encode())
-        finally:
-            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as stream:
         told = stream.read()
     os.waitpid(child, 0)
+    if not told:
+        raise SystemExit(f"the peak of {contender} in {workload} could not be measured (see above); try --no-memory")
     return int(told)
 
 
