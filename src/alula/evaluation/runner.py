@@ -16,8 +16,8 @@ from alula.evaluation.journal import Journal
 from alula.evaluation.progress import Bar, bar
 from alula.evaluation.ratios import figures
 from alula.evaluation.results import Decoding, ItemResult, RunResult, TaskResult
+from alula.hosts.templates import PLURALS
 
-_PLURALS = {"image": "images", "video": "films", "audio": "sounds"}
 _WINDOW = 16
 """batches encoded ahead and sorted by length together: bounds the memory held by decoded images"""
 
@@ -180,7 +180,7 @@ def _items(tasks: Sequence[Task], processor: Any) -> dict[str, Sequence[TaskItem
                 kind = type(processor).__name__
                 what = f"{kind} takes {' and '.join(sorted(taken))} only" if taken else "the model takes text only"
                 raise UsageError(
-                    f"shows {_PLURALS[min(untaken)]}, but {what}",
+                    f"shows {PLURALS[min(untaken)]}, but {what}",
                     where=f"task {task.name!r}",
                     remedy="choose other tasks, or build a host that takes them with alula.hosts.build_host",
                 )

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin, TextStreamer, set_seed
 
 from alula.errors import HostError, UsageError
-from alula.hosts.templates import default_template
+from alula.hosts.templates import PLURALS, default_template
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,8 @@ class Conversation:
     def require(self, kind: str) -> None:
         """Raise a HostError unless the model takes films (``video``) or sounds (``audio``)."""
         if kind not in self.taken:
-            what = {"video": "films", "audio": "sounds"}[kind]
             raise HostError(
-                f"{type(self.model).__name__} takes no {what}",
+                f"{type(self.model).__name__} takes no {PLURALS[kind]}",
                 remedy="chat with a host that does (alula.build_host with video=True or audio=)",
             )
 
@@ -156,8 +155,9 @@ class Conversation:
         for kind in self.taken:
             placeholder = getattr(self.processor, f"{kind}_token", None)
             if placeholder and placeholder in text:
-                what = {"image": "images", "video": "films", "audio": "sounds"}[kind]
-                raise HostError(f"the text contains the {kind} token {placeholder!r}", remedy=f"attach {what} instead")
+                raise HostError(
+                    f"the text contains the {kind} token {placeholder!r}", remedy=f"attach {PLURALS[kind]} instead"
+                )
         media = [{"type": kind, kind: value} for kind, value in self.waiting]
         question = {"role": "user", "content": [*media, {"type": "text", "text": text}]}
         inputs = self._inputs([*self.messages, question])

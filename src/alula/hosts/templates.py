@@ -113,7 +113,7 @@ _MEDIUM = r"""                {%- elif part['type'] == '@TYPE@' -%}
                     {%- set alula.text = alula.text + @TOKEN@ -%}
 """
 
-_PLURALS = {"image": "images", "video": "films", "audio": "sounds"}
+PLURALS = {"image": "images", "video": "films", "audio": "sounds"}
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -182,7 +182,7 @@ def _flatten(original: str, placeholders: Mapping[str, str], mark: str = "", lis
     media = "".join(
         _MEDIUM.replace("@TYPE@", kind).replace("@TOKEN@", _literal(token)) for kind, token in placeholders.items()
     )
-    *most, last = ["text", *(_PLURALS[kind] for kind in placeholders)]
+    *most, last = ["text", *(PLURALS[kind] for kind in placeholders)]
     filled = _FLATTEN.replace("@MEDIA@", media).replace("@TAKEN@", f"{', '.join(most)} and {last}")
     return filled.replace("@MARK@", mark).replace("@CONTENT@", content) + original
 

@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from alula.errors import AlulaError, UsageError
 from alula.hosts.chat import Conversation
+from alula.hosts.templates import PLURALS
 
 COMMANDS = {
     "/image PATH ...": "attach images to the next question",
@@ -160,8 +161,7 @@ class Terminal:
     def _greet(self) -> None:
         model = self.conversation.model
         millions = sum(p.numel() for p in model.parameters()) / 1e6
-        names = {"image": "images", "video": "films", "audio": "sounds"}
-        *most, last = ["text", *(names[kind] for kind in self.conversation.taken)]
+        *most, last = ["text", *(PLURALS[kind] for kind in self.conversation.taken)]
         takes = f"{', '.join(most)} and {last}" if most else last
         dtype = str(model.dtype).removeprefix("torch.")
         where = f"{dtype} on {model.device}"
