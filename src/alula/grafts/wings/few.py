@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from alula.grafts.wings.config import WingsConfig
-from alula.grafts.wings.keys import chosen_rows, prepared
+from alula.grafts.wings.keys import prepared
 from alula.grafts.wings.lorra import LoRRA
+from alula.grafts.wings.order import MOST_RUNS, chosen_rows, run_lengths
 from alula.rows import RowMap
 from alula.seam import Forward
-
-_MOST_RUNS = 16
 
 
 class Run(NamedTuple):
@@ -103,16 +102,13 @@ def _runs(rows: RowMap, learners: Sequence[str]) -> list[Run] | None:
     perceptual = rows.is_perceptual
     if len(perceptual) > 1 and not bool((perceptual == perceptual[:1]).all()):
         return None
-    first = perceptual[0]
-    changes = ((first[1:] != first[:-1]).nonzero().flatten() + 1).tolist()
-    if len(changes) >= _MOST_RUNS:
+    lengths = run_lengths(perceptual[0])
+    if len(lengths) > MOST_RUNS:
         return None
     places = [learners.index(name) if name in learners else -1 for name in ("textual", "visual")]
-    seeing = bool(first[0])
-    bounds = [0, *changes, len(first)]
-    return [
-        Run(start, stop, places[seeing ^ bool(i % 2)]) for i, (start, stop) in enumerate(itertools.pairwise(bounds))
-    ]
+    seeing = bool(perceptual[0, 0])
+    bounds = itertools.pairwise(itertools.accumulate(lengths, initial=0))
+    return [Run(start, stop, places[seeing ^ bool(i % 2)]) for i, (start, stop) in enumerate(bounds)]
 
 
 def new_factors(learners: Sequence[LoRRA], rows: Tensor, runs: Sequence[Run]) -> Tensor:

@@ -11,14 +11,16 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alula.errors import AlulaError
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.few import Step, hear, new_factors, plan_step
-from alula.grafts.wings.keys import Keys, gather_keys, prepared
+from alula.grafts.wings.keys import Plan, plan_keys, prepared
 from alula.grafts.wings.lorra import Angles, LoRRA, learner_head_dim
 from alula.grafts.wings.mass import report_mass, wants_mass
+from alula.grafts.wings.order import PARTS
 from alula.grafts.wings.router import AttentionRouter, ConstantRouter, MassRouter, Router
 from alula.seam import ATTENTION, NAME, Forward, Seam
 
@@ -119,13 +121,12 @@ class WingsLayer(nn.Module):
     def _prepare(self, forward: Forward) -> None:
         """Whatever layers share: done in front of the first of them that speaks."""
         if self._step(forward) is None:
-            for learner in self.config.learners:
-                self._keys(forward, learner)
+            self._plan_keys(forward)
 
     def _add(self, forward: Forward, branch: Tensor) -> Tensor:
         """`branch` (B, S, d), about to join the stream, plus the routed learners."""
         if not self._speaks(forward):
-            return branch + self._silence(self) if self._must_take_part() else branch
+            return self._without_learners(branch)
         state = forward.layer(self.index)
         stream = state[self, "stream"]
         if state[self, "differentiable"] and not torch.is_grad_enabled():
@@ -137,7 +138,10 @@ class WingsLayer(nn.Module):
         mixed = self._mix(forward, prepared(query, self.config))
         if not state[self, "differentiable"]:
             del state[self, "stream"]
-        return branch if mixed is None else branch + mixed
+        return self._without_learners(branch) if mixed is None else branch + mixed
+
+    def _without_learners(self, branch: Tensor) -> Tensor:
+        return branch + self._silence(self) if self._must_take_part() else branch
 
     def _mix(self, forward: Forward, query: Tensor) -> Tensor | None:
         """(B, S, d) sum of the learners' voices, each times its weight; None when nobody has keys."""
@@ -146,22 +150,37 @@ class WingsLayer(nn.Module):
         return mixed if mixed is None or self.config.gain == 1.0 else mixed * self.config.gain
 
     def _mix_many(self, forward: Forward, query: Tensor) -> Tensor | None:
-        """Each learner by itself, with its keys gathered from the rows."""
-        weights = self._route(forward)
-        factors = self._factors(forward)
-        mixed = None
-        for learner in self.config.learners:
-            keys = self._keys(forward, learner)
-            if keys is None:
-                if self._must_take_part():  # e.g. the visual one, where the paper's gate lets the textual one speak
-                    silence = self._silence(self.get_submodule(learner)).to(query.dtype)
-                    mixed = query.new_zeros(()) + silence if mixed is None else mixed + silence
-                continue
-            voice = self._voice(forward, learner, query, keys, factors)
-            if weights is not None:
-                voice = voice * weights[learner].to(voice.dtype)
-            mixed = voice if mixed is None else mixed + voice
-            report_mass(self, forward, learner, query, keys, None if weights is None else weights[learner])
+        """Each learner by itself, asked in an order that puts its keys next to one another."""
+        plan = self._plan_keys(forward)
+        if not plan.keys:
+            return None
+        share = self._shares(forward, plan)
+        asked = plan.arrange(query)
+        factors = self._factors(forward, plan)
+        tables = self._angles(forward, plan)
+        heard, seconds = [], []
+        for name, keys in plan.keys.items():
+            learner: Any = self.get_submodule(name)
+            of_queries, of_keys = (tables[0], tables[1][name]) if tables is not None else (None, None)
+            low = learner.listen(
+                asked,
+                keys.rows,
+                keys.counts,
+                query_angles=of_queries,
+                key_angles=of_keys,
+                factors=None if factors is None else factors[name],
+                blocks=keys.blocks,
+            )
+            heard.append(low)
+            seconds.append(learner.o.b)
+        report_mass(self, forward, plan, asked, share)
+        # what a row hears is weighed while it is narrow, and raised for all learners at once
+        low = plan.restore(torch.stack(heard, dim=-2))  # (B, S, L, r)
+        low = low * share[..., None].to(low.dtype)
+        mixed = F.linear(low.flatten(-2), torch.cat(seconds, dim=1).to(low.dtype))
+        if self._must_take_part():  # e.g. the visual one, where the paper's gate lets the textual one speak
+            for name in set(self.config.learners) - plan.keys.keys():
+                mixed = mixed + self._silence(self.get_submodule(name)).to(mixed.dtype)
         return mixed
 
     @torch.compiler.disable  # lengths change with every step, and each would be compiled anew
@@ -188,48 +207,47 @@ class WingsLayer(nn.Module):
             forward.memo[name] = plan_step(forward, self.config)
         return forward.memo[name]
 
-    def _voice(self, forward: Forward, learner: str, query: Tensor, keys: Keys, factors: Tensor | None) -> Tensor:
-        """(B, S, d) output of one learner. `factors` (B, P + S, 2 rank) are those of all rows, where they are kept."""
-        module: Any = self.get_submodule(learner)
-        of_queries, of_keys = self._angles(forward, keys) or (None, None)
-        return module(
-            query,
-            keys.rows,
-            keys.counts,
-            query_angles=of_queries,
-            key_angles=of_keys,
-            factors=None if factors is None else keys.pick(factors),
-            blocks=keys.blocks,
-        )
-
-    def _angles(self, forward: Forward, keys: Keys) -> tuple[Angles, Angles] | None:
-        """RoPE angles of a learner's queries and keys, or None."""
+    def _angles(self, forward: Forward, plan: Plan) -> tuple[Angles, dict[str, Angles]] | None:
+        """RoPE angles of the queries, and of the keys by learner, or None."""
         if not self.config.rope:
             return None
-        return keys.angles(forward, self.layer_type, self.host_head_dim, self.head_dim)
+        dtype = next(iter(plan.keys.values())).rows.dtype
+        return plan.angles(forward, self.layer_type, self.host_head_dim, self.head_dim, dtype)
 
-    def _factors(self, forward: Forward) -> Tensor | None:
-        """(B, P + S, 2 rank): what all rows contribute as keys of the one learner they are keys of.
+    def _factors(self, forward: Forward, plan: Plan) -> dict[str, Tensor] | None:
+        """(B, K, 2 rank) of every learner's keys, which are kept in the cache, so that they are made but once.
 
-        Kept in the cache, so that a step of decoding makes those of its new row only. None in training, where nothing
-        is kept and each learner makes its own.
+        None in training, where nothing is kept and each learner makes its own.
         """
         if torch.is_grad_enabled():
             return None
+        learners: dict[str, Any] = {name: self.get_submodule(name) for name in self.config.learners}
+        if plan.order is not None:
+            made = {name: learners[name].factors(keys.rows) for name, keys in plan.keys.items()}
+            blank = next(iter(made.values()))
+            parts = [
+                made[name] if name in made else blank.new_zeros(len(blank), size, blank.shape[-1])
+                for name, size in zip(PARTS, plan.order.sizes, strict=True)
+            ]
+            forward.keep(self.graft_name, self.index, plan.order.restore(torch.cat(parts, dim=1)))
+            return made
         known = forward.is_kept(self.graft_name, self.index)
         count = forward.rows.shape[1] if known else forward.all_rows.shape[1]
         assert forward.inputs is not None, "the first decoder layer has not been entered"
         rows = prepared(forward.inputs if known else forward.all_inputs(), self.config)
-        made = [self.get_submodule(learner).factors(rows) for learner in self.config.learners]  # type: ignore[operator]
-        new = made[0] if len(made) == 1 else torch.where(_perceptual(forward, count), made[0], made[1])
-        return forward.keep(self.graft_name, self.index, new)
+        each = [learner.factors(rows) for learner in learners.values()]
+        new = each[0] if len(each) == 1 else torch.where(_perceptual(forward, count), each[0], each[1])
+        kept = forward.keep(self.graft_name, self.index, new)
+        return {name: plan.pick(name, kept) for name in plan.keys}
 
-    def _route(self, forward: Forward) -> dict[str, Tensor] | None:
-        """(B, S, 1) or scalar weight per learner; None for a single learner."""
+    def _shares(self, forward: Forward, plan: Plan) -> Tensor:
+        """(B, S, learners with keys) what each row hears of each: the router's weight, 0 where there is no key."""
         if self.router is None:
-            return None
+            return plan.speaks.to(torch.float32)
         weights = self._router_weights(forward)
-        return {"visual": weights[..., 0:1], "textual": weights[..., 1:2]}
+        if len(plan.keys) < len(self.config.learners):
+            weights = weights[..., [self.config.learners.index(name) for name in plan.keys]]
+        return weights * plan.speaks
 
     def _router_weights(self, forward: Forward) -> Tensor:
         """(B, S, 2) or (2,)."""
@@ -243,11 +261,11 @@ class WingsLayer(nn.Module):
             )
         return self.router(sums)
 
-    def _keys(self, forward: Forward, learner: str) -> Keys | None:
-        """The learner's keys, gathered once per forward and shared by all layers; None if the batch has none."""
-        name = ("wings keys", learner, *self._shared)
+    def _plan_keys(self, forward: Forward) -> Plan:
+        """Order and keys, found once per forward and shared by all layers."""
+        name = ("wings keys", *self._shared)
         if name not in forward.memo:
-            forward.memo[name] = gather_keys(forward, learner, self.config)
+            forward.memo[name] = plan_keys(forward, self.config)
         return forward.memo[name]
 
     @property

@@ -5,6 +5,7 @@ Shapes: B batch, Q query rows, K key rows, d stream width, H learner heads, D th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,12 +30,16 @@ class Angles(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Queries `start` to `stop`: each of them sees at least the first `least` keys and at most the first `most`."""
+    """Queries `start` to `stop`: each sees at least the first `least` keys and at most the first `most`, or none.
+
+    In an `own` block the queries are the rows the keys are made of, and each sees those up to itself.
+    """
 
     start: int
     stop: int
     least: int
     most: int
+    own: bool = False
 
 
 class LowRank(nn.Module):
@@ -119,6 +124,26 @@ class LoRRA(nn.Module):
         Returns:
             (B, Q, d).
         """
+        heard = self.listen(
+            query, keys, counts, query_angles=query_angles, key_angles=key_angles, factors=factors, blocks=blocks
+        )
+        return self.o.raise_(heard * (counts > 0)[..., None])
+
+    def listen(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        counts: Tensor,
+        *,
+        query_angles: Angles | None = None,
+        key_angles: Angles | None = None,
+        factors: Tensor | None = None,
+        blocks: Sequence[Block] | None = None,
+    ) -> Tensor:
+        """`forward` before the second factor of the output, which several learners may share: (B, Q, r).
+
+        Queries that see no key get something finite here, for the caller to set to 0.
+        """
         key_factors, value_factors = (self.factors(keys) if factors is None else factors).chunk(2, dim=-1)
         q = self._heads(query + self.q(query))
         k = self._heads(keys + self.k.raise_(key_factors))
@@ -130,8 +155,7 @@ class LoRRA(nn.Module):
             out = self._few(q, k, keys, value_factors, counts, blocks)
         else:
             out = self._many(q, k, self._heads(keys + self.v.raise_(value_factors)), counts, blocks, dropout)
-        voice = self.o(out.transpose(1, 2).flatten(2))
-        return voice if all(block.least for block in blocks) else voice * (counts > 0)[..., None]
+        return self.o.lower(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, rows, d) -> (B, H, rows, D)."""
@@ -142,12 +166,14 @@ class LoRRA(nn.Module):
         parts = []
         for block in blocks:
             queries = q[:, :, block.start : block.stop]
+            # neither causal nor equal queries need a mask, which lets the fastest kernels in
+            equal = block.own or block.least == block.most
             heard = F.scaled_dot_product_attention(
                 queries,
                 k[:, :, : block.most],
                 v[:, :, : block.most],
-                # equal queries need no mask, which lets the fastest kernels in
-                attn_mask=None if block.least == block.most else _mask(counts, block),
+                attn_mask=None if equal else _mask(counts, block),
+                is_causal=block.own,
                 dropout_p=dropout,
                 scale=self.head_dim**-0.5,
             )
@@ -159,7 +185,7 @@ class LoRRA(nn.Module):
     ) -> Tensor:
         """(B, H, Q, D) without values: what was attended to of the rows, and B_v of what was attended to of factors."""
         scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
-        if any(block.least < keys.shape[1] for block in blocks):
+        if any(block.own or block.least < keys.shape[1] for block in blocks):
             every = Block(0, q.shape[2], 0, keys.shape[1])
             scores = scores.masked_fill(~_mask(counts, every), torch.finfo(scores.dtype).min)
         weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(keys.dtype)
@@ -168,13 +194,34 @@ class LoRRA(nn.Module):
         return weights @ self._heads(keys) + heard @ raised.transpose(-1, -2)
 
 
-def split_queries(counts: Tensor, size: int = 512) -> list[Block]:
-    """Blocks of at most `size` queries, each with the keys it needs. Reads the device once."""
-    chunks = counts.split(size, dim=1)
-    extremes = torch.stack([torch.stack([chunk.min(), chunk.max()]) for chunk in chunks]).tolist()
+def split_queries(
+    counts: Tensor, size: int = 512, *, cuts: Sequence[int] = (), own: slice | None = None
+) -> list[Block]:
+    """Blocks of queries, each with the keys it needs. Reads the device once.
+
+    Args:
+        counts: (B, Q) how many keys each query may see.
+        size: the most queries in a block that needs a mask.
+        cuts: queries in front of which a block shall end.
+        own: the queries that the keys are made of, if all keys are among them: a block of their own.
+    """
+    bounds = sorted({0, *cuts, counts.shape[1], *([own.start, own.stop] if own is not None else [])})
+    spans: list[tuple[int, int, bool]] = []
+    for start, stop in itertools.pairwise(bounds):
+        if own is not None and own.start <= start < own.stop:
+            if start == own.start:
+                spans.append((own.start, own.stop, True))
+            continue
+        spans += [(at, min(at + size, stop), False) for at in range(start, stop, size)]
+    least_and_most = []
+    for start, stop, _ in spans:
+        chunk = counts[:, start:stop]
+        most = chunk.max()
+        least_and_most.append(torch.stack([torch.where(chunk > 0, chunk, most).min(), most]))
+    extremes = torch.stack(least_and_most).tolist()
     return [
-        Block(i * size, i * size + chunk.shape[1], least, most)
-        for i, (chunk, (least, most)) in enumerate(zip(chunks, extremes, strict=True))
+        Block(start, stop, least, stop - start if alone else most, alone)
+        for (start, stop, alone), (least, most) in zip(spans, extremes, strict=True)
     ]
 
 

@@ -12,7 +12,7 @@ from alula.grafts.wings.lorra import rotate
 from alula.seam import Forward
 
 if TYPE_CHECKING:
-    from alula.grafts.wings.keys import Keys
+    from alula.grafts.wings.keys import Plan
     from alula.grafts.wings.layer import WingsLayer
 
 
@@ -26,38 +26,38 @@ def _listeners(layer: WingsLayer, forward: Forward) -> list[Any]:
 
 
 @torch.no_grad()
-def report_mass(
-    layer: WingsLayer, forward: Forward, learner: str, query: Tensor, keys: Keys, weight: Tensor | None
-) -> None:
-    """Tell every listening asker of this layer what it wants to know about one learner's attention.
+def report_mass(layer: WingsLayer, forward: Forward, plan: Plan, asked: Tensor, share: Tensor) -> None:
+    """Tell every listening asker of this layer what it wants to know about the learners' attention.
 
     Args:
-        query: (B, S, d) what the learner is asked with.
-        weight: the router's, broadcastable to (B, S, 1); None for a single learner, which has 1.
+        asked: (B, T, d) what the learners are asked with, in the plan's order.
+        share: (B, S, learners with keys) the router's weights; 0 where a learner has no key.
     """
     for listener in _listeners(layer, forward):
         columns = listener.learner_columns(forward, layer.index)
         if columns is not None:
-            sums = attention_sums(layer, forward, learner, query, keys, columns)
-            spoken = sums.new_full((), layer.config.gain) if weight is None else weight * layer.config.gain
-            listener.receive_learner(forward, layer.index, spoken, sums)
+            for place, learner in enumerate(plan.keys):
+                sums = attention_sums(layer, forward, plan, learner, asked, columns)
+                weight = share[..., place : place + 1] * layer.config.gain
+                listener.receive_learner(forward, layer.index, weight, sums)
 
 
 def attention_sums(
-    layer: WingsLayer, forward: Forward, learner: str, query: Tensor, keys: Keys, columns: Tensor
+    layer: WingsLayer, forward: Forward, plan: Plan, learner: str, asked: Tensor, columns: Tensor
 ) -> Tensor:
     """(B, S, H, C) sums of a learner's attention over (B, P + S, C) columns; 0 at rows where it is silent.
 
     The learner's own queries and keys attend to columns in the place of values, without dropout.
     """
     lorra: Any = layer.get_submodule(learner)
-    q, k = query + lorra.q(query), keys.rows + lorra.k(keys.rows)
+    keys = plan.keys[learner]
+    q, k = asked + lorra.q(asked), keys.rows + lorra.k(keys.rows)
     q, k = (x.unflatten(-1, (-1, lorra.head_dim)).transpose(1, 2) for x in (q, k))
-    angles = layer._angles(forward, keys)
-    if angles is not None:
-        q, k = rotate(q, angles[0]), rotate(k, angles[1])
+    tables = layer._angles(forward, plan)
+    if tables is not None:
+        q, k = rotate(q, tables[0]), rotate(k, tables[1][learner])
     speaks = keys.legal.any(dim=-1, keepdim=True)
-    values = keys.pick(columns.to(q))
+    values = plan.pick(learner, columns.to(q))
     sums = [
         F.scaled_dot_product_attention(
             q,
@@ -68,4 +68,4 @@ def attention_sums(
         )[..., : part.shape[-1]]
         for part in values.split(lorra.head_dim, dim=-1)
     ]
-    return torch.cat(sums, dim=-1).transpose(1, 2) * speaks[..., None]
+    return plan.restore(torch.cat(sums, dim=-1).transpose(1, 2) * speaks[..., None])
