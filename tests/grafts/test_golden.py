@@ -27,8 +27,8 @@ import alula
 from alula import RowMap, WingsConfig
 from alula.errors import AlulaError, HostError, UsageError
 from alula.grafts.wings import LoRRA
-from alula.grafts.wings.lorra import Angles
 from alula.grafts.wings.published import PublishedRouter
+from alula.grafts.wings.rope import Angles
 from tests import zoo
 from tests.grafts.common import run, true_positions, wake
 

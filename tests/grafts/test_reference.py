@@ -17,7 +17,8 @@ from torch import Tensor
 import alula
 from alula import WingsConfig
 from alula.grafts.wings import LoRRA
-from alula.grafts.wings.lorra import Angles, narrow_angles, split_queries
+from alula.grafts.wings.lorra import split_queries
+from alula.grafts.wings.rope import Angles, narrow_angles
 from tests import zoo
 from tests.grafts.common import CONFIGS, row_map, true_positions, wake
 

@@ -22,6 +22,7 @@ from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.keys import prepared
 from alula.grafts.wings.lorra import LoRRA
 from alula.grafts.wings.order import MOST_RUNS, chosen_rows, run_lengths
+from alula.grafts.wings.rope import Angles, rotate
 from alula.rows import RowMap
 from alula.seam import Forward
 
@@ -54,9 +55,9 @@ class Step:
     barred: Tensor
     speaks: Tensor | None
     scratch: tuple[Tensor, Tensor]
-    _angles: dict[str, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
+    _angles: dict[str, Angles | None] = field(default_factory=dict)
 
-    def angles(self, forward: Forward, layer_type: str, host_dim: int, head_dim: int) -> tuple[Tensor, Tensor] | None:
+    def angles(self, forward: Forward, layer_type: str, host_dim: int, head_dim: int) -> Angles | None:
         """Cosines (B, N, 1, R) and sines (B, N, 1, R / 2) of all rows; None for hosts without RoPE."""
         if layer_type not in self._angles:
             self._angles[layer_type] = None
@@ -64,7 +65,7 @@ class Step:
             if halves is not None:
                 # every so many-th angle: see `narrow_angles`
                 cos, sin = (half[..., None, :: host_dim // head_dim].to(self.rows.dtype) for half in halves)
-                self._angles[layer_type] = torch.cat([cos, cos], dim=-1), sin.contiguous()
+                self._angles[layer_type] = Angles(torch.cat([cos, cos], dim=-1), sin.contiguous())
         return self._angles[layer_type]
 
 
@@ -123,7 +124,7 @@ def hear(
     query: Tensor,
     factors: Tensor,
     step: Step,
-    angles: tuple[Tensor, Tensor] | None,
+    angles: Angles | None,
     share: Tensor | None,
 ) -> Tensor:
     """(B, Q, d) what the learners say together.
@@ -140,9 +141,8 @@ def hear(
     q = asked.unflatten(-1, (-1, head_dim))  # (B, L, Q, H, D)
     k = _raised(learners, step, key_factors).unflatten(-1, (-1, head_dim))  # (B, N, H, D)
     if angles is not None:
-        cos, sin = angles
-        q = _turned(q, cos[:, None, -queries:], sin[:, None, -queries:])
-        k = _turned(k, cos, sin, out=step.scratch[1].view_as(k))
+        q = rotate(q, Angles(*(table[:, None, -queries:] for table in angles)))
+        k = rotate(k, angles, out=step.scratch[1].view_as(k))
     scores = q.permute(0, 3, 1, 2, 4).flatten(2, 3) @ k.permute(0, 2, 3, 1)  # (B, H, L * Q, N)
     scores = scores.masked_fill(step.barred, torch.finfo(scores.dtype).min)
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
@@ -172,19 +172,3 @@ def _raised(learners: Sequence[LoRRA], step: Step, factors: Tensor) -> Tensor:
             second = learners[run.place].k.b.to(keys.dtype).T
             keys[:, run.start : run.stop].baddbmm_(low, second.expand(len(low), -1, -1))
     return keys
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
-    """Half-split RoPE of the first R channels of (.., D) heads, from (.., R) cosines and (.., R / 2) sines.
-
-    It writes each half once and copies none: over the keys this is a good part of a step's cost.
-    """
-    width = cos.shape[-1]
-    first, second = x[..., : width // 2], x[..., width // 2 : width]
-    if width == x.shape[-1]:
-        turned = torch.mul(x, cos, out=out)
-    else:
-        turned = torch.cat([x[..., :width] * cos, x[..., width:]], dim=-1)
-    turned[..., : width // 2].addcmul_(second, sin, value=-1)
-    turned[..., width // 2 : width].addcmul_(first, sin)
-    return turned

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alula.grafts.wings.config import WingsConfig
-from alula.grafts.wings.lorra import Angles, Block, narrow_angles, split_queries
+from alula.grafts.wings.lorra import Block, split_queries
 from alula.grafts.wings.order import Order, chosen_rows, first_rows, order_rows
+from alula.grafts.wings.rope import Angles, narrow_angles
 from alula.seam import Forward
 
 

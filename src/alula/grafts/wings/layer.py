@@ -18,9 +18,10 @@ from alula.errors import AlulaError
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.few import Step, hear, new_factors, plan_step
 from alula.grafts.wings.keys import Plan, plan_keys, prepared
-from alula.grafts.wings.lorra import Angles, LoRRA, learner_head_dim
+from alula.grafts.wings.lorra import LoRRA
 from alula.grafts.wings.mass import report_mass, wants_mass
 from alula.grafts.wings.order import PARTS
+from alula.grafts.wings.rope import Angles, learner_head_dim
 from alula.grafts.wings.router import AttentionRouter, ConstantRouter, MassRouter, Router
 from alula.seam import ATTENTION, NAME, Forward, Seam
 

@@ -1,12 +1,11 @@
 """LoRRA, the low-rank residual attention learner (Wings, Eq. 4).
 
-Shapes: B batch, Q query rows, K key rows, d stream width, H learner heads, D their width, R rotated width, r rank.
+Shapes: B batch, Q query rows, K key rows, d stream width, H learner heads, D their width, r rank.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,19 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Angles(NamedTuple):
-    """RoPE angles of some rows, ready for `rotate`: cosines, and sines with the sign of the rotated half."""
-
-    cos: Tensor
-    sin: Tensor
-
-    @classmethod
-    def of(cls, cos: Tensor, sin: Tensor, dtype: torch.dtype | None = None) -> Angles:
-        """From a host's (B, rows, R) tables."""
-        first, second = sin.chunk(2, dim=-1)
-        signed = torch.cat([-first, second], dim=-1)
-        return cls(cos[:, None].to(dtype or cos.dtype), signed[:, None].to(dtype or sin.dtype))
+from alula.grafts.wings.rope import Angles, rotate
 
 
 class Block(NamedTuple):
@@ -117,7 +104,7 @@ class LoRRA(nn.Module):
             query: (B, Q, d).
             keys: (B, K, d) input rows, from which both keys and values are made, in the order of their positions.
             counts: (B, Q) how many of the keys, from the first on, each query may see. With none it gets exactly 0.
-            query_angles, key_angles: of the rows, for R <= D.
+            query_angles, key_angles: of the rows, to be read next to (B, H, rows, D).
             factors: (B, K, 2 r) the keys' `factors`, where they are known.
             blocks: how to split the queries; from `split_queries`.
 
@@ -229,35 +216,3 @@ def _mask(counts: Tensor, block: Block) -> Tensor:
     """(B, 1, block, keys) bool. A query without keys sees the first: its output is zeroed, but must not be NaN."""
     place = torch.arange(block.most, device=counts.device)
     return place < counts[:, None, block.start : block.stop, None].clamp(min=1)
-
-
-def rotate(x: Tensor, angles: Angles) -> Tensor:
-    """Rotate the first R channels of (B, H, rows, D) by half-split RoPE; the rest pass through."""
-    width = angles.cos.shape[-1]
-    if width == x.shape[-1]:
-        return x * angles.cos + x.roll(width // 2, dims=-1) * angles.sin
-    turned, passed = x[..., :width], x[..., width:]
-    turned = turned * angles.cos + turned.roll(width // 2, dims=-1) * angles.sin
-    return torch.cat([turned, passed], dim=-1)
-
-
-def learner_head_dim(width: int, head_dim: int) -> int:
-    """Head width of a learner: the host's own where it divides the stream, else the largest common divisor.
-
-    The identity in Q, K and V fixes the learner's total width to d, which need not be heads * head_dim (Qwen3, Gemma).
-    """
-    return math.gcd(width, head_dim)
-
-
-def narrow_angles(tables: tuple[Tensor, Tensor], head_dim: int, learner_dim: int) -> tuple[Tensor, Tensor]:
-    """(cos, sin) tables for learner heads of width `learner_dim`, a divisor of the host's `head_dim`.
-
-    Frequency i of a D'-wide RoPE is frequency i * D / D' of a D-wide one with the same base, so every (D / D')-th angle
-    is exactly the narrower RoPE, any scaling of the host included.
-    """
-    step = head_dim // learner_dim
-    if step == 1:
-        return tables
-    halves = [table[..., : table.shape[-1] // 2][..., ::step] for table in tables]
-    cos, sin = (torch.cat([h, h], dim=-1) for h in halves)
-    return cos, sin

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alula.grafts.wings.lorra import rotate
+from alula.grafts.wings.rope import rotate
 from alula.seam import Forward
 
 if TYPE_CHECKING:

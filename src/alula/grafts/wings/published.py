@@ -32,7 +32,8 @@ from torch import Tensor
 from alula.anatomy import Anatomy
 from alula.errors import AlulaError, HostError, UsageError
 from alula.grafts.wings.layer import WingsLayer
-from alula.grafts.wings.lorra import Angles, LoRRA, rotate
+from alula.grafts.wings.lorra import LoRRA
+from alula.grafts.wings.rope import Angles, rotate
 from alula.grafts.wings.router import AttentionRouter, Router
 from alula.rows import RowMap
 from alula.seam import Forward
