@@ -15,6 +15,8 @@ All contenders share the host's weights, random unless it is the fledgling. One 
 - host: the decoder alone. Its training step is what tuning a projector costs: gradients down to the input rows.
 - lora: PEFT, on all linear layers, at the rank of the learners.
 - mass, attention: alula's Wings with both learners in all layers, routed by attention mass or by position.
+- keys: mass, with `cache="keys"`: raised keys kept in place of their factors. Only where a cache is read.
+- sdpa: the fused attention kernel alone, called as the learners call it, layer by layer. Only where prompts are read.
 - naive: `naive_wings.py`; every matrix materialised, nothing cached.
 """
 
@@ -40,6 +42,7 @@ import transformers
 import wings_floor
 from naive_wings import NaiveWings
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.benchmark import Timer
 from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config
 
@@ -52,7 +55,8 @@ from alula.seam.forward import Shelf
 from alula.training.environment import readable_environment
 
 RESULTS = Path(__file__).parent / "results" / "wings-speed.json"
-CONTENDERS = ("host", "lora", "mass", "attention", "naive")
+CONTENDERS = ("host", "lora", "mass", "attention", "keys", "sdpa", "naive")
+WINGS = ("mass", "attention", "keys")
 IMAGE_START = 14
 DECODED = 16  # steps per timing of decoding
 NEW_TOKENS = 256
@@ -169,6 +173,8 @@ class Bench:
                     )
                 case "mass" | "attention":
                     self._speak(alula.attach(model, alula.WingsConfig(rank=self.plan.rank, router=contender)))
+                case "keys":
+                    self._speak(alula.attach(model, alula.WingsConfig(rank=self.plan.rank, cache="keys")))
                 case "naive":
                     graft = self.graft("mass")
                     model = NaiveWings(model, graft.state_dict(), "mass")
@@ -203,7 +209,7 @@ class Bench:
         if contender == "naive":
             inputs.pop("use_cache", None)
             return self.model(contender)(kinds, **inputs)
-        if contender in ("mass", "attention"):
+        if contender in WINGS:
             inputs["row_map"] = alula.RowMap.from_kinds(kinds.expand(batch, -1))
         return self.model(contender)(**inputs)
 
@@ -220,6 +226,29 @@ def prefill(bench: Bench, contender: str, rows: int) -> tuple[Callable[[], Any],
         return bench.run(contender, rows, input_ids=ids, logits_to_keep=1)
 
     return once, 1
+
+
+def attention_alone(bench: Bench, rows: int, batch: int = 1, *, train: bool = False) -> Callable[[], Any]:
+    """The attention of the learners of all layers and nothing else: `rows` rows with one image, both learners."""
+    images, heads = bench.image_rows(rows), bench.shape.width // bench.shape.head_dim
+    texts = rows - images
+
+    def rows_of(count: int) -> Tensor:
+        shape = (batch, count, heads, bench.shape.head_dim)
+        return torch.randn(shape, device=bench.device, dtype=bench.host.dtype).transpose(1, 2).requires_grad_(train)
+
+    text, image, opening, closing = (rows_of(n) for n in (texts, images, IMAGE_START, texts - IMAGE_START))
+    # who asks whom: the rows of either kind themselves; the image the text before it; the text behind it the image
+    asked = ((text, text, True), (image, opening, False), (image, image, True), (closing, image, False))
+
+    def once() -> None:
+        with torch.set_grad_enabled(train):
+            for _ in range(bench.shape.layers):
+                outs = [scaled_dot_product_attention(q, k, k, is_causal=causal) for q, k, causal in asked]
+                if train:
+                    torch.autograd.backward(outs, outs)
+
+    return once
 
 
 def decode(bench: Bench, contender: str, rows: int) -> tuple[Callable[[], Any], int]:
@@ -294,8 +323,17 @@ def _time_naive_generation(bench: Bench, clock: Callable[[], float]) -> float:
     return float(np.interp(range(256, 256 + NEW_TOKENS), lengths, seconds).sum())
 
 
+def contenders_of(workload: str) -> tuple[str, ...]:
+    """Who takes part."""
+    left_out = {"decode": {"sdpa"}, "generate": {"lora", "sdpa"}}.get(workload, {"keys"})
+    return tuple(contender for contender in CONTENDERS if contender not in left_out)
+
+
 def task_of(bench: Bench, workload: str, contender: str) -> tuple[Callable[[], Any], int]:
     """What to run, and how many units (forwards, steps, generations) one run is."""
+    if contender == "sdpa":
+        batch, rows = bench.plan.train if workload == "train" else (1, int(workload.removeprefix("prefill-")))
+        return attention_alone(bench, rows, batch, train=workload == "train"), 1
     if workload.startswith("prefill-"):
         return prefill(bench, contender, int(workload.removeprefix("prefill-")))
     return {"decode": lambda: decode(bench, contender, 1024), "train": lambda: train(bench, contender)}.get(
@@ -457,7 +495,7 @@ def summarize(record: dict[str, Any], floors: dict[str, Any], rates: dict[str, f
             }
     for name, floor in floors.items():
         seconds = floor.seconds(**rates)
-        extra = {c: summary["seconds"][c] - summary["seconds"]["host"] for c in rounds[0] if c in ("mass", "attention")}
+        extra = {c: summary["seconds"][c] - summary["seconds"]["host"] for c in rounds[0] if c in WINGS}
         summary[name] = {
             "flops": floor.flops,
             "bytes": floor.bytes,
@@ -482,20 +520,19 @@ def run_part(name: str, workload: str, records: dict[str, Any], args: argparse.N
     key = f"{name}/{workload}"
     record = records["parts"].setdefault(key, {"rounds": []})
     peaks = record.setdefault("peak bytes", {})
-    for contender in CONTENDERS:
-        if workload != "generate" and not args.no_memory and contender not in peaks:
+    for contender in contenders_of(workload):
+        if workload != "generate" and not args.no_memory and contender not in (*peaks, "sdpa"):
             peaks[contender] = measure_peak(bench, workload, contender)
             write_json(args.output, records)
             print(key, "peak bytes", json.dumps(peaks), flush=True)
     floors = floor_of(bench, workload)
     if len(record["rounds"]) < args.rounds:
-        wanted = [c for c in CONTENDERS if not (workload == "generate" and c == "lora")]
         tasks = {
             c: (lambda: None, 1) if workload == "generate" and c == "naive" else task_of(bench, workload, c)
-            for c in wanted
+            for c in contenders_of(workload)
         }
         if workload == "decode":
-            record["cache bytes"] = {c: cache_bytes(tasks[c][0]()) for c in ("host", "mass", "attention")}
+            record["cache bytes"] = {c: cache_bytes(tasks[c][0]()) for c in ("host", *WINGS)}
             record["learner memory by the formula"] = wings_floor.learner_memory(bench.shape)
         while len(record["rounds"]) < args.rounds:
             record["rounds"].append(time_round(bench, workload, tasks))

@@ -93,3 +93,10 @@ def test_stack_select_and_roles_round_trip() -> None:
     again = RowMap.unstack(rows.stack().float())
     assert torch.equal(again.stack(), rows.stack())
     assert torch.equal(rows.select(torch.tensor([1, 1, 0])).kind, rows.kind[[1, 1, 0]])
+
+
+def test_a_map_of_text_is_that_of_its_kinds() -> None:
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
+    for given in (None, mask):
+        expected = RowMap.from_kinds(torch.zeros(3, 4, dtype=torch.int64), given)
+        assert torch.equal(RowMap.text(3, 4, given).stack(), expected.stack())

@@ -115,9 +115,17 @@ class RowMap:
         return cls.from_kinds(kinds, attention_mask, rows_per_item=rows_per_item, roles=roles)
 
     @classmethod
-    def text(cls, batch: int, rows: int, *, device: torch.device | str | None = None) -> RowMap:
-        """A map of `rows` text rows for each of `batch` samples, none padded."""
-        return cls.from_kinds(torch.zeros(batch, rows, dtype=torch.int64, device=device))
+    def text(
+        cls, batch: int, rows: int, attention_mask: Tensor | None = None, *, device: torch.device | str | None = None
+    ) -> RowMap:
+        """A map of `rows` text rows for each of `batch` samples, padded where a (batch, rows) mask is 0."""
+        position = torch.arange(rows, device=device).expand(batch, -1)
+        nothing = torch.full((batch, rows), -1, device=device)
+        if attention_mask is None:
+            return cls(kind=torch.zeros_like(nothing), item=nothing, position=position, role=nothing)
+        valid = attention_mask.to(device=device, dtype=torch.bool)
+        position = torch.where(valid, valid.cumsum(dim=1) - 1, nothing)
+        return cls(kind=valid.to(torch.int64) - 1, item=nothing, position=position, role=nothing)
 
     # -- reading --------------------------------------------------------------------------------------------------
 

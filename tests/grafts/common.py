@@ -22,13 +22,15 @@ CONFIGS: dict[str, WingsConfig] = {
     "paper": WingsConfig(rank=4, router="attention", router_rows=96, gate="paper", query="block_input", gain=2.0),
     "no rope": WingsConfig(rank=4, router="mass", rope=False, gate="paper"),
     "normalized": WingsConfig(rank=4, router="mass", normalize=True),
+    "keys kept": WingsConfig(rank=4, router="mass", cache="keys"),
+    "visual keys kept": WingsConfig(rank=4, learners=("visual",), normalize=True, cache="keys"),
     "visual": WingsConfig(rank=4, learners=("visual",)),
     "textual": WingsConfig(rank=4, learners=("textual",), gate="paper"),
     "gated textual": WingsConfig(rank=2, learners=("textual",)),
     "last layer": WingsConfig(rank=4, router="mass", layers=(-1,)),
 }
 
-ASKS_ATTENTION = {"mass", "attention", "paper", "no rope", "normalized", "last layer"}
+ASKS_ATTENTION = {"mass", "attention", "paper", "no rope", "normalized", "last layer", "keys kept"}
 """Configurations whose router widens the attention pass: equal to the host up to rounding, not to the bit."""
 
 EXACT = {name for name, config in CONFIGS.items() if config.gate == "exact"}

@@ -215,17 +215,18 @@ def test_under_autocast_short_and_long_forwards_agree() -> None:
 # -- what is kept between steps -------------------------------------------------------------------------------------
 
 
-def test_a_layer_keeps_two_ranks_per_row_and_the_rows_once() -> None:
-    """Learner memory: the input rows, shared by all layers, and 2 r numbers per row and layer; no keys, no values."""
-    model, graft = grafted("llava-llama", "mass")
+@pytest.mark.parametrize("cache", ["factors", "keys"])
+def test_what_a_layer_keeps_per_row(cache: str) -> None:
+    """Learner memory: the input rows, shared by all layers, and per layer 2 r numbers, or a key and r."""
+    model, graft = grafted("llava-llama", WingsConfig(rank=4, cache=cache))
     inputs = zoo.batch("llava-llama", "3I2", "5")
-    cache = _generate(model, "llava-llama", inputs, num_beams=2, do_sample=False).past_key_values
+    kept = _generate(model, "llava-llama", inputs, num_beams=2, do_sample=False).past_key_values
     length = inputs["input_ids"].shape[1] + TOKENS - 1
-    rows, shelf = RowCache.of(cache), Shelf.of(cache)["wings"]
+    rows, shelf = RowCache.of(kept), Shelf.of(kept)["wings"]
     assert rows is not None
     assert rows.inputs.shape == (4, length, 32)
-    assert shelf.keys.shape == (4, 2, length, 2 * graft.config.rank)
-    assert shelf.values.numel() == 0
+    assert shelf.keys.shape == ((4, 2, length, 4) if cache == "factors" else (4, 2 * 4, length, 8))
+    assert shelf.values.shape == (4, 2, length, graft.config.rank)
 
 
 @pytest.mark.parametrize(("host", "config"), covering(("llava-llama", "llava-gemma3", "qwen3"), list(CONFIGS), each=3))

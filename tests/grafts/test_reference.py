@@ -149,8 +149,26 @@ def test_blocks_of_queries_change_nothing(size: int, queries: int) -> None:
     blocks = split_queries(counts, size)
     assert [block.start for block in blocks] == list(range(0, queries, size))
     torch.testing.assert_close(module(q, x, counts, blocks=blocks), whole, atol=1e-6, rtol=1e-5)
-    known = module(q, x, counts, factors=module.factors(x))
-    torch.testing.assert_close(known, whole, atol=1e-6, rtol=1e-5)
+
+
+def test_queries_that_are_the_keys_need_no_mask() -> None:
+    """Keys' own rows in the middle, the last of them padding, others around them that see none, two or all keys."""
+    generator = torch.Generator().manual_seed(5)
+    module = LoRRA(12, 4, 3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+    q, x = torch.randn(2, 11, 12, generator=generator), torch.randn(2, 6, 12, generator=generator)
+    counts = torch.tensor([[0, 2, 1, 2, 3, 4, 5, 6, 6, 6, 6], [0, 0, 0, 0, 3, 4, 5, 0, 5, 5, 0]])
+    whole = module(q, x, counts, blocks=split_queries(counts))
+    blocks = split_queries(counts, cuts=(8,), own=slice(2, 8))
+    assert [(block.start, block.stop, block.own) for block in blocks] == [
+        (0, 2, False),
+        (2, 8, True),
+        (8, 11, False),
+    ]
+    assert blocks[0].least == blocks[0].most == 2  # who sees nothing is silenced afterwards, and needs no mask
+    torch.testing.assert_close(module(q, x, counts, blocks=blocks), whole, atol=1e-6, rtol=1e-5)
 
 
 # -- a whole layer inside a host ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -40,6 +41,21 @@ def test_round_trip_is_exact(host: str, config: str, tmp_path: Path) -> None:
     again = alula.load(fresh, tmp_path / "adapter")
     assert again.config == graft.config
     assert torch.equal(run(fresh, host, inputs), run(model, host, inputs))
+
+
+def test_settings_can_be_given_while_loading(tmp_path: Path) -> None:
+    model, graft = grafted("llava-llama", "mass")
+    inputs = zoo.batch("llava-llama", "3I2", "5")
+    alula.save(model, tmp_path / "adapter")
+    fresh = zoo.build("llava-llama")
+    with pytest.raises(UsageError, match="cache"):
+        alula.load(fresh, tmp_path / "adapter", cache="everything")
+    with pytest.raises(UsageError, match="did you mean 'cache'"):
+        alula.load(fresh, tmp_path / "adapter", cashe="keys")
+    assert alula.grafts_of(fresh) == {}
+    again = alula.load(fresh, tmp_path / "adapter", cache="keys")
+    assert again.config == dataclasses.replace(graft.config, cache="keys")
+    assert torch.equal(run(fresh, "llava-llama", inputs), run(model, "llava-llama", inputs))
 
 
 def test_files_are_plain(saved: Path) -> None:

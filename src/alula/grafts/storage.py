@@ -78,7 +78,12 @@ def save(
 
 
 def load(
-    model: nn.Module, directory: str | os.PathLike[str], *, name: str | None = None, check_base: bool = True
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    check_base: bool = True,
+    **settings: Any,
 ) -> Graft:
     """Attach the graft stored in `directory` to `model`, strictly.
 
@@ -86,8 +91,10 @@ def load(
         model: the host it was trained on.
         name: to attach under another name than the stored one.
         check_base: refuse a decoder whose weights are not those the adapter was trained on.
+        settings: in place of those it was saved with, e.g. ``cache="keys"``.
 
     Raises:
+        UsageError: a setting that the graft does not know, or a value it refuses.
         AdapterError: not an adapter directory, a damaged file, another base, or any weight missing, unused or of
             another shape. The model is left as it was.
     """
@@ -118,6 +125,8 @@ def load(
             where=str(directory / CONFIG_FILE),
             remedy=error.remedy or "load it into the base and with the version of alula it was saved with",
         ) from error
+    if settings:
+        config = config.from_dict({**config.to_dict(), **settings})
     stored = {key.removeprefix("host."): value for key, value in weights.items() if key.startswith("host.")}
     check_keys(expected, stored, where=where)
     graft = attach(model, config, name or facts["name"])

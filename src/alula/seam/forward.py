@@ -6,6 +6,7 @@ gradient checkpointing and serves two models side by side; what the next step ne
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,13 @@ class _RowLayer(DynamicLayer):
             self._room[name] = room
         return room
 
+    def _ahead(self, name: str, new: Tensor, heads: slice = slice(None)) -> Tensor:
+        """Some heads of the tensor called `name`, followed by `new`, which is not stored by that."""
+        filled, length = getattr(self, name).shape[-2], getattr(self, name).shape[-2] + new.shape[-2]
+        whole = self._roomy(name, length)[:, heads, :length]
+        whole[..., filled:, :] = new
+        return whole
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
@@ -83,23 +91,26 @@ def _begins(part: Tensor, whole: Tensor) -> bool:
 
 
 class Shelf(_RowLayer):
-    """What one graft keeps per row, for some decoder layers: `keys` (B, layers, S, w); `values` has width 0."""
+    """What one graft keeps per row, for some decoder layers: two tensors, `keys` and `values`.
+
+    Each is (B, layers * h, S, w), with as many heads h and numbers w as the graft likes, e.g. one head for numbers that
+    belong to the row as a whole.
+    """
 
     def __init__(self, name: str, layers: Sequence[int]) -> None:
         super().__init__()
         self.name, self.layers = name, tuple(layers)
 
-    def ahead(self, layer: int, values: Tensor) -> Tensor:
-        """(B, S + rows, w): what is stored for a layer, followed by (B, rows, w) values that are not yet."""
-        filled, length = self.keys.shape[-2], self.keys.shape[-2] + values.shape[1]
-        whole = self._roomy("keys", length)[:, self.layers.index(layer), :length]
-        whole[:, filled:] = values
-        return whole
+    def ahead(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Each (B, h, S + rows, w): what is stored for a layer, followed by (B, h, rows, w) that are not yet."""
+        place = self.layers.index(layer)
+        mine = [slice(place * new.shape[1], (place + 1) * new.shape[1]) for new in (keys, values)]
+        return self._ahead("keys", keys, mine[0]), self._ahead("values", values, mine[1])
 
-    def append(self, kept: Mapping[int, Tensor]) -> None:
-        """Add (B, rows, w) per layer."""
-        stacked = torch.stack([kept[layer] for layer in self.layers], dim=1)
-        self.update(stacked, stacked[..., :0])
+    def append(self, kept: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        """Add (B, h, rows, w) keys and values per layer."""
+        keys, values = zip(*(kept[layer] for layer in self.layers), strict=True)
+        self.update(torch.cat(keys, dim=1), torch.cat(values, dim=1))
 
     @staticmethod
     def of(cache: Cache | None) -> dict[str, Shelf]:
@@ -118,7 +129,8 @@ class RowCache(_RowLayer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seeing: tuple[bool, ...] | None = None  # what `seen` returns; None = to be read from the rows
+        # what `rows` and `seen` return; None = to be read from what is stored
+        self._known: tuple[RowMap, tuple[bool, ...]] | None = None
         self.rope_types: list[str] = []
 
     def append(self, rows: RowMap, inputs: Tensor, rope: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -129,10 +141,15 @@ class RowCache(_RowLayer):
         halves = [half(table).expand(batch, count, -1).float() for name in self.rope_types for table in rope[name]]
         facts = torch.cat([rows.stack().float(), *halves], dim=-1)
         self.update(inputs[:, None], facts[:, None])
+        self._known = None
+
+    def know(self, rows: RowMap, seeing: tuple[bool, ...]) -> None:
+        """Remember what is stored in the form it is asked for, until the cache is rearranged."""
+        self._known = rows, seeing
 
     @property
     def rows(self) -> RowMap:
-        return RowMap.unstack(self.values[:, 0, :, :4])
+        return RowMap.unstack(self.values[:, 0, :, :4]) if self._known is None else self._known[0]
 
     @property
     def has_inputs(self) -> bool:
@@ -144,6 +161,10 @@ class RowCache(_RowLayer):
         """(B, S, d)."""
         return self.keys[:, 0]
 
+    def inputs_ahead(self, new: Tensor) -> Tensor:
+        """(B, S + rows, d): the stored inputs followed by (B, rows, d) that are not stored yet; without gradients."""
+        return self._ahead("keys", new[:, None])[:, 0]
+
     def half_rope(self, layer_type: str) -> tuple[Tensor, Tensor]:
         """The first halves of (cos, sin) of all stored rows, each (B, S, R / 2)."""
         width = (self.values.shape[-1] - 4) // (2 * len(self.rope_types))
@@ -153,24 +174,25 @@ class RowCache(_RowLayer):
 
     def seen(self) -> tuple[bool, ...]:
         """Per sample, whether any stored row is perceptual; reads the device only after the cache was rearranged."""
-        if self.seeing is None:
-            self.seeing = tuple(self.rows.is_perceptual.any(dim=1).tolist())
-        return self.seeing
+        if self._known is None:
+            rows = self.rows
+            self._known = rows, tuple(rows.is_perceptual.any(dim=1).tolist())
+        return self._known[1]
 
     def reorder_cache(self, beam_idx: Any) -> None:
-        self.seeing = None
+        self._known = None
         super().reorder_cache(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self.seeing = None
+        self._known = None
         super().batch_repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.seeing = None
+        self._known = None
         super().batch_select_indices(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
-        self.seeing = None
+        self._known = None
         super().crop(tokens_to_remove)
 
     @staticmethod
@@ -203,6 +225,7 @@ class Forward:
         past_rows: RowMap of the P cached rows, or None.
         past: the row cache that remembers them as it was before this forward (a shallow copy: the cache itself grows
             when the forward ends), or None, also for a cache that was filled without the seam.
+        growing: that row cache itself.
         seeing: per sample, whether any of its rows so far is perceptual.
         has_perceptual: whether any row so far, of any sample, is perceptual.
         inputs: (B, S, d) input of the first decoder layer; set when that layer is entered.
@@ -220,7 +243,7 @@ class Forward:
     ) -> None:
         self.seam = seam
         self.past_rows = past_rows
-        self.past = past
+        self.past, self.growing = copy.copy(past), past
         self.all_rows = rows if past_rows is None else past_rows.append(rows)
         self.rows = self.all_rows.last(rows.shape[1])
         self.seeing = _seeing(rows, past)
@@ -231,7 +254,7 @@ class Forward:
         self.memo: dict[Any, Any] = {}
         known = past.get_seq_length() if past is not None else -1
         self._shelves = {name: shelf for name, shelf in (shelves or {}).items() if shelf.get_seq_length() == known}
-        self._kept: dict[str, dict[int, Tensor]] = defaultdict(dict)
+        self._kept: dict[str, dict[int, tuple[Tensor, Tensor]]] = defaultdict(dict)
         self._layer_state: dict[int, dict[Any, Any]] = defaultdict(dict)
 
     def layer(self, index: int) -> dict[Any, Any]:
@@ -245,19 +268,19 @@ class Forward:
         """Whether the values that `keep` was given are known for all past rows."""
         return name in self._shelves and layer in self._shelves[name].layers
 
-    def keep(self, name: str, layer: int, values: Tensor) -> Tensor:
-        """Keep values of rows in the cache, if this forward has one.
+    def keep(self, name: str, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep two tensors of rows in the cache, if this forward has one.
 
         Args:
             name: of the graft, which must keep something for the same layers in every forward.
             layer: the decoder layer they belong to.
-            values: (B, S, w) of the new rows; (B, P + S, w) where nothing `is_kept`.
+            keys, values: (B, h, S, w) of the new rows; (B, h, P + S, w) where nothing `is_kept`.
 
         Returns:
-            (B, P + S, w) of all rows; not to be written to.
+            (B, h, P + S, w) of all rows; not to be written to.
         """
-        self._kept[name][layer] = values
-        return self._shelves[name].ahead(layer, values) if self.is_kept(name, layer) else values
+        self._kept[name][layer] = keys, values
+        return self._shelves[name].ahead(layer, keys, values) if self.is_kept(name, layer) else (keys, values)
 
     def shelve(self, cache: Cache) -> None:
         """Put what was kept on the cache, and take away what was not kept up."""
@@ -292,20 +315,30 @@ class Forward:
         if self.past is None:
             return self.inputs
         if self._all_inputs is None:
-            self._all_inputs = torch.cat([self.past.inputs.to(self.inputs), self.inputs], dim=1)
+            alike = self.past.inputs.dtype == self.inputs.dtype and self.past.inputs.device == self.inputs.device
+            if alike and self.growing is not None and not torch.is_grad_enabled():
+                self._all_inputs = self.growing.inputs_ahead(self.inputs)
+            else:
+                self._all_inputs = torch.cat([self.past.inputs.to(self.inputs), self.inputs], dim=1)
         return self._all_inputs
 
-    def all_half_rope(self, layer_type: str) -> tuple[Tensor, Tensor] | None:
-        """The first halves of `all_rope`, each (B, P + S, R / 2): the second ones repeat them."""
+    def new_half_rope(self, layer_type: str) -> tuple[Tensor, Tensor] | None:
+        """The first halves of (cos, sin) of the new rows, each (B, S, R / 2): the second ones repeat them."""
         if layer_type not in self.rope:
             return None
-        tables = tuple(half(table).expand(self.rows.shape[0], -1, -1) for table in self.rope[layer_type])
-        if self.past is not None:
-            tables = tuple(
-                torch.cat([old.to(new), new], dim=1)
-                for old, new in zip(self.past.half_rope(layer_type), tables, strict=True)
-            )
-        return tables[0], tables[1]
+        cos, sin = (half(table).expand(self.rows.shape[0], -1, -1) for table in self.rope[layer_type])
+        return cos, sin
+
+    def all_half_rope(self, layer_type: str) -> tuple[Tensor, Tensor] | None:
+        """Those of all rows, each (B, P + S, R / 2)."""
+        halves = self.new_half_rope(layer_type)
+        if halves is None or self.past is None:
+            return halves
+        cos, sin = (
+            torch.cat([old.to(new), new], dim=1)
+            for old, new in zip(self.past.half_rope(layer_type), halves, strict=True)
+        )
+        return cos, sin
 
     def all_rope(self, layer_type: str) -> tuple[Tensor, Tensor] | None:
         """(cos, sin) of all rows for an attention type, each (B, P + S, R); None for hosts without RoPE."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -117,9 +116,7 @@ class Seam(nn.Module):
         rows = given if given is not None else self._read_rows(input_ids, reference, kwargs, new_mask, length > 0)
         if rows.shape != tuple(reference.shape):
             raise UsageError(f"row_map describes {rows.shape} rows, the forward has {tuple(reference.shape)}")
-        kwargs[NAME] = Forward(
-            self, rows.to(reference.device), past_rows, copy.copy(past) if known else None, Shelf.of(cache)
-        )
+        kwargs[NAME] = Forward(self, rows.to(reference.device), past_rows, past if known else None, Shelf.of(cache))
         return args, kwargs
 
     def _read_rows(
@@ -131,19 +128,19 @@ class Seam(nn.Module):
         continued: bool,
     ) -> RowMap:
         """The RowMap of a forward's new rows, from what the host itself was given."""
+        if continued and not any(kwargs.get(name) is not None for name in _MEDIA):
+            # generated tokens: text, whatever id was sampled
+            return RowMap.text(reference.shape[0], reference.shape[1], mask, device=reference.device)
         kinds = torch.zeros(reference.shape, dtype=torch.int64, device=reference.device)
-        # a continued forward without media holds generated tokens: text, whatever id was sampled
-        may_see = not continued or any(kwargs.get(name) is not None for name in _MEDIA)
-        if may_see:
-            types = kwargs.get("mm_token_type_ids")
-            if types is not None and types.shape == reference.shape:
-                kinds = types.to(kinds)
-            elif input_ids is not None:
-                for kind, token in self.anatomy.placeholders.items():
-                    kinds = torch.where(input_ids == token, int(kind), kinds)
+        types = kwargs.get("mm_token_type_ids")
+        if types is not None and types.shape == reference.shape:
+            kinds = types.to(kinds)
+        elif input_ids is not None:
+            for kind, token in self.anatomy.placeholders.items():
+                kinds = torch.where(input_ids == token, int(kind), kinds)
         if mask is not None:
             kinds = torch.where(mask.to(torch.bool), kinds, int(Kind.PADDING))
-        counts = self.anatomy.rows_per_item(kwargs, kinds) if may_see and (kinds > Kind.TEXT).any() else None
+        counts = self.anatomy.rows_per_item(kwargs, kinds) if (kinds > Kind.TEXT).any() else None
         return RowMap.from_kinds(kinds, rows_per_item=counts)
 
     def _enter_layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -177,7 +174,7 @@ class Seam(nn.Module):
             }
             past.append(forward.past_rows, forward.inputs.new_zeros(*forward.past_rows.shape, 0), blank)
         past.append(forward.rows, forward.inputs, forward.rope)
-        past.seeing = forward.seeing
+        past.know(forward.all_rows, forward.seeing)
         forward.shelve(cache)
 
     @contextmanager

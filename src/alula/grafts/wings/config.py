@@ -11,6 +11,7 @@ from alula.grafts.base import GraftConfig
 Router = Literal["attention", "mass", "constant"]
 Gate = Literal["exact", "paper"]
 Query = Literal["post_attention", "block_input"]
+Kept = Literal["factors", "keys"]
 LEARNERS = ("visual", "textual")
 
 _PUBLISHED = {
@@ -47,6 +48,10 @@ class WingsConfig(GraftConfig):
         gain: factor on the routed sum.
         dropout: on the learners' attention weights, in training.
         router_rows: number of key positions the "attention" router has weights for; longer inputs are refused.
+        cache: what a KV cache holds for the learners, beside the input rows. "factors": 2 rank numbers per row and
+            layer, from which keys are raised again in every step; "keys": the keys themselves in place of their
+            factors, d + rank numbers per row and layer, which makes steps cheaper where memory is plenty (CPU). What
+            is computed is the same.
         init_std: standard deviation of the first factors; the second ones start at zero.
         compat: "published" computes what the released code computes, for released weights (see
             `alula.grafts.wings.published`). It fixes router="attention", gate="paper", query="post_attention",
@@ -69,6 +74,7 @@ class WingsConfig(GraftConfig):
     gain: float = 1.0
     dropout: float = 0.0
     router_rows: int = 4096
+    cache: Kept = "factors"
     init_std: float = 0.02
     compat: Literal["published"] | None = None
     system_rows: int = 0
@@ -87,7 +93,7 @@ class WingsConfig(GraftConfig):
                 object.__setattr__(self, name, value)
             if self.learners not in (LEARNERS, ("visual",)):
                 raise UsageError('wings: the released code has both learners, or (stage 1) learners=("visual",)')
-        for name, options in (("router", Router), ("gate", Gate), ("query", Query)):
+        for name, options in (("router", Router), ("gate", Gate), ("query", Query), ("cache", Kept)):
             _choose(name, getattr(self, name), get_args(options))
         if not self.learners:
             raise UsageError("wings needs at least one learner", remedy=f"learners: any of {', '.join(LEARNERS)}")

@@ -1,6 +1,6 @@
 """Few queries of all learners of a layer at once: what a step of decoding computes.
 
-Many queries are gathered per learner and go through fused attention (`lorra`). For few, launching operations costs
+Many queries are asked learner by learner and go through fused attention (`lorra`). For few, launching operations costs
 more than what they compute, and gathering costs more than attending. So all learners attend to one table of keys, in
 the order of the rows, in which every row is raised by the learner it is a key of; what a query may not hear is masked.
 Masks are (B, learners * Q, rows) with Q below a head's width: nothing grows with the square of the rows.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ from alula.grafts.wings.keys import prepared
 from alula.grafts.wings.lorra import LoRRA
 from alula.grafts.wings.order import MOST_RUNS, chosen_rows, run_lengths
 from alula.grafts.wings.rope import Angles, rotate
-from alula.rows import RowMap
 from alula.seam import Forward
+
+Whose = Literal["new", "all", "asked"]
 
 
 class Run(NamedTuple):
@@ -41,42 +42,64 @@ class Step:
 
     Attributes:
         rows: (B, N, d) input rows.
-        runs: of all rows, the same in all samples.
-        new_runs: of the new rows, counted from the first of them.
-        barred: (B, 1, L * Q, N) bool: the query may not hear the row.
+        runs: of all rows, where they are few and the same in all samples.
+        new_runs: of the new rows, counted from the first of them; likewise.
+        bar: (B, 1, L * Q, N) additive: 0, or the lowest number where the query may not hear the row.
         speaks: (B, Q, L): 1 where a query hears any row, 0 elsewhere; None where all do.
-        scratch: two (B, N, d) tensors that every layer writes its keys to: fresh memory of this size costs more in page
-            faults than what is computed into it.
     """
 
     rows: Tensor
-    runs: list[Run]
-    new_runs: list[Run]
-    barred: Tensor
+    runs: list[Run] | None
+    new_runs: list[Run] | None
+    bar: Tensor
     speaks: Tensor | None
-    scratch: tuple[Tensor, Tensor]
-    _angles: dict[str, Angles | None] = field(default_factory=dict)
+    _angles: dict[tuple[str, Whose], Angles | None] = field(default_factory=dict)
+    _scratch: list[Tensor] = field(default_factory=list)
 
-    def angles(self, forward: Forward, layer_type: str, host_dim: int, head_dim: int) -> Angles | None:
-        """Cosines (B, N, 1, R) and sines (B, N, 1, R / 2) of all rows; None for hosts without RoPE."""
-        if layer_type not in self._angles:
-            self._angles[layer_type] = None
-            halves = forward.all_half_rope(layer_type)
+    def angles(self, forward: Forward, layer_type: str, dims: tuple[int, int], whose: Whose) -> Angles | None:
+        """Angles for heads of (B, H, rows, D); None for hosts without RoPE.
+
+        Args:
+            dims: head widths of the host and of the learners.
+            whose: of the new rows, of all, or of what is asked: the new rows once for every learner.
+        """
+        if (layer_type, whose) not in self._angles:
+            halves = forward.all_half_rope(layer_type) if whose == "all" else forward.new_half_rope(layer_type)
+            angles = None
             if halves is not None:
                 # every so many-th angle: see `narrow_angles`
-                cos, sin = (half[..., None, :: host_dim // head_dim].to(self.rows.dtype) for half in halves)
-                self._angles[layer_type] = Angles(torch.cat([cos, cos], dim=-1), sin.contiguous())
-        return self._angles[layer_type]
+                cos, sin = (half[:, None, :, :: dims[0] // dims[1]].to(self.rows.dtype) for half in halves)
+                times = self.bar.shape[2] // cos.shape[2] if whose == "asked" else 1
+                angles = Angles(torch.cat([cos, cos], dim=-1).repeat(1, 1, times, 1), sin.repeat(1, 1, times, 1))
+            self._angles[layer_type, whose] = angles
+        return self._angles[layer_type, whose]
+
+    @property
+    def scratch(self) -> tuple[Tensor, Tensor]:
+        """Two (B, N, d) tensors for every layer to write its keys to: fresh memory of this size costs more in page
+        faults than what is computed into it."""
+        if not self._scratch:
+            self._scratch.extend(torch.empty_like(self.rows) for _ in range(2))
+        return self._scratch[0], self._scratch[1]
 
 
 def plan_step(forward: Forward, config: WingsConfig) -> Step | None:
-    """The shared part of a forward of few rows; None where samples differ in layout, or change too often."""
+    """The shared part of a forward of few rows.
+
+    None where learners have to be asked one by one: samples differ in where their images stand, or these are many, and
+    rows have to be raised for that.
+    """
     every, new = forward.all_rows, forward.rows
-    runs = _runs(every, config.learners)
-    if runs is None:
-        return None
     known = every.shape[1] - new.shape[1]
-    new_runs = [Run(max(r.start - known, 0), r.stop - known, r.place) for r in runs if r.stop > known]
+    if config.cache == "keys":
+        new_runs, runs = _runs(new.is_perceptual, config.learners), None
+        if known == 0:
+            runs = new_runs
+    else:
+        runs = _runs(every.is_perceptual, config.learners)
+        new_runs = runs and [Run(max(r.start - known, 0), r.stop - known, r.place) for r in runs if r.stop > known]
+    if new_runs is None:
+        return None
     # padding stands at -1: as a query it is behind no row, as a key it is chosen by nobody
     behind = every.position[:, None, :] <= new.position[:, :, None]
     legal = []
@@ -88,19 +111,20 @@ def plan_step(forward: Forward, config: WingsConfig) -> Step | None:
     allowed = torch.stack(legal, dim=1)
     speaks = allowed.any(dim=-1).transpose(1, 2)
     rows = prepared(forward.all_inputs(), config)
+    wide = torch.promote_types(rows.dtype, torch.float32)  # in half precision the lowest number and a score overflow
     return Step(
         rows=rows,
         runs=runs,
         new_runs=new_runs,
-        barred=~allowed.flatten(1, 2)[:, None],
+        bar=rows.new_zeros(allowed.shape, dtype=wide)
+        .masked_fill_(~allowed, torch.finfo(wide).min)
+        .flatten(1, 2)[:, None],
         speaks=None if bool(speaks.all()) else speaks,
-        scratch=(torch.empty_like(rows), torch.empty_like(rows)),
     )
 
 
-def _runs(rows: RowMap, learners: Sequence[str]) -> list[Run] | None:
-    """Runs of perceptual and other rows, where they are few and the same in all samples."""
-    perceptual = rows.is_perceptual
+def _runs(perceptual: Tensor, learners: Sequence[str]) -> list[Run] | None:
+    """Runs of perceptual and other rows in (B, rows), where they are few and the same in all samples."""
     if len(perceptual) > 1 and not bool((perceptual == perceptual[:1]).all()):
         return None
     lengths = run_lengths(perceptual[0])
@@ -113,16 +137,44 @@ def _runs(rows: RowMap, learners: Sequence[str]) -> list[Run] | None:
 
 
 def new_factors(learners: Sequence[LoRRA], rows: Tensor, runs: Sequence[Run]) -> Tensor:
-    """(B, Q, 2 r) factors of the new (B, Q, d) rows, each by the learner it is a key of, or any."""
+    """(B, rows, 2 r) factors of (B, rows, d), each by the learner it is a key of, or any."""
     if len(runs) == 1:
         return learners[runs[0].place].factors(rows)
     return torch.cat([learners[run.place].factors(rows[:, run.start : run.stop]) for run in runs], dim=1)
 
 
+def raise_keys(
+    learners: Sequence[LoRRA],
+    rows: Tensor,
+    factors: Tensor,
+    runs: Sequence[Run],
+    angles: Angles | None,
+    scratch: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """(B, H, rows, D) keys, ready to be asked: input rows plus B_k of their factors, rotated.
+
+    Args:
+        rows: (B, rows, d); what is nobody's key is left as it is.
+        factors: (B, rows, r).
+        scratch: two tensors like `rows` that may be written to.
+    """
+    keys = rows.clone() if scratch is None else scratch[0].copy_(rows)
+    for run in runs:
+        if run.place >= 0:
+            low = factors[:, run.start : run.stop].to(keys.dtype)  # under autocast they are half, the rows are not
+            second = learners[run.place].k.b.to(keys.dtype).T
+            keys[:, run.start : run.stop].baddbmm_(low, second.expand(len(low), -1, -1))
+    heads = learners[0].heads(keys)
+    if angles is None:
+        return heads
+    return rotate(heads, angles, out=None if scratch is None else learners[0].heads(scratch[1]))
+
+
 def hear(
     learners: Sequence[LoRRA],
     query: Tensor,
-    factors: Tensor,
+    keys: Tensor,
+    value_factors: Tensor,
     step: Step,
     angles: Angles | None,
     share: Tensor | None,
@@ -131,22 +183,19 @@ def hear(
 
     Args:
         query: (B, Q, d).
-        factors: (B, N, 2 r) of all rows.
-        angles: from `Step.angles`.
+        keys: (B, H, N, D) of all rows, from `raise_keys`.
+        value_factors: (B, N, r) of all rows.
+        angles: of what is asked.
         share: (B, Q, L) or (L,) weights of the learners; None = 1.
     """
     head_dim, queries = learners[0].head_dim, query.shape[1]
-    key_factors, value_factors = factors.chunk(2, dim=-1)
-    asked = torch.stack([query + learner.q(query) for learner in learners], dim=1) * head_dim**-0.5
-    q = asked.unflatten(-1, (-1, head_dim))  # (B, L, Q, H, D)
-    k = _raised(learners, step, key_factors).unflatten(-1, (-1, head_dim))  # (B, N, H, D)
+    asked = torch.cat([query + learner.q(query) for learner in learners], dim=1) * head_dim**-0.5
+    q = learners[0].heads(asked)  # (B, H, L * Q, D)
     if angles is not None:
-        q = rotate(q, Angles(*(table[:, None, -queries:] for table in angles)))
-        k = rotate(k, angles, out=step.scratch[1].view_as(k))
-    scores = q.permute(0, 3, 1, 2, 4).flatten(2, 3) @ k.permute(0, 2, 3, 1)  # (B, H, L * Q, N)
-    scores = scores.masked_fill(step.barred, torch.finfo(scores.dtype).min)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    heard = weights @ step.rows.unflatten(-1, (-1, head_dim)).transpose(1, 2)  # (B, H, L * Q, D)
+        q = rotate(q, angles)
+    scores = q @ keys.transpose(-1, -2) + step.bar
+    weights = torch.softmax(scores, dim=-1).to(query.dtype)  # (B, H, L * Q, N)
+    heard = weights @ learners[0].heads(step.rows)  # (B, H, L * Q, D)
     through = (weights.flatten(1, 2) @ value_factors).unflatten(1, weights.shape[1:3])  # (B, H, L * Q, r)
     if step.speaks is not None:
         share = step.speaks if share is None else share * step.speaks
@@ -161,14 +210,3 @@ def hear(
         said = voice if said is None else said + voice
     assert said is not None
     return said
-
-
-def _raised(learners: Sequence[LoRRA], step: Step, factors: Tensor) -> Tensor:
-    """(B, N, d) keys: the input rows plus B_k of their factors; what is nobody's key is left as it is."""
-    keys = step.scratch[0].copy_(step.rows)
-    for run in step.runs:
-        if run.place >= 0:
-            low = factors[:, run.start : run.stop].to(keys.dtype)  # under autocast they are half, the rows are not
-            second = learners[run.place].k.b.to(keys.dtype).T
-            keys[:, run.start : run.stop].baddbmm_(low, second.expand(len(low), -1, -1))
-    return keys

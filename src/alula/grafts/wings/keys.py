@@ -9,6 +9,7 @@ Shapes: B batch, S new rows, P cached rows, T queries in the order they are aske
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.lorra import Block, split_queries
-from alula.grafts.wings.order import Order, chosen_rows, first_rows, order_rows
+from alula.grafts.wings.order import PARTS, Order, chosen_rows, first_rows, order_rows, pick_rows
 from alula.grafts.wings.rope import Angles, narrow_angles
 from alula.seam import Forward
 
@@ -48,6 +49,19 @@ class Keys:
 
 
 @dataclass(frozen=True)
+class PlanAngles:
+    """RoPE angles of the queries as they are asked, of the keys by learner, and of all rows as they stand."""
+
+    queries: Angles
+    keys: dict[str, Angles]
+    rows: Angles
+
+    def last(self, count: int) -> Angles:
+        """Of the last so many rows."""
+        return Angles(*(table[:, :, -count:] for table in self.rows))
+
+
+@dataclass(frozen=True)
 class Plan:
     """What all layers of a forward share: who is asked in which order, and the keys of every learner.
 
@@ -60,7 +74,7 @@ class Plan:
     order: Order | None
     keys: dict[str, Keys]
     speaks: Tensor
-    _angles: dict[str, tuple[Angles, dict[str, Angles]]] = field(default_factory=dict)
+    _angles: dict[str, PlanAngles] = field(default_factory=dict)
 
     def arrange(self, x: Tensor) -> Tensor:
         """(B, S, ..) of the new rows -> (B, T, ..) as they are asked."""
@@ -71,15 +85,25 @@ class Plan:
         return x if self.order is None else self.order.restore(x)
 
     def pick(self, learner: str, table: Tensor) -> Tensor:
-        """(B, P + S, C) -> (B, K, C) of a learner's keys."""
+        """(B, P + S, ..) of all rows -> (B, K, ..) of a learner's keys."""
         keys = self.keys[learner]
         if self.order is not None and keys.part is not None:
             return self.order.arrange(table)[:, keys.part]
-        return table.gather(1, keys.index[..., None].expand(-1, -1, table.shape[-1]))
+        return pick_rows(table, keys.index)
+
+    def as_rows(self, tables: Mapping[str, Tensor]) -> Tensor:
+        """(B, K, h, C) of every learner's keys -> (B, h, S, C) of the rows; 0 at rows that are nobody's key."""
+        assert self.order is not None
+        some = next(iter(tables.values()))
+        parts = [
+            tables[name] if name in tables else some.new_zeros(some.shape[0], size, *some.shape[2:])
+            for name, size in zip(PARTS, self.order.sizes, strict=True)
+        ]
+        return self.order.restore(torch.cat(parts, dim=1)).transpose(1, 2)
 
     def angles(
         self, forward: Forward, layer_type: str, host_dim: int, head_dim: int, dtype: torch.dtype
-    ) -> tuple[Angles, dict[str, Angles]] | None:
+    ) -> PlanAngles | None:
         """RoPE angles of the queries, and of the keys by learner, for heads of `head_dim`; None without RoPE."""
         if layer_type not in self._angles:
             tables = forward.all_rope(layer_type)
@@ -87,9 +111,11 @@ class Plan:
                 return None
             cos, sin = narrow_angles(tables, host_dim, head_dim)
             new = forward.rows.shape[1]
-            of_queries = Angles.of(self.arrange(cos[:, -new:]), self.arrange(sin[:, -new:]), dtype)
-            of_keys = {name: Angles.of(self.pick(name, cos), self.pick(name, sin), dtype) for name in self.keys}
-            self._angles[layer_type] = of_queries, of_keys
+            self._angles[layer_type] = PlanAngles(
+                queries=Angles.of(self.arrange(cos[:, -new:]), self.arrange(sin[:, -new:]), dtype),
+                keys={name: Angles.of(self.pick(name, cos), self.pick(name, sin), dtype) for name in self.keys},
+                rows=Angles.of(cos, sin, dtype),
+            )
         return self._angles[layer_type]
 
 
@@ -125,8 +151,7 @@ def _keys_of(learner: str, forward: Forward, config: WingsConfig, order: Order |
     if learner == "textual" and config.gate == "exact":
         counts = counts * every.has_seen[:, -new.shape[1] :]
     if order is None or part is None:
-        rows = inputs.gather(1, index[..., None].expand(-1, -1, inputs.shape[-1]))
-        return Keys(index, None, rows, counts, split_queries(counts))
+        return Keys(index, None, pick_rows(inputs, index), counts, split_queries(counts))
     counts = order.arrange(counts)
     return Keys(index, part, inputs[:, part], counts, split_queries(counts, cuts=order.cuts, own=part))
 

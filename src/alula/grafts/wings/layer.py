@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from alula.errors import AlulaError
 from alula.grafts.wings.config import WingsConfig
-from alula.grafts.wings.few import Step, hear, new_factors, plan_step
-from alula.grafts.wings.keys import Plan, plan_keys, prepared
+from alula.grafts.wings.few import Step, Whose, hear, new_factors, plan_step, raise_keys
+from alula.grafts.wings.kept import keys_and_factors
+from alula.grafts.wings.keys import Plan, PlanAngles, plan_keys, prepared
 from alula.grafts.wings.lorra import LoRRA
 from alula.grafts.wings.mass import report_mass, wants_mass
-from alula.grafts.wings.order import PARTS
 from alula.grafts.wings.rope import Angles, learner_head_dim
 from alula.grafts.wings.router import AttentionRouter, ConstantRouter, MassRouter, Router
 from alula.seam import ATTENTION, NAME, Forward, Seam
@@ -157,22 +157,13 @@ class WingsLayer(nn.Module):
             return None
         share = self._shares(forward, plan)
         asked = plan.arrange(query)
-        factors = self._factors(forward, plan)
-        tables = self._angles(forward, plan)
+        tables = self.angles(forward, plan)
+        known = keys_and_factors(self, forward, plan, tables)
         heard, seconds = [], []
         for name, keys in plan.keys.items():
             learner: Any = self.get_submodule(name)
-            of_queries, of_keys = (tables[0], tables[1][name]) if tables is not None else (None, None)
-            low = learner.listen(
-                asked,
-                keys.rows,
-                keys.counts,
-                query_angles=of_queries,
-                key_angles=of_keys,
-                factors=None if factors is None else factors[name],
-                blocks=keys.blocks,
-            )
-            heard.append(low)
+            angles = None if tables is None else tables.queries
+            heard.append(learner.listen(asked, keys.rows, *known[name], keys.counts, keys.blocks, angles))
             seconds.append(learner.o.b)
         report_mass(self, forward, plan, asked, share)
         # what a row hears is weighed while it is narrow, and raised for all learners at once
@@ -188,16 +179,24 @@ class WingsLayer(nn.Module):
     def _mix_few(self, forward: Forward, query: Tensor, step: Step) -> Tensor:
         """All learners at once, for few queries (see `few`)."""
         learners: Any = [self.get_submodule(name) for name in self.config.learners]
-        if forward.is_kept(self.graft_name, self.index):
-            new = new_factors(learners, step.rows[:, -query.shape[1] :], step.new_runs)
+        place, dims = (self.graft_name, self.index), (self.host_head_dim, self.head_dim)
+
+        def angles(whose: Whose) -> Angles | None:
+            return step.angles(forward, self.layer_type, dims, whose) if self.config.rope else None
+
+        kept = forward.is_kept(*place)
+        rows, runs = (step.rows[:, -query.shape[1] :], step.new_runs) if kept else (step.rows, step.runs)
+        assert runs is not None
+        key_factors, value_factors = new_factors(learners, rows, runs)[:, None].chunk(2, dim=-1)
+        if self.config.cache == "keys":
+            new = raise_keys(learners, rows, key_factors[:, 0], runs, angles("new" if kept else "all"))
+            keys, value_factors = forward.keep(*place, new, value_factors)
         else:
-            new = new_factors(learners, step.rows, step.runs)
-        factors = forward.keep(self.graft_name, self.index, new)
-        angles = None
-        if self.config.rope:
-            angles = step.angles(forward, self.layer_type, self.host_head_dim, self.head_dim)
+            key_factors, value_factors = forward.keep(*place, key_factors, value_factors)
+            assert step.runs is not None
+            keys = raise_keys(learners, step.rows, key_factors[:, 0], step.runs, angles("all"), step.scratch)
         share = None if self.router is None else self._router_weights(forward)
-        return hear(learners, query, factors, step, angles, share)
+        return hear(learners, query, keys, value_factors[:, 0], step, angles("asked"), share)
 
     def _step(self, forward: Forward) -> Step | None:
         """The shared part of a forward of few rows, or None when learners have to be asked one by one."""
@@ -206,40 +205,16 @@ class WingsLayer(nn.Module):
         name = ("wings step", *self._shared)
         if name not in forward.memo:
             forward.memo[name] = plan_step(forward, self.config)
-        return forward.memo[name]
+        step = forward.memo[name]
+        # rows that were not kept have to be raised anew, which is done run by run
+        return step if step is None or step.runs or forward.is_kept(self.graft_name, self.index) else None
 
-    def _angles(self, forward: Forward, plan: Plan) -> tuple[Angles, dict[str, Angles]] | None:
-        """RoPE angles of the queries, and of the keys by learner, or None."""
+    def angles(self, forward: Forward, plan: Plan) -> PlanAngles | None:
+        """RoPE angles of queries and keys, or None."""
         if not self.config.rope:
             return None
         dtype = next(iter(plan.keys.values())).rows.dtype
         return plan.angles(forward, self.layer_type, self.host_head_dim, self.head_dim, dtype)
-
-    def _factors(self, forward: Forward, plan: Plan) -> dict[str, Tensor] | None:
-        """(B, K, 2 rank) of every learner's keys, which are kept in the cache, so that they are made but once.
-
-        None in training, where nothing is kept and each learner makes its own.
-        """
-        if torch.is_grad_enabled():
-            return None
-        learners: dict[str, Any] = {name: self.get_submodule(name) for name in self.config.learners}
-        if plan.order is not None:
-            made = {name: learners[name].factors(keys.rows) for name, keys in plan.keys.items()}
-            blank = next(iter(made.values()))
-            parts = [
-                made[name] if name in made else blank.new_zeros(len(blank), size, blank.shape[-1])
-                for name, size in zip(PARTS, plan.order.sizes, strict=True)
-            ]
-            forward.keep(self.graft_name, self.index, plan.order.restore(torch.cat(parts, dim=1)))
-            return made
-        known = forward.is_kept(self.graft_name, self.index)
-        count = forward.rows.shape[1] if known else forward.all_rows.shape[1]
-        assert forward.inputs is not None, "the first decoder layer has not been entered"
-        rows = prepared(forward.inputs if known else forward.all_inputs(), self.config)
-        each = [learner.factors(rows) for learner in learners.values()]
-        new = each[0] if len(each) == 1 else torch.where(_perceptual(forward, count), each[0], each[1])
-        kept = forward.keep(self.graft_name, self.index, new)
-        return {name: plan.pick(name, kept) for name in plan.keys}
 
     def _shares(self, forward: Forward, plan: Plan) -> Tensor:
         """(B, S, learners with keys) what each row hears of each: the router's weight, 0 where there is no key."""
@@ -273,7 +248,7 @@ class WingsLayer(nn.Module):
     def _shared(self) -> tuple[Any, ...]:
         """The settings on which depends what layers share."""
         config = self.config
-        return config.gate, config.system_keys, config.normalize, config.learners
+        return config.gate, config.system_keys, config.normalize, config.learners, config.cache
 
     def _must_take_part(self) -> bool:
         """Whether silent parameters must: sharded training deadlocks when ranks disagree on gradients."""
@@ -283,11 +258,3 @@ class WingsLayer(nn.Module):
     def _silence(module: nn.Module) -> Tensor:
         """A zero in which every trainable parameter of ``module`` has a part."""
         return torch.stack([p.sum() * 0.0 for p in module.parameters() if p.requires_grad] or [torch.zeros(())]).sum()
-
-
-def _perceptual(forward: Forward, rows: int) -> Tensor:
-    """(B, rows, 1) bool for the last `rows` rows; the same for all layers."""
-    key = ("wings perceptual", rows)
-    if key not in forward.memo:
-        forward.memo[key] = forward.all_rows.last(rows).is_perceptual[..., None]
-    return forward.memo[key]

@@ -90,61 +90,67 @@ class LoRRA(nn.Module):
     def forward(
         self,
         query: Tensor,
-        keys: Tensor,
+        rows: Tensor,
         counts: Tensor,
         *,
         query_angles: Angles | None = None,
         key_angles: Angles | None = None,
-        factors: Tensor | None = None,
         blocks: Sequence[Block] | None = None,
     ) -> Tensor:
         """Attend from the stream to the decoder's input rows.
 
         Args:
             query: (B, Q, d).
-            keys: (B, K, d) input rows, from which both keys and values are made, in the order of their positions.
-            counts: (B, Q) how many of the keys, from the first on, each query may see. With none it gets exactly 0.
-            query_angles, key_angles: of the rows, to be read next to (B, H, rows, D).
-            factors: (B, K, 2 r) the keys' `factors`, where they are known.
-            blocks: how to split the queries; from `split_queries`.
+            rows: (B, K, d) input rows, from which keys and values are made, in the order of their positions.
+            counts: (B, Q) how many of the rows, from the first on, each query may see. With none it gets exactly 0.
+            query_angles, key_angles: to be read next to (B, H, rows, D).
+            blocks: how to split the queries; `split_queries` of the counts by default.
 
         Returns:
             (B, Q, d).
         """
-        heard = self.listen(
-            query, keys, counts, query_angles=query_angles, key_angles=key_angles, factors=factors, blocks=blocks
-        )
+        key_factors, value_factors = self.factors(rows).chunk(2, dim=-1)
+        keys = self.raise_keys(rows, key_factors, key_angles)
+        blocks = split_queries(counts) if blocks is None else blocks
+        heard = self.listen(query, rows, keys, value_factors, counts, blocks, query_angles)
         return self.o.raise_(heard * (counts > 0)[..., None])
+
+    def raise_keys(self, rows: Tensor, factors: Tensor, angles: Angles | None) -> Tensor:
+        """(B, H, K, D) keys, ready to be asked, of (B, K, d) rows and their (B, K, r) factors."""
+        keys = self.heads(rows + self.k.raise_(factors))
+        return keys if angles is None else rotate(keys, angles)
 
     def listen(
         self,
         query: Tensor,
+        rows: Tensor,
         keys: Tensor,
+        value_factors: Tensor,
         counts: Tensor,
-        *,
-        query_angles: Angles | None = None,
-        key_angles: Angles | None = None,
-        factors: Tensor | None = None,
-        blocks: Sequence[Block] | None = None,
+        blocks: Sequence[Block],
+        angles: Angles | None,
     ) -> Tensor:
         """`forward` before the second factor of the output, which several learners may share: (B, Q, r).
 
         Queries that see no key get something finite here, for the caller to set to 0.
+
+        Args:
+            keys: (B, H, K, D) from `raise_keys`.
+            value_factors: (B, K, r).
+            blocks: how to split the queries; from `split_queries`.
+            angles: of the queries.
         """
-        key_factors, value_factors = (self.factors(keys) if factors is None else factors).chunk(2, dim=-1)
-        q = self._heads(query + self.q(query))
-        k = self._heads(keys + self.k.raise_(key_factors))
-        if query_angles is not None and key_angles is not None:
-            q, k = rotate(q, query_angles), rotate(k, key_angles)
-        blocks = split_queries(counts) if blocks is None else blocks
+        q = self.heads(query + self.q(query))
+        if angles is not None:
+            q = rotate(q, angles)
         dropout = self.dropout if self.training else 0.0
         if query.shape[1] < self.head_dim and not dropout:
-            out = self._few(q, k, keys, value_factors, counts, blocks)
+            out = self._few(q, keys, rows, value_factors, counts, blocks)
         else:
-            out = self._many(q, k, self._heads(keys + self.v.raise_(value_factors)), counts, blocks, dropout)
+            out = self._many(q, keys, self.heads(rows + self.v.raise_(value_factors)), counts, blocks, dropout)
         return self.o.lower(out.transpose(1, 2).flatten(2))
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def heads(self, x: Tensor) -> Tensor:
         """(B, rows, d) -> (B, H, rows, D)."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
@@ -168,17 +174,17 @@ class LoRRA(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def _few(
-        self, q: Tensor, k: Tensor, keys: Tensor, value_factors: Tensor, counts: Tensor, blocks: Sequence[Block]
+        self, q: Tensor, k: Tensor, rows: Tensor, value_factors: Tensor, counts: Tensor, blocks: Sequence[Block]
     ) -> Tensor:
         """(B, H, Q, D) without values: what was attended to of the rows, and B_v of what was attended to of factors."""
         scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
-        if any(block.own or block.least < keys.shape[1] for block in blocks):
-            every = Block(0, q.shape[2], 0, keys.shape[1])
+        if any(block.own or block.least < rows.shape[1] for block in blocks):
+            every = Block(0, q.shape[2], 0, rows.shape[1])
             scores = scores.masked_fill(~_mask(counts, every), torch.finfo(scores.dtype).min)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(keys.dtype)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(rows.dtype)
         heard = (weights.flatten(1, 2) @ value_factors).unflatten(1, weights.shape[1:3])  # (B, H, Q, r)
         raised = self.v.b.to(heard.dtype).unflatten(0, (-1, self.head_dim))  # (H, D, r)
-        return weights @ self._heads(keys) + heard @ raised.transpose(-1, -2)
+        return weights @ self.heads(rows) + heard @ raised.transpose(-1, -2)
 
 
 def split_queries(

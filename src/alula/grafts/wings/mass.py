@@ -53,9 +53,9 @@ def attention_sums(
     keys = plan.keys[learner]
     q, k = asked + lorra.q(asked), keys.rows + lorra.k(keys.rows)
     q, k = (x.unflatten(-1, (-1, lorra.head_dim)).transpose(1, 2) for x in (q, k))
-    tables = layer._angles(forward, plan)
+    tables = layer.angles(forward, plan)
     if tables is not None:
-        q, k = rotate(q, tables[0]), rotate(k, tables[1][learner])
+        q, k = rotate(q, tables.queries), rotate(k, tables.keys[learner])
     speaks = keys.legal.any(dim=-1, keepdim=True)
     values = plan.pick(learner, columns.to(q))
     sums = [

@@ -54,14 +54,14 @@ class Order:
     def arrange(self, x: Tensor) -> Tensor:
         """(B, S, ..) -> (B, T, ..)."""
         if self.runs is None:
-            return _pick(x, self.index)
+            return pick_rows(x, self.index)
         lengths, sequence = self.runs
         return _permuted(x, lengths, sequence)
 
     def restore(self, x: Tensor) -> Tensor:
         """(B, T, ..) -> (B, S, ..)."""
         if self.back is not None:
-            return _pick(x, self.back)
+            return pick_rows(x, self.back)
         assert self.runs is not None
         lengths, sequence = self.runs
         places = sorted(range(len(sequence)), key=sequence.__getitem__)
@@ -147,7 +147,7 @@ def _permuted(x: Tensor, lengths: Sequence[int], sequence: Sequence[int]) -> Ten
     return torch.cat([runs[i] for i in sequence], dim=1)
 
 
-def _pick(x: Tensor, index: Tensor) -> Tensor:
+def pick_rows(x: Tensor, index: Tensor) -> Tensor:
     """(B, S, ..) -> (B, places, ..)."""
     shape = (*index.shape, *x.shape[2:])
     return x.gather(1, index.reshape(*index.shape, *(1,) * (x.dim() - 2)).expand(shape))
