@@ -1,4 +1,4 @@
-"""The example of docs/adapters.md runs on the fledgling."""
+"""The examples of docs/adapters.md run on the fledgling."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from alula.grafts.wings.config import LEARNERS
 PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
 
 
-def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
-        exec(block, names)
+    first, loading = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    exec(first, names)
     assert alula.grafts_of(names["model"]) == {}  # type: ignore[arg-type]
+    exec(loading, names)
+    assert alula.grafts_of(names["model"])["wings"].config.cache == "keys"  # type: ignore[arg-type]
     assert (tmp_path / "my-adapter" / "adapter_config.json").is_file()
 
 

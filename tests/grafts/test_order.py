@@ -1,0 +1,107 @@
+"""The order many queries are asked in: a rearrangement that loses nothing and makes each learner's keys neighbours."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from alula import Kind, RowMap, WingsConfig
+from alula.grafts.wings.keys import Plan
+from alula.grafts.wings.order import MOST_RUNS, PARTS, chosen_rows, order_rows
+from alula.rows import Role
+from alula.seam import NAME, Forward
+from tests.grafts.common import grafted
+
+TEXT, IMAGE, PADDING = int(Kind.TEXT), int(Kind.IMAGE), int(Kind.PADDING)
+
+
+def rows_of(*samples: str, side: str = "right") -> RowMap:
+    """A map of samples such as "ss..II." (system, text, image rows), filled up on one side."""
+    longest = max(map(len, samples))
+    kinds, roles = [], []
+    for sample in samples:
+        blank = "-" * (longest - len(sample))
+        letters = sample + blank if side == "right" else blank + sample
+        kinds.append([{"I": IMAGE, "-": PADDING}.get(letter, TEXT) for letter in letters])
+        roles.append([int(Role.SYSTEM if letter == "s" else Role.USER) for letter in letters])
+    return RowMap.from_kinds(torch.tensor(kinds), roles=torch.tensor(roles))
+
+
+BATCHES = {
+    "one": rows_of("..III..."),
+    "image first, adjacent to nothing": rows_of("II.I"),
+    "text alone": rows_of("....", "..."),
+    "alike, right padding": rows_of("..II....", "..II..", "..II"),
+    "alike, left padding": rows_of("..II..", "..II.", side="left"),
+    "ragged": rows_of("..II..I.", "I.", ".....", "III"),
+    "ragged, left": rows_of("..II..I.", "I.", ".....", side="left"),
+    "system rows": rows_of("ss.II..s.", "ss.II..s"),
+    "ragged system rows": rows_of("ss.II..s.", "s.I"),
+    "many runs": rows_of("I." * MOST_RUNS, "I." * MOST_RUNS),
+}
+
+
+@pytest.mark.parametrize("system_keys", [True, False])
+@pytest.mark.parametrize("name", BATCHES)
+def test_every_row_has_its_place(name: str, system_keys: bool) -> None:
+    rows, config = BATCHES[name], WingsConfig(system_keys=system_keys)
+    order = order_rows(rows, config)
+    table = torch.randn(*rows.shape, 2, 3)
+    again = order.restore(order.arrange(table))
+    assert torch.equal(again[rows.valid], table[rows.valid])
+    assert torch.equal(order.arrange(table), table[torch.arange(len(table))[:, None], order.index])
+    assert sum(order.sizes) == order.index.shape[1]
+    for learner in PARTS[:2]:
+        keys = chosen_rows(rows, learner, config)
+        part = order.part(learner)
+        for b in range(rows.shape[0]):
+            mine = order.index[b, part][order.real[b, part]]
+            assert mine.tolist() == keys[b].nonzero().flatten().tolist()
+            assert not order.real[b, part].int().diff().gt(0).any()  # what fills up comes last
+
+
+def test_moving_whole_runs_is_for_batches_laid_out_alike() -> None:
+    whole = {name for name, rows in BATCHES.items() if order_rows(rows, WingsConfig()).runs is not None}
+    assert whole == {
+        "one",
+        "image first, adjacent to nothing",
+        "text alone",
+        "alike, right padding",
+        "system rows",
+    }
+
+
+@pytest.mark.parametrize("name", ["one", "image first, adjacent to nothing", "alike, right padding", "system rows"])
+def test_prompts_laid_out_alike_need_no_mask(name: str) -> None:
+    """Also with several images and padding: every block is causal, or lets all its queries see the same keys."""
+    rows = BATCHES[name]
+    model, _ = grafted("llama", WingsConfig(rank=4))
+    plans: list[Plan] = []
+
+    def listen(layer: object, args: object, kwargs: dict[str, Forward]) -> None:
+        plans.extend(value for value in kwargs[NAME].memo.values() if isinstance(value, Plan))
+
+    model.model.layers[-1].register_forward_pre_hook(listen, with_kwargs=True)
+    kind = rows.kind.repeat_interleave(2, dim=1)  # long enough not to be taken for few queries
+    with torch.no_grad():
+        model(input_ids=torch.randint(0, 50, kind.shape), row_map=RowMap.from_kinds(kind))
+    (plan,) = plans
+    assert plan.keys.keys() == {"visual", "textual"}
+    for keys in plan.keys.values():
+        assert sum(block.own for block in keys.blocks) == 1
+        assert all(block.own or block.least == block.most for block in keys.blocks)
+
+
+def test_runs_are_cut_where_neighbours_part() -> None:
+    order = order_rows(rows_of("..II...I."), WingsConfig())
+    assert order.sizes == (6, 3, 0)
+    assert order.cuts == (2, 5, 6, 8)
+    assert [order.index[0, a:b].tolist() for a, b in itertools.pairwise((0, *order.cuts, 9))] == [
+        [0, 1],
+        [4, 5, 6],
+        [8],
+        [2, 3],
+        [7],
+    ]
