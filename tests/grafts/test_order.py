@@ -73,10 +73,8 @@ def test_moving_whole_runs_is_for_batches_laid_out_alike() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["one", "image first, adjacent to nothing", "alike, right padding", "system rows"])
-def test_prompts_laid_out_alike_need_no_mask(name: str) -> None:
-    """Also with several images and padding: every block is causal, or lets all its queries see the same keys."""
-    rows = BATCHES[name]
+def plan_of(rows: RowMap) -> Plan:
+    """What the layers of a Llama share in a forward over rows of twice these kinds."""
     model, _ = grafted("llama", WingsConfig(rank=4))
     plans: list[Plan] = []
 
@@ -88,6 +86,23 @@ def test_prompts_laid_out_alike_need_no_mask(name: str) -> None:
     with torch.no_grad():
         model(input_ids=torch.randint(0, 50, kind.shape), row_map=RowMap.from_kinds(kind))
     (plan,) = plans
+    return plan
+
+
+@pytest.mark.parametrize("name", ["ragged", "ragged, left", "alike, right padding", "alike, left padding"])
+def test_padding_hears_nothing(name: str) -> None:
+    padding = (BATCHES[name].kind < 0).repeat_interleave(2, dim=1)
+    speaks = plan_of(BATCHES[name]).speaks
+    assert speaks.shape == (*padding.shape, 2)
+    assert not speaks[padding].any()
+    assert speaks.any()
+
+
+@pytest.mark.parametrize("name", ["one", "image first, adjacent to nothing", "alike, right padding", "system rows"])
+def test_prompts_laid_out_alike_need_no_mask(name: str) -> None:
+    """Also with several images and padding: every block is causal, or lets all its queries see the same keys."""
+    rows = BATCHES[name]
+    plan = plan_of(rows)
     assert plan.keys.keys() == {"visual", "textual"}
     for keys in plan.keys.values():
         assert sum(block.own for block in keys.blocks) == 1

@@ -133,7 +133,9 @@ def plan_keys(forward: Forward, config: WingsConfig) -> Plan:
     keys = {name: each for name, each in found.items() if each is not None}
     heard = [each.counts > 0 for each in keys.values()]
     speaks = torch.stack(heard, dim=-1) if heard else inputs.new_zeros(*forward.rows.shape, 0, dtype=torch.bool)
-    return Plan(order, keys, speaks if order is None else order.restore(speaks))
+    if order is not None:
+        speaks = order.restore(speaks) & forward.rows.valid[..., None]  # padding may have no place of its own
+    return Plan(order, keys, speaks)
 
 
 def _keys_of(learner: str, forward: Forward, config: WingsConfig, order: Order | None, inputs: Tensor) -> Keys | None:
