@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -42,6 +43,7 @@ class Step:
 
     Attributes:
         rows: (B, N, d) input rows.
+        head_dim: D.
         runs: of all rows, where they are few and the same in all samples.
         new_runs: of the new rows, counted from the first of them; likewise.
         bar: (B, 1, L * Q, N) additive: 0, or the lowest number where the query may not hear the row.
@@ -49,12 +51,12 @@ class Step:
     """
 
     rows: Tensor
+    head_dim: int
     runs: list[Run] | None
     new_runs: list[Run] | None
     bar: Tensor
     speaks: Tensor | None
     _angles: dict[tuple[str, Whose], Angles | None] = field(default_factory=dict)
-    _scratch: list[Tensor] = field(default_factory=list)
 
     def angles(self, forward: Forward, layer_type: str, dims: tuple[int, int], whose: Whose) -> Angles | None:
         """Angles for heads of (B, H, rows, D); None for hosts without RoPE.
@@ -74,16 +76,19 @@ class Step:
             self._angles[layer_type, whose] = angles
         return self._angles[layer_type, whose]
 
-    @property
+    @cached_property
+    def heads(self) -> Tensor:
+        """(B, H, N, D) the input rows, each head's side by side: every layer reads all of them."""
+        return self.rows.unflatten(-1, (-1, self.head_dim)).transpose(1, 2).contiguous()
+
+    @cached_property
     def scratch(self) -> tuple[Tensor, Tensor]:
         """Two (B, N, d) tensors for every layer to write its keys to: fresh memory of this size costs more in page
         faults than what is computed into it."""
-        if not self._scratch:
-            self._scratch.extend(torch.empty_like(self.rows) for _ in range(2))
-        return self._scratch[0], self._scratch[1]
+        return torch.empty_like(self.rows), torch.empty_like(self.rows)
 
 
-def plan_step(forward: Forward, config: WingsConfig) -> Step | None:
+def plan_step(forward: Forward, config: WingsConfig, head_dim: int) -> Step | None:
     """The shared part of a forward of few rows.
 
     None where learners have to be asked one by one: samples differ in where their images stand, or these are many, and
@@ -114,6 +119,7 @@ def plan_step(forward: Forward, config: WingsConfig) -> Step | None:
     wide = torch.promote_types(rows.dtype, torch.float32)  # in half precision the lowest number and a score overflow
     return Step(
         rows=rows,
+        head_dim=head_dim,
         runs=runs,
         new_runs=new_runs,
         bar=rows.new_zeros(allowed.shape, dtype=wide)
@@ -188,14 +194,14 @@ def hear(
         angles: of what is asked.
         share: (B, Q, L) or (L,) weights of the learners; None = 1.
     """
-    head_dim, queries = learners[0].head_dim, query.shape[1]
+    head_dim, queries = step.head_dim, query.shape[1]
     asked = torch.cat([query + learner.q(query) for learner in learners], dim=1) * head_dim**-0.5
     q = learners[0].heads(asked)  # (B, H, L * Q, D)
     if angles is not None:
         q = rotate(q, angles)
     scores = q @ keys.transpose(-1, -2) + step.bar
     weights = torch.softmax(scores, dim=-1).to(query.dtype)  # (B, H, L * Q, N)
-    heard = weights @ learners[0].heads(step.rows)  # (B, H, L * Q, D)
+    heard = weights @ step.heads  # (B, H, L * Q, D)
     through = (weights.flatten(1, 2) @ value_factors).unflatten(1, weights.shape[1:3])  # (B, H, L * Q, r)
     if step.speaks is not None:
         share = step.speaks if share is None else share * step.speaks

@@ -204,7 +204,7 @@ class WingsLayer(nn.Module):
             return None
         name = ("wings step", *self._shared)
         if name not in forward.memo:
-            forward.memo[name] = plan_step(forward, self.config)
+            forward.memo[name] = plan_step(forward, self.config, self.head_dim)
         step = forward.memo[name]
         # rows that were not kept have to be raised anew, which is done run by run
         return step if step is None or step.runs or forward.is_kept(self.graft_name, self.index) else None
