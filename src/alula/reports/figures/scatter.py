@@ -71,22 +71,25 @@ def scatter(points: Sequence[Point], *, title: str, x_title: str, y_title: str, 
         canvas.add("path", d=marker_path(point.series, at_x, at_y, _RADIUS), fill=colour(point.series), class_="dot")
         canvas.close()
         bars += [_Box(low_x, at_y - 2, high_x, at_y + 2), _Box(at_x - 2, high_y, at_x + 2, low_y)]
-    line = _Box(_LEFT, y(reference[0]) - 2, WIDTH - _RIGHT, y(reference[0]) + 2)
-    _label(canvas, points, x, y, [*bars, line])
+    level = y(reference[0])
+    line = _Box(_LEFT, level - 2, WIDTH - _RIGHT, level + 2)
     side, anchor = _free_side(points, x, reference[0])
-    canvas.text(side, y(reference[0]) - 6, reference[1], anchor, class_="note")
+    wide = text_width(reference[1], _FONT)
+    note = _Box(side - wide * (anchor == "end"), level - 6 - _FONT, side + wide * (anchor == "start"), level - 2)
+    _label(canvas, points, x, y, [*bars, line], note)
+    canvas.text(side, level - 6, reference[1], anchor, class_="note")
     return canvas.svg(title)
 
 
-def _label(canvas: Canvas, points: Sequence[Point], x: Scale, y: Scale, bars: Sequence[_Box]) -> None:
+def _label(canvas: Canvas, points: Sequence[Point], x: Scale, y: Scale, bars: Sequence[_Box], note: _Box) -> None:
     centres = [(x(p.x.value), y(p.y.value)) for p in points]
     dots = [_Box(cx - 9, cy - 9, cx + 9, cy + 9) for cx, cy in centres]
     frame_box = _Box(_LEFT, _TOP, WIDTH - 4, HEIGHT - _BOTTOM)
-    placed: list[_Box] = []
+    placed = [note]
     for point, (cx, cy) in zip(points, centres, strict=True):
         width, height = text_width(point.label, _FONT), _FONT * 1.15
         best: tuple[float, _Box, float] | None = None
-        for distance in (14.0, 22.0, 34.0, 48.0, 64.0):
+        for distance in (14.0, 22.0, 34.0, 48.0, 64.0, 84.0, 108.0):
             for angle in range(0, 360, 30):
                 radians = math.radians(angle)
                 ax, ay = cx + distance * math.cos(radians), cy + distance * math.sin(radians)
