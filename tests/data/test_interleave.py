@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -111,6 +112,8 @@ def test_pairs_are_those_of_a_naive_search(pools: dict[str, list[Question]]) -> 
                 if q.id != last.id and (q.kind != "T" or q.text.casefold() != last.text.casefold())
             ]
             ranked = sorted(others, key=lambda q: -round(similar(q, last), 6))
+            asked = [q.text.casefold() for q in ranked]
+            ranked = [q for i, q in enumerate(ranked) if kind == "V" or asked[i] not in asked[:i]]
             mine = [q.id for q in earlier if q.kind == kind]
             assert mine == [q.id for q in ranked[: len(mine)]][::-1]
         assert dialogue.similarity == pytest.approx([similar(q, last) for q in earlier], abs=2e-6)
@@ -138,11 +141,27 @@ def test_settings_share_their_last_questions_and_a_smaller_number_is_a_part(pool
 
 def test_questions_that_could_tell_the_answer_do_not_come_before(pools: dict[str, list[Question]]) -> None:
     for dialogue in interleave(pools["T"], pools["V"], settings=["TTT", "VVT", "VV"]):
-        *earlier, last = dialogue.questions
-        if last.kind == "T":
-            assert last.text.casefold() not in [q.text.casefold() for q in earlier if q.kind == "T"]
+        texts = [q.text.casefold() for q in dialogue.questions if q.kind == "T"]
+        assert len(set(texts)) == len(texts)
+        pictures = [image.name for q in dialogue.questions for image in q.images]
+        assert len(set(pictures)) == len(pictures)
+
+
+def test_two_questions_about_one_picture_do_not_meet(pools: dict[str, list[Question]]) -> None:
+    """Not even in front of a question about something else."""
+    first, second, *others = pools["V"]
+    shown = [part for part in first.content if part["type"] == "image"]
+    asked = [part for part in second.content if part["type"] == "text"]
+    again = dataclasses.replace(second, content=(*shown, *asked))
+    (text,) = [q for q in pools["T"] if "spider?" in q.text]
+    for visual, pictures in (([first, again, *others], 4), ([first, again], 1)):
+        found = interleave([text, *pools["T"][:2]], visual, settings=["VVT"])
+        if pictures == 1:
+            with pytest.raises(DataError, match="too few different pictures to put 2 of kind V before"):
+                list(found)
         else:
-            assert last.id not in [q.id for q in earlier]
+            for dialogue in found:
+                assert not {first.id, again.id} <= {q.id for q in dialogue.questions}
 
 
 def test_the_first_exchange_of_a_record_is_taken_and_equal_ones_once(folder: Path) -> None:

@@ -142,9 +142,9 @@ def interleave(
 ) -> Iterator[Dialogue]:
     """Pair questions into dialogues: before each last question, the most similar others of the kinds the setting asks.
 
-    The most similar one stands next to the last question, and so on backwards. The last question is never preceded by
-    one with its text (of the visual ones: with its picture), which could give its answer away. Nothing is drawn but the
-    choice of last questions, so the dialogues are a pure function of the arguments.
+    The most similar one stands next to the last question, and so on backwards. No dialogue asks two text questions of
+    one text or two visual ones about one picture, where an earlier answer could give a later one away. Nothing is drawn
+    but the choice of last questions, so the dialogues are a pure function of the arguments.
 
     Args:
         text, visual: the questions to draw from, see `questions`.
@@ -271,11 +271,20 @@ def _nearest(
         block = list(ends[start : start + _BLOCK])
         similar = _dense(rows[last][block] @ rows[kind].T).round(_DIGITS)
         for end, row in zip(block, similar, strict=True):
-            order = np.argsort(-row, kind="stable")  # of equals the one that comes first in its file
-            allowed = (int(index) for index in order if not _tells(pool[index], pools[last][end]))
-            chosen = [(index, float(row[index])) for index, _ in zip(allowed, range(count), strict=False)]
+            chosen: list[tuple[int, float]] = []
+            others = [pools[last][end]]
+            for index in np.argsort(-row, kind="stable"):  # of equals the one that comes first in its file
+                if len(chosen) == count:
+                    break
+                if not any(_tells(pool[index], other) for other in others):
+                    chosen.append((int(index), float(row[index])))
+                    others.append(pool[index])
             if len(chosen) < count:
-                raise DataError(f"too few different questions to put {count} of kind {kind} before", where=pool[0].id)
+                what = "text questions" if kind == "T" else "pictures"
+                raise DataError(
+                    f"too few different {what} to put {count} of kind {kind} before {pools[last][end].id}",
+                    remedy="give more of them, or shorter settings",
+                )
             found.append(chosen)
     return found
 
