@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import difflib
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
@@ -21,6 +22,8 @@ class GraftConfig:
     """Settings of a graft. Subclasses are frozen dataclasses whose fields are JSON values."""
 
     graft_type: ClassVar[str]
+    free: ClassVar[tuple[str, ...]] = ()
+    """settings that trained weights do not depend on"""
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -57,12 +60,14 @@ class Graft(abc.ABC):
         config: its settings.
         layers: the per-layer modules by decoder layer index.
         enabled: whether it takes part in forwards.
+        token: tells what it left in a cache from what others of its name did.
     """
 
     def __init__(self, seam: Seam, name: str, config: Any) -> None:
         self.seam, self.name, self.config = seam, name, config
         self.layers: dict[int, nn.Module] = {}
         self.enabled = True
+        self.token = uuid.uuid4().hex
         self._handles: list[RemovableHandle] = []
 
     # -- for subclasses -------------------------------------------------------------------------------------------

@@ -91,10 +91,10 @@ def load(
         model: the host it was trained on.
         name: to attach under another name than the stored one.
         check_base: refuse a decoder whose weights are not those the adapter was trained on.
-        settings: in place of those it was saved with, e.g. ``cache="keys"``.
+        settings: in place of those it was saved with, of those that weights do not depend on: ``cache="keys"``.
 
     Raises:
-        UsageError: a setting that the graft does not know, or a value it refuses.
+        UsageError: a setting that cannot be changed, or a value the graft refuses.
         AdapterError: not an adapter directory, a damaged file, another base, or any weight missing, unused or of
             another shape. The model is left as it was.
     """
@@ -126,6 +126,12 @@ def load(
             remedy=error.remedy or "load it into the base and with the version of alula it was saved with",
         ) from error
     if settings:
+        for given in settings:
+            if given not in config.free:
+                raise UsageError(
+                    f"{given!r} is not a setting that can be changed while loading",
+                    remedy=f"those its weights do not depend on: {', '.join(config.free)}",
+                )
         config = config.from_dict({**config.to_dict(), **settings})
     stored = {key.removeprefix("host."): value for key, value in weights.items() if key.startswith("host.")}
     check_keys(expected, stored, where=where)

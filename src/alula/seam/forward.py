@@ -97,9 +97,9 @@ class Shelf(_RowLayer):
     belong to the row as a whole.
     """
 
-    def __init__(self, name: str, layers: Sequence[int]) -> None:
+    def __init__(self, name: str, owner: Any, layers: Sequence[int]) -> None:
         super().__init__()
-        self.name, self.layers = name, tuple(layers)
+        self.name, self.owner, self.layers = name, owner, tuple(layers)
 
     def ahead(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Each (B, h, S + rows, w): what is stored for a layer, followed by (B, h, rows, w) that are not yet."""
@@ -226,6 +226,7 @@ class Forward:
         past: the row cache that remembers them as it was before this forward (a shallow copy: the cache itself grows
             when the forward ends), or None, also for a cache that was filled without the seam.
         growing: that row cache itself.
+        keeps: whether a cache will take what this forward leaves.
         seeing: per sample, whether any of its rows so far is perceptual.
         has_perceptual: whether any row so far, of any sample, is perceptual.
         inputs: (B, S, d) input of the first decoder layer; set when that layer is entered.
@@ -240,6 +241,8 @@ class Forward:
         past_rows: RowMap | None = None,
         past: RowCache | None = None,
         shelves: Mapping[str, Shelf] | None = None,
+        *,
+        keeps: bool = True,
     ) -> None:
         self.seam = seam
         self.past_rows = past_rows
@@ -253,7 +256,13 @@ class Forward:
         self.rope: dict[str, tuple[Tensor, Tensor]] = {}
         self.memo: dict[Any, Any] = {}
         known = past.get_seq_length() if past is not None else -1
-        self._shelves = {name: shelf for name, shelf in (shelves or {}).items() if shelf.get_seq_length() == known}
+        self.keeps = keeps
+        # what another graft of this name left, or this one before a gap, is of no use
+        self._shelves = {
+            name: shelf
+            for name, shelf in (shelves or {}).items()
+            if shelf.get_seq_length() == known and shelf.owner == self._owner(name)
+        }
         self._kept: dict[str, dict[int, tuple[Tensor, Tensor]]] = defaultdict(dict)
         self._layer_state: dict[int, dict[Any, Any]] = defaultdict(dict)
 
@@ -262,12 +271,16 @@ class Forward:
         recomputed by gradient checkpointing finds what it found the first time."""
         return self._layer_state[index]
 
+    def _owner(self, name: str) -> Any:
+        return getattr(self.seam.holders.get(name), "token", None)
+
     # -- values kept per row for later forwards ----------------------------------------------------------------------
 
     def is_kept(self, name: str, layer: int) -> bool:
         """Whether the values that `keep` was given are known for all past rows."""
         return name in self._shelves and layer in self._shelves[name].layers
 
+    @torch.compiler.disable  # lengths change with every step, and each would be compiled anew
     def keep(self, name: str, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keep two tensors of rows in the cache, if this forward has one.
 
@@ -279,7 +292,8 @@ class Forward:
         Returns:
             (B, h, P + S, w) of all rows; not to be written to.
         """
-        self._kept[name][layer] = keys, values
+        if self.keeps:
+            self._kept[name][layer] = keys, values
         return self._shelves[name].ahead(layer, keys, values) if self.is_kept(name, layer) else (keys, values)
 
     def shelve(self, cache: Cache) -> None:
@@ -289,10 +303,11 @@ class Forward:
                 cache.layers.remove(shelf)
         for name, kept in self._kept.items():
             if name not in self._shelves:
-                self._shelves[name] = Shelf(name, sorted(kept))
+                self._shelves[name] = Shelf(name, self._owner(name), sorted(kept))
                 cache.layers.append(self._shelves[name])
             if set(kept) == set(self._shelves[name].layers):
                 self._shelves[name].append(kept)
+        self._kept.clear()
 
     def columns(self, module: nn.Module) -> list[tuple[KeyColumns, Tensor]]:
         """Who wants which sums of attention in this attention module's layer."""

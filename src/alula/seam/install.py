@@ -104,6 +104,12 @@ class Seam(nn.Module):
                 remedy="start from an empty cache (past_key_values=None) after attaching",
             )
         if past is not None and known:
+            if past.get_seq_length() != length:
+                raise AlulaError(
+                    f"the cache holds {length} rows, and what stands in {past.get_seq_length()} of them is known: a "
+                    "forward failed half-way, or rows were added while nothing was attached",
+                    remedy="crop the cache to the rows before that, or start from an empty one",
+                )
             past_rows = past.rows
         elif length:
             # a cache filled without the seam, e.g. by prefix tuning: its rows are taken for text

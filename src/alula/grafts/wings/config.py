@@ -22,6 +22,7 @@ _PUBLISHED = {
     "rope": True,
     "system_keys": True,
     "gain": 1.0,
+    "cache": "factors",
 }
 
 
@@ -55,12 +56,14 @@ class WingsConfig(GraftConfig):
         init_std: standard deviation of the first factors; the second ones start at zero.
         compat: "published" computes what the released code computes, for released weights (see
             `alula.grafts.wings.published`). It fixes router="attention", gate="paper", query="post_attention",
-            normalize=False, rope=True, system_keys=True and gain=1, whose published counterparts it has built in.
+            normalize=False, rope=True, system_keys=True and gain=1, whose published counterparts it has built in, and
+            has nothing to keep in a cache.
         system_rows: with compat, how many leading rows (system prompt and the header of the user's turn) are no textual
             keys in samples with an image; the release has 14 (Qwen1.5).
     """
 
     graft_type: ClassVar[str] = "wings"
+    free: ClassVar[tuple[str, ...]] = ("cache", "dropout")
 
     rank: int = 64
     learners: tuple[str, ...] = LEARNERS

@@ -199,9 +199,10 @@ def hear(
     q = learners[0].heads(asked)  # (B, H, L * Q, D)
     if angles is not None:
         q = rotate(q, angles)
-    scores = q @ keys.transpose(-1, -2) + step.bar
+    scores = q @ keys.to(q.dtype).transpose(-1, -2) + step.bar
     weights = torch.softmax(scores, dim=-1).to(query.dtype)  # (B, H, L * Q, N)
     heard = weights @ step.heads  # (B, H, L * Q, D)
+    value_factors = value_factors.to(weights.dtype)  # what was kept may come from under autocast
     through = (weights.flatten(1, 2) @ value_factors).unflatten(1, weights.shape[1:3])  # (B, H, L * Q, r)
     if step.speaks is not None:
         share = step.speaks if share is None else share * step.speaks

@@ -26,7 +26,7 @@ def keys_and_factors(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """(B, H, K, D) keys, ready to be asked, and (B, K, r) value factors of every learner.
 
-    Without gradients they are kept in the cache, so that they are made but once.
+    Without gradients they, or what they are made of, are kept where there is a cache.
     """
     if plan.order is None and not torch.is_grad_enabled():
         return _recalled(layer, forward, plan, angles)
@@ -36,7 +36,7 @@ def keys_and_factors(
         learner: Any = layer.get_submodule(name)
         factors[name] = learner.factors(each.rows).chunk(2, dim=-1)
         keys[name] = learner.raise_keys(each.rows, factors[name][0], None if angles is None else angles.keys[name])
-    if not torch.is_grad_enabled():
+    if forward.keeps and not torch.is_grad_enabled():
         whole = layer.config.cache == "keys"
         kept = {name: keys[name].transpose(1, 2) if whole else factors[name][0][:, :, None] for name in keys}
         values = {name: factors[name][1][:, :, None] for name in keys}

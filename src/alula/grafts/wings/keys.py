@@ -87,7 +87,7 @@ class Plan:
     def pick(self, learner: str, table: Tensor) -> Tensor:
         """(B, P + S, ..) of all rows -> (B, K, ..) of a learner's keys."""
         keys = self.keys[learner]
-        if self.order is not None and keys.part is not None:
+        if self.order is not None:
             return self.order.arrange(table)[:, keys.part]
         return pick_rows(table, keys.index)
 
@@ -142,7 +142,7 @@ def _keys_of(learner: str, forward: Forward, config: WingsConfig, order: Order |
     every, new = forward.all_rows, forward.rows
     if order is None:
         chosen = chosen_rows(every, learner, config)
-        part, (index, real) = None, first_rows(chosen, int(chosen.sum(dim=1).max()))
+        part, (index, real) = None, first_rows(chosen)
     else:
         part = order.part(learner)
         index, real = order.index[:, part], order.real[:, part]

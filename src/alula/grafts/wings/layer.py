@@ -165,10 +165,12 @@ class WingsLayer(nn.Module):
             angles = None if tables is None else tables.queries
             heard.append(learner.listen(asked, keys.rows, *known[name], keys.counts, keys.blocks, angles))
             seconds.append(learner.o.b)
-        report_mass(self, forward, plan, asked, share)
+        report_mass(self, forward, plan, asked, {name: keys for name, (keys, _) in known.items()}, share)
         # what a row hears is weighed while it is narrow, and raised for all learners at once
         low = plan.restore(torch.stack(heard, dim=-2))  # (B, S, L, r)
-        low = low * share[..., None].to(low.dtype)
+        if share is not None:
+            low = low * share[..., None].to(low.dtype)
+        low = low.masked_fill(~plan.speaks[..., None], 0.0)
         mixed = F.linear(low.flatten(-2), torch.cat(seconds, dim=1).to(low.dtype))
         if self._must_take_part():  # e.g. the visual one, where the paper's gate lets the textual one speak
             for name in set(self.config.learners) - plan.keys.keys():
@@ -202,6 +204,8 @@ class WingsLayer(nn.Module):
         """The shared part of a forward of few rows, or None when learners have to be asked one by one."""
         if forward.rows.shape[1] >= self.head_dim or torch.is_grad_enabled() or wants_mass(self, forward):
             return None
+        if self.training and self.config.dropout:
+            return None
         name = ("wings step", *self._shared)
         if name not in forward.memo:
             forward.memo[name] = plan_step(forward, self.config, self.head_dim)
@@ -216,14 +220,14 @@ class WingsLayer(nn.Module):
         dtype = next(iter(plan.keys.values())).rows.dtype
         return plan.angles(forward, self.layer_type, self.host_head_dim, self.head_dim, dtype)
 
-    def _shares(self, forward: Forward, plan: Plan) -> Tensor:
-        """(B, S, learners with keys) what each row hears of each: the router's weight, 0 where there is no key."""
+    def _shares(self, forward: Forward, plan: Plan) -> Tensor | None:
+        """(B, S, learners with keys) or (learners with keys,) weights of the router; None for a single learner."""
         if self.router is None:
-            return plan.speaks.to(torch.float32)
+            return None
         weights = self._router_weights(forward)
         if len(plan.keys) < len(self.config.learners):
             weights = weights[..., [self.config.learners.index(name) for name in plan.keys]]
-        return weights * plan.speaks
+        return weights
 
     def _router_weights(self, forward: Forward) -> Tensor:
         """(B, S, 2) or (2,)."""

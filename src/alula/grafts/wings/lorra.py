@@ -113,7 +113,7 @@ class LoRRA(nn.Module):
         keys = self.raise_keys(rows, key_factors, key_angles)
         blocks = split_queries(counts) if blocks is None else blocks
         heard = self.listen(query, rows, keys, value_factors, counts, blocks, query_angles)
-        return self.o.raise_(heard * (counts > 0)[..., None])
+        return self.o.raise_(heard.masked_fill((counts == 0)[..., None], 0.0))
 
     def raise_keys(self, rows: Tensor, factors: Tensor, angles: Angles | None) -> Tensor:
         """(B, H, K, D) keys, ready to be asked, of (B, K, d) rows and their (B, K, r) factors."""
@@ -182,6 +182,7 @@ class LoRRA(nn.Module):
             every = Block(0, q.shape[2], 0, rows.shape[1])
             scores = scores.masked_fill(~_mask(counts, every), torch.finfo(scores.dtype).min)
         weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(rows.dtype)
+        value_factors = value_factors.to(weights.dtype)  # what was kept may come from under autocast
         heard = (weights.flatten(1, 2) @ value_factors).unflatten(1, weights.shape[1:3])  # (B, H, Q, r)
         raised = self.v.b.to(heard.dtype).unflatten(0, (-1, self.head_dim))  # (H, D, r)
         return weights @ self.heads(rows) + heard @ raised.transpose(-1, -2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,44 +27,46 @@ def _listeners(layer: WingsLayer, forward: Forward) -> list[Any]:
 
 
 @torch.no_grad()
-def report_mass(layer: WingsLayer, forward: Forward, plan: Plan, asked: Tensor, share: Tensor) -> None:
+def report_mass(
+    layer: WingsLayer, forward: Forward, plan: Plan, asked: Tensor, keys: Mapping[str, Tensor], share: Tensor | None
+) -> None:
     """Tell every listening asker of this layer what it wants to know about the learners' attention.
 
     Args:
         asked: (B, T, d) what the learners are asked with, in the plan's order.
-        share: (B, S, learners with keys) the router's weights; 0 where a learner has no key.
+        keys: (B, H, K, D) by learner, ready to be asked.
+        share: the router's weights, broadcastable to (B, S, learners with keys); None for a single one (1).
     """
     for listener in _listeners(layer, forward):
         columns = listener.learner_columns(forward, layer.index)
         if columns is not None:
             for place, learner in enumerate(plan.keys):
-                sums = attention_sums(layer, forward, plan, learner, asked, columns)
-                weight = share[..., place : place + 1] * layer.config.gain
-                listener.receive_learner(forward, layer.index, weight, sums)
+                sums = attention_sums(layer, forward, plan, learner, asked, keys[learner], columns)
+                weight = sums.new_ones(()) if share is None else share[..., place : place + 1]
+                listener.receive_learner(forward, layer.index, weight * layer.config.gain, sums)
 
 
 def attention_sums(
-    layer: WingsLayer, forward: Forward, plan: Plan, learner: str, asked: Tensor, columns: Tensor
+    layer: WingsLayer, forward: Forward, plan: Plan, learner: str, asked: Tensor, keys: Tensor, columns: Tensor
 ) -> Tensor:
     """(B, S, H, C) sums of a learner's attention over (B, P + S, C) columns; 0 at rows where it is silent.
 
     The learner's own queries and keys attend to columns in the place of values, without dropout.
     """
     lorra: Any = layer.get_submodule(learner)
-    keys = plan.keys[learner]
-    q, k = asked + lorra.q(asked), keys.rows + lorra.k(keys.rows)
-    q, k = (x.unflatten(-1, (-1, lorra.head_dim)).transpose(1, 2) for x in (q, k))
+    q = lorra.heads(asked + lorra.q(asked))
     tables = layer.angles(forward, plan)
     if tables is not None:
-        q, k = rotate(q, tables.queries), rotate(k, tables.keys[learner])
-    speaks = keys.legal.any(dim=-1, keepdim=True)
+        q = rotate(q, tables.queries)
+    legal = plan.keys[learner].legal
+    speaks = legal.any(dim=-1, keepdim=True)
     values = plan.pick(learner, columns.to(q))
     sums = [
         F.scaled_dot_product_attention(
             q,
-            k,
+            keys.to(q.dtype),
             F.pad(part, (0, lorra.head_dim - part.shape[-1]))[:, None].expand(-1, q.shape[1], -1, -1),
-            attn_mask=(keys.legal | ~speaks)[:, None],
+            attn_mask=(legal | ~speaks)[:, None],
             scale=lorra.head_dim**-0.5,
         )[..., : part.shape[-1]]
         for part in values.split(lorra.head_dim, dim=-1)

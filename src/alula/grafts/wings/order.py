@@ -29,7 +29,8 @@ class Order:
     """The rows of a batch with the keys of the textual learner first, then those of the visual one, then others.
 
     Attributes:
-        index: (B, T) the row at each place; samples with fewer rows in a part are filled up with row 0.
+        index: (B, T) the row at each place. Where rows are moved one by one, samples with fewer rows in a part than
+            others are filled up with row 0, and padding has no place; in runs it stays behind the text.
         real: (B, T) whether the place holds a row of the prompt: neither padding nor there to fill up.
         sizes: how many places each of the three parts has.
         cuts: places in front of which a run of rows ends that were neighbours in the prompt.
@@ -69,7 +70,7 @@ class Order:
 
 
 def order_rows(rows: RowMap, config: WingsConfig) -> Order:
-    """The order for all rows of a prompt. Reads the device once or twice."""
+    """The order for all rows of a prompt. Reads the device three times."""
     part = torch.where(rows.is_perceptual, 1, 0)
     if "textual" in config.learners:
         part = torch.where(rows.is_text & ~chosen_rows(rows, "textual", config), 2, part)
@@ -127,8 +128,13 @@ def chosen_rows(rows: RowMap, learner: str, config: WingsConfig) -> Tensor:
     return rows.is_text & (rows.role != Role.SYSTEM)
 
 
-def first_rows(chosen: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """(B, most) the chosen rows of (B, S) in their order, filled up with row 0, and (B, most) which are real."""
+def first_rows(chosen: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """(B, most) the chosen rows of (B, S) in their order, filled up with row 0, and (B, most) which are real.
+
+    Args:
+        most: the largest number of chosen rows; read from the device where it is not given.
+    """
+    most = int(chosen.sum(dim=1).max()) if most is None else most
     index = torch.sort((~chosen).to(torch.int8), dim=1, stable=True).indices[:, :most]
     real = chosen.gather(1, index)
     return index.masked_fill(~real, 0), real

@@ -33,6 +33,7 @@ from alula.anatomy import Anatomy
 from alula.errors import AlulaError, HostError, UsageError
 from alula.grafts.wings.layer import WingsLayer
 from alula.grafts.wings.lorra import LoRRA
+from alula.grafts.wings.order import first_rows, pick_rows
 from alula.grafts.wings.rope import Angles, rotate
 from alula.grafts.wings.router import AttentionRouter, Router
 from alula.rows import RowMap
@@ -118,14 +119,14 @@ class PublishedLayer(WingsLayer):
         sees = torch.tensor(forward.seeing, device=inputs.device)[:, None, None]
         visual = textual = None
         if forward.has_perceptual:
-            index, real = _gather(every.is_perceptual)
-            visual = _Keys(_pick(inputs, index), index, _additive(real[:, None, :], inputs.dtype))
+            index, real = first_rows(every.is_perceptual)
+            visual = _Keys(pick_rows(inputs, index), index, _additive(real[:, None, :], inputs.dtype))
         if "textual" in self.config.learners:
             chosen = every.is_text & ~(sees[:, 0] & (every.position < self.config.system_rows))
-            index, real = _gather(chosen)
+            index, real = first_rows(chosen)
             count = torch.arange(index.shape[1], device=index.device)
             legal = real[:, None, :] & (count <= new.position[:, :, None])
-            textual = _Keys(_pick(inputs, index), index, _additive(legal, inputs.dtype))
+            textual = _Keys(pick_rows(inputs, index), index, _additive(legal, inputs.dtype))
         double = 2.0 if len(self.config.learners) == 2 else 1.0
         visual_factor = torch.where(sees, double, 0.0)
         textual_factor = torch.where(sees, double, 1.0)
@@ -142,8 +143,8 @@ class PublishedLayer(WingsLayer):
         column = torch.arange(length, device=inputs.device)
         two = len(self.config.learners) == 2
 
-        index, real = _gather(rows.is_perceptual)
-        visual = _Keys(_pick(inputs, index), index, None)
+        index, real = first_rows(rows.is_perceptual)
+        visual = _Keys(pick_rows(inputs, index), index, None)
         shortened = False
         if two and not all(forward.seeing):
             blank = _blank_image(self._anatomy(forward), inputs)
@@ -161,7 +162,7 @@ class PublishedLayer(WingsLayer):
         textual = None
         if two:
             chosen = ~(sees[:, None] & (rows.is_perceptual | (column < self.config.system_rows)))
-            index, real = _gather(chosen)
+            index, real = first_rows(chosen)
             counts = chosen.sum(dim=1, keepdim=True)
             last = (counts - 1).clamp(min=0)
             index = torch.where(real, index, index.gather(1, last))
@@ -169,7 +170,7 @@ class PublishedLayer(WingsLayer):
             # column k of the batch's own causal and padding mask stands for key k, wherever key k came from
             legal = (keys_at <= column[:, None])[None] & rows.valid[:, None, : index.shape[1]]
             blinded = column[None, :] >= length - (index.shape[1] - counts)
-            textual = _Keys(_pick(inputs, index), index, _additive(legal & ~blinded[..., None], inputs.dtype))
+            textual = _Keys(pick_rows(inputs, index), index, _additive(legal & ~blinded[..., None], inputs.dtype))
 
         mixed_batch = forward.has_perceptual and not all(forward.seeing)
         single = shortened | (mixed_batch & ~sees) if two else torch.ones_like(sees)
@@ -215,17 +216,6 @@ def _check(rows: RowMap, forward: Forward, training: bool) -> None:
             )
 
 
-def _gather(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, K) columns of the chosen rows in their order, and which of them are real; shorter samples are filled up."""
-    most = int(chosen.sum(dim=1).max())
-    index = torch.sort((~chosen).to(torch.int8), dim=1, stable=True).indices[:, :most]
-    return index, chosen.gather(1, index)
-
-
-def _pick(table: Tensor, index: Tensor) -> Tensor:
-    return table.gather(1, index[..., None].expand(-1, -1, table.shape[-1]))
-
-
 def _additive(legal: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, 1, S, K) mask of 0 and the dtype's lowest: a query with no legal key then attends to all keys alike."""
     return torch.where(legal, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
@@ -239,7 +229,7 @@ def _attend(learner: Any, query: Tensor, keys: _Keys, tables: tuple[Tensor, Tens
     if tables is not None:
         new = query.shape[1]
         q = rotate(q, Angles.of(tables[0][:, -new:], tables[1][:, -new:], q.dtype))
-        k = rotate(k, Angles.of(_pick(tables[0], keys.columns), _pick(tables[1], keys.columns), k.dtype))
+        k = rotate(k, Angles.of(pick_rows(tables[0], keys.columns), pick_rows(tables[1], keys.columns), k.dtype))
     dropout = module.dropout if module.training else 0.0
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys.mask, dropout_p=dropout, scale=module.head_dim**-0.5)
     return module.o(out.transpose(1, 2).flatten(2))

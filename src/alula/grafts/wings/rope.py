@@ -39,15 +39,25 @@ def rotate(x: Tensor, angles: Angles, out: Tensor | None = None) -> Tensor:
 class _Rotation(torch.autograd.Function):
     """Its backward turns back. Autograd's own would copy each half several times over."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
+    def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return _rotated(x, cos, sin)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _rotated(gradient, cos, -sin), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *of_angles: Tensor | None) -> Tensor:
+        return _rotated(tangent, *ctx.saved_tensors)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
