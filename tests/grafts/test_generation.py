@@ -13,7 +13,8 @@ from transformers import DynamicCache
 
 import alula
 from alula import RowMap, WingsConfig
-from alula.seam import RowCache
+from alula.errors import AlulaError
+from alula.seam import NAME, RowCache
 from alula.seam.forward import Shelf
 from tests import zoo
 from tests.grafts.common import CONFIGS, covering, grafted, prompt_rows, row_map, run, wake
@@ -249,9 +250,10 @@ def test_text_first_and_an_image_on_the_kept_cache(host: str, config: str) -> No
     assert Shelf.of(cache)["wings"].get_seq_length() == ids.shape[1]
 
 
-def test_what_was_not_kept_up_is_made_anew() -> None:
+@pytest.mark.parametrize("cache_of", ["factors", "keys"])
+def test_what_was_not_kept_up_is_made_anew(cache_of: str) -> None:
     """A step with the graft switched off leaves a gap; later steps must not read past it."""
-    model, graft = grafted("llava-llama", "mass")
+    model, graft = grafted("llava-llama", WingsConfig(rank=4, cache=cache_of))
     inputs = zoo.batch("llava-llama", "3I2")
     steps = torch.tensor([[5], [6], [7]])
     logits = []
@@ -268,6 +270,91 @@ def test_what_was_not_kept_up_is_made_anew() -> None:
                         cache.layers.remove(shelf)
         logits.append(out.logits)
     torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [("factors", "keys"), ("keys", "factors"), ("keys", "keys")])
+def test_what_another_graft_of_the_name_left_is_not_read(before: str, after: str) -> None:
+    """Also where shapes agree (rank = head width): the new graft makes anew what it needs."""
+    rank = 8
+    model, _ = grafted("llava-llama", WingsConfig(rank=rank, cache=before))
+    inputs = zoo.batch("llava-llama", "3I2")
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+    alula.detach(model)
+    wake(alula.attach(model, WingsConfig(rank=rank, cache=after)), seed=5)
+    logits = []
+    for forget in (False, True):
+        mine = copy.deepcopy(cache)
+        if forget:
+            for shelf in Shelf.of(mine).values():
+                mine.layers.remove(shelf)
+        with torch.no_grad():
+            logits += [model(input_ids=torch.tensor([[5]]), past_key_values=mine).logits for _ in range(2)]
+    torch.testing.assert_close(logits[:2], logits[2:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cache_of", ["factors", "keys"])
+@pytest.mark.parametrize("layouts", [("3I2",), ("3I2", "I3")], ids=["alike", "ragged"])
+def test_a_prompt_under_autocast_and_steps_without(cache_of: str, layouts: tuple[str, ...]) -> None:
+    model, _ = grafted("llava-llama", WingsConfig(rank=4, cache=cache_of))
+    inputs = zoo.batch("llava-llama", *layouts)
+    step = torch.full((len(layouts), 1), 5)
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(step)], dim=1)
+    logits = []
+    for enabled in (True, False):
+        with torch.no_grad():
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                cache = model(**inputs, use_cache=True).past_key_values
+            logits.append(model(input_ids=step, attention_mask=mask, past_key_values=cache).logits)
+    torch.testing.assert_close(logits[0], logits[1], atol=0.05, rtol=0.05)
+
+
+def test_two_grafts_keep_what_each_is_told() -> None:
+    model, _ = grafted("llava-llama", WingsConfig(rank=4), name="one")
+    wake(alula.attach(model, WingsConfig(rank=8, cache="keys", gate="paper"), "two"), seed=3)
+    inputs = zoo.batch("llava-llama", "3I2", "5")
+    _same(
+        _generate(model, "llava-llama", inputs, do_sample=False),
+        _generate(model, "llava-llama", inputs, do_sample=False, use_cache=False),
+    )
+
+
+def test_nothing_is_held_without_a_cache() -> None:
+    model, graft = grafted("llava-llama", WingsConfig(rank=4, cache="keys"))
+    held: list[int] = []
+    model.model.language_model.layers[-1].register_forward_hook(
+        lambda m, a, kw, out: held.append(sum(map(len, kw[NAME]._kept.values()))), with_kwargs=True
+    )
+    inputs = zoo.batch("llava-llama", "3I6")
+    with torch.no_grad():
+        for use_cache in (False, True):
+            model(**inputs, use_cache=use_cache)
+    assert held[0] == 0
+    assert held[1] >= 1
+    assert graft.config.cache == "keys"
+
+
+def test_a_cache_that_lost_step_is_refused() -> None:
+    """A forward that fails half-way leaves layers of different lengths; going on would read the wrong rows."""
+    model, _ = grafted("llava-llama", "mass")
+    inputs = zoo.batch("llava-llama", "3I2")
+    step = torch.tensor([[5]])
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        expected = model(input_ids=step, past_key_values=copy.deepcopy(cache)).logits
+
+        def fail(*_: Any) -> None:
+            raise RuntimeError("half-way")
+
+        handle = model.model.language_model.layers[-1].mlp.register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="half-way"):
+            model(input_ids=step, past_key_values=cache)
+        handle.remove()
+        with pytest.raises(AlulaError, match="what stands in 9 of them is known"):
+            model(input_ids=step, past_key_values=cache)
+        for layer in cache.layers:
+            layer.crop(-(layer.get_seq_length() - 9))
+        torch.testing.assert_close(model(input_ids=step, past_key_values=cache).logits, expected)
 
 
 def test_long_prompts_in_blocks_equal_short_steps() -> None:

@@ -18,7 +18,7 @@ import alula
 from alula import WingsConfig
 from alula.grafts.wings import LoRRA
 from alula.grafts.wings.lorra import split_queries
-from alula.grafts.wings.rope import Angles, narrow_angles
+from alula.grafts.wings.rope import Angles, narrow_angles, rotate
 from tests import zoo
 from tests.grafts.common import CONFIGS, row_map, true_positions, wake
 
@@ -309,3 +309,24 @@ def test_narrow_heads_turn_by_the_narrow_rope() -> None:
     cos, sin = narrow_angles((tables[0], tables[1]), 16, 4)
     torch.testing.assert_close(cos[0], torch.cat([narrow, narrow], dim=-1).cos())
     torch.testing.assert_close(sin[0], torch.cat([narrow, narrow], dim=-1).sin())
+
+
+@pytest.mark.parametrize("rotated", [8, 4])
+def test_rotation_has_all_its_derivatives(rotated: int) -> None:
+    """Backward, twice, forward mode and torch.func; also where only a part of a head turns."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 5, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    angle = torch.randn(2, 5, rotated // 2, generator=generator, dtype=torch.float64)
+    angles = Angles.of(torch.cat([angle, angle], dim=-1).cos(), torch.cat([angle, angle], dim=-1).sin())
+
+    def call(x: Tensor) -> Tensor:
+        return rotate(x, angles)
+
+    with torch.no_grad():
+        expected = rotate(x, angles)
+        torch.testing.assert_close(expected.norm(dim=-1), x.norm(dim=-1))
+    torch.testing.assert_close(call(x), expected)
+    assert torch.autograd.gradcheck(call, (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, (x,))
+    of_norm = torch.func.grad(lambda x: (rotate(x, angles) ** 2).sum())(x.detach())
+    torch.testing.assert_close(of_norm, 2 * x.detach())

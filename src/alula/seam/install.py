@@ -122,7 +122,10 @@ class Seam(nn.Module):
         rows = given if given is not None else self._read_rows(input_ids, reference, kwargs, new_mask, length > 0)
         if rows.shape != tuple(reference.shape):
             raise UsageError(f"row_map describes {rows.shape} rows, the forward has {tuple(reference.shape)}")
-        kwargs[NAME] = Forward(self, rows.to(reference.device), past_rows, past if known else None, Shelf.of(cache))
+        wanted = kwargs.get("use_cache")
+        keeps = cache is not None or bool(getattr(self.anatomy.config, "use_cache", True) if wanted is None else wanted)
+        rows, past = rows.to(reference.device), past if known else None
+        kwargs[NAME] = Forward(self, rows, past_rows, past, Shelf.of(cache), keeps=keeps)
         return args, kwargs
 
     def _read_rows(
