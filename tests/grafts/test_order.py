@@ -120,3 +120,18 @@ def test_runs_are_cut_where_neighbours_part() -> None:
         [2, 3],
         [7],
     ]
+
+
+def test_what_stands_in_padding_does_not_matter() -> None:
+    """Not even numbers so large that what a learner makes of them is no number any more."""
+    model, _ = grafted("llama", WingsConfig(rank=4))
+    kind = rows_of("..II........", "..II..").kind
+    embedded = torch.randn(*kind.shape, 32)
+    logits = []
+    for value in (0.0, 1e30):
+        inputs = torch.where((kind < 0)[..., None], value, embedded)
+        with torch.no_grad():
+            logits.append(
+                model(inputs_embeds=inputs, attention_mask=(kind >= 0).long(), row_map=RowMap.from_kinds(kind)).logits
+            )
+    torch.testing.assert_close(logits[0][kind >= 0], logits[1][kind >= 0], atol=1e-5, rtol=1e-5)

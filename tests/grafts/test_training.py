@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 import alula
+from alula import RowMap, WingsConfig
 from alula.errors import AlulaError
 from alula.grafts.wings import LoRRA
 from tests import zoo
@@ -264,3 +265,31 @@ def test_gradients_through_a_compiled_decoder() -> None:
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_a_compiled_decoder_goes_on_behind_a_cache() -> None:
+    """A prompt in pieces of many lengths: what grows with every piece is not compiled anew for each."""
+    model, twin = _compiled("llama", "mass", "eager")
+    inputs = zoo.batch("llama", "3I9II99999")
+    rows = row_map(inputs)
+    with torch.no_grad():
+        expected = model(**inputs, row_map=rows).logits
+        cache, logits, start = None, [], 0
+        for size in (9, 10, 11, 12):
+            piece = slice(start, start + size)
+            part = RowMap.from_kinds(rows.kind[:, piece])
+            out = twin(input_ids=inputs["input_ids"][:, piece], past_key_values=cache, row_map=part)
+            cache, start = out.past_key_values, start + size
+            logits.append(out.logits)
+    torch.testing.assert_close(torch.cat(logits, dim=1), expected[:, :start], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["1I1", "3I9"], ids=["few rows", "many rows"])
+def test_dropout_drops_without_gradients_too(layout: str) -> None:
+    model, _ = grafted("llama", WingsConfig(rank=4, dropout=0.5))
+    inputs = zoo.batch("llama", layout)
+    assert torch.equal(run(model, "llama", inputs), run(model, "llama", inputs))
+    model.train()
+    assert not torch.equal(run(model, "llama", inputs), run(model, "llama", inputs))
+    model.eval()
+    assert torch.equal(run(model, "llama", inputs), run(model, "llama", inputs))
