@@ -52,6 +52,8 @@ def test_settings_can_be_given_while_loading(tmp_path: Path) -> None:
         alula.load(fresh, tmp_path / "adapter", cache="everything")
     with pytest.raises(UsageError, match="'rank' is not a setting that can be changed"):
         alula.load(fresh, tmp_path / "adapter", rank=2)
+    with pytest.raises(UsageError, match="dropout must lie"):
+        alula.load(fresh, tmp_path / "adapter", dropout="much")
     assert alula.grafts_of(fresh) == {}
     again = alula.load(fresh, tmp_path / "adapter", cache="keys")
     assert again.config == dataclasses.replace(graft.config, cache="keys")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -132,7 +133,7 @@ def load(
                     f"{given!r} is not a setting that can be changed while loading",
                     remedy=f"those its weights do not depend on: {', '.join(config.free)}",
                 )
-        config = config.from_dict({**config.to_dict(), **settings})
+        config = dataclasses.replace(config, **settings)
     stored = {key.removeprefix("host."): value for key, value in weights.items() if key.startswith("host.")}
     check_keys(expected, stored, where=where)
     graft = attach(model, config, name or facts["name"])

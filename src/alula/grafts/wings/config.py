@@ -109,7 +109,7 @@ class WingsConfig(GraftConfig):
                 raise UsageError(f"wings: {name} must be a whole number above 0, not {getattr(self, name)!r}")
         if not isinstance(self.system_rows, int) or self.system_rows < 0 or (self.system_rows and self.compat is None):
             raise UsageError('wings: system_rows is a number of rows, and only for compat="published"')
-        if not 0.0 <= self.dropout < 1.0:
+        if not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"wings: dropout must lie in [0, 1), not {self.dropout!r}")
 
     def _settle(self, name: str, kind: type) -> None:
