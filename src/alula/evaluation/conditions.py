@@ -12,6 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from alula.chat_template import TemplateSettings
 from alula.evaluation.results import Conditions, Decoding
 from alula.grafts import Graft
 from alula.seam import find
@@ -20,7 +21,9 @@ _PACKAGES = ("alula", "torch", "transformers", "peft", "tokenizers", "numpy", "p
 _SAMPLES = 64
 
 
-def conditions(model: nn.Module, decoding: Decoding, batch_size: int) -> Conditions:
+def conditions(
+    model: nn.Module, decoding: Decoding, batch_size: int, template: TemplateSettings | None = None
+) -> Conditions:
     """Return the circumstances of a run of ``model``."""
     parameter = next(model.parameters())
     return Conditions(
@@ -30,6 +33,7 @@ def conditions(model: nn.Module, decoding: Decoding, batch_size: int) -> Conditi
         device=_device(parameter.device),
         backend=_backend(getattr(model, "config", None)),
         versions=versions(),
+        template=(template or TemplateSettings()).to_dict(),
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from alula.chat_template import TemplateSettings
 from alula.data import FilmRef, SoundRef
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation.items import Message, images_of, media_of
@@ -91,15 +92,19 @@ def loaded(messages: Sequence[Message], processor: Any = None) -> list[dict[str,
     return [{"role": message["role"], "content": [*map(decoded, message["content"])]} for message in messages]
 
 
-def encode(processor: Any, messages: Sequence[Message], *, where: str = "prompt") -> Prompt:
+def encode(
+    processor: Any, messages: Sequence[Message], *, where: str = "prompt", template: TemplateSettings | None = None
+) -> Prompt:
     """Render ``messages`` (decoded media, ends with a user turn) through the chat template, generation prompt added.
 
     Args:
         processor: a multimodal processor, or a tokenizer for prompts without images.
         where: named in errors.
+        template: what the chat template is told beside the messages.
 
     Raises:
-        UsageError: the processor has no chat template, or images meet a plain tokenizer.
+        UsageError: the processor has no chat template, or one that does not read a setting of ``template``, or images
+            meet a plain tokenizer.
         EvaluationError: the template produced no tokens.
     """
     images = list(images_of(messages))
@@ -119,7 +124,12 @@ def encode(processor: Any, messages: Sequence[Message], *, where: str = "prompt"
         # most text templates concatenate the content as a string
         messages = [{"role": m["role"], "content": "".join(p["text"] for p in m["content"])} for m in messages]
     inputs = processor.apply_chat_template(
-        list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        list(messages),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        **(template or TemplateSettings()).keywords(processor),
     )
     if inputs["input_ids"].numel() == 0:
         raise EvaluationError("the chat template rendered no tokens", where=where)

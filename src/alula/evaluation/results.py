@@ -77,6 +77,8 @@ class Conditions(Record):
     backend: dict[str, str]
     """attention implementation per sub-model, ``{"model": "sdpa", ...}``"""
     versions: dict[str, str]
+    template: dict[str, Any] = {}
+    """what the chat template was told beside the messages, see `alula.chat_template.TemplateSettings`"""
 
 
 class Ratio(Record):
