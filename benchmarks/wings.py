@@ -51,8 +51,11 @@ from alula.files import write_json
 from alula.grafts import Graft, lifecycle
 from alula.hosts import fledgling
 from alula.seam import RowCache, find
+from alula.seam.dialect import cache_keyword, cache_of_output
 from alula.seam.forward import Shelf
 from alula.training.environment import readable_environment
+
+CACHE = cache_keyword()
 
 RESULTS = Path(__file__).parent / "results" / "wings-speed.json"
 CONTENDERS = ("host", "lora", "mass", "attention", "keys", "sdpa", "naive")
@@ -257,13 +260,13 @@ def decode(bench: Bench, contender: str, rows: int) -> tuple[Callable[[], Any], 
     if contender == "naive":
         return prefill(bench, contender, rows + 1)
     with torch.inference_mode():
-        cache = bench.run(contender, rows, input_ids=bench.ids(rows), logits_to_keep=1).past_key_values
+        cache = cache_of_output(bench.run(contender, rows, input_ids=bench.ids(rows), logits_to_keep=1))
     model = bench.model(contender)
 
     @torch.inference_mode()
     def steps() -> Any:
         for i in range(DECODED):
-            model(input_ids=tokens[:, i : i + 1], past_key_values=cache)
+            model(input_ids=tokens[:, i : i + 1], **{CACHE: cache})
         cache.crop(-DECODED)
         return cache
 

@@ -46,6 +46,10 @@ class HostError(AlulaError):
     """A model (or a directory that should hold one) that alula does not know how to take."""
 
 
+class SeamError(AlulaError):
+    """transformers, or whoever called it, does something the seam does not know: an error instead of wrong numbers."""
+
+
 class AdapterError(AlulaError):
     """An adapter that does not fit the model it is loaded into, or a directory that is not one."""
 

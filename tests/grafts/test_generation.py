@@ -15,9 +15,12 @@ import alula
 from alula import RowMap, WingsConfig
 from alula.errors import AlulaError
 from alula.seam import NAME, RowCache
+from alula.seam.dialect import cache_keyword, cache_of_output
 from alula.seam.forward import Shelf
 from tests import zoo
 from tests.grafts.common import CONFIGS, covering, grafted, prompt_rows, row_map, run, wake
+
+CACHE = cache_keyword()
 
 TOKENS = 6
 MODES: dict[str, dict[str, Any]] = {
@@ -111,7 +114,7 @@ def test_a_second_turn_on_a_kept_cache(host: str, config: str, second: str) -> N
         whole["mm_token_type_ids"] = (ids == zoo.IMAGE).long()
     expected = run(model, host, whole)
 
-    cache = said.past_key_values
+    cache = cache_of_output(said)
     known = cache.get_seq_length()
     rest = {"input_ids": ids[:, known:], "attention_mask": whole["attention_mask"]}
     rest |= {name: turn[name] for name in ("pixel_values", "image_grid_thw") if name in turn}
@@ -125,7 +128,7 @@ def test_a_second_turn_on_a_kept_cache(host: str, config: str, second: str) -> N
         options["position_ids"] = positions[..., known:]
     if host in zoo.TEXT:
         options["row_map"] = row_map({"input_ids": rest["input_ids"]})
-    continued = run(model, host, rest, past_key_values=cache, **options)
+    continued = run(model, host, rest, **{CACHE: cache}, **options)
     torch.testing.assert_close(continued, expected[:, known:], atol=1e-4, rtol=1e-4)
 
 
@@ -135,14 +138,14 @@ def test_generate_goes_on_with_a_kept_cache(host: str, config: str) -> None:
     model, _ = grafted(host, config)
     first, turn = zoo.batch(host, "2I2"), zoo.batch(host, "1I2", seed=5)
     cache = DynamicCache(config=model.config.get_text_config())
-    said = _generate(model, host, first, do_sample=False, past_key_values=cache)
+    said = _generate(model, host, first, do_sample=False, **{CACHE: cache})
     ids = torch.cat([said.sequences, turn["input_ids"]], dim=1)
     mask = torch.ones_like(ids)
     continued = model.generate(
         input_ids=ids,
         attention_mask=mask,
         pixel_values=turn["pixel_values"],
-        past_key_values=cache,
+        **{CACHE: cache},
         max_new_tokens=TOKENS,
         do_sample=False,
     )
@@ -167,9 +170,9 @@ def test_chunked_prefill(host: str, config: str, cuts: tuple[int, ...]) -> None:
         chunk = {"input_ids": inputs["input_ids"][:, start:stop], "attention_mask": inputs["attention_mask"][:, :stop]}
         kinds = type(rows).from_kinds(rows.kind[:, start:stop])
         with torch.no_grad():
-            out = model(**chunk, row_map=kinds, past_key_values=cache, use_cache=True)
+            out = model(**chunk, row_map=kinds, **{CACHE: cache}, use_cache=True)
         pieces.append(out.logits)
-        cache = out.past_key_values
+        cache = cache_of_output(out)
     valid = inputs["attention_mask"].bool()
     torch.testing.assert_close(torch.cat(pieces, dim=1)[valid], whole[valid], atol=1e-4, rtol=1e-4)
 
@@ -185,9 +188,9 @@ def test_chunked_prefill_of_an_image_host(config: str) -> None:
         if images:
             chunk["pixel_values"] = inputs["pixel_values"][images]
         with torch.no_grad():
-            out = model(**chunk, past_key_values=cache, use_cache=True)
+            out = model(**chunk, **{CACHE: cache}, use_cache=True)
         pieces.append(out.logits)
-        cache = out.past_key_values
+        cache = cache_of_output(out)
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-4, rtol=1e-4)
 
 
@@ -221,7 +224,7 @@ def test_what_a_layer_keeps_per_row(cache: str) -> None:
     """Learner memory: the input rows, shared by all layers, and per layer 2 r numbers, or a key and r."""
     model, graft = grafted("llava-llama", WingsConfig(rank=4, cache=cache))
     inputs = zoo.batch("llava-llama", "3I2", "5")
-    kept = _generate(model, "llava-llama", inputs, num_beams=2, do_sample=False).past_key_values
+    kept = cache_of_output(_generate(model, "llava-llama", inputs, num_beams=2, do_sample=False))
     length = inputs["input_ids"].shape[1] + TOKENS - 1
     rows, shelf = RowCache.of(kept), Shelf.of(kept)["wings"]
     assert rows is not None
@@ -239,13 +242,13 @@ def test_text_first_and_an_image_on_the_kept_cache(host: str, config: str) -> No
     ids = torch.cat([said.sequences, turn["input_ids"], torch.tensor([[7, 8, 9]])], dim=1)
     pixels = {name: turn[name] for name in ("pixel_values",) if name in turn}
     expected = run(model, host, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels})
-    cache, logits = said.past_key_values, []
+    cache, logits = cache_of_output(said), []
     known = cache.get_seq_length()
     cuts = (known, ids.shape[1] - 3, ids.shape[1] - 2, ids.shape[1] - 1, ids.shape[1])
     for start, stop in itertools.pairwise(cuts):
         chunk: dict[str, Any] = {"input_ids": ids[:, start:stop]}
         options = {"row_map": row_map(chunk)} if host in zoo.TEXT else {}
-        logits.append(run(model, host, chunk | (pixels if start == known else {}), past_key_values=cache, **options))
+        logits.append(run(model, host, chunk | (pixels if start == known else {}), **{CACHE: cache}, **options))
     torch.testing.assert_close(torch.cat(logits, dim=1), expected[:, known:], atol=1e-4, rtol=1e-4)
     assert Shelf.of(cache)["wings"].get_seq_length() == ids.shape[1]
 
@@ -259,12 +262,12 @@ def test_what_was_not_kept_up_is_made_anew(cache_of: str) -> None:
     logits = []
     for forget in (False, True):
         with torch.no_grad():
-            cache = model(**inputs, use_cache=True).past_key_values
+            cache = cache_of_output(model(**inputs, use_cache=True))
             with graft.disabled():
-                model(input_ids=steps[:1], past_key_values=cache)
+                model(input_ids=steps[:1], **{CACHE: cache})
             assert Shelf.of(cache) == {}
             for step in steps[1:]:
-                out = model(input_ids=step[None], past_key_values=cache)
+                out = model(input_ids=step[None], **{CACHE: cache})
                 if forget:
                     for shelf in Shelf.of(cache).values():
                         cache.layers.remove(shelf)
@@ -279,7 +282,7 @@ def test_what_another_graft_of_the_name_left_is_not_read(before: str, after: str
     model, _ = grafted("llava-llama", WingsConfig(rank=rank, cache=before))
     inputs = zoo.batch("llava-llama", "3I2")
     with torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = cache_of_output(model(**inputs, use_cache=True))
     alula.detach(model)
     wake(alula.attach(model, WingsConfig(rank=rank, cache=after)), seed=5)
     logits = []
@@ -289,7 +292,7 @@ def test_what_another_graft_of_the_name_left_is_not_read(before: str, after: str
             for shelf in Shelf.of(mine).values():
                 mine.layers.remove(shelf)
         with torch.no_grad():
-            logits += [model(input_ids=torch.tensor([[5]]), past_key_values=mine).logits for _ in range(2)]
+            logits += [model(input_ids=torch.tensor([[5]]), **{CACHE: mine}).logits for _ in range(2)]
     torch.testing.assert_close(logits[:2], logits[2:], atol=1e-5, rtol=1e-5)
 
 
@@ -304,8 +307,8 @@ def test_a_prompt_under_autocast_and_steps_without(cache_of: str, layouts: tuple
     for enabled in (True, False):
         with torch.no_grad():
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                cache = model(**inputs, use_cache=True).past_key_values
-            logits.append(model(input_ids=step, attention_mask=mask, past_key_values=cache).logits)
+                cache = cache_of_output(model(**inputs, use_cache=True))
+            logits.append(model(input_ids=step, attention_mask=mask, **{CACHE: cache}).logits)
     torch.testing.assert_close(logits[0], logits[1], atol=0.05, rtol=0.05)
 
 
@@ -340,21 +343,21 @@ def test_a_cache_that_lost_step_is_refused() -> None:
     inputs = zoo.batch("llava-llama", "3I2")
     step = torch.tensor([[5]])
     with torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
-        expected = model(input_ids=step, past_key_values=copy.deepcopy(cache)).logits
+        cache = cache_of_output(model(**inputs, use_cache=True))
+        expected = model(input_ids=step, **{CACHE: copy.deepcopy(cache)}).logits
 
         def fail(*_: Any) -> None:
             raise RuntimeError("half-way")
 
         handle = model.model.language_model.layers[-1].mlp.register_forward_pre_hook(fail)
         with pytest.raises(RuntimeError, match="half-way"):
-            model(input_ids=step, past_key_values=cache)
+            model(input_ids=step, **{CACHE: cache})
         handle.remove()
         with pytest.raises(AlulaError, match="what stands in 9 of them is known"):
-            model(input_ids=step, past_key_values=cache)
+            model(input_ids=step, **{CACHE: cache})
         for layer in cache.layers:
             layer.crop(-(layer.get_seq_length() - 9))
-        torch.testing.assert_close(model(input_ids=step, past_key_values=cache).logits, expected)
+        torch.testing.assert_close(model(input_ids=step, **{CACHE: cache}).logits, expected)
 
 
 def test_long_prompts_in_blocks_equal_short_steps() -> None:
@@ -370,8 +373,8 @@ def test_long_prompts_in_blocks_equal_short_steps() -> None:
         stop = min(start + 100, length)
         chunk = {"input_ids": inputs["input_ids"][:, start:stop], "attention_mask": inputs["attention_mask"][:, :stop]}
         with torch.no_grad():
-            out = model(**chunk, row_map=RowMap.from_kinds(rows.kind[:, start:stop]), past_key_values=cache)
+            out = model(**chunk, row_map=RowMap.from_kinds(rows.kind[:, start:stop]), **{CACHE: cache})
         pieces.append(out.logits)
-        cache = out.past_key_values
+        cache = cache_of_output(out)
     valid = inputs["attention_mask"].bool()
     torch.testing.assert_close(torch.cat(pieces, dim=1)[valid], whole[valid], atol=2e-4, rtol=1e-3)

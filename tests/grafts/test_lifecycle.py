@@ -12,8 +12,11 @@ from torch import nn
 import alula
 from alula import WingsConfig
 from alula.errors import HostError, UsageError
+from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
 from tests.grafts.common import ASKS_ATTENTION, CONFIGS, covering, grafted, run, wake
+
+CACHE = cache_keyword()
 
 LAYOUTS = ("3I2I4", "6")
 
@@ -222,10 +225,10 @@ class TestRefusals:
         model = zoo.build("llava-llama")
         inputs = zoo.batch("llava-llama", "3I2")
         with torch.no_grad():
-            cache = model(**inputs, use_cache=True).past_key_values
+            cache = cache_of_output(model(**inputs, use_cache=True))
         alula.attach(model, CONFIGS["mass"])
         with pytest.raises(alula.errors.AlulaError, match="empty cache"), torch.no_grad():
-            model(input_ids=torch.tensor([[1]]), past_key_values=cache)
+            model(input_ids=torch.tensor([[1]]), **{CACHE: cache})
 
 
 def test_learners_are_one_thing_in_any_order_and_any_sequence() -> None:

@@ -14,8 +14,11 @@ import alula
 from alula import RowMap, WingsConfig
 from alula.errors import AlulaError
 from alula.grafts.wings import LoRRA
+from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
 from tests.grafts.common import CONFIGS, covering, grafted, row_map, run, wake
+
+CACHE = cache_keyword()
 
 LAYOUTS = ("3I4", "6", "I2I1")
 
@@ -278,8 +281,8 @@ def test_a_compiled_decoder_goes_on_behind_a_cache() -> None:
         for size in (9, 10, 11, 12):
             piece = slice(start, start + size)
             part = RowMap.from_kinds(rows.kind[:, piece])
-            out = twin(input_ids=inputs["input_ids"][:, piece], past_key_values=cache, row_map=part)
-            cache, start = out.past_key_values, start + size
+            out = twin(input_ids=inputs["input_ids"][:, piece], **{CACHE: cache}, row_map=part)
+            cache, start = cache_of_output(out), start + size
             logits.append(out.logits)
     torch.testing.assert_close(torch.cat(logits, dim=1), expected[:, :start], atol=2e-5, rtol=1e-4)
 

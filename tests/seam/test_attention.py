@@ -11,6 +11,9 @@ from tests import zoo
 
 from alula import Anatomy
 from alula.seam import ATTENTION, Forward, install, use_attention
+from alula.seam.dialect import cache_keyword, cache_of_output
+
+CACHE = cache_keyword()
 
 LAYOUTS = {True: ("3I4", "6", "I2I1"), False: ("9", "5", "12")}
 
@@ -144,7 +147,7 @@ def test_sums_while_decoding_equal_the_whole(name: str) -> None:
         model(ids)
         whole, cache, steps = asker.sums[1], None, []
         for start, stop in ((0, 5), (5, 6), (6, 7), (7, 11), (11, 14)):
-            cache = model(ids[:, start:stop], past_key_values=cache, use_cache=True).past_key_values
+            cache = cache_of_output(model(ids[:, start:stop], **{CACHE: cache}, use_cache=True))
             steps.append(asker.sums[1])
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-5, rtol=0)
 

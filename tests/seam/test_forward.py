@@ -13,6 +13,9 @@ from transformers import DynamicCache, StaticCache
 from alula import Kind, RowMap
 from alula.errors import AlulaError, UsageError
 from alula.seam import NAME, Forward, RowCache, find, install
+from alula.seam.dialect import cache_keyword, cache_of_output
+
+CACHE = cache_keyword()
 
 HOSTS = ["llava-qwen3", "llava-gemma3", "qwen2_5_vl"]
 
@@ -66,9 +69,9 @@ def test_a_kept_cache_carries_the_rows_into_the_next_turn() -> None:
     model = zoo.build("llava-llama")
     listener = Listener(model, inputs=True)
     first, second = zoo.batch("llava-llama", "2I3"), zoo.batch("llava-llama", "2I1", seed=7)
-    cache = model(**first, use_cache=True).past_key_values
+    cache = cache_of_output(model(**first, use_cache=True))
     mask = torch.cat([first["attention_mask"], second["attention_mask"]], dim=1)
-    model(**{**second, "attention_mask": mask}, past_key_values=cache)
+    model(**{**second, "attention_mask": mask}, **{CACHE: cache})
     whole = {
         "input_ids": torch.cat([first["input_ids"], second["input_ids"]], dim=1),
         "attention_mask": mask,
@@ -85,7 +88,7 @@ def test_a_kept_cache_carries_the_rows_into_the_next_turn() -> None:
 def test_cache_operations_take_the_rows_along() -> None:
     model = zoo.build("llava-llama")
     Listener(model, inputs=True)
-    cache = model(**zoo.batch("llava-llama", "3I4", "I2I1"), use_cache=True).past_key_values
+    cache = cache_of_output(model(**zoo.batch("llava-llama", "3I4", "I2I1"), use_cache=True))
     rows = RowCache.of(cache).rows.stack()
     assert rows.shape[:2] == (2, 11)
     inputs = RowCache.of(cache).inputs
@@ -106,7 +109,7 @@ def test_every_kind_of_cache_given_by_the_caller(make: Any) -> None:
     listener = Listener(model)
     batch = zoo.batch("llava-llama", "3I4")
     cache = make(model.config.get_text_config())
-    model.generate(**batch, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    model.generate(**batch, **{CACHE: cache}, max_new_tokens=4, do_sample=False)
     assert listener.forwards[-1].all_rows.shape[1] == 11 + 3
 
 
@@ -130,7 +133,7 @@ def test_a_cache_from_before_is_refused_where_its_inputs_are_needed() -> None:
     cache = model(torch.randint(0, 50, (1, 6)), use_cache=True).past_key_values
     Listener(model, inputs=True)
     with pytest.raises(AlulaError, match="6 rows that were computed before listener was attached"):
-        model(torch.randint(0, 50, (1, 2)), past_key_values=cache)
+        model(torch.randint(0, 50, (1, 2)), **{CACHE: cache})
 
 
 def test_a_cache_from_before_counts_as_text_elsewhere() -> None:
@@ -138,7 +141,7 @@ def test_a_cache_from_before_counts_as_text_elsewhere() -> None:
     cache = model(torch.randint(0, 50, (1, 6)), use_cache=True).past_key_values
     listener = Listener(model)
     for _ in range(2):
-        model(torch.randint(0, 50, (1, 2)), past_key_values=cache)
+        model(torch.randint(0, 50, (1, 2)), **{CACHE: cache})
     assert listener.forwards[-1].all_rows.position.tolist() == [list(range(10))]
     assert listener.forwards[-1].all_rows.kind.unique().tolist() == [Kind.TEXT]
 

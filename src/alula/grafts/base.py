@@ -7,14 +7,14 @@ import dataclasses
 import difflib
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from alula.errors import AdapterError, UsageError
-from alula.seam import NAME, Seam
+from alula.seam import NAME, Seam, marked, marks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,14 +59,12 @@ class Graft(abc.ABC):
         name: under which it is attached.
         config: its settings.
         layers: the per-layer modules by decoder layer index.
-        enabled: whether it takes part in forwards.
         token: tells what it left in a cache from what others of its name did.
     """
 
     def __init__(self, seam: Seam, name: str, config: Any) -> None:
         self.seam, self.name, self.config = seam, name, config
         self.layers: dict[int, nn.Module] = {}
-        self.enabled = True
         self.token = uuid.uuid4().hex
         self._handles: list[RemovableHandle] = []
 
@@ -113,14 +111,14 @@ class Graft(abc.ABC):
                 delattr(layer, NAME)
         self.seam.release(self.name)
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """The host without this graft's voice, for the length of the block."""
-        previous, self.enabled = self.enabled, False
-        try:
-            yield
-        finally:
-            self.enabled = previous
+    @property
+    def enabled(self) -> bool:
+        """Whether it takes part in the forwards that this thread begins."""
+        return self.token not in marks()
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """The host without this graft, for the forwards that this thread (or asyncio task) begins inside the block."""
+        return marked(self.token)
 
     # -- parameters -----------------------------------------------------------------------------------------------
 

@@ -239,7 +239,7 @@ class _Listener:
     aside = True
 
     def __init__(self, probe: AttentionShift) -> None:
-        self.probe = probe
+        self.probe = self.mark = probe
 
     def key_columns(self, forward: Forward, layer: int) -> Tensor | None:
         notes = self.probe.notes(forward)

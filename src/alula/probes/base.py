@@ -22,7 +22,7 @@ from alula.files import atomic_file
 from alula.probes.accumulate import Reservoir, Tally
 from alula.probes.resampling import DEFAULT, Resampling
 from alula.probes.results import Result
-from alula.seam import NAME, Forward, Seam, find, install
+from alula.seam import NAME, Forward, Seam, find, install, marked
 
 _serial = itertools.count()
 _DONE = object()
@@ -83,7 +83,7 @@ class Probe(abc.ABC):
 
     def notes(self, forward: Forward) -> dict[Any, Any] | None:
         """Where to put what is seen during this forward; None when it is not to be measured (any more)."""
-        if forward.past is not None:
+        if forward.past is not None or self not in forward.marks:
             return None
         notes = forward.memo.setdefault(self, {})
         return None if _DONE in notes else notes
@@ -100,7 +100,7 @@ class Probe(abc.ABC):
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[Self]:
-        """Measure every forward of `model` inside the block.
+        """Measure the forwards of `model` that this thread (or asyncio task) begins inside the block.
 
         Args:
             model: a host, with or without grafts and PEFT adapters.
@@ -118,11 +118,14 @@ class Probe(abc.ABC):
             self.watch(seam, stack)
             handle = seam.anatomy.backbone.register_forward_hook(self._after_forward, with_kwargs=True)
             stack.callback(handle.remove)
+            stack.enter_context(marked(self))
             yield self
 
     @torch.no_grad()
     def _after_forward(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        forward: Forward = kwargs[NAME]
+        forward: Forward | None = kwargs.get(NAME)
+        if forward is None or self not in forward.marks:
+            return
         notes = self.notes(forward)
         if notes is None:
             self.tally.add("continued_forwards", 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError, UsageError
-from alula.seam import NAME, install
+from alula.seam import NAME, install, marked
 
 Noise = Literal["gaussian", "uniform"]
 
@@ -26,6 +26,8 @@ _serial = itertools.count()
 @contextmanager
 def noise_prompt(model: nn.Module, noise: Noise = "gaussian", *, seed: int = 0) -> Iterator[None]:
     """Inside, the perceptual rows that enter the decoder are noise: what is left is not about what was seen.
+
+    Only in the forwards that this thread begins.
 
     Args:
         model: a host.
@@ -40,7 +42,10 @@ def noise_prompt(model: nn.Module, noise: Noise = "gaussian", *, seed: int = 0) 
     generator = torch.Generator().manual_seed(seed)
 
     def replace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        chosen = kwargs[NAME].rows.is_perceptual
+        forward = kwargs.get(NAME)
+        if forward is None or name not in forward.marks:
+            return None
+        chosen = forward.rows.is_perceptual
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         if not bool(chosen.any()):
             return None
@@ -51,7 +56,8 @@ def noise_prompt(model: nn.Module, noise: Noise = "gaussian", *, seed: int = 0) 
     # in front of every other hook, so that grafts and taps meet the noise too
     handle = seam.anatomy.layers[0].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
     try:
-        yield
+        with marked(name):
+            yield
     finally:
         handle.remove()
         seam.release(name)

@@ -6,6 +6,7 @@ Shapes: B samples of a batch, S rows, G streams, in and out the widths of a matr
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -244,29 +245,34 @@ class _LayerTap:
 
     def __init__(self, probe: Overlap) -> None:
         self.probe = probe
-        self.forward: Forward | None = None
-        self.last: tuple[Tensor, Tensor] | None = None
+        self.forwards: dict[int, Forward] = {}  # that are inside the layer, by thread
+        self.last: dict[int, tuple[Tensor, Tensor]] = {}  # what was read last of each
 
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.forward, self.last = kwargs[NAME], None
+        self.leave()
+        if isinstance(kwargs.get(NAME), Forward):
+            self.forwards[threading.get_ident()] = kwargs[NAME]
 
-    def leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.forward = self.last = None
+    def leave(self, *args: Any) -> None:
+        self.forwards.pop(threading.get_ident(), None)
+        self.last.pop(threading.get_ident(), None)
 
     @torch.no_grad()
     def read(self, name: str, matrix: nn.Module, args: tuple[Any, ...]) -> None:
-        notes = None if self.forward is None else self.probe.notes(self.forward)
-        if notes is None or self.forward is None:
+        thread = threading.get_ident()
+        forward = self.forwards.get(thread)
+        notes = None if forward is None else self.probe.notes(forward)
+        if notes is None or forward is None:
             return
         if "chosen" not in notes:
-            notes["chosen"], notes["squares"] = self.probe.chosen(self.forward), {}
-        inputs = args[0]
+            notes["chosen"], notes["squares"] = self.probe.chosen(forward), {}
+        inputs, last = args[0], self.last.get(thread)
         # query, key and value matrices read one tensor, and so do gate and up
-        if self.last is None or self.last[0] is not inputs:
+        if last is None or last[0] is not inputs:
             x = inputs.detach().reshape(-1, inputs.shape[-1])
             x = x.to(torch.promote_types(x.dtype, torch.float32))
-            self.last = (inputs, notes["chosen"].to(x) @ x.square())
-        notes["squares"][name] = self.last[1]
+            last = self.last[thread] = (inputs, notes["chosen"].to(x) @ x.square())
+        notes["squares"][name] = last[1]
 
 
 def linears(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Linear]]:

@@ -3,6 +3,7 @@
 from alula.seam.attention import ATTENTION, KeyColumns, LearnerColumns, use_attention
 from alula.seam.forward import Forward, RowCache
 from alula.seam.install import NAME, Seam, find, install
+from alula.seam.scope import marked, marks
 from alula.seam.taps import TapEvent, taps
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "TapEvent",
     "find",
     "install",
+    "marked",
+    "marks",
     "taps",
     "use_attention",
 ]

@@ -82,7 +82,11 @@ def attention_forward(
     if softcap is not None:
         options["softcap"] = softcap
     # vision towers of some hosts hand our keyword to attention modules that have no layer index
-    asked = alula.columns(module) if alula is not None and hasattr(module, "layer_idx") else []
+    asked = (
+        alula.columns(module, query.shape[2], key.shape[2])
+        if alula is not None and hasattr(module, "layer_idx")
+        else []
+    )
     aside = [(asker, columns) for asker, columns in asked if getattr(asker, "aside", False)]
     if aside:
         _answer_aside(run, module, query, key, attention_mask, options, alula, aside)

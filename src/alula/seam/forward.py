@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
+from alula.errors import SeamError
 from alula.rows import RowMap
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ class _RowLayer(DynamicLayer):
 
     Being an ordinary cache layer it follows every crop, reorder, repeat and selection of the cache.
     """
+
+    # A cache is compileable if all its layers are: this one has no say in it. Where a static cache stopped being so,
+    # transformers would build no mask for its blank tail.
+    is_compileable = True
 
     keys: Tensor
     values: Tensor
@@ -227,6 +232,9 @@ class Forward:
             when the forward ends), or None, also for a cache that was filled without the seam.
         growing: that row cache itself.
         keeps: whether a cache will take what this forward leaves.
+        cache: the cache the model was given, or None.
+        handed: the cache its layers were handed; set when the first of them is entered.
+        marks: of the thread that began this forward (see `scope`).
         seeing: per sample, whether any of its rows so far is perceptual.
         has_perceptual: whether any row so far, of any sample, is perceptual.
         inputs: (B, S, d) input of the first decoder layer; set when that layer is entered.
@@ -243,8 +251,13 @@ class Forward:
         shelves: Mapping[str, Shelf] | None = None,
         *,
         keeps: bool = True,
+        cache: Cache | None = None,
+        marks: frozenset[Hashable] = frozenset(),
     ) -> None:
         self.seam = seam
+        self.cache = cache
+        self.handed: Cache | None = None
+        self.marks = marks
         self.past_rows = past_rows
         self.past, self.growing = copy.copy(past), past
         self.all_rows = rows if past_rows is None else past_rows.append(rows)
@@ -309,11 +322,41 @@ class Forward:
                 self._shelves[name].append(kept)
         self._kept.clear()
 
-    def columns(self, module: nn.Module) -> list[tuple[KeyColumns, Tensor]]:
-        """Who wants which sums of attention in this attention module's layer."""
+    def is_disabled(self, name: str) -> bool:
+        """Whether the graft of that name takes no part in this forward."""
+        return name not in self.seam.holders or self._owner(name) in self.marks
+
+    def askers(self, layer: int) -> list[KeyColumns]:
+        """Those who may ask for sums of attention in a layer of this forward; probes of other threads may not."""
+        marks = {None, *self.marks}
+        return [asker for asker in self.seam.askers(layer) if getattr(asker, "mark", None) in marks]
+
+    def columns(self, module: nn.Module, queries: int, keys: int) -> list[tuple[KeyColumns, Tensor]]:
+        """Who wants which sums of attention in this attention module's layer.
+
+        Raises:
+            SeamError: the module has other queries or keys than this forward knows of.
+        """
         index: int = module.layer_idx  # type: ignore[assignment]
-        asked = ((asker, asker.key_columns(self, index)) for asker in self.seam.askers(index))
-        return [(asker, columns) for asker, columns in asked if columns is not None]
+        asked = [(asker, asker.key_columns(self, index)) for asker in self.askers(index)]
+        wanted = [(asker, columns) for asker, columns in asked if columns is not None]
+        if wanted:
+            self._check_lengths(index, queries, keys)
+        return wanted
+
+    def _check_lengths(self, layer: int, queries: int, keys: int) -> None:
+        """What attention is given has to be what is known of the past and the new tokens: columns are matched by it."""
+        new, known = self.rows.shape[1], self.all_rows.shape[1]
+        held = getattr(self.handed, "layers", None) or []
+        kept: Any = held[layer] if layer < len(held) else None
+        window = getattr(kept, "is_sliding", False)  # keeps the last keys only
+        room = getattr(kept, "is_compileable", False)  # has a blank tail
+        if queries != new or (keys < known and not window) or (keys > known and not room):
+            raise SeamError(
+                f"the attention of layer {layer} was given {queries} queries and {keys} keys, where {new} new and "
+                f"{known} tokens in all are known",
+                remedy="pin the newest transformers of docs/versions.md; if that is the one installed, report it",
+            )
 
     def split(self, askers: Sequence[KeyColumns]) -> tuple[Tensor, Tensor] | None:
         """Indices of the samples whose sums `askers` want, and of the others; None when they want those of all."""

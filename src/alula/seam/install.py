@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alula.anatomy import Anatomy, unwrap
-from alula.errors import AlulaError, UsageError
+from alula.errors import AlulaError, SeamError, UsageError
 from alula.rows import Kind, RowMap
+from alula.seam import dialect
 from alula.seam.attention import ATTENTION, KeyColumns, set_attention
 from alula.seam.forward import Forward, RowCache, Shelf
+from alula.seam.scope import marks
 
 NAME = "alula"  # of the seam in the host, of the per-layer containers, and of the keyword a `Forward` travels as
 
+_changing = threading.RLock()  # held while it changes who is on a host
+_given_rows: ContextVar[Mapping[nn.Module, RowMap]] = ContextVar("alula_given_rows", default=MappingProxyType({}))
 _MEDIA = ("pixel_values", "pixel_values_videos", "input_features", "mm_encoder_outputs")
 
 
@@ -35,10 +42,11 @@ class Seam(nn.Module):
         self._gated: set[KeyColumns] = set()
         self._previous_attention: str | None = None
         self._input_users: set[str] = set()
-        self._given_rows: RowMap | None = None
+        self._names = dialect.positional_names(anatomy.backbone)
         types = [anatomy.layer_type(index) for index in range(anatomy.num_layers)]
         firsts = sorted({types.index(kind) for kind in types})
         self._handles = [
+            anatomy.host.register_forward_pre_hook(self._settle, with_kwargs=True),
             anatomy.backbone.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             anatomy.backbone.register_forward_hook(self._after_forward, with_kwargs=True),
             *(anatomy.layers[i].register_forward_pre_hook(self._enter_layer, with_kwargs=True) for i in firsts),
@@ -52,19 +60,21 @@ class Seam(nn.Module):
         A gated asker needs no sums of samples that have seen nothing perceptual (it receives zeros); those samples keep
         the stock attention, bit for bit, also in one batch with others.
         """
-        if gated:
-            self._gated.add(asker)
-        if self._previous_attention is None:
-            self._previous_attention = set_attention(self.anatomy, ATTENTION)
-        self._askers.setdefault(layer, []).append(asker)
+        with _changing:
+            if gated:
+                self._gated.add(asker)
+            if self._previous_attention is None:
+                self._previous_attention = set_attention(self.anatomy, ATTENTION)
+            self._askers[layer] = [*self.askers(layer), asker]
 
     def stop_asking(self, layer: int, asker: KeyColumns) -> None:
         """Undo `ask`; the last one to stop gives the decoder its own attention function back."""
-        self._askers[layer].remove(asker)
-        self._gated.discard(asker)
-        if not any(self._askers.values()) and self._previous_attention is not None:
-            set_attention(self.anatomy, self._previous_attention)
-            self._previous_attention = None
+        with _changing:
+            self._askers[layer] = [each for each in self.askers(layer) if each is not asker]
+            self._gated.discard(asker)
+            if not any(self._askers.values()) and self._previous_attention is not None:
+                set_attention(self.anatomy, self._previous_attention)
+                self._previous_attention = None
 
     def askers(self, layer: int) -> list[KeyColumns]:
         return self._askers.get(layer, [])
@@ -74,24 +84,31 @@ class Seam(nn.Module):
 
     def keep_inputs(self, holder: str) -> None:
         """Have the first layer's inputs kept in the cache for `holder` until it lets go of the seam."""
-        self._input_users.add(holder)
+        self._input_users = self._input_users | {holder}
 
     def release(self, holder: str) -> None:
         """Let go of the seam; the last holder takes the hooks and the seam itself out of the host."""
-        self.holders.pop(holder)
-        self._input_users.discard(holder)
-        if not self.holders:
-            for handle in self._handles:
-                handle.remove()
-            delattr(self.anatomy.host, NAME)
+        with _changing:
+            # others may be looking through the old ones
+            self.holders = {name: owner for name, owner in self.holders.items() if name != holder}
+            self._input_users = self._input_users - {holder}
+            if not self.holders:
+                for handle in self._handles:
+                    handle.remove()
+                delattr(self.anatomy.host, NAME)
 
     # -- one forward ----------------------------------------------------------------------------------------------
 
+    def _settle(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let a cache that was given under an older name too arrive (see `dialect.settled`)."""
+        return args, dialect.settled(kwargs, where=type(host).__name__)
+
     def _before_forward(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        kwargs = dict(kwargs)
-        input_ids = args[0] if args else kwargs.get("input_ids")
+        kwargs = dict(zip(self._names, args, strict=False)) | dialect.settled(kwargs, where=type(backbone).__name__)
+        args = args[len(self._names) :]  # none, or the forward itself will say what is wrong with them
+        input_ids = kwargs.get("input_ids")
         reference = input_ids if input_ids is not None else kwargs["inputs_embeds"][..., 0]
-        cache = kwargs.get("past_key_values")
+        cache = dialect.cache_of(kwargs, where=type(backbone).__name__)
         past = RowCache.of(cache)
         length = int(cache.get_seq_length()) if cache is not None else 0
         mask = _key_mask(kwargs.get("attention_mask"), length, reference.shape[1])
@@ -101,7 +118,7 @@ class Seam(nn.Module):
             raise AlulaError(
                 f"the cache holds {length} rows that were computed before {', '.join(sorted(self._input_users))} was "
                 "attached, so their inputs are not known",
-                remedy="start from an empty cache (past_key_values=None) after attaching",
+                remedy="start from an empty cache after attaching",
             )
         if past is not None and known:
             if past.get_seq_length() != length:
@@ -116,8 +133,9 @@ class Seam(nn.Module):
             kinds = torch.zeros(reference.shape[0], length, dtype=torch.int64, device=reference.device)
             past_rows = RowMap.from_kinds(kinds, None if mask is None else mask[:, :length])
         given = kwargs.pop("row_map", None)
-        if given is None and self._given_rows is not None and past_rows is None:
-            given = _expand(self._given_rows, *reference.shape)
+        lent = _given_rows.get().get(self)
+        if given is None and lent is not None and past_rows is None:
+            given = _expand(lent, *reference.shape)
         new_mask = mask[:, mask.shape[1] - reference.shape[1] :] if mask is not None else None
         rows = given if given is not None else self._read_rows(input_ids, reference, kwargs, new_mask, length > 0)
         if rows.shape != tuple(reference.shape):
@@ -125,7 +143,7 @@ class Seam(nn.Module):
         wanted = kwargs.get("use_cache")
         keeps = cache is not None or bool(getattr(self.anatomy.config, "use_cache", True) if wanted is None else wanted)
         rows, past = rows.to(reference.device), past if known else None
-        kwargs[NAME] = Forward(self, rows, past_rows, past, Shelf.of(cache), keeps=keeps)
+        kwargs[NAME] = Forward(self, rows, past_rows, past, Shelf.of(cache), keeps=keeps, cache=cache, marks=marks())
         return args, kwargs
 
     def _read_rows(
@@ -158,19 +176,49 @@ class Seam(nn.Module):
             return
         index = self.anatomy.layers.index(layer)
         if index == 0:
+            forward.handed = self._handed(layer, kwargs, forward)
             hidden = args[0] if args else kwargs["hidden_states"]
             forward.inputs = hidden if self._input_users else hidden[..., :0]
         rope = self.anatomy.rope(kwargs.get("position_embeddings"))
         if rope is not None:
             forward.rope[self.anatomy.layer_type(index)] = rope
 
+    @staticmethod
+    def _handed(layer: nn.Module, kwargs: dict[str, Any], forward: Forward) -> Any:
+        """The cache that decoder layers add their keys to, which has to be the one this forward began with.
+
+        Raises:
+            SeamError: it is another one, and not an empty one that the decoder made.
+        """
+        cache = dialect.cache_of(kwargs, where=type(layer).__name__)
+        lost = forward.cache is not None and cache is None and forward.past_rows is not None
+        if lost or (cache is not forward.cache and cache is not None and int(cache.get_seq_length())):
+            raise SeamError(
+                f"{type(layer).__name__} was handed another cache than the model, with "
+                f"{0 if cache is None else int(cache.get_seq_length())} tokens in it",
+                remedy="hand the model the cache to continue, and turn gradient checkpointing off while continuing one",
+            )
+        return cache
+
     def _after_forward(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        cache = getattr(output, "past_key_values", None)
-        if cache is None:
-            cache = kwargs.get("past_key_values")
-        forward = kwargs[NAME]
+        forward = kwargs.get(NAME)
+        if not isinstance(forward, Forward):  # it began before the seam was there
+            return
+        cache = forward.handed
         if cache is None or not hasattr(cache, "layers") or forward.inputs is None:
             return
+        returned = dialect.cache_of_output(output)
+        if returned is not None and returned is not cache:
+            raise SeamError(
+                f"{type(backbone).__name__} gave back another cache than the one its layers were handed",
+                remedy="report it, with the model's class and the version of transformers",
+            )
+        length, known = cache.get_seq_length(), forward.all_rows.shape[1]
+        if isinstance(length, int) and length != known:  # that of a static cache is a tensor, kept on its device
+            raise SeamError(
+                f"{type(backbone).__name__} left {length} tokens in the cache, where {known} are known",
+                remedy="start from an empty cache; if it stays, report it with the model's class",
+            )
         past = RowCache.of(cache)
         if past is None:
             # behind the decoder's own layers, which a lazy cache has made by now
@@ -188,15 +236,16 @@ class Seam(nn.Module):
 
     @contextmanager
     def given_rows(self, rows: RowMap) -> Iterator[None]:
-        """Use `rows` for the first forward of every empty cache, e.g. the prompt of a `generate` call.
+        """Use `rows` for the first forward of every empty cache, e.g. the prompt of a `generate` call, in this thread.
 
         Where that forward has more rows (drafted tokens, generation without a cache), the rest is taken for text.
         """
-        previous, self._given_rows = self._given_rows, rows
+        before = _given_rows.get()
+        _given_rows.set({**before, self: rows})
         try:
             yield
         finally:
-            self._given_rows = previous
+            _given_rows.set(before)
 
 
 def install(model: nn.Module, holder: str, owner: Any) -> Seam:
@@ -211,15 +260,16 @@ def install(model: nn.Module, holder: str, owner: Any) -> Seam:
         UsageError: the name is taken. HostError: the host is of a class alula does not know.
     """
     host = unwrap(model)
-    seam = getattr(host, NAME, None)
-    if seam is None:
-        seam = Seam(Anatomy.of(host))
-        host.add_module(NAME, seam)
-    if holder in seam.holders:
-        raise UsageError(
-            f"the name {holder!r} is already in use on this model", remedy="detach it, or give another name"
-        )
-    seam.holders[holder] = owner
+    with _changing:
+        seam = getattr(host, NAME, None)
+        if seam is None:
+            seam = Seam(Anatomy.of(host))
+            host.add_module(NAME, seam)
+        if holder in seam.holders:
+            raise UsageError(
+                f"the name {holder!r} is already in use on this model", remedy="detach it, or give another name"
+            )
+        seam.holders = {**seam.holders, holder: owner}
     return seam
 
 
@@ -236,6 +286,11 @@ def _key_mask(mask: Any, length: int, new: int) -> Tensor | None:
     """
     if isinstance(mask, dict):
         mask = next((each for each in mask.values() if isinstance(each, Tensor)), None)
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] != length + new:
+        raise UsageError(
+            f"attention_mask speaks of {mask.shape[1]} tokens, and there are {length} in the cache and {new} new ones",
+            remedy="pass the cache of the tokens before, and a mask of (batch, cached + new tokens)",
+        )
     if not isinstance(mask, Tensor) or mask.dim() == 2:
         return mask
     if mask.dim() != 4 or mask.shape[-1] < length + new:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from alula.errors import UsageError
 from alula.rows import RowMap
 from alula.seam.forward import Forward
 from alula.seam.install import NAME, Seam, install
+from alula.seam.scope import marked
 
 Point = Literal["block_input", "block_output", "attention_norm", "attention", "mlp_norm", "mlp"]
 
@@ -42,19 +44,22 @@ class TapEvent:
 class _Tap:
     """The hooks of one tapped layer. Each point reports once per forward, also when checkpointing recomputes it."""
 
-    def __init__(self, layer: int, points: Sequence[Point], sink: Callable[[TapEvent], None]) -> None:
-        self.layer, self.points, self.sink = layer, points, sink
-        self.forward: Forward | None = None
+    def __init__(self, mark: str, layer: int, points: Sequence[Point], sink: Callable[[TapEvent], None]) -> None:
+        self.mark, self.layer, self.points, self.sink = mark, layer, points, sink
+        self.forwards: dict[int, Forward] = {}  # that are inside the layer, by thread
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.forward = kwargs[NAME]
+        forward = kwargs.get(NAME)
+        if forward is None or self.mark not in forward.marks:
+            return
+        self.forwards[threading.get_ident()] = forward
         if "block_input" in self.points:
             self.report("block_input", args[0] if args else kwargs["hidden_states"])
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if "block_output" in self.points:
             self.report("block_output", output[0] if isinstance(output, tuple) else output)
-        self.forward = None
+        self.forwards.pop(threading.get_ident(), None)
 
     def inside(self, point: Point) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -63,10 +68,11 @@ class _Tap:
         return hook
 
     def report(self, point: Point, hidden: Tensor) -> None:
-        if self.forward is None:  # a recomputation during backward: reported already
+        forward = self.forwards.get(threading.get_ident())
+        if forward is None:  # a recomputation during backward, reported already, or another thread's
             return
-        rows = self.forward.rows
-        self.sink(TapEvent(point, self.layer, hidden.view(*rows.shape, -1), rows, self.forward))
+        rows = forward.rows
+        self.sink(TapEvent(point, self.layer, hidden.view(*rows.shape, -1), rows, forward))
 
 
 @contextmanager
@@ -77,7 +83,7 @@ def taps(
     *,
     layers: Sequence[int] | None = None,
 ) -> Iterator[Seam]:
-    """Call `sink` with a `TapEvent` for each point of each chosen layer of every forward inside the block.
+    """Call `sink` with a `TapEvent` for each point of each chosen layer of the forwards this thread begins inside.
 
     Args:
         model: a host.
@@ -97,7 +103,7 @@ def taps(
     try:
         anatomy = seam.anatomy
         for index in _layer_indices(layers, anatomy.num_layers):
-            tap = _Tap(index, points, sink)
+            tap = _Tap(name, index, points, sink)
             layer = anatomy.layers[index]
             handles.append(layer.register_forward_pre_hook(tap.enter, with_kwargs=True))
             handles.append(layer.register_forward_hook(tap.leave))
@@ -108,7 +114,8 @@ def taps(
                 "mlp": anatomy.mlp_out(index),
             }
             handles.extend(inside[p].register_forward_hook(tap.inside(p)) for p in points if p in inside)
-        yield seam
+        with marked(name):
+            yield seam
     finally:
         for handle in handles:
             handle.remove()

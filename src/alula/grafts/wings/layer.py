@@ -115,7 +115,7 @@ class WingsLayer(nn.Module):
 
     def _speaks(self, forward: Forward) -> bool:
         """Whether any row of this batch can hear a learner."""
-        if not forward.seam.holders[self.graft_name].enabled:
+        if forward.is_disabled(self.graft_name):
             return False
         return forward.has_perceptual or (self.config.gate == "paper" and "textual" in self.config.learners)
 

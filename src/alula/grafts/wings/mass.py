@@ -23,7 +23,7 @@ def wants_mass(layer: WingsLayer, forward: Forward) -> bool:
 
 
 def _listeners(layer: WingsLayer, forward: Forward) -> list[Any]:
-    return [asker for asker in forward.seam.askers(layer.index) if hasattr(asker, "receive_learner")]
+    return [asker for asker in forward.askers(layer.index) if hasattr(asker, "receive_learner")]
 
 
 @torch.no_grad()

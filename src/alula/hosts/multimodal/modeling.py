@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from alula.hosts.multimodal.configuration import AlulaConfig
 from alula.hosts.multimodal.connectors import Connector, Connectors, Queries
+from alula.seam.dialect import cache_keyword, cache_of, cache_of_output
 
+_CACHE = cache_keyword()
 _INPUTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features"}
 _SPECIAL_ROWS = 2  # AST's class and distillation rows stand in front
 
@@ -33,7 +36,7 @@ class AlulaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities: Any = ("image", "video", "audio", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -126,7 +129,8 @@ class AlulaModel(AlulaPreTrainedModel):
         input_features: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         mm_token_type_ids: Tensor | None = None,
@@ -162,13 +166,13 @@ class AlulaModel(AlulaPreTrainedModel):
         out = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            **_one_cache(cache, past_key_values),
             **kwargs,
         )
         return AlulaModelOutputWithPast(
             last_hidden_state=out.last_hidden_state,
-            past_key_values=out.past_key_values,
+            **{_CACHE: cache_of_output(out)},
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
@@ -234,7 +238,8 @@ class AlulaForConditionalGeneration(AlulaPreTrainedModel, GenerationMixin):
         input_features: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -250,10 +255,10 @@ class AlulaForConditionalGeneration(AlulaPreTrainedModel, GenerationMixin):
             input_features=input_features,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             mm_token_type_ids=mm_token_type_ids,
+            **_one_cache(cache, past_key_values),
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
@@ -267,10 +272,16 @@ class AlulaForConditionalGeneration(AlulaPreTrainedModel, GenerationMixin):
         return LlavaCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{_CACHE: cache_of_output(outputs)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def _one_cache(cache: Cache | None, past_key_values: Cache | None) -> dict[str, Cache | None]:
+    """The cache under the name that the installed transformers takes it by; models of ours take both."""
+    given = {"cache": cache, "past_key_values": past_key_values}
+    return {_CACHE: cache_of(given, where="the model")}
 
 
 def _pooled(rows: Tensor, side: int) -> Tensor:

@@ -1,0 +1,106 @@
+"""transformers' dialect: every name of its own whose spelling depends on the version, once.
+
+Whatever the seam takes from transformers by name is read through here, and what was read is checked against what was
+found by type: a name that changes again is an error that says so, never a cache that nobody saw.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import cache as once
+from typing import Any, NamedTuple
+
+import transformers
+from torch import nn
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+
+from alula.errors import SeamError, UsageError
+
+
+class Spelling(NamedTuple):
+    """One name of a thing, the first version that has it, and the file of transformers it was seen in."""
+
+    name: str
+    since: str
+    seen: str
+
+
+# The cache of a forward: the keyword that hands it to models, decoders, layers and attention, and the field of their
+# outputs that gives it back. Newest first; transformers translates the older name until 5.40, with a warning.
+CACHE_NAMES = (
+    Spelling("cache", "5.24.0", "models/llama/modeling_llama.py, utils/generic.py"),
+    Spelling("past_key_values", "5.0.0", "models/llama/modeling_llama.py"),
+)
+
+_REMEDY = "pin the newest transformers of docs/versions.md; `make test-versions` checks another"
+
+
+@once
+def cache_keyword() -> str:
+    """The name under which the installed transformers hands a cache to models, e.g. ``model(**{cache_keyword(): c})``.
+
+    Raises:
+        SeamError: it uses a name this table does not know.
+    """
+    known = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    for spelling in CACHE_NAMES:
+        if spelling.name in known:
+            return spelling.name
+    raise SeamError(
+        f"transformers {transformers.__version__} hands caches to models under a name alula does not know",
+        remedy=_REMEDY,
+    )
+
+
+def cache_of(named: Mapping[str, Any], *, where: str) -> Cache | None:
+    """The cache among keyword arguments, or None.
+
+    Args:
+        named: keyword arguments by name.
+        where: whose they are, for the error.
+
+    Raises:
+        UsageError: two caches under two of its names. SeamError: a cache under a name that is none of its.
+    """
+    known = [spelling.name for spelling in CACHE_NAMES]
+    strange = [name for name, value in named.items() if isinstance(value, Cache) and name not in known]
+    if strange:
+        raise SeamError(
+            f"{where} was handed its cache as {strange[0]!r} by transformers {transformers.__version__}; alula knows it "
+            f"as {' or '.join(known)}, and would not see what was cached",
+            remedy=_REMEDY,
+        )
+    given = [named[name] for name in known if named.get(name) is not None]
+    if len(given) > 1 and given[0] is not given[1]:
+        raise UsageError(f"{where} was handed two caches, as {' and as '.join(known)}", remedy=f"pass {known[0]} alone")
+    return given[0] if given else None
+
+
+def settled(named: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Keyword arguments in which the cache stands once, under the name the installed transformers uses.
+
+    transformers itself prefers the newer name wherever both stand, even where it holds None and the older a cache.
+
+    Raises:
+        UsageError, SeamError: as `cache_of`.
+    """
+    given = cache_of(named, where=where)
+    names = [spelling.name for spelling in CACHE_NAMES if spelling.name in named]
+    if len(names) < 2:
+        return dict(named)
+    return {key: value for key, value in named.items() if key not in names} | {cache_keyword(): given}
+
+
+def cache_of_output(output: Any) -> Cache | None:
+    """The cache a model gave back, in a `ModelOutput` or a tuple; None where it gave none."""
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+    return next((value for value in values if isinstance(value, Cache)), None)
+
+
+def positional_names(module: nn.Module) -> tuple[str, ...]:
+    """The names of what a module's forward takes by position."""
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)

@@ -1,0 +1,29 @@
+"""What holds for one thread (or asyncio task) alone: probes that listen, grafts that are disabled, a given map.
+
+A forward looks at its thread's marks once, when it begins, and carries them along: layers that autograd recomputes in
+a thread of its own find them as they were, and what another thread switches meanwhile does not reach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_marks: ContextVar[frozenset[Hashable]] = ContextVar("alula_marks", default=frozenset())
+
+
+@contextmanager
+def marked(mark: Hashable) -> Iterator[None]:
+    """Put a mark on the forwards that this thread begins inside the block."""
+    before = _marks.get()
+    _marks.set(before | {mark})
+    try:
+        yield
+    finally:
+        _marks.set(_marks.get() - ({mark} - before))
+
+
+def marks() -> frozenset[Hashable]:
+    """The marks of this thread."""
+    return _marks.get()
