@@ -68,8 +68,8 @@ def cache_of(named: Mapping[str, Any], *, where: str) -> Cache | None:
     strange = [name for name, value in named.items() if isinstance(value, Cache) and name not in known]
     if strange:
         raise SeamError(
-            f"{where} was handed its cache as {strange[0]!r} by transformers {transformers.__version__}; alula knows it "
-            f"as {' or '.join(known)}, and would not see what was cached",
+            f"{where} was handed its cache as {strange[0]!r} by transformers {transformers.__version__}; alula knows "
+            f"it as {' or '.join(known)}, and would not see what was cached",
             remedy=_REMEDY,
         )
     given = [named[name] for name in known if named.get(name) is not None]

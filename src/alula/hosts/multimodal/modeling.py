@@ -272,7 +272,7 @@ class AlulaForConditionalGeneration(AlulaPreTrainedModel, GenerationMixin):
         return LlavaCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            **{_CACHE: cache_of_output(outputs)},
+            **{_CACHE: cache_of_output(outputs)},  # type: ignore[arg-type]
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
