@@ -107,6 +107,30 @@ def test_adapter_and_base_move_together(host: Path, wings: tuple[Path, torch.Ten
     assert torch.equal(logits(alula.load_model(moved)), expected)
 
 
+def test_what_a_kill_between_the_renames_of_a_save_hid_is_found(
+    host: Path, wings: tuple[Path, torch.Tensor], tmp_path: Path
+) -> None:
+    """As it lies after a kill inside `alula.save` and `save_host`: the earlier content has stepped aside."""
+    shutil.copytree(host, tmp_path / "host")
+    facts = json.loads((wings[0] / "adapter_config.json").read_text())
+    (wings[0] / "adapter_config.json").write_text(json.dumps({**facts, "base_model_name_or_path": "../host"}))
+
+    def hide(path: Path) -> None:
+        (path.parent / f".{path.name}-kx8.old").mkdir()
+        (path.parent / f".{path.name}-kx8.partial").mkdir()
+        path.rename(path.parent / f".{path.name}-kx8.old" / path.name)
+
+    hide(wings[0])
+    hide(tmp_path / "host")
+    assert torch.equal(logits(alula.load_model(wings[0])), wings[1])
+    hide(tmp_path / "host")
+    loaded = alula.load_host(tmp_path / "host")
+    hide(wings[0])
+    alula.load(loaded.model, wings[0])
+    assert torch.equal(logits(loaded), wings[1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["host", "wings"]
+
+
 def test_a_wings_adapter_that_no_longer_fits_its_base(
     host: Path, wings: tuple[Path, torch.Tensor], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from alula.errors import AdapterError, HostError
+from alula.files import recovered
 from alula.grafts import load
 from alula.grafts.storage import CONFIG_FILE, read_facts
 from alula.hosts import fledgling, load_host
@@ -46,7 +47,7 @@ def load_model(
     Raises:
         HostError: nothing loadable there. AdapterError: an adapter that does not fit its base completely.
     """
-    path = Path(fledgling.resolve(str(name), "llm"))
+    path = recovered(fledgling.resolve(str(name), "llm"))
     if (path / CONFIG_FILE).is_file():
         loaded = _load_adapter(path, dtype)
     else:
@@ -67,7 +68,7 @@ def _load_adapter(path: Path, dtype: torch.dtype | str | None) -> Loaded:
             remedy="build the host again and alula.load(model, directory); or save the host by save_host and "
             "name its directory as base when saving, or as base_model_name_or_path here",
         )
-    beside = path / base
+    beside = recovered(path / base)
     base = str(beside.resolve()) if beside.is_dir() else base
     model, processor = load_model(base, dtype=dtype)
     if "peft_type" in facts:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import alula
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import AdapterError, UsageError
-from alula.files import atomic_directory, write_json, write_text
+from alula.files import atomic_directory, recovered, write_json, write_text
 from alula.grafts.base import Graft, check_keys
 from alula.grafts.lifecycle import GRAFTS, attach, get
 from alula.seam import NAME
@@ -172,7 +172,7 @@ def read_facts(directory: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         AdapterError: missing or unreadable.
     """
-    path = Path(directory) / CONFIG_FILE
+    path = recovered(directory) / CONFIG_FILE
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

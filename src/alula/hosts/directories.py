@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 
 from alula.errors import HostError
+from alula.files import recovered
 
 _HUB_SECONDS = 10.0
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -29,7 +30,7 @@ def locate(source: str | os.PathLike[str], what: str) -> str:
         HostError: a path that does not exist or is no directory, a directory with a missing or broken file, or a hub
             id that is not in the cache while the hub cannot be reached.
     """
-    path = Path(source).expanduser()
+    path = recovered(Path(source).expanduser())
     if path.is_dir():
         inspect_directory(path)
         return str(path)
