@@ -116,9 +116,9 @@ def test_what_a_kill_between_the_renames_of_a_save_hid_is_found(
     (wings[0] / "adapter_config.json").write_text(json.dumps({**facts, "base_model_name_or_path": "../host"}))
 
     def hide(path: Path) -> None:
-        (path.parent / f".{path.name}-kx8.old").mkdir()
-        (path.parent / f".{path.name}-kx8.partial").mkdir()
-        path.rename(path.parent / f".{path.name}-kx8.old" / path.name)
+        (path.parent / f".{path.name}-kx8kx8kx.old").mkdir()
+        (path.parent / f".{path.name}-kx8kx8kx.partial").mkdir()
+        path.rename(path.parent / f".{path.name}-kx8kx8kx.old" / path.name)
 
     hide(wings[0])
     hide(tmp_path / "host")

@@ -34,6 +34,14 @@ class UsageError(AlulaError):
     exit_code = 2
 
 
+class FilesError(AlulaError):
+    """What the file system refused: no space, no permission, a broken device, something that is no regular file."""
+
+
+class PathError(FilesError, UsageError):
+    """A path that cannot be what it is meant for: a file in place of a directory, a name that is too long."""
+
+
 class RecipeError(UsageError):
     """A recipe that does not say something runnable."""
 

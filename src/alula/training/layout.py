@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from alula.errors import UsageError
-from alula.files import restore_directories, write_json
+from alula.files import atomic_file, restore_directories, write_json
 from alula.training.recipe import Recipe, Stage, slug
 
 
@@ -151,10 +151,8 @@ class RunDirectory:
 
     def point(self, link: Path, target: Path) -> None:
         """Let the relative symbolic link ``link`` name ``target``, atomically."""
-        partial = link.with_name(f".{link.name}.partial")
-        partial.unlink(missing_ok=True)
-        partial.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
-        partial.replace(link)
+        with atomic_file(link) as partial:
+            partial.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
