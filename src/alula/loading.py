@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftConfig, PeftModel, PeftModelForCausalLM
+from peft import PeftConfig, PeftModel
 from peft.utils import set_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -20,6 +20,7 @@ from alula.grafts.storage import CONFIG_FILE, read_facts
 from alula.hosts import fledgling, load_host
 from alula.hosts.directories import locate
 from alula.hosts.host import first_line, load_strictly
+from alula.hosts.prompted import PromptedModel, check_prompt
 
 _PROMPT = "prompt_embeddings"
 
@@ -72,17 +73,30 @@ def _load_adapter(path: Path, dtype: torch.dtype | str | None) -> Loaded:
     base = str(beside.resolve()) if beside.is_dir() else base
     model, processor = load_model(base, dtype=dtype)
     if "peft_type" in facts:
-        return Loaded(_load_peft(model, path), processor)
+        return Loaded(load_peft(model, path), processor)
     load(model, path)
     return Loaded(model, processor)
 
 
-def _load_peft(model: Any, path: Path) -> PeftModel:
-    """Put a PEFT adapter on, refusing what PEFT only warns about: weights that are missing or not used."""
+def load_peft(model: Any, path: Path, *, trainable: bool = False) -> PeftModel:
+    """Put a PEFT adapter on, refusing what PEFT only warns about: weights that are missing or not used.
+
+    Args:
+        model: the base, in eval mode.
+        path: the adapter's directory.
+        trainable: to go on training it.
+
+    Raises:
+        AdapterError: it does not fit completely, or a learned prompt that `generate` loses or repeats. HostError: a
+            learned prompt on a host that it cannot be put in front of.
+    """
     config = PeftConfig.from_pretrained(str(path))
-    config.inference_mode = True
-    # the general class leaves a prompt out of its forward
-    peft_model = PeftModelForCausalLM(model, config) if config.is_prompt_learning else PeftModel(model, config)
+    config.inference_mode = not trainable
+    if trainable and getattr(config, "prefix_projection", False):
+        raise AdapterError(
+            "its prefix was saved without the projection that made it", where=str(path), remedy="train a new one"
+        )
+    peft_model = PromptedModel(model, config) if config.is_prompt_learning else PeftModel(model, config)
     weights = load_peft_weights(str(path), device="cpu")
     # PEFT puts these into the prompt encoder by itself, fails where they are missing, and still calls them unexpected
     prompt = {_PROMPT} if config.is_prompt_learning else set()
@@ -98,6 +112,8 @@ def _load_peft(model: Any, path: Path) -> PeftModel:
                 where=str(path),
                 remedy="load the adapter into the base it was trained on",
             )
+    if config.is_prompt_learning:
+        check_prompt(peft_model.eval(), where=str(path))
     return peft_model
 
 

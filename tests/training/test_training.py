@@ -247,6 +247,19 @@ def test_generating_after_a_prefix_equals_the_whole_forward(recipe: MakeRecipe) 
     assert torch.equal(tokens[:, -4:], expected)
 
 
+def test_a_stage_can_go_on_from_a_prefix(recipe: MakeRecipe) -> None:
+    stages = [
+        {"name": "first", "method": "prefix", **METHODS["prefix"]},
+        {"name": "more", "method": "prefix", "train": {"prefix": 1e-2}},
+    ]
+    result = train(recipe(stages=stages), quiet=True)
+    first, more = (weights(result.directory / f"stages/{name}/model") for name in ("01-first", "02-more"))
+    assert first.keys() == more.keys()
+    changed = {name for name, value in first.items() if not torch.equal(value, more[name])}
+    assert changed == {"prompt_embeddings"}  # the projector is frozen in the last stage, and still inside
+    alula.load_model(result.final)
+
+
 def test_wings_and_the_decoder_trained_together_come_back_together(recipe: MakeRecipe) -> None:
     made = recipe(method="wings", data=UNEVEN, **TUNED_TOGETHER)
     seen = _LastModel(batch_of(made, 5))

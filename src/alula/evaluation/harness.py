@@ -29,6 +29,7 @@ from alula.evaluation.conditions import conditions, fingerprint
 from alula.evaluation.prompts import tokenizer_of
 from alula.evaluation.results import Decoding, ItemResult, Part, RunResult, TaskResult, Turn
 from alula.evaluation.runner import evaluating
+from alula.hosts.prompted import refuse_lost_prompt
 
 _NORMALISED = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
 """metrics of multiple choice that divide log-likelihoods by the length of the choice"""
@@ -148,6 +149,7 @@ def run_harness(
     started = time.perf_counter()
     if tasks.chat and getattr(processor, "chat_template", None) is None:
         raise UsageError("has no chat template", where=type(processor).__name__, remedy="leave out --lm-eval-chat")
+    refuse_lost_prompt(model)
     state = conditions(model, Decoding(), batch_size)
     packages = {package: version(package) for package in ("lm_eval", "datasets")}
     results = {}

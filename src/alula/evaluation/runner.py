@@ -17,6 +17,7 @@ from alula.evaluation.journal import Journal
 from alula.evaluation.progress import Bar, bar
 from alula.evaluation.ratios import figures
 from alula.evaluation.results import Decoding, ItemResult, RunResult, TaskResult
+from alula.hosts.prompted import refuse_lost_prompt
 from alula.hosts.templates import PLURALS
 
 _WINDOW = 16
@@ -60,6 +61,7 @@ def run(
     decoding = decoding or Decoding()
     template = template or TemplateSettings()
     template.keywords(processor)  # refuses before anything is generated
+    refuse_lost_prompt(model)
     items = _items(tasks, processor)
     started = time.perf_counter()
     mark = fingerprint(model)

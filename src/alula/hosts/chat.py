@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin, TextStreamer, set_seed
 
 from alula.errors import HostError, UsageError
+from alula.hosts.prompted import refuse_lost_prompt
 from alula.hosts.templates import PLURALS, default_template
 
 
@@ -62,6 +63,7 @@ class Conversation:
         self, model: Any, processor: ProcessorMixin | PreTrainedTokenizerBase, decoding: Decoding | None = None
     ) -> None:
         decoding = decoding or Decoding()
+        refuse_lost_prompt(model)
         self.model, self.processor = model, processor
         self.takes_images = isinstance(processor, ProcessorMixin)
         self.tokenizer: Any = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from peft import PeftModel, PrefixTuningConfig
 from transformers import PreTrainedModel
 
+from alula.hosts.prompted import PromptedModel, check_prompt
 from alula.training.lora import projector_linears
 from alula.training.recipe import PrefixSpec
 
@@ -19,16 +20,19 @@ def add_prefix(model: PreTrainedModel, spec: PrefixSpec, *, train_projector: boo
 
     Args:
         seed: of the prefix's start.
+
+    Raises:
+        HostError, AdapterError: a host that a prefix cannot be put in front of.
     """
     config = PrefixTuningConfig(
         num_virtual_tokens=spec.tokens,
         modules_to_save=projector_linears(model) if train_projector else None,
         task_type="CAUSAL_LM",
     )
-    wrapped = get_peft_model(model, config)
-    assert isinstance(wrapped, PeftModel)
+    wrapped = PromptedModel(model, config)
     encoder: Any = wrapped.prompt_encoder["default"]
     weight = encoder.embedding.weight
     with torch.no_grad():
         weight.copy_(spec.init_std * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
+    check_prompt(wrapped, where="method prefix")
     return wrapped

@@ -27,6 +27,7 @@ from alula.grafts import Graft, WingsConfig
 from alula.grafts.storage import read_config
 from alula.hosts import Host, build_host, load_host, save_host
 from alula.hosts.quiet import quiet_loading
+from alula.loading import load_peft
 from alula.training.lora import add_lora
 from alula.training.parts import Named, find_parts, select
 from alula.training.prefix import add_prefix
@@ -103,7 +104,7 @@ def _begin(stage: Stage, host: Host, base: str, previous: Path | None) -> Start:
         )
     if stage.method in ("lora", "prefix"):
         if previous is not None:
-            model = PeftModel.from_pretrained(host.model, str(previous), is_trainable=True)
+            model = load_peft(host.model, previous, trainable=True)
         elif stage.method == "prefix":
             spec = stage.prefix or PrefixSpec()
             model = add_prefix(host.model, spec, train_projector="projector" in rates, seed=torch.initial_seed())
