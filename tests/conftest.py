@@ -7,6 +7,12 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from transformers.utils import logging as transformers_logging
@@ -19,3 +25,25 @@ transformers_logging.disable_progress_bar()
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+_KILLED = """
+import os, signal, sys
+from alula.files import atomic_directory, atomic_file
+
+with {"file": atomic_file, "directory": atomic_directory}[sys.argv[2]](sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def killed_while_writing() -> Callable[..., None]:
+    """Let a process be killed while it writes a file, or a directory: the kind is the second argument."""
+
+    def kill(target: Path, kind: str = "file") -> None:
+        before = set(target.parent.glob("*")) if target.parent.exists() else set()
+        done = subprocess.run([sys.executable, "-c", _KILLED, str(target), kind], timeout=30)
+        assert done.returncode == -signal.SIGKILL
+        assert len(set(target.parent.glob("*")) - before) == 1
+
+    return kill

@@ -121,6 +121,9 @@ def test_a_kill_before_the_name_leaves_nothing_that_counts(tmp_path: Path) -> No
     assert contents(tmp_path) == []
     restore_directories(tmp_path)
     assert list(tmp_path.iterdir()) == []
+    killed(WRITE, tmp_path / "plan.json", 1)
+    write_json(tmp_path / "plan.json", {})  # whoever writes it next tidies up first
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
 def test_what_others_are_writing_and_what_is_not_ours_stays(tmp_path: Path) -> None:

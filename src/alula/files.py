@@ -197,6 +197,7 @@ def atomic_file(target: PathLike) -> Iterator[Path]:
         FilesError: the file system refused something, also inside the block. PathError: a directory stands there.
     """
     target = Path(target)
+    restore_directory(target)
     with telling(target), _workplace(target, "partial") as folder:
         partial = folder / target.name
         yield partial
@@ -251,6 +252,8 @@ def append_text(target: PathLike, text: str, *, sync: bool = False) -> None:
 def restore_directory(target: PathLike) -> None:
     """Undo what a kill left while ``target`` was written: earlier content returns to its name, partial content goes.
 
+    Whoever writes ``target`` here next does it first.
+
     What another process is at work on stays, and so does what cannot be changed.
     """
     target = Path(target)
@@ -290,9 +293,11 @@ def _intended(path: Path) -> str | None:
 
 def _leftovers(folder: Path) -> list[tuple[Path, str]]:
     try:
-        found = [(path, _intended(path)) for path in sorted(folder.iterdir())]
+        with os.scandir(folder) as entries:
+            hidden = sorted(entry.name for entry in entries if entry.name.startswith("."))
     except OSError:
         return []
+    found = [(folder / name, _intended(folder / name)) for name in hidden]
     return [(path, name) for path, name in found if name is not None]
 
 

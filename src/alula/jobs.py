@@ -10,6 +10,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from rich.progress import (
 
 from alula.allocator import keep_freed_memory
 from alula.errors import AlulaError, UsageError
-from alula.files import write_json
+from alula.files import contents, read_json, restore_directories, telling, write_json
 
 _POLL = 1.0  # seconds between looks at the workers' files
 _PLAN, _SESSIONS = "plan.json", "sessions.json"
@@ -125,7 +126,9 @@ def run_in(
 
 
 def claim(directory: Path, facts: Mapping[str, Any], what: str) -> None:
-    """Make ``directory`` that of the plan with these settings, which `refuse_others` lets pass.
+    """Make ``directory`` that of the plan with these settings, which `refuse_others` lets pass, and tidy it up.
+
+    What a killed call left half-written there goes, a plan that was not yet in place included.
 
     Args:
         facts: JSON values that decide what is computed.
@@ -135,6 +138,7 @@ def claim(directory: Path, facts: Mapping[str, Any], what: str) -> None:
         UsageError: it holds something else, or a run with other settings.
     """
     refuse_others(directory, facts, what)
+    restore_directories(directory, below=True)
     if not (directory / _PLAN).is_file():
         write_json(directory / _PLAN, dict(facts))
 
@@ -142,25 +146,28 @@ def claim(directory: Path, facts: Mapping[str, Any], what: str) -> None:
 def refuse_others(directory: Path, facts: Mapping[str, Any], what: str) -> None:
     """Raise a UsageError where ``directory`` holds something else than a run with these settings; see `claim`."""
     mark = directory / _PLAN
-    if mark.is_file():
-        found = json.loads(mark.read_text(encoding="utf-8"))
-        if found != json.loads(json.dumps(dict(facts))):
-            raise UsageError(
-                f"it holds a {what} with other settings: {found}",
-                where=str(directory),
-                remedy="name another --output, or remove it",
-            )
-        return
-    if directory.is_file():
-        raise UsageError("is a file", where=str(directory), remedy="name a directory as --output")
-    if directory.exists() and any(directory.iterdir()):
-        raise UsageError(f"is not empty and holds no {what}", where=str(directory), remedy="name another --output")
+    with telling(directory):
+        if mark.is_file():
+            found = read_json(mark)
+            if found != json.loads(json.dumps(dict(facts))):
+                raise UsageError(
+                    f"it holds a {what} with other settings: {found}",
+                    where=str(directory),
+                    remedy="name another --output, or remove it",
+                )
+        elif directory.exists():
+            if not directory.is_dir():
+                raise UsageError("is a file", where=str(directory), remedy="name a directory as --output")
+            if contents(directory):
+                raise UsageError(
+                    f"is not empty and holds no {what}", where=str(directory), remedy="name another --output"
+                )
 
 
 def add_session(directory: Path, seconds: float) -> float:
     """Note how long a session on ``directory`` took; returns the seconds of all of them."""
     path = directory / _SESSIONS
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    earlier = read_json(path) if path.is_file() else []
     write_json(path, [*earlier, round(seconds, 1)])
     return sum(earlier) + seconds
 
@@ -174,8 +181,25 @@ def lines(path: Path) -> int:
         return 0
 
 
+def end_with_parent() -> None:
+    """Let this worker process end when the one that started it ends, however that ends.
+
+    A pool's workers hold the pipe they wait at open for each other, so that killing the parent alone leaves them there,
+    with their memory and their locks. Content they were writing is treated as after any kill, see `alula.files`.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()  # a pipe that closes when the parent is gone
+            os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
 def prepare_worker(threads: int) -> None:
-    """Settings of a worker process: its share of the cores, and memory that is not handed back between steps."""
+    """Settings of a worker process: its share of the cores, memory that is not handed back between steps, its end."""
+    end_with_parent()
     torch.set_num_threads(threads)
     # PEFT still asks transformers by names that are to be renamed; nothing a user of ours can act on
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ def test_other_kinds_of_models(kind: str, request: pytest.FixtureRequest, tmp_pa
     assert audit_report(result)
 
 
-def test_a_stopped_audit_goes_on_to_the_same_figures(small: tuple[Plan, Audit], tmp_path: Path) -> None:
+def test_a_stopped_audit_goes_on_to_the_same_figures(
+    small: tuple[Plan, Audit], tmp_path: Path, killed_while_writing: Callable[..., None]
+) -> None:
     plan = replace(small[0], output=tmp_path / "stopped")
     passed = 0
 
@@ -90,8 +93,13 @@ def test_a_stopped_audit_goes_on_to_the_same_figures(small: tuple[Plan, Audit], 
         passed = 0
         with pytest.raises(KeyboardInterrupt):
             audit(plan, load(stop_at), checkpoint_seconds=0)
+    measured = plan.output / "measured" / "model"
+    killed_while_writing(measured / "00000009", "directory")
+    killed_while_writing(plan.output / "plan.json")
+    (measured / "00000001").mkdir()  # killed while an older one was removed
     result = audit(plan, load(None), checkpoint_seconds=0)
     assert figures(result) == figures(small[1])
+    assert not list(plan.output.rglob(".*"))
     assert len(list((plan.output / "measured" / "model").iterdir())) == 1
     passed = 0
     again = audit(plan, load(None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,18 @@ def alula(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
 SMALL = ("--n", 6, "--max-new-tokens", 2, "--device", "cpu")
 
 
-def test_one_model(folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_one_model(
+    folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, killed_while_writing: Callable[..., None]
+) -> None:
+    killed_while_writing(tmp_path / "out" / "base.json")  # which this call does not write
     assert alula(folders / "llm", "--output", tmp_path / "out", *SMALL, monkeypatch=monkeypatch) == 0
     assert "text, bare" in capsys.readouterr().out
     result = RunResult.load(tmp_path / "out" / "tuned.json")
     assert list(result.tasks) == ["text_bare", "text_after_text"]
     assert "Wrong answers" in (tmp_path / "out" / "report.html").read_text()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "report.html", "tuned-answers.jsonl", "tuned.json"
+    ]  # fmt: skip
 
 
 def test_a_host_against_its_llm_compares_what_both_can_take(

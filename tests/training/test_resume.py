@@ -18,8 +18,10 @@ import yaml
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from alula.training import train
+from alula.errors import UsageError
+from alula.training import layout, train
 from alula.training.checkpoint import SEAL, is_complete, newest, prune, seal
+from alula.training.layout import RunDirectory
 from alula.training.metrics import read_rows, rewind
 from tests.training.conftest import MakeRecipe, rows
 
@@ -103,6 +105,54 @@ def test_incomplete_checkpoints_are_not_trusted_and_go_away(recipe: MakeRecipe) 
     assert newest(checkpoints) == checkpoints / "checkpoint-2"
     result = train(broken, quiet=True)
     assert rows(result.directory) == rows(whole.directory)
+
+
+def test_what_a_kill_leaves_is_removed_by_the_same_command(
+    recipe: MakeRecipe, killed_while_writing: Callable[..., None]
+) -> None:
+    """Killed before the recipe has its name, while the model is exported, and between a stage's record and its end."""
+    made = recipe()
+    run = RunDirectory(Path(made.output_dir))
+    killed_while_writing(run.recipe)
+    assert train(made, quiet=True).final.is_dir()
+    stage = run.stages(made)[0]
+    names = sorted(path.relative_to(run.root) for path in run.root.rglob("*"))
+    (stage.checkpoints / "checkpoint-3").mkdir(parents=True)
+    stage.within_budget.touch()
+    killed_while_writing(stage.model, "directory")
+    killed_while_writing(run.final)
+    killed_while_writing(run.metrics)
+    assert train(made, quiet=True).was_done
+    assert sorted(path.relative_to(run.root) for path in run.root.rglob("*")) == names
+
+
+def test_the_lock_ends_with_its_process_and_not_with_the_data_workers(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.locked():
+        worker = os.fork()
+        if worker == 0:  # as a data worker, which finds out some seconds later that its parent was killed
+            signal.pause()
+        assert not lockable_elsewhere(run)
+        with pytest.raises(UsageError, match="another process is training here"), run.locked():
+            pass
+    try:
+        assert lockable_elsewhere(run)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
+def lockable_elsewhere(run: RunDirectory) -> bool:
+    """Whether another process can hold the run."""
+    other = os.fork()
+    if other == 0:
+        layout._held.clear()
+        try:
+            with run.locked():
+                os._exit(0)
+        except UsageError:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
 
 
 def test_sealing_and_pruning(tmp_path: Path) -> None:

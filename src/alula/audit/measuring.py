@@ -16,7 +16,7 @@ from torch import nn
 
 from alula.anatomy import Anatomy
 from alula.errors import UsageError
-from alula.files import atomic_directory, write_json
+from alula.files import atomic_directory, read_json, write_json
 from alula.probes import Probe, watch
 
 P = TypeVar("P", bound=Probe)
@@ -105,7 +105,10 @@ def _restored(folder: Path, probes: Mapping[str, P], identity: Mapping[str, Any]
     found = _checkpoints(folder)
     if not found:
         return 0, dict(probes)
-    mark = json.loads((found[-1] / _MARK).read_text(encoding="utf-8"))
+    for path in folder.glob("[0-9]*"):  # a kill may have come before the older ones were removed
+        if path != found[-1]:
+            shutil.rmtree(path, ignore_errors=True)
+    mark = read_json(found[-1] / _MARK)
     if mark["identity"] != json.loads(json.dumps(dict(identity))):
         raise UsageError(
             "holds the measurements of other weights or other data",

@@ -15,6 +15,7 @@ from alula.data.errors import BadSampleError, Place, PlaceholderError, Unsupervi
 from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.samples import Sample
 from alula.data.sources import DatasetSource, FileSource, open_file
+from alula.jobs import end_with_parent
 
 _CHUNK = 64
 _WORTH_A_PROCESS = 256  # records; starting a process takes as long as decoding some hundred small images
@@ -139,6 +140,7 @@ _opened: list[FileSource | DatasetSource] = []
 
 
 def _open(source: FileSource | DatasetSource) -> None:
+    end_with_parent()
     _opened[:] = [source]
 
 

@@ -20,6 +20,7 @@ from alula.evaluation.pairing import paired
 from alula.evaluation.prompts import takes
 from alula.evaluation.results import PairedRun, RunResult, TaskResult
 from alula.evaluation.runner import run
+from alula.files import restore_directories
 from alula.hosts.multimodal import AlulaProcessor
 
 Loader = Callable[[str], tuple[Any, Any]]
@@ -118,6 +119,8 @@ def evaluate(
     """
     started = time.perf_counter()
     folder = Path(output) if output is not None else None
+    if folder is not None:
+        restore_directories(folder)  # of a killed call
     if harness is not None:
         harness.check()
     options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from alula.evaluation import run
+from alula.files import read_json
 from alula.jobs import lines
 from alula.loading import load_model
 from alula.quickstart.plan import ALIGN, BASE, Plan
@@ -66,7 +67,7 @@ def size_of(plan: Plan, seed: int, name: str, questions: int) -> int:
 def training_facts(plan: Plan, seed: int, name: str) -> tuple[int, float]:
     """Trainable parameters and wall-clock seconds of a finished training."""
     run = plan.run_directory(seed, name)
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob("stages/*/stage.json"))]
+    records = [read_json(path) for path in sorted(run.glob("stages/*/stage.json"))]
     last = {}
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from alula.errors import UsageError
+from alula.files import read_json
 from alula.hosts.fledgling import digest
 from alula.jobs import Job, lines
 from alula.quickstart import Plan, jobs
@@ -43,7 +43,7 @@ class StudyPlan:
 
     def _check_reuse(self, directory: Path) -> None:
         mark = directory / "plan.json"
-        found = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}
+        found = read_json(mark) if mark.is_file() else {}
         if "methods" not in found:
             raise UsageError("holds no quickstart to reuse", where=str(directory))
         for key, value in self.shared_facts.items():

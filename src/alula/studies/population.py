@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alula.evaluation.runner import evaluating
-from alula.files import write_json
+from alula.files import read_json, write_json
 from alula.training import train
 from alula.training.recipe import Recipe
 
@@ -42,7 +41,7 @@ def measured(directory: Path, milestones: Sequence[int]) -> int:
 
 def read_measurement(directory: Path, step: int) -> dict[str, Any]:
     """What was measured at a milestone."""
-    return json.loads(measurement(directory, step).read_text(encoding="utf-8"))
+    return read_json(measurement(directory, step))
 
 
 class Milestones(TrainerCallback):

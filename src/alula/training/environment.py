@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 import alula
-from alula.files import write_json
+from alula.files import read_json, write_json
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "pillow")
 
@@ -57,7 +56,7 @@ def readable_environment() -> dict[str, str]:
 
 def append_session(path: Path, session: dict[str, Any]) -> None:
     """Add ``session`` to the sessions on file."""
-    sessions = json.loads(path.read_text(encoding="utf-8"))["sessions"] if path.exists() else []
+    sessions = read_json(path)["sessions"] if path.exists() else []
     write_json(path, {"sessions": [*sessions, session]})
 
 

@@ -23,7 +23,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -32,8 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from alula.errors import UsageError
-from alula.files import atomic_file, restore_directories, write_json
+from alula.files import atomic_file, contents, read_json, regular, restore_directories, telling, write_json
 from alula.training.recipe import Recipe, Stage, slug
+
+_LOCK = ".lock"
+_held: set[str] = set()
+"""runs this process holds"""
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,15 @@ class StageDirectory:
         """The record of a finished stage, or None."""
         if not (self.record.is_file() and self.model.is_dir()):
             return None
-        return json.loads(self.record.read_text(encoding="utf-8"))
+        return read_json(self.record)
 
     def finish(self, record: dict[str, Any]) -> None:
         """Declare the stage done and drop what was only needed to resume it."""
         write_json(self.record, record)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Drop what is only needed to resume the stage."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.within_budget.unlink(missing_ok=True)
 
@@ -128,7 +135,9 @@ class RunDirectory:
 
     def refuse_strangers(self) -> None:
         """Raise a UsageError if there is something here that is not a run's."""
-        if self.root.exists() and not self.holds_a_run() and any(path.name != ".lock" for path in self.root.iterdir()):
+        if not self.root.exists() or self.holds_a_run():
+            return
+        if any(path.name != _LOCK for path in contents(self.root)):
             raise UsageError(
                 "the output directory is not empty and holds no run",
                 where=str(self.root),
@@ -136,9 +145,11 @@ class RunDirectory:
             )
 
     def sweep(self) -> None:
-        """Remove what a killed session left half-written."""
-        for directory in (self.root, *(self.root / "stages").glob("*")):
-            restore_directories(directory)
+        """Remove what a killed session left half-written, or had no time to remove when a stage was done."""
+        restore_directories(self.root, below=True)
+        for stage in map(StageDirectory, (self.root / "stages").glob("*")):
+            if stage.done() is not None:
+                stage.tidy()
 
     def clear(self) -> None:
         """Remove the run that is here, and nothing else."""
@@ -159,21 +170,32 @@ class RunDirectory:
         """Hold the run for this process; the lock ends with the process, however it ends.
 
         Raises:
-            UsageError: another process is training here.
+            UsageError: another process, or another training of this one, is at work here.
+            FilesError: the directory cannot be made or written to.
         """
         try:
             import fcntl
         except ImportError:  # Windows: no advisory locks of this kind, go without
             yield
             return
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / ".lock", "w", encoding="ascii") as stream:
+        with telling(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            stream = open(regular(self.root / _LOCK), "w", encoding="ascii")  # noqa: SIM115
+        with stream:
+            place = os.path.realpath(self.root)
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if place in _held:  # the lock does not keep a process from itself
+                    raise BlockingIOError
+                # not flock: a lock of that kind lives on in data workers, which notice late that their parent is gone
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UsageError(
                     "another process is training here",
                     where=str(self.root),
                     remedy="wait for it to end, or name another output_dir",
                 ) from None
-            yield
+            _held.add(place)
+            try:
+                yield
+            finally:
+                _held.discard(place)

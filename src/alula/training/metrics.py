@@ -19,7 +19,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alula.errors import AlulaError
-from alula.files import write_text
+from alula.files import append_text, regular, write_text
 from alula.training.optimizer import current_rates
 
 Row = dict[str, Any]
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 def read_rows(path: Path) -> list[Row]:
     """The complete rows of a metrics file; a torn last line (killed while writing) is left out."""
     rows: list[Row] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in regular(path).read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -100,9 +100,7 @@ class MetricsWriter(TrainerCallback):
         if self.watch is not None:
             self.watch(row)
         if self.path is not None and (step % self.every == 0 or step == state.max_steps or found):
-            with open(self.path, "a", encoding="utf-8") as stream:
-                stream.write(_line(row))
-                stream.flush()
+            append_text(self.path, _line(row))
 
 
 def _line(row: Row) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import json
 from functools import partial
 
+from alula.files import read_json
 from alula.jobs import Job, run_in
 from alula.studies.attention_shift.measure import measure_base, train_run
 from alula.studies.attention_shift.plan import Run, ShiftPlan
@@ -55,9 +55,7 @@ def gather(plan: ShiftPlan, *, command: str, seconds: float) -> ShiftRecord:
         )
         for run in plan.runs
     ]
-    bases = {
-        seed: Measurement.of(json.loads(plan.base_measurement(seed).read_text(encoding="utf-8"))) for seed in plan.seeds
-    }
+    bases = {seed: Measurement.of(read_json(plan.base_measurement(seed))) for seed in plan.seeds}
     found, skipped = associations(runs)
     return ShiftRecord(
         command=command,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alula.errors import UsageError
+from alula.files import read_json
 from alula.studies.attention_shift import ShiftPlan
 
 
@@ -46,7 +46,7 @@ class WarningPlan:
         found: dict[str, Any] = {}
         mark = population / "plan.json"
         if mark.is_file():
-            facts = json.loads(mark.read_text(encoding="utf-8"))
+            facts = read_json(mark)
             if facts.get("study") != "attention-shift" or "watched_every" not in facts:
                 raise UsageError(
                     "holds no population of watched trainings",

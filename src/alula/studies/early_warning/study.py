@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import json
 from pathlib import Path
 
+from alula.files import read_json
 from alula.jobs import claim
 from alula.studies.attention_shift import ShiftRecord, attention_shift
 from alula.studies.early_warning.plan import WarningPlan
@@ -59,7 +59,7 @@ def gather(plan: WarningPlan, shifts: ShiftRecord, *, command: str) -> WarningRe
         runs.append(
             Watched.of(
                 read_rows(directory.metrics),
-                json.loads(start.read_text(encoding="utf-8")),
+                read_json(start),
                 rate=run.rate,
                 text=run.text,
                 seed=run.seed,
