@@ -133,10 +133,78 @@ def test_other_prompts_are_refused(llm: Any, tokenizer: Any, folder: Path) -> No
     ):
         result = run_harness(llm, tokenizer, other)
         assert result.tasks["say"].settings["seed"] == other.seed
-        with pytest.raises(EvaluationError, match="prompt hashes of item 'say/0'"):
+        with pytest.raises(EvaluationError, match="token ids of item 'say/0' differ from position"):
             paired(bare, result)
         bare = result
     assert bare.tasks["say"].items[0].prompt[0].content[0].text == "<|user|>number 0 is<|end|><|assistant|>"
+
+
+SEVERAL_RIGHT = """
+import numpy
+
+def process_results(doc, results):  # as truthfulqa_mc2
+    probabilities = numpy.exp(numpy.array([likelihood for likelihood, _ in results]))
+    return {"mass": (probabilities / probabilities.sum())[0], "acc": results[0][0] > results[1][0]}
+"""
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Questions with several right answers, scored by their probability; all answers to the second are very long."""
+    (tmp_path / "several.py").write_text(SEVERAL_RIGHT)
+    texts = [["yes", "no"], ["yes " * 400, "no " * 400], ["left", "right"]]
+    documents = [{"q": f"number {k} is", "choices": choices} for k, choices in enumerate(texts)]
+    (tmp_path / "several.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    (tmp_path / "several.yaml").write_text(f"""
+task: several
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path}/several.jsonl}}, cache_dir: {tmp_path}/cache}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_choice: choices
+doc_to_target: 0
+process_results: !function several.process_results
+metric_list: [{{metric: mass, aggregation: mean, higher_is_better: true}}, {{metric: acc}}]
+""")
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_a_score_that_is_not_a_number_is_left_out_by_name(
+    llm: Any, tokenizer: Any, several: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = HarnessTasks(["several"], several)
+    sharp = run_harness(llm, tokenizer, tasks, name="sharp")
+    assert "the score of 1 of 3 items is not a number: several/1" in caplog.text
+    task = sharp.tasks["several"]
+    assert ([item.id for item in task.items], task.unscored) == (["several/0", "several/2"], ["several/1"])
+    assert 0 < task.accuracy < 1
+    assert task.settings["harness"]["several"]["metric"] == "mass"  # not another one for another model
+    whole = sharp.model_copy(deep=True, update={"model": "whole"})
+    whole.tasks["several"].items.insert(1, task.items[0].model_copy(update={"id": "several/1"}))
+    whole.tasks["several"].unscored = []
+    for before, after in ((whole, sharp), (sharp, whole)):
+        result = paired(before, after).tasks["several"]
+        assert result.overall.n == 2
+        assert result.notes == ["sharp: left out, since the score is not a number (1): several/1"]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_no_score_at_all_is_refused(llm: Any, tokenizer: Any, several: Path) -> None:
+    data = several / "several.jsonl"
+    data.write_text(data.read_text().splitlines(keepends=True)[1])
+    with pytest.raises(EvaluationError, match=r"not a number for all 1 items \(several/0\)"):
+        run_harness(llm, tokenizer, HarnessTasks(["several"], several))
+
+
+def test_other_metrics_are_refused(llm: Any, tokenizer: Any, several: Path) -> None:
+    by_mass, by_rank = (
+        run_harness(llm, tokenizer, HarnessTasks([f"several:{metric}"], several, n=1)) for metric in ("mass", "acc")
+    )
+    by_rank.tasks = {"several:mass": by_rank.tasks["several:acc"]}
+    with pytest.raises(EvaluationError, match=r"other metrics: several=mass .* against several=acc"):
+        paired(by_mass, by_rank)
 
 
 def test_nothing_is_left_behind(llm: Any, tokenizer: Any, folder: Path) -> None:

@@ -23,6 +23,7 @@ def made_run(scores: list[int], name: str = "m", tag: str = "", clusters: int = 
             id=f"i{k}",
             family=f"f{k % 3}",
             prompt_hash=f"h{k}{tag}",
+            token_ids=str(k),
             gold="g",
             answer="g" if score else f"wrong by {name}",
             score=score,

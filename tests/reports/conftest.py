@@ -40,6 +40,7 @@ def made_run(tasks: list[Task], name: str, score: Callable[[Task, int, str], boo
                     id=item.id,
                     family=item.family,
                     prompt_hash=item.id,
+                    token_ids="1",
                     gold=item.gold,
                     answer=item.gold if right else f"{item.gold[::-1]} ?",
                     score=float(right),

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import time
@@ -25,11 +26,15 @@ import numpy as np
 import torch
 
 from alula.errors import EvaluationError, UsageError
+from alula.evaluation import token_ids
 from alula.evaluation.conditions import conditions, fingerprint
 from alula.evaluation.prompts import tokenizer_of
 from alula.evaluation.results import Decoding, ItemResult, Part, RunResult, TaskResult, Turn
 from alula.evaluation.runner import evaluating
+from alula.hosts.opening import opening_of
 from alula.hosts.prompted import refuse_lost_prompt
+
+logger = logging.getLogger(__name__)
 
 _NORMALISED = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
 """metrics of multiple choice that divide log-likelihoods by the length of the choice"""
@@ -129,19 +134,26 @@ def run_harness(
     name: str = "model",
     batch_size: int = 32,
     max_new_tokens: int | None = None,
+    opening: Sequence[str] | None = None,
 ) -> RunResult:
     """Put harness tasks to a text LLM, an image host (as a text model), or either with an adapter.
 
     Scores move with the batch size in the last digits, so it is fixed, never found out by trying, and recorded. Answers
     are generated as the task says, otherwise greedily; the checkpoint's own generation defaults do not count.
 
+    Items to which a task gives NaN for a score are left out, listed in `TaskResult.unscored` and warned about.
+
     Args:
         processor: the model's processor or tokenizer; left as it is.
         max_new_tokens: bounds generated answers instead of each task's own limit.
+        opening: tokens that go before every text that does not start with them, such as ``("<s>",)``. By default what
+            the language model's own tokenizer writes (`alula.hosts.opening.opening_of`); a model that is compared with
+            another is asked with the other's.
 
     Raises:
         UsageError: the extra is missing, a task is unknown, or it has no such metric.
-        EvaluationError: a task cannot be loaded or run, or gives no scores per item.
+        EvaluationError: a task cannot be loaded or run, or gives no scores per item; a prompt would start with BOS
+            twice; the model's likelihoods are NaN.
     """
     tasks.check()
     from alula.evaluation.harness_model import HarnessModel
@@ -154,7 +166,8 @@ def run_harness(
     packages = {package: version(package) for package in ("lm_eval", "datasets")}
     results = {}
     with evaluating(model), _quiet(), _seeded(tasks.seed):
-        wrapped = HarnessModel(model, tokenizer_of(processor), processor, batch_size)
+        written = opening_of(processor, chat=tasks.chat) if opening is None else tuple(opening)
+        wrapped = HarnessModel(model, tokenizer_of(processor), processor, batch_size, written)
         for spec in tasks.names:
             results[spec] = _run(wrapped, spec, tasks, max_new_tokens)
     return RunResult(
@@ -186,12 +199,13 @@ def _run(model: Any, spec: str, wanted: HarnessTasks, max_new_tokens: int | None
         )
     except (AssertionError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
         raise EvaluationError(f"the harness failed: {_first_line(error)}", where=where) from error
-    items, about = [], {}
+    items, unscored, about = [], [], {}
     for leaf, task in leaves.items():
         samples = sorted(output["samples"][leaf], key=lambda sample: sample["doc_id"])
         kept = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
         metric = _metric(task, kept, _split(spec)[1], where)
-        items += [_item(leaf, task, sample, metric) for sample in kept]
+        unscored += [_id(leaf, sample) for sample in kept if math.isnan(sample[metric])]
+        items += [_item(leaf, task, sample, metric, model) for sample in kept if not math.isnan(sample[metric])]
         about[leaf] = {
             "version": output["versions"].get(leaf),
             "metric": metric,
@@ -200,18 +214,30 @@ def _run(model: Any, spec: str, wanted: HarnessTasks, max_new_tokens: int | None
             "output_type": task.OUTPUT_TYPE,
             "generation": json.loads(json.dumps(task.get_config("generation_kwargs"), default=str)),
         }
+    if unscored:
+        _tell_unscored(unscored, len(items), where)
     generated = any(task.OUTPUT_TYPE == "generate_until" for task in leaves.values())
     return TaskResult(
         name=spec,
         title=spec,
         max_new_tokens=_limit(leaves, model) if generated else 0,
-        settings={"harness": about, "chat": wanted.chat, "n": wanted.n, "seed": wanted.seed},
+        settings={
+            "harness": about,
+            "chat": wanted.chat,
+            "n": wanted.n,
+            "seed": wanted.seed,
+            "opening": model.opening,
+        },
         items=items,
+        unscored=unscored,
     )
 
 
 def _metric(task: Any, samples: Sequence[Mapping[str, Any]], wished: str | None, where: str) -> str:
-    """The metric that scores items: the wished one, or the task's first that gives each a number in [0, 1]."""
+    """The metric that scores items: the wished one, or the task's first that gives each a number in [0, 1].
+
+    NaN counts as a number here: which metric is taken must not depend on what one model answers.
+    """
     offered = [entry["metric"] for entry in task.get_config("metric_list") or () if isinstance(entry["metric"], str)]
     better = task.higher_is_better()
     usable = [
@@ -233,20 +259,42 @@ def _metric(task: Any, samples: Sequence[Mapping[str, Any]], wished: str | None,
 
 
 def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float | np.number | np.bool_) and 0 <= float(value) <= 1
+    return isinstance(value, int | float | np.number | np.bool_) and (0 <= float(value) <= 1 or math.isnan(value))
 
 
-def _item(leaf: str, task: Any, sample: Mapping[str, Any], metric: str) -> ItemResult:
+def _tell_unscored(ids: Sequence[str], scored: int, where: str) -> None:
+    """Warn about items whose score is NaN; refuse a task without any other.
+
+    The harness' own multiple choice with several right answers (truthfulqa_mc2) divides probabilities that are all 0
+    where every choice is long or the model finds it unlikely beyond the range of floats.
+    """
+    named = f"{', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}"
+    if not scored:
+        raise EvaluationError(
+            f"its score is not a number for all {len(ids)} items ({named})",
+            where=where,
+            remedy="choose another metric (NAME:METRIC) or task, or look whether the model is broken",
+        )
+    counted = f"{len(ids)} of {len(ids) + scored} items"
+    logger.warning("%s: the score of %s is not a number: %s; left out", where, counted, named)
+
+
+def _id(leaf: str, sample: Mapping[str, Any]) -> str:
+    return f"{leaf}/{sample['doc_id']}"
+
+
+def _item(leaf: str, task: Any, sample: Mapping[str, Any], metric: str, model: Any) -> ItemResult:
     answer, gold = _exchange(task, sample, metric)
     # the harness' own prompt hash is of the first request's context: options and generation settings count too
     asked = [sample["doc_hash"], sample["prompt_hash"], sample["target_hash"], sample["arguments"]]
     return ItemResult(
-        id=f"{leaf}/{sample['doc_id']}",
+        id=_id(leaf, sample),
         family=leaf,
         prompt_hash=hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest(),
         gold=gold,
         answer=answer,
         score=float(sample[metric]),
+        token_ids=token_ids.write([model.asked(arguments) for arguments in sample["arguments"]]),
         prompt=[Turn(role="user", content=[Part(text=str(sample["arguments"][0][0]))])],
     )
 

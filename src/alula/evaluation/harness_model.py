@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
 
+from alula.errors import EvaluationError
 from alula.evaluation.generation import generation_config
 from alula.evaluation.results import Decoding
 
@@ -16,17 +19,96 @@ from alula.evaluation.results import Decoding
 class HarnessModel(HFLM):
     """A causal LLM or an image host asked in words alone, adapters and all, exactly as it is in memory.
 
+    Every text becomes ids in one place, `tok_encode`, one text at a time: the harness' own way looks at the first text
+    of a batch only, and leaves to each model's tokenizer what two models must be asked alike.
+
     Args:
         tokenizer: of the model; the harness changes a copy (padding).
         processor: where the chat template comes from if the tokenizer has none.
         batch_size: requests at a time, fixed.
+        opening: the tokens that go before every text that does not start with them, see `alula.hosts.opening`.
+
+    Raises:
+        EvaluationError: the vocabulary lacks a token of ``opening``.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, processor: Any, batch_size: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, processor: Any, batch_size: int, opening: Sequence[str]) -> None:
         tokenizer = copy.deepcopy(tokenizer)
         if tokenizer.chat_template is None:
             tokenizer.chat_template = getattr(processor, "chat_template", None)
+        vocabulary = tokenizer.get_vocab()
+        for token in opening:
+            if token not in vocabulary:
+                raise EvaluationError(
+                    f"prompts are to start with {token!r}, which is not in the vocabulary",
+                    where=type(tokenizer).__name__,
+                    remedy="compare models of one vocabulary",
+                )
+        self.opening = list(opening)
+        self._opening = [vocabulary[token] for token in opening]
+        self._asked: dict[Any, list[int]] = {}
         super().__init__(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
+
+    def asked(self, arguments: Sequence[Any]) -> list[int]:
+        """Return the ids that one request's texts came to, as the model was given them."""
+        key = tuple(arguments) if len(arguments) > 1 and isinstance(arguments[1], str) else arguments[0]
+        return self._asked[key]
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Return the ids of a text, behind the opening unless ``add_special_tokens`` is False.
+
+        Raises:
+            EvaluationError: the text itself starts with BOS twice.
+        """
+        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=False)
+        if add_special_tokens is not False and ids[: len(self._opening)] != self._opening:
+            ids = [*self._opening, *ids]
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            raise EvaluationError(
+                f"the prompt would start with {self.tokenizer.bos_token!r} twice: {string[:60]!r}",
+                where="chat template" if self.tokenizer.bos_token * 2 in string else "tokenizer",
+                remedy="write it once: in the chat template, or by the tokenizer, not in the task",
+            )
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and mask of prompts to be answered, padded on the left."""
+        rows = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
+        self._asked.update(zip(strings, rows, strict=True))
+        width = max(map(len, rows))
+        ids = [[self.tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        return torch.tensor(ids), torch.tensor(mask)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """As the harness does it, the ids kept."""
+        self._asked.update({request.args[0]: self.tok_encode(request.args[0]) for request in requests})
+        found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
+        return found
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **options: Any
+    ) -> list[tuple[float, bool]]:
+        """As the harness does it, the ids kept; a model that computes no numbers is not scored by them."""
+        self._asked.update({texts: context + ending for texts, context, ending in requests if texts is not None})
+        found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, **options)
+        for (texts, _, _), (likelihood, _) in zip(requests, found, strict=True):
+            if math.isnan(likelihood):
+                raise EvaluationError(
+                    f"the model's log-likelihood of a text is not a number: {str(texts)[:80]}",
+                    where=type(self.model).__name__,
+                    remedy="look for weights that are NaN, or load it with another dtype (float16 overflows)",
+                )
+        return found
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.errors import EvaluationError
-from alula.evaluation import ratios, statistics
+from alula.evaluation import ratios, statistics, token_ids
 from alula.evaluation.results import (
     Columns,
     Comparison,
@@ -49,7 +49,8 @@ def paired(
         how: confidence, number and seed of the bootstrap resamples.
 
     Raises:
-        EvaluationError: no common task, other prompts (the first item that differs is named), other decoding or dtype.
+        EvaluationError: no common task, other prompts (the first item whose token ids differ is named, with the first
+            place where they do), other decoding, dtype or metric.
     """
     common = [name for name in base.tasks if name in tuned.tasks]
     if not common:
@@ -59,13 +60,17 @@ def paired(
     notes = _compare_conditions(base.conditions, tuned.conditions)
     tasks = {}
     for name in common:
-        before, after = base.tasks[name], tuned.tasks[name]
+        before, after = _scored_by_both(name, base.tasks[name], tuned.tasks[name])
         _compare_prompts(name, before, after)
         tasks[name] = _pair(before, after, kept_flips, how).model_copy(
             update={
                 "notes": [
                     *notes,
                     *_setting_notes(before, after),
+                    *_unrecorded_notes(base.model, before),
+                    *_unrecorded_notes(tuned.model, after),
+                    *_unscored_notes(base.model, before),
+                    *_unscored_notes(tuned.model, after),
                     *_truncation_notes(base.model, before),
                     *_truncation_notes(tuned.model, after),
                 ]
@@ -188,13 +193,9 @@ def _compare_prompts(name: str, before: TaskResult, after: TaskResult) -> None:
             raise EvaluationError(
                 f"the runs have other items: {first.id!r} against {second.id!r}", where=f"task {name!r}", remedy=remedy
             )
-        if first.prompt_hash != second.prompt_hash:
-            raise EvaluationError(
-                f"the models were asked differently: the prompt hashes of item {first.id!r} are "
-                f"{first.prompt_hash[:12]} and {second.prompt_hash[:12]}",
-                where=f"task {name!r}",
-                remedy=remedy,
-            )
+        parted = _parted(first, second)
+        if parted is not None:
+            raise EvaluationError(f"the models were asked differently: {parted}", where=f"task {name!r}", remedy=remedy)
         if first.gold != second.gold:
             raise EvaluationError(
                 f"item {first.id!r} was scored against {first.gold!r} and {second.gold!r}", where=f"task {name!r}"
@@ -203,10 +204,46 @@ def _compare_prompts(name: str, before: TaskResult, after: TaskResult) -> None:
         raise EvaluationError(
             f"the runs have {len(before.items)} and {len(after.items)} items", where=f"task {name!r}", remedy=remedy
         )
+    metrics = [_metrics(task) for task in (before, after)]
+    if metrics[0] != metrics[1]:
+        raise EvaluationError(
+            f"the runs were scored by other metrics: {_plain(metrics[0])} against {_plain(metrics[1])}",
+            where=f"task {name!r}",
+            remedy="name the metric (NAME:METRIC), and evaluate both models again",
+        )
     if before.max_new_tokens != after.max_new_tokens:
         raise EvaluationError(
             f"answers were cut at {before.max_new_tokens} and {after.max_new_tokens} tokens", where=f"task {name!r}"
         )
+
+
+def _parted(first: ItemResult, second: ItemResult) -> str | None:
+    """How the prompts of an item differ, or None."""
+    found = token_ids.difference(first.token_ids, second.token_ids) if first.token_ids and second.token_ids else None
+    if found is not None:
+        here, there = ("nothing" if token is None else str(token) for token in (found.first, found.second))
+        row = f" of its text {found.row + 1}" if found.row else ""
+        return (
+            f"the token ids of item {first.id!r} differ from position {found.position}{row} on, "
+            f"{here} against {there} (another BOS rule, chat template, date or vocabulary)"
+        )
+    if first.prompt_hash != second.prompt_hash:
+        return f"the prompt hashes of item {first.id!r} are {first.prompt_hash[:12]} and {second.prompt_hash[:12]}"
+    return None
+
+
+def _scored_by_both(name: str, before: TaskResult, after: TaskResult) -> tuple[TaskResult, TaskResult]:
+    """The tasks without the items that could not be scored for one of the two models."""
+    unscored = {*before.unscored, *after.unscored}
+    if not unscored:
+        return before, after
+    kept = [
+        task.model_copy(update={"items": [item for item in task.items if item.id not in unscored]})
+        for task in (before, after)
+    ]
+    if not kept[0].items:
+        raise EvaluationError("no item has a score for both models", where=f"task {name!r}")
+    return kept[0], kept[1]
 
 
 def _compare_conditions(before: Conditions, after: Conditions) -> list[str]:
@@ -242,6 +279,25 @@ def _setting_notes(before: TaskResult, after: TaskResult) -> list[str]:
 
 def _plain(value: object) -> str:
     return ", ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _metrics(task: TaskResult) -> dict[str, str]:
+    """What scores each harness task inside ``task``."""
+    leaves = task.settings.get("harness", {})
+    return {leaf: f"{about.get('metric')} ({about.get('filter')})" for leaf, about in leaves.items()}
+
+
+def _unrecorded_notes(model: str, task: TaskResult) -> list[str]:
+    if all(item.token_ids for item in task.items):
+        return []
+    return [f"{model}: token ids were not recorded (an earlier version's file), so prompts were compared by hash alone"]
+
+
+def _unscored_notes(model: str, task: TaskResult) -> list[str]:
+    if not task.unscored:
+        return []
+    named = f"{', '.join(task.unscored[:5])}{', ...' if len(task.unscored) > 5 else ''}"
+    return [f"{model}: left out, since the score is not a number ({len(task.unscored)}): {named}"]
 
 
 def _truncation_notes(model: str, task: TaskResult) -> list[str]:

@@ -36,6 +36,12 @@ class Prompt:
     hash: str
 
     @property
+    def ids(self) -> list[int]:
+        """The token ids, image rows included."""
+        ids: list[int] = self.inputs["input_ids"][0].tolist()
+        return ids
+
+    @property
     def length(self) -> int:
         """Rows of the prompt, image rows included."""
         return int(self.inputs["input_ids"].shape[1])
@@ -133,7 +139,15 @@ def encode(
     )
     if inputs["input_ids"].numel() == 0:
         raise EvaluationError("the chat template rendered no tokens", where=where)
-    digest = hashlib.sha256(json.dumps(inputs["input_ids"][0].tolist(), separators=(",", ":")).encode())
+    ids = inputs["input_ids"][0].tolist()
+    bos = tokenizer_of(processor).bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise EvaluationError(
+            "the prompt starts with BOS twice: its chat template writes it, and so does the tokenizer",
+            where=where,
+            remedy="leave it out of the template, or set add_bos_token of the tokenizer to False",
+        )
+    digest = hashlib.sha256(json.dumps(ids, separators=(",", ":")).encode())
     for kind, value in media_of(messages) if takes_images(processor) else ():
         if kind == "image":
             digest.update(fingerprint_image(value).encode())

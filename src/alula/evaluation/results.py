@@ -101,6 +101,8 @@ class ItemResult(Record):
     id: str
     family: str
     prompt_hash: str
+    token_ids: str = ""
+    """the ids the model was asked with, see `alula.evaluation.token_ids`; empty in files of earlier versions"""
     gold: str
     answer: str
     score: float
@@ -129,6 +131,8 @@ class TaskResult(Record):
     max_new_tokens: int
     settings: dict[str, Any]
     items: list[ItemResult]
+    unscored: list[str] = []
+    """ids of items that are not among ``items``, since what scores them came to no number"""
     ratios: list[Ratio] = []
     figures: dict[str, dict[str, Estimate | None]] = {}
     """value and interval of every ratio by its name, per group: ``"all"`` and, where there are several, each family;

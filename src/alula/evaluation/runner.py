@@ -10,7 +10,7 @@ from typing import Any
 
 from alula.chat_template import TemplateSettings
 from alula.errors import EvaluationError, UsageError
-from alula.evaluation import generation, prompts
+from alula.evaluation import generation, prompts, token_ids
 from alula.evaluation.conditions import conditions, fingerprint
 from alula.evaluation.items import CountingTask, Task, TaskItem, media_of
 from alula.evaluation.journal import Journal
@@ -147,6 +147,7 @@ class _TaskRun:
                     id=items[i].id,
                     family=items[i].family,
                     prompt_hash=given[i].hash,
+                    token_ids=token_ids.write([given[i].ids]),
                     gold=items[i].gold,
                     answer=reply.text,
                     score=self.task.score(items[i], reply.text),

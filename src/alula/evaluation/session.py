@@ -22,6 +22,7 @@ from alula.evaluation.results import PairedRun, RunResult, TaskResult
 from alula.evaluation.runner import run
 from alula.files import restore_directories
 from alula.hosts.multimodal import AlulaProcessor
+from alula.hosts.opening import opening_of
 
 Loader = Callable[[str], tuple[Any, Any]]
 """a model's name -> (model, processor)"""
@@ -112,7 +113,8 @@ def evaluate(
     Args:
         load: loads a model by name.
         tasks_for: chooses the tasks, given the processor of ``model``; there may be none where there is ``harness``.
-        harness: tasks of lm-evaluation-harness asked as well.
+        harness: tasks of lm-evaluation-harness asked as well, of both models behind the tokens that the tokenizer of
+            ``base`` writes before a text.
 
     Returns:
         the session; with ``output`` also written there as ``tuned.json``, ``base.json`` and ``paired.json``.
@@ -131,9 +133,11 @@ def evaluate(
             journal = folder / f"{role}-answers.jsonl" if folder is not None else None
             parts.append(run(loaded, processor, tasks, name=name, journal=journal, progress=progress, **options))
         if harness is not None:
-            parts.append(run_harness(loaded, processor, harness, name=name, **options))
+            parts.append(run_harness(loaded, processor, harness, name=name, opening=opening, **options))
         return _joined(parts)
 
+    # what the base's tokenizer writes before a text is read before anything is asked: both models get it
+    opening = opening_of(load(base)[1], chat=harness.chat) if base is not None and harness is not None else None
     loaded, processor = load(model)
     tasks = tasks_for(processor)
     tuned = ask("tuned", model, tasks)

@@ -46,6 +46,7 @@ from alula.hosts.multimodal import (
     ConnectorShape,
 )
 from alula.hosts.multimodal.connectors import QUERIES
+from alula.hosts.opening import automatic, remember
 from alula.hosts.parts import LanguagePart, Part, VisionPart, language_part, vision_part
 from alula.hosts.placement import dtype_named
 from alula.hosts.quiet import quiet_loading
@@ -402,6 +403,7 @@ def _leave_special_tokens_to_the_template(tokenizer: PreTrainedTokenizerBase) ->
 
     if not extra():
         return
+    remember(tokenizer, automatic(tokenizer))
     for option in ("add_bos_token", "add_eos_token"):
         setattr(tokenizer, option, False)
         tokenizer.init_kwargs[option] = False
