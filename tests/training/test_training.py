@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache, TrainerCallback
 
 import alula
+from alula.anatomy import Anatomy
 from alula.data import Collator
 from alula.errors import AlulaError, DataError, RecipeError, UsageError
 from alula.hosts import load_host
+from alula.seam.dialect import cache_of
 from alula.training import Recipe, check, train
 from alula.training.stage import open_data
 from tests.training.conftest import MakeRecipe, rows
@@ -328,6 +330,40 @@ def test_gradient_checkpointing_changes_no_number(recipe: MakeRecipe, method: st
     for left, right in zip(rows(kept.directory), rows(recomputed.directory), strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-6)
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "recompute"), [("full", False), ("lora", True), ("prefix", False), ("wings", False), ("wings", True)]
+)
+def test_training_steps_build_no_cache(recipe: MakeRecipe, host_directory: Path, method: str, recompute: bool) -> None:
+    """The Trainer switches it off in the host's own config only, and a decoder reads another one."""
+    watch = _Caches()
+    run = {"gradient_checkpointing": recompute}
+    made = recipe(run=run, method=method, data=UNEVEN, steps=1, **METHODS[method])
+    result = train(made, callbacks=[watch], quiet=True)
+    assert watch.training
+    assert {type(cache) for cache in watch.training} == ({DynamicCache} if method == "prefix" else {type(None)})
+    assert None not in watch.answering  # `generate` still has its cache
+    if method == "full":
+        saved, before = (json.loads((path / "config.json").read_text()) for path in (result.final, host_directory))
+        assert saved == before
+
+
+class _Caches(TrainerCallback):
+    """The cache every forward hands to the decoder's first layer."""
+
+    def __init__(self) -> None:
+        self.training: list[Any] = []
+        self.answering: list[Any] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def see(layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            (self.training if layer.training else self.answering).append(cache_of(kwargs, where="layer"))
+
+        Anatomy.of(kwargs["model"]).layers[0].register_forward_pre_hook(see, with_kwargs=True)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kwargs["model"].eval().generate(input_ids=torch.tensor([[7, 8]]), max_new_tokens=2)
 
 
 class _Checkpointing(TrainerCallback):

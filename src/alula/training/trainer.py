@@ -248,18 +248,22 @@ def sharding_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def config_kept(model: nn.Module) -> Iterator[None]:
-    """The Trainer writes `use_cache` into the model's config; what is saved must not carry that."""
-    config: Any = model.config
-    before = getattr(config, "use_cache", None)
+def config_kept(host: Any) -> Iterator[None]:
+    """Training forwards build no cache, and what is saved does not carry that.
+
+    The Trainer says so in the host's config; a multimodal host's decoder reads its own.
+    """
+    configs = {id(config): config for config in (host.config, host.config.get_text_config(decoder=True))}.values()
+    before = [(config, {key: value for key, value in vars(config).items() if key == "use_cache"}) for config in configs]
+    for config in configs:
+        config.use_cache = False
     try:
         yield
     finally:
-        if before is None:
-            if hasattr(config, "use_cache"):
-                delattr(config, "use_cache")
-        else:
-            config.use_cache = before
+        for config, kept in before:
+            delattr(config, "use_cache")
+            for key, value in kept.items():
+                setattr(config, key, value)
 
 
 class _HonestGradients(TrainerCallback):
