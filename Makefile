@@ -6,13 +6,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install quickstart test lint format types imports pytest clean
+.PHONY: help install quickstart test lint format types imports pytest test-versions clean
 
 help:
-	@echo "make quickstart   install and run the main job; prints where the report is"
-	@echo "make test         install and run lint, types, import contract and tests"
-	@echo "make format       rewrite the sources in house style"
-	@echo "make clean        remove the virtual environment and run outputs"
+	@echo "make quickstart     install and run the main job; prints where the report is"
+	@echo "make test           install and run lint, types, import contract and tests"
+	@echo "make test-versions  the tests that outside releases can break, on the oldest and newest of them (writes docs/versions.md)"
+	@echo "make format         rewrite the sources in house style"
+	@echo "make clean          remove the virtual environments and run outputs"
 
 install: $(VENV)/.installed
 
@@ -51,5 +52,9 @@ imports: $(VENV)/.installed-dev
 pytest: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# not part of `make test`: half an hour, some gigabytes of packages. ONLY=lowest, newest or lowest-torch runs one of them
+test-versions: $(VENV)/.installed
+	$(BIN)/python tools/versions.py --torch "$(TORCH)" $(if $(ONLY),--only $(ONLY))
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .versions runs

@@ -19,6 +19,7 @@ from alula.seam import dialect
 from alula.seam.attention import ATTENTION, KeyColumns, set_attention
 from alula.seam.forward import Forward, RowCache, Shelf
 from alula.seam.scope import marks
+from alula.seam.tested import tell_untested
 
 NAME = "alula"  # of the seam in the host, of the per-layer containers, and of the keyword a `Forward` travels as
 
@@ -259,6 +260,7 @@ def install(model: nn.Module, holder: str, owner: Any) -> Seam:
     Raises:
         UsageError: the name is taken. HostError: the host is of a class alula does not know.
     """
+    tell_untested()
     host = unwrap(model)
     with _changing:
         seam = getattr(host, NAME, None)
