@@ -10,16 +10,18 @@ import torch
 from peft import PeftConfig, PeftModel
 from peft.utils import set_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from alula.errors import AdapterError, HostError
+from alula.errors import AdapterError
 from alula.files import recovered
 from alula.grafts import load
+from alula.grafts.checkpoint import restore
 from alula.grafts.storage import CONFIG_FILE, read_facts
-from alula.hosts import fledgling, load_host
+from alula.hosts import fledgling
+from alula.hosts.configs import read_config
 from alula.hosts.directories import locate
-from alula.hosts.host import first_line, load_strictly
+from alula.hosts.host import load_strictly, open_host, read_tokenizer
 from alula.hosts.prompted import PromptedModel, check_prompt
 
 _PROMPT = "prompt_embeddings"
@@ -40,7 +42,7 @@ def load_model(
 ) -> Loaded:
     """Load a model directory or hub id of any of these kinds, in eval mode.
 
-    - an image-text-to-text host, stock transformers layout;
+    - an image-text-to-text host, stock transformers layout; grafts that stock ways of saving left in it come back;
     - a text LLM, with its tokenizer as the processor; "fledgling" names the one that ships with alula;
     - a PEFT adapter directory, or an alula adapter directory: the base it names is loaded and the adapter put on,
       strictly (a relative base path counts from the adapter's directory).
@@ -119,21 +121,10 @@ def load_peft(model: Any, path: Path, *, trainable: bool = False) -> PeftModel:
 
 def _load_plain(name: str, dtype: torch.dtype | str | None) -> Loaded:
     name = locate(name, "model")
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise HostError(
-            f"no model could be read: {first_line(error)}",
-            where=name,
-            remedy="give a directory with a config.json, or a hub id that can be reached",
-        ) from error
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        host = load_host(name, dtype=dtype)
-        return Loaded(host.model, host.processor)
-    model = load_strictly(AutoModelForCausalLM, name, dtype=dtype)
-    try:
-        return Loaded(model, AutoTokenizer.from_pretrained(name))
-    except (OSError, ValueError) as error:
-        raise HostError(
-            f"the tokenizer could not be loaded: {first_line(error)}", where=name, remedy="save it beside the weights"
-        ) from error
+    if type(read_config(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        loaded = Loaded(*open_host(name, dtype=dtype, grafted=True))
+    else:
+        model = load_strictly(AutoModelForCausalLM, name, grafted=True, dtype=dtype)
+        loaded = Loaded(model, read_tokenizer(name))
+    restore(loaded.model, name)
+    return loaded

@@ -10,11 +10,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from alula.errors import AdapterError, UsageError
-from alula.seam import NAME, Seam, marked, marks
+from alula.seam import NAME, Seam, marked, marks, retract
+
+_TRAINED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,9 +95,9 @@ class Graft(abc.ABC):
         for index in indices:
             layer = self.seam.anatomy.layers[index]
             module = self.build_layer(index).train(layer.training)
-            if not hasattr(layer, NAME):
-                layer.add_module(NAME, nn.ModuleDict())
-            layer.get_submodule(NAME)[self.name] = module  # type: ignore[operator]
+            container: Any = getattr(layer, NAME, None) or nn.ModuleDict()
+            container[self.name] = module
+            layer.add_module(NAME, container)
             self.layers[index] = module
             self._handles.extend(self.hook_layer(index, module))
 
@@ -109,6 +112,7 @@ class Graft(abc.ABC):
             del container[self.name]
             if not container:
                 delattr(layer, NAME)
+        retract(self.seam.anatomy.host, self.name)
         self.seam.release(self.name)
 
     @property
@@ -143,10 +147,12 @@ class Graft(abc.ABC):
         """Copy weights in, strictly.
 
         Raises:
-            AdapterError: any key missing, unused or of another shape; nothing is changed then.
+            AdapterError: any key missing, unused, of another shape, or holding what cannot be a trained weight; nothing
+                is changed then.
         """
         mine = self.state_dict()
         check_keys(mine, weights, where=where)
+        check_values(mine, weights, where=where)
         for name, value in mine.items():
             value.copy_(weights[name])
 
@@ -171,4 +177,22 @@ def check_keys(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, w
                 f"{name} has shape {tuple(given[name].shape)}, the host needs {tuple(value.shape)}",
                 where=where,
                 remedy="load it into a host of the size it was trained with",
+            )
+
+
+def check_values(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, where: str | None = None) -> None:
+    """Raise an AdapterError unless the tensors can be trained weights: finite, and of a type that is trained."""
+    for name, value in given.items():
+        wanted = expected[name].dtype
+        if value.dtype not in _TRAINED if wanted.is_floating_point else value.dtype != wanted:
+            raise AdapterError(
+                f"{name} is of type {str(value.dtype).removeprefix('torch.')}",
+                where=where,
+                remedy="save it in float32, float16 or bfloat16" if wanted.is_floating_point else "save it again",
+            )
+        if wanted.is_floating_point and not bool(torch.isfinite(value).all()):
+            raise AdapterError(
+                f"{name} holds {int((~torch.isfinite(value)).sum())} values that are NaN or infinite",
+                where=where,
+                remedy="its training diverged, or the file is damaged: take an earlier one",
             )

@@ -7,7 +7,7 @@ from torch import nn
 from alula.errors import UsageError
 from alula.grafts.base import Graft, GraftConfig
 from alula.grafts.wings import WingsConfig, WingsGraft
-from alula.seam import find, install
+from alula.seam import declare, find, install
 
 GRAFTS: dict[str, tuple[type[GraftConfig], type[Graft]]] = {WingsConfig.graft_type: (WingsConfig, WingsGraft)}
 
@@ -25,17 +25,17 @@ def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Gr
         The handle. The model is used as ever: `model(**inputs)`, `model.generate(**inputs)`.
 
     Raises:
-        UsageError: the name is taken or the config does not fit the host. HostError: an unknown class of host.
+        UsageError: the name is taken or cannot be one, or the config does not fit the host. HostError: an unknown class
+            of host.
     """
     kind = GRAFTS[config.graft_type][1]
-    name = name or config.graft_type
-    if not name.isidentifier():
-        raise UsageError(f"{name!r} cannot name a graft", remedy="use letters, digits and underscores")
+    name = config.graft_type if name is None else name
+    check_name(name)
     seam = install(model, name, None)
     try:
         graft = kind(seam, name, config)
         seam.holders[name] = graft
-        graft.grow(_layer_indices(config, seam.anatomy.num_layers))
+        graft.grow(layer_indices(config, seam.anatomy.num_layers))
     except BaseException:
         graft_or_none = seam.holders.get(name)
         if isinstance(graft_or_none, Graft):
@@ -43,7 +43,19 @@ def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Gr
         else:
             seam.release(name)
         raise
+    declare(seam.anatomy.host, name, {"alula_type": config.graft_type, "config": config.to_dict()})
     return graft
+
+
+def check_name(name: str) -> None:
+    """Raise a UsageError unless `name` can name a graft."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise UsageError(f"{name!r} cannot name a graft", remedy="use letters, digits and underscores")
+    if hasattr(nn.ModuleDict(), name):  # the graft would become an attribute of one
+        raise UsageError(
+            f"{name!r} cannot name a graft: torch's containers of modules have an attribute of that name",
+            remedy=f"choose another name, such as {name + '_graft'!r}",
+        )
 
 
 def detach(model: nn.Module, name: str | None = None) -> None:
@@ -78,7 +90,8 @@ def get(model: nn.Module, name: str | None = None) -> Graft:
     return attached[name] if name is not None else next(iter(attached.values()))
 
 
-def _layer_indices(config: GraftConfig, count: int) -> list[int]:
+def layer_indices(config: GraftConfig, count: int) -> list[int]:
+    """The decoder layers, of `count`, that get a part of the graft; UsageError for one that does not exist."""
     layers = getattr(config, "layers", None)
     if layers is None:
         return list(range(count))

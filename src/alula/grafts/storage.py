@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,25 @@ from torch import Tensor, nn
 import alula
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import AdapterError, UsageError
-from alula.files import atomic_directory, recovered, write_json, write_text
-from alula.grafts.base import Graft, check_keys
-from alula.grafts.lifecycle import GRAFTS, attach, get
+from alula.files import atomic_directory, recovered, regular, telling, write_json, write_text
+from alula.grafts.base import Graft, check_keys, check_values
+from alula.grafts.lifecycle import GRAFTS, attach, check_name, get, layer_indices
 from alula.seam import NAME
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _SAMPLE = 1024  # elements per tensor that enter a fingerprint
+_FACTS: dict[str, type] = {
+    "name": str,
+    "base_model_name_or_path": str,
+    "base_class": str,
+    "base_fingerprint": str,
+    "base_parts": dict,
+    "base_vocabulary": int,
+    "modules": list,
+    "config": dict,
+}
+_SINCE = ("base_parts", "base_vocabulary")  # which adapters of earlier versions do not have
+_JSON = {str: "a text", int: "a whole number", dict: "an object", list: "a list"}
 
 
 def save(
@@ -64,6 +76,8 @@ def save(
         "base_model_name_or_path": _portable(base, directory),
         "base_class": type(host).__name__,
         "base_fingerprint": fingerprint(model),
+        "base_parts": _part_fingerprints(host, modules),
+        "base_vocabulary": _vocabulary(host),
         "modules": list(modules),
         "config": graft.config.to_dict(),
     }
@@ -91,13 +105,13 @@ def load(
     Args:
         model: the host it was trained on.
         name: to attach under another name than the stored one.
-        check_base: refuse a decoder whose weights are not those the adapter was trained on.
+        check_base: refuse a decoder, tower, projector or head whose weights are not those the adapter was trained on.
         settings: in place of those it was saved with, of those that weights do not depend on: ``cache="keys"``.
 
     Raises:
         UsageError: a setting that cannot be changed, or a value the graft refuses.
-        AdapterError: not an adapter directory, a damaged file, another base, or any weight missing, unused or of
-            another shape. The model is left as it was.
+        AdapterError: not an adapter directory, a damaged file, another base, or any weight missing, unused, of another
+            shape, or not a finite floating-point number. The model is left as it was.
     """
     directory = Path(directory)
     facts = read_config(directory)
@@ -110,16 +124,14 @@ def load(
             where=where,
             remedy="load it into the host it was trained on (save that with save_host and name it as base)",
         )
-    if check_base and facts["base_fingerprint"] != fingerprint(model):
-        raise AdapterError(
-            f"it was trained on other weights than this {kind} has "
-            f"(base: {facts['base_model_name_or_path'] or 'unknown'})",
-            where=where,
-            remedy="load it into the base it names, or pass check_base=False if you know better",
-        )
+    if check_base:
+        _check_base(unwrap(model), facts, where)
+    stored_name = facts["name"]
     try:
         expected = _module_weights(unwrap(model), facts["modules"])
         config = GRAFTS[facts["alula_type"]][0].from_dict(facts["config"])
+        check_name(stored_name)
+        layer_indices(config, Anatomy.of(model).num_layers)
     except UsageError as error:
         raise AdapterError(
             error.message,
@@ -136,7 +148,8 @@ def load(
         config = dataclasses.replace(config, **settings)
     stored = {key.removeprefix("host."): value for key, value in weights.items() if key.startswith("host.")}
     check_keys(expected, stored, where=where)
-    graft = attach(model, config, name or facts["name"])
+    check_values(expected, stored, where=where)
+    graft = attach(model, config, name or stored_name)
     try:
         grafted = {key.removeprefix("graft."): value for key, value in weights.items() if not key.startswith("host.")}
         with torch.no_grad():
@@ -157,13 +170,30 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(directory) / CONFIG_FILE
     facts = read_facts(directory)
-    required = {"alula_type", "name", "base_fingerprint", "modules", "config"}
-    known = facts.get("alula_type") in GRAFTS and required <= facts.keys()
-    if not known or not isinstance(facts["config"], dict) or not isinstance(facts["modules"], list):
+    if not isinstance(facts.get("alula_type"), str) or facts["alula_type"] not in GRAFTS:
         raise AdapterError(
             "not an alula adapter", where=str(path), remedy=f"alula_type must be one of: {', '.join(GRAFTS)}"
         )
+    for name, kind in _FACTS.items():
+        if name not in facts and name not in _SINCE:
+            raise AdapterError(f"it lacks {name!r}", where=str(path), remedy="save the adapter again")
+        check_fact(facts, name, kind, where=str(path))
+    for name, kind in (("modules", str), ("base_parts", str)):
+        given = facts.get(name, ())
+        if not all(isinstance(each, kind) for each in (given.values() if isinstance(given, dict) else given)):
+            raise AdapterError(f"{name!r} holds what is no text", where=str(path), remedy="save the adapter again")
     return facts
+
+
+def check_fact(facts: Mapping[str, Any], name: str, kind: type, *, where: str) -> None:
+    """Raise an AdapterError if `facts` have a value under `name` that is not of `kind`."""
+    value = facts.get(name)
+    if name in facts and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise AdapterError(
+            f"{name!r} must be {_JSON[kind]}, and is {json.dumps(value)[:80]}",
+            where=where,
+            remedy="save the adapter again, or write there what belongs there",
+        )
 
 
 def read_facts(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -173,17 +203,20 @@ def read_facts(directory: str | os.PathLike[str]) -> dict[str, Any]:
         AdapterError: missing or unreadable.
     """
     path = recovered(directory) / CONFIG_FILE
+    if not path.exists():
+        raise AdapterError(f"no {CONFIG_FILE} there", where=str(directory), remedy="name an adapter directory")
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AdapterError(
-            f"no {CONFIG_FILE} there", where=str(directory), remedy="name an adapter directory"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        with telling(path):
+            facts = json.loads(regular(path).read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"not readable as JSON: {error}", where=str(path), remedy="save the adapter again") from None
     if not isinstance(facts, dict):
         raise AdapterError("not a JSON object", where=str(path), remedy="save the adapter again")
     return facts
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -192,15 +225,76 @@ def fingerprint(model: nn.Module) -> str:
     The values enter rounded to bfloat16, so that a host loaded in float32 or bfloat16 has one fingerprint. Grafts and
     PEFT adapters on the decoder do not count.
     """
+    return _digest(Anatomy.of(model).decoder.state_dict())
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(Anatomy.of(model).decoder.state_dict().items()):
-        if f"{NAME}." in name or "lora_" in name:
+    for name, value in sorted(weights.items()):
+        if f"{NAME}." in name or "lora_" in name or ".modules_to_save." in name:
             continue
-        digest.update(f"{name.replace('.base_layer', '')} {tuple(value.shape)}".encode())
+        plain = name.replace(".base_layer", "").replace(".original_module", "")
+        digest.update(f"{plain} {tuple(value.shape)}".encode())
         flat = value.detach().reshape(-1)
         picked = flat[:: max(1, flat.numel() // _SAMPLE)]
         digest.update(picked.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _part_fingerprints(host: nn.Module, without: Sequence[str]) -> dict[str, str]:
+    """A `fingerprint` of each part of a host beside its decoder, leaving out the modules `without`."""
+    anatomy = Anatomy.of(host)
+    paths = {id(module): f"{name}." for name, module in host.named_modules(remove_duplicate=False)}
+    parts = {
+        "vision tower": anatomy.tower,
+        "audio tower": anatomy.audio_tower,
+        "projector": anatomy.projector,
+        "language-model head": anatomy.head,
+    }
+    roots = {paths[id(module)]: part for part, module in parts.items() if module is not None}
+    skipped = [paths[id(anatomy.decoder)], *(f"{path}." for path in without)]
+    if anatomy.head is not None and anatomy.head.weight is anatomy.embeddings.weight:
+        skipped.append(paths[id(anatomy.head)])  # tied: it counts with the decoder
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, value in host.state_dict().items():
+        if not name.startswith(tuple(skipped)):
+            root = next((root for root in roots if name.startswith(root)), "")
+            found.setdefault(roots.get(root, "other parts"), {})[name.removeprefix(root)] = value
+    return {part: _digest(weights) for part, weights in found.items()}
+
+
+def _vocabulary(host: nn.Module) -> int:
+    """Rows of the token embeddings."""
+    embeddings: Any = Anatomy.of(host).embeddings
+    return int(embeddings.weight.shape[0])
+
+
+def _check_base(host: nn.Module, facts: Mapping[str, Any], where: str) -> None:
+    """Raise an AdapterError unless `host` has the weights that the adapter of `facts` was trained on."""
+    kind, base = type(host).__name__, facts.get("base_model_name_or_path") or "unknown"
+    rows = facts.get("base_vocabulary", _vocabulary(host))
+    if rows != _vocabulary(host):
+        raise AdapterError(
+            f"it was trained on a base with {rows} token embeddings, and this {kind} has {_vocabulary(host)} "
+            f"(base: {base})",
+            where=where,
+            remedy="save the host it was trained on, resized as it was, by save_host and name its directory as base",
+        )
+    if facts["base_fingerprint"] != fingerprint(host):
+        raise AdapterError(
+            f"it was trained on other weights than this {kind} has (base: {base})",
+            where=where,
+            remedy="load it into the base it names, or pass check_base=False if you know better",
+        )
+    here = _part_fingerprints(host, facts["modules"])
+    for part, mark in facts.get("base_parts", {}).items():
+        if here.get(part) != mark:
+            raise AdapterError(
+                f"it was trained with another {part} than this {kind} has (base: {base})",
+                where=where,
+                remedy="load it into the base it names; a part that was trained beside the graft has to be named when "
+                "saving, modules=[...]; or pass check_base=False if you know better",
+            )
 
 
 def _module_weights(host: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
@@ -219,10 +313,10 @@ def _module_weights(host: nn.Module, modules: Sequence[str]) -> dict[str, Tensor
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise AdapterError("the weights are missing", where=str(path), remedy="copy the whole directory")
     try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise AdapterError("the weights are missing", where=str(path), remedy="copy the whole directory") from None
+        return load_file(regular(path))
     except SafetensorError as error:
         raise AdapterError(
             f"damaged weights: {error}", where=str(path), remedy="copy or save the adapter again"

@@ -34,9 +34,10 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from alula.errors import HostError, UsageError
+from alula.hosts.configs import first_line
 from alula.hosts.connectors import Connector, find_connector
 from alula.hosts.ears import AudioPart, audio_part
-from alula.hosts.host import Host, first_line
+from alula.hosts.host import Host
 from alula.hosts.multimodal import (
     MEDIA,
     AlulaConfig,

@@ -11,9 +11,10 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from alula.errors import HostError
 from alula.hosts import fledgling
+from alula.hosts.configs import first_line, read_config
 from alula.hosts.directories import locate
-from alula.hosts.host import first_line, load_strictly
-from alula.hosts.parts import Part, random_model, read_config
+from alula.hosts.host import load_strictly
+from alula.hosts.parts import Part, random_model
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 
@@ -60,7 +61,7 @@ def audio_part(source: Part, feature_extractor: Any, dtype: torch.dtype | None, 
         where = locate(fledgling.resolve(str(source), "audio"), "audio")
         config = read_config(where)
         _check(config)
-        model = load_strictly(MODEL_MAPPING[type(config)], where, dtype=dtype)
+        model = load_strictly(MODEL_MAPPING[type(config)], where, partly=True, dtype=dtype)
         extractor = feature_extractor or _beside(where)
     if extractor is None:
         extractor = ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from alula.errors import HostError
-from alula.files import atomic_directory
-from alula.hosts.directories import locate
+from alula.files import atomic_directory, write_json
+from alula.hosts.configs import first_line, read_config, suspicion
+from alula.hosts.directories import locate, read_json
 from alula.hosts.quiet import quiet_loading
-from alula.seam import NAME
+from alula.seam import DECLARED, NAME, grafted_weights
+
+_MASK = re.compile(r"\.attn\.(masked_)?bias$")  # causal masks, which early GPT-2 checkpoints hold beside the weights
 
 
 class Host(NamedTuple):
@@ -42,33 +46,49 @@ def load_host(source: str | os.PathLike[str], *, dtype: torch.dtype | str | None
         The host in evaluation mode, on the CPU.
 
     Raises:
-        HostError: no such directory, a missing or broken file (named), weights that do not fill the model, or a
-            model that takes no images.
+        HostError: no such directory, a missing or broken file (named), weights that do not fill the model or that it
+            has no place for (a graft's among them), or a model that takes no images.
     """
-    where = locate(source, "host")
-    try:
-        config = AutoConfig.from_pretrained(where)
-    except (OSError, ValueError, KeyError) as error:
-        raise HostError(f"no model configuration ({first_line(error)})", where=where) from error
+    return open_host(locate(source, "host"), dtype=dtype)
+
+
+def open_host(where: str, *, dtype: torch.dtype | str | None, grafted: bool = False) -> Host:
+    """`load_host` of what `locate` found; with ``grafted``, weights of grafts may lie among the host's."""
+    config = read_config(where)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise HostError(
             f"{config.model_type!r} takes no images",
             where=where,
             remedy="make a host of it: alula.build_host(llm, vision); or alula.load_model to use it as it is",
         )
-    model = load_strictly(AutoModelForImageTextToText, where, dtype=dtype)
+    model = load_strictly(AutoModelForImageTextToText, where, grafted=grafted, dtype=dtype)
+    return Host(model, read_processor(where))
+
+
+def read_processor(where: str) -> ProcessorMixin:
+    """The processor in a directory or under a hub id; HostError where there is none that can be read."""
     try:
         processor = AutoProcessor.from_pretrained(where, backend="pil")
         if hasattr(processor, "tokenizer"):
             # meant for the image processor, but the tokenizer takes `backend` for its own and then denies being fast
             processor.tokenizer = AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a value of another type fails in whatever line meets it first
         raise HostError(f"no processor ({first_line(error)})", where=where) from error
     if not isinstance(processor, ProcessorMixin):
         raise HostError(
             f"holds a {type(processor).__name__} and no processor", where=where, remedy="restore processor_config.json"
         )
-    return Host(model, processor)
+    return processor
+
+
+def read_tokenizer(where: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory or under a hub id; HostError where there is none that can be read."""
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except Exception as error:  # as for a processor
+        raise HostError(
+            f"the tokenizer could not be loaded: {first_line(error)}", where=where, remedy="save it beside the weights"
+        ) from error
 
 
 def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str]) -> Path:
@@ -85,33 +105,58 @@ def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str]) -
     own = {name: weight for name, weight in weights.items() if f".{NAME}." not in name}
     with atomic_directory(directory) as partial:
         model.save_pretrained(partial, state_dict=own if len(own) < len(weights) else None)
+        config = read_json(partial / "config.json")
+        if config.pop(DECLARED, None) is not None:  # what it says of the grafts that are left out
+            write_json(partial / "config.json", config)
         processor.save_pretrained(partial)
     return Path(directory)
 
 
-def load_strictly(cls: Any, source: str, **options: Any) -> PreTrainedModel:
-    """``cls.from_pretrained`` that refuses weights which leave a parameter untouched or do not fit.
+def load_strictly(
+    cls: Any, source: str, *, partly: bool = False, grafted: bool = False, **options: Any
+) -> PreTrainedModel:
+    """``cls.from_pretrained`` that refuses weights which leave a parameter untouched, do not fit or are not used.
 
-    transformers fills such parameters with random values and goes on with a warning.
+    transformers fills such parameters with random values, leaves such weights out, and goes on with a warning.
+
+    Args:
+        partly: the checkpoint is of a larger model, of which ``cls`` is a part.
+        grafted: weights of grafts may be among the host's, for the caller to take.
 
     Raises:
-        HostError: the model cannot be read, or parameters are missing or of another shape.
+        HostError: the model cannot be read, parameters are missing or of another shape, or weights are left over.
     """
     if options.get("dtype") is None:
         options["dtype"] = "auto"
     try:
         with quiet_loading():
             model, info = cls.from_pretrained(source, output_loading_info=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise HostError(f"cannot be loaded ({first_line(error)})", where=source) from error
+    except Exception as error:  # a value of another type in the config fails in whatever line meets it first
+        raise HostError(f"cannot be loaded ({first_line(error)})", where=source, remedy=suspicion(source)) from error
     missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    grafts = grafted_weights(info["unexpected_keys"])
+    known = {name for weights in grafts.values() for name in weights.values()}
+    known |= {name for name in info["unexpected_keys"] if _MASK.search(name)}
+    unused = [] if partly else sorted(set(info["unexpected_keys"]) - known)
     if missing:
-        raise HostError(f"the weights lack {len(missing)} parameters, the first {missing[0]!r}", where=source)
+        packed = f", and hold {unused[0]!r} and others that it does not know" if unused else ""
+        raise HostError(
+            f"the weights lack {len(missing)} parameters, the first {missing[0]!r}{packed}",
+            where=source,
+            remedy="if they are compressed, decompress them with the tool that wrote them" if unused else None,
+        )
     if mismatched:
         raise HostError(f"{len(mismatched)} parameters have another shape: {mismatched[0]}", where=source)
+    if unused:
+        raise HostError(
+            f"the model has no place for {len(unused)} of the weights, the first {unused[0]!r}",
+            where=source,
+            remedy="load it with the class that wrote it, and save from there what is wanted",
+        )
+    if grafts and not grafted:
+        raise HostError(
+            f"the weights hold the graft {', '.join(map(repr, sorted(grafts)))}, which would be left out",
+            where=source,
+            remedy="alula.load_model loads both; then alula.save writes the graft and save_host the host by itself",
+        )
     return model.eval()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text; transformers' messages run over many."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

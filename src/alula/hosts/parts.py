@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,8 +24,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from alula.errors import HostError, UsageError
 from alula.hosts import fledgling
+from alula.hosts.configs import first_line, read_config
 from alula.hosts.directories import locate
-from alula.hosts.host import first_line, load_strictly
+from alula.hosts.host import load_strictly
 from alula.hosts.quiet import quiet_loading
 from alula.hosts.towers import family, fit_image_processor
 
@@ -116,16 +116,8 @@ def vision_part(
     whole = read_config(where)
     config = getattr(whole, "vision_config", whole)
     family(config)
-    model = load_strictly(MODEL_MAPPING[type(config)], where, config=config, dtype=dtype)
+    model = load_strictly(MODEL_MAPPING[type(config)], where, partly=True, config=config, dtype=dtype)
     return VisionPart(model, fit_image_processor(config, image_processor or _image_processor(where)))
-
-
-def read_config(where: str) -> PreTrainedConfig:
-    """The configuration of a model directory or hub id; HostError where there is none."""
-    try:
-        return AutoConfig.from_pretrained(where)
-    except (OSError, ValueError, KeyError) as error:
-        raise HostError(f"no model configuration ({first_line(error)})", where=where) from error
 
 
 def random_model(

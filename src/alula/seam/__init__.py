@@ -1,6 +1,7 @@
 """The one place that touches transformers internals: attention function, forward context, cache layer, taps."""
 
 from alula.seam.attention import ATTENTION, KeyColumns, LearnerColumns, use_attention
+from alula.seam.declared import DECLARED, declare, declared, grafted_weights, retract
 from alula.seam.forward import Forward, RowCache
 from alula.seam.install import NAME, Seam, find, install
 from alula.seam.scope import marked, marks
@@ -8,6 +9,7 @@ from alula.seam.taps import TapEvent, taps
 
 __all__ = [
     "ATTENTION",
+    "DECLARED",
     "NAME",
     "Forward",
     "KeyColumns",
@@ -15,10 +17,14 @@ __all__ = [
     "RowCache",
     "Seam",
     "TapEvent",
+    "declare",
+    "declared",
     "find",
+    "grafted_weights",
     "install",
     "marked",
     "marks",
+    "retract",
     "taps",
     "use_attention",
 ]

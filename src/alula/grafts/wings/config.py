@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -104,12 +105,20 @@ class WingsConfig(GraftConfig):
             _choose("learners", learner, LEARNERS)
         if len(set(self.learners)) < len(self.learners):
             raise UsageError(f"wings: learners names one twice: {', '.join(self.learners)}")
+        for name in ("normalize", "rope", "system_keys"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"wings: {name} must be true or false, not {getattr(self, name)!r}")
         for name in ("rank", "router_rows"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+            if not _is(int, getattr(self, name)) or getattr(self, name) < 1:
                 raise UsageError(f"wings: {name} must be a whole number above 0, not {getattr(self, name)!r}")
-        if not isinstance(self.system_rows, int) or self.system_rows < 0 or (self.system_rows and self.compat is None):
+        if not _is(int, self.system_rows) or self.system_rows < 0 or (self.system_rows and self.compat is None):
             raise UsageError('wings: system_rows is a number of rows, and only for compat="published"')
-        if not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
+        for name in ("gain", "init_std"):
+            if not _is((int, float), getattr(self, name)) or not math.isfinite(getattr(self, name)):
+                raise UsageError(f"wings: {name} must be a finite number, not {getattr(self, name)!r}")
+        if self.init_std < 0.0:
+            raise UsageError(f"wings: init_std must not be negative, and is {self.init_std!r}")
+        if not _is((int, float), self.dropout) or not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"wings: dropout must lie in [0, 1), not {self.dropout!r}")
 
     def _settle(self, name: str, kind: type) -> None:
@@ -120,6 +129,11 @@ class WingsConfig(GraftConfig):
         if not isinstance(given, (list, tuple)) or not all(type(each) is kind for each in given):
             raise UsageError(f"wings: {name} must be a list of {kind.__name__}, not {given!r}")
         object.__setattr__(self, name, tuple(given))
+
+
+def _is(kinds: type | tuple[type, ...], value: Any) -> bool:
+    """Whether ``value`` is a number of these kinds; true and false are none."""
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def _choose(name: str, value: Any, options: tuple[str, ...]) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from alula.anatomy import Anatomy
 from alula.errors import AdapterError
-from alula.grafts.base import Graft, check_keys
+from alula.grafts.base import Graft, check_keys, check_values
 from alula.grafts.wings.config import LEARNERS, WingsConfig
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -134,13 +134,15 @@ class Release:
 
     @torch.no_grad()
     def load(self, anatomy: Anatomy, graft: Graft, *, vocabulary: int) -> None:
-        """Copy every tensor into its place; see `match`. Nothing is changed unless all of them fit."""
+        """Copy every tensor into its place; see `match`. Nothing is changed unless all names and shapes fit."""
         targets = self.match(anatomy, graft, vocabulary=vocabulary)
         columns = graft.config.router_rows
         for shard in sorted(set(self.files.values())):
             with safe_open(shard, "pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  a safetensors handle is no mapping
-                    targets[name].copy_(tensors.get_tensor(name)[..., : self._columns(name, columns)])
+                    given = tensors.get_tensor(name)[..., : self._columns(name, columns)]
+                    check_values(targets, {name: given}, where=str(shard))
+                    targets[name].copy_(given)
 
     @staticmethod
     def _columns(name: str, router_rows: int) -> int | None:

@@ -1,0 +1,104 @@
+"""Grafts in checkpoints that stock ways of saving wrote: `save_pretrained`, Trainer, its checkpoints.
+
+There a graft's weights lie among the host's, and the host's config says how to attach it (`alula.seam.declared`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers.utils import cached_file
+
+from alula.errors import AdapterError, UsageError
+from alula.files import telling
+from alula.grafts.lifecycle import GRAFTS, attach
+from alula.seam import DECLARED, declared, grafted_weights
+
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+def restore(model: Any, source: str) -> None:
+    """Attach the grafts that a checkpoint holds to `model`, the host that was loaded from it, with their weights.
+
+    Args:
+        model: as ``from_pretrained(source)`` gives it.
+        source: a directory or hub id.
+
+    Raises:
+        AdapterError: the config names a graft whose weights are not there or the other way round, or a graft that does
+            not fit. The model is then left without it.
+    """
+    told, stored = declared(model.config), _stored(source)
+    for name in sorted(told.keys() | stored.keys()):
+        where = f"{source}, graft {name!r}"
+        if name not in told:
+            raise AdapterError(
+                f"{len(stored[name])} weights of it lie among the host's, and config.json does not say with which "
+                "settings it was attached",
+                where=where,
+                remedy="load the host it was attached to, attach it with its settings (alula.attach), have the model "
+                "load these weights (load_state_dict), and write it by alula.save",
+            )
+        if name not in stored:
+            raise AdapterError(
+                f"config.json says that it is attached ({DECLARED!r}), and its weights are not there",
+                where=where,
+                remedy=f"take {DECLARED!r} out of config.json to use the host alone",
+            )
+        facts = told[name] if isinstance(told[name], dict) else {}
+        kind, settings = facts.get("alula_type"), facts.get("config")
+        if not isinstance(kind, str) or kind not in GRAFTS or not isinstance(settings, dict):
+            raise AdapterError(
+                f"config.json does not say what it is ({json.dumps(told[name])[:80]})",
+                where=where,
+                remedy=f"{DECLARED!r} there must hold its alula_type ({', '.join(GRAFTS)}) and config",
+            )
+        try:
+            graft = attach(model, GRAFTS[kind][0].from_dict(settings), name)
+        except UsageError as error:
+            raise AdapterError(
+                error.message,
+                where=where,
+                remedy=error.remedy or f"write into config.json ({DECLARED!r}) what is meant",
+            ) from error
+        try:
+            with torch.no_grad():
+                graft.load_state_dict(stored[name], where=where)
+        except BaseException:
+            graft.detach()
+            raise
+
+
+def _stored(source: str) -> dict[str, dict[str, Tensor]]:
+    """The weights of each graft, by the names of its state dict."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for shard in _shards(source):
+        with telling(shard), safe_open(shard, "pt") as tensors:
+            for name, weights in grafted_weights(tensors.keys()).items():
+                found.setdefault(name, {}).update({own: tensors.get_tensor(key) for own, key in weights.items()})
+    return found
+
+
+def _shards(source: str) -> Iterator[Path]:
+    index = _file(source, _INDEX)
+    if index is None:
+        single = _file(source, _SINGLE)
+        if single is not None:
+            yield single
+        return
+    for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
+        shard = _file(source, name)
+        if shard is not None:
+            yield shard
+
+
+def _file(source: str, name: str) -> Path | None:
+    """A file of a directory or of a hub's repository that has been loaded from; None where it has none of that name."""
+    path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else Path(path)

@@ -1,0 +1,76 @@
+"""Reading what a directory says of its model, and naming what is wrong with it where transformers cannot take it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from alula.errors import HostError
+
+_CONFIG = "config.json"
+_SPEAKING = (OSError, ValueError, RuntimeError, ImportError)  # whose messages can be read without their names
+_SHOWN = 3
+
+
+def read_config(where: str) -> PreTrainedConfig:
+    """The configuration of a model directory or hub id.
+
+    Raises:
+        HostError: there is none, or it has values that transformers cannot take.
+    """
+    try:
+        return AutoConfig.from_pretrained(where)
+    except Exception as error:  # a value of another type fails in whatever line meets it first
+        raise HostError(
+            f"no model configuration ({first_line(error)})",
+            where=where,
+            remedy=suspicion(where) or "give a directory with a config.json, or a hub id that can be reached",
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; transformers' messages run over many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    text = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    if text and isinstance(error, _SPEAKING):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def suspicion(where: str) -> str | None:
+    """A remedy that names values in the config.json of a directory which are of another kind than transformers' own."""
+    try:
+        given = json.loads((Path(where) / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    odd = sorted(_odd(given, ""), key=lambda field: field[1] is None) if isinstance(given, dict) else []
+    found = [f"{name} is {json.dumps(value)[:40]}" for name, value in odd]
+    return f"look at its {_CONFIG}: {', '.join(found[:_SHOWN])}" if found else None
+
+
+def _odd(given: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Fields of a config (and the configs in it) whose values have another JSON type than the class's default has."""
+    kind = given.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        yield f"{prefix}model_type", kind
+        return
+    try:
+        usual = CONFIG_MAPPING[kind]().to_dict()
+    except Exception:  # not every class can be made of nothing
+        return
+    for name, value in given.items():
+        if isinstance(value, dict) and "model_type" in value and "." not in prefix:
+            yield from _odd(value, f"{prefix}{name}.")
+        elif usual.get(name) is not None and not _alike(value, usual[name]):
+            yield f"{prefix}{name}", value
+
+
+def _alike(value: Any, usual: Any) -> bool:
+    """Whether both are of one JSON type; a whole number may stand for another."""
+    if isinstance(usual, float):
+        return type(value) in (int, float)
+    return type(value) is (list if isinstance(usual, tuple) else type(usual))

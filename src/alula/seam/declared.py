@@ -1,0 +1,45 @@
+"""What a host's config says of the grafts on the host.
+
+Stock ways of saving (`save_pretrained`, Trainer) write a graft's weights among the host's, and the host's config beside
+them. Weights alone do not say how they are used, so the config does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from alula.seam.install import NAME
+
+DECLARED = "alula_grafts"  # the config's key: settings of each graft by its name
+_WEIGHT = re.compile(rf"(?:^|\.)layers\.(\d+)\.{NAME}\.([^.]+)\.(.+)")
+
+
+def declare(host: Any, name: str, facts: Mapping[str, Any]) -> None:
+    """Have `host`'s config say of the graft `name` what it takes to attach it again (JSON values)."""
+    setattr(host.config, DECLARED, {**declared(host.config), name: dict(facts)})
+
+
+def retract(host: Any, name: str) -> None:
+    """Undo `declare`."""
+    left = {other: facts for other, facts in declared(host.config).items() if other != name}
+    if left:
+        setattr(host.config, DECLARED, left)
+    elif hasattr(host.config, DECLARED):
+        delattr(host.config, DECLARED)
+
+
+def declared(config: Any) -> dict[str, Any]:
+    """What `config` says of grafts, by name; empty where it says nothing, or nothing that could be read."""
+    found = getattr(config, DECLARED, None)
+    return found if isinstance(found, dict) else {}
+
+
+def grafted_weights(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The weights of grafts among those of a host: for each graft the given names by those of `Graft.state_dict`."""
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        if match := _WEIGHT.search(name):
+            found.setdefault(match[2], {})[f"layers.{match[1]}.{match[3]}"] = name
+    return found
