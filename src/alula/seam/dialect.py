@@ -34,7 +34,7 @@ CACHE_NAMES = (
     Spelling("past_key_values", "5.0.0", "models/llama/modeling_llama.py"),
 )
 
-_REMEDY = "pin the newest transformers of docs/versions.md; `make test-versions` checks another"
+REMEDY = "pin the newest transformers of docs/versions.md; `make test-versions` checks another"
 
 
 @once
@@ -50,7 +50,7 @@ def cache_keyword() -> str:
             return spelling.name
     raise SeamError(
         f"transformers {transformers.__version__} hands caches to models under a name alula does not know",
-        remedy=_REMEDY,
+        remedy=REMEDY,
     )
 
 
@@ -70,7 +70,7 @@ def cache_of(named: Mapping[str, Any], *, where: str) -> Cache | None:
         raise SeamError(
             f"{where} was handed its cache as {strange[0]!r} by transformers {transformers.__version__}; alula knows "
             f"it as {' or '.join(known)}, and would not see what was cached",
-            remedy=_REMEDY,
+            remedy=REMEDY,
         )
     given = [named[name] for name in known if named.get(name) is not None]
     if len(given) > 1 and given[0] is not given[1]:

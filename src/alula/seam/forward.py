@@ -17,6 +17,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from alula.errors import SeamError
 from alula.rows import RowMap
+from alula.seam.dialect import REMEDY
+from alula.seam.preconditions import Offset
 
 if TYPE_CHECKING:
     from alula.seam.attention import KeyColumns
@@ -137,6 +139,7 @@ class RowCache(_RowLayer):
         # what `rows` and `seen` return; None = to be read from what is stored
         self._known: tuple[RowMap, tuple[bool, ...]] | None = None
         self.rope_types: list[str] = []
+        self.offset: Offset | None = None
 
     def append(self, rows: RowMap, inputs: Tensor, rope: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Store the rows of a finished forward."""
@@ -355,7 +358,7 @@ class Forward:
             raise SeamError(
                 f"the attention of layer {layer} was given {queries} queries and {keys} keys, where {new} new and "
                 f"{known} tokens in all are known",
-                remedy="pin the newest transformers of docs/versions.md; if that is the one installed, report it",
+                remedy=REMEDY,
             )
 
     def split(self, askers: Sequence[KeyColumns]) -> tuple[Tensor, Tensor] | None:

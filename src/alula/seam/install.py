@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import AlulaError, SeamError, UsageError
 from alula.rows import Kind, RowMap
-from alula.seam import dialect
+from alula.seam import dialect, preconditions
 from alula.seam.attention import ATTENTION, KeyColumns, set_attention
 from alula.seam.forward import Forward, RowCache, Shelf
 from alula.seam.scope import marks
@@ -100,15 +100,24 @@ class Seam(nn.Module):
 
     # -- one forward ----------------------------------------------------------------------------------------------
 
+    @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
     def _settle(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Let a cache that was given under an older name too arrive (see `dialect.settled`)."""
         return args, dialect.settled(kwargs, where=type(host).__name__)
 
+    @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
     def _before_forward(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(zip(self._names, args, strict=False)) | dialect.settled(kwargs, where=type(backbone).__name__)
-        args = args[len(self._names) :]  # none, or the forward itself will say what is wrong with them
-        input_ids = kwargs.get("input_ids")
-        reference = input_ids if input_ids is not None else kwargs["inputs_embeds"][..., 0]
+        if len(args) > len(self._names):
+            raise SeamError(
+                f"{type(backbone).__name__} was given {len(args)} arguments by position, of which the seam can name "
+                f"{len(self._names)}",
+                remedy="pass them by name",
+            )
+        input_ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        if input_ids is None and embeds is None:
+            return (), kwargs  # the host's own error says so
+        reference = input_ids if input_ids is not None else embeds[..., 0]
         cache = dialect.cache_of(kwargs, where=type(backbone).__name__)
         past = RowCache.of(cache)
         length = int(cache.get_seq_length()) if cache is not None else 0
@@ -141,11 +150,12 @@ class Seam(nn.Module):
         rows = given if given is not None else self._read_rows(input_ids, reference, kwargs, new_mask, length > 0)
         if rows.shape != tuple(reference.shape):
             raise UsageError(f"row_map describes {rows.shape} rows, the forward has {tuple(reference.shape)}")
+        preconditions.check(self.anatomy, kwargs, rows, past_rows, past.offset if past is not None and known else None)
         wanted = kwargs.get("use_cache")
         keeps = cache is not None or bool(getattr(self.anatomy.config, "use_cache", True) if wanted is None else wanted)
         rows, past = rows.to(reference.device), past if known else None
         kwargs[NAME] = Forward(self, rows, past_rows, past, Shelf.of(cache), keeps=keeps, cache=cache, marks=marks())
-        return args, kwargs
+        return (), kwargs
 
     def _read_rows(
         self,
@@ -201,24 +211,25 @@ class Seam(nn.Module):
             )
         return cache
 
+    @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
     def _after_forward(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         forward = kwargs.get(NAME)
         if not isinstance(forward, Forward):  # it began before the seam was there
             return
-        cache = forward.handed
+        cache, returned = forward.handed, dialect.cache_of_output(output)
+        # the decoder's own, which stays empty under gradient checkpointing, is none
+        if returned is not None and returned is not cache and int(returned.get_seq_length()):
+            raise SeamError(
+                f"{type(backbone).__name__} gave back a cache that its first layer was not seen to be handed",
+                remedy=dialect.REMEDY,
+            )
         if cache is None or not hasattr(cache, "layers") or forward.inputs is None:
             return
-        returned = dialect.cache_of_output(output)
-        if returned is not None and returned is not cache:
-            raise SeamError(
-                f"{type(backbone).__name__} gave back another cache than the one its layers were handed",
-                remedy="report it, with the model's class and the version of transformers",
-            )
         length, known = cache.get_seq_length(), forward.all_rows.shape[1]
         if isinstance(length, int) and length != known:  # that of a static cache is a tensor, kept on its device
             raise SeamError(
                 f"{type(backbone).__name__} left {length} tokens in the cache, where {known} are known",
-                remedy="start from an empty cache; if it stays, report it with the model's class",
+                remedy=f"start from an empty cache; if that does not help, {dialect.REMEDY}",
             )
         past = RowCache.of(cache)
         if past is None:
@@ -233,6 +244,7 @@ class Seam(nn.Module):
             past.append(forward.past_rows, forward.inputs.new_zeros(*forward.past_rows.shape, 0), blank)
         past.append(forward.rows, forward.inputs, forward.rope)
         past.know(forward.all_rows, forward.seeing)
+        past.offset = preconditions.current_offset(self.anatomy)
         forward.shelve(cache)
 
     @contextmanager
