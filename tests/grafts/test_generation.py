@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import CompileConfig, DynamicCache
 
 import alula
 from alula import RowMap, WingsConfig
 from alula.errors import AlulaError
+from alula.probes import AttentionShift
 from alula.seam import NAME, RowCache
 from alula.seam.dialect import cache_keyword, cache_of_output
 from alula.seam.forward import Shelf
@@ -68,6 +70,42 @@ def test_cached_steps_equal_one_pass_over_what_was_said(host: str, config: str) 
         whole["mm_token_type_ids"] = (said.sequences == zoo.IMAGE).long()
     logits = run(model, host, whole)[:, -TOKENS - 1 : -1]
     torch.testing.assert_close(torch.stack(said.logits, dim=1), logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layouts", [("3I4",), ("3I4", "I2I1", "5"), ("5",)])
+@pytest.mark.parametrize(("host", "config"), covering(zoo.ALL, list(CONFIGS), each=1))
+def test_static_caches_equal_growing_ones(host: str, config: str, layouts: tuple[str, ...]) -> None:
+    """Without padding, transformers builds the mask of a static cache's blank tail only if all layers let it."""
+    model, _ = grafted(host, config)
+    inputs = zoo.batch(host, *layouts)
+    _same(
+        _generate(model, host, inputs, do_sample=False, cache_implementation="static"),
+        _generate(model, host, inputs, do_sample=False),
+    )
+
+
+@pytest.mark.parametrize("probed", [False, True])
+def test_static_caches_under_a_probe(probed: bool) -> None:
+    """A probe without a graft puts a layer on the cache too."""
+    model = zoo.build("llava-qwen3")
+    inputs = zoo.batch("llava-qwen3", "3I4")
+    expected = _generate(model, "llava-qwen3", inputs, do_sample=False)
+    with AttentionShift().on(model) if probed else nullcontext():
+        _same(_generate(model, "llava-qwen3", inputs, do_sample=False, cache_implementation="static"), expected)
+
+
+def test_static_caches_compiled_by_generate() -> None:
+    """On a GPU `generate` compiles the whole model by itself where a cache is static; here it is asked to."""
+    model, _ = grafted("llava-qwen3", "mass")
+    inputs = zoo.batch("llava-qwen3", "3I4", "I2I1")
+    expected = _generate(model, "llava-qwen3", inputs, do_sample=False)
+    torch.compiler.reset()
+    everywhere = CompileConfig(backend="eager", fullgraph=False, mode=None)
+    everywhere._compile_all_devices = True
+    compiled = _generate(
+        model, "llava-qwen3", inputs, do_sample=False, cache_implementation="static", compile_config=everywhere
+    )
+    _same(compiled, expected)
 
 
 @pytest.mark.parametrize("config", ["mass", "attention", "visual", "paper"])

@@ -260,6 +260,18 @@ def test_compiled_decoder(host: str, config: str, backend: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("host", ["llava-gemma3", "qwen2_5_vl"])
+def test_a_compiled_host(host: str) -> None:
+    """The whole of it, with the merging of images and the seam's bookkeeping inside what is compiled."""
+    model, _ = grafted(host, "mass")
+    torch.compiler.reset()
+    compiled: Any = torch.compile(model, backend="eager")
+    for layouts in (("3I4", "I2I1"), ("5",)):
+        inputs = zoo.batch(host, *layouts)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
+
+
 def test_gradients_through_a_compiled_decoder() -> None:
     host = "llava-llama"
     models = _compiled(host, "mass", "aot_eager")

@@ -22,7 +22,7 @@ from alula.files import atomic_file
 from alula.probes.accumulate import Reservoir, Tally
 from alula.probes.resampling import DEFAULT, Resampling
 from alula.probes.results import Result
-from alula.seam import NAME, Forward, Seam, find, install, marked
+from alula.seam import NAME, Forward, Seam, find, install, marked, with_keywords
 
 _serial = itertools.count()
 _DONE = object()
@@ -121,6 +121,7 @@ class Probe(abc.ABC):
             stack.enter_context(marked(self))
             yield self
 
+    @with_keywords
     @torch.no_grad()
     def _after_forward(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         forward: Forward | None = kwargs.get(NAME)

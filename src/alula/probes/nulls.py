@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError, UsageError
-from alula.seam import NAME, install, marked
+from alula.seam import NAME, install, marked, with_keywords
 
 Noise = Literal["gaussian", "uniform"]
 
@@ -41,6 +41,7 @@ def noise_prompt(model: nn.Module, noise: Noise = "gaussian", *, seed: int = 0) 
     seam = install(model, name, None)
     generator = torch.Generator().manual_seed(seed)
 
+    @with_keywords
     def replace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         forward = kwargs.get(NAME)
         if forward is None or name not in forward.marks:

@@ -25,7 +25,7 @@ from alula.probes.base import Probe
 from alula.probes.masks import WeightMask, keep_highest
 from alula.probes.resampling import DEFAULT, Resampling
 from alula.probes.results import Result
-from alula.seam import NAME, Forward, Seam
+from alula.seam import NAME, Forward, Seam, with_keywords
 
 _HALVES = 2
 
@@ -248,6 +248,7 @@ class _LayerTap:
         self.forwards: dict[int, Forward] = {}  # that are inside the layer, by thread
         self.last: dict[int, tuple[Tensor, Tensor]] = {}  # what was read last of each
 
+    @with_keywords
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.leave()
         if isinstance(kwargs.get(NAME), Forward):

@@ -18,6 +18,7 @@ from alula.rows import Kind, RowMap
 from alula.seam import dialect, preconditions
 from alula.seam.attention import ATTENTION, KeyColumns, set_attention
 from alula.seam.forward import Forward, RowCache, Shelf
+from alula.seam.hooks import with_keywords
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
 
@@ -100,11 +101,13 @@ class Seam(nn.Module):
 
     # -- one forward ----------------------------------------------------------------------------------------------
 
+    @with_keywords
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
     def _settle(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Let a cache that was given under an older name too arrive (see `dialect.settled`)."""
         return args, dialect.settled(kwargs, where=type(host).__name__)
 
+    @with_keywords
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
     def _before_forward(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(zip(self._names, args, strict=False)) | dialect.settled(kwargs, where=type(backbone).__name__)
@@ -117,7 +120,7 @@ class Seam(nn.Module):
         input_ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         if input_ids is None and embeds is None:
             return (), kwargs  # the host's own error says so
-        reference = input_ids if input_ids is not None else embeds[..., 0]
+        reference: Tensor = embeds[..., 0] if input_ids is None else input_ids  # type: ignore[index]
         cache = dialect.cache_of(kwargs, where=type(backbone).__name__)
         past = RowCache.of(cache)
         length = int(cache.get_seq_length()) if cache is not None else 0
@@ -181,6 +184,7 @@ class Seam(nn.Module):
         counts = self.anatomy.rows_per_item(kwargs, kinds) if (kinds > Kind.TEXT).any() else None
         return RowMap.from_kinds(kinds, rows_per_item=counts)
 
+    @with_keywords
     def _enter_layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         forward = kwargs.get(NAME)
         if not isinstance(forward, Forward):
@@ -211,6 +215,7 @@ class Seam(nn.Module):
             )
         return cache
 
+    @with_keywords
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
     def _after_forward(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         forward = kwargs.get(NAME)

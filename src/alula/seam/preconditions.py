@@ -38,9 +38,7 @@ def current_offset(anatomy: Anatomy) -> Offset | None:
     return None if deltas is None else Offset(deltas)
 
 
-def check(
-    anatomy: Anatomy, given: Mapping[str, Any], rows: RowMap, past: RowMap | None, offset: Offset | None
-) -> None:
+def check(anatomy: Anatomy, given: Mapping[str, Any], rows: RowMap, past: RowMap | None, offset: Offset | None) -> None:
     """Refuse a forward that its host would compute with other positions or another mask than meant.
 
     Args:
@@ -107,5 +105,5 @@ def _check_two_way(anatomy: Anatomy, given: Mapping[str, Any], rows: RowMap, pas
         raise UsageError(
             f"{type(anatomy.host).__name__} needs token_type_ids of all {whole} tokens, cached ones included, for an "
             f"image to be seen as a whole, and was given {got}",
-            remedy="pass token_type_ids of the whole dialogue (batch, cached + new tokens), as the processor makes them",
+            remedy="pass token_type_ids of the whole dialogue: (batch, cached + new tokens)",
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from alula.errors import UsageError
 from alula.rows import RowMap
 from alula.seam.forward import Forward
+from alula.seam.hooks import with_keywords
 from alula.seam.install import NAME, Seam, install
 from alula.seam.scope import marked
 
@@ -48,6 +49,7 @@ class _Tap:
         self.mark, self.layer, self.points, self.sink = mark, layer, points, sink
         self.forwards: dict[int, Forward] = {}  # that are inside the layer, by thread
 
+    @with_keywords
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         forward = kwargs.get(NAME)
         if forward is None or self.mark not in forward.marks:

@@ -1,0 +1,106 @@
+"""Two threads over one model: each gets what it would get alone, whatever the other switches meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from alula import RowMap
+from alula.probes import Alignment, AttentionShift, Overlap, noise_prompt
+from alula.seam import find
+from tests import zoo
+from tests.grafts.common import grafted
+
+ROUNDS = 12
+
+
+def _side_by_side(*jobs: Callable[[], Any]) -> list[list[Any]]:
+    """What each job gives in ROUNDS rounds, all jobs at once."""
+    given: list[list[Any]] = [[] for _ in jobs]
+    failures: list[BaseException] = []
+    barrier = threading.Barrier(len(jobs))
+
+    def work(place: int) -> None:
+        try:
+            with torch.no_grad():
+                barrier.wait(timeout=30)
+                for _ in range(ROUNDS):
+                    given[place].append(jobs[place]())
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert not failures, failures
+    return given
+
+
+@pytest.mark.parametrize("config", ["mass", "constant"])
+@pytest.mark.parametrize("name", ["llava-qwen3", "llava-gemma3"])
+def test_a_graft_disabled_in_one_thread_speaks_in_the_other(name: str, config: str) -> None:
+    model, graft = grafted(name, config)
+    inputs = zoo.batch(name, "3I4", "2I1")
+
+    def speaking() -> torch.Tensor:
+        return model(**inputs).logits
+
+    def silent() -> torch.Tensor:
+        with graft.disabled():
+            assert not graft.enabled
+            return model(**inputs).logits
+
+    with torch.no_grad():
+        expected = [speaking(), silent()]
+    assert not torch.equal(*expected)
+    for given, alone in zip(_side_by_side(speaking, silent), expected, strict=True):
+        assert all(torch.equal(each, alone) for each in given)
+    assert graft.enabled
+
+
+def test_a_given_map_holds_for_its_own_thread() -> None:
+    model, _ = grafted("qwen3", "mass")
+    ids = torch.tensor([zoo.prompt("3I4")])
+    seam: Any = find(model)
+    maps = [RowMap.from_kinds((ids == zoo.IMAGE).long()), RowMap.from_kinds((ids == ids[0, 0]).long())]
+
+    def with_map(rows: RowMap) -> torch.Tensor:
+        with seam.given_rows(rows):
+            return model.generate(ids, max_new_tokens=2, output_logits=True, return_dict_in_generate=True).logits[-1]
+
+    jobs = [lambda: with_map(maps[0]), lambda: with_map(maps[1])]
+    expected = [job() for job in jobs]
+    assert not torch.equal(*expected)
+    for given, alone in zip(_side_by_side(*jobs), expected, strict=True):
+        assert all(torch.equal(each, alone) for each in given)
+
+
+@pytest.mark.parametrize("make", [AttentionShift, Alignment, Overlap])
+def test_a_probe_measures_its_own_thread_and_touches_no_other(make: Any) -> None:
+    model, _ = grafted("llava-qwen3", "mass")
+    mine, theirs = zoo.batch("llava-qwen3", "3I4"), zoo.batch("llava-qwen3", "2I3I2", seed=3)
+    bare = zoo.batch("llava-qwen3", "5", seed=4)
+
+    def measured() -> dict[str, torch.Tensor]:
+        probe = make()
+        with probe.on(model), noise_prompt(model) if make is Alignment else nullcontext():
+            model(**mine)
+        return probe.state_dict()
+
+    def plain() -> torch.Tensor:
+        return torch.cat([model(**theirs).logits[0], model(**bare).logits[0]])
+
+    with torch.no_grad():
+        expected, logits = measured(), plain()
+    figures, others = _side_by_side(measured, plain)
+    for state in figures:
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[key], expected[key]) for key in expected)
+    assert all(torch.equal(each, logits) for each in others)
