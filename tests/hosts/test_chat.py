@@ -256,6 +256,7 @@ def test_a_person_at_a_terminal(parts: Path) -> None:
     child.expect("Ctrl-D leaves")
     child.sendline("/nonsense")
     child.expect("error.*no command")
+    child.expect("\n> ")
     child.sendeof()
     child.expect(pexpect.EOF)
     child.close()

@@ -66,6 +66,13 @@ def evaluate(
     lm_eval_chat: Annotated[
         bool, typer.Option("--lm-eval-chat", help="Put harness prompts through the chat template.")
     ] = False,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What the chat template is told, such as enable_thinking=false; may be given several times.",
+        ),
+    ] = None,
     history: Annotated[
         str | None,
         typer.Option(
@@ -102,6 +109,7 @@ def evaluate(
 
     from rich.console import Console
 
+    from alula.chat_template import TemplateSettings
     from alula.evaluation import HarnessTasks, ObjectFiles, choose_tasks
     from alula.evaluation import evaluate as run
     from alula.files import write_text
@@ -117,6 +125,7 @@ def evaluate(
         run_table,
     )
 
+    settings = TemplateSettings.parse(template or ())
     kind, place = dtype_named(dtype), device_named(device)
     names = None if tasks is None else [name.strip() for name in tasks.split(",")]
     objects = ObjectFiles(images, annotations, captions, synonyms, tuple(pope or ()))
@@ -140,6 +149,7 @@ def evaluate(
         ),
         base=base,
         harness=harness,
+        template=settings,
         output=output,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
@@ -160,6 +170,10 @@ def evaluate(
             highlight=False,
             soft_wrap=True,
         )
+    for result in filter(None, (session.tuned, session.base)):
+        for task in result.tasks.values():
+            for note in task.notes:
+                talk.print(f"{result.model}, {task.title}: {note}", highlight=False, soft_wrap=True, markup=False)
     if as_json:
         typer.echo((session.paired or session.tuned).model_dump_json())
     else:

@@ -101,7 +101,9 @@ def _task(
 ) -> Task:
     shown = {picture.id: picture.objects for picture in pictures}
 
-    def count(item: TaskItem, answer: str) -> dict[str, float]:
+    def count(item: TaskItem, answer: str | None) -> dict[str, float]:
+        if answer is None:  # no description: nothing invented, and nothing recalled either
+            return {"objects": float(len(shown[item.id]))}
         return count_objects(answer, shown[item.id], words)
 
     def score(item: TaskItem, answer: str) -> float:

@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 from alula.errors import EvaluationError
 from alula.evaluation.prompts import Prompt, tokenizer_of
 from alula.evaluation.results import Decoding
+from alula.hosts import thoughts
 
 _PADDING = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0}
 """per-row tensors and what their padding holds (None: the pad token)"""
@@ -19,10 +20,19 @@ _PADDING = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0, "tok
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said, special tokens removed; ``truncated`` when it did not stop by itself."""
+    """What a model said, special tokens removed.
+
+    Attributes:
+        text: the answer, without the thought before it.
+        truncated: it did not stop by itself.
+        thought: what was thought aloud before it.
+        unfinished: it ended inside the thought, so there is no answer.
+    """
 
     text: str
     truncated: bool
+    thought: str = ""
+    unfinished: bool = False
 
 
 def batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -108,13 +118,17 @@ def answer(model: Any, processor: Any, prompts: Sequence[Prompt], config: Genera
     else:
         output = model.generate(**inputs, generation_config=config)
     new_tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [_read(tokenizer, row, set(config.eos_token_id)) for row in new_tokens]
+    stops = set(config.eos_token_id)
+    return [
+        _read(tokenizer, row, stops, opened=thoughts.opened(tokenizer, prompt.inputs["input_ids"][0].tolist()))
+        for prompt, row in zip(prompts, new_tokens, strict=True)
+    ]
 
 
-def _read(tokenizer: Any, row: list[int], stops: set[int]) -> Answer:
+def _read(tokenizer: Any, row: list[int], stops: set[int], *, opened: bool) -> Answer:
     end = next((index for index, token in enumerate(row) if token in stops), None)
-    text = tokenizer.decode(row[:end], skip_special_tokens=True).strip()
-    return Answer(text=text, truncated=end is None)
+    said = thoughts.said(tokenizer, row[:end], opened=opened)
+    return Answer(text=said.answer, truncated=end is None, thought=said.thought, unfinished=not said.finished)
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -81,8 +81,11 @@ class CountingTask(Task, Protocol):
     @property
     def ratios(self) -> Sequence[Ratio]: ...
 
-    def counts(self, item: TaskItem, answer: str) -> Mapping[str, float]:
-        """Return the counts of ``answer`` by the names the ratios use; what is left out counts 0."""
+    def counts(self, item: TaskItem, answer: str | None) -> Mapping[str, float]:
+        """Return the counts of ``answer`` by the names the ratios use; what is left out counts 0.
+
+        None stands for an answer that never came, since the model's thought did not end.
+        """
         ...
 
 
@@ -100,7 +103,7 @@ class ItemTask:
     max_new_tokens: int = 32
     settings: Mapping[str, Any] = field(default_factory=dict)
     ratios: Sequence[Ratio] = ()
-    counter: Callable[[TaskItem, str], Mapping[str, float]] | None = None
+    counter: Callable[[TaskItem, str | None], Mapping[str, float]] | None = None
 
     def items(self) -> Sequence[TaskItem]:
         """Return the items."""
@@ -110,8 +113,8 @@ class ItemTask:
         """Score one answer."""
         return float(self.scorer(item, answer))
 
-    def counts(self, item: TaskItem, answer: str) -> Mapping[str, float]:
-        """Count what the ratios sum in one answer."""
+    def counts(self, item: TaskItem, answer: str | None) -> Mapping[str, float]:
+        """Count what the ratios sum in one answer, or in none."""
         return self.counter(item, answer) if self.counter is not None else {}
 
 

@@ -50,7 +50,7 @@ def paired(
 
     Raises:
         EvaluationError: no common task, other prompts (the first item whose token ids differ is named, with the first
-            place where they do), other decoding, dtype or metric.
+            place where they do), other decoding, dtype or metric, items that fit into the context of one model only.
     """
     common = [name for name in base.tasks if name in tuned.tasks]
     if not common:
@@ -60,6 +60,7 @@ def paired(
     notes = _compare_conditions(base.conditions, tuned.conditions)
     tasks = {}
     for name in common:
+        _compare_asked(name, base.model, base.tasks[name], tuned.model, tuned.tasks[name])
         before, after = _scored_by_both(name, base.tasks[name], tuned.tasks[name])
         _compare_prompts(name, before, after)
         tasks[name] = _pair(before, after, kept_flips, how).model_copy(
@@ -69,10 +70,8 @@ def paired(
                     *_setting_notes(before, after),
                     *_unrecorded_notes(base.model, before),
                     *_unrecorded_notes(tuned.model, after),
-                    *_unscored_notes(base.model, before),
-                    *_unscored_notes(tuned.model, after),
-                    *_truncation_notes(base.model, before),
-                    *_truncation_notes(tuned.model, after),
+                    *(f"{base.model}: {note}" for note in before.notes),
+                    *(f"{tuned.model}: {note}" for note in after.notes),
                 ]
             }
         )
@@ -186,6 +185,20 @@ def _digest(task: TaskResult) -> str:
     return digest.hexdigest()
 
 
+def _compare_asked(name: str, base: str, before: TaskResult, tuned: str, after: TaskResult) -> None:
+    """Refuse runs of which one left out what the other was asked: the rest would be another, easier set."""
+    sides = (base, before, {item.id for item in after.too_long}), (tuned, after, {item.id for item in before.too_long})
+    for model, task, others in sides:
+        for item in task.too_long:
+            if item.id not in others:
+                raise EvaluationError(
+                    f"{model} was not asked item {item.id!r}, whose prompt takes {item.tokens} of the {task.context} "
+                    "tokens of its context; the other model was",
+                    where=f"task {name!r}",
+                    remedy="leave out of the data what does not fit into both: `too_long` in the results lists it",
+                )
+
+
 def _compare_prompts(name: str, before: TaskResult, after: TaskResult) -> None:
     remedy = "evaluate both models again with the same items, processor and chat template"
     for first, second in zip(before.items, after.items, strict=False):
@@ -291,17 +304,3 @@ def _unrecorded_notes(model: str, task: TaskResult) -> list[str]:
     if all(item.token_ids for item in task.items):
         return []
     return [f"{model}: token ids were not recorded (an earlier version's file), so prompts were compared by hash alone"]
-
-
-def _unscored_notes(model: str, task: TaskResult) -> list[str]:
-    if not task.unscored:
-        return []
-    named = f"{', '.join(task.unscored[:5])}{', ...' if len(task.unscored) > 5 else ''}"
-    return [f"{model}: left out, since the score is not a number ({len(task.unscored)}): {named}"]
-
-
-def _truncation_notes(model: str, task: TaskResult) -> list[str]:
-    count = sum(item.truncated for item in task.items)
-    if not count:
-        return []
-    return [f"{model}: {count} of {len(task.items)} answers did not end within {task.max_new_tokens} tokens"]

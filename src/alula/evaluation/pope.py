@@ -188,7 +188,9 @@ def read_yes_no(answer: str, reading: Reading = "published") -> str | None:
     return said if said in (None, "yes") else "no"
 
 
-def _count(item: TaskItem, answer: str, reading: Reading) -> dict[str, float]:
+def _count(item: TaskItem, answer: str | None, reading: Reading) -> dict[str, float]:
+    if answer is None:
+        return {f"unread_{item.gold}": 1.0, "neither": 1.0}
     neither = {"neither": 1.0} if read_yes_no(answer, "strict") is None else {}
     match item.gold, read_yes_no(answer, reading):
         case label, None:

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from alula.errors import EvaluationError
 from alula.files import write_text
 
+_NAMED = 5
+"""items that a note names"""
+
 
 class Record(BaseModel):
     """Base of the result records: closed (an unknown key is an error), saved atomically as JSON."""
@@ -107,12 +110,24 @@ class ItemResult(Record):
     answer: str
     score: float
     truncated: bool = False
-    """the answer ran into ``max_new_tokens``"""
+    """the answer ran into ``max_new_tokens``, or into the end of the model's context"""
+    thought: str = ""
+    """what the model thought aloud before its answer; it is not scored"""
+    unfinished: bool = False
+    """the thought never ended, so there is no answer: the score is 0"""
     cluster: str = ""
     tags: dict[str, str] = {}
     counts: dict[str, float] = {}
     """what the task's ratios sum"""
     prompt: list[Turn] = []
+
+
+class TooLong(Record):
+    """An item that was not asked: its prompt of so many ``tokens`` leaves no room for an answer in the context."""
+
+    id: str
+    family: str
+    tokens: int
 
 
 class Estimate(Record):
@@ -133,6 +148,10 @@ class TaskResult(Record):
     items: list[ItemResult]
     unscored: list[str] = []
     """ids of items that are not among ``items``, since what scores them came to no number"""
+    too_long: list[TooLong] = []
+    """what was not asked; every figure is of ``items`` alone"""
+    context: int | None = None
+    """rows that prompt and answer may take together; None: no bound is known"""
     ratios: list[Ratio] = []
     figures: dict[str, dict[str, Estimate | None]] = {}
     """value and interval of every ratio by its name, per group: ``"all"`` and, where there are several, each family;
@@ -142,6 +161,27 @@ class TaskResult(Record):
     def accuracy(self) -> float:
         """Mean score."""
         return sum(item.score for item in self.items) / len(self.items)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures must know, as sentences without a full stop."""
+        found, n = [], len(self.items)
+        if self.too_long:
+            named = [f"{item.id!r} ({item.tokens} tokens)" for item in self.too_long[:_NAMED]]
+            more = len(self.too_long) - len(named)
+            found.append(
+                f"{len(self.too_long)} of {n + len(self.too_long)} questions were not asked, since they do not fit "
+                f"into the model's context of {self.context} tokens: {', '.join(named)}"
+                + (f" and {more} more" if more else "")
+            )
+        if self.unscored:
+            named = [*self.unscored[:_NAMED], *(["..."] if len(self.unscored) > _NAMED else [])]
+            found.append(f"left out, since the score is not a number ({len(self.unscored)}): {', '.join(named)}")
+        if cut := sum(item.truncated for item in self.items):
+            found.append(f"{cut} of {n} answers did not end within {self.max_new_tokens} tokens")
+        if lost := sum(item.unfinished for item in self.items):
+            found.append(f"{lost} of {n} answers never left their thought and count as wrong")
+        return found
 
     @property
     def families(self) -> list[str]:

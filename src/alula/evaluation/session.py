@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alula.chat_template import TemplateSettings
 from alula.data.interleave import History
 from alula.errors import UsageError
 from alula.evaluation.hallucination import HALLUCINATION, ObjectFiles, object_tasks
@@ -100,6 +101,7 @@ def evaluate(
     *,
     base: str | None = None,
     harness: HarnessTasks | None = None,
+    template: TemplateSettings | None = None,
     output: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     max_new_tokens: int | None = None,
@@ -115,6 +117,7 @@ def evaluate(
         tasks_for: chooses the tasks, given the processor of ``model``; there may be none where there is ``harness``.
         harness: tasks of lm-evaluation-harness asked as well, of both models behind the tokens that the tokenizer of
             ``base`` writes before a text.
+        template: what both models' chat templates are told beside the messages.
 
     Returns:
         the session; with ``output`` also written there as ``tuned.json``, ``base.json`` and ``paired.json``.
@@ -131,7 +134,18 @@ def evaluate(
         parts = []
         if tasks or harness is None:
             journal = folder / f"{role}-answers.jsonl" if folder is not None else None
-            parts.append(run(loaded, processor, tasks, name=name, journal=journal, progress=progress, **options))
+            parts.append(
+                run(
+                    loaded,
+                    processor,
+                    tasks,
+                    name=name,
+                    template=template,
+                    journal=journal,
+                    progress=progress,
+                    **options,
+                )
+            )
         if harness is not None:
             parts.append(run_harness(loaded, processor, harness, name=name, opening=opening, **options))
         return _joined(parts)

@@ -14,7 +14,10 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin, TextStreamer, set_seed
 
+from alula.chat_template import TemplateSettings
 from alula.errors import HostError, UsageError
+from alula.hosts import thoughts
+from alula.hosts.context import context_length
 from alula.hosts.prompted import refuse_lost_prompt
 from alula.hosts.templates import PLURALS, default_template
 
@@ -57,10 +60,18 @@ class Conversation:
         model: anything with ``generate``: a text model, a host, either with grafts or PEFT adapters.
         processor: its processor, or its tokenizer for a text model.
         decoding: how answers are drawn.
+        template: what the chat template is told beside the messages, such as ``enable_thinking``.
+
+    Raises:
+        UsageError: the template does not read a setting.
     """
 
     def __init__(
-        self, model: Any, processor: ProcessorMixin | PreTrainedTokenizerBase, decoding: Decoding | None = None
+        self,
+        model: Any,
+        processor: ProcessorMixin | PreTrainedTokenizerBase,
+        decoding: Decoding | None = None,
+        template: TemplateSettings | None = None,
     ) -> None:
         decoding = decoding or Decoding()
         refuse_lost_prompt(model)
@@ -78,6 +89,7 @@ class Conversation:
                 *_as_list(self._generation.eos_token_id),
                 self.tokenizer.get_vocab()[stop],
             ]
+        self._told = (template or TemplateSettings()).keywords(processor)
         set_seed(decoding.seed)
 
     @property
@@ -143,7 +155,8 @@ class Conversation:
     def ask(self, text: str, on_text: Callable[[str], None]) -> Reply:
         """Ask a question with the waiting images and stream the answer.
 
-        A KeyboardInterrupt during the answer ends it there; what was said stays in the history. After an error the
+        A KeyboardInterrupt during the answer ends it there; what was said stays in the history, without the thought
+        before it unless that never ended. After an error the
         conversation is as it was before the question.
 
         Args:
@@ -173,10 +186,17 @@ class Conversation:
         except KeyboardInterrupt:
             interrupted = True
             stream.end()
-        answer = {"role": "assistant", "content": [{"type": "text", "text": stream.text}]}
+        answer = {"role": "assistant", "content": [{"type": "text", "text": self._kept(stream, inputs["input_ids"])}]}
         self.messages += [question, answer]
         self.waiting = []
-        return Reply(stream.text, stream.tokens, time.perf_counter() - start, interrupted)
+        return Reply(stream.text, len(stream.ids), time.perf_counter() - start, interrupted)
+
+    def _kept(self, stream: _Stream, prompt: torch.Tensor) -> str:
+        """What the history keeps of an answer."""
+        opened = thoughts.opened(self.tokenizer, prompt[0].tolist())
+        stops = set(_as_list(self._generation.eos_token_id))
+        said = thoughts.said(self.tokenizer, [token for token in stream.ids if token not in stops], opened=opened)
+        return said.answer if said.finished and said.thought else stream.text
 
     def _inputs(self, turns: list[dict[str, Any]]) -> dict[str, Any]:
         opening = (
@@ -185,7 +205,7 @@ class Conversation:
         messages = [*opening, *turns]
         if not self.takes_images:  # templates of text models want plain strings
             messages = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in messages]
-        options: dict[str, Any] = {"chat_template": self._template} if self._template else {}
+        options = {**self._told, **({"chat_template": self._template} if self._template else {})}
         try:
             inputs: Any = self.processor.apply_chat_template(
                 messages,
@@ -208,7 +228,7 @@ class Conversation:
         }
 
     def _check_length(self, prompt: int) -> None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = context_length(self.model)
         if limit is not None and prompt + 1 > limit:
             raise HostError(f"the conversation is {prompt} tokens long, the model takes {limit}", remedy="start over")
 
@@ -218,11 +238,12 @@ class _Stream(TextStreamer):
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.on_text, self.text, self.tokens = on_text, "", 0
+        self.on_text, self.text = on_text, ""
+        self.ids: list[int] = []
 
     def put(self, value: torch.Tensor) -> None:
         if not self.next_tokens_are_prompt:
-            self.tokens += value.numel()
+            self.ids += value.flatten().tolist()
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

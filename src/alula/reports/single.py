@@ -23,7 +23,10 @@ def run_report(run: RunResult, *, command: str = "") -> str:
     sections = [
         Section(
             "Scores",
-            ["Right answers, with Wilson's 95 % interval under each share."],
+            [
+                "Right answers, with Wilson's 95 % interval under each share.",
+                *(f"Note: {task.title}: {note}." for task in run.tasks.values() for note in task.notes),
+            ],
             [Table(["", "items", "right"], scores)],
         ),
         Section("By skill", blocks=blocks),
@@ -83,6 +86,7 @@ def _facts(run: RunResult, command: str) -> Block:
         ("batch size", str(state.batch_size)),
         ("precision", f"{state.dtype} on {state.device}"),
         ("attention", ", ".join(f"{part} {name}" for part, name in state.backend.items())),
+        *((f"template: {name}", str(value)) for name, value in state.template.items()),
         *state.versions.items(),
     ]
     return Facts(rows, command)
