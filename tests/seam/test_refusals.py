@@ -59,6 +59,11 @@ def _rename_in_layers(host: Any, *, boxed: bool) -> None:
         layer.forward = restored
 
 
+def _two_forwards(host: Any) -> None:
+    out = host(**zoo.batch("llava-qwen3", "2I3"), use_cache=True)
+    host(input_ids=STEP, **{CACHE: cache_of_output(out)})
+
+
 @pytest.mark.parametrize("config", ["mass", "constant"])
 @pytest.mark.parametrize("boxed", [False, True])
 @pytest.mark.parametrize("where", ["model", "layers", "both"])
@@ -70,15 +75,11 @@ def test_a_renamed_cache_is_an_error_and_no_wrong_answer(where: str, boxed: bool
     if where != "model":
         _rename_in_layers(host, boxed=boxed)
 
-    def two_forwards() -> None:
-        out = host(**zoo.batch("llava-qwen3", "2I3"), use_cache=True)
-        host(input_ids=STEP, **{CACHE: cache_of_output(out)})
-
     with torch.no_grad():
-        two_forwards()  # the host knows its own names
+        _two_forwards(host)  # the host knows its own names
         wake(alula.attach(host, CONFIGS[config]))
         with pytest.raises(SeamError, match=r"cache|keys"):
-            two_forwards()
+            _two_forwards(host)
 
 
 def test_a_renamed_cache_is_an_error_under_a_probe() -> None:
@@ -86,8 +87,8 @@ def test_a_renamed_cache_is_an_error_under_a_probe() -> None:
     host.__class__, host.model.__class__ = RenamedHost, RenamedModel
     host.boxed = True
     probe = AttentionShift()
-    with torch.no_grad(), probe.on(host), pytest.raises(SeamError):
-        host(**zoo.batch("llava-qwen3", "2I3"), use_cache=True)
+    with torch.no_grad(), probe.on(host), pytest.raises(SeamError, match="another cache"):
+        _two_forwards(host)
 
 
 @pytest.mark.parametrize("names", [("cache", "past_key_values"), ("past_key_values", "cache")])
