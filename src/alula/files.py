@@ -212,8 +212,8 @@ def write_text(target: PathLike, text: str) -> Path:
     Raises:
         FilesError: the file system refused. PathError: a directory stands there.
     """
-    with atomic_file(target) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
-        stream.write(text)
+    with atomic_file(target) as partial, partial.open("wb") as stream:
+        stream.write(_bytes(text))
         stream.flush()
         os.fsync(stream.fileno())
     return Path(target)
@@ -237,7 +237,7 @@ def append_text(target: PathLike, text: str, *, sync: bool = False) -> None:
     with telling(target):
         handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            left = text.encode()
+            left = _bytes(text)
             while left:  # one write, unless the disk took only a part: lines of different processes do not interleave
                 left = left[os.write(handle, left) :]
             if sync:
@@ -371,6 +371,11 @@ def _made(target: Path, kind: str) -> tuple[Path, int | None]:
             return path, handle
         if handle is not None:
             os.close(handle)
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8; half a surrogate pair, which has no bytes in it, as the escape that it is in JSON."""
+    return text.encode(errors="backslashreplace")
 
 
 def _short(name: str) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import wave
 
 import pytest
 import typer
@@ -63,6 +66,55 @@ def test_counts_and_faults(bad_file) -> None:
     assert "cut.png" in report.bad[4].reason
     assert "none.png" in report.bad[4].reason
     assert [record.line for record in check(bad_file, prompts=True).bad] == [3, 4, 5, 7, 8]
+
+
+def odd(record: object) -> str:
+    return json.dumps(record) + "\n"
+
+
+def test_records_nobody_thought_of_are_told_by_line(tmp_path, run, monkeypatch) -> None:
+    """What JSON may hold and Python, the file system or a decoder cannot take."""
+    os.mkfifo(tmp_path / "pipe.png")
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(8))
+    (tmp_path / "odd.wav").write_bytes(sound.getvalue()[:16] + b"\xff\xff\xff\x7f" + sound.getvalue()[20:])
+    ask = [{"role": "user", "content": "<image>\nwhat?"}, ANSWER]
+    heard = [{"role": "user", "content": [{"type": "audio", "path": "odd.wav"}, {"type": "text", "text": "?"}]}, ANSWER]
+    lines = [odd({"messages": ask, "images": [image]}) for image in (
+        "a\0b.png", "\ud800.png", {"bytes": "text"}, {"bytes": [1, 2]}, {"bytes": 5}, "pipe.png", "."
+    )]  # fmt: skip
+    lines += [odd({"messages": [{"role": "user", "content": [{"type": "video", "video": {"bytes": "text"}}]}, ANSWER]})]
+    lines += [odd({"messages": heard}), odd({"messages": [USER, ANSWER], "n": 0}).replace("0}", "1" * 5000 + "}")]
+    lines += ["[" * 100_000 + "]" * 100_000 + "\n", odd({"messages": [USER, ANSWER]})]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(lines))
+    report = check(path, form="jsonl")
+    assert [record.line for record in report.bad] == list(range(1, 12))
+    told = [
+        *["no file can have such a name"] * 2,
+        *["are str: 'text'", "are list", "are int", "is a named pipe, not a file", "is a directory", "are str: 'text'"],
+        *["not a WAV file", "more than 4,300 digits", "nested too deeply"],
+    ]
+    assert [words in record.reason for words, record in zip(told, report.bad, strict=True)] == [True] * len(told)
+    (tmp_path / "data.json").write_text(f"[{lines[-1]},\n{lines[9]}]")
+    assert [record.line for record in check(tmp_path / "data.json").bad] == [3]
+    assert f"{path}:2: image: image '\\ud800.png'" in run("check", path, "--format", "jsonl").stdout
+
+
+def test_an_error_of_another_kind_is_one_records(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(odd({"messages": [USER, ANSWER]}) * 3)
+
+    def stumble(messages, place) -> None:
+        if place.line == 2:
+            raise ZeroDivisionError("by chance")
+
+    monkeypatch.setattr("alula.data.shapes.check_turns", stumble)
+    (bad,) = check(path).bad
+    assert (bad.line, bad.kind) == (2, "record")
+    assert "cannot be read (ZeroDivisionError: by chance)" in bad.reason
 
 
 def test_pixel_limit(bad_file) -> None:

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from typing import Any
 
-from alula.data.errors import BadSampleError, Place, PlaceholderError, UnsupervisedError
+from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordError, UnsupervisedError
 from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.samples import Sample
 from alula.data.sources import DatasetSource, FileSource, open_file
+from alula.errors import AlulaError
 from alula.jobs import end_with_parent
 
 _CHUNK = 64
@@ -153,27 +154,33 @@ def _check_chunk(source: FileSource | DatasetSource, chunk: range, prompts: bool
     for index in chunk:
         report.samples += 1
         try:
-            sample = source[index]
+            _check_record(source[index], prompts, report)
         except PlaceholderError as error:
             report.placeholders += error.counts[0]
             medium = f"{error.medium}s"
             setattr(report, medium, getattr(report, medium) + error.counts[1])
             report.bad.append(_bad([error]))
-            continue
         except BadSampleError as error:
             report.bad.append(_bad([error]))
-            continue
-        report.images += len(sample.images)
-        report.videos += len(sample.media("video"))
-        report.audios += len(sample.media("audio"))
-        report.placeholders += len(sample.media())
-        faults = list(_faults(sample, prompts))
-        if faults:
-            report.bad.append(_bad(faults))
-            continue
-        report.text_only += not sample.media()
-        report.turns.update(message["role"] for message in sample.messages)
+        except (AlulaError, MemoryError):
+            raise
+        except Exception as error:  # a record that nobody thought of must not hide what is wrong with the others
+            told = RecordError(f"cannot be read ({type(error).__name__}: {error})", place=source.place(index))
+            report.bad.append(_bad([told]))
     return report
+
+
+def _check_record(sample: Sample, prompts: bool, report: CheckReport) -> None:
+    report.images += len(sample.images)
+    report.videos += len(sample.media("video"))
+    report.audios += len(sample.media("audio"))
+    report.placeholders += len(sample.media())
+    faults = list(_faults(sample, prompts))
+    if faults:
+        report.bad.append(_bad(faults))
+        return
+    report.text_only += not sample.media()
+    report.turns.update(message["role"] for message in sample.messages)
 
 
 def _faults(sample: Sample, prompts: bool) -> Iterator[BadSampleError]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 import numpy as np
 
 from alula.data.errors import BadSampleError
+from alula.files import irregular
 
 
 @runtime_checkable
@@ -59,7 +60,16 @@ class MediaRef:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, name: str = "<bytes>", **limits: Any) -> Self:
-        """Encoded content held in memory; ``limits`` as in `from_path`."""
+        """Encoded content held in memory; ``limits`` as in `from_path`.
+
+        Raises:
+            BadSampleError: ``data`` is no bytes.
+        """
+        if not isinstance(data, bytes):
+            raise cls.error(
+                f"the bytes of {cls.noun} {name!r} are {type(data).__name__}: {data!r:.80}",
+                remedy="JSON holds no bytes: name a file, or inline images as base64",
+            )
         return cls(name, data=data, **limits)
 
     @classmethod
@@ -120,7 +130,11 @@ class MediaRef:
         if path is None:
             raise self.error(f"{self.noun} {self.name!r} has neither file nor content")
         try:
+            if (kind := irregular(path)) is not None:
+                raise self.error(f"{self.noun} {self.name!r} is {kind}, not a file")
             return path, os.stat(path).st_size
+        except ValueError:  # NUL, or half a surrogate pair
+            raise self.error(f"{self.noun} {self.name!r}: no file can have such a name") from None
         except OSError:
             places = " nor ".join(self.paths) if len(self.paths) > 1 else path
             raise self.error(

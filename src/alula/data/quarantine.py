@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from alula.data.errors import BadSampleError, Place
+from alula.files import append_text, regular
 
 
 class Quarantine:
@@ -30,19 +31,14 @@ class Quarantine:
             return
         self._seen.add(line)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # O_APPEND and a single write: lines of different processes never interleave
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(handle, line.encode() + b"\n")
-        finally:
-            os.close(handle)
+        append_text(self.path, line + "\n")
 
     def entries(self) -> list[dict[str, object]]:
         """The different bad records on file; a last line cut short by a kill is passed over."""
         if not self.path.exists():
             return []
         found: dict[str, dict[str, object]] = {}
-        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        for line in regular(self.path).read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 found.setdefault(line, json.loads(line))
             except json.JSONDecodeError:

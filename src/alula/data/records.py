@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from array import array
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from alula.data.errors import Place, RecordError
 from alula.errors import DataError
+from alula.files import regular
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = " \t\r\n"
@@ -31,7 +33,7 @@ class RecordFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(os.path.abspath(path))
         try:
-            status = self.path.stat()
+            status = regular(self.path).stat()
             with open(self.path, "rb") as stream:
                 head = stream.read(4096).removeprefix(_BOM).lstrip()
             spans = _array_spans(self.path) if head.startswith(b"[") else _line_spans(self.path)
@@ -68,9 +70,17 @@ class RecordFile:
             return json.loads(raw)
         except UnicodeDecodeError as error:
             raise RecordError(f"not valid UTF-8: {error}", place=self.place(index)) from None
-        except (json.JSONDecodeError, RecursionError) as error:
+        except json.JSONDecodeError as error:
             raise RecordError(
                 f"not valid JSON: {error}", place=self.place(index), remedy="one complete JSON object per line"
+            ) from None
+        except RecursionError:
+            raise RecordError("nested too deeply to be read", place=self.place(index)) from None
+        except ValueError:
+            raise RecordError(
+                f"a number of more than {sys.get_int_max_str_digits():,} digits",
+                place=self.place(index),
+                remedy="write it as text, or leave it out",
             ) from None
 
 
@@ -93,13 +103,14 @@ def _array_spans(path: Path) -> array[int]:
     except UnicodeDecodeError as error:
         raise DataError(f"not valid UTF-8: {error}", where=str(path)) from None
     del raw
-    decoder, spans, line, seen = json.JSONDecoder(), array("q"), 1, 0
+    decoder = json.JSONDecoder(parse_int=len)  # numbers too long to be read are told record by record
+    spans, line, seen = array("q"), 1, 0
     at = _skip(text, text.index("[") + 1)
     while not text.startswith("]", at):
         try:
             _, end = decoder.raw_decode(text, at)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"the JSON array does not parse: {error}", where=str(path)) from None
+            raise DataError(f"the JSON array does not parse: {error}", where=f"{path}:{line}") from None
         before, record = text[seen:at], text[at:end]
         byte, line = byte + len(before.encode()), line + before.count("\n")
         spans.extend((byte, len(record.encode()), line))

@@ -85,11 +85,12 @@ class ImageFolder:
             VideoError, AudioError: a web address, or another type.
         """
         make: Any = _CLIPS[kind]
-        name = None
+        name = data = None
         if isinstance(value, Mapping):
-            name, value = value.get("path"), value.get("bytes") or value.get("path")
-        if isinstance(value, bytes):
-            ref = make.from_bytes(value, name=str(name or "<bytes>"))
+            name, data = value.get("path"), value.get("bytes")
+            value = name
+        if data or isinstance(value, bytes):
+            ref = make.from_bytes(data or value, name=str(name or "<bytes>"))
         elif not isinstance(value, str) or not value:
             raise make.error(f"{kind} must be a path or bytes, not {value!r:.80}")
         elif value.startswith(("http://", "https://")):

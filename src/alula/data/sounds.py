@@ -94,9 +94,11 @@ class SoundRef(MediaRef):
                         remedy="cut it",
                     )
                 raw = file.readframes(count)
-        except (wave.Error, EOFError, OSError) as error:
+        except AudioError:
+            raise
+        except Exception as error:  # besides its own errors `wave` raises EOFError, RuntimeError and OSError
             raise AudioError(
-                f"audio {self.name!r} is not a WAV file of integer samples: {error or 'it ends in its header'}",
+                f"audio {self.name!r} is not a WAV file of integer samples: {str(error) or 'its header is damaged'}",
                 remedy="convert it: ffmpeg -i SOUND -c:a pcm_s16le sound.wav",
             ) from None
         if len(raw) != count * channels * width:

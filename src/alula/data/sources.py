@@ -75,9 +75,12 @@ class FileSource:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.size:
             raise IndexError(index)
-        place = self._records.place(index)
         record = self._records.read(index)
-        return _read(self._reader, record, self._folder, self.name, place)
+        return _read(self._reader, record, self._folder, self.name, self.place(index))
+
+    def place(self, index: int) -> Place:
+        """Where record ``index`` stands."""
+        return self._records.place(index)
 
 
 class DatasetSource:
@@ -117,8 +120,11 @@ class DatasetSource:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.size:
             raise IndexError(index)
-        place = Place(str(self.path), index, unit="row")
-        return _read(self._reader, self._table[index].to_pylist()[0], self._folder, self.name, place)
+        return _read(self._reader, self._table[index].to_pylist()[0], self._folder, self.name, self.place(index))
+
+    def place(self, index: int) -> Place:
+        """Where row ``index`` stands."""
+        return Place(str(self.path), index, unit="row")
 
 
 class StreamSource:
