@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alula.errors import HostError
-from alula.rows import Kind
+from alula.items import Host, locate
+from alula.rows import UNKNOWN, Kind
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,21 @@ class Anatomy:
 
     # -- items ----------------------------------------------------------------------------------------------------
 
+    def items(self, inputs: Mapping[str, Any], kinds: Tensor, input_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Kind and item of every row of a forward, see `alula.items`.
+
+        Args:
+            inputs: of the forward.
+            kinds: (B, S) values of `Kind`, as placeholders or `mm_token_type_ids` tell them.
+            input_ids: (B, S) of the forward, where it has any.
+
+        Returns:
+            kinds (B, S), in which the tokens that end an image's lines are image rows too, and items (B, S), -1 for
+            text and padding, `rows.UNKNOWN` where they cannot be told apart.
+        """
+        host = Host(self.backbone, self.host.config)
+        return locate(host, inputs, kinds.to(torch.int64), self.placeholders, input_ids)
+
     def rows_per_item(self, inputs: Mapping[str, Any], kinds: Tensor) -> list[int] | None:
         """How many rows each item of a forward's inputs takes, in batch order; None where it cannot be known.
 
@@ -230,33 +245,10 @@ class Anatomy:
             inputs: of the forward.
             kinds: (B, S) values of `Kind`.
         """
-        fixed = getattr(self.host.config, "rows_per_item", None)
-        if fixed:
-            return _items_of_runs(kinds, fixed)
-        perceptual_rows = int((kinds > Kind.TEXT).sum())
-        grid = inputs.get("image_grid_thw")
-        if grid is not None and inputs.get("video_grid_thw") is None:
-            merge = self.host.config.vision_config.spatial_merge_size**2
-            counts = (grid.prod(dim=-1) // merge).tolist()
-            return counts if sum(counts) == perceptual_rows else None
-        pixels = inputs.get("pixel_values")
-        if isinstance(pixels, Tensor) and pixels.dim() == 4 and len(pixels) and perceptual_rows % len(pixels) == 0:
-            return [perceptual_rows // len(pixels)] * len(pixels)
-        return None
-
-
-def _items_of_runs(kinds: Tensor, fixed: Mapping[str, int]) -> list[int] | None:
-    """Rows per item where every item of a kind takes the same number of them, so that a run of rows says how many."""
-    counts: list[int] = []
-    for row in kinds.tolist():
-        for kind, run in groupby(row):
-            if kind > Kind.TEXT:
-                rows = fixed.get(Kind(kind).name.lower(), 0)
-                items, rest = divmod(len(list(run)), rows) if rows else (0, 1)
-                if rest:
-                    return None
-                counts += [rows] * items
-    return counts
+        _, items = self.items(inputs, kinds, inputs.get("input_ids"))
+        if not (items >= 0).any() or (items == UNKNOWN).any():
+            return None
+        return [int(n) for sample in items for n in sample[sample >= 0].bincount()]
 
 
 def unwrap(model: Any) -> Any:

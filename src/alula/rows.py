@@ -15,6 +15,8 @@ from torch import Tensor
 
 from alula.errors import UsageError
 
+UNKNOWN = -2  # item of a perceptual row of which it cannot be told to which medium of its sample it belongs
+
 
 class Kind(enum.IntEnum):
     """What a row holds. The non-negative values are those of transformers' ``mm_token_type_ids``."""
@@ -42,7 +44,8 @@ class RowMap:
     Attributes:
         kind: (B, S) int64, values of `Kind`.
         item: (B, S) int64, index of the image, film or sound within its sample, counted from 0 over all perceptual
-            kinds together; -1 for text and padding.
+            kinds together; -1 for text and padding. `UNKNOWN` (-2) where a host's inputs do not say where one medium
+            ends and the next begins; whoever needs items must refuse such a map.
         position: (B, S) int64, the row's place among its sample's valid rows (padding does not count); -1 for padding.
         role: (B, S) int64, values of `Role`.
     """
@@ -161,11 +164,15 @@ class RowMap:
     # -- change of shape ------------------------------------------------------------------------------------------
 
     def append(self, new: RowMap) -> RowMap:
-        """This map followed by `new` (same batch); positions of the new valid rows continue this map's."""
+        """This map followed by `new` (same batch); positions of the new valid rows continue this map's.
+
+        Items that follow unknown ones are unknown too.
+        """
         count = self.valid.sum(dim=1, keepdim=True)
         items = self.item.max(dim=1, keepdim=True).values + 1 if self.shape[1] else torch.zeros_like(count)
         position = torch.where(new.position >= 0, new.position + count, -1)
-        item = torch.where(new.item >= 0, new.item + items, -1)
+        lost = (self.item == UNKNOWN).any(dim=1, keepdim=True)
+        item = torch.where(new.item >= 0, torch.where(lost, UNKNOWN, new.item + items.clamp(min=0)), new.item)
         pairs = {"kind": new.kind, "item": item, "position": position, "role": new.role}
         return RowMap(**{name: torch.cat([getattr(self, name), value], dim=1) for name, value in pairs.items()})
 

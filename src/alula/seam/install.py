@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import AlulaError, SeamError, UsageError
+from alula.items import brings_media
 from alula.rows import Kind, RowMap
 from alula.seam import dialect, preconditions
 from alula.seam.attention import ATTENTION, KeyColumns, set_attention
@@ -26,7 +28,6 @@ NAME = "alula"  # of the seam in the host, of the per-layer containers, and of t
 
 _changing = threading.RLock()  # held while it changes who is on a host
 _given_rows: ContextVar[Mapping[nn.Module, RowMap]] = ContextVar("alula_given_rows", default=MappingProxyType({}))
-_MEDIA = ("pixel_values", "pixel_values_videos", "input_features", "mm_encoder_outputs")
 
 
 class Seam(nn.Module):
@@ -169,8 +170,9 @@ class Seam(nn.Module):
         continued: bool,
     ) -> RowMap:
         """The RowMap of a forward's new rows, from what the host itself was given."""
-        if continued and not any(kwargs.get(name) is not None for name in _MEDIA):
-            # generated tokens: text, whatever id was sampled
+        if continued and reference.shape[1] == 1 and not brings_media(kwargs):
+            # a generated token: text, whatever id was sampled. Several at once are read as in a forward without a
+            # cache, whatever keyword brought their media: a new turn must not pass for text because it is not known
             return RowMap.text(reference.shape[0], reference.shape[1], mask, device=reference.device)
         kinds = torch.zeros(reference.shape, dtype=torch.int64, device=reference.device)
         types = kwargs.get("mm_token_type_ids")
@@ -181,8 +183,10 @@ class Seam(nn.Module):
                 kinds = torch.where(input_ids == token, int(kind), kinds)
         if mask is not None:
             kinds = torch.where(mask.to(torch.bool), kinds, int(Kind.PADDING))
-        counts = self.anatomy.rows_per_item(kwargs, kinds) if (kinds > Kind.TEXT).any() else None
-        return RowMap.from_kinds(kinds, rows_per_item=counts)
+        if not (kinds > Kind.TEXT).any():
+            return RowMap.from_kinds(kinds)
+        kinds, items = self.anatomy.items(kwargs, kinds, input_ids)
+        return replace(RowMap.from_kinds(kinds), item=items)
 
     @with_keywords
     def _enter_layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

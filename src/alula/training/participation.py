@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from alula.anatomy import Anatomy
+from alula.items import SIGHT
 from alula.training.parts import Named
-
-_PERCEPTS = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
 
 
 @contextlib.contextmanager
@@ -76,7 +75,7 @@ class _BlankImage:
         self._wanted = False
 
     def enter(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._wanted = backbone.training and all(kwargs.get(name) is None for name in _PERCEPTS)
+        self._wanted = backbone.training and all(kwargs.get(name) is None for name in SIGHT)
 
     def embedded(self, embeddings: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if not self._wanted:

@@ -36,7 +36,7 @@ from alula.grafts.wings.lorra import LoRRA
 from alula.grafts.wings.order import first_rows, pick_rows
 from alula.grafts.wings.rope import Angles, rotate
 from alula.grafts.wings.router import AttentionRouter, Router
-from alula.rows import RowMap
+from alula.rows import UNKNOWN, RowMap
 from alula.seam import Forward
 
 _PLAN = "wings published plan"
@@ -197,6 +197,11 @@ def _check(rows: RowMap, forward: Forward, training: bool) -> None:
                 "released Wings weights cannot continue a cache once there is an image: in the released arithmetic "
                 "earlier rows hear later ones, so every token changes what was cached",
                 remedy="generate(..., use_cache=False), which recomputes as the released code does",
+            )
+        if int(rows.item.min()) == UNKNOWN:
+            raise UsageError(
+                "released Wings weights take one image per sample, and how many stand here cannot be told",
+                remedy="say it: pass row_map=RowMap.from_input_ids(..., rows_per_item=[...]) to the forward",
             )
         if int(rows.item.max()) > 0:
             raise UsageError(

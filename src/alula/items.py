@@ -1,0 +1,584 @@
+"""Items: which rows of a forward belong to which image, film or sound.
+
+A host is given its media as tensors and finds the rows they go to by placeholder tokens alone; where one medium ends
+and the next begins it never says. The table at the end of this module does: for every family of hosts, how many rows
+each of its media takes, by the host's own arithmetic and without running a tower, and what may stand between and behind
+these rows. What cannot be told apart is marked unknown and never melted into one: a host outside the table, counts that
+do not add up to the rows found, tiles or windows of which the inputs do not say to which medium they belong.
+
+Shapes use B = batch, S = rows, N = media of one kind in a batch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alula.rows import UNKNOWN, Kind
+
+Rows = NDArray[np.int64]
+
+# keyword of a forward that brings media -> their kind
+MEDIA: Mapping[str, Kind] = {
+    "pixel_values": Kind.IMAGE,
+    "pixel_values_images": Kind.IMAGE,
+    "pixel_values_local": Kind.IMAGE,
+    "high_res_pixel_values": Kind.IMAGE,
+    "image_patches": Kind.IMAGE,
+    "pixel_values_videos": Kind.VIDEO,
+    "input_features": Kind.AUDIO,
+    "input_values": Kind.AUDIO,
+}
+FEATURES = "mm_encoder_outputs"  # what towers and projectors made of media beforehand, by kind: `generate` does so
+
+
+SIGHT = (*(keyword for keyword, kind in MEDIA.items() if kind is not Kind.AUDIO), FEATURES)  # for the image tower
+
+
+def brings_media(inputs: Mapping[str, Any]) -> bool:
+    """Whether a forward's inputs hold any media, raw or as features."""
+    given = any(value is not None for value in (inputs.get(FEATURES) or {}).values())
+    return given or any(inputs.get(keyword) is not None for keyword in MEDIA)
+
+
+class Host(NamedTuple):
+    """What the table reads of a host."""
+
+    backbone: Any  # the module that merges media into the text
+    config: Any
+
+
+class Piece(NamedTuple):
+    """Rows that stand together in the prompt: a medium, or a part of one.
+
+    `goes_on`: the next piece, where it follows directly, may belong to the same medium, and nothing says whether.
+    """
+
+    rows: int
+    goes_on: bool = False
+
+
+class Untold(Exception):  # noqa: N818
+    """A forward's inputs do not say how its rows are divided. It never leaves this module."""
+
+
+Count = Callable[[Host, Mapping[str, Any], int], list[Piece]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one family places the media of one kind.
+
+    Attributes:
+        count: the pieces of a batch in order, from the raw inputs and the number of placeholders found.
+        from_features: whether the rows of features made beforehand (N tensors (rows, D)) say the same.
+        parts: features come in parts (tiles), several of which may make one medium.
+        lines: an image stands in lines of patches, each closed by a token that is no patch; they are the image's too.
+        spread: words may stand between the rows of one medium (the times of a film's frames); they stay text.
+        whole_runs: the host itself takes a run of placeholders for one medium.
+        fence: ids (before, behind) by which published processors fence each medium; behind None: by the first alone.
+        fence_inside: the fence, and what else stands in it, is made of the host's visual vocabulary: part of the image.
+    """
+
+    count: Count
+    from_features: bool = True
+    parts: bool = False
+    lines: bool = False
+    spread: bool = False
+    whole_runs: bool = False
+    fence: Callable[[Any], tuple[int, int | None]] | None = None
+    fence_inside: bool = False
+
+
+def locate(
+    host: Host, inputs: Mapping[str, Any], kinds: Tensor, placeholders: Mapping[Kind, int], input_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Kind and item of every row of a forward.
+
+    Args:
+        host: the host.
+        inputs: of the forward.
+        kinds: (B, S) values of `Kind`, as placeholders or `mm_token_type_ids` tell them.
+        placeholders: token id per kind.
+        input_ids: (B, S) of the forward; None where it was given embeddings.
+
+    Returns:
+        kinds (B, S), where the tokens that end an image's lines are image rows too; items (B, S), counted within each
+        sample from 0 over all kinds together, -1 for text and padding, `UNKNOWN` where they cannot be told.
+    """
+    found = kinds.clamp(min=int(Kind.TEXT))
+    if input_ids is not None:
+        spots = torch.zeros_like(found)
+        for kind, token in placeholders.items():
+            spots = torch.where(input_ids == token, int(kind), spots)
+        found = torch.where(spots == found, found, int(Kind.TEXT))
+    ids = torch.full_like(kinds, -1) if input_ids is None else input_ids.to(kinds)
+    kind, spot, token_ids = torch.stack([kinds, found, ids]).cpu().numpy()
+    samples = [_Sample(*rows) for rows in zip(kind, spot, token_ids, strict=True)]
+    try:
+        _divide(host, inputs, samples)
+    except Untold:
+        for sample in samples:
+            sample.forget()
+    made = torch.from_numpy(np.stack([[sample.kind for sample in samples], [sample.item for sample in samples]]))
+    whole = made.to(kinds.device)
+    return whole[0], whole[1]
+
+
+class _Sample:
+    """One row of the batch, being divided."""
+
+    def __init__(self, kind: Rows, spots: Rows, ids: Rows) -> None:
+        self.given, self.kind, self.spots, self.ids = kind, kind.copy(), spots, ids
+        edges = [0, *(np.flatnonzero(np.diff(spots)) + 1).tolist(), len(spots)]
+        self.runs = [(int(spots[a]), a, b) for a, b in pairwise(edges) if b > a and spots[a] > Kind.TEXT]
+        self.item = np.full_like(kind, -1)
+        self.items = 0
+        self.unknown_from = len(kind)
+
+    def forget(self) -> None:
+        """Nothing is known of this sample's items."""
+        self.kind = self.given
+        self.item = np.where(self.kind > Kind.TEXT, UNKNOWN, -1)
+
+    def add(self, kind: int, first: int, stop: int, *, filled: bool) -> None:
+        """The next item: rows first .. stop, all of them or those that hold features of it."""
+        rows = slice(first, stop)
+        mine = np.ones(stop - first, bool) if filled else self.spots[rows] == kind
+        self.kind[rows] = np.where(mine, kind, self.kind[rows])
+        self.item[rows] = np.where(mine, self.items, self.item[rows])
+        self.items += 1
+
+    def doubt(self, row: int) -> None:
+        """From this row on the number of items is not known."""
+        self.unknown_from = min(self.unknown_from, row)
+
+    def close(self) -> None:
+        """Give rows that are marked as media, but hold no features (fences), to their items; mark what is unknown."""
+        if ((self.kind > Kind.TEXT) & (self.item < 0)).any():
+            edges = [0, *(np.flatnonzero(np.diff(self.kind)) + 1).tolist(), len(self.kind)]
+            for first, stop in pairwise(edges):
+                if self.kind[first] > Kind.TEXT:
+                    self.item[first:stop] = _fences(self.item[first:stop])
+        self.item[self.unknown_from :][self.kind[self.unknown_from :] > Kind.TEXT] = UNKNOWN
+
+
+def _fences(items: Rows) -> Rows:
+    """Items of a stretch of rows where some (-1) hold no features: every item has as many before it as the first."""
+    told = np.flatnonzero(items >= 0)
+    if not len(told):
+        return np.full_like(items, UNKNOWN)
+    leading, made = int(told[0]), items.copy()
+    made[:leading] = items[told[0]]
+    for here, following in pairwise([*told.tolist(), len(items)]):
+        turn = following if following == len(items) else max(here + 1, following - leading)
+        made[here + 1 : turn] = items[here]
+        made[turn:following] = items[following] if following < len(items) else items[here]
+    return made
+
+
+# -- walking the prompts ------------------------------------------------------------------------------------------
+
+
+def _divide(host: Host, inputs: Mapping[str, Any], samples: Sequence[_Sample]) -> None:
+    rows: dict[int, int] = {}
+    for sample in samples:
+        for kind, first, stop in sample.runs:
+            rows[kind] = rows.get(kind, 0) + stop - first
+    ways = {kind: _way(host, Kind(kind)) for kind in rows}
+    supply = {kind: deque(_pieces(host, ways[kind], inputs, Kind(kind), rows[kind])) for kind in rows}
+    for sample in samples:
+        _walk(host, ways, supply, sample)
+    if any(pieces for pieces in supply.values()):
+        raise Untold
+    for sample in samples:
+        sample.close()
+
+
+def _walk(host: Host, ways: Mapping[int, Way], supply: Mapping[int, deque[Piece]], sample: _Sample) -> None:
+    index = 0
+    while index < len(sample.runs):
+        kind, start, stop = sample.runs[index]
+        way, pieces = ways[kind], supply[kind]
+        fence = _fenced(host, way, sample, index)
+        if fence is not None:
+            first, behind, index = fence
+            _take_exactly(pieces, int((sample.spots[first:behind] == kind).sum()))
+            sample.add(kind, first, behind, filled=way.fence_inside)
+            continue
+        while start < stop:
+            piece, first = _take(pieces), start
+            index, start, stop, broken = _lay(way, sample, index, start, piece.rows)
+            if piece.goes_on and start < stop:
+                sample.doubt(first)
+            last = start
+            if way.lines and start == stop and _line_ends(host, sample, start, broken):
+                last += 1
+            sample.add(kind, first, last, filled=way.lines)
+        index += 1
+
+
+def _lay(way: Way, sample: _Sample, index: int, start: int, rows: int) -> tuple[int, int, int, bool]:
+    """Lay `rows` rows from `start` in run `index` on: the run and row behind them, and whether they are in lines."""
+    kind, _, stop = sample.runs[index]
+    lengths = []
+    while rows > stop - start:
+        lengths.append(stop - start)
+        rows -= stop - start
+        index += 1
+        if index == len(sample.runs) or sample.runs[index][0] != kind or not (way.lines or way.spread):
+            raise Untold
+        if way.lines and sample.runs[index][1] != stop + 1:
+            raise Untold
+        _, start, stop = sample.runs[index]
+    lengths.append(rows)
+    if way.lines and len(set(lengths)) > 1:
+        raise Untold
+    return index, start + rows, stop, len(lengths) > 1
+
+
+def _line_ends(host: Host, sample: _Sample, row: int, broken: bool) -> bool:
+    """Whether this row closes an image's last line.
+
+    An image of one line shows no structure: there the token itself must be that of Mistral's tokenizers, in which
+    [IMG], [IMG_BREAK] and [IMG_END] are 10, 12 and 13.
+    """
+    if row == len(sample.kind) or sample.kind[row] < Kind.TEXT:
+        return False
+    return broken or sample.ids[row] == host.config.image_token_id + 3
+
+
+def _fenced(host: Host, way: Way, sample: _Sample, index: int) -> tuple[int, int, int] | None:
+    """(first row, row behind, next run) of the item that begins at run `index`, where something marks its ends."""
+    _, start, stop = sample.runs[index]
+    if way.whole_runs:
+        return start, stop, index + 1
+    if way.fence is None:
+        return None
+    before, behind = way.fence(host.config)
+    if start == 0 or sample.ids[start - 1] != before:
+        return None
+    if behind is None:
+        return start, stop, index + 1
+    ends = np.flatnonzero(sample.ids[stop:] == behind)
+    if not len(ends):
+        return None
+    end = stop + int(ends[0])
+    if (sample.ids[start:end] == before).any():
+        return None
+    inside = sum(1 for _, first, _ in sample.runs[index:] if first < end)
+    if way.fence_inside:
+        return start - 1, end + 1, index + inside
+    return (start, end, index + 1) if end == stop else None
+
+
+def _take(pieces: deque[Piece]) -> Piece:
+    while pieces:
+        piece = pieces.popleft()
+        if piece.rows:
+            return piece
+    raise Untold
+
+
+def _take_exactly(pieces: deque[Piece], rows: int) -> None:
+    while rows > 0:
+        rows -= _take(pieces).rows
+    if rows:
+        raise Untold
+
+
+# -- rows per piece, family by family -----------------------------------------------------------------------------
+
+
+def _way(host: Host, kind: Kind) -> Way:
+    fixed = (getattr(host.config, "rows_per_item", None) or {}).get(kind.name.lower())
+    if fixed:
+        return Way(lambda host, inputs, rows: _alike(rows, fixed), from_features=False)
+    family = host.config.model_type
+    if family == "llava" and host.config.vision_config.model_type == "pixtral":
+        family = "llava, pixtral"
+    return _FAMILIES.get(family, {}).get(kind, Way(_only_one(kind), from_features=False))
+
+
+def _pieces(host: Host, way: Way, inputs: Mapping[str, Any], kind: Kind, rows: int) -> list[Piece]:
+    made = _made(inputs, kind)
+    if made is None or not way.from_features:
+        return way.count(host, inputs, rows)
+    return [Piece(feature.shape[:-1].numel(), way.parts) for feature in made]
+
+
+def _made(inputs: Mapping[str, Any], kind: Kind) -> Sequence[Tensor] | None:
+    """The features of each medium (rows, D), where they were made beforehand."""
+    output = (inputs.get(FEATURES) or {}).get(kind.name.lower())
+    if output is None:
+        return None
+    features = output.pooler_output
+    if len(features) == 1 and getattr(output, "last_hidden_state", None) is None:
+        raise Untold  # a prompt read in chunks: transformers hands over all rows of a chunk as one
+    return features
+
+
+def _given(inputs: Mapping[str, Any], *names: str) -> Any:
+    value = next((inputs[name] for name in names if inputs.get(name) is not None), None)
+    if value is None:
+        raise Untold
+    return value
+
+
+def _alike(rows: int, each: int) -> list[Piece]:
+    if rows % each:
+        raise Untold
+    return [Piece(each)] * (rows // each)
+
+
+def _pieces_of(counts: Tensor) -> list[Piece]:
+    return [Piece(rows) for rows in counts.tolist()]
+
+
+def _equal(*names: str, parts: bool = False) -> Count:
+    """All N media, the first dimension of what `names` bring, take equally many rows.
+
+    A host whose prompts hold another number of placeholders refuses them itself.
+    """
+
+    def count(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+        n = len(_given(inputs, *names))
+        if not n or rows % n:
+            raise Untold
+        return [Piece(rows // n, parts)] * n
+
+    return count
+
+
+def _only_one(kind: Kind) -> Count:
+    """Of a host that the table does not know: nothing is told, unless there is but one medium."""
+
+    def count(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+        made = _made(inputs, kind)
+        if len(_given(inputs, *(name for name in MEDIA if MEDIA[name] is kind)) if made is None else made) != 1:
+            raise Untold
+        return [Piece(rows)]
+
+    return count
+
+
+_PICTURES = ("pixel_values", "pixel_values_images")
+
+
+def _patches(merge: Callable[[Any], int]) -> Count:
+    """Images of any size in whole patches: height times width over the side of what becomes one row."""
+
+    def count(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+        pixels = _given(inputs, "pixel_values")
+        sizes = inputs.get("image_sizes")
+        side = host.config.vision_config.patch_size * merge(host.config)
+        if sizes is None:
+            sizes = [pixels.shape[-2:]] * len(pixels)
+        elif isinstance(sizes, Tensor):
+            sizes = sizes.tolist()
+        return [Piece((int(height) // side) * (int(width) // side)) for height, width in sizes]
+
+    return count
+
+
+def _tiled(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+    """LLaVA-NeXT and its kin: the host's own packing, done on tensors that hold nothing."""
+    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+    config, vision = host.config, host.config.vision_config
+    sizes = _given(inputs, "image_sizes")
+    sizes = sizes.tolist() if isinstance(sizes, Tensor) else [list(map(int, size)) for size in sizes]
+    strategy = inputs.get("vision_feature_select_strategy") or config.vision_feature_select_strategy
+    if strategy != "default" and vision.model_type.startswith("clip"):
+        raise Untold  # the class token stays among the patches
+    alone = inputs.get("batch_num_images")
+    cut = [True] * len(sizes) if alone is None else [int(n) == 1 for n in alone for _ in range(int(n))]
+    patches = (vision.image_size // vision.patch_size) ** 2
+    nothing = [
+        torch.empty(
+            image_size_to_num_patches(size, config.image_grid_pinpoints, vision.image_size) if whole else 1,
+            patches,
+            1,
+            device="meta",
+        )
+        for size, whole in zip(sizes, cut, strict=True)
+    ]
+    how: dict[str, Any] = {"image_newline": torch.empty(1, device="meta")}
+    if config.model_type == "llava_onevision":
+        how["vision_aspect_ratio"] = config.vision_aspect_ratio
+    else:
+        how["vision_feature_select_strategy"] = strategy
+    packed, _ = host.backbone.pack_image_features(nothing, sizes, **how)
+    return [Piece(len(image)) for image in packed]
+
+
+def _grid(names: str, merge: Callable[[Host, Mapping[str, Any]], Any]) -> Count:
+    """Qwen-VL and its kin: frames times height times width in patches, of which `merge` squared become one row."""
+
+    def count(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+        return _pieces_of(_given(inputs, names).prod(dim=-1) // merge(host, inputs) ** 2)
+
+    return count
+
+
+def _compressed_films(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+    """VideoLLaMA 3 leaves out rows of frames that changed little."""
+    made = _made(inputs, Kind.VIDEO)
+    if made is None:
+        counts = _given(inputs, "video_grid_thw").prod(dim=-1) // _given(inputs, "video_merge_sizes") ** 2
+        sizes = counts.tolist()
+    else:
+        sizes = [len(feature) for feature in made]
+    kept = inputs.get("video_compression_mask")
+    if kept is None:
+        return [Piece(size) for size in sizes]
+    return _pieces_of(torch.stack([film.sum() for film in kept.split(sizes)]))
+
+
+def _films(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+    """Video-LLaVA: features come frame by frame; raw films are counted, of features a film's length is known."""
+    if _made(inputs, Kind.VIDEO) is None:
+        return _equal("pixel_values_videos")(host, inputs, rows)
+    return _alike(rows, host.config.video_seq_length)
+
+
+def _whisper_windows(mask: str, *, windows: bool) -> Count:
+    """Sounds through a Whisper-like tower; where these are `windows`, a full one may be continued by the next."""
+
+    def count(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+        frames = _given(inputs, mask).sum(dim=-1).to(torch.int64)
+        _, lengths = host.backbone.audio_tower._get_feat_extract_output_lengths(frames)
+        full = 2 * host.config.audio_config.max_source_positions if windows else None
+        pairs = torch.stack([lengths, frames], dim=-1).tolist()
+        return [Piece(length, full is not None and frame >= full) for length, frame in pairs]
+
+    return count
+
+
+def _glm_windows(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+    """GLM-ASR's two convolutions (kernel 3, strides 1 and 2), then four frames to a row."""
+    frames = _given(inputs, "input_features_mask").sum(dim=-1).to(torch.int64)
+    lengths = ((frames - 1) // 2 + 1 - 4) // 4 + 1
+    full = 2 * host.config.audio_config.max_position_embeddings
+    return [Piece(length, frame >= full) for length, frame in torch.stack([lengths, frames], dim=-1).tolist()]
+
+
+def _chunked_sounds(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+    """Qwen3-ASR: each chunk of frames passes three convolutions of stride 2 by itself."""
+    mask = _given(inputs, "input_features_mask")
+    frames = mask.unflatten(-1, (-1, 2 * host.config.audio_config.n_window)).sum(dim=-1).to(torch.int64)
+    for _ in range(3):
+        frames = torch.where(frames > 0, (frames - 1) // 2 + 1, 0)
+    return _pieces_of(frames.sum(dim=-1))
+
+
+def _rejoined_windows(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+    """MOSS: the lengths of the raw sounds say how many windows each was cut into."""
+    merge = host.config.audio_merge_size
+    convolved = (_given(inputs, "input_features_mask").sum(dim=-1).to(torch.int64) - 1) // 2 + 1
+    windows = ((convolved + merge - 1) // merge).tolist()
+    samples = _given(inputs, "padding_mask").sum(dim=-1).tolist()
+    size, counts = host.config.audio_chunk_size, []
+    for length in samples:
+        n = max(1, -(-int(length) // size))
+        counts.append(Piece(sum(windows[:n])))
+        windows = windows[n:]
+    if windows:
+        raise Untold
+    return counts
+
+
+def _valid_frames(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+    return _pieces_of(_given(inputs, "input_features_mask").sum(dim=-1).to(torch.int64))
+
+
+def _waves(length: Callable[[Host, Tensor], Tensor]) -> Count:
+    """Raw waves (N, ..., samples); without a mask all are of one length."""
+
+    def count(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+        mask = inputs.get("padding_mask")
+        if mask is None:
+            return _equal("input_values")(host, inputs, rows)
+        return _pieces_of(length(host, mask.sum(dim=-1).to(torch.int64)).flatten())
+
+    return count
+
+
+def _subsampled(host: Host, samples: Tensor) -> Tensor:
+    return host.backbone.audio_tower._get_subsampling_output_length(samples)
+
+
+def _hops(host: Host, samples: Tensor) -> Tensor:
+    hop = host.config.acoustic_tokenizer_encoder_config.hop_length
+    return (samples + hop - 1) // hop
+
+
+def _img_tokens(config: Any) -> tuple[int, int]:
+    """<img> and </img> stand right before the placeholder in the vocabularies of InternVL, Qianfan-OCR and GOT-OCR."""
+    return config.image_token_id - 2, config.image_token_id - 1
+
+
+def _begin_audio(config: Any) -> tuple[int, None]:
+    """[BEGIN_AUDIO] stands right behind [AUDIO] in Voxtral's vocabulary."""
+    return config.audio_token_id + 1, None
+
+
+def _indicators(config: Any) -> tuple[int, int]:
+    return config.visual_indicator_token_ids[0], config.visual_indicator_token_ids[-1]
+
+
+_ONE_SIZE = {Kind.IMAGE: Way(_equal(*_PICTURES))}
+_TILES = {Kind.IMAGE: Way(_equal("pixel_values", parts=True), parts=True, fence=_img_tokens)}
+_MERGED = {Kind.IMAGE: Way(_patches(lambda config: config.spatial_merge_size), lines=True)}
+_GRID = {
+    kind: Way(_grid(name, lambda host, inputs: host.config.vision_config.spatial_merge_size))
+    for kind, name in ((Kind.IMAGE, "image_grid_thw"), (Kind.VIDEO, "video_grid_thw"))
+}
+
+# host config.model_type -> kind -> how its media take their rows (seen in transformers 5.23.0 and 5.24.0)
+_FAMILIES: Mapping[str, Mapping[Kind, Way]] = {
+    "llava": _ONE_SIZE,
+    "llava, pixtral": {Kind.IMAGE: Way(_patches(lambda config: 1), lines=True)},
+    "vipllava": _ONE_SIZE,
+    "paligemma": _ONE_SIZE,
+    "gemma3": _ONE_SIZE,
+    "janus": _ONE_SIZE,
+    "deepseek_vl": _ONE_SIZE,
+    "deepseek_vl_hybrid": _ONE_SIZE,
+    "video_llava": {**_ONE_SIZE, Kind.VIDEO: Way(_films, from_features=False)},
+    "llava_next": {Kind.IMAGE: Way(_tiled)},
+    "llava_next_video": {Kind.IMAGE: Way(_tiled), Kind.VIDEO: Way(_equal("pixel_values_videos"))},
+    "llava_onevision": {Kind.IMAGE: Way(_tiled), Kind.VIDEO: Way(_equal("pixel_values_videos"))},
+    "mistral3": _MERGED,
+    "lighton_ocr": _MERGED,
+    "qwen2_vl": _GRID,
+    "qwen2_5_vl": _GRID,
+    "video_llama_3": {
+        Kind.IMAGE: Way(_grid("image_grid_thw", lambda host, inputs: _given(inputs, "image_merge_sizes"))),
+        Kind.VIDEO: Way(_compressed_films, from_features=False, spread=True),
+    },
+    "internvl": _TILES,
+    "qianfan_ocr": _TILES,
+    "got_ocr2": _TILES,
+    "ovis2": {
+        Kind.IMAGE: Way(_equal("pixel_values", parts=True), parts=True, fence=_indicators, fence_inside=True),
+    },
+    "qwen2_audio": {Kind.AUDIO: Way(_whisper_windows("feature_attention_mask", windows=False))},
+    "audioflamingo3": {Kind.AUDIO: Way(_whisper_windows("input_features_mask", windows=True))},
+    "musicflamingo": {Kind.AUDIO: Way(_whisper_windows("input_features_mask", windows=True), whole_runs=True)},
+    "voxtral": {Kind.AUDIO: Way(_equal("input_features", parts=True), fence=_begin_audio)},
+    "glmasr": {Kind.AUDIO: Way(_glm_windows)},
+    "qwen3_asr": {Kind.AUDIO: Way(_chunked_sounds)},
+    "moss_transcribe_diarize": {Kind.AUDIO: Way(_rejoined_windows, spread=True)},
+    "fun_asr_nano": {Kind.AUDIO: Way(_valid_frames)},
+    "omniasr": {Kind.AUDIO: Way(_waves(_subsampled))},
+    "vibevoice_asr": {Kind.AUDIO: Way(_waves(_hops))},
+}
