@@ -178,6 +178,14 @@ class TestRefusals:
         with pytest.raises(UsageError, match="already in use"):
             alula.attach(model, CONFIGS["mass"])
 
+    @pytest.mark.parametrize("name", ["keys", "pop", "forward", "training", "a b", "", 3])
+    def test_what_cannot_be_a_name(self, name: Any) -> None:
+        model = zoo.build("llama")
+        facts = _facts(model)
+        with pytest.raises(UsageError, match="cannot name a graft"):
+            alula.attach(model, CONFIGS["mass"], name)
+        assert _facts(model)[1:] == facts[1:]
+
     @pytest.mark.parametrize("layers", [(2,), (-3,), (0, 7)])
     def test_layers_the_host_lacks(self, layers: tuple[int, ...]) -> None:
         model = zoo.build("llama")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import alula
-from alula.errors import AdapterError, UsageError
-from alula.grafts.storage import CONFIG_FILE, WEIGHTS_FILE, fingerprint
+from alula.errors import AdapterError, FilesError, UsageError
+from alula.grafts.storage import _FACTS, _SINCE, CONFIG_FILE, WEIGHTS_FILE, fingerprint
 from alula.hosts import save_host
 from tests import zoo
 from tests.grafts.common import CONFIGS, covering, grafted, run, wake
@@ -182,6 +183,36 @@ DAMAGE = {
     ),
     "a module the host lacks": (lambda p: _edit_config(p, modules=["model.eyes"]), "model.eyes"),
     "another base": (lambda p: _edit_config(p, base_fingerprint="0" * 64), "other weights"),
+    "NaN": (
+        lambda p: _edit_weights(p, lambda w: w[KEY].view(-1)[3:5].fill_(torch.nan)),
+        "q.a holds 2 values that are NaN",
+    ),
+    "an infinity in the host": (
+        lambda p: _edit_weights(p, lambda w: w[MODULE_KEY].view(-1)[:1].fill_(-torch.inf)),
+        "linear_1.weight holds 1 values that are NaN or infinite",
+    ),
+    "NaN for a setting": (lambda p: _edit_config(p, config={"gain": math.nan}), "NaN is no number"),
+    "a resized base": (lambda p: _edit_config(p, base_vocabulary=99), "99 token embeddings, and this .* has 64"),
+    "a name of its container's": (lambda p: _edit_config(p, name="values"), "'values' cannot name a graft"),
+    "a layer the host lacks": (
+        lambda p: _edit_config(p, config={"rank": 3, "router": "attention", "router_rows": 96, "layers": [7]}),
+        "layer 7 does not exist",
+    ),
+    "deep JSON": (lambda p: (p / CONFIG_FILE).write_text("[" * 100_000), "not readable as JSON"),
+    "a directory for weights": (
+        lambda p: ((p / WEIGHTS_FILE).unlink(), (p / WEIGHTS_FILE).mkdir()),
+        "a directory, not a file",
+    ),
+}
+
+TYPES = [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.uint8]
+DAMAGE |= {
+    f"{key.split('.')[0]} weights of {dtype}": (
+        lambda p, key=key, dtype=dtype: _edit_weights(p, lambda w: w.update({key: w[key].to(dtype)})),
+        f"{key.split('.')[-1]} is of type {str(dtype).removeprefix('torch.')}",
+    )
+    for key in (KEY, MODULE_KEY)
+    for dtype in (TYPES if key == KEY else TYPES[:1])
 }
 
 
@@ -193,7 +224,7 @@ def test_whatever_does_not_fit_is_refused_and_the_model_left_alone(saved: Path, 
     inputs = zoo.batch("llava-llama", "3I2")
     logits = run(model, "llava-llama", inputs)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(AdapterError, match=message) as caught:
+    with pytest.raises((AdapterError, FilesError), match=message) as caught:
         alula.load(model, saved)
     assert caught.value.where, "the error does not say where"
     assert caught.value.remedy, "the error does not say what to do"
@@ -202,6 +233,83 @@ def test_whatever_does_not_fit_is_refused_and_the_model_left_alone(saved: Path, 
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert alula.grafts_of(model) == {}
     assert torch.equal(run(model, "llava-llama", inputs), logits)
+
+
+@pytest.mark.parametrize("field", ["alula_type", *_FACTS])
+def test_facts_of_other_types_are_refused_by_name(saved: Path, field: str) -> None:
+    facts = json.loads((saved / CONFIG_FILE).read_text())
+    model = zoo.build("llava-llama")
+    usual: Any = str if field == "alula_type" else _FACTS[field]
+    for value in (None, True, 3, 0.5, "x", [], [3], {}, {"a": []}):
+        if type(value) is usual and value not in ([3], {"a": []}):
+            continue
+        _edit_config(saved, **{field: value})
+        with pytest.raises(AdapterError) as caught:
+            alula.load(model, saved)
+        assert field in str(caught.value) or "not an alula adapter" in str(caught.value) or field == "config"
+        assert CONFIG_FILE in str(caught.value.where)
+    assert alula.grafts_of(model) == {}
+    del facts[field]
+    (saved / CONFIG_FILE).write_text(json.dumps(facts))
+    if field in _SINCE:  # what earlier versions did not write
+        alula.load(model, saved)
+    else:
+        with pytest.raises(AdapterError, match=field):
+            alula.load(model, saved)
+
+
+@pytest.mark.parametrize("setting", [field.name for field in dataclasses.fields(alula.WingsConfig)])
+def test_settings_of_other_types_are_refused_by_name(saved: Path, setting: str) -> None:
+    whole = json.loads((saved / CONFIG_FILE).read_text())["config"]
+    model = zoo.build("llava-llama")
+    for value in (None, True, 3, -0.5, "x", [], [None], {}):
+        _edit_config(saved, config={**whole, setting: value})
+        try:
+            alula.load(model, saved).detach()
+        except AdapterError as error:
+            # a setting that is right by itself may not fit the weights
+            assert setting in str(error) or "weights are" in str(error) or "has shape" in str(error)  # noqa: PT017
+        else:
+            assert value == whole[setting] or (setting, value) in [
+                ("layers", None),
+                ("normalize", True),
+                ("gain", 3),
+                ("gain", -0.5),
+                ("init_std", 3),
+            ]
+    assert alula.grafts_of(model) == {}
+
+
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        ("vision tower", "model.vision_tower.encoder.layers.0.mlp.fc1.bias"),
+        ("projector", f"{PROJECTOR}.linear_2.bias"),
+        ("language-model head", "lm_head.weight"),
+    ],
+)
+def test_a_base_with_another_part_is_refused(tmp_path: Path, part: str, changed: str) -> None:
+    model, _ = grafted("llava-llama", "mass")
+    alula.save(model, tmp_path / "adapter")
+    alula.save(model, tmp_path / "with its projector", modules=[PROJECTOR])
+    other = zoo.build("llava-llama")
+    with torch.no_grad():
+        other.get_parameter(changed).add_(0.5)
+    with pytest.raises(AdapterError, match=f"trained with another {part} than") as caught:
+        alula.load(other, tmp_path / "adapter")
+    assert "modules" in str(caught.value.remedy)
+    alula.load(other, tmp_path / "adapter", check_base=False).detach()
+    if part == "projector":
+        alula.load(other, tmp_path / "with its projector")
+    else:
+        with pytest.raises(AdapterError, match=part):
+            alula.load(other, tmp_path / "with its projector")
+
+
+def test_parts_are_known_beside_peft_adapters(saved: Path) -> None:
+    model = zoo.build("llava-llama")
+    peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "fc1"], modules_to_save=["lm_head"]))
+    alula.load(peft_model, saved)
 
 
 def test_another_size_of_host_is_refused(saved: Path) -> None:

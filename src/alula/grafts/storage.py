@@ -225,16 +225,22 @@ def fingerprint(model: nn.Module) -> str:
     The values enter rounded to bfloat16, so that a host loaded in float32 or bfloat16 has one fingerprint. Grafts and
     PEFT adapters on the decoder do not count.
     """
-    return _digest(Anatomy.of(model).decoder.state_dict())
+    return _digest(_own_weights(Anatomy.of(model).decoder))
+
+
+def _own_weights(module: nn.Module) -> dict[str, Tensor]:
+    """A host module's weights by its own names: without grafts, without PEFT's adapters and trained copies."""
+    return {
+        name.replace(".base_layer", "").replace(".original_module", ""): value
+        for name, value in module.state_dict().items()
+        if f"{NAME}." not in name and "lora_" not in name and ".modules_to_save." not in name
+    }
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
-        if f"{NAME}." in name or "lora_" in name or ".modules_to_save." in name:
-            continue
-        plain = name.replace(".base_layer", "").replace(".original_module", "")
-        digest.update(f"{plain} {tuple(value.shape)}".encode())
+        digest.update(f"{name} {tuple(value.shape)}".encode())
         flat = value.detach().reshape(-1)
         picked = flat[:: max(1, flat.numel() // _SAMPLE)]
         digest.update(picked.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
@@ -256,7 +262,7 @@ def _part_fingerprints(host: nn.Module, without: Sequence[str]) -> dict[str, str
     if anatomy.head is not None and anatomy.head.weight is anatomy.embeddings.weight:
         skipped.append(paths[id(anatomy.head)])  # tied: it counts with the decoder
     found: dict[str, dict[str, Tensor]] = {}
-    for name, value in host.state_dict().items():
+    for name, value in _own_weights(host).items():
         if not name.startswith(tuple(skipped)):
             root = next((root for root in roots if name.startswith(root)), "")
             found.setdefault(roots.get(root, "other parts"), {})[name.removeprefix(root)] = value
