@@ -22,7 +22,7 @@ from alula.errors import AlulaError, HostError, UsageError
 from alula.hosts import Host, build_host, load_host, save_host
 from alula.hosts.chat import Conversation, Decoding, Reply
 from alula.hosts.terminal import Terminal
-from tests.hosts import tiny
+from tests.hosts import brought, tiny
 
 RED, BLUE = Image.new("RGB", (50, 40), (255, 0, 0)), Image.new("RGB", (30, 70), (0, 0, 255))
 SHORT = Decoding(max_new_tokens=6)
@@ -127,6 +127,25 @@ def test_what_cannot_be_asked_leaves_the_conversation_as_it_was(host: Host) -> N
     assert conversation.waiting == [("image", RED)]
     with pytest.raises(UsageError, match="negative"):
         Decoding(temperature=-1)
+
+
+def test_a_brought_host_sees_images_as_its_processor_says() -> None:
+    """Gemma-3's token types let the tokens of an image attend to one another; without them it answers otherwise."""
+    model, processor = brought.gemma3()
+    first: list[Any] = []
+    model.model.register_forward_pre_hook(lambda m, args, named: first.append(named), with_kwargs=True)
+    conversation = Conversation(model, processor, SHORT)
+    conversation.attach(RED)
+    ask(conversation, "what do you see?")
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content("what do you see?", RED)}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    assert torch.equal(first[0]["token_type_ids"], inputs["token_type_ids"])
+    assert int(inputs["token_type_ids"].sum()) == 4
 
 
 def test_a_text_model_talks_but_takes_no_images(parts: Path) -> None:

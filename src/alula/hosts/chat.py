@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin, TextStreamer, set_seed
 
+from alula.anatomy import unwrap
 from alula.chat_template import TemplateSettings
 from alula.errors import HostError, UsageError
 from alula.hosts import thoughts
@@ -220,11 +222,14 @@ class Conversation:
                 f"the chat template refuses the conversation: {error}", remedy="drop the system prompt, or start over"
             ) from error
         dtype = self.model.dtype
+        # some tokenizers of text models make token types that `generate` refuses; Gemma-3 sees its images by them
+        known = inspect.signature(type(unwrap(self.model)).forward).parameters
+        unused = {"token_type_ids"} - known.keys()
         # towers take their own type; ids stay integers
         return {
             key: value.to(self.model.device, dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
-            if key != "token_type_ids"
+            if key not in unused
         }
 
     def _check_length(self, prompt: int) -> None:
