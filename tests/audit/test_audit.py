@@ -157,6 +157,17 @@ def test_own_conversations_and_own_questions(llava: Path, tmp_path: Path) -> Non
     assert result.text.after_image is None
 
 
+def test_one_conversation_is_reported_as_far_as_it_says_anything(llava: Path, tmp_path: Path) -> None:
+    result = audit(Plan(output=tmp_path, model=str(llava), samples=1, sections=PROBING), alula.load_model)
+    html = audit_report(result)
+    assert "<svg" in html
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).lower().split()
+    found = {
+        finding["section"]: finding["status"] for finding in json.loads(json.dumps(audit_json(result)))["findings"]
+    }
+    assert found["alignment"] == found["overlap"] == "open"
+
+
 @pytest.mark.parametrize("good", [1, 0])
 def test_batches_of_unusable_conversations_are_passed_over(llava: Path, tmp_path: Path, good: int) -> None:
     records = json.loads(export_llava(visual_items(4, split="test", seed=0), tmp_path / "mine").read_text())

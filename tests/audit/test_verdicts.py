@@ -77,6 +77,20 @@ def test_alignment(small: tuple[Plan, Audit], own: Any, noise: Any, status: Stat
     assert f"{own[0]:.2f} ({own[1]:.2f} to {own[2]:.2f})" in found.says
 
 
+def test_alignment_without_its_control_is_open(small: tuple[Plan, Audit]) -> None:
+    near, nowhere = Estimate(0.14, 0.05, 0.24), Estimate(0.0, -0.05, 0.04)
+    measured = with_contrast(small[1], near, nowhere)
+    assert finding(measured, "alignment").status is Status.FINE
+    undefined = with_contrast(small[1], near, Estimate(math.nan, math.nan, math.nan))
+    for unknown in (replace(measured, controls={}), undefined):
+        found = finding(unknown, "alignment")
+        assert found.status is Status.OPEN
+        assert "control" in found.says
+        assert "--no-controls" in found.do
+    lost = with_contrast(small[1], Estimate(0.02, -0.03, 0.07), nowhere)
+    assert finding(replace(lost, controls={}), "alignment").status is Status.ACT  # needs no control
+
+
 def test_few_samples_decide_nothing(small: tuple[Plan, Audit]) -> None:
     pair = replace(small[1].alignment.pairs["image-text"], kept=8, samples=8)
     few = replace(small[1], alignment=replace(small[1].alignment, pairs={"image-text": pair}))

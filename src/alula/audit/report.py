@@ -178,23 +178,19 @@ def _attention(audit: Audit) -> list[Block]:
     for branch, curves in result.curves.items():
         shares = [_line(s, _SERIES[s], curve) for s, curve in curves.items() if _any(curve)]
         what = "decoder and learners together" if branch == "total" else "the decoder's own attention"
-        figures.append(
-            Figure(
-                _over_depth(
-                    shares, title=f"Share of attention by layer: {what}", x_title="decoder layer",
-                    y_title=f"share of attention, {what}", y_format=lambda v: f"{100 * v:.4g}%", least=0.02,
-                )
-            )
+        figures += _over_depth(
+            shares, title=f"Share of attention by layer: {what}", x_title="decoder layer",
+            y_title=f"share of attention, {what}", y_format=lambda v: f"{100 * v:.4g}%", least=0.02,
         )  # fmt: skip
     last = list(result.curves)[-1]
     sides = [_standard(side, result.curves[last][side]) for side in ("before", "after")]
     if all(any(math.isfinite(v) for v in line.values) for line in sides):
-        svg = _over_depth(
-            sides, title="The two curves on one scale", x_title="decoder layer",
+        what = "before and after, with the learners" if last == "total" else "before and after"
+        figures += _over_depth(
+            sides, f"The mean curves {what}, each brought to mean 0: do they rise and fall together?",
+            title="The two curves on one scale", x_title="decoder layer",
             y_title="attention to text, in standard deviations", least=1.0,
         )  # fmt: skip
-        what = "before and after, with the learners" if last == "total" else "before and after"
-        figures.append(Figure(svg, f"The mean curves {what}, each brought to mean 0: do they rise and fall together?"))
     tables = [
         [Cell({"main": "decoder", "total": "with learners"}[branch]), Cell(interval(shift))]
         for branch, shift in result.shift.items()
@@ -209,7 +205,7 @@ def _attention(audit: Audit) -> list[Block]:
         "are alike, so the true range is wider)."
     )
     return [
-        FigureRow(figures, caption="Bands: 95 % bootstrap intervals over samples. All rows ask, as in Eq. 1."),
+        *_row(figures, "Bands: 95 % bootstrap intervals over samples. All rows ask, as in Eq. 1."),
         Table(["branch", "attention shift"], tables, caption),
     ]
 
@@ -232,7 +228,8 @@ def _alignment(audit: Audit) -> list[Block]:
         if found:
             own.append(_line(label, series, found, dashed=True))
     matched = _over_depth(
-        own, title=f"{kind} rows and text, common direction removed", x_title="state of the stream",
+        own, "Grey: what 95 % of shuffled pairs stay below. Above it, images are near their own words.",
+        title=f"{kind} rows and text, common direction removed", x_title="state of the stream",
         y_title=f"cosine of {kind} rows with text, common direction removed", null=null, least=0.05,
     )  # fmt: skip
     plain = _over_depth(
@@ -240,11 +237,13 @@ def _alignment(audit: Audit) -> list[Block]:
             _line("own text", _SERIES[kind], site.matched),
             _line("others' text", NEUTRAL, site.mismatched, dashed=True),
         ],
+        "With the common direction left in, the two are hard to tell apart.",
         title=f"{kind} rows and text as they are", x_title="state of the stream",
         y_title=f"cosine of {kind} rows with text, as they are", least=0.05,
     )  # fmt: skip
     raw = _over_depth(
         [_line("same state", _SERIES["text"], site.all_pairs), _line("rows on entry", 4, site.input_prompt)],
+        "Over all pairs, matched or not: how near the two kinds are as kinds.",
         title="The published alignment score by state", x_title="state of the stream",
         y_title="cosine over all pairs of samples (IMA score)", least=0.05,
     )  # fmt: skip
@@ -256,6 +255,7 @@ def _alignment(audit: Audit) -> list[Block]:
             _flat("CKA, shuffled", 2, [entry.high for entry in debiased], dashed=True),
             _flat("shared, shuffled", 3, [entry.high for entry in knn], dashed=True),
         ],
+        "Dashed: what 95 % of shuffled pairs stay below.",
         title="Same structure on both sides", x_title="state of the stream", y_title="debiased CKA, shared neighbours",
         least=0.05,
     )  # fmt: skip
@@ -279,18 +279,7 @@ def _alignment(audit: Audit) -> list[Block]:
         "all of it behind the first image."
     )
     return [
-        FigureRow(
-            [
-                Figure(
-                    matched,
-                    "Grey: what 95 % of shuffled pairs stay below. Above it, images are near their own words.",
-                ),
-                Figure(near, "Dashed: what 95 % of shuffled pairs stay below."),
-                Figure(plain, "With the common direction left in, the two are hard to tell apart."),
-                Figure(raw, "Over all pairs, matched or not: how near the two kinds are as kinds."),
-            ],
-            caption="Bands: 95 % bootstrap intervals over samples.",
-        ),
+        *_row([*matched, *near, *plain, *raw], "Bands: 95 % bootstrap intervals over samples."),
         Table(columns, rows, caption),
     ]
 
@@ -316,6 +305,7 @@ def _geometry(audit: Audit) -> list[Block]:
     kinds = {name: site.kinds[name] for name in ("text", *(k for k in site.kinds if k != "text")) if name in site.kinds}
     norms = _over_depth(
         [_line(name, _SERIES[name], kind.norms["median"]) for name, kind in kinds.items()],
+        "First rows and sinks apart. Bands: 95 % bootstrap intervals over samples.",
         title="Length of rows", x_title="state of the stream", y_title="median length of a row",
     )  # fmt: skip
     cones = _over_depth(
@@ -323,31 +313,22 @@ def _geometry(audit: Audit) -> list[Block]:
             *(_flat(f"{name}-{name}", _SERIES[name], kind.within) for name, kind in kinds.items()),
             *(_flat(pair, NEUTRAL, values) for pair, values in site.between.items()),
         ],
+        "Exact means over all pairs of samples; 0 for unrelated directions.",
         title="Narrow cones", x_title="state of the stream", y_title="cosine of different samples", least=0.1,
     )  # fmt: skip
     changes = [_line(name, _SERIES[name], kind.change[1]) for name, kind in kinds.items() if 1 in kind.change]
-    figures = [
-        Figure(norms, "First rows and sinks apart. Bands: 95 % bootstrap intervals over samples."),
-        Figure(cones, "Exact means over all pairs of samples; 0 for unrelated directions."),
-    ]
-    if changes:
-        figures.append(
-            Figure(
-                _over_depth(
-                    changes, title="How much a block changes a row", x_title="decoder layer",
-                    y_title="cosine of a row before and after the block", least=0.05,
-                ),
-                "1: the block leaves the row's direction as it is.",
-            )
-        )  # fmt: skip
+    changed = _over_depth(
+        changes, "1: the block leaves the row's direction as it is.", title="How much a block changes a row",
+        x_title="decoder layer", y_title="cosine of a row before and after the block", least=0.05,
+    )  # fmt: skip
+    factor = f"{audit.geometry.settings['sink_factor']:g}"
     sinks = _over_depth(
         [_flat(name, _SERIES[name], kind.sink_share) for name, kind in kinds.items()],
+        f"Rows more than {factor} times as long as the median of all rows of their sample.",
         title="Sinks", x_title="state of the stream", y_title="rows that are sinks",
         y_format=lambda v: f"{100 * v:.4g}%", least=0.01,
     )  # fmt: skip
-    factor = f"{audit.geometry.settings['sink_factor']:g}"
-    figures.append(Figure(sinks, f"Rows more than {factor} times as long as the median of all rows of their sample."))
-    blocks: list[Block] = [FigureRow(figures)]
+    blocks: list[Block] = [*_row([*norms, *cones, *changed, *sinks])]
     panels = [
         Figure(cloud(p.points, [_SERIES[kind] for kind in p.kinds], title=f"state {p.state}"))
         for p in audit.geometry.projections
@@ -393,10 +374,10 @@ def _lens(audit: Audit) -> list[Block]:
             *(_line(name, _SERIES[name], kind.entropy) for name, kind in kinds.items()),
             _flat("no preference", NEUTRAL, [uniform] * len(lens.states), dashed=True),
         ],
+        "0: one word for certain. Bands: 95 % bootstrap intervals over samples.",
         title="How sure a row is of its word", xs=lens.states, x_title="state of the stream",
         y_title="entropy over the vocabulary, nats",
     )  # fmt: skip
-    figures = [Figure(entropy, "0: one word for certain. Bands: 95 % bootstrap intervals over samples.")]
     pairs = [
         _flat(f"{pair.replace('||', ' and ')}", _SERIES[pair.split("||")[0]], values.jensen_shannon)
         for pair, values in lens.divergence.items()
@@ -404,16 +385,12 @@ def _lens(audit: Audit) -> list[Block]:
     ]
     if pairs:
         pairs.append(_flat("nothing shared", NEUTRAL, [math.log(2)] * len(lens.states), dashed=True))
-        figures.append(
-            Figure(
-                _over_depth(
-                    pairs, title="Do images and text stand for the same words?", xs=lens.states, least=0.1,
-                    x_title="state of the stream", y_title="Jensen-Shannon divergence, nats",
-                ),
-                "Of the mean distributions of both kinds; 0: the same words.",
-            )
-        )  # fmt: skip
-    blocks: list[Block] = [FigureRow(figures)]
+    shared = _over_depth(
+        pairs, "Of the mean distributions of both kinds; 0: the same words.", xs=lens.states, least=0.1,
+        title="Do images and text stand for the same words?", x_title="state of the stream",
+        y_title="Jensen-Shannon divergence, nats",
+    )  # fmt: skip
+    blocks: list[Block] = [*_row([*entropy, *shared])]
     example = next((example for example in lens.examples if example.kind != "text"), None)
     if example is not None:
         rows = []
@@ -458,15 +435,18 @@ def _overlap(audit: Audit) -> list[Block]:
     assert pair is not None
     found = result.pairs[pair]
     kind = pair.split("-")[0]
-    compared = [
+    drawn = [
         _flat(f"{kind} and text", _SERIES[kind], [layer.iou for layer in found.layers]),
         _flat("same kind", 2, [layer.ceiling for layer in found.layers], dashed=True),
         _flat("shared size", NEUTRAL, [layer.shared_magnitude for layer in found.layers], dashed=True),
         _flat("chance", 5, [layer.chance for layer in found.layers], dashed=True),
     ]
-    drawn = [line for line in compared if any(math.isfinite(v) for v in line.values)]
-    figure = _over_depth(
-        drawn, title="Overlap of the weights that matter", x_title="decoder layer",
+    weights = _over_depth(
+        drawn,
+        f"The {percent(1 - result.sparsity, 0)} of each row's weights with the highest |weight| times activation, over "
+        "rows of either kind. Same kind: one kind on two halves of the samples, the most one can expect. Shared size: "
+        "what remains when channels are shuffled (null).",
+        title="Overlap of the weights that matter", x_title="decoder layer",
         y_title="kept by both over kept by either", least=0.1,
     )  # fmt: skip
     beyond = _over_depth(
@@ -474,6 +454,8 @@ def _overlap(audit: Audit) -> list[Block]:
             _flat("of the way", _SERIES[kind], way_to_ceiling(result, pair)),
             _flat("beyond size", 3, [layer.beyond_magnitude for layer in found.layers]),
         ],
+        "Of the way: how far the overlap lies from shared size (0) to same kind (1). Beyond size: overlap of the "
+        "weights that matter although they are small.",
         title="Shared use", x_title="decoder layer", y_title="share", least=0.2,
     )  # fmt: skip
     matrices = list(dict.fromkeys(name.split(".", 2)[2] for name in found.matrices))
@@ -492,21 +474,7 @@ def _overlap(audit: Audit) -> list[Block]:
             cells.append(Cell(number(overlap.iou), shade=shade, hint=hint))
         rows.append([Cell(f"layer {layer}"), *cells])
     return [
-        FigureRow(
-            [
-                Figure(
-                    figure,
-                    f"The {percent(1 - result.sparsity, 0)} of each row's weights with the highest |weight| times "
-                    "activation, over rows of either kind. Same kind: one kind on two halves of the samples, the most "
-                    "one can expect. Shared size: what remains when channels are shuffled (null).",
-                ),
-                Figure(
-                    beyond,
-                    "Of the way: how far the overlap lies from shared size (0) to same kind (1). Beyond size: overlap "
-                    "of the weights that matter although they are small.",
-                ),
-            ]
-        ),
+        *_row([*weights, *beyond]),
         Table(
             ["", *(name.split(".")[-1] for name in matrices)],
             rows,
@@ -547,9 +515,18 @@ def _line(label: str, series: int, curve: Curve, *, dashed: bool = False) -> Lin
     return Line(label, series, [e.value for e in curve], [(e.low, e.high) for e in curve], dashed)
 
 
-def _over_depth(found: Sequence[Line], *, xs: Sequence[float] | None = None, **options: Any) -> str:
-    """Lines over layers or states, which are numbered from 0 unless named."""
-    return lines(range(len(found[0].values)) if xs is None else xs, found, **options)
+def _over_depth(
+    found: Sequence[Line], caption: str = "", *, xs: Sequence[float] | None = None, **options: Any
+) -> list[Figure]:
+    """Lines over layers or states, which are numbered from 0 unless named; no figure where nothing is defined."""
+    defined = [line for line in found if any(math.isfinite(value) for value in line.values)]
+    if not defined:
+        return []
+    return [Figure(lines(range(len(defined[0].values)) if xs is None else xs, defined, **options), caption)]
+
+
+def _row(figures: Sequence[Figure], caption: str = "") -> list[Block]:
+    return [FigureRow(figures, caption=caption)] if figures else []
 
 
 def _standard(label: str, curve: Curve) -> Line:

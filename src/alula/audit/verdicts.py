@@ -288,7 +288,15 @@ def _alignment(audit: Audit) -> Finding | None:
             "Make sure that images reach the decoder (processor, placeholders, image token id). If they do, the "
             "connector has learned little: train it longer, on captions: docs/training.md."
         )
-    elif noise is not None and math.isfinite(noise.high) and contrast.low <= noise.high:
+    elif noise is None or not math.isfinite(noise.high):
+        status = Status.OPEN
+        says = (
+            f"The {kind} rows are nearer to their own text than to that of other samples: {interval(contrast)}. "
+            "Whether that comes from what is seen cannot be said without the control: noise in place of the images can "
+            "do the same, and so can a connector that was never trained."
+        )
+        do = "Measure it with controls (without --no-controls), under another --output."
+    elif contrast.low <= noise.high:
         status = Status.LOOK
         says = (
             f"The {kind} rows are nearer to their own text ({interval(contrast)}), but noise in their place does "
