@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 
 import alula
-from alula.chat_template import TemplateSettings
-from alula.errors import UsageError
-from alula.evaluation import ItemTask, RunResult, TaskItem, exact_match, run
+from alula.chat_template import TemplateSettings, fixed
+from alula.data import Collator, Sample
+from alula.errors import EvaluationError, UsageError
+from alula.evaluation import ItemTask, RunResult, TaskItem, exact_match, paired, run
 from tests.hosts import tiny
 
 THINKING = tiny.CHATML.replace(
@@ -23,8 +26,8 @@ TASK = ItemTask("one", "one", [TaskItem("a", "f", [ASK], "gold")], exact_match, 
 SILENT = TemplateSettings({"enable_thinking": False})
 
 
-def parts(kind: str) -> tuple[Any, Any]:
-    llm, tokenizer = tiny.decoder("llama"), tiny.tokenizer(THINKING)
+def parts(kind: str, template: str = THINKING) -> tuple[Any, Any]:
+    llm, tokenizer = tiny.decoder("llama"), tiny.tokenizer(template)
     return (llm, tokenizer) if kind == "llm" else alula.build_host(llm, tiny.TOWERS["clip"][0], tokenizer=tokenizer)
 
 
@@ -54,7 +57,7 @@ def test_what_no_template_reads_is_refused(kind: str) -> None:
 def test_pairs_are_read_as_yaml_writes_values() -> None:
     pairs = ["enable_thinking=False", "effort=low", "budget=3", "tools_of={a: [1, 2]}"]
     expected = {"enable_thinking": False, "effort": "low", "budget": 3, "tools_of": {"a": [1, 2]}}
-    assert TemplateSettings.parse(pairs).to_dict() == expected
+    assert TemplateSettings.parse(pairs).arguments == expected
     assert TemplateSettings.parse([]) == TemplateSettings()
 
 
@@ -77,3 +80,53 @@ def test_pairs_are_read_as_yaml_writes_values() -> None:
 def test_pairs_that_say_nothing_are_refused(pairs: list[str], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         TemplateSettings.parse(pairs)
+
+
+DATED = "{{- '<|im_start|>system\n' + strftime_now('%d %b %Y') + '<|im_end|>\n' -}}" + tiny.CHATML
+"""as Granite's: today's date goes before the first message"""
+
+
+def literal(date: str) -> str:
+    return DATED.replace("strftime_now('%d %b %Y')", f"'{date}'")
+
+
+@pytest.mark.parametrize("kind", ["llm", "host"])
+def test_a_template_that_writes_todays_date_is_told_a_fixed_one(kind: str) -> None:
+    (model, processor), (_, plain) = parts(kind, DATED), parts(kind, literal("26 Jul 2024"))
+    today, written = run(model, processor, [TASK], name="today"), run(model, plain, [TASK])
+    assert today.tasks["one"].items[0].token_ids == written.tasks["one"].items[0].token_ids
+    assert (today.conditions.template, written.conditions.template) == ({"date": "2024-07-26"}, {})
+    other = run(model, processor, [TASK], template=TemplateSettings.parse(["date=2025-01-02"]))
+    _, expected = parts(kind, literal("02 Jan 2025"))
+    assert other.tasks["one"].items[0].token_ids == run(model, expected, [TASK]).tasks["one"].items[0].token_ids
+    with pytest.raises(EvaluationError, match=r"template: \{'date': '2024-07-26'\} against \{'date': '2025-01-02'\}"):
+        paired(today, other)
+
+
+def test_training_and_measuring_tell_it_the_same_date() -> None:
+    (_, processor), (_, written) = parts("host", DATED), parts("host", literal("26 Jul 2024"))
+    sample = Sample(id="a", messages=[ASK, {"role": "assistant", "content": [{"type": "text", "text": "a circle"}]}])
+    dated, expected = (Collator(each)([sample]) for each in (processor, written))
+    assert {key: value.tolist() for key, value in dated.items()} == {
+        key: value.tolist() for key, value in expected.items()
+    }
+
+
+def test_a_calendar_that_stands_still_writes_what_the_real_one_writes() -> None:
+    formats = "%d %b %Y|%-d.%-m.%y|%A, %B %e %Y|%Y-%m-%dT%H:%M:%S|%j %U %%d %%%d"
+    asking = f"strftime_now('{formats}')"
+    template = "\n  {% if strftime_now is defined %}{{ ASKING }}{% endif %}\n {% if true %}a{% endif %}\n"
+    template = template.replace("ASKING", asking)
+    day = datetime.datetime(2025, 3, 9)
+    rendered = [
+        render_jinja_template([[ASK]], chat_template=each)[0][0]
+        for each in (fixed(template, day.date()), template.replace(asking, repr(day.strftime(formats))))
+    ]
+    assert rendered[0] == rendered[1]
+
+
+@pytest.mark.parametrize(("template", "date"), [(tiny.CHATML, "2025-01-02"), (DATED, "yesterday"), (DATED, 20250102.0)])
+def test_dates_without_effect_or_sense_are_refused(template: str, date: Any) -> None:
+    told = r"template: date: (the chat template of this model does not read|.* is no date)"
+    with pytest.raises(UsageError, match=told):
+        TemplateSettings({"date": date}).keywords(tiny.tokenizer(template))

@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import alula
-from alula.errors import EvaluationError
+from alula.chat_template import TemplateSettings
+from alula.errors import EvaluationError, UsageError
 from alula.evaluation import (
     HarnessTasks,
     ItemTask,
@@ -142,6 +143,25 @@ def test_chat_prompts_are_those_of_the_template(llm: Any, folder: Path, template
     own = tokenizer.apply_chat_template([ask], add_generation_prompt=True, return_dict=False)
     assert rows(result, "choose")[0][0][: len(own)] == own
     assert own.count(1) == (template == WITH_BOS)
+
+
+def test_chat_prompts_are_dated_alike(llm: Any, folder: Path) -> None:
+    head = "{{- '<|im_start|>system\n' + @DATE@ + '<|im_end|>\n' -}}" + tiny.CHATML
+    tasks, later = HarnessTasks(["choose"], folder, chat=True, n=2), TemplateSettings({"date": "2025-01-02"})
+    today, other, then = (
+        run_harness(llm, tiny.tokenizer(head.replace("@DATE@", date)), tasks, template=template)
+        for date, template in (
+            ("strftime_now('%d %b %Y')", None),
+            ("strftime_now('%d %b %Y')", later),
+            ("'26 Jul 2024'", None),
+        )
+    )
+    assert rows(today, "choose") == rows(then, "choose")
+    assert today.conditions.template == {"date": "2024-07-26"}
+    with pytest.raises(EvaluationError, match=r"template: .*2024-07-26.* against .*2025-01-02"):
+        paired(today, other)
+    with pytest.raises(UsageError, match="without effect"):
+        run_harness(llm, tiny.tokenizer(), HarnessTasks(["say"], folder), template=later)
 
 
 def test_two_bos_are_refused_wherever_prompts_are_made(llm: Any, folder: Path) -> None:

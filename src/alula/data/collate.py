@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from alula.chat_template import TemplateSettings
 from alula.data.errors import (
     BadSampleError,
     EmptyBatchError,
@@ -66,12 +67,14 @@ class Collator:
         pad_to_multiple_of: round L up (tensor cores like 8 or 64).
         fingerprints: add ``image_fingerprints``, the images' ``ImageRef.fingerprint()`` in the order of
             ``pixel_values``; to be taken out before the model is called.
+        template: what the chat template is told beside the messages.
         quarantine: where unusable samples go instead of raising; they are replaced through ``replacer``, or, without
             one, left out of the batch.
         replacer: the mixture the samples come from.
 
     Raises:
-        UsageError: no chat template, no generation markers in it (labels), a slow tokenizer, or no padding token.
+        UsageError: no chat template, one without generation markers (labels) or that does not read a setting, a slow
+            tokenizer, or no padding token.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Collator:
         labels: bool = True,
         pad_to_multiple_of: int | None = None,
         fingerprints: bool = False,
+        template: TemplateSettings | None = None,
         quarantine: Quarantine | None = None,
         replacer: Replacer | None = None,
     ) -> None:
@@ -98,6 +102,7 @@ class Collator:
         self.quarantine, self.replacer = quarantine, replacer
         self.pad_token_id = self._pad_token_id()
         self._check_template()
+        self._told = (template or TemplateSettings()).keywords(processor)
 
     def __call__(self, samples: Sequence[Sample]) -> BatchFeature:
         """Make the batch.
@@ -220,7 +225,7 @@ class Collator:
         else:
             # the templates of text models expect strings and would print a list as Python writes it
             chats = [[{**message, "content": message_text(message)} for message in chat] for chat in chats]
-        encoded: Any = self.processor.apply_chat_template(chats, **options)
+        encoded: Any = self.processor.apply_chat_template(chats, **options, **self._told)
         rows = dict(encoded)
         if self.multimodal and self.train and "mm_token_type_ids" not in rows:
             # some processors make them only for batches with images (Idefics3), or under another name (Gemma-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from alula.chat_template import TemplateSettings
 from alula.evaluation.results import Conditions, Decoding
 from alula.grafts import Graft
 from alula.seam import find
@@ -22,9 +22,9 @@ _SAMPLES = 64
 
 
 def conditions(
-    model: nn.Module, decoding: Decoding, batch_size: int, template: TemplateSettings | None = None
+    model: nn.Module, decoding: Decoding, batch_size: int, template: Mapping[str, Any] | None = None
 ) -> Conditions:
-    """Return the circumstances of a run of ``model``."""
+    """Return the circumstances of a run of ``model``, whose chat template was told ``template``."""
     parameter = next(model.parameters())
     return Conditions(
         decoding=decoding,
@@ -33,7 +33,7 @@ def conditions(
         device=_device(parameter.device),
         backend=_backend(getattr(model, "config", None)),
         versions=versions(),
-        template=(template or TemplateSettings()).to_dict(),
+        template=dict(template or {}),
     )
 
 

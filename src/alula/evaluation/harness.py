@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from alula.chat_template import TemplateSettings
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import token_ids
 from alula.evaluation.conditions import conditions, fingerprint
@@ -134,6 +135,7 @@ def run_harness(
     name: str = "model",
     batch_size: int = 32,
     max_new_tokens: int | None = None,
+    template: TemplateSettings | None = None,
     opening: Sequence[str] | None = None,
 ) -> RunResult:
     """Put harness tasks to a text LLM, an image host (as a text model), or either with an adapter.
@@ -146,12 +148,14 @@ def run_harness(
     Args:
         processor: the model's processor or tokenizer; left as it is.
         max_new_tokens: bounds generated answers instead of each task's own limit.
+        template: what the chat template is told beside the messages.
         opening: tokens that go before every text that does not start with them, such as ``("<s>",)``. By default what
             the language model's own tokenizer writes (`alula.hosts.opening.opening_of`); a model that is compared with
             another is asked with the other's.
 
     Raises:
-        UsageError: the extra is missing, a task is unknown, or it has no such metric.
+        UsageError: the extra is missing, a task is unknown, or it has no such metric; settings of a template that is
+            not used, or does not read them.
         EvaluationError: a task cannot be loaded or run, or gives no scores per item; a prompt would start with BOS
             twice; the model's likelihoods are NaN.
     """
@@ -161,13 +165,22 @@ def run_harness(
     started = time.perf_counter()
     if tasks.chat and getattr(processor, "chat_template", None) is None:
         raise UsageError("has no chat template", where=type(processor).__name__, remedy="leave out --lm-eval-chat")
+    template = template or TemplateSettings()
+    if template.arguments and not tasks.chat:
+        raise UsageError(
+            "plain prompts pass no template, so its settings would be without effect",
+            where="template",
+            remedy="leave them out, or put prompts through the template (--lm-eval-chat)",
+        )
     refuse_lost_prompt(model)
-    state = conditions(model, Decoding(), batch_size)
+    told = template.recorded(processor) if tasks.chat else {}
+    state = conditions(model, Decoding(), batch_size, told)
     packages = {package: version(package) for package in ("lm_eval", "datasets")}
     results = {}
     with evaluating(model), _quiet(), _seeded(tasks.seed):
         written = opening_of(processor, chat=tasks.chat) if opening is None else tuple(opening)
-        wrapped = HarnessModel(model, tokenizer_of(processor), processor, batch_size, written)
+        tokenizer = tokenizer_of(processor)
+        wrapped = HarnessModel(model, tokenizer, processor, batch_size, template=template, opening=written)
         for spec in tasks.names:
             results[spec] = _run(wrapped, spec, tasks, max_new_tokens)
     return RunResult(

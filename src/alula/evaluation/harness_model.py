@@ -11,6 +11,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
 
+from alula.chat_template import TemplateSettings
 from alula.errors import EvaluationError
 from alula.evaluation.generation import generation_config
 from alula.evaluation.results import Decoding
@@ -26,13 +27,24 @@ class HarnessModel(HFLM):
         tokenizer: of the model; the harness changes a copy (padding).
         processor: where the chat template comes from if the tokenizer has none.
         batch_size: requests at a time, fixed.
+        template: what the chat template is told beside the messages.
         opening: the tokens that go before every text that does not start with them, see `alula.hosts.opening`.
 
     Raises:
+        UsageError: the chat template does not read a setting.
         EvaluationError: the vocabulary lacks a token of ``opening``.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, processor: Any, batch_size: int, opening: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        processor: Any,
+        batch_size: int,
+        *,
+        template: TemplateSettings,
+        opening: Sequence[str],
+    ) -> None:
         tokenizer = copy.deepcopy(tokenizer)
         if tokenizer.chat_template is None:
             tokenizer.chat_template = getattr(processor, "chat_template", None)
@@ -47,7 +59,13 @@ class HarnessModel(HFLM):
         self.opening = list(opening)
         self._opening = [vocabulary[token] for token in opening]
         self._asked: dict[Any, list[int]] = {}
-        super().__init__(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
+        super().__init__(
+            pretrained=model,
+            backend="causal",
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            chat_template_args=template.keywords(tokenizer),
+        )
 
     def asked(self, arguments: Sequence[Any]) -> list[int]:
         """Return the ids that one request's texts came to, as the model was given them."""

@@ -260,7 +260,7 @@ def _scored_by_both(name: str, before: TaskResult, after: TaskResult) -> tuple[T
 
 
 def _compare_conditions(before: Conditions, after: Conditions) -> list[str]:
-    for key in ("decoding", "dtype"):
+    for key in ("decoding", "dtype", "template"):
         first, second = getattr(before, key), getattr(after, key)
         if first != second:
             raise EvaluationError(f"the runs differ in {key}: {first} against {second}", remedy="use the same for both")

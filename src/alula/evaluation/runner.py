@@ -70,7 +70,7 @@ def run(
     items = _items(tasks, processor)
     started = time.perf_counter()
     mark = fingerprint(model)
-    state = conditions(model, decoding, batch_size, template)
+    state = conditions(model, decoding, batch_size, template.recorded(processor))
     identity = {"fingerprint": mark, "decoding": decoding.model_dump(mode="json"), "dtype": state.dtype}
     book = Journal(journal, identity) if journal is not None else None
     results: dict[str, TaskResult] = {}

@@ -184,7 +184,15 @@ def _joined(parts: Sequence[RunResult]) -> RunResult:
         if twice:
             raise UsageError(f"two tasks are called {min(twice)!r}")
         tasks |= part.tasks
-    return parts[-1].model_copy(update={"tasks": tasks, "seconds": sum(part.seconds for part in parts)})
+    # plain prompts tell a template nothing, all others the same
+    told = next((part.conditions.template for part in parts if part.conditions.template), {})
+    return parts[-1].model_copy(
+        update={
+            "conditions": parts[-1].conditions.model_copy(update={"template": told}),
+            "tasks": tasks,
+            "seconds": sum(part.seconds for part in parts),
+        }
+    )
 
 
 def _shown(task: Task) -> set[str]:
