@@ -8,6 +8,10 @@ from typing import Any
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+from alula.hosts import Host
+from alula.hosts.templates import adapt
 
 CORPUS = [
     "a red square sits left of a blue circle; how many green triangles are there?",
@@ -103,3 +107,38 @@ def decoder(family: str, *, vocab: int | None = None, tied: bool = False, seed: 
     )
     torch.manual_seed(seed)
     return hf.AutoModelForCausalLM.from_config(config).eval()
+
+
+def gemma3_host(seed: int = 0) -> Any:
+    """A Gemma-3 with eyes, some 50 thousand random weights, and its own processor: four rows per image of 32 pixels.
+
+    Its projector is a bare parameter and a norm, and its attention looks both ways inside an image.
+    """
+    names = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    made = tokenizer(extra_special_tokens=names)
+    made.chat_template = adapt(made, {"image": names["boi_token"]}, ["<|im_end|>"])
+    pictures = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+    processor = hf.Gemma3Processor(pictures, made, chat_template=made.chat_template, image_seq_length=4)
+    _, shape = DECODERS["gemma3"]
+    ids = {"bos_token_id": 1, "eos_token_id": 4, "pad_token_id": 0}
+    config = hf.Gemma3Config(
+        text_config={
+            **shape,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "vocab_size": len(made),
+            "initializer_range": 0.3,
+            **ids,
+        },
+        vision_config={**SMALL_TOWER, "initializer_range": 0.3},
+        mm_tokens_per_image=4,
+        boi_token_index=made.boi_token_id,
+        eoi_token_index=made.eoi_token_id,
+        image_token_id=made.image_token_id,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(seed)
+    model = hf.Gemma3ForConditionalGeneration(config)
+    with torch.no_grad():
+        model.model.multi_modal_projector.mm_input_projection_weight.normal_(std=0.3)
+    model.generation_config.eos_token_id = [4]
+    return Host(model.eval(), processor)

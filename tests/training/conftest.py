@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import TrainerCallback
 
-from alula.hosts import build_host, save_host
+from alula.data import Collator
+from alula.hosts import build_host, load_host, save_host
 from alula.training import Recipe, parse_recipe
+from alula.training.stage import open_data
 from tests.hosts import tiny
 
 MakeRecipe = Callable[..., Recipe]
@@ -65,3 +69,25 @@ def rows(directory: Path, *, without: tuple[str, ...] = ("seconds",)) -> list[di
     """The metrics of a run, less what differs between two runs of the same recipe."""
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in without} for line in lines]
+
+
+def batch_of(recipe: Recipe, step: int) -> dict[str, torch.Tensor]:
+    """The big batch of a step, made without the trainer."""
+    stage = recipe.stages[0]
+    mixture = open_data(stage.data, seed=recipe.seed)
+    processor = load_host(recipe.host.path or "").processor
+    first = step * stage.batch_size
+    return dict(Collator(processor)([mixture[first + n] for n in range(stage.batch_size)]))
+
+
+class LastModel(TrainerCallback):
+    """What the trained model says to a batch, right before it is written to disk."""
+
+    def __init__(self, batch: dict[str, torch.Tensor]) -> None:
+        self.batch = {key: value for key, value in batch.items() if key != "labels"}
+        self.logits: torch.Tensor | None = None
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model = kwargs["model"].eval()
+        with torch.no_grad():
+            self.logits = model(**self.batch).logits

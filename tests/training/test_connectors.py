@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from alula.errors import RecipeError
+import alula
+from alula.anatomy import Anatomy
+from alula.errors import HostError, RecipeError
 from alula.hosts import build_host, load_host, save_host
-from alula.training import parse_recipe, train
+from alula.training import Recipe, parse_recipe, train
 from tests.hosts import tiny
 from tests.hosts.test_multimodal import EARS_FOR_MICROWORLD, SMALL
-from tests.training.conftest import rows
+from tests.training.conftest import LastModel, batch_of, rows
 
 FILM, SOUND, TEXT = {"microworld": "film"}, {"microworld": "sound_caption"}, {"microworld": "text"}
 
@@ -27,7 +30,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return save_host(host, tmp_path_factory.mktemp("hosts") / "host")
 
 
-def recipe(source: Path, directory: Path, *stages: dict) -> object:
+def recipe(source: Path, directory: Path, *stages: dict) -> Recipe:
     common = {"method": "projector", "steps": 3, "batch_size": 6, "schedule": {"kind": "constant", "warmup": 0}}
     named = [{"name": f"s{number}", **common, **stage} for number, stage in enumerate(stages)]
     raw = {"name": "t", "output_dir": str(directory), "device": "cpu", "host": {"path": str(source)}, "stages": named}
@@ -90,10 +93,49 @@ def test_a_shared_connector_is_one_part(tmp_path: Path) -> None:
         train(recipe(source, tmp_path / "other", wrong), quiet=True)
 
 
-def test_peft_methods_refuse_connectors_they_would_not_save(source: Path, tmp_path: Path) -> None:
-    stage = {"method": "lora", "train": {"lora": 1e-3, "projector": 1e-3}, "data": {"sources": [FILM]}}
-    with pytest.raises(RecipeError, match="keeps linear layers"):
-        train(recipe(source, tmp_path / "run", stage), quiet=True)
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+def test_peft_methods_train_connectors_and_give_them_back(source: Path, tmp_path: Path, method: str) -> None:
+    """Vectors per frame and learned queries too, which are bare parameters."""
+    stage = {"method": method, "train": {method: 1e-3, "projector": 1e-2}, "data": {"sources": [FILM, SOUND]}}
+    made = recipe(source, tmp_path / "run", stage)
+    seen = LastModel(batch_of(made, 5))
+    final = train(made, callbacks=[seen], quiet=True).final
+    before = {name for name in load_host(source).model.state_dict() if "multi_modal_projector" in name}
+    kept = {
+        name[name.index("model.multi_modal") :]
+        for name in load_file(final / "adapter_model.safetensors")
+        if "projector" in name
+    }
+    assert kept == before
+    with torch.no_grad():
+        assert torch.equal(alula.load_model(final).model(**seen.batch).logits, seen.logits)
+
+
+def test_every_method_trains_gemma3s_projector_and_gives_it_back(tmp_path: Path) -> None:
+    """It is a bare parameter, which PEFT's own "all-linear" leaves out; a prefix is refused."""
+    source = save_host(tiny.gemma3_host(), tmp_path / "host")
+    data = {"sources": [{"microworld": "visual"}]}
+    weight = "mm_input_projection_weight"
+    before = load_host(source).model.get_parameter(f"model.multi_modal_projector.{weight}")
+    for method, part in (
+        ("projector", {}),
+        ("full", {"llm": 1e-3}),
+        ("lora", {"lora": 1e-3}),
+        ("wings", {"wings": 1e-3}),
+    ):
+        made = recipe(source, tmp_path / method, {"method": method, "train": {"projector": 1e-2, **part}, "data": data})
+        seen = LastModel(batch_of(made, 5))
+        model = alula.load_model(train(made, callbacks=[seen], quiet=True).final).model
+        after = {name.split(".")[-1]: p for name, p in model.named_parameters() if "original_module" not in name}
+        assert not torch.equal(after[weight], before), method
+        with torch.no_grad():
+            assert torch.equal(model(**seen.batch).logits, seen.logits), method
+    only_lora = recipe(source, tmp_path / "only", {"method": "lora", "train": {"lora": 1e-3}, "data": data})
+    model = alula.load_model(train(only_lora, quiet=True).final).model
+    assert torch.equal(Anatomy.of(model).projector.mm_input_projection_weight, before)
+    prefix = recipe(source, tmp_path / "prefix", {"method": "prefix", "train": {"prefix": 1e-3}, "data": data})
+    with pytest.raises(HostError, match="token_type_ids"):
+        train(prefix, quiet=True)
 
 
 def test_recipes_say_what_a_host_is_made_of() -> None:

@@ -20,9 +20,9 @@ from alula.data import Collator
 from alula.errors import AlulaError, DataError, RecipeError, UsageError
 from alula.hosts import load_host
 from alula.seam.dialect import cache_of
-from alula.training import Recipe, check, train
+from alula.training import check, train
 from alula.training.stage import open_data
-from tests.training.conftest import MakeRecipe, rows
+from tests.training.conftest import LastModel, MakeRecipe, batch_of, rows
 
 UNEVEN = {
     "sources": [{"microworld": "caption"}, {"microworld": "visual"}],
@@ -32,15 +32,6 @@ UNEVEN = {
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(next(directory.glob("*model.safetensors")))
-
-
-def batch_of(recipe: Recipe, step: int) -> dict[str, torch.Tensor]:
-    """The big batch of a step, made without the trainer."""
-    stage = recipe.stages[0]
-    mixture = open_data(stage.data, seed=recipe.seed)
-    processor = load_host(recipe.host.path or "").processor
-    first = step * stage.batch_size
-    return dict(Collator(processor)([mixture[first + n] for n in range(stage.batch_size)]))
 
 
 def big_batch_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -144,7 +135,7 @@ def test_every_method_trains_exactly_its_parts_and_gives_the_trained_model_back(
     recipe: MakeRecipe, method: str
 ) -> None:
     made = recipe(method=method, data=UNEVEN, **METHODS[method])
-    seen = _LastModel(batch_of(made, 5))
+    seen = LastModel(batch_of(made, 5))
     result = train(made, callbacks=[seen], quiet=True)
     table = json.loads((result.directory / "stages/01-only/parameters.json").read_text())
     assert {row["part"] for row in table["rows"]} == set(made.stages[0].learning_rates)
@@ -172,19 +163,6 @@ def _plain_name(name: str) -> str:
     inner = name.removeprefix("base_model.")
     inner = inner.removeprefix("model.") if inner.startswith(("model.model.", "model.lm_head")) else inner
     return inner.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
-
-
-class _LastModel(TrainerCallback):
-    """What the trained model says to a batch, right before it is written to disk."""
-
-    def __init__(self, batch: dict[str, torch.Tensor]) -> None:
-        self.batch = {key: value for key, value in batch.items() if key != "labels"}
-        self.logits: torch.Tensor | None = None
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        model = kwargs["model"].eval()
-        with torch.no_grad():
-            self.logits = model(**self.batch).logits
 
 
 def test_lora_is_stock_peft_and_stays_out_of_the_tower(recipe: MakeRecipe, host_directory: Path) -> None:
@@ -264,7 +242,7 @@ def test_a_stage_can_go_on_from_a_prefix(recipe: MakeRecipe) -> None:
 
 def test_wings_and_the_decoder_trained_together_come_back_together(recipe: MakeRecipe) -> None:
     made = recipe(method="wings", data=UNEVEN, **TUNED_TOGETHER)
-    seen = _LastModel(batch_of(made, 5))
+    seen = LastModel(batch_of(made, 5))
     result = train(made, callbacks=[seen], quiet=True)
     model, _ = alula.load_model(result.final)
     assert seen.logits is not None

@@ -15,7 +15,7 @@ from alula.training.recipe import LoraSpec
 
 
 def add_lora(model: PreTrainedModel, spec: LoraSpec, *, train_projector: bool) -> PeftModel:
-    """Wrap ``model`` with LoRA; a trained projector goes into the adapter as whole linear layers.
+    """Wrap ``model`` with LoRA; a trained projector goes into the adapter as whole modules.
 
     Suffix targets such as `q_proj` would reach into the vision tower, so full paths are matched.
 
@@ -40,32 +40,25 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec, *, train_projector: bool) -
         lora_alpha=spec.alpha if spec.alpha is not None else 2 * spec.rank,  # type: ignore[arg-type]
         lora_dropout=spec.dropout,
         target_modules=_pattern(sites),
-        modules_to_save=projector_linears(model) if train_projector else None,
+        modules_to_save=projector_modules(model) if train_projector else None,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
 
 
-def projector_linears(model: PreTrainedModel) -> list[str] | None:
-    """Paths of the projector's linear layers, the modules PEFT is to save whole; None where there are none.
+def projector_modules(model: PreTrainedModel) -> list[str] | None:
+    """Paths of the modules PEFT is to save whole for a trained projector: the smallest that hold all its weights.
 
-    The leaves, not their container: only leaves work in mixed-adapter batches.
-
-    Raises:
-        RecipeError: the projector holds weights outside of linear layers, which would be trained and not saved.
+    Mostly linear layers and norms, since only leaves work in mixed-adapter batches; where weights are bare parameters
+    (Gemma-3, learned queries) the module around them. None where there is no projector.
     """
     projector = Anatomy.of(model).projector
-    if projector is not None:
-        linears = [layer for layer in projector.modules() if isinstance(layer, nn.Linear)]
-        inside = {id(parameter) for layer in linears for parameter in layer.parameters()}
-        if any(id(parameter) not in inside for parameter in projector.parameters()):
-            raise RecipeError(
-                "PEFT keeps linear layers beside its own weights, and this host's connectors hold others",
-                where="train.projector",
-                remedy="train the connectors in a stage of method `projector` before, and leave `projector` out here",
-            )
+    if projector is None:
+        return None
+    owners = [module for module in projector.modules() if any(True for _ in module.parameters(recurse=False))]
+    inside = {id(module) for owner in owners for module in owner.modules() if module is not owner}
     paths = {id(module): name for name, module in model.named_modules()}
-    return _linears([projector], paths) or None if projector is not None else None
+    return [paths[id(owner)] for owner in owners if id(owner) not in inside] or None
 
 
 def _linears(roots: Iterable[nn.Module], paths: dict[int, str]) -> list[str]:

@@ -9,12 +9,12 @@ from peft import PeftModel, PrefixTuningConfig
 from transformers import PreTrainedModel
 
 from alula.hosts.prompted import PromptedModel, check_prompt
-from alula.training.lora import projector_linears
+from alula.training.lora import projector_modules
 from alula.training.recipe import PrefixSpec
 
 
 def add_prefix(model: PreTrainedModel, spec: PrefixSpec, *, train_projector: bool, seed: int) -> PeftModel:
-    """Put a prefix before the rows of every layer; a trained projector goes into the adapter as whole linear layers.
+    """Put a prefix before the rows of every layer; a trained projector goes into the adapter as whole modules.
 
     The prefix is there for text-only prompts too: unlike an exactly gated graft it has no way to be silent.
 
@@ -26,7 +26,7 @@ def add_prefix(model: PreTrainedModel, spec: PrefixSpec, *, train_projector: boo
     """
     config = PrefixTuningConfig(
         num_virtual_tokens=spec.tokens,
-        modules_to_save=projector_linears(model) if train_projector else None,
+        modules_to_save=projector_modules(model) if train_projector else None,
         task_type="CAUSAL_LM",
     )
     wrapped = PromptedModel(model, config)
