@@ -16,8 +16,10 @@ from alula import microworld
 from alula.cli import data as command
 from alula.data import open_source
 from alula.data.check import check
+from alula.data.errors import RecordError
 from alula.data.export import export_microworld
 from alula.errors import UsageError
+from alula.evaluation import data_task
 
 USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
 
@@ -101,6 +103,27 @@ def test_records_nobody_thought_of_are_told_by_line(tmp_path, run, monkeypatch) 
     (tmp_path / "data.json").write_text(f"[{lines[-1]},\n{lines[9]}]")
     assert [record.line for record in check(tmp_path / "data.json").bad] == [3]
     assert f"{path}:2: image: image '\\ud800.png'" in run("check", path, "--format", "jsonl").stdout
+
+
+def test_half_a_character_is_told_by_line(tmp_path, run) -> None:
+    def asked(text: str) -> list[dict]:
+        return [{"role": "user", "content": text}, ANSWER]
+
+    path = tmp_path / "data.jsonl"
+    records = [{"messages": asked("whole \U0001f600")}, {"messages": asked("hi \ud83d"), "id": "x"}]
+    records += [{"messages": asked([{"type": "text", "text": "\ude00"}])}, {"messages": asked("hi"), "id": "\ud83d"}]
+    records += [{"messages": asked("hi"), "more": {"deep": ["\ud83d"]}}]
+    path.write_text("".join(map(odd, records)))
+    report = check(path)
+    assert [(record.line, record.kind) for record in report.bad] == [(n, "record") for n in (2, 3, 4, 5)]
+    assert "user: half of a surrogate pair (U+D83D) behind 'hi '" in report.bad[0].reason
+    shown = run("check", path).stdout
+    with pytest.raises(RecordError, match=rf"{path}:2: user: half of a surrogate pair"):
+        data_task(path)
+    assert f"{path}:2: record: user: half of a surrogate pair" in shown
+    assert f"{path}:4: record: id: half of a surrogate pair" in shown
+    path.write_text(odd({"conversations": [{"from": "human", "value": "\ud83d"}, {"from": "gpt", "value": "a"}]}))
+    assert [record.line for record in check(path).bad] == [1]
 
 
 def test_an_error_of_another_kind_is_one_records(tmp_path, monkeypatch) -> None:

@@ -211,6 +211,7 @@ def _begin(record: Any, key: str, place: Place, *, hint: str) -> tuple[Mapping[s
     if not isinstance(record, Mapping):
         raise RecordError(f"a record must be a JSON object, not {type(record).__name__}", place=place)
     identity = record.get("id")
+    _refuse_half_characters(identity, "id", place)
     stem = os.path.splitext(os.path.basename(place.file.rstrip("/")))[0]
     place = Place(place.file, place.line, f"{stem}-{place.line}" if identity is None else str(identity), place.unit)
     turns = record.get(key)
@@ -296,6 +297,27 @@ def _taken(ref: ImageRef | None) -> list[dict[str, Any]]:
     return [image_part(ref)] if ref is not None else []
 
 
+def _refuse_half_characters(value: Any, at: str, place: Place) -> None:
+    """Refuse texts with half of a surrogate pair, which JSON may hold and neither a file nor a tokenizer takes."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_half_characters(key, at, place)
+            _refuse_half_characters(inner, at, place)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_half_characters(inner, at, place)
+    elif isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            before = value[max(0, error.start - 20) : error.start]
+            raise RecordError(
+                f"{at}: half of a surrogate pair (U+{ord(value[error.start]):04X}) behind {before!r} is no character",
+                place=place,
+                remedy="write the whole character, or leave the half out",
+            ) from None
+
+
 def _finish(
     record: Mapping[str, Any],
     messages: list[dict[str, Any]],
@@ -309,4 +331,7 @@ def _finish(
         one.check(place)
     check_turns(messages, place)
     meta = {key: value for key, value in record.items() if key not in used and key != "id" and value is not None}
+    texts = ((message["role"], part.get("text")) for message in messages for part in message["content"])
+    for at, value in (*texts, ("keys", list(meta)), *meta.items()):
+        _refuse_half_characters(value, at, place)
     return Sample(id=str(place.record), messages=messages, source=source, meta=meta, place=place)

@@ -114,6 +114,7 @@ def encode(
         EvaluationError: the template produced no tokens.
     """
     images = list(images_of(messages))
+    _refuse_half_characters(messages, where)
     if getattr(processor, "chat_template", None) is None:
         raise UsageError(
             f"{type(processor).__name__} has no chat template, so the questions cannot be put to this model",
@@ -154,6 +155,20 @@ def encode(
         else:
             digest.update(f"{kind} {value.shape} {value.dtype}".encode() + np.ascontiguousarray(value).tobytes())
     return Prompt(inputs=dict(inputs), hash=digest.hexdigest())
+
+
+def _refuse_half_characters(messages: Sequence[Message], where: str) -> None:
+    for message in messages:
+        for part in message["content"]:
+            try:
+                part.get("text", "").encode()
+            except UnicodeEncodeError as error:
+                raise EvaluationError(
+                    f"the text of a {message['role']} turn holds half of a surrogate pair, "
+                    f"U+{ord(error.object[error.start]):04X}, which is no character",
+                    where=where,
+                    remedy="write the whole character, or leave the half out",
+                ) from None
 
 
 def turns(messages: Sequence[Message]) -> list[Turn]:
