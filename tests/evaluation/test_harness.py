@@ -139,6 +139,28 @@ def test_other_prompts_are_refused(llm: Any, tokenizer: Any, folder: Path) -> No
     assert bare.tasks["say"].items[0].prompt[0].content[0].text == "<|user|>number 0 is<|end|><|assistant|>"
 
 
+@pytest.mark.parametrize(("name", "fits"), [("choose", 22), ("say", 18)])
+def test_what_does_not_fit_into_the_context_is_left_out(
+    llm: Any, tokenizer: Any, folder: Path, tmp_path: Path, name: str, fits: int
+) -> None:
+    """The harness would cut the question from the left and score what is left of it."""
+    documents = [{"q": "x" * n, "choices": ["red", "blue"], "gold": 0, "answer": "!"} for n in (4, fits, fits + 1)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    text = (folder / f"{name}.yaml").read_text().replace(str(folder), str(tmp_path))
+    (tmp_path / f"{name}.yaml").write_text(text)
+    tasks = HarnessTasks([name], tmp_path)
+    free, bound = run_harness(llm, tokenizer, tasks), copy.deepcopy(llm)
+    bound.config.max_position_embeddings = 24 if name == "say" else 26
+    task = run_harness(bound, tokenizer, tasks).tasks[name]
+    assert [item.answer for item in task.items] == [item.answer for item in free.tasks[name].items[:2]]
+    assert [item.id for item in task.too_long] == [f"{name}/2"]
+    assert task.too_long[0].tokens == (fits + 1 if name == "say" else fits + 1 + len(" blue"))
+    assert "1 of 3 questions were not asked" in task.notes[0]
+    bound.config.max_position_embeddings = 7
+    with pytest.raises(EvaluationError, match=r"none of its items fits into the model's context of 7 tokens"):
+        run_harness(bound, tokenizer, tasks)
+
+
 SEVERAL_RIGHT = """
 import numpy
 
@@ -171,12 +193,9 @@ metric_list: [{{metric: mass, aggregation: mean, higher_is_better: true}}, {{met
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
-def test_a_score_that_is_not_a_number_is_left_out_by_name(
-    llm: Any, tokenizer: Any, several: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_score_that_is_not_a_number_is_left_out_by_name(llm: Any, tokenizer: Any, several: Path) -> None:
     tasks = HarnessTasks(["several"], several)
     sharp = run_harness(llm, tokenizer, tasks, name="sharp")
-    assert "the score of 1 of 3 items is not a number: several/1" in caplog.text
     task = sharp.tasks["several"]
     assert ([item.id for item in task.items], task.unscored) == (["several/0", "several/2"], ["several/1"])
     assert 0 < task.accuracy < 1
@@ -194,7 +213,7 @@ def test_a_score_that_is_not_a_number_is_left_out_by_name(
 def test_no_score_at_all_is_refused(llm: Any, tokenizer: Any, several: Path) -> None:
     data = several / "several.jsonl"
     data.write_text(data.read_text().splitlines(keepends=True)[1])
-    with pytest.raises(EvaluationError, match=r"not a number for all 1 items \(several/0\)"):
+    with pytest.raises(EvaluationError, match=r"not a number for all 1 items that could be asked \(several/0\)"):
         run_harness(llm, tokenizer, HarnessTasks(["several"], several))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alula.chat_template import TemplateSettings
-from alula.evaluation import ItemTask, TaskItem, exact_match, paired, pope, run
+from alula.evaluation import HarnessTasks, ItemTask, TaskItem, exact_match, paired, pope, run, run_harness
 from alula.hosts import thoughts
 from alula.hosts.chat import Conversation, Decoding
 from alula.hosts.thoughts import Said
@@ -82,6 +83,31 @@ def test_answers_that_never_leave_their_thought_are_wrong_and_counted(tokenizer:
     thinking = run(saying(*THINKING), tokenizer, [COLOR], name="thinking")
     notes = paired(run(ever, tokenizer, [COLOR], name="ever"), thinking).tasks["color"].notes
     assert "ever: 1 of 1 answers never left their thought and count as wrong" in notes
+
+
+def test_so_it_is_in_tasks_of_the_harness(tokenizer: Any, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+    (tmp_path / "color.jsonl").write_text('{"q": "blue"}\n{"q": "red"}\n')
+    (tmp_path / "color.yaml").write_text(f"""
+task: color
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path}/color.jsonl}}, cache_dir: {tmp_path}/cache}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{q}}}}"
+doc_to_target: red
+generation_kwargs: {{until: ["never"], max_gen_toks: 8}}
+metric_list: [{{metric: exact_match}}]
+""")
+    tasks = HarnessTasks(["color"], tmp_path, chat=True)
+    for settings in ({}, {"opening": True}):
+        told = TemplateSettings(settings)
+        task = run_harness(saying(*THINKING), tokenizer, tasks, template=told).tasks["color"]
+        assert [(item.answer, item.thought, item.score) for item in task.items] == [("red", "hm", 1.0)] * 2
+    ever = saying("<|assistant|>", "<think>", "hm", "well", "hm")
+    task = run_harness(ever, tokenizer, tasks).tasks["color"]
+    assert [(item.answer, item.score, item.unfinished) for item in task.items] == [("", 0.0, True)] * 2
+    assert "2 of 2 answers never left their thought and count as wrong" in task.notes
 
 
 def test_nothing_said_is_no_yes() -> None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -30,12 +30,11 @@ from alula.errors import EvaluationError, UsageError
 from alula.evaluation import token_ids
 from alula.evaluation.conditions import conditions, fingerprint
 from alula.evaluation.prompts import tokenizer_of
-from alula.evaluation.results import Decoding, ItemResult, Part, RunResult, TaskResult, Turn
+from alula.evaluation.results import Decoding, ItemResult, Part, RunResult, TaskResult, TooLong, Turn
 from alula.evaluation.runner import evaluating
+from alula.hosts.context import context_length
 from alula.hosts.opening import opening_of
 from alula.hosts.prompted import refuse_lost_prompt
-
-logger = logging.getLogger(__name__)
 
 _NORMALISED = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
 """metrics of multiple choice that divide log-likelihoods by the length of the choice"""
@@ -143,7 +142,8 @@ def run_harness(
     Scores move with the batch size in the last digits, so it is fixed, never found out by trying, and recorded. Answers
     are generated as the task says, otherwise greedily; the checkpoint's own generation defaults do not count.
 
-    Items to which a task gives NaN for a score are left out, listed in `TaskResult.unscored` and warned about.
+    Items that do not fit into the model's context are left out (`TaskResult.too_long`), and so are those to which the
+    task gives NaN for a score (`TaskResult.unscored`).
 
     Args:
         processor: the model's processor or tokenizer; left as it is.
@@ -156,8 +156,8 @@ def run_harness(
     Raises:
         UsageError: the extra is missing, a task is unknown, or it has no such metric; settings of a template that is
             not used, or does not read them.
-        EvaluationError: a task cannot be loaded or run, or gives no scores per item; a prompt would start with BOS
-            twice; the model's likelihoods are NaN.
+        EvaluationError: a task cannot be loaded or run, or gives no scores per item; none of its items fits into the
+            context; a prompt would start with BOS twice; the model's likelihoods are NaN.
     """
     tasks.check()
     from alula.evaluation.harness_model import HarnessModel
@@ -180,8 +180,8 @@ def run_harness(
     with evaluating(model), _quiet(), _seeded(tasks.seed):
         written = opening_of(processor, chat=tasks.chat) if opening is None else tuple(opening)
         tokenizer = tokenizer_of(processor)
-        wrapped = HarnessModel(model, tokenizer, processor, batch_size, template=template, opening=written)
         for spec in tasks.names:
+            wrapped = HarnessModel(model, tokenizer, processor, batch_size, template=template, opening=written)
             results[spec] = _run(wrapped, spec, tasks, max_new_tokens)
     return RunResult(
         model=name,
@@ -212,23 +212,27 @@ def _run(model: Any, spec: str, wanted: HarnessTasks, max_new_tokens: int | None
         )
     except (AssertionError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
         raise EvaluationError(f"the harness failed: {_first_line(error)}", where=where) from error
-    items, unscored, about = [], [], {}
+    items, unscored, too_long, about = [], [], [], {}
     for leaf, task in leaves.items():
         samples = sorted(output["samples"][leaf], key=lambda sample: sample["doc_id"])
         kept = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
         metric = _metric(task, kept, _split(spec)[1], where)
+        sizes = [max(model.too_long(each) or 0 for each in sample["arguments"]) for sample in kept]
+        lost = [(sample, size) for sample, size in zip(kept, sizes, strict=True) if size]
+        too_long += [TooLong(id=_id(leaf, sample), family=leaf, tokens=size) for sample, size in lost]
+        kept = [sample for sample, size in zip(kept, sizes, strict=True) if not size]
         unscored += [_id(leaf, sample) for sample in kept if math.isnan(sample[metric])]
         items += [_item(leaf, task, sample, metric, model) for sample in kept if not math.isnan(sample[metric])]
         about[leaf] = {
             "version": output["versions"].get(leaf),
             "metric": metric,
-            "filter": kept[0]["filter"],
+            "filter": samples[0]["filter"],
             "num_fewshot": task.get_config("num_fewshot"),
             "output_type": task.OUTPUT_TYPE,
             "generation": json.loads(json.dumps(task.get_config("generation_kwargs"), default=str)),
         }
-    if unscored:
-        _tell_unscored(unscored, len(items), where)
+    if not items:
+        _refuse_nothing_scored(unscored, too_long, model.max_length, where)
     generated = any(task.OUTPUT_TYPE == "generate_until" for task in leaves.values())
     return TaskResult(
         name=spec,
@@ -243,6 +247,8 @@ def _run(model: Any, spec: str, wanted: HarnessTasks, max_new_tokens: int | None
         },
         items=items,
         unscored=unscored,
+        too_long=too_long,
+        context=context_length(model.model),
     )
 
 
@@ -275,21 +281,25 @@ def _is_share(value: Any) -> bool:
     return isinstance(value, int | float | np.number | np.bool_) and (0 <= float(value) <= 1 or math.isnan(value))
 
 
-def _tell_unscored(ids: Sequence[str], scored: int, where: str) -> None:
-    """Warn about items whose score is NaN; refuse a task without any other.
+def _refuse_nothing_scored(unscored: Sequence[str], too_long: Sequence[TooLong], context: int, where: str) -> NoReturn:
+    """Say why no item is left: prompts beyond the context, or scores that are NaN.
 
     The harness' own multiple choice with several right answers (truthfulqa_mc2) divides probabilities that are all 0
     where every choice is long or the model finds it unlikely beyond the range of floats.
     """
-    named = f"{', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}"
-    if not scored:
+    if not unscored:
         raise EvaluationError(
-            f"its score is not a number for all {len(ids)} items ({named})",
+            f"none of its items fits into the model's context of {context} tokens; the shortest takes "
+            f"{min(item.tokens for item in too_long)}",
             where=where,
-            remedy="choose another metric (NAME:METRIC) or task, or look whether the model is broken",
+            remedy="ask with fewer examples, or a task of shorter questions",
         )
-    counted = f"{len(ids)} of {len(ids) + scored} items"
-    logger.warning("%s: the score of %s is not a number: %s; left out", where, counted, named)
+    named = f"{', '.join(unscored[:5])}{', ...' if len(unscored) > 5 else ''}"
+    raise EvaluationError(
+        f"its score is not a number for all {len(unscored)} items that could be asked ({named})",
+        where=where,
+        remedy="choose another metric (NAME:METRIC) or task, or look whether the model is broken",
+    )
 
 
 def _id(leaf: str, sample: Mapping[str, Any]) -> str:
@@ -298,6 +308,8 @@ def _id(leaf: str, sample: Mapping[str, Any]) -> str:
 
 def _item(leaf: str, task: Any, sample: Mapping[str, Any], metric: str, model: Any) -> ItemResult:
     answer, gold = _exchange(task, sample, metric)
+    said = model.thought(sample["arguments"][0])
+    unfinished = said is not None and not said.finished
     # the harness' own prompt hash is of the first request's context: options and generation settings count too
     asked = [sample["doc_hash"], sample["prompt_hash"], sample["target_hash"], sample["arguments"]]
     return ItemResult(
@@ -306,7 +318,9 @@ def _item(leaf: str, task: Any, sample: Mapping[str, Any], metric: str, model: A
         prompt_hash=hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest(),
         gold=gold,
         answer=answer,
-        score=float(sample[metric]),
+        score=0.0 if unfinished else float(sample[metric]),
+        thought=said.thought if said is not None else "",
+        unfinished=unfinished,
         token_ids=token_ids.write([model.asked(arguments) for arguments in sample["arguments"]]),
         prompt=[Turn(role="user", content=[Part(text=str(sample["arguments"][0][0]))])],
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from array import array
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,11 @@ from alula.chat_template import TemplateSettings
 from alula.errors import EvaluationError
 from alula.evaluation.generation import generation_config
 from alula.evaluation.results import Decoding
+from alula.hosts import thoughts
+from alula.hosts.context import context_length
+
+_BOUNDLESS = 2**31
+"""context of a model that names none; the harness would take 2,048 and cut what is longer"""
 
 
 class HarnessModel(HFLM):
@@ -58,19 +65,30 @@ class HarnessModel(HFLM):
                 )
         self.opening = list(opening)
         self._opening = [vocabulary[token] for token in opening]
-        self._asked: dict[Any, list[int]] = {}
+        self._asked: dict[Any, array[int]] = {}
+        self._too_long: dict[Any, int] = {}
+        self._awaited: deque[str] = deque()  # prompts whose answers come next, in order
+        self._thoughts: dict[str, thoughts.Said] = {}
         super().__init__(
             pretrained=model,
             backend="causal",
             tokenizer=tokenizer,
             batch_size=batch_size,
+            max_length=context_length(model) or _BOUNDLESS,
             chat_template_args=template.keywords(tokenizer),
         )
 
-    def asked(self, arguments: Sequence[Any]) -> list[int]:
-        """Return the ids that one request's texts came to, as the model was given them."""
-        key = tuple(arguments) if len(arguments) > 1 and isinstance(arguments[1], str) else arguments[0]
-        return self._asked[key]
+    def asked(self, arguments: Sequence[Any]) -> array[int]:
+        """Return the ids that the texts of one request came to, as the model was given them."""
+        return self._asked[_key(arguments)]
+
+    def too_long(self, arguments: Sequence[Any]) -> int | None:
+        """Return the tokens of one request that did not fit into the context, whose answer means nothing."""
+        return self._too_long.get(_key(arguments))
+
+    def thought(self, arguments: Sequence[Any]) -> thoughts.Said | None:
+        """Return what the model thought aloud and what it said then, where it thought before it answered a prompt."""
+        return self._thoughts.get(_key(arguments))
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
@@ -99,26 +117,53 @@ class HarnessModel(HFLM):
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ids and mask of prompts to be answered, padded on the left."""
-        rows = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
-        self._asked.update(zip(strings, rows, strict=True))
+        """Return ids and mask of prompts to be answered, padded on the left; one that is too long is cut and noted."""
+        rows = [self.tok_encode(string) for string in strings]
+        for string, row in zip(strings, rows, strict=True):
+            self._asked[string] = array("q", row)
+            if left_truncate_len and len(row) > left_truncate_len:
+                self._too_long[string] = len(row)
+        self._awaited.extend(strings)
+        rows = [row[-left_truncate_len:] if left_truncate_len else row for row in rows]
         width = max(map(len, rows))
         ids = [[self.tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]
         mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
         return torch.tensor(ids), torch.tensor(mask)
 
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+        """Return the text of an answer without the thought before it; any other tokens are decoded as they are."""
+        if self._awaited and skip_special_tokens:
+            prompt = self._awaited.popleft()
+            said = thoughts.said(self.tokenizer, tokens, opened=thoughts.opened(self.tokenizer, self._asked[prompt]))
+            if said.thought or not said.finished:
+                self._thoughts[prompt] = said
+                return said.answer
+        text: str = super().tok_decode(tokens, skip_special_tokens)
+        return text
+
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """As the harness does it, the ids kept."""
-        self._asked.update({request.args[0]: self.tok_encode(request.args[0]) for request in requests})
+        self._asked.update({request.args[0]: array("q", self.tok_encode(request.args[0])) for request in requests})
         found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
         return found
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **options: Any
     ) -> list[tuple[float, bool]]:
-        """As the harness does it, the ids kept; a model that computes no numbers is not scored by them."""
-        self._asked.update({texts: context + ending for texts, context, ending in requests if texts is not None})
-        found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, **options)
+        """As the harness does it, the ids kept; a model that computes no numbers is not scored by them.
+
+        A text that is too long is noted, and a token of it put in its place.
+        """
+        fitting = []
+        for texts, context, ending in requests:
+            size = len(context) + len(ending)
+            if texts is not None:  # None: a window of a text of any length
+                self._asked[texts] = array("q", context + ending)
+                if size > self.max_length + 1:  # the last token is no input
+                    self._too_long[texts] = size
+                    context, ending = context[:1], ending[:1]
+            fitting.append((texts, context, ending))
+        found: list[tuple[float, bool]] = super()._loglikelihood_tokens(fitting, disable_tqdm, **options)
         for (texts, _, _), (likelihood, _) in zip(requests, found, strict=True):
             if math.isnan(likelihood):
                 raise EvaluationError(
@@ -142,3 +187,8 @@ class HarnessModel(HFLM):
             stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, context.shape[1], context.shape[0]),
             **inputs,
         )
+
+
+def _key(arguments: Sequence[Any]) -> Any:
+    """What tells the texts of a request from others: a text and its ending, or a prompt alone."""
+    return tuple(arguments) if len(arguments) > 1 and isinstance(arguments[1], str) else arguments[0]

@@ -147,7 +147,8 @@ def evaluate(
                 )
             )
         if harness is not None:
-            parts.append(run_harness(loaded, processor, harness, name=name, opening=opening, **options))
+            told = template if harness.chat or not tasks else None  # plain prompts pass no template
+            parts.append(run_harness(loaded, processor, harness, name=name, template=told, opening=opening, **options))
         return _joined(parts)
 
     # what the base's tokenizer writes before a text is read before anything is asked: both models get it
