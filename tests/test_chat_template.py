@@ -13,6 +13,7 @@ from alula.chat_template import TemplateSettings, fixed
 from alula.data import Collator, Sample
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import ItemTask, RunResult, TaskItem, exact_match, paired, run
+from alula.hosts.templates import adapt
 from tests.hosts import tiny
 
 THINKING = tiny.CHATML.replace(
@@ -101,6 +102,21 @@ def test_a_template_that_writes_todays_date_is_told_a_fixed_one(kind: str) -> No
     assert other.tasks["one"].items[0].token_ids == run(model, expected, [TASK]).tasks["one"].items[0].token_ids
     with pytest.raises(EvaluationError, match=r"template: \{'date': '2024-07-26'\} against \{'date': '2025-01-02'\}"):
         paired(today, other)
+
+
+def test_a_conversation_is_told_todays_date_unless_another_is_set() -> None:
+    tokenizer = tiny.tokenizer(DATED)
+    assert TemplateSettings().keywords(tokenizer, live=True) == {}
+    set_once = TemplateSettings({"date": datetime.date(2025, 1, 2)})
+    told = set_once.keywords(tokenizer, live=True)
+    assert told == set_once.keywords(tokenizer)
+    assert "02 Jan 2025" in tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, **told)
+
+
+def test_a_template_that_writes_the_time_is_adapted() -> None:
+    template = DATED.replace("%d %b %Y", "%H:%M:%S.%f")
+    adapted = adapt(tiny.tokenizer(template), {"image": "<image>"}, ["<|im_end|>"])
+    assert "strftime_now('%H:%M:%S.%f')" in adapted
 
 
 def test_training_and_measuring_tell_it_the_same_date() -> None:

@@ -103,12 +103,13 @@ class TemplateSettings:
         dated = {_DATE: DATE.isoformat()} if _CLOCK in _read(template_of(processor)) else {}
         return {**dated, **self.arguments}
 
-    def keywords(self, processor: Any) -> dict[str, Any]:
+    def keywords(self, processor: Any, *, live: bool = False) -> dict[str, Any]:
         """Return what ``processor.apply_chat_template`` is to be given: the arguments, and the template itself where it
         would write today's date.
 
         Args:
             processor: a processor or tokenizer.
+            live: for a conversation of today, which is told today's date unless another is set.
 
         Raises:
             UsageError: the template of ``processor`` does not read an argument, which would be without effect.
@@ -125,8 +126,8 @@ class TemplateSettings:
                     remedy=f"leave it out; the template reads {offered}" if offered else "leave it out",
                 )
         found = {name: value for name, value in self.arguments.items() if name in read}
-        if template is not None and _CLOCK in read:
-            date = self.arguments.get(_DATE)
+        date = self.arguments.get(_DATE)
+        if template is not None and _CLOCK in read and not (live and date is None):
             found["chat_template"] = fixed(template, DATE if date is None else datetime.date.fromisoformat(date))
         return found
 

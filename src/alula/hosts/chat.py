@@ -91,7 +91,7 @@ class Conversation:
                 *_as_list(self._generation.eos_token_id),
                 self.tokenizer.get_vocab()[stop],
             ]
-        self._told = (template or TemplateSettings()).keywords(processor)
+        self._told = (template or TemplateSettings()).keywords(processor, live=True)
         set_seed(decoding.seed)
 
     @property

@@ -25,6 +25,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from alula.chat_template import DATE, fixed
 from alula.errors import HostError
 
 logger = logging.getLogger(__name__)
@@ -220,7 +221,8 @@ def _probes(lists: bool) -> list[tuple[list[dict[str, Any]], bool]]:
 def _render(template: str, messages: list[dict[str, Any]], special: dict[str, Any], prompt: bool) -> str | None:
     """The rendered text, or None where the template itself refuses (no system role, strict alternation)."""
     try:
-        out: Any = render_jinja_template([messages], chat_template=template, add_generation_prompt=prompt, **special)
+        still = fixed(template, DATE)  # or a template that writes the time would differ from itself
+        out: Any = render_jinja_template([messages], chat_template=still, add_generation_prompt=prompt, **special)
     except (jinja2.TemplateError, TypeError, KeyError):
         return None
     return out[0][0]
