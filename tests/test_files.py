@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from alula.errors import AlulaError, FilesError, PathError, UsageError
@@ -27,6 +28,7 @@ from alula.files import (
     regular,
     restore_directories,
     restore_directory,
+    telling,
     write_json,
     write_text,
 )
@@ -209,6 +211,9 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     assert told is not None
     assert (told.message, told.where) == ("no space is left on the device", "here")
     assert files_error(SafetensorError("header too large"), "here") is None
+    with pytest.raises(FilesError, match="written whole") as caught, telling("here"):  # and so does torch
+        torch.save(torch.zeros(1000), "/dev/full")
+    assert caught.value.where == "here"
 
 
 def test_pipes_are_refused_by_name_and_not_waited_for(tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)-[a-z0-9_]{8}\.(?:partial|old)")
 _LONGEST = 200  # bytes of a name that leave room for what a leftover's name adds, in the 255 that file systems allow
 _OS_ERROR = re.compile(r"os error (\d+)")  # how the Rust libraries below us tell errors of the system
 
+# and how torch.save tells that the disk took less than it was given
+_TORCH_SAVE = re.compile(r"PytorchStreamWriter failed|inline_container.*unexpected pos")
+
 _ROOM = "make room there or name another place, then give the same command again"
 _TOLD: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("no space is left on the device", _ROOM),
@@ -71,20 +74,23 @@ def files_error(error: BaseException, path: PathLike | None = None) -> FilesErro
     """The error in words: what happened, where, and the remedy; None for one that is not the file system's.
 
     Args:
-        error: an OSError, or a SafetensorError that reports one.
+        error: an OSError, or what safetensors and `torch.save` raise in its place.
         path: where it happened, unless the error knows better.
     """
     if isinstance(error, SafetensorError) and (found := _OS_ERROR.search(str(error))):
         code = int(found[1])
         error = OSError(code, os.strerror(code))
-    if not isinstance(error, OSError):
+    if isinstance(error, RuntimeError) and _TORCH_SAVE.search(str(error)):
+        where = None if path is None else os.fspath(path)
+        return FilesError("a file could not be written whole, as on a full disk", where=where, remedy=_ROOM)
+    if not isinstance(error, OSError) or error.errno is None:  # libraries raise bare ones for reasons of their own
         return None
     where = None if path is None else os.fspath(path)
     if isinstance(error.filename, str | bytes) and not (where and _inside_leftover(os.fsdecode(error.filename))):
         where = os.fsdecode(error.filename)
-    code = error.errno or 0
+    code = error.errno
     kind = PathError if code in _WRONG_PATH else FilesError
-    plain = str(error.strerror or error).strip() or type(error).__name__
+    plain = error.strerror or os.strerror(code)
     message, remedy = {**_TOLD, **_WRONG_PATH}.get(code, (plain[0].lower() + plain[1:], None))
     return kind(message, where=where, remedy=remedy)
 
@@ -94,7 +100,7 @@ def telling(path: PathLike) -> Iterator[None]:
     """Inside, what the file system refuses is raised as a FilesError about ``path``."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         told = files_error(error, path)
         if told is None:
             raise

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
+import re
+import shlex
 import sys
 import traceback
 from typing import Annotated
@@ -29,6 +32,8 @@ app = typer.Typer(
 # each module registers its command(s) in `register(app)`; the order is the order of `alula --help`
 VERBS = ("quickstart", "train", "evaluate", "audit", "chat", "data", "import_", "fledgling", "study")
 
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # a file's name can hold what a terminal obeys
+
 
 def _tell(version: bool) -> None:
     if version:
@@ -49,24 +54,58 @@ def _register() -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage."""
-    _register()
-    keep_freed_memory()
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    console = Console(stderr=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # half surrogates, or an encoding other than UTF-8: shown as escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
+        _register()
+        keep_freed_memory()
         app()
-    except AlulaError as error:
+    except KeyboardInterrupt:
+        _console().print("stopped")
+        raise SystemExit(130) from None
+    except Exception as error:
         if debug:
             traceback.print_exc()
-        where = f"[bold]{escape(error.where)}[/bold]: " if error.where else ""
-        console.print(f"[bold red]error[/bold red] {where}{escape(error.message)}", highlight=False, soft_wrap=True)
-        if error.remedy:
-            console.print(f"[bold]remedy[/bold] {escape(error.remedy)}", highlight=False, soft_wrap=True)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        console.print("stopped")
-        raise SystemExit(130) from None
+        told = error if isinstance(error, AlulaError) else _told(error)
+        _tell_error(told)
+        raise SystemExit(told.exit_code) from None
+
+
+def _told(error: Exception) -> AlulaError:
+    """An error of somebody else's in one sentence."""
+    from alula.files import files_error
+
+    told = files_error(error)
+    if told is not None:
+        return told
+    # data workers send a whole traceback as the text of an error: its last line is the error itself
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    words = lines[-1] if "Traceback (most recent call last)" in str(error) else lines[0]
+    kind = type(error).__name__
+    if isinstance(error, MemoryError):
+        return AlulaError("memory ran out", remedy="ask for smaller batches, fewer workers or a smaller dtype")
+    return AlulaError(
+        words if words.startswith(kind) else f"{kind}: {words}" if words else kind,
+        remedy=f"`{shlex.join(['alula', '--debug', *sys.argv[1:]])}` shows where; alula did not expect this error",
+    )
+
+
+def _tell_error(error: AlulaError) -> None:
+    def shown(text: str) -> str:
+        return escape(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text))
+
+    where = f"[bold]{shown(error.where)}[/bold]: " if error.where else ""
+    console = _console()
+    console.print(f"[bold red]error[/bold red] {where}{shown(error.message)}", highlight=False, soft_wrap=True)
+    if error.remedy:
+        console.print(f"[bold]remedy[/bold] {shown(error.remedy)}", highlight=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    return Console(stderr=True)

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import SCHEDULER_NAME
 
 from alula.errors import AlulaError
+from alula.files import telling
 from alula.training.optimizer import build_optimizer
 from alula.training.participation import fill_missing_gradients, zero_touch
 from alula.training.parts import Named
@@ -170,6 +171,10 @@ class StageTrainer(Trainer):
                 whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
                 gathered[name] = whole.cpu().contiguous()
         return gathered
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with telling(str(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model's share of a checkpoint: the trained weights."""

@@ -1,0 +1,106 @@
+"""What the command line says of errors: a sentence with place and remedy, an exit code; a traceback only if asked."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alula.cli import app as cli
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def alula(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process: arguments -> exit code, and what it says on stderr."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["alula", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0), capsys.readouterr().err
+
+    return run
+
+
+def test_paths_that_cannot_be_are_wrong_usage(alula: Run, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text('{"messages": []}\n')
+    recipe = tmp_path / "recipe.yaml"
+    stage = "{name: s, method: projector, train: {projector: 0.1}, data: {sources: [{microworld: visual}]}, steps: 1}"
+    recipe.write_text(f"name: n\nhost: {{llm: fledgling, vision: fledgling}}\nstages: [{stage}]\noutput_dir: {file}\n")
+    for arguments in (
+        ("data", "export", "text", file / "there", "-n", 1),
+        ("data", "export", "text", tmp_path / ("x" * 300), "-n", 1),
+        ("train", recipe),
+        ("train", recipe, "--set", f"output_dir={file}/there"),
+        ("train", recipe, "--set", f"output_dir={tmp_path / ('x' * 300)}"),
+        ("train", tmp_path),
+        ("quickstart", "--output", file),
+        ("quickstart", "--output", tmp_path / ("x" * 300)),
+        ("study", "wings", "--output", file / "there"),
+        ("audit", "fledgling", "--output", file),
+        ("eval", "fledgling", "--tasks", "text_bare", "--n", 1, "--max-new-tokens", 1, "--output", file),
+    ):
+        code, said = alula(*arguments)
+        assert code == 2, (arguments, said)
+        assert "error" in said
+        assert str(tmp_path) in said.replace("\n", "")
+        assert "remedy" in said
+        assert "Traceback" not in said
+        assert ".partial" not in said
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    code = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100, 100)); from alula.cli.app import main; main()"
+    words = [sys.executable, "-c", code, "data", "export", "text", str(tmp_path / "out"), "-n", "20"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"{tmp_path}/out" in done.stderr
+    assert "limit" in done.stderr
+    assert "remedy" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EIO, os.strerror(errno.EIO), "/data/x"), "/data/x: the device failed"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/\x1b[31mx"), "/data/\\x1b[31mx: permission denied"),
+        (OSError("Can't load it.\nMany lines follow."), "OSError: Can't load it."),
+        (ValueError("Caught\nTraceback (most recent call last):\n  x\nValueError: late"), "error ValueError: late"),
+        (ZeroDivisionError(), "ZeroDivisionError"),
+        (MemoryError(), "memory ran out"),
+    ],
+)
+def test_errors_that_nobody_expected(
+    alula: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, tmp_path: Path
+) -> None:
+    def stumble(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("alula.data.export.export_microworld", stumble)
+    command = ("data", "export", "text", tmp_path / "out")
+    code, told = alula(*command)
+    assert code == 1
+    assert said in told.replace("\n", " ")
+    assert "Traceback" not in told
+    code, told = alula("--debug", *command)
+    assert code == 1
+    assert "Traceback (most recent call last)" in told
+
+
+def test_half_a_surrogate_pair_can_be_shown(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"id": "\\ud800", "messages": []}\n')
+    words = [sys.executable, "-m", "alula", "data", "check", str(tmp_path / "data.jsonl")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "(record \\ud800)" in done.stdout
+    assert "Traceback" not in done.stderr
