@@ -185,10 +185,12 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return facts
 
 
-def check_fact(facts: Mapping[str, Any], name: str, kind: type, *, where: str) -> None:
-    """Raise an AdapterError if `facts` have a value under `name` that is not of `kind`."""
+def check_fact(facts: Mapping[str, Any], name: str, kind: type, *, where: str, optional: bool = False) -> None:
+    """Raise an AdapterError if `facts` have a value under `name` that is not of `kind` (nor null, if `optional`)."""
     value = facts.get(name)
-    if name in facts and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+    if name not in facts or (optional and value is None):
+        return
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise AdapterError(
             f"{name!r} must be {_JSON[kind]}, and is {json.dumps(value)[:80]}",
             where=where,
