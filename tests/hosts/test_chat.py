@@ -167,7 +167,11 @@ def test_a_base_model_without_template_still_talks() -> None:
 def invoke(*arguments: str, lines: list[str]) -> Any:
     app = typer.Typer()
     command.register(app)
-    return CliRunner().invoke(app, [*arguments, "--device", "cpu", "--max-new-tokens", "5"], input="\n".join(lines))
+    return CliRunner().invoke(
+        app,
+        [*arguments, "--device", "cpu", "--max-new-tokens", "5"],
+        input="\n".join(lines).encode(errors="surrogateescape"),
+    )
 
 
 def test_a_pipe_gets_answers_on_stdout_and_the_rest_on_stderr(parts: Path) -> None:
@@ -189,12 +193,69 @@ def test_wrong_lines_are_named_and_the_chat_goes_on(parts: Path) -> None:
         "/image": "which image?",
         "/image 'open": "No closing quotation",
         "/dance": "no command '/dance'",
+        "/image ~nosuchuser/a.png": "~nosuchuser/a.png: no such file",
+        "/image " + " ".join(f"{parts}/{n}-{'long' * 20}.png" for n in range(20)): "no such file",
+        "/image a\0b.png": "no such file",
+        "/system look at <image> first": "image token '<image>'",
+        "what is <image>?": "image token '<image>'",
+        "half \udcff of it": "is not UTF-8",
+        f"/image {parts / 'red.png'} {parts / 'broken.png'}": "broken.png' is corrupt",
     }
     result = invoke(str(parts / "host"), lines=[*wrong, "what?"])
     assert result.exit_code == 1
     for complaint in wrong.values():
         assert complaint in result.stderr
     assert result.stdout == invoke(str(parts / "host"), lines=["what?"]).stdout
+
+
+def test_names_of_files_are_shown_and_not_obeyed(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b]0;owned\x07\u202eb.png"
+    RED.save(parts / name)
+    for line in (f"/image {parts / name}", f"/image {parts / name}.gone", "/\x1b[2J"):
+        result = invoke(str(parts / "host"), lines=[line])
+        assert result.stderr.isprintable() or not set(result.stderr) & {"\x1b", "\x07", "\u202e"}
+        assert r"\x1b" in result.stderr
+
+
+def test_bytes_that_are_not_text_spoil_their_line_only(host: Host, monkeypatch: Any, capsys: Any) -> None:
+    lines = b"what\xff\xfe?\nwhat?\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
+    assert Terminal(Conversation(*host, SHORT), lambda path: RED, interactive=False).run() == 1
+    streams = capsys.readouterr()
+    assert r"what\udcff\udcfe?: the line is not UTF-8" in streams.err
+    assert streams.out == ask(Conversation(*host, SHORT), "what?")[0].text + "\n"
+
+
+def test_an_answer_ends_where_the_context_does(host: Host) -> None:
+    host.model.config.text_config.max_position_embeddings = 24
+    conversation = Conversation(*host, Decoding(max_new_tokens=100))
+    prompt = conversation._inputs([{"role": "user", "content": content("what?")}])["input_ids"].shape[1]
+    reply, _ = ask(conversation, "what?")
+    assert reply.tokens <= 24 - prompt
+    with pytest.raises(HostError, match="tokens long, the model takes 24"):
+        ask(conversation, "and then, what else is there to see?")
+
+
+def test_a_placeholder_that_the_model_wrote_asks_for_no_picture(host: Host) -> None:
+    conversation = Conversation(*host, SHORT)
+    assert conversation._without_placeholders("an <image> of") == "an  of"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--temperature", "inf"], "temperature"),
+        (["--temperature", "nan"], "temperature"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", str(2**32)], "--seed"),
+        (["--template", "thinking=false"], "without effect"),
+        (["--template", "thinking"], "NAME=VALUE"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(parts: Path, options: list[str], told: str) -> None:
+    result = invoke(str(parts / "llm"), *options, lines=["what?"])
+    assert result.exit_code == 2 or isinstance(result.exception, UsageError)
+    assert told in (result.stderr or "") + str(result.exception)
 
 
 def test_paths_with_spaces_and_several_images(parts: Path) -> None:
@@ -243,6 +304,7 @@ def test_models_and_devices_that_do_not_exist(tmp_path: Path, parts: Path) -> No
 @pytest.mark.slow
 def test_a_person_at_a_terminal(parts: Path) -> None:
     endless = load_host(parts / "host")
+    endless.model.config.text_config.max_position_embeddings = 10**6
     endless.model.generation_config.suppress_tokens += [4]  # it never finds an end, so Ctrl-C always comes in time
     save_host(endless, parts / "endless")
     program = "import typer; from alula.cli import chat; app = typer.Typer(); chat.register(app); app()"

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from alula.bounds import MAX_SEED
+
 
 def register(app: typer.Typer) -> None:
     """Add ``chat``."""
@@ -22,7 +24,14 @@ def chat(
     ],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above 0 samples.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the sampling.")] = 0,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What the chat template is told, such as enable_thinking=false; may be given several times.",
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: a GPU where there is one.")
     ] = None,
@@ -35,6 +44,7 @@ def chat(
 
     Exit code 0: all lines done; 1: one failed, or the model cannot be loaded; 2: wrong usage.
     """
+    from alula.chat_template import TemplateSettings
     from alula.data.films import DEFAULT_FRAMES, FilmRef
     from alula.data.images import ImageRef
     from alula.data.sounds import SoundRef
@@ -43,10 +53,10 @@ def chat(
     from alula.hosts.terminal import Terminal
     from alula.loading import load_model
 
-    decoding = Decoding(max_new_tokens, temperature, seed)
+    decoding, settings = Decoding(max_new_tokens, temperature, seed), TemplateSettings.parse(template or ())
     with Console(stderr=True).status(f"loading {model}"):
         loaded = load_model(model, dtype=dtype_named(dtype), device=device_named(device))
-    conversation = Conversation(loaded.model, loaded.processor, decoding)
+    conversation = Conversation(loaded.model, loaded.processor, decoding, settings)
     conversation.instruct(system)
     terminal = Terminal(
         conversation,

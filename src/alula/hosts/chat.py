@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from PIL import Image
 from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin, TextStreamer, set_seed
 
 from alula.anatomy import unwrap
+from alula.bounds import check_seed
 from alula.chat_template import TemplateSettings
 from alula.errors import HostError, UsageError
 from alula.hosts import thoughts
@@ -43,16 +45,21 @@ class Decoding:
             raise UsageError(f"{self.max_new_tokens} leaves no room for an answer", where="max_new_tokens")
         if self.temperature < 0:
             raise UsageError(f"{self.temperature} is negative", where="temperature", remedy="0 for greedy decoding")
+        if not math.isfinite(self.temperature):
+            raise UsageError(f"{self.temperature} is no temperature", where="temperature", remedy="a finite number")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer: its text, its length in tokens, the seconds it took, and whether the user cut it short."""
+    """One answer: its text, its length in tokens, the seconds it took, whether the user cut it short, and whether it
+    ended inside the thought before the answer proper."""
 
     text: str
     tokens: int
     seconds: float
     interrupted: bool
+    unfinished: bool = False
 
 
 class Conversation:
@@ -150,7 +157,12 @@ class Conversation:
         self.messages, self.waiting = [], []
 
     def instruct(self, system: str | None) -> None:
-        """Set (or with None, drop) the system prompt and start over."""
+        """Set (or with None, drop) the system prompt and start over.
+
+        Raises:
+            HostError: the text contains the image token, or is not encodable; everything stays as it was.
+        """
+        self._refuse_unsayable(system or "")
         self.system = system or None
         self.reset()
 
@@ -158,47 +170,65 @@ class Conversation:
         """Ask a question with the waiting images and stream the answer.
 
         A KeyboardInterrupt during the answer ends it there; what was said stays in the history, without the thought
-        before it unless that never ended. After an error the
-        conversation is as it was before the question.
+        before it unless that never ended. It ends where the context does. After an error the conversation is as it was
+        before the question.
 
         Args:
             text: the question.
             on_text: called with each piece of the answer as soon as it is final.
 
         Raises:
-            HostError: the template refuses the turns, the text contains the image token, or the conversation no longer
-                fits into the model's context.
+            HostError: the template or the processor refuses the turns, the text contains the image token or is not
+                encodable, or the conversation no longer fits into the model's context.
         """
-        for kind in self.taken:
-            placeholder = getattr(self.processor, f"{kind}_token", None)
-            if placeholder and placeholder in text:
-                raise HostError(
-                    f"the text contains the {kind} token {placeholder!r}", remedy=f"attach {PLURALS[kind]} instead"
-                )
+        self._refuse_unsayable(text)
         media = [{"type": kind, kind: value} for kind, value in self.waiting]
         question = {"role": "user", "content": [*media, {"type": "text", "text": text}]}
         inputs = self._inputs([*self.messages, question])
-        self._check_length(inputs["input_ids"].shape[1])
+        generation = copy.copy(self._generation)
+        generation.max_new_tokens = min(generation.max_new_tokens, self._room(inputs["input_ids"].shape[1]))
 
         stream = _Stream(self.tokenizer, on_text)
         start, interrupted = time.perf_counter(), False
         try:
             with torch.inference_mode():
-                self.model.generate(**inputs, generation_config=self._generation, streamer=stream)
+                self.model.generate(**inputs, generation_config=generation, streamer=stream)
         except KeyboardInterrupt:
             interrupted = True
             stream.end()
-        answer = {"role": "assistant", "content": [{"type": "text", "text": self._kept(stream, inputs["input_ids"])}]}
-        self.messages += [question, answer]
+        said = self._said(stream, inputs["input_ids"])
+        # a placeholder that the model wrote out would ask for a picture in the next prompt
+        kept = self._without_placeholders(said.answer if said.finished and said.thought else stream.text)
+        self.messages += [question, {"role": "assistant", "content": [{"type": "text", "text": kept}]}]
         self.waiting = []
-        return Reply(stream.text, len(stream.ids), time.perf_counter() - start, interrupted)
+        return Reply(stream.text, len(stream.ids), time.perf_counter() - start, interrupted, not said.finished)
 
-    def _kept(self, stream: _Stream, prompt: torch.Tensor) -> str:
-        """What the history keeps of an answer."""
-        opened = thoughts.opened(self.tokenizer, prompt[0].tolist())
+    def _said(self, stream: _Stream, prompt: torch.Tensor) -> thoughts.Said:
         stops = set(_as_list(self._generation.eos_token_id))
-        said = thoughts.said(self.tokenizer, [token for token in stream.ids if token not in stops], opened=opened)
-        return said.answer if said.finished and said.thought else stream.text
+        opened = thoughts.opened(self.tokenizer, prompt[0].tolist())
+        return thoughts.said(self.tokenizer, [token for token in stream.ids if token not in stops], opened=opened)
+
+    def _placeholders(self) -> dict[str, str]:
+        found = {kind: getattr(self.processor, f"{kind}_token", None) for kind in self.taken}
+        return {kind: token for kind, token in found.items() if token}
+
+    def _without_placeholders(self, text: str) -> str:
+        for token in self._placeholders().values():
+            text = text.replace(token, "")
+        return text
+
+    def _refuse_unsayable(self, text: str) -> None:
+        for kind, placeholder in self._placeholders().items():
+            if placeholder in text:
+                raise HostError(
+                    f"the text contains the {kind} token {placeholder!r}", remedy=f"attach {PLURALS[kind]} instead"
+                )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise HostError(
+                f"the text holds half of a surrogate pair, U+{ord(text[error.start]):04X}, which is no character"
+            ) from None
 
     def _inputs(self, turns: list[dict[str, Any]]) -> dict[str, Any]:
         opening = (
@@ -221,6 +251,8 @@ class Conversation:
             raise HostError(
                 f"the chat template refuses the conversation: {error}", remedy="drop the system prompt, or start over"
             ) from error
+        except Exception as error:  # processors raise what they like of pictures that they cannot take
+            raise HostError(f"the processor refuses the conversation: {error}", remedy="start over") from error
         dtype = self.model.dtype
         # some tokenizers of text models make token types that `generate` refuses; Gemma-3 sees its images by them
         known = inspect.signature(type(unwrap(self.model)).forward).parameters
@@ -232,10 +264,14 @@ class Conversation:
             if key not in unused
         }
 
-    def _check_length(self, prompt: int) -> None:
+    def _room(self, prompt: int) -> int:
+        """Tokens that an answer may take."""
         limit = context_length(self.model)
-        if limit is not None and prompt + 1 > limit:
+        if limit is None:
+            return int(self._generation.max_new_tokens)
+        if prompt + 1 > limit:
             raise HostError(f"the conversation is {prompt} tokens long, the model takes {limit}", remedy="start over")
+        return limit - prompt
 
 
 class _Stream(TextStreamer):

@@ -7,6 +7,8 @@ leaves the answer alone in the file.
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import shlex
 import sys
 import unicodedata
@@ -65,6 +67,9 @@ class Terminal:
         Returns:
             The number of lines that failed; each was reported and the chat went on.
         """
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            with contextlib.suppress(io.UnsupportedOperation):  # somebody has read from it already
+                sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are not UTF-8 spoil their own line only
         if self.interactive:
             self._greet()
         for line in self._lines():
@@ -97,6 +102,8 @@ class Terminal:
 
     def _line(self, line: str) -> bool:
         """Obey or answer one line; False to leave."""
+        if any("\ud800" <= character <= "\udfff" for character in line):
+            raise UsageError("the line is not UTF-8", where=repr(line)[1:-1][:60])
         if not line.startswith("/"):
             self._answer(line)
             return True
@@ -124,8 +131,8 @@ class Terminal:
         return True
 
     def _attach(self, rest: str) -> None:
-        for path in _paths(rest):
-            image = self.read_image(path)
+        read = [(path, self.read_image(path)) for path in _paths(rest)]
+        for path, image in read:
             self.conversation.attach(image)
             self._say(f"{path.name}, {image.width}x{image.height} px, goes with the next question")
 
@@ -136,10 +143,9 @@ class Terminal:
             read, wanted, command = self.read_film, talk.num_frames, "/film"
         else:
             read, wanted, command = self.read_sound, talk.sampling_rate, "/sound"
-        for path in _paths(rest, command):
-            if read is None:
-                raise UsageError("films and sounds cannot be read here", where=command)
-            clip = read(path, wanted)
+        if read is None:
+            raise UsageError("films and sounds cannot be read here", where=command)
+        for path, clip in [(path, read(path, wanted)) for path in _paths(rest, command)]:
             talk.attach_clip(kind, clip)
             size = f"{len(clip)} frames" if kind == "video" else f"{len(clip):,} samples"
             self._say(f"{path.name}, {size}, goes with the next question")
@@ -154,6 +160,8 @@ class Terminal:
             write("\n")
         if reply.interrupted and not self.interactive:
             raise KeyboardInterrupt
+        if reply.unfinished:
+            self._say("it ended inside its thought: more --max-new-tokens, or --template enable_thinking=false")
         if self.interactive:
             speed = f"{reply.tokens} tokens, {reply.tokens / max(reply.seconds, 1e-9):.0f} per second"
             self._say(f"{'stopped; ' if reply.interrupted else ''}{speed}")
@@ -173,13 +181,13 @@ class Terminal:
             self.console.print(f"  [bold]{escape(usage):<16}[/bold] {escape(meaning)}")
 
     def _say(self, text: str) -> None:
-        self.console.print(f"[dim]{escape(text)}[/dim]")
+        self.console.print(f"[dim]{escape(_visible(text))}[/dim]")
 
     def _complain(self, error: AlulaError) -> None:
-        where = f"[bold]{escape(error.where)}[/bold]: " if error.where else ""
-        self.console.print(f"[bold red]error[/bold red] {where}{escape(error.message)}")
+        where = f"[bold]{escape(_visible(error.where))}[/bold]: " if error.where else ""
+        self.console.print(f"[bold red]error[/bold red] {where}{escape(_visible(error.message))}")
         if error.remedy:
-            self.console.print(f"[bold]remedy[/bold] {escape(error.remedy)}")
+            self.console.print(f"[bold]remedy[/bold] {escape(_visible(error.remedy))}")
 
 
 def _harmless(text: str) -> str:
@@ -189,21 +197,24 @@ def _harmless(text: str) -> str:
     )
 
 
+def _visible(text: str) -> str:
+    """With what a terminal would obey, and what it cannot show, as escapes: names of files may hold anything."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def _paths(text: str, command: str = "/image") -> list[Path]:
     """The files a line names: one path with spaces as it stands, or several by the shell's quoting."""
     if not text:
         what = command.removeprefix("/")
         raise UsageError(f"which {what}?", where=command, remedy=f"{command} PATH, several paths allowed")
-    whole = Path(text).expanduser()
-    if whole.is_file():
-        return [whole]
+    # not Path.expanduser and Path.is_file, which raise for users that are not there and names that are too long
+    if os.path.isfile(whole := os.path.expanduser(text)):
+        return [Path(whole)]
     try:
-        paths = [Path(word).expanduser() for word in shlex.split(text)]
+        paths = [os.path.expanduser(word) for word in shlex.split(text)]
     except ValueError as error:
         raise UsageError(f"{error}: {text}", where=command) from error
     for path in paths:
-        if not path.is_file():
-            raise UsageError(
-                "no such file", where=str(path), remedy="check the path; quote one with spaces among several"
-            )
-    return paths
+        if not os.path.isfile(path):
+            raise UsageError("no such file", where=path, remedy="check the path; quote one with spaces among several")
+    return [Path(path) for path in paths]
