@@ -11,6 +11,7 @@ from typing import Any
 
 from alula.data.images import ImageRef
 from alula.errors import DataError
+from alula.files import regular
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def read_questions(path: str | os.PathLike[str], *, images: str | os.PathLike[st
     """
     stem = Path(path).stem
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = regular(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read: {error}", where=os.fspath(path)) from error
     for number, line in enumerate(lines, start=1):
@@ -134,7 +135,7 @@ def read_questions(path: str | os.PathLike[str], *, images: str | os.PathLike[st
 
 def _load(path: str | os.PathLike[str]) -> Any:
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(regular(path).read_bytes())
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=os.fspath(path)) from error
     except ValueError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from alula.errors import EvaluationError
 from alula.evaluation.results import ItemResult
-from alula.files import write_text
+from alula.files import append_text, regular, write_text
 
 
 class Journal:
@@ -43,14 +43,11 @@ class Journal:
             json.dumps({"task": task, "item": result.model_dump(mode="json")}, ensure_ascii=False) + "\n"
             for result in results
         )
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(lines)
-            stream.flush()
-            os.fsync(stream.fileno())
+        append_text(self.path, lines, sync=True)
         self._done.update({(task, result.id): result for result in results})
 
     def _read(self, identity: dict[str, Any]) -> None:
-        content = self.path.read_bytes()
+        content = regular(self.path).read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:  # killed while writing: the torn last line is answered again
             write_text(self.path, whole.decode(errors="replace"))

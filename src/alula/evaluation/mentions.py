@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from alula.errors import DataError
+from alula.files import regular
 
 _WORD = re.compile(r"[a-z0-9]+")
 _POSSESSIVE = re.compile(r"['\u2019]s\b")
@@ -58,7 +58,7 @@ class ObjectWords:
             DataError: the file cannot be read or holds nothing.
         """
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = regular(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot be read: {error}", where=os.fspath(path)) from error
         rows = [[word.strip() for word in line.split(",") if word.strip()] for line in lines]

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alula.errors import EvaluationError
-from alula.files import write_text
+from alula.files import regular, write_text
 
 _NAMED = 5
 """items that a note names"""
@@ -33,7 +33,7 @@ class Record(BaseModel):
             EvaluationError: the file is missing, is not JSON, or is not this kind of record (the key is named).
         """
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
+            return cls.model_validate_json(regular(path).read_bytes())
         except OSError as error:
             raise EvaluationError(f"cannot be read: {error.strerror}", where=str(path)) from error
         except ValidationError as error:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import alula
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import AdapterError, UsageError
-from alula.files import atomic_directory, recovered, regular, telling, write_json, write_text
+from alula.files import atomic_directory, recovered, regular, regular_files, telling, write_json, write_text
 from alula.grafts.base import Graft, check_keys, check_values
 from alula.grafts.lifecycle import GRAFTS, attach, check_name, get, layer_indices
 from alula.seam import NAME
@@ -202,9 +202,11 @@ def read_facts(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The adapter config of a directory, alula's or PEFT's, as it is written.
 
     Raises:
-        AdapterError: missing or unreadable.
+        AdapterError: missing or unreadable. FilesError: a pipe or device stands in place of a file.
     """
     path = recovered(directory) / CONFIG_FILE
+    if path.parent.is_dir():
+        regular_files(path.parent)
     if not path.exists():
         raise AdapterError(f"no {CONFIG_FILE} there", where=str(directory), remedy="name an adapter directory")
     try:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 
 from alula.errors import HostError
-from alula.files import recovered
+from alula.files import recovered, regular_files
 
 _HUB_SECONDS = 10.0
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -63,8 +63,9 @@ def inspect_directory(path: Path) -> None:
     """Check that the JSON files of a model directory parse and that its weight files are whole.
 
     Raises:
-        HostError: naming the missing or broken file.
+        HostError: naming the missing or broken file. FilesError: naming a pipe or device in place of one.
     """
+    regular_files(path)
     if not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
             remedy = "this is an adapter; use alula.load_model"

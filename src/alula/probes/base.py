@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from alula.errors import DataError, UsageError
-from alula.files import atomic_file
+from alula.files import atomic_file, regular
 from alula.probes.accumulate import Reservoir, Tally
 from alula.probes.resampling import DEFAULT, Resampling
 from alula.probes.results import Result
@@ -220,7 +220,7 @@ class Probe(abc.ABC):
             DataError: not such a file, or one of another kind of probe.
         """
         try:
-            with safetensors.safe_open(file, framework="pt") as opened:
+            with safetensors.safe_open(regular(file), framework="pt") as opened:
                 facts = opened.metadata() or {}
                 state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, safetensors.SafetensorError) as error:

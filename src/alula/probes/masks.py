@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alula.errors import DataError, UsageError
-from alula.files import atomic_file
+from alula.files import atomic_file, regular
 
 Bits = NDArray[np.uint8]
 
@@ -112,7 +112,7 @@ class WeightMask:
             DataError: not such a file.
         """
         try:
-            with safetensors.safe_open(file, framework="np") as opened:
+            with safetensors.safe_open(regular(file), framework="np") as opened:
                 shapes = json.loads((opened.metadata() or {})["shapes"])
                 bits = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, KeyError, safetensors.SafetensorError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -14,6 +13,7 @@ from alula.errors import EvaluationError
 from alula.evaluation import RunResult, paired
 from alula.evaluation.pairing import KEPT_FLIPS
 from alula.evaluation.results import Conditions, PairedResult, Record
+from alula.files import regular
 
 CURVE_POINTS = 200
 """points kept of a training curve: more than a figure can show"""
@@ -134,7 +134,7 @@ def read_curve(path: str | os.PathLike[str], points: int = CURVE_POINTS) -> list
         EvaluationError: the file is missing, or a row lacks ``stage``, ``step`` or ``loss``.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = regular(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise EvaluationError(f"cannot be read: {error.strerror}", where=str(path)) from error
     stages: dict[str, list[CurvePoint]] = {}

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from alula.anatomy import Anatomy
 from alula.errors import AdapterError
+from alula.files import regular_files
 from alula.grafts.base import Graft, check_keys, check_values
 from alula.grafts.wings.config import LEARNERS, WingsConfig
 
@@ -62,6 +63,7 @@ class Release:
         """
         path = Path(directory)
         listed = _listed(path)
+        regular_files(path)
         files: dict[str, Path] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for shard in sorted(set(listed.values()) if listed else {path / SINGLE}):
