@@ -95,6 +95,16 @@ def test_an_untrained_host_is_asked_what_its_llm_is_asked(llm: Any, host: Any, f
     assert rows(after, "say:exact_match")[1] == [tokenizer("how many?").input_ids]
 
 
+def test_a_tokenizer_that_ends_texts_by_itself_does_not_end_prompts(llm: Any, folder: Path) -> None:
+    """EOS at the end of the question and of the choice: the harness would score the wrong tokens."""
+    tasks = HarnessTasks(["choose", "say"], folder)
+    plain, ending = (
+        run_harness(llm, tiny.tokenizer(add_bos_token=True, add_eos_token=eos), tasks) for eos in (False, True)
+    )
+    for result in paired(plain, ending).tasks.values():
+        assert result.identical_answers == result.overall.n
+
+
 def test_other_ids_are_refused_with_the_place(llm: Any, folder: Path) -> None:
     tasks = HarnessTasks(["choose"], folder)
     with_bos, without = (run_harness(llm, tokenizer, tasks) for tokenizer in (writing_bos(), tiny.tokenizer()))

@@ -48,6 +48,7 @@ metadata: {{version: 3}}
         "task: rolling\n" + common + "output_type: loglikelihood_rolling\ndoc_to_target: answer\n"
         "metric_list: [{metric: word_perplexity}]\n"
     )
+    (root / "look.yaml").write_text("task: look\n" + common + generate + exact + "doc_to_image: q\n")
     (root / "both.yaml").write_text("group: both\ntask: [choose, say]\n")
     return root
 
@@ -241,6 +242,7 @@ def test_nothing_is_left_behind(llm: Any, tokenizer: Any, folder: Path) -> None:
         ("chose", UsageError, r"no task 'chose'(.|\n)*did you mean.*choose"),
         ("choose:nonsense", UsageError, r"no metric 'nonsense'(.|\n)*acc, acc_norm"),
         ("rolling", EvaluationError, "scores single items"),
+        ("look", EvaluationError, r"'look'.* which require multimodal input"),
     ],
 )
 def test_what_cannot_be_done_is_said(
