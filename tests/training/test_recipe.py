@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,50 @@ def test_a_mistake_is_told_with_file_key_and_what_is_legal(tmp_path: Path, old: 
         assert part in text
     assert "pydantic" not in text
     assert caught.value.exit_code == 2
+
+
+# what YAML can do to a reader, and what must be said
+UNREADABLE = {
+    "anchors that multiply": (
+        "a: &a [x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]\n" for old, new in pairwise("abcdefgh")),
+        "more than 20,000 values",
+    ),
+    "an anchor inside itself": ("a: &a [1, *a]", "an anchor that holds itself"),
+    "anchors that dig": (
+        "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}}}\n" for n in range(1, 1500)),
+        "nested deeper than 50 levels",
+    ),
+    "deep lists": ("[" * 3000 + "]" * 3000, "nested deeper than 50 levels"),
+    "deep mappings": ("{a: " * 3000 + "1" + "}" * 3000, "nested deeper than 50 levels"),
+    "a list for a key": ("? [a, b]\n: c", "a list or mapping cannot be a key"),
+    "a mapping for a key": ("stages: [{train: {? {a: b} : 1}}]", "a list or mapping cannot be a key"),
+    "no date": ("name: 2024-13-45", "month must be in 1..12"),
+    "no timestamp": ("name: !!timestamp zz", "not valid YAML"),
+    "a number without end": ("steps: " + "9" * 5000, "not valid YAML"),
+    "a number nobody writes": ("steps: 0x" + "f" * 4000, "a number of 16000 bits"),
+    "a huge file": ("a: [" + "1," * 150_000 + "]", "more than the 200,000 read"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_yaml_that_nobody_writes_is_refused_at_once(tmp_path: Path, plain: Callable[..., Any], case: str) -> None:
+    """From a file and after `--set` alike, before anything of it is built."""
+    text, told = UNREADABLE[case]
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(written(tmp_path, text))
+    with pytest.raises(RecipeError, match=told):
+        parse_recipe(plain(), overrides=[f"name={text}"])
+
+
+def test_anchors_and_merges_that_people_write_are_read(tmp_path: Path) -> None:
+    text = GOOD[: GOOD.index("stages:")] + (
+        "stages:\n"
+        "  - &one {name: one, method: projector, steps: 3, data: &data {sources: [{microworld: visual}]}}\n"
+        "  - {<<: *one, name: two, steps: 4}\n"
+        "  - {name: three, method: projector, steps: 5, data: *data}\n"
+    )
+    assert [stage.steps for stage in load_recipe(written(tmp_path, text)).stages] == [3, 4, 5]
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

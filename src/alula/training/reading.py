@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -14,30 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from alula.errors import RecipeError, UsageError
+from alula.training.notation import MOST_BITS, read_yaml
 from alula.training.recipe import Recipe
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: `1e-3` is a number, and a key given twice is an error instead of a silent overwrite."""
-
-
-# PyYAML follows YAML 1.1, in which a float needs a dot; YAML 1.2 and everybody's habit read 1e-3 as a number
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _mapping_without_twins(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} appears twice", key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_twins)
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
@@ -61,11 +38,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
             where=str(path),
             remedy="name a YAML file; the repository's recipes/ has some to start from",
         ) from None
-    try:
-        raw = yaml.load(text, _Loader)
-        lines = yaml.compose(text, yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"not valid YAML: {_one_line(error)}", where=str(path)) from None
+    raw, lines = read_yaml(text, where=str(path))
     return parse_recipe(raw, where=str(path), overrides=overrides, lines=lines)
 
 
@@ -139,7 +112,8 @@ class _Problems:
         if kind == "value_error":
             return message.removeprefix("Value error, ")
         got = item.get("input")
-        shown = f", got {got!r}" if isinstance(got, str | int | float | bool | type(None)) else ""
+        plain = isinstance(got, str | int | float | bool | type(None))
+        shown = f", got {got!r}" if plain and not (isinstance(got, int) and got.bit_length() > MOST_BITS) else ""
         return message[0].lower() + message[1:] + shown
 
 
@@ -175,10 +149,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise RecipeError(
             f"--set {override!r} is not of the form key.path=value", remedy="e.g. --set stages.0.steps=10"
         )
-    try:
-        parsed = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override!r}: the value is not valid YAML: {_one_line(error)}") from None
+    parsed, _ = read_yaml(value, where=f"--set {override!r}")
     here: Any = raw
     parts = path.strip().split(".")
     for index, part in enumerate(parts):
@@ -237,7 +208,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip()

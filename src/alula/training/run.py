@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from accelerate import PartialState
 from transformers import TrainerCallback
 
@@ -20,6 +19,7 @@ from alula.files import write_text
 from alula.training.environment import append_session, describe_environment
 from alula.training.layout import RunDirectory
 from alula.training.meters import probe_set
+from alula.training.notation import read_yaml
 from alula.training.progress import Display
 from alula.training.reading import dump_recipe, load_recipe, parse_recipe
 from alula.training.recipe import ADAPTER_METHODS, Recipe
@@ -184,8 +184,16 @@ def start_of_run(recipe: Recipe, run: RunDirectory) -> str:
 
 def refuse_other_recipes(run: RunDirectory, recipe: Recipe) -> None:
     """Raise a UsageError if the run on disk was another recipe's, naming the first key that differs."""
-    before = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
-    now = yaml.safe_load(dump_recipe(recipe))
+    before, now = (
+        read_yaml(text, where=str(run.recipe))[0]
+        for text in (run.recipe.read_text(encoding="utf-8"), dump_recipe(recipe))
+    )
+    if not isinstance(before, dict) or not isinstance(before.get("stages"), list):
+        raise UsageError(
+            "holds no recipe any more",
+            where=str(run.recipe),
+            remedy="restore it, or start over with --no-resume (drops the run that is there)",
+        )
     for plain in (before, now):
         plain.pop("output_dir", None)  # a run may have been moved
         for stage in plain["stages"]:
