@@ -387,3 +387,109 @@ def test_unusable_processors_are_refused(processor, tokenizer) -> None:
     Collator(with_template("{{ messages[0].content }}"), train=False)
     with pytest.raises(UsageError, match="no chat template"):
         Collator(with_template(None))
+
+
+# -- answers end with a stop token ---------------------------------------------------------------------------------
+
+# as published with llava-hf/llava-1.5-7b-hf: answers are marked, but nothing ends them
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
+    "{# Render all images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}{# Render all text next #}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def learnt(processor: object, sample: Sample, **options: object) -> list[str]:
+    """The stretches of text a training batch has labels for."""
+    tokenizer = processor.tokenizer  # type: ignore[attr-defined]
+    batch = Collator(processor, **options)([sample])
+    stretches: list[list[int]] = [[]]
+    for label in batch["labels"][0].tolist():
+        if label != IGNORED:
+            stretches[-1].append(label)
+        elif stretches[-1]:
+            stretches.append([])
+    return [tokenizer.decode(ids) for ids in stretches if ids]
+
+
+def templated(processor: LlavaProcessor, template: str) -> LlavaProcessor:
+    return LlavaProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=processor.tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="full",
+        chat_template=template,
+    )
+
+
+DIALOGUE = Sample(
+    "two",
+    [
+        say("user", RED, "what colour?"),
+        say("assistant", "red", "and nothing else"),
+        say("user", "how many rings?"),
+        say("assistant", "two of them"),
+    ],
+)
+
+
+def test_a_template_that_writes_no_stop_token_is_given_one(processor: LlavaProcessor, caplog) -> None:
+    llava = templated(processor, LLAVA_TEMPLATE)
+    assert learnt(llava, DIALOGUE) == [" red and nothing else<|im_end|>", " two of them<|im_end|>"]
+    assert "ends answers with no stop token" in caplog.text
+    prompt = chat("what colour?", "red", "how many?", images=(RED,))
+    shown = llava.tokenizer.decode(Collator(llava, train=False)([prompt])["input_ids"][0])
+    assert "<|im_end|>" not in shown, "prompts are the model's own"
+
+
+def test_a_stop_token_behind_the_marked_answer_is_learnt(processor: LlavaProcessor, caplog) -> None:
+    outside = TEMPLATE.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}{{ '\n<|im_end|>' }}")
+    made = templated(processor, outside)
+    assert learnt(made, chat("a?", "red", "b?", "two")) == ["red\n<|im_end|>", "two\n<|im_end|>"]
+    ids = Collator(made)([chat("a?", "red")])["input_ids"]
+    assert ids.equal(Collator(made, labels=False)([chat("a?", "red")])["input_ids"]), "the text stays the template's"
+    assert not caplog.text
+
+
+def test_what_a_template_ends_its_turns_with_ends_answers(processor: LlavaProcessor, caplog) -> None:
+    """Gemma's end of turn is not its tokenizer's end token."""
+    made = templated(processor, TEMPLATE.replace("<|im_end|>", "<pad>"))
+    assert learnt(made, chat("a?", "red", "b?", "two")) == ["red<pad>", "two<pad>"]
+    outside = templated(processor, TEMPLATE.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<pad>"))
+    assert learnt(outside, chat("a?", "red", "b?", "two")) == ["red<pad>", "two<pad>"]
+    assert not caplog.text
+
+
+def test_what_begins_the_next_turn_ends_no_answer(processor: LlavaProcessor) -> None:
+    between = TEMPLATE.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}").replace("{{ '\n' }}", "")
+    made = templated(processor, between)  # the next turn follows at once, with a special token of its own
+    assert learnt(made, chat("a?", "red", "b?", "two")) == ["red<|im_end|>", "two<|im_end|>"]
+
+
+def test_tokens_that_the_model_stops_at_count(processor: LlavaProcessor) -> None:
+    last = "{% endgeneration %}{{ '<pad>' if loop.last else 'x' }}"
+    made = templated(processor, TEMPLATE.replace("<|im_end|>{% endgeneration %}", last))
+    assert learnt(made, chat("a?", "red"), stops=[made.tokenizer.pad_token_id]) == ["red<pad>"]
+
+
+@pytest.mark.parametrize("change", [("{{ p.text }}", "{{ p.text | upper }}"), ("{{ p.text }}", "{{ p.text[:-1] }}")])
+def test_templates_whose_answers_cannot_be_ended_are_refused(processor: LlavaProcessor, change: tuple) -> None:
+    endless = TEMPLATE.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}").replace(*change)
+    with pytest.raises(UsageError, match=r"(?s)without the token that ends them.*put the token inside"):
+        Collator(templated(processor, endless))
+
+
+def test_template_of_strings_is_ended_too(tokenizer: PreTrainedTokenizerFast) -> None:
+    endless = STRING_TEMPLATE.replace("{{ m['content'] + '<|im_end|>' }}{% endg", "{{ m['content'] }}{% endg")
+    own = tokenizer.chat_template
+    tokenizer.chat_template = endless
+    try:
+        batch = Collator(tokenizer)([chat("a?", "red")])
+    finally:
+        tokenizer.chat_template = own
+    kept = batch["labels"][0]
+    assert tokenizer.decode(kept[kept != IGNORED]) == "red<|im_end|>"

@@ -18,10 +18,11 @@ import alula
 from alula.anatomy import Anatomy
 from alula.data import Collator
 from alula.errors import AlulaError, DataError, RecipeError, UsageError
-from alula.hosts import load_host
+from alula.hosts import load_host, save_host
 from alula.seam.dialect import cache_of
 from alula.training import check, train
 from alula.training.stage import open_data
+from tests.data.test_collate import LLAVA_TEMPLATE
 from tests.training.conftest import LastModel, MakeRecipe, batch_of, rows
 
 UNEVEN = {
@@ -69,6 +70,23 @@ def test_accumulated_loss_and_gradients_are_the_big_batchs(recipe: MakeRecipe, m
     assert seen.gradients.keys() == {name for name in own if "vision_tower" not in name}
     for name, gradient in seen.gradients.items():
         torch.testing.assert_close(gradient, own[name].grad, rtol=1e-4, atol=1e-7)
+
+
+def test_a_stock_template_without_a_stop_token_still_teaches_to_stop(
+    recipe: MakeRecipe, host_directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = load_host(host_directory)
+    made.processor.chat_template = LLAVA_TEMPLATE
+    path = str(save_host(made, tmp_path / "llava"))
+    run = recipe({"host": {"path": path}}, method="full", train={"llm": 1e-3, "projector": 1e-3}, steps=1, clip=None)
+    batch = batch_of(run, 0)
+    stop = made.processor.tokenizer.eos_token_id
+    assert (batch["labels"] == stop).any(dim=1).all()
+    loss = big_batch_loss(load_host(run.host.path or "").model, batch)
+    caplog.clear()
+    train(run, quiet=True)
+    assert rows(Path(run.output_dir))[0]["loss"] == pytest.approx(loss.item(), rel=2e-6)
+    assert "ends answers with no stop token" in caplog.text
 
 
 class _Gradients(TrainerCallback):

@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from alula.chat_template import TemplateSettings
+from alula.answers import ended
+from alula.chat_template import TemplateSettings, template_of
 from alula.data.errors import (
     BadSampleError,
     EmptyBatchError,
@@ -45,8 +46,9 @@ class Collator:
     A training batch (``train=True``) holds
 
     - ``input_ids``, ``attention_mask`` (B, L) int64;
-    - ``labels`` (B, L) int64: the token itself where the template marks the assistant speaking, ``IGNORED`` elsewhere
-      (padding and image rows always);
+    - ``labels`` (B, L) int64: the token itself where the template marks the assistant speaking, up to the stop token
+      that ends the answer, ``IGNORED`` elsewhere (padding and image rows always). A template that marks answers without
+      it is adapted (``alula.answers.ended``); where it writes none at all, one is put behind each answer;
     - ``mm_token_type_ids`` (B, L) int64, with a processor: 0 text, 1 image, 2 video, 3 audio;
     - ``pixel_values`` and whatever else the image processor makes, absent when no sample holds an image; the same of
       films and sounds.
@@ -64,6 +66,7 @@ class Collator:
         padding_side: default right for training, left for prompts.
         train: training batches, or prompts for generation.
         labels: whether training batches say what is learnt from.
+        stops: ids of the tokens that end the model's generation; default: the tokenizer's end token.
         pad_to_multiple_of: round L up (tensor cores like 8 or 64).
         fingerprints: add ``image_fingerprints``, the images' ``ImageRef.fingerprint()`` in the order of
             ``pixel_values``; to be taken out before the model is called.
@@ -73,8 +76,8 @@ class Collator:
         replacer: the mixture the samples come from.
 
     Raises:
-        UsageError: no chat template, one without generation markers (labels) or that does not read a setting, a slow
-            tokenizer, or no padding token.
+        UsageError: no chat template; one without generation markers, or that cannot be made to end answers with a stop
+            token (labels); one that does not read a setting; a slow tokenizer; no padding token.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Collator:
         padding_side: Literal["left", "right"] | None = None,
         train: bool = True,
         labels: bool = True,
+        stops: Sequence[int] | None = None,
         pad_to_multiple_of: int | None = None,
         fingerprints: bool = False,
         template: TemplateSettings | None = None,
@@ -101,8 +105,10 @@ class Collator:
         self.fingerprints = fingerprints
         self.quarantine, self.replacer = quarantine, replacer
         self.pad_token_id = self._pad_token_id()
-        self._check_template()
+        checked = self._checked_template()
         self._told = (template or TemplateSettings()).keywords(processor)
+        if self.labels:
+            self._told["chat_template"] = self._ended(self._told.pop("chat_template", checked), stops or [])
 
     def __call__(self, samples: Sequence[Sample]) -> BatchFeature:
         """Make the batch.
@@ -290,10 +296,8 @@ class Collator:
                 return int(token)
         raise UsageError("the tokenizer has neither a padding nor an end token", remedy="set tokenizer.pad_token")
 
-    def _check_template(self) -> None:
-        template = self.processor.chat_template
-        if isinstance(template, dict):
-            template = template.get("default")
+    def _checked_template(self) -> str:
+        template = template_of(self.processor)
         if not template:
             raise UsageError(
                 f"the {type(self.processor).__name__} has no chat template",
@@ -307,6 +311,18 @@ class Collator:
             )
         if self.labels and not self.tokenizer.is_fast:
             raise UsageError("training labels need a fast tokenizer (one backed by `tokenizers`)")
+        return template
+
+    def _ended(self, template: str, stops: Sequence[int]) -> str:
+        names = [self.tokenizer.eos_token, *self.tokenizer.convert_ids_to_tokens(list(stops))]
+        return ended(
+            template,
+            {**self.tokenizer.special_tokens_map, **self._told},
+            [name for name in dict.fromkeys(names) if name],
+            [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special],
+            lists=self.multimodal,
+            where=f"{type(self.processor).__name__}.chat_template",
+        )
 
 
 @dataclass(frozen=True, slots=True)

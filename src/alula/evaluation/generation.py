@@ -76,7 +76,7 @@ def collate(prompts: Sequence[Prompt], pad_id: int) -> dict[str, torch.Tensor]:
 def generation_config(model: Any, processor: Any, decoding: Decoding, max_new_tokens: int) -> GenerationConfig:
     """Return a generation config in which nothing is left to the checkpoint's own defaults but its stop tokens."""
     tokenizer = tokenizer_of(processor)
-    stops = _stop_ids(model, tokenizer)
+    stops = stop_ids(model, tokenizer)
     if not stops:
         raise EvaluationError(
             "neither the model's generation config nor the tokenizer names an end-of-turn token",
@@ -131,7 +131,8 @@ def _read(tokenizer: Any, row: list[int], stops: set[int], *, opened: bool) -> A
     return Answer(text=said.answer, truncated=end is None, thought=said.thought, unfinished=not said.finished)
 
 
-def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids of the tokens that end an answer of ``model``: those of its generation settings, and the tokenizer's."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = list(named) if isinstance(named, list | tuple) else [named]
     return [token for token in dict.fromkeys([*ids, tokenizer.eos_token_id]) if token is not None]

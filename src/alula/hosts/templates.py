@@ -4,10 +4,8 @@ alula never writes another prompt than the model was trained on. A template is a
 
 1. *Flatten.* Before the original template runs, every content list becomes the string it stands for: text parts as
    they are, an image (film, sound) as its placeholder token. The original sees what it was written for, plain strings.
-2. *Mark.* Where the original has no ``{% generation %}`` markers, each assistant message is passed through it between
-   two Unicode noncharacters (U+FDD0, U+FDD1, reserved for process-internal use); its output is captured and cut at
-   them, and the answers, with the stop token that follows, are emitted inside ``{% generation %}``. The noncharacters
-   never reach the rendered text.
+2. *Mark.* Where the original has no ``{% generation %}`` markers, the answers in what it renders are marked with the
+   stop token that follows, see :mod:`alula.answers`.
 
 :func:`adapt` renders probe conversations through the original and the adapted template and refuses to go on unless the
 text is the same character for character.
@@ -15,7 +13,6 @@ text is the same character for character.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -25,12 +22,11 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from alula.answers import captured, literal
 from alula.chat_template import DATE, fixed
 from alula.errors import HostError
 
 logger = logging.getLogger(__name__)
-
-OPEN, CLOSE = "\ufdd0", "\ufdd1"
 
 _FLATTEN = r"""{#- alula: content lists become plain strings; an image (film, sound) becomes its placeholder -#}
 {%- set alula = namespace(messages=[], text='') -%}
@@ -64,26 +60,6 @@ _MARK = r"""        {%- if message['role'] == 'assistant' and alula.text.strip()
             {%- set core = alula.text.strip() -%}
             {%- set alula.text = alula.text[:lead] + '\ufdd0' + core + '\ufdd1' + alula.text[lead + core | length:] -%}
         {%- endif -%}
-"""
-
-_EMIT = r"""{#- alula: emit what the template rendered; answers with their stop token count as generated -#}
-{%- for piece in alula_rendered.split('\ufdd0') -%}
-    {%- if loop.first or '\ufdd1' not in piece -%}
-        {{- piece.replace('\ufdd1', '') -}}
-    {%- else -%}
-        {%- set answer = piece.split('\ufdd1')[0] -%}
-        {%- set rest = piece[answer | length + 1:].replace('\ufdd1', '') -%}
-        {%- set space = rest | length - rest.lstrip() | length -%}
-        {%- set alula.end = 0 -%}
-        {%- for stop in @STOPS@ -%}
-            {%- if rest[space:].startswith(stop) and space + stop | length > alula.end -%}
-                {%- set alula.end = space + stop | length -%}
-            {%- endif -%}
-        {%- endfor -%}
-        {%- generation -%}{{- answer + rest[:alula.end] -}}{%- endgeneration -%}
-        {{- rest[alula.end:] -}}
-    {%- endif -%}
-{%- endfor -%}
 """
 
 # for base models that came without a template; made of words every vocabulary has
@@ -181,7 +157,7 @@ def _flatten(original: str, placeholders: Mapping[str, str], mark: str = "", lis
     """``original`` behind a prelude; ``lists`` for one that wants content as a list of (one) text part."""
     content = "[{'type': 'text', 'text': alula.text}]" if lists else "alula.text"
     media = "".join(
-        _MEDIUM.replace("@TYPE@", kind).replace("@TOKEN@", _literal(token)) for kind, token in placeholders.items()
+        _MEDIUM.replace("@TYPE@", kind).replace("@TOKEN@", literal(token)) for kind, token in placeholders.items()
     )
     *most, last = ["text", *(PLURALS[kind] for kind in placeholders)]
     filled = _FLATTEN.replace("@MEDIA@", media).replace("@TAKEN@", f"{', '.join(most)} and {last}")
@@ -189,15 +165,7 @@ def _flatten(original: str, placeholders: Mapping[str, str], mark: str = "", lis
 
 
 def _mark(original: str, placeholders: Mapping[str, str], stops: Sequence[str], lists: bool) -> str:
-    # jinja drops one newline at the end of a template, so the original must lose its own before something follows it
-    body = original[:-1] if original.endswith("\n") else original
-    prelude = _flatten("", placeholders, _MARK, lists)
-    literals = "[" + ", ".join(_literal(stop) for stop in stops) + "]"
-    return f"{prelude}{{% set alula_rendered %}}\n{body}{{% endset %}}\n{_EMIT.replace('@STOPS@', literals)}"
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text)  # jinja reads the same escapes
+    return captured(_flatten("", placeholders, _MARK, lists), original, stops)
 
 
 def _probes(lists: bool) -> list[tuple[list[dict[str, Any]], bool]]:

@@ -17,6 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from alula.anatomy import Anatomy
 from alula.data import Collator, Mixture, MixtureSpec, Quarantine, open_mixture
 from alula.errors import RecipeError
+from alula.evaluation.generation import stop_ids
 from alula.files import write_json
 from alula.training.checkpoint import Sealing, newest, step_of
 from alula.training.early_warning import EarlyWarning, Stopped
@@ -141,6 +142,7 @@ def run_stage(
             collator=Collator(
                 start.processor,
                 max_length=stage.max_length,
+                stops=stop_ids(start.model, start.processor.tokenizer),
                 quarantine=quarantine,
                 replacer=mixture if quarantine is not None else None,
             ),
