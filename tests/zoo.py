@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -140,6 +143,20 @@ def build(name: str, seed: int = 0) -> Any:
     model.generation_config.pad_token_id = PAD
     model.generation_config.suppress_tokens = [57, 58, 59, IMAGE]  # a sampled placeholder has no pixels
     return model.eval()
+
+
+def set_attention(model: Any, implementation: str) -> None:
+    """Have a model's decoder run an attention implementation; its tower keeps its own."""
+    composite = model.config.get_text_config(decoder=True) is not model.config
+    model.set_attn_implementation({"text_config": implementation} if composite else implementation)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """flex attention as it is written: compiling it for every shape of these tests would take minutes."""
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        yield
 
 
 def pixels(name: str, images: int, seed: int = 0) -> dict[str, Tensor]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import alula
 from alula import Role, RowMap, WingsConfig
@@ -69,6 +73,105 @@ def test_decoding_text_beside_an_image_is_the_host_bit_for_bit() -> None:
     ours = model.generate(**inputs, **options)
     assert torch.equal(ours.sequences[1], plain.sequences[1])
     assert all(torch.equal(a[1], b[1]) for a, b in zip(ours.logits, plain.logits, strict=True))
+
+
+OTHER_ATTENTION = [
+    ("llama", "eager", "mass"),
+    ("gemma2", "eager", "attention"),
+    ("gemma3", "eager", "mass"),
+    ("qwen3", "eager", "attention"),
+    ("llava-llama", "eager", "mass"),
+    ("llava-gemma3", "eager", "keys kept"),
+    ("qwen2_5_vl", "eager", "attention"),
+    ("gemma2", "flex_attention", "mass"),
+    ("llava-qwen3", "flex_attention", "attention"),
+    ("qwen3", "flex_attention", "constant"),
+]
+"""Hosts that do not run SDPA, and a configuration for each."""
+
+
+def _other(host: str, implementation: str, dtype: torch.dtype = torch.float32) -> Any:
+    model = zoo.build(host).to(dtype)
+    zoo.set_attention(model, implementation)
+    return model
+
+
+@pytest.mark.parametrize(("host", "implementation", "config"), OTHER_ATTENTION)
+def test_other_attention_than_sdpa_is_the_hosts_own(host: str, implementation: str, config: str) -> None:
+    """Text alone, in a padded batch and beside images; and everything while the graft is disabled."""
+    model = _other(host, implementation)
+    batches = [zoo.batch(host, "7"), zoo.batch(host, "7", "4", "9")]
+    batches += [zoo.batch(host, "3I4", "7", "I2", "11", side=side) for side in ("left", "right")]
+    with zoo.uncompiled():
+        plain = [run(model, host, inputs) for inputs in batches]
+        graft = alula.attach(model, CONFIGS[config])
+        assert torch.equal(run(model, host, batches[-1]), plain[-1])  # fresh
+        wake(graft)
+        ours = [run(model, host, inputs) for inputs in batches]
+        for inputs, expected, logits in zip(batches, plain, ours, strict=True):
+            texts = ~(inputs["input_ids"] == zoo.IMAGE).any(dim=1)
+            rows = inputs["attention_mask"].bool() & texts[:, None]
+            assert torch.equal(logits[rows], expected[rows])
+            assert bool(texts.all()) or not torch.allclose(logits[~texts], expected[~texts], atol=1e-3)
+        with graft.disabled():
+            assert all(torch.equal(run(model, host, i), expected) for i, expected in zip(batches, plain, strict=True))
+        alula.detach(model)
+        assert torch.equal(run(model, host, batches[-1]), plain[-1])
+    assert model.config.get_text_config(decoder=True)._attn_implementation == implementation
+
+
+@pytest.mark.parametrize(("host", "implementation", "config"), OTHER_ATTENTION)
+def test_a_graft_says_the_same_whatever_attention_the_host_runs(host: str, implementation: str, config: str) -> None:
+    inputs = zoo.batch(host, "3I4", "7", "I2")
+    valid = inputs["attention_mask"].bool()
+    stock, model = zoo.build(host), _other(host, implementation)
+    for each in (stock, model):
+        wake(alula.attach(each, CONFIGS[config]))
+    with zoo.uncompiled():
+        torch.testing.assert_close(
+            run(model, host, inputs)[valid], run(stock, host, inputs)[valid], atol=5e-5, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_generated_text_beside_an_image_is_the_hosts_own_in_other_attention(implementation: str) -> None:
+    inputs = zoo.batch("llava-gemma3", "3I4", "7", "4")
+    options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    model = _other("llava-gemma3", implementation)
+    with zoo.uncompiled():
+        plain = model.generate(**inputs, **options)
+        wake(alula.attach(model, CONFIGS["mass"]))
+        ours = model.generate(**inputs, **options)
+    assert torch.equal(ours.sequences[1:], plain.sequences[1:])
+    assert all(torch.equal(a[1:], b[1:]) for a, b in zip(ours.logits, plain.logits, strict=True))
+    assert not torch.allclose(ours.logits[0][0], plain.logits[0][0], atol=1e-3)
+
+
+def test_learners_narrower_than_the_host_in_half_precision_flex() -> None:
+    """Learners never go through flex attention, whose kernels do not take every width."""
+    widths: set[tuple[int, int]] = set()
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                widths.add((args[0].shape[-1], args[2].shape[-1]))
+            return func(*args, **(kwargs or {}))
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        hidden_size=48, num_attention_heads=2, num_key_value_heads=2, head_dim=32, num_hidden_layers=1, vocab_size=64
+    )
+    model = Qwen3ForCausalLM(config).bfloat16().eval()
+    model.set_attn_implementation("flex_attention")
+    inputs = zoo.batch("qwen3", "30I30")
+    with zoo.uncompiled():
+        plain = run(model, "qwen3", inputs)
+        wake(alula.attach(model, CONFIGS["mass"]))
+        with Watch():
+            logits = run(model, "qwen3", inputs)
+    assert widths == {(16, 16)}
+    assert bool(torch.isfinite(logits).all())
+    assert not torch.allclose(logits[:, 35:], plain[:, 35:], atol=1e-2)
 
 
 def test_paper_gate_lets_the_textual_learner_speak_without_an_image() -> None:

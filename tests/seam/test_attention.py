@@ -1,15 +1,18 @@
-"""alula's attention function is the stock path on every supported architecture, and its sums of attention are exact."""
+"""Attention that can be asked for sums is the decoder's own on every supported architecture, and the sums are exact."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tests import zoo
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from alula import Anatomy
+from alula.errors import HostError
 from alula.seam import ATTENTION, Forward, install, use_attention
 from alula.seam.dialect import cache_keyword, cache_of_output
 
@@ -36,11 +39,11 @@ def test_logits_equal_stock(name: str, side: str) -> None:
     with torch.no_grad():
         before = model(**batch).logits
         with use_attention(model):
-            assert decoder_attention(model) == ATTENTION
+            assert decoder_attention(model) == {"sdpa": ATTENTION, "eager": "eager"}[stock]
             during = model(**batch).logits
         after = model(**batch).logits
     assert decoder_attention(model) == stock
-    torch.testing.assert_close(during[valid], before[valid], atol=1e-5, rtol=0)
+    assert torch.equal(during[valid], before[valid])
     assert torch.equal(after[valid], before[valid])
 
 
@@ -53,8 +56,7 @@ def test_generation_with_cache_equals_stock(name: str) -> None:
     with use_attention(model):
         during = model.generate(**batch, **options)
     assert torch.equal(before.sequences, during.sequences)
-    for ours, stock in zip(during.logits, before.logits, strict=True):
-        torch.testing.assert_close(ours, stock, atol=1e-5, rtol=0)
+    assert all(torch.equal(ours, stock) for ours, stock in zip(during.logits, before.logits, strict=True))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -65,11 +67,10 @@ def test_gradients_equal_stock(name: str, checkpointing: bool) -> None:
 
     def gradients(ours: bool) -> list[torch.Tensor]:
         model = zoo.build(name).train()
-        if ours:
-            model.set_attn_implementation({"text_config": ATTENTION} if name in zoo.HOSTS else ATTENTION)
-            if checkpointing:
-                model.gradient_checkpointing_enable()
-        model(**batch, labels=labels, use_cache=False).loss.backward()
+        if ours and checkpointing:
+            model.gradient_checkpointing_enable()
+        with use_attention(model) if ours else nullcontext():
+            model(**batch, labels=labels, use_cache=False).loss.backward()
         return [p.grad for p in model.parameters() if p.grad is not None]
 
     for ours, stock in zip(gradients(True), gradients(False), strict=True):
@@ -88,8 +89,8 @@ def test_set_back_by_hand_restores_exactly() -> None:
 class Sums:
     """Asks for sums of attention over given keys and keeps what it receives."""
 
-    def __init__(self, columns: torch.Tensor) -> None:
-        self.columns, self.sums = columns, {}
+    def __init__(self, columns: torch.Tensor, *, aside: bool = False) -> None:
+        self.columns, self.sums, self.aside = columns, {}, aside
 
     def key_columns(self, forward: Forward, layer: int) -> torch.Tensor:
         return self.columns[:, : forward.all_rows.shape[1]]
@@ -98,29 +99,105 @@ class Sums:
         self.sums[layer] = sums
 
 
-@pytest.mark.parametrize("name", [n for n in zoo.ALL if n != "opt"])
-def test_sums_of_attention_equal_the_matrix(name: str) -> None:
+LACKING = {("gemma2", "sdpa"), ("qwen2_5_vl", "flex_attention")}  # what transformers does not have
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [
+        (name, implementation)
+        for name in zoo.ALL
+        for implementation in ("sdpa", "eager", "flex_attention")
+        if name != "opt" and (name, implementation) not in LACKING
+    ],
+)
+def test_sums_of_attention_equal_the_matrix(name: str, implementation: str) -> None:
     """Against eager attention's own matrices, with left padding, grouped queries, windows and softcaps."""
     model = zoo.build(name)
     batch = zoo.batch(name, *layouts(name))
-    columns = torch.randn(3, batch["input_ids"].shape[1], 5)
-    text = {"text_config": "eager"} if name in zoo.HOSTS else "eager"
-    model.set_attn_implementation(text)
-    with torch.no_grad():
+    columns = torch.randn(3, batch["input_ids"].shape[1], 21)  # more than a head is wide
+    zoo.set_attention(model, "eager")
+    with torch.no_grad(), zoo.uncompiled():
         eager = model(**batch, output_attentions=True)
-        model.set_attn_implementation(text)
-        seam, asker = install(model, "test", None), Sums(columns)
+        zoo.set_attention(model, implementation)
+        own = model(**batch).logits
+        seam, asker, aside = install(model, "test", None), Sums(columns), Sums(columns, aside=True)
         for layer in range(2):
             seam.ask(layer, asker)
+            seam.ask(layer, aside)
         logits = model(**batch).logits
         for layer in range(2):
             seam.stop_asking(layer, asker)
+            seam.stop_asking(layer, aside)
         seam.release("test")
+    assert decoder_attention(model) == implementation
     valid = batch["attention_mask"].bool()
     torch.testing.assert_close(logits[valid], eager.logits[valid], atol=2e-5, rtol=0)
+    assert implementation == "sdpa" or torch.equal(logits[valid], own[valid])
     for layer in range(2):
         expected = torch.einsum("bhqk,bkc->bqhc", eager.attentions[layer].double(), columns.double())
-        torch.testing.assert_close(asker.sums[layer][valid].double(), expected[valid], atol=1e-5, rtol=0)
+        for sums in (asker.sums[layer], aside.sums[layer]):
+            torch.testing.assert_close(sums[valid].double(), expected[valid], atol=1e-5, rtol=0)
+
+
+def test_gradients_of_sums_in_eager_equal_those_in_sdpa() -> None:
+    batch = zoo.batch("qwen3", "9", "5")
+    columns = torch.randn(2, 9, 3)
+
+    def gradients(name: str) -> list[torch.Tensor]:
+        model = zoo.build("qwen3")
+        zoo.set_attention(model, name)
+        seam, asker, aside = install(model, "test", None), Sums(columns), Sums(columns, aside=True)
+        seam.ask(1, asker)
+        seam.ask(1, aside)
+        model(**batch)
+        assert not aside.sums[1].requires_grad
+        asker.sums[1][batch["attention_mask"].bool()].square().sum().backward()
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+
+    for ours, stock in zip(gradients("eager"), gradients("sdpa"), strict=True):
+        torch.testing.assert_close(ours, stock, atol=1e-5, rtol=1e-4)
+
+
+def test_weights_that_were_dropped_out_are_not_taken_for_all() -> None:
+    """Eager attention hands out what dropout left of its weights, which is not what a probe asks for."""
+    model = zoo.build("llama").train()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.config.attention_dropout = 0.5
+    zoo.set_attention(model, "eager")
+    seam, ones = install(model, "test", None), Sums(torch.ones(1, 9, 1), aside=True)
+    seam.ask(0, ones)
+    with pytest.raises(HostError, match="dropped out"):
+        model(**zoo.batch("llama", "9"))
+    model.eval()(**zoo.batch("llama", "9"))
+    torch.testing.assert_close(ones.sums[0], torch.ones(1, 9, 4, 1))
+
+
+def test_an_implementation_that_cannot_be_asked_is_refused() -> None:
+    AttentionInterface.register("of_somebody", sdpa_attention_forward)
+    model = zoo.build("llama")
+    zoo.set_attention(model, "of_somebody")
+    seam = install(model, "test", None)
+    with pytest.raises(HostError, match="'of_somebody'") as told:
+        seam.ask(0, Sums(torch.ones(1, 9, 1)))
+    assert 'set_attn_implementation("sdpa")' in str(told.value)
+    seam.release("test")
+    assert decoder_attention(model) == "of_somebody"
+
+
+def test_attention_may_be_set_to_eager_while_asked() -> None:
+    """As transformers' own advice has it, for `output_attentions`."""
+    model = zoo.build("llama")
+    seam, ones = install(model, "test", None), Sums(torch.ones(1, 9, 1))
+    seam.ask(0, ones)
+    zoo.set_attention(model, "eager")
+    with torch.no_grad():
+        out = model(**zoo.batch("llama", "9"), output_attentions=True)
+    assert len(out.attentions) == 2
+    torch.testing.assert_close(ones.sums[0], torch.ones(1, 9, 4, 1))
+    seam.stop_asking(0, ones)
+    assert decoder_attention(model) == "eager"
 
 
 def test_sums_of_attention_on_opt() -> None:
@@ -150,19 +227,6 @@ def test_sums_while_decoding_equal_the_whole(name: str) -> None:
             cache = cache_of_output(model(ids[:, start:stop], **{CACHE: cache}, use_cache=True))
             steps.append(asker.sums[1])
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-5, rtol=0)
-
-
-def test_softcap_without_mask_is_causal() -> None:
-    """The chunked softcap path against a plain computation, longer than one chunk."""
-    from alula.seam.attention import attention_forward
-
-    module = torch.nn.Module()
-    q, k, v = (torch.randn(1, h, 700, 8, dtype=torch.float64) for h in (4, 2, 2))
-    out, _ = attention_forward(module, q, k, v, None, scaling=0.3, softcap=2.0)
-    k, v = k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)
-    logits = 2.0 * torch.tanh(q @ k.mT * 0.3 / 2.0)
-    logits = logits.masked_fill(~torch.ones(700, 700, dtype=torch.bool).tril(), -torch.inf)
-    torch.testing.assert_close(out, (F.softmax(logits, -1) @ v).transpose(1, 2), atol=1e-6, rtol=1e-6)
 
 
 def test_towers_keep_their_attention() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -126,6 +127,79 @@ def test_rows_can_be_given_by_hand() -> None:
     assert torch.equal(listener.forwards[-1].all_rows.is_perceptual.sum(1), torch.tensor([3, 3]))
     with pytest.raises(UsageError, match="row_map describes"):
         model(ids[:, :5], row_map=rows)
+
+
+class TestInputsEmbeds:
+    """Rows merged by the caller: what is an image among them has to be said."""
+
+    @staticmethod
+    def merged(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """The same call with inputs_embeds, images merged in."""
+        images = {key: value for key, value in batch.items() if key in ("pixel_values", "image_grid_thw")}
+        slots = batch["input_ids"] == zoo.IMAGE
+        with torch.no_grad():
+            seen = torch.cat(list(model.get_image_features(**images).pooler_output))
+            embeds = model.get_input_embeddings()(batch["input_ids"]).masked_scatter(slots[..., None], seen)
+        return {"inputs_embeds": embeds, "attention_mask": batch["attention_mask"]}
+
+    @pytest.mark.parametrize("name", HOSTS)
+    def test_alone_they_are_refused(self, name: str) -> None:
+        model = zoo.build(name)
+        given = self.merged(model, zoo.batch(name, "3I4", "5"))
+        before = model(**given).logits
+        seam = install(model, "test", None)
+        for call in (model, partial(model.generate, max_new_tokens=2)):
+            with pytest.raises(UsageError, match="inputs_embeds alone") as told:
+                call(**given)
+        assert "row_map=" in str(told.value)
+        seam.release("test")
+        assert torch.equal(model(**given).logits, before)
+
+    @pytest.mark.parametrize("name", HOSTS)
+    def test_with_a_map_or_types_they_are_what_ids_are(self, name: str) -> None:
+        model = zoo.build(name)
+        batch = zoo.batch(name, "3I4", "I2I1", "5")
+        types = (batch["input_ids"] == zoo.IMAGE).long()
+        listener = Listener(model)
+        model(**batch)
+        expected = listener.forwards[-1].rows
+        more = {"row_map": RowMap.from_kinds(types, batch["attention_mask"])}, {"mm_token_type_ids": types}
+        for each in more:
+            given = self.merged(model, batch) | each
+            if name == "qwen2_5_vl":
+                model.model.rope_deltas = None
+                with pytest.raises(UsageError, match="position_ids"):
+                    model(**given)
+                grid, mask = batch["image_grid_thw"], batch["attention_mask"]
+                given["position_ids"] = model.model.get_rope_index(
+                    batch["input_ids"], types, image_grid_thw=grid, attention_mask=mask
+                )[0]
+            model(**given)
+            rows = listener.forwards[-1].rows
+            assert torch.equal(rows.kind, expected.kind)
+            assert torch.equal(rows.position, expected.position)
+
+    def test_a_cache_is_gone_on_with_by_ids_alone(self) -> None:
+        model = zoo.build("llava-llama")
+        batch = zoo.batch("llava-llama", "3I4")
+        listener = Listener(model)
+        rows = RowMap.from_kinds((batch["input_ids"] == zoo.IMAGE).long())
+        plain = model.generate(**batch, max_new_tokens=4, do_sample=False)
+        given = self.merged(model, batch)
+        with listener.seam.given_rows(rows):
+            assert torch.equal(model.generate(**given, max_new_tokens=4, do_sample=False), plain[:, 11:])
+        cache = cache_of_output(model(**given, row_map=rows, use_cache=True))
+        one = model.get_input_embeddings()(torch.tensor([[1]]))
+        with pytest.raises(UsageError, match="inputs_embeds alone"):
+            model(inputs_embeds=one, **{CACHE: cache})
+        model(inputs_embeds=one, mm_token_type_ids=torch.tensor([[0]]), **{CACHE: cache})
+        assert listener.forwards[-1].all_rows.is_perceptual.sum() == zoo.ROWS_PER_IMAGE
+
+    def test_of_a_text_decoder_they_are_text(self) -> None:
+        model = zoo.build("llama")
+        listener = Listener(model)
+        model(inputs_embeds=model.get_input_embeddings()(torch.tensor([[1, 2, 3]])))
+        assert not listener.forwards[-1].has_perceptual
 
 
 def test_a_cache_from_before_is_refused_where_its_inputs_are_needed() -> None:

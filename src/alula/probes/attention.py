@@ -73,8 +73,8 @@ class AttentionShift(Probe):
     without an image have no shift and are only counted.
 
     Attention rows are never materialised: indicators of the segments go through the attention kernel as values, in a
-    pass of their own. A host that runs another implementation than SDPA ("eager", "flash_attention_2") runs SDPA
-    while the probe is on, and there its logits agree to rounding only. Shares carry the rounding of the host's dtype.
+    pass of their own. Eager attention hands out its rows anyway, and is read there. Hosts that run another attention
+    than "sdpa", "eager" or "flex_attention" are refused (HostError). Shares carry the rounding of the host's dtype.
 
     The paper leaves several choices open; each is an option whose default is the nearest to its Eq. 1:
 

@@ -40,8 +40,7 @@ class Probe(abc.ABC):
 
     The fields of a probe are its settings; what it has seen is kept beside them in constant memory: sums, and a
     uniform sample of at most `keep` samples for what sums cannot give (intervals, neighbours, projections). The host
-    computes what it would compute without the probe, bit for bit (hosts that do not run SDPA attention: see
-    `AttentionShift`), and is left as it was found.
+    computes what it would compute without the probe, bit for bit, and is left as it was found.
 
     One forward that starts without a cache is one measurement of each of its samples. Forwards that continue a cache
     (decoding steps, later chunks of a prompt) are not measured; their number is reported. A cache that was filled while

@@ -1,9 +1,15 @@
-"""The attention function registered with transformers as ``"alula"``, and its mask function.
+"""How sums of attention over sets of keys are had from the decoder's own attention, whichever it runs.
 
-It *is* the stock SDPA path, with one addition: sums of attention over sets of keys. Such sums are linear in the
-attention rows, so extra value columns give them exactly in the same fused pass: the caller names a value per key (an
-indicator of a set, a router's weight), the columns ride behind the real values, q and k are zero-padded to the widened
-value width (equal widths keep the fused kernels usable), and nobody materialises (S, S).
+What the decoder computes stays what it is, also where sums are asked for:
+
+- "eager" hands out its weights, and a hook multiplies them. Nothing is exchanged (`answer_from_weights`).
+- "sdpa" is exchanged for ``"alula"``, which *is* the stock SDPA path with one addition. Such sums are linear in the
+  attention rows, so extra value columns give them exactly in the same fused pass: the caller names a value per key (an
+  indicator of a set, a router's weight), the columns ride behind the real values, q and k are zero-padded to the
+  widened value width (equal widths keep the fused kernels usable), and nobody materialises (S, S).
+- "flex_attention" is exchanged for a function that calls it, and once more with columns in the place of values.
+
+Others are refused: their masks and kernels are not known here.
 
 Shapes: B batch, H query heads, G key/value heads, Q query rows, K key rows, D head width, C extra columns.
 """
@@ -18,14 +24,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
 from alula.anatomy import Anatomy
-from alula.errors import HostError
+from alula.errors import HostError, SeamError
 
 ATTENTION = "alula"
-_QUERY_CHUNK = 512
+EAGER = "eager"
+_FLEX = "alula_flex_attention"
+_OURS = {"sdpa": ATTENTION, "flex_attention": _FLEX}
 _FEW_QUERIES = 8
 
 
@@ -62,7 +71,6 @@ def attention_forward(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    softcap: float | None = None,
     alula: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -71,44 +79,94 @@ def attention_forward(
     Args:
         query: (B, H, Q, D); key, value: (B, G, K, D).
         attention_mask: None (causal when Q > 1), boolean (True = attend) or additive, broadcastable to (B, H, Q, K).
-        softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma-2); stock SDPA refuses it.
         alula: the `Forward` of this call, when a seam is installed.
 
     Returns:
         (B, Q, H, D) output and None for the weights.
     """
-    run = sdpa_attention_forward if softcap is None else _softcap_attention
     options = {"scaling": scaling, "dropout": dropout, **kwargs}
-    if softcap is not None:
-        options["softcap"] = softcap
-    # vision towers of some hosts hand our keyword to attention modules that have no layer index
-    asked = (
-        alula.columns(module, query.shape[2], key.shape[2])
-        if alula is not None and hasattr(module, "layer_idx")
-        else []
-    )
-    aside = [(asker, columns) for asker, columns in asked if getattr(asker, "aside", False)]
+    aside, asked = _asked(module, alula, query.shape[2], key.shape[2])
     if aside:
-        _answer_aside(run, module, query, key, attention_mask, options, alula, aside)
-    asked = [(asker, columns) for asker, columns in asked if not getattr(asker, "aside", False)]
+        _answer_aside(sdpa_attention_forward, module, query, key, attention_mask, options, alula, aside)
     if not asked:
-        return run(module, query, key, value, attention_mask, **options)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
-    values = torch.cat([_align(columns, key.shape[2]) for _, columns in asked], dim=-1).to(value.dtype)
+    values = _columns(asked, key.shape[2]).to(value.dtype)
     options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
     split = alula.split([asker for asker, _ in asked])
     if split is None:
-        output, sums = _with_sums(run, module, query, key, value, attention_mask, columns=values, options=options)
+        output, sums = _with_sums(module, query, key, value, attention_mask, columns=values, options=options)
     else:
         asking, silent_ones = split
         chosen = _samples(asking, query, key, value, attention_mask)
-        spoken, sums = _with_sums(run, module, *chosen, columns=values[asking], options=options)
-        silent, _ = run(module, *_samples(silent_ones, query, key, value, attention_mask), **options)
+        spoken, sums = _with_sums(module, *chosen, columns=values[asking], options=options)
+        silent, _ = sdpa_attention_forward(module, *_samples(silent_ones, query, key, value, attention_mask), **options)
         back = torch.cat(split).argsort()
         output = torch.cat([spoken, silent])[back]
         sums = torch.cat([sums, sums.new_zeros(len(silent), *sums.shape[1:])])[back]
     _deliver(asked, sums, alula, module)
     return output, None
+
+
+def flex_forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, alula: Any = None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """What `flex_attention_forward` returns, plus the sums asked for through `alula`: see `attention_forward`."""
+    output = flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    aside, asked = _asked(module, alula, query.shape[2], key.shape[2])
+
+    def run(module: nn.Module, query: Tensor, key: Tensor, columns: Tensor, mask: Any, **options: Any) -> Any:
+        # laid out as the decoder's own values are, so that no kernel has to be compiled for them
+        return flex_attention_forward(module, query, key, torch.empty_like(value).copy_(columns), mask, **options)
+
+    if aside:
+        _answer_aside(run, module, query, key, attention_mask, kwargs, alula, aside)
+    if asked:
+        _deliver(asked, _sums_apart(run, module, query, key, attention_mask, kwargs, asked), alula, module)
+    return output
+
+
+def answer_from_weights(module: nn.Module, weights: Tensor | None, alula: Any) -> None:
+    """Give askers their sums from the (B, H, Q, K) weights that eager attention hands out.
+
+    Raises:
+        SeamError: there are none. HostError: weights of which some were dropped out although an asker wants them whole.
+    """
+    where = f"{type(module).__name__} of layer {module.layer_idx}"
+    if weights is None:
+        raise SeamError("eager attention handed out no weights", where=where, remedy=_SDPA)
+    aside, asked = _asked(module, alula, *weights.shape[2:])
+    if aside and module.training and alula.seam.anatomy.config.attention_dropout:
+        raise HostError(
+            "attention weights are dropped out at random, and eager attention hands out no others",
+            where=where,
+            remedy=f"measure in eval mode; or {_SDPA}",
+        )
+    for askers, shared in ((aside, False), (asked, True)):
+        if askers:
+            with torch.set_grad_enabled(shared and torch.is_grad_enabled()):
+                columns = _columns(askers, weights.shape[-1]).to(weights.dtype)
+                sums = weights.flatten(1, 2) @ columns  # (B, H * Q, C)
+                sums = sums.view(*weights.shape[:3], -1).transpose(1, 2)
+            _deliver(askers, sums, alula, module)
+
+
+Asked = list[tuple[KeyColumns, Tensor]]
+
+
+def _asked(module: nn.Module, alula: Any, queries: int, keys: int) -> tuple[Asked, Asked]:
+    """Who wants which sums in this layer: those who want them aside, and the others."""
+    # vision towers of some hosts hand our keyword to attention modules that have no layer index
+    if alula is None or not hasattr(module, "layer_idx"):
+        return [], []
+    asked = alula.columns(module, queries, keys)
+    aside = [(asker, columns) for asker, columns in asked if getattr(asker, "aside", False)]
+    return aside, [(asker, columns) for asker, columns in asked if not getattr(asker, "aside", False)]
+
+
+def _columns(asked: Asked, keys: int) -> Tensor:
+    """(B, keys, all columns)."""
+    return torch.cat([_align(columns, keys) for _, columns in asked], dim=-1)
 
 
 @torch.no_grad()
@@ -117,23 +175,37 @@ def _answer_aside(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
-    mask: Tensor | None,
+    mask: Any,
     options: dict[str, Any],
     alula: Any,
-    asked: list[tuple[KeyColumns, Tensor]],
+    asked: Asked,
 ) -> None:
-    """Give askers their sums from passes whose values are nothing but columns, as many at a time as a head is wide."""
+    """Give askers their sums from passes of their own."""
+    sums = _sums_apart(run, module, query, key, mask, {**options, "dropout": 0.0}, asked)
+    _deliver(asked, sums, alula, module)
+
+
+def _sums_apart(
+    run: Callable[..., tuple[Tensor, Any]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Any,
+    options: dict[str, Any],
+    asked: Asked,
+) -> Tensor:
+    """(B, Q, H, all columns) from passes whose values are nothing but columns, as many at a time as a head is wide:
+    a kernel that can compute the decoder's heads can compute these."""
     width = query.shape[-1]
-    wanted = torch.cat([_align(columns, key.shape[2]) for _, columns in asked], dim=-1).to(query)
     sums = []
-    for columns in wanted.split(width, dim=-1):
+    for columns in _columns(asked, key.shape[2]).to(query).split(width, dim=-1):
         padded = F.pad(columns, (0, width - columns.shape[-1]))[:, None].expand(-1, key.shape[1], -1, -1)
-        output, _ = run(module, query, key, padded, mask, **{**options, "dropout": 0.0})
+        output, _ = run(module, query, key, padded, mask, **options)
         sums.append(output[..., : columns.shape[-1]])
-    _deliver(asked, torch.cat(sums, dim=-1), alula, module)
+    return torch.cat(sums, dim=-1)
 
 
-def _deliver(asked: list[tuple[KeyColumns, Tensor]], sums: Tensor, alula: Any, module: nn.Module) -> None:
+def _deliver(asked: Asked, sums: Tensor, alula: Any, module: nn.Module) -> None:
     """Hand every asker its share of (B, Q, H, all columns)."""
     start = 0
     for asker, wanted in asked:
@@ -142,7 +214,6 @@ def _deliver(asked: list[tuple[KeyColumns, Tensor]], sums: Tensor, alula: Any, m
 
 
 def _with_sums(
-    run: Any,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -153,14 +224,16 @@ def _with_sums(
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """(B, Q, H, D) output of attention and (B, Q, H, C') sums of the (B, K, C) columns, C' >= C."""
-    plain = options.get("softcap") is None and not options.get("dropout")
+    plain = not options["dropout"] and options.get("softcap") is None  # stock SDPA refuses soft caps
     if plain and query.shape[2] <= _FEW_QUERIES and (mask is not None or query.shape[2] == 1):
         return _few_with_sums(query, key, value, mask, columns=columns, scaling=options["scaling"])
     width = value.shape[-1]
     padding = -(width + columns.shape[-1]) % 8 + columns.shape[-1]
     columns = F.pad(columns, (0, padding - columns.shape[-1]))
     widened = torch.cat([value, columns[:, None].expand(-1, value.shape[1], -1, -1)], dim=-1)
-    output, _ = run(module, F.pad(query, (0, padding)), F.pad(key, (0, padding)), widened, mask, **options)
+    output, _ = sdpa_attention_forward(
+        module, F.pad(query, (0, padding)), F.pad(key, (0, padding)), widened, mask, **options
+    )
     output, sums = output.split([width, padding], dim=-1)
     return output.contiguous(), sums
 
@@ -194,69 +267,53 @@ def _align(columns: Tensor, keys: int) -> Tensor:
     return columns[:, have - keys :] if have >= keys else F.pad(columns, (0, 0, 0, keys - have))
 
 
-def _softcap_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    dropout: float = 0.0,
-    softcap: float,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Soft-capped attention in float32 softmax, a block of queries at a time so that (Q, K) never exists whole."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    queries, keys = query.shape[2], key.shape[2]
-    causal = attention_mask is None and queries > 1
-    outputs = []
-    for start in range(0, queries, _QUERY_CHUNK):
-        stop = min(start + _QUERY_CHUNK, queries)
-        logits = softcap * torch.tanh(query[:, :, start:stop] @ key.transpose(-1, -2) * scaling / softcap)
-        if causal:
-            at = torch.arange(start, stop, device=query.device)[:, None]
-            allowed = torch.arange(keys, device=query.device)[None, :] <= at
-            logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
-        elif attention_mask is not None:
-            mask = attention_mask[..., start:stop, :] if attention_mask.shape[-2] > 1 else attention_mask
-            if mask.dtype == torch.bool:
-                logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-            else:
-                logits = logits + mask
-        weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
-        outputs.append(F.dropout(weights, p=dropout, training=module.training) @ value)
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
-
-
 AttentionInterface.register(ATTENTION, attention_forward)
+AttentionInterface.register(_FLEX, flex_forward)
 # without its own entry, transformers would hand decoders a mask of None and padding would be ignored
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(_FLEX, flex_attention_mask)
+
+_SDPA = 'run the decoder with SDPA: model.set_attn_implementation("sdpa")'
 
 
-def set_attention(anatomy: Anatomy, name: str) -> str:
-    """Set the decoder's attention implementation (the towers keep theirs) and return the previous name.
+def open_attention(anatomy: Anatomy) -> str:
+    """Let the decoder's attention be asked for sums, and return the name of its implementation, for `close_attention`.
 
     Raises:
-        HostError: the decoder did not take it.
+        HostError: it runs an implementation that alula cannot ask, or did not take the one that can be.
     """
-    previous = anatomy.config._attn_implementation
-    if previous != name:
+    name = anatomy.config._attn_implementation
+    if name != EAGER and name not in _OURS:
+        raise HostError(
+            f"the decoder runs the attention implementation {name!r}, whose attention alula cannot read",
+            remedy=f"{_SDPA}; it may also run {', '.join(map(repr, (EAGER, *_OURS)))}",
+        )
+    _set_attention(anatomy, _OURS.get(name, name))
+    return name
+
+
+def close_attention(anatomy: Anatomy, name: str) -> None:
+    """Undo `open_attention`, unless the implementation was changed since."""
+    if anatomy.config._attn_implementation == _OURS.get(name):
+        _set_attention(anatomy, name)
+
+
+def _set_attention(anatomy: Anatomy, name: str) -> None:
+    """Set the decoder's attention implementation; the towers keep theirs."""
+    if anatomy.config._attn_implementation != name:
         host: Any = anatomy.host
         composite = host.config is not anatomy.config
         host.set_attn_implementation({"text_config": name} if composite else name)
         if anatomy.config._attn_implementation != name:
             raise HostError(f"{type(host).__name__} refused the attention implementation {name!r}")
-    return previous
 
 
 @contextmanager
-def use_attention(model: nn.Module, name: str = ATTENTION) -> Iterator[None]:
-    """Run the decoder of `model` with another attention implementation, then restore the one it had."""
+def use_attention(model: nn.Module) -> Iterator[None]:
+    """Run the decoder of `model` with attention that can be asked for sums, then restore the one it had."""
     anatomy = Anatomy.of(model)
-    previous = set_attention(anatomy, name)
+    previous = open_attention(anatomy)
     try:
         yield
     finally:
-        set_attention(anatomy, previous)
+        close_attention(anatomy, previous)

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import AlulaError, SeamError, UsageError
 from alula.items import brings_media
 from alula.rows import Kind, RowMap
 from alula.seam import dialect, preconditions
-from alula.seam.attention import ATTENTION, KeyColumns, set_attention
+from alula.seam.attention import EAGER, KeyColumns, answer_from_weights, close_attention, open_attention
 from alula.seam.forward import Forward, RowCache, Shelf
 from alula.seam.hooks import with_keywords
 from alula.seam.scope import marks
@@ -43,6 +44,7 @@ class Seam(nn.Module):
         self.holders: dict[str, Any] = {}
         self._askers: dict[int, list[KeyColumns]] = {}
         self._gated: set[KeyColumns] = set()
+        self._readers: dict[int, RemovableHandle] = {}
         self._previous_attention: str | None = None
         self._input_users: set[str] = set()
         self._names = dialect.positional_names(anatomy.backbone)
@@ -58,16 +60,24 @@ class Seam(nn.Module):
     # -- who needs what -------------------------------------------------------------------------------------------
 
     def ask(self, layer: int, asker: KeyColumns, *, gated: bool = False) -> None:
-        """Have `asker` receive sums of attention in `layer`; switches the decoder to alula's attention function.
+        """Have `asker` receive sums of attention in `layer`.
 
-        A gated asker needs no sums of samples that have seen nothing perceptual (it receives zeros); those samples keep
-        the stock attention, bit for bit, also in one batch with others.
+        A gated asker needs no sums of samples that have seen nothing perceptual (it may receive zeros); those samples
+        keep the decoder's own attention, bit for bit, also in one batch with others.
+
+        Raises:
+            HostError: the decoder runs an attention implementation that cannot be asked.
         """
         with _changing:
+            if self._previous_attention is None:
+                self._previous_attention = open_attention(self.anatomy)
             if gated:
                 self._gated.add(asker)
-            if self._previous_attention is None:
-                self._previous_attention = set_attention(self.anatomy, ATTENTION)
+            if not self.askers(layer):
+                # in front of the hooks of grafts, which need what is read here
+                self._readers[layer] = self.anatomy.attention(layer).register_forward_hook(
+                    self._read_weights, with_kwargs=True, prepend=True
+                )
             self._askers[layer] = [*self.askers(layer), asker]
 
     def stop_asking(self, layer: int, asker: KeyColumns) -> None:
@@ -75,8 +85,10 @@ class Seam(nn.Module):
         with _changing:
             self._askers[layer] = [each for each in self.askers(layer) if each is not asker]
             self._gated.discard(asker)
+            if not self._askers[layer] and layer in self._readers:
+                self._readers.pop(layer).remove()
             if not any(self._askers.values()) and self._previous_attention is not None:
-                set_attention(self.anatomy, self._previous_attention)
+                close_attention(self.anatomy, self._previous_attention)
                 self._previous_attention = None
 
     def askers(self, layer: int) -> list[KeyColumns]:
@@ -170,7 +182,7 @@ class Seam(nn.Module):
         continued: bool,
     ) -> RowMap:
         """The RowMap of a forward's new rows, from what the host itself was given."""
-        if continued and reference.shape[1] == 1 and not brings_media(kwargs):
+        if continued and input_ids is not None and reference.shape[1] == 1 and not brings_media(kwargs):
             # a generated token: text, whatever id was sampled. Several at once are read as in a forward without a
             # cache, whatever keyword brought their media: a new turn must not pass for text because it is not known
             return RowMap.text(reference.shape[0], reference.shape[1], mask, device=reference.device)
@@ -181,6 +193,13 @@ class Seam(nn.Module):
         elif input_ids is not None:
             for kind, token in self.anatomy.placeholders.items():
                 kinds = torch.where(input_ids == token, int(kind), kinds)
+        elif self.anatomy.placeholders:
+            raise UsageError(
+                f"{type(self.anatomy.host).__name__} was given inputs_embeds alone, and what is an image in them is "
+                "not known",
+                remedy="pass input_ids; or, beside inputs_embeds, mm_token_type_ids of the same rows (0 text, 1 image, "
+                "2 video, 3 audio) or row_map=; around generate: with graft.seam.given_rows(row_map)",
+            )
         if mask is not None:
             kinds = torch.where(mask.to(torch.bool), kinds, int(Kind.PADDING))
         if not (kinds > Kind.TEXT).any():
@@ -218,6 +237,15 @@ class Seam(nn.Module):
                 remedy="hand the model the cache to continue, and turn gradient checkpointing off while continuing one",
             )
         return cache
+
+    @with_keywords
+    def _read_weights(
+        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]
+    ) -> None:
+        """Answer askers where attention is eager; other implementations do so themselves."""
+        forward = kwargs.get(NAME)
+        if isinstance(forward, Forward) and self.anatomy.config._attn_implementation == EAGER:
+            answer_from_weights(attention, output[1], forward)
 
     @with_keywords
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse

@@ -50,14 +50,14 @@ def check(anatomy: Anatomy, given: Mapping[str, Any], rows: RowMap, past: RowMap
         UsageError: something is missing, with the remedy. SeamError: another prompt came between.
     """
     if hasattr(anatomy.backbone, "get_rope_index"):
-        _check_multimodal_positions(anatomy, given)
+        _check_multimodal_positions(anatomy, given, rows)
         if past is not None and offset is not None:
             _check_offset(anatomy, given, rows, past, offset)
     if anatomy.host.config.model_type in _TWO_WAY:
         _check_two_way(anatomy, given, rows, past)
 
 
-def _check_multimodal_positions(anatomy: Anatomy, given: Mapping[str, Any]) -> None:
+def _check_multimodal_positions(anatomy: Anatomy, given: Mapping[str, Any], rows: RowMap) -> None:
     name = type(anatomy.host).__name__
     if given.get("position_ids") is not None:
         return
@@ -66,6 +66,11 @@ def _check_multimodal_positions(anatomy: Anatomy, given: Mapping[str, Any]) -> N
         raise UsageError(
             f"{name} was given {media[0]} without mm_token_type_ids, and would count its image tokens like text",
             remedy="pass all that the processor returns, mm_token_type_ids included (or position_ids)",
+        )
+    if given.get("input_ids") is None and bool(rows.is_perceptual.any()):
+        raise UsageError(
+            f"{name} counts positions by input_ids, and would count the image tokens of inputs_embeds like text",
+            remedy="pass position_ids (the model below the head makes them: get_rope_index), or input_ids",
         )
     left = getattr(anatomy.backbone, "rope_deltas", None)
     if given.get("input_ids") is None and left is not None and not media and bool(left.any()):

@@ -27,6 +27,9 @@ class WingsGraft(Graft):
         return kind(self.seam, self.name, self.config, index)
 
     def hook_layer(self, index: int, module: WingsLayer) -> list[RemovableHandle]:
+        if module.router is not None and not isinstance(module.router, ConstantRouter):
+            # first, since a host whose attention cannot be asked is refused
+            self.seam.ask(index, module, gated=self.config.gate == "exact")
         anatomy = self.seam.anatomy
         attention, out = anatomy.attention(index), anatomy.attention_out(index)
         handles = [anatomy.layers[index].register_forward_pre_hook(module.enter, with_kwargs=True)]
@@ -35,8 +38,6 @@ class WingsGraft(Graft):
         else:
             handles.append(attention.register_forward_hook(module.between, with_kwargs=True))
             handles.append(out.register_forward_hook(module.after_norm))
-        if module.router is not None and not isinstance(module.router, ConstantRouter):
-            self.seam.ask(index, module, gated=self.config.gate == "exact")
         return handles
 
     def unhook(self) -> None:

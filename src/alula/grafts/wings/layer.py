@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +24,11 @@ from alula.grafts.wings.lorra import LoRRA
 from alula.grafts.wings.mass import report_mass, wants_mass
 from alula.grafts.wings.rope import Angles, learner_head_dim
 from alula.grafts.wings.router import AttentionRouter, ConstantRouter, MassRouter, Router
-from alula.seam import ATTENTION, NAME, Forward, Seam
+from alula.seam import NAME, Forward, Seam
 
-# in sandwich-norm layers the attention's hook hands its forward to the same graft's hook on the norm right behind it
-_between: ContextVar[Mapping[nn.Module, Forward]] = ContextVar("alula_wings_between", default=MappingProxyType({}))
+# In sandwich-norm layers the attention's hook hands its forward to the same graft's hook on the norm right behind it,
+# by the identity of the graft's module in that layer. An error between the two must not keep anything alive.
+_between: ContextVar[Mapping[int, ref[Forward]]] = ContextVar("alula_wings_between", default=MappingProxyType({}))
 _COLUMNS = "wings mass columns"
 
 
@@ -102,13 +104,20 @@ class WingsLayer(nn.Module):
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]
     ) -> None:
         """In sandwich-norm layers: remember the forward until the norm behind attention has run."""
-        _between.set({**_between.get(), self: kwargs[NAME]})
+        waiting = {key: forward for key, forward in _between.get().items() if forward() is not None}
+        _between.set({**waiting, id(self): ref(kwargs[NAME])})
 
     def after_norm(self, norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """In sandwich-norm layers: add the learners to what the norm behind attention adds to the stream."""
         waiting = dict(_between.get())
-        forward = waiting.pop(self)
+        handed = waiting.pop(id(self), None)
         _between.set(waiting)
+        forward = handed() if handed is not None else None
+        if forward is None:
+            raise AlulaError(
+                f"the norm behind attention of layer {self.index}, with the graft {self.graft_name!r}, was run alone",
+                remedy="call the whole model; its forward tells the graft which rows are images",
+            )
         return self._add(forward, output)
 
     # -- the method -----------------------------------------------------------------------------------------------
@@ -237,7 +246,7 @@ class WingsLayer(nn.Module):
             raise AlulaError(
                 f"the graft {self.graft_name!r} routes by attention, but the decoder's attention implementation was "
                 f"changed to {forward.seam.anatomy.config._attn_implementation!r} while it is attached",
-                remedy=f"set it to {ATTENTION!r}, or detach the graft first",
+                remedy='set it to "eager", or detach the graft before changing it',
             )
         return self.router(sums)
 
