@@ -146,14 +146,11 @@ class TestInputsEmbeds:
     def test_alone_they_are_refused(self, name: str) -> None:
         model = zoo.build(name)
         given = self.merged(model, zoo.batch(name, "3I4", "5"))
-        before = model(**given).logits
-        seam = install(model, "test", None)
+        install(model, "test", None)
         for call in (model, partial(model.generate, max_new_tokens=2)):
             with pytest.raises(UsageError, match="inputs_embeds alone") as told:
                 call(**given)
-        assert "row_map=" in str(told.value)
-        seam.release("test")
-        assert torch.equal(model(**given).logits, before)
+            assert "row_map=" in str(told.value)
 
     @pytest.mark.parametrize("name", HOSTS)
     def test_with_a_map_or_types_they_are_what_ids_are(self, name: str) -> None:
