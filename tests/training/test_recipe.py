@@ -101,6 +101,8 @@ MISTAKES = [
     ("ratio: 0.25", "ratio: 1.0", ["stages.1.data.text_replay.ratio", "less than 1"]),
     ("micro_batch_size: 4", "micro_batch_size: 5", ["5 does not divide batch_size 16"]),
     ("micro_batch_size: 4", "lora: {rank: 4}", ["`lora` configures method lora", "method is wings"]),
+    ("runs/two", "runs/two\ntemplate: {date: soon}", ["template (line 3): ", "date: 'soon' is no date"]),
+    ("runs/two", "runs/two\ntemplate: {messages: []}", ["messages: is not a setting"]),
     ("micro_batch_size: 4", "schedule: {kind: cosin}", ["stages.1.schedule.kind", "'constant', 'linear' or 'cosine'"]),
     ("micro_batch_size: 4", "schedule: {warmup: 2.5}", ["stages.1.schedule", "whole number of steps"]),
     ("  vision: fledgling\n", "", ["host (line 3)", "either `path`"]),

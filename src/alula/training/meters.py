@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
+from alula.chat_template import TemplateSettings
 from alula.data import Collator, open_source
 from alula.data.samples import Sample
 from alula.errors import DataError
@@ -56,14 +57,15 @@ class Meters:
     Args:
         spec: which items, and how many.
         processor: the host's.
+        template: what its chat template is told beside the messages.
 
     Raises:
         DataError: a source that cannot be read, text items that show something, pictures that are none.
     """
 
-    def __init__(self, spec: Retention, processor: Any) -> None:
+    def __init__(self, spec: Retention, processor: Any, template: TemplateSettings | None = None) -> None:
         self.spec = spec
-        self.collate = Collator(processor)
+        self.collate = Collator(processor, template=template)
         self.text, self.pictures = probe_set(spec)
         self.stop = self.collate.tokenizer.eos_token_id
 

@@ -11,9 +11,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator, model_validator
 
+from alula.chat_template import TemplateSettings
 from alula.data import SourceSpec, TextReplaySpec
+from alula.errors import UsageError
 from alula.grafts.wings.config import LEARNERS, WingsConfig
 
 Method = Literal["projector", "full", "lora", "prefix", "wings"]
@@ -276,7 +278,18 @@ class Recipe(_Model):
     device: Literal["auto", "cpu"] = "auto"
     distributed: Literal["fsdp", "ddp"] = Field(default="fsdp", description="how several processes share the work")
     retention: Retention | None = Field(default=None, description="watch text skill and probes during training")
+    template: dict[str, Any] | None = Field(
+        default=None, description="what the chat template is told, e.g. {enable_thinking: false, date: 2026-01-31}"
+    )
     stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @field_validator("template")
+    @classmethod
+    def _settings(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            return None if value is None else dict(TemplateSettings(value).arguments)
+        except UsageError as error:
+            raise ValueError(f"{error.where}: {error.message}") from error
 
     @model_validator(mode="after")
     def _no_recomputed_prefix(self) -> Recipe:
