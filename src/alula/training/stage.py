@@ -145,3 +145,135 @@ def run_stage(
                 start.processor,
                 max_length=stage.max_length,
                 template=template,
+                stops=stop_ids(start.model, start.processor.tokenizer),
+                quarantine=quarantine,
+                replacer=mixture if quarantine is not None else None,
+            ),
+            callbacks=[writer, Sealing(stage.keep_checkpoints), *([warning] if warning else []), *callbacks],
+        )
+        if warning is not None:
+            warning.trainer = trainer
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        trained = trainer.gather_trained() if trainer.is_fsdp_enabled else None
+    if main:
+        if trained is not None:  # the live model is sharded: put its weights on a whole one
+            set_seed(seed)
+            start = begin(stage, base=base, previous=previous)
+            load_trained(start.model, start.parts, trained)
+        export(start, stage, paths.model, paths.host)
+        rows = [row for row in read_rows(metrics) if row["stage"] == stage.name]
+        record = {
+            "name": stage.name,
+            "method": stage.method,
+            "steps": rows[-1]["step"],
+            "loss": rows[-1]["loss"],
+            "trainable": table.trainable,
+            "total": table.total,
+            "base": base,
+            "template": template.recorded(start.processor),
+        }
+        if warning is not None:
+            record["retention"] = retention_record(rows, warning.stopped)
+        if warning is not None and warning.stopped is not None:
+            record["stopped"] = warning.stopped.told(stage.name)
+        paths.finish(record)
+        if quarantine is not None and (counts := quarantine.counts()):
+            told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+            display.say(f"stage {stage.name}: stepped over bad records ({told}); see {paths.quarantine}")
+    processes.wait_for_everyone()
+    return stage_result(paths)
+
+
+def retention_record(rows: Sequence[Row], stopped: Stopped | None) -> dict[str, Any]:
+    """What watching found and cost, for the stage's record: from its metrics rows."""
+    measured = [row for row in rows if "retention" in row]
+    values = [row["retention"]["value"] for row in measured]
+    return {
+        "last": values[-1] if values else None,  # a caller's callback may end a stage before anything is measured
+        "lowest": min(values, default=None),
+        "measurements": len(values),
+        "seconds": round(sum(row["watch_seconds"] for row in measured), 3),
+        "stopped": None if stopped is None else asdict(stopped),
+    }
+
+
+def stage_result(paths: StageDirectory, *, skipped: bool = False) -> StageResult:
+    """The result of a finished stage from its record."""
+    record = paths.done()
+    assert record is not None
+    return StageResult(
+        name=record["name"],
+        model=paths.model,
+        steps=record["steps"],
+        loss=record["loss"],
+        trainable=record["trainable"],
+        total=record["total"],
+        stopped=record.get("stopped"),
+        skipped=skipped,
+    )
+
+
+def open_data(spec: DataSpec, *, seed: int, quarantine: Quarantine | None = None) -> Mixture:
+    """The stage's mixture; relative paths start from the working directory."""
+    mixture = MixtureSpec(
+        sources=list(spec.sources), text_replay=spec.text_replay, seed=seed if spec.seed is None else spec.seed
+    )
+    return open_mixture(mixture, quarantine=quarantine)
+
+
+def stage_steps(stage: Stage, mixture: Mixture) -> int:
+    """Optimizer steps of ``stage``. An epoch draws as many samples as the non-replay sources hold together.
+
+    Raises:
+        RecipeError: epochs over a source without end.
+    """
+    if stage.steps is not None:
+        return stage.steps
+    assert stage.epochs is not None
+    sizes = {source.name: source.size for source in mixture.sources[: len(stage.data.sources)]}
+    endless = [name for name, size in sizes.items() if size is None]
+    if endless:
+        raise RecipeError(
+            f"the source {endless[0]} never ends, so there is no epoch to count",
+            where=f"stages.{stage.name}.epochs",
+            remedy="give `steps` instead, or set `limit` on the source",
+        )
+    share = 1.0 - (stage.data.text_replay.ratio if stage.data.text_replay else 0.0)
+    samples = stage.epochs * sum(size for size in sizes.values() if size is not None) / share
+    return max(1, math.ceil(samples / stage.batch_size))
+
+
+def open_store(spec: FeatureCache | None, model: nn.Module, *, ears: bool = False) -> FeatureStore | None:
+    """The feature cache a stage asked for, of the image tower or of the ``ears``; each has the whole bound."""
+    if spec is None:
+        return None
+    anatomy = Anatomy.of(model)
+    tower = anatomy.audio_tower if ears else anatomy.tower
+    place = None if spec.disk is None or tower is None else Path(spec.disk) / tower_fingerprint(tower)
+    return FeatureStore(int(spec.memory_mb * 2**20), place)
+
+
+def blank_image(processor: Any) -> dict[str, Tensor]:
+    """The image processor's output for one grey image."""
+    image = Image.new("RGB", (64, 64), (127, 127, 127))
+    return dict(processor.image_processor(images=[image], return_tensors="pt"))
+
+
+def sharded_blocks(model: nn.Module, stage: Stage) -> set[str]:
+    """Class names of the decoder's blocks, and of the tower's if it is trained (frozen, it is kept out of sharding)."""
+    anatomy = Anatomy.of(model)
+    blocks = set(map(type, anatomy.layers))
+    if stage.trains_tower and anatomy.tower is not None:
+        lists = [module for module in anatomy.tower.modules() if isinstance(module, nn.ModuleList)]
+        blocks |= set(map(type, max(lists, key=len, default=())))
+    return {block.__name__ for block in blocks}
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Recompute activations in backward instead of keeping them."""
+    options = {"use_reentrant": False}  # reentrant checkpoints need an input that asks for a gradient
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:  # its name before transformers renamed it
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
