@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError
+from alula.files import atomic_file, regular
 from alula.hosts.multimodal import AlulaConfig
 
 Features = dict[str, Tensor]
@@ -68,11 +68,8 @@ class FeatureStore:
         """Keep ``features`` under ``key``, dropping the least recently used ones when memory is full."""
         self._hold(key, features)
         if self.directory is not None:
-            place = self._place(key)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            partial = place.with_name(f".{key}-{os.getpid()}.partial")
-            save_file(features, partial)
-            partial.replace(place)
+            with atomic_file(self._place(key)) as partial:
+                save_file(features, partial)
 
     def _hold(self, key: str, features: Features) -> None:
         size = _bytes(features)
@@ -89,7 +86,7 @@ class FeatureStore:
         return self.directory / key[:2] / f"{key}.safetensors"
 
     def _read(self, key: str) -> Features | None:
-        file = self._place(key)
+        file = regular(self._place(key))
         try:
             return load_file(file) if file.exists() else None
         except (OSError, SafetensorError):
