@@ -77,7 +77,8 @@ class Collator:
 
     Raises:
         UsageError: no chat template; one without generation markers, or that cannot be made to end answers with a stop
-            token (labels); one that does not read a setting; a slow tokenizer; no padding token.
+            token (labels); one that does not read a setting; a slow tokenizer; no padding token; a processor that makes
+            labels of its own.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Collator:
         self.pad_to_multiple_of = pad_to_multiple_of
         self.fingerprints = fingerprints
         self.quarantine, self.replacer = quarantine, replacer
+        self._refuse_own_labels()
         self.pad_token_id = self._pad_token_id()
         checked = self._checked_template()
         self._told = (template or TemplateSettings()).keywords(processor)
@@ -295,6 +297,20 @@ class Collator:
             if token is not None:
                 return int(token)
         raise UsageError("the tokenizer has neither a padding nor an end token", remedy="set tokenizer.pad_token")
+
+    def _refuse_own_labels(self) -> None:
+        """PaliGemma and its like: prompt and answer are told apart by token types, in which all of a prompt sees all.
+
+        Their processors add to the rendered text, so that no assistant mask fits it, and label what they call a suffix:
+        nothing of a dialogue, for which the loss is not a number.
+        """
+        if self.multimodal and "labels" in self.processor.model_input_names:
+            name = type(self.processor).__name__
+            raise UsageError(
+                f"{name} makes labels by itself, from a prefix and a suffix, and cannot put dialogues into batches",
+                where=name,
+                remedy="evaluate this model as it is (alula eval, alula chat), or take a host that is made for dialogues",
+            )
 
     def _checked_template(self) -> str:
         template = template_of(self.processor)

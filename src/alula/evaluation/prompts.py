@@ -111,7 +111,7 @@ def encode(
     Raises:
         UsageError: the processor has no chat template, or one that does not read a setting of ``template``, or images
             meet a plain tokenizer.
-        EvaluationError: the template produced no tokens.
+        EvaluationError: the template produced no tokens, or the processor refuses the prompt.
     """
     images = list(images_of(messages))
     _refuse_half_characters(messages, where)
@@ -130,14 +130,21 @@ def encode(
     if not takes_images(processor):
         # most text templates concatenate the content as a string
         messages = [{"role": m["role"], "content": "".join(p["text"] for p in m["content"])} for m in messages]
-    inputs = processor.apply_chat_template(
-        list(messages),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        **(template or TemplateSettings()).keywords(processor),
-    )
+    told = (template or TemplateSettings()).keywords(processor)
+    try:
+        inputs = dict(
+            processor.apply_chat_template(
+                list(messages),
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                **told,
+            )
+        )
+    except ValueError as error:  # PaliGemma's processor, for one, takes no prompt without an image
+        raise EvaluationError(f"the {type(processor).__name__} refuses the prompt: {error}", where=where) from error
+    inputs.pop("labels", None)  # what a processor says is to be learnt (PaliGemma's does) is no part of a prompt
     if inputs["input_ids"].numel() == 0:
         raise EvaluationError("the chat template rendered no tokens", where=where)
     ids = inputs["input_ids"][0].tolist()
@@ -154,7 +161,7 @@ def encode(
             digest.update(fingerprint_image(value).encode())
         else:
             digest.update(f"{kind} {value.shape} {value.dtype}".encode() + np.ascontiguousarray(value).tobytes())
-    return Prompt(inputs=dict(inputs), hash=digest.hexdigest())
+    return Prompt(inputs=inputs, hash=digest.hexdigest())
 
 
 def _refuse_half_characters(messages: Sequence[Message], where: str) -> None:

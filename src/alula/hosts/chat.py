@@ -256,7 +256,8 @@ class Conversation:
         dtype = self.model.dtype
         # some tokenizers of text models make token types that `generate` refuses; Gemma-3 sees its images by them
         known = inspect.signature(type(unwrap(self.model)).forward).parameters
-        unused = {"token_type_ids"} - known.keys()
+        # and what a processor says is to be learnt (PaliGemma's does) is no part of a prompt
+        unused = {"token_type_ids"} - known.keys() | {"labels"}
         # towers take their own type; ids stay integers
         return {
             key: value.to(self.model.device, dtype if value.is_floating_point() else None)
