@@ -23,7 +23,7 @@ from alula.files import atomic_directory, write_json
 from alula.hosts.configs import first_line, read_config, suspicion
 from alula.hosts.directories import locate, read_json
 from alula.hosts.quiet import quiet_loading
-from alula.seam import DECLARED, NAME, grafted_weights
+from alula.seam import DECLARED, NAME, declared, grafted_weights
 
 _MASK = re.compile(r"\.attn\.(masked_)?bias$")  # causal masks, which early GPT-2 checkpoints hold beside the weights
 
@@ -121,7 +121,7 @@ def load_strictly(
 
     Args:
         partly: the checkpoint is of a larger model, of which ``cls`` is a part.
-        grafted: weights of grafts may be among the host's, for the caller to take.
+        grafted: weights of grafts that the config declares may be among the host's, for the caller to take.
 
     Raises:
         HostError: the model cannot be read, parameters are missing or of another shape, or weights are left over.
@@ -152,6 +152,14 @@ def load_strictly(
             f"the model has no place for {len(unused)} of the weights, the first {unused[0]!r}",
             where=source,
             remedy="load it with the class that wrote it, and save from there what is wanted",
+        )
+    if strangers := sorted(grafts.keys() - declared(model.config).keys()):
+        raise HostError(
+            f"the weights hold the graft {', '.join(map(repr, strangers))}, and config.json does not say with which "
+            "settings it was attached",
+            where=source,
+            remedy="load the host it was attached to, attach it with its settings (alula.attach), have the model load "
+            "these weights (load_state_dict), and write it by alula.save",
         )
     if grafts and not grafted:
         raise HostError(
