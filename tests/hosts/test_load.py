@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+import alula
 from alula.errors import AlulaError, HostError
 from alula.hosts import Host, build_host, describe, load_host, save_host
 from tests.hosts import tiny
@@ -111,6 +114,59 @@ def test_broken_directories_name_the_file(copy: Path) -> None:
         refused("processor" if name != "config.json" else r"no config\.json")
         (copy / name).write_text(kept)
     load_host(copy)
+
+
+def _fields(config: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, value in config.items():
+        yield (*before, name)
+        if isinstance(value, dict):
+            yield from _fields(value, (*before, name))
+
+
+@pytest.mark.parametrize("value", ["x", {"a": 1}, None])
+def test_values_of_other_types_are_named(copy: Path, value: Any) -> None:
+    """Every third field of the whole configuration; either the host does without, or it is told which one it is."""
+    whole = (copy / "config.json").read_text()
+    told: list[tuple[str, str]] = []
+    for path in list(_fields(json.loads(whole)))[::3]:
+        config = json.loads(whole)
+        part = config
+        for name in path[:-1]:
+            part = part[name]
+        if type(part[path[-1]]) is type(value):
+            continue
+        part[path[-1]] = value
+        (copy / "config.json").write_text(json.dumps(config))
+        try:
+            load_host(copy)
+        except HostError as error:
+            told.append((path[-1], str(error)))
+    assert len(told) > 5
+    assert [(name, text) for name, text in told if name not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "field"),
+    [
+        ("processor_config", "image_token"),
+        ("tokenizer_config", "model_max_length"),
+        ("generation_config", "pad_token_id"),
+    ],
+)
+def test_other_files_with_values_of_other_types_are_named(copy: Path, file: str, field: str) -> None:
+    path = copy / f"{file}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: {"a": 1}}))
+    with pytest.raises(HostError, match=rf"{file}\.json"):
+        load_host(copy)
+
+
+def test_a_part_that_is_null_is_not_the_default_of_its_class(copy: Path) -> None:
+    """transformers would make a decoder of seven billion random parameters first."""
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "text_config": None}))
+    for load in (load_host, alula.load_model):
+        with pytest.raises(HostError, match="text_config is null"):
+            load(copy)
 
 
 def test_what_is_no_host_says_what_to_do(tmp_path: Path) -> None:

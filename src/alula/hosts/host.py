@@ -73,7 +73,11 @@ def read_processor(where: str) -> ProcessorMixin:
             # meant for the image processor, but the tokenizer takes `backend` for its own and then denies being fast
             processor.tokenizer = AutoTokenizer.from_pretrained(where)
     except Exception as error:  # a value of another type fails in whatever line meets it first
-        raise HostError(f"no processor ({first_line(error)})", where=where) from error
+        raise HostError(
+            f"no processor ({first_line(error)})",
+            where=where,
+            remedy="look at its processor_config.json (or preprocessor_config.json) and tokenizer_config.json",
+        ) from error
     if not isinstance(processor, ProcessorMixin):
         raise HostError(
             f"holds a {type(processor).__name__} and no processor", where=where, remedy="restore processor_config.json"
@@ -132,7 +136,11 @@ def load_strictly(
         with quiet_loading():
             model, info = cls.from_pretrained(source, output_loading_info=True, **options)
     except Exception as error:  # a value of another type in the config fails in whatever line meets it first
-        raise HostError(f"cannot be loaded ({first_line(error)})", where=source, remedy=suspicion(source)) from error
+        raise HostError(
+            f"cannot be loaded ({first_line(error)})",
+            where=source,
+            remedy=suspicion(source) or "look at its config.json and generation_config.json",
+        ) from error
     missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
     grafts = grafted_weights(info["unexpected_keys"])
     known = {name for weights in grafts.values() for name in weights.values()}
