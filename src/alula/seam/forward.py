@@ -331,8 +331,12 @@ class Forward:
 
     def askers(self, layer: int) -> list[KeyColumns]:
         """Those who may ask for sums of attention in a layer of this forward; probes of other threads may not."""
-        marks = {None, *self.marks}
-        return [asker for asker in self.seam.askers(layer) if getattr(asker, "mark", None) in marks]
+        heard = []
+        for asker in self.seam.askers(layer):
+            mark = getattr(asker, "mark", None)
+            if mark is None or mark in self.marks:  # looked up, never gone through: torch 2.7 cannot compile that
+                heard.append(asker)
+        return heard
 
     def columns(self, module: nn.Module, queries: int, keys: int) -> list[tuple[KeyColumns, Tensor]]:
         """Who wants which sums of attention in this attention module's layer.
