@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+import alula
+from alula import WingsConfig
 from alula.errors import UsageError
 from alula.probes import AttentionShift, Resampling
 from alula.rows import Role, RowMap
@@ -159,17 +161,35 @@ def test_half_precision_agrees(inputs: dict[str, Any]) -> None:
     np.testing.assert_allclose(values(rough["image"])[0], values(full["image"])[0], atol=0.02)
 
 
-def test_a_host_gets_its_own_attention_back(inputs: dict[str, Any]) -> None:
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_other_attention_is_read_and_left_alone(inputs: dict[str, Any], implementation: str) -> None:
+    expected = measure(deep(), inputs).result()
     model = deep()
-    model.set_attn_implementation({"text_config": "eager"})
-    with torch.no_grad():
+    zoo.set_attention(model, implementation)
+    with torch.no_grad(), zoo.uncompiled():
         before = model(**inputs).logits
-        with AttentionShift().on(model):
+        with (probe := AttentionShift()).on(model):
             during = model(**inputs).logits
-        assert model.config.text_config._attn_implementation == "eager"
+        assert model.config.text_config._attn_implementation == implementation
         assert torch.equal(model(**inputs).logits, before)
-    real = inputs["attention_mask"].bool()
-    torch.testing.assert_close(during[real], before[real], atol=1e-4, rtol=0)
+    assert torch.equal(during, before)
+    for segment, curve in expected.curves["main"].items():
+        np.testing.assert_allclose(values(probe.result().curves["main"][segment]), values(curve), atol=1e-5)
+
+
+@pytest.mark.parametrize("grafted", [False, True])
+def test_attention_maps_beside_a_probe(inputs: dict[str, Any], grafted: bool) -> None:
+    """`output_attentions` gives what it gives without alula: the decoder's own maps."""
+    model = deep()
+    zoo.set_attention(model, "eager")
+    with torch.no_grad():
+        before = model(**inputs, output_attentions=True).attentions
+        if grafted:
+            alula.attach(model, WingsConfig(rank=4))
+        with AttentionShift().on(model):
+            during = model(**inputs, output_attentions=True).attentions
+    assert len(during) == len(before) == model.config.text_config.num_hidden_layers
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(during, before, strict=True))
 
 
 @pytest.mark.parametrize("option", [{"queries": "some"}, {"heads": "max"}, {"portion": -1.0}, {"keep": 0}])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests import zoo
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 
 from alula import Kind, RowMap
@@ -127,6 +128,26 @@ def test_rows_can_be_given_by_hand() -> None:
     assert torch.equal(listener.forwards[-1].all_rows.is_perceptual.sum(1), torch.tensor([3, 3]))
     with pytest.raises(UsageError, match="row_map describes"):
         model(ids[:, :5], row_map=rows)
+
+
+@pytest.mark.parametrize("name", ["llama", "llava-gemma3"])
+def test_static_caches_under_flex_attention_are_refused(name: str) -> None:
+    """transformers itself gets them wrong: see `preconditions.check_cache`."""
+    model = zoo.build(name)
+    zoo.set_attention(model, "flex_attention")
+    install(model, "test", None)
+    cache = StaticCache(model.config.get_text_config(), 32)
+    with zoo.uncompiled(), pytest.raises(UsageError, match="fixed size under flex attention"):
+        model(**zoo.batch(name, "7"), **{CACHE: cache})
+
+
+def test_a_mask_that_cannot_be_read_is_refused() -> None:
+    model = zoo.build("llama")
+    zoo.set_attention(model, "flex_attention")
+    install(model, "test", None)
+    block = create_block_mask(lambda b, h, q, k: q >= k, 1, None, 7, 7, device="cpu")
+    with zoo.uncompiled(), pytest.raises(UsageError, match="attention_mask is a BlockMask"):
+        model(**zoo.batch("llama", "7") | {"attention_mask": block})
 
 
 class TestInputsEmbeds:

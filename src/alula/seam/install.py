@@ -137,6 +137,7 @@ class Seam(nn.Module):
         cache = dialect.cache_of(kwargs, where=type(backbone).__name__)
         past = RowCache.of(cache)
         length = int(cache.get_seq_length()) if cache is not None else 0
+        preconditions.check_cache(self.anatomy, cache)
         mask = _key_mask(kwargs.get("attention_mask"), length, reference.shape[1])
         known = past is not None and past.get_seq_length() > 0
         past_rows = None
@@ -336,13 +337,18 @@ def _key_mask(mask: Any, length: int, new: int) -> Tensor | None:
     of layer where these differ. Every row attends to itself unless it is padding, in all kinds of layers.
     """
     if isinstance(mask, dict):
-        mask = next((each for each in mask.values() if isinstance(each, Tensor)), None)
+        mask = next((each for each in mask.values() if each is not None), None)
     if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] != length + new:
         raise UsageError(
             f"attention_mask speaks of {mask.shape[1]} tokens, and there are {length} in the cache and {new} new ones",
             remedy="pass the cache of the tokens before, and a mask of (batch, cached + new tokens)",
         )
-    if not isinstance(mask, Tensor) or mask.dim() == 2:
+    if mask is not None and not isinstance(mask, Tensor):
+        raise UsageError(
+            f"attention_mask is a {type(mask).__name__}, from which padding cannot be read",
+            remedy="pass a mask of (batch, cached + new tokens)",
+        )
+    if mask is None or mask.dim() == 2:
         return mask
     if mask.dim() != 4 or mask.shape[-1] < length + new:
         return None

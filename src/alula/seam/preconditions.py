@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from alula.anatomy import Anatomy
 from alula.errors import SeamError, UsageError
@@ -36,6 +37,22 @@ def current_offset(anatomy: Anatomy) -> Offset | None:
     """The offset that the host would go on with now; None where its class keeps none or has read no image yet."""
     deltas = getattr(anatomy.backbone, "rope_deltas", None)
     return None if deltas is None else Offset(deltas)
+
+
+def check_cache(anatomy: Anatomy, cache: Cache | None) -> None:
+    """Refuse a cache with which the host's attention computes something else.
+
+    A cache of fixed size says how full it is by a tensor that it then advances in place, and masks of flex attention
+    are made from that tensor after it was advanced: queries attend to a blank.
+
+    Raises:
+        UsageError: with the remedy.
+    """
+    if getattr(cache, "is_compileable", False) and "flex_attention" in anatomy.config._attn_implementation:
+        raise UsageError(
+            "a cache of fixed size under flex attention: every token after the first would attend to a blank",
+            remedy='run the decoder with SDPA, model.set_attn_implementation("sdpa"), or with a cache that grows',
+        )
 
 
 def check(anatomy: Anatomy, given: Mapping[str, Any], rows: RowMap, past: RowMap | None, offset: Offset | None) -> None:
