@@ -136,14 +136,14 @@ def regular(path: PathLike) -> Path:
     return Path(path)
 
 
-def regular_files(directory: PathLike, *, below: bool = False) -> Path:
-    """``directory``, in which (and with ``below`` in its folders) every file can be opened without waiting.
+def regular_files(directory: PathLike) -> Path:
+    """``directory``, in which everything but its folders can be opened without waiting.
 
     Raises:
         FilesError: it holds a named pipe, socket or device, or cannot be listed.
     """
     with telling(directory):
-        for path in sorted(Path(directory).glob("**/*" if below else "*")):
+        for path in sorted(Path(directory).iterdir()):
             if not path.is_dir():
                 regular(path)
     return Path(directory)

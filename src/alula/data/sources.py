@@ -15,7 +15,7 @@ from alula.data.samples import MEDIA, Sample, media_part
 from alula.data.shapes import ImageFolder, from_conversations, from_messages
 from alula.data.specs import DatasetSpec, DigitsSpec, JsonlSpec, LlavaSpec, MicroworldSpec, SourceSpec, validated
 from alula.errors import DataError, UsageError
-from alula.files import regular, regular_files
+from alula.files import regular
 from alula.microworld.digits import DIGIT_FAMILIES, DigitStream
 
 Reader = Callable[..., Sample]
@@ -316,10 +316,9 @@ def _load_dataset(path: Path, split: str | None) -> Any:
             where=str(path),
             remedy="pip install 'alula[data]'",
         ) from None
-    if path.is_dir():
-        files = sorted(map(str, regular_files(path, below=True).glob("**/*.parquet")))
-    else:
-        files = [str(regular(path))]
+    files = sorted(map(str, path.glob("**/*.parquet"))) if path.is_dir() else [str(path)]
+    for file in files or (*path.glob("**/*.arrow"), *path.glob("**/*.json")):
+        regular(file)
     try:
         if path.is_dir() and not files:
             table = datasets.load_from_disk(str(path))
