@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2AudioForConditionalGeneration, Qwen2Config
 
@@ -122,6 +125,86 @@ def test_disk_keeps_what_memory_drops_and_damage_is_computed_again(host: Any, tm
     with frozen_tower(host, FeatureStore(2**20, tmp_path)), torch.no_grad():
         assert torch.equal(features(host, pixels), first)
     assert calls.images == 1
+
+
+def _other_image(file: Path) -> None:
+    last = max(file.parent.parent.rglob("*.safetensors"))
+    file.write_bytes(last.read_bytes())
+
+
+def _flipped_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
+def _saved_anew(change: Callable[[Tensor], Tensor], name: str | None = None) -> Callable[[Path], None]:
+    """The file written anew, its label kept, with other tensors."""
+
+    def write(file: Path) -> None:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata()
+        save_file({name or key: change(value) for key, value in load_file(file).items()}, file, metadata=metadata)
+
+    return write
+
+
+TAMPERED = {
+    "zeros": _saved_anew(torch.zeros_like),
+    "another dtype": _saved_anew(lambda value: value.to(torch.bfloat16)),
+    "another shape": _saved_anew(lambda value: value[:1].clone()),
+    "another name": _saved_anew(lambda value: value, "layer.7"),
+    "another image's": _other_image,
+    "a flipped bit": _flipped_bit,
+    "without a label": lambda file: save_file(load_file(file), file),
+}
+
+
+@pytest.mark.parametrize("how", TAMPERED)
+def test_features_on_disk_are_not_trusted(host: Any, tmp_path: Path, how: str, caplog: Any) -> None:
+    pixels = images(3)
+    with frozen_tower(host, FeatureStore(2**20, tmp_path)), torch.no_grad():
+        first = features(host, pixels)
+    for file in sorted(tmp_path.rglob("*.safetensors"))[:2]:
+        TAMPERED[how](file)
+    calls = Calls(host.model.vision_tower)
+    with frozen_tower(host, FeatureStore(2**20, tmp_path)), torch.no_grad():
+        assert torch.equal(features(host, pixels), first)
+    assert calls.images == 2
+    assert caplog.text.count("is not what was written for its image and tower") == 1
+    caplog.clear()
+    with frozen_tower(host, FeatureStore(2**20, tmp_path)), torch.no_grad():
+        assert torch.equal(features(host, pixels), first), "and what was computed again is there"
+    assert not caplog.text
+
+
+def test_features_of_another_tower_are_not_taken(host: Any, tmp_path: Path) -> None:
+    pixels = images(1)
+    with frozen_tower(host, FeatureStore(2**20, tmp_path / "one")), torch.no_grad():
+        features(host, pixels)
+    (tmp_path / "one").rename(tmp_path / "two")
+    calls = Calls(host.model.vision_tower)
+    with frozen_tower(host, FeatureStore(2**20, tmp_path / "two")), torch.no_grad():
+        features(host, pixels)
+    assert calls.images == 1
+
+
+def test_what_describes_the_text_does_not_keep_features_from_being_found(host: Any) -> None:
+    store = FeatureStore(2**20)
+    with frozen_tower(host, store) as stand_in, torch.no_grad():
+        assert stand_in is not None
+        for step in range(2):
+            stand_in(images(2), output_hidden_states=True, mm_token_type_ids=torch.full((2, 4 + step), step))
+    assert (store.hits, store.misses) == (2, 2)
+
+
+def test_keywords_that_features_may_depend_on_are_refused_by_name(host: Any) -> None:
+    with frozen_tower(host, FeatureStore(2**20)) as stand_in:
+        assert stand_in is not None
+        with pytest.raises(HostError, match=r"(?s)gives its tower image_sizes.*leave feature_cache out"):
+            stand_in(images(2), image_sizes=torch.tensor([[32, 32], [32, 32]]))
+        with pytest.raises(HostError, match="pixel values of 5 dimensions"):
+            stand_in(images(2)[None])
 
 
 def test_fingerprints_tell_content_shape_and_weights_apart(host: Any) -> None:

@@ -309,7 +309,7 @@ class Collator:
             raise UsageError(
                 f"{name} makes labels by itself, from a prefix and a suffix, and cannot put dialogues into batches",
                 where=name,
-                remedy="evaluate this model as it is (alula eval, alula chat), or take a host that is made for dialogues",
+                remedy="evaluate this model as it is (alula eval, alula chat), or take a host made for dialogues",
             )
 
     def _checked_template(self) -> str:

@@ -6,7 +6,8 @@ the module registry, so it has no parameters, is never sharded or saved, and sta
 
 With a cache it looks every image up by the content of its pixels *after* preprocessing. That key already tells two
 processor settings apart, needs nothing from the data pipeline, and cannot go stale; a directory on disk is additionally
-keyed by the tower's weights.
+keyed by the tower's weights. A file on disk says what it holds, for which image and tower, and a hash of the content:
+one that is not what was written is computed again, with one warning.
 
 On a cache miss an image goes through the tower alone. Matrix kernels round differently for different batch sizes, so
 features computed in the company of whatever else missed at that moment would make a resumed run (cold cache) differ
@@ -17,14 +18,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -32,10 +35,16 @@ from alula.anatomy import Anatomy
 from alula.errors import HostError
 from alula.files import atomic_file, regular
 from alula.hosts.multimodal import AlulaConfig
+from alula.seam import NAME, Forward
+
+logger = logging.getLogger(__name__)
 
 Features = dict[str, Tensor]
-# keywords that say what to hand back and do not change the features
-_HARMLESS = {"return_dict", "output_hidden_states", "output_attentions", "use_cache"}
+# keywords that do not change the features: they say what to hand back, or describe the text that hosts pass on with it
+_HARMLESS = {
+    "return_dict", "output_hidden_states", "output_attentions", "use_cache", "mm_token_type_ids", "token_type_ids",
+    "num_items_in_batch", "logits_to_keep", NAME,
+}  # fmt: skip
 
 
 class FeatureStore:
@@ -43,7 +52,8 @@ class FeatureStore:
 
     Args:
         memory_bytes: bound on the tensors kept in memory; one item above it is computed but not kept.
-        directory: where every feature is also written, one file per image; unbounded, safe to share and to delete.
+        directory: where every feature is also written, one file per image; unbounded, safe to share and to delete. Its
+            name is part of what a file says of itself: the tower's `tower_fingerprint`.
     """
 
     def __init__(self, memory_bytes: int, directory: Path | None = None) -> None:
@@ -51,6 +61,7 @@ class FeatureStore:
         self.held_bytes = 0
         self.hits = self.misses = 0
         self._items: OrderedDict[str, Features] = OrderedDict()
+        self._warned = False
 
     def get(self, key: str) -> Features | None:
         """The features under ``key`` (CPU tensors, not to be written to), or None."""
@@ -69,7 +80,7 @@ class FeatureStore:
         self._hold(key, features)
         if self.directory is not None:
             with atomic_file(self._place(key)) as partial:
-                save_file(features, partial)
+                save_file(features, partial, metadata=self._label(key, features))
 
     def _hold(self, key: str, features: Features) -> None:
         size = _bytes(features)
@@ -85,12 +96,34 @@ class FeatureStore:
         assert self.directory is not None
         return self.directory / key[:2] / f"{key}.safetensors"
 
+    def _label(self, key: str, features: Features) -> dict[str, str]:
+        """What a file says of itself: whose features it holds, and what they are."""
+        assert self.directory is not None
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(features.items()):
+            digest.update(f"{name}:{fingerprint_tensor(tensor)}".encode())
+        return {"features": f"{self.directory.name}/{key}", "content": digest.hexdigest()}
+
     def _read(self, key: str) -> Features | None:
+        """The features in a file; None where there is none, or where it is not what was written: computed again."""
         file = regular(self._place(key))
+        if not file.exists():
+            return None
         try:
-            return load_file(file) if file.exists() else None
+            with safe_open(file, framework="pt") as opened:
+                found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                label = opened.metadata()
         except (OSError, SafetensorError):
-            return None  # damaged from outside: computed again
+            found, label = {}, None
+        if label == self._label(key, found):
+            return found
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s is not what was written for its image and tower; it and others like it are computed again",
+                file,
+            )
+        return None
 
 
 class FrozenTower(nn.Module):
@@ -115,15 +148,35 @@ class FrozenTower(nn.Module):
         if place != pixel_values.device:
             tower.to(pixel_values.device)
         with torch.no_grad():
-            other = {name: value for name, value in kwargs.items() if name not in _HARMLESS and value is not None}
-            per_item = pixel_values.ndim in (3, 4) and not any(isinstance(v, Tensor) for v in other.values())
-            if self.store is None or not per_item:
+            if self.store is None:
                 return tower(pixel_values, **kwargs)
+            own = self._own(pixel_values, kwargs)
             kind = pixel_values.device.type
             precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-            mark = repr((sorted(other.items()), self.layers, precision))
-            items = [self._features(image, kwargs, mark) for image in pixel_values]
+            changing = {name: value for name, value in own.items() if name not in _HARMLESS}
+            mark = repr((sorted(changing.items()), self.layers, precision))
+            items = [self._features(image, own, mark) for image in pixel_values]
             return self._assemble(items, pixel_values.device)
+
+    def _own(self, pixel_values: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keywords that go with each image to the tower: those that are about images.
+
+        Raises:
+            HostError: the features may depend on more than an image and plain settings, so that they cannot be cached.
+        """
+        taken = inspect.signature(type(self._outside[0]).forward).parameters
+        text = {name for name in _HARMLESS if isinstance(kwargs.get(name), Tensor | Forward)}
+        own = {name: value for name, value in kwargs.items() if value is not None and name not in text - taken.keys()}
+        strange = [name for name, value in own.items() if not _plain(value)]
+        if pixel_values.ndim not in (3, 4):
+            strange = [f"pixel values of {pixel_values.ndim} dimensions"]
+        if strange:
+            raise HostError(
+                f"the host gives its tower {strange[0]}, on which features may depend beside the single image",
+                where="feature_cache",
+                remedy="leave feature_cache out for this host",
+            )
+        return own
 
     def _features(self, image: Tensor, kwargs: dict[str, Any], mark: str) -> Features:
         """The features of one image (C, H, W) or sound (T, bins); ``mark`` names keywords that may change them."""
@@ -237,6 +290,13 @@ def fingerprint_tensor(tensor: Tensor, mark: str = "") -> str:
     digest = hashlib.blake2b(f"{plain.dtype}{tuple(plain.shape)}{mark}".encode(), digest_size=16)
     digest.update(plain.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _plain(value: Any) -> bool:
+    """Whether a keyword's value can be told by its text."""
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    return isinstance(value, bool | int | float | str | torch.dtype)
 
 
 def _layers_read(config: Any) -> tuple[int, ...]:
