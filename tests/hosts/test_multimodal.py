@@ -7,7 +7,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import ASTConfig, AutoModelForImageTextToText, AutoProcessor, CLIPVisionConfig
+from transformers import (
+    ASTConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    ClapAudioConfig,
+    ClapConfig,
+    ClapFeatureExtractor,
+    CLIPVisionConfig,
+)
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError, UsageError
@@ -334,6 +342,9 @@ def test_class_tokens_are_left_out_of_frames() -> None:
         ({"connector_options": {"width": 30, "heads": 4}}, UsageError, "do not divide"),
         ({"connector": "mlp3x_gelu"}, UsageError, "3 linear layers"),
         ({"audio": CLIPVisionConfig()}, HostError, "not a spectrogram tower"),
+        ({"audio": ClapAudioConfig()}, HostError, "'clap_audio_model' is not a.*marks a random short"),
+        ({"audio": ClapConfig()}, HostError, "'clap' is not a spectrogram tower.*marks a random short"),
+        ({"feature_extractor": ClapFeatureExtractor()}, HostError, "its feature extractor gives none"),
         ({"connector": "mlp2x_gelu", "audio": None, "video": False, "connector_options": None, "shared": True},
          UsageError, "no meaning for an image host"),
     ],

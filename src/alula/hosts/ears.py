@@ -17,6 +17,10 @@ from alula.hosts.host import load_strictly
 from alula.hosts.parts import Part, random_model
 
 MODEL_TYPE = "audio-spectrogram-transformer"
+_RANDOM = (
+    "its feature extractor marks a random short sound of a batch as long, so that features differ from call to call"
+)
+_NEVER = {"clap": _RANDOM, "clap_audio_model": _RANDOM}
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ def audio_part(source: Part, feature_extractor: Any, dtype: torch.dtype | None, 
 def _check(config: PreTrainedConfig) -> None:
     if config.model_type != MODEL_TYPE:
         raise HostError(
-            f"{config.model_type!r} is not a spectrogram tower that a host can carry",
+            f"{config.model_type!r} is not a spectrogram tower that a host can carry"
+            + (f": {_NEVER[config.model_type]}" if config.model_type in _NEVER else ""),
             where="audio",
             remedy=f"use an {MODEL_TYPE} (ASTModel), e.g. MIT/ast-finetuned-audioset-10-10-0.4593",
         )
