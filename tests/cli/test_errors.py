@@ -97,10 +97,14 @@ def test_errors_that_nobody_expected(
     assert "Traceback (most recent call last)" in told
 
 
-def test_half_a_surrogate_pair_can_be_shown(tmp_path: Path) -> None:
-    (tmp_path / "data.jsonl").write_text('{"id": "\\ud800", "messages": []}\n')
-    words = [sys.executable, "-m", "alula", "data", "check", str(tmp_path / "data.jsonl")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+def test_names_that_are_no_utf_8_can_be_shown(tmp_path: Path) -> None:
+    file = os.fsencode(tmp_path) + b"/data-\xff.jsonl"
+    with open(file, "w") as stream:
+        stream.write('{"messages": []}\n')
+    words = [sys.executable, "-m", "alula", "data", "check", os.fsdecode(file)]
+    done = subprocess.run(
+        words, capture_output=True, timeout=60, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    )
     assert done.returncode == 1
-    assert "(record \\ud800)" in done.stdout
-    assert "Traceback" not in done.stderr
+    assert b"data-\\udcff.jsonl:1: record: " in done.stdout
+    assert b"Traceback" not in done.stderr
