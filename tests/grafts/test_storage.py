@@ -357,6 +357,27 @@ def test_load_model_round_trip_with_a_trained_projector(host_directory: Path, tm
         assert torch.equal(_say(again, processor, image), logits)
 
 
+def test_an_adapter_of_a_resized_host(host_directory: Path, tmp_path: Path) -> None:
+    model, processor = alula.load_model(host_directory)
+    rows = len(model.get_input_embeddings().weight)
+    model.resize_token_embeddings(rows + 8)
+    wake(alula.attach(model, CONFIGS["mass"]))
+    modules = ["model.language_model.embed_tokens", "lm_head"]
+    for name, trained in (("graft", ()), ("embeddings too", modules)):
+        alula.save(model, tmp_path / name, base=host_directory, modules=trained)
+        with pytest.raises(AdapterError, match=rf"{rows + 8} token embeddings, and this .* has {rows}") as caught:
+            alula.load_model(tmp_path / name)
+        assert "save_host" in str(caught.value.remedy)
+        base = save_host((model, processor), tmp_path / "resized")
+        alula.save(model, tmp_path / name, base=base, modules=trained)
+        assert torch.equal(_say(*alula.load_model(tmp_path / name), True), _say(model, processor, True))
+    # what the graft itself needs is the same on either
+    fresh, _ = alula.load_model(host_directory)
+    alula.load(fresh, tmp_path / "graft", check_base=False)
+    with pytest.raises(AdapterError, match="has shape"):
+        alula.load(alula.load_model(host_directory).model, tmp_path / "embeddings too", check_base=False)
+
+
 def test_host_and_adapter_move_together(host_directory: Path, tmp_path: Path) -> None:
     here = tmp_path / "here"
     shutil.copytree(host_directory, here / "host")
