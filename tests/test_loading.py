@@ -158,6 +158,15 @@ def test_peft_adapters_are_strict_too(lora: tuple[Path, torch.Tensor], verdict: 
         alula.load_model(lora[0])
 
 
+def test_an_adapter_that_was_copied_alone_says_what_it_needs(wings: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    facts = json.loads((wings[0] / "adapter_config.json").read_text())
+    (wings[0] / "adapter_config.json").write_text(json.dumps({**facts, "base_model_name_or_path": "../../gone"}))
+    with pytest.raises(
+        AdapterError, match=r"wings/adapter_config\.json: the base it names, '\.\./\.\./gone'.*\n.*alula\.load"
+    ):
+        alula.load_model(wings[0])
+
+
 def test_what_cannot_be_loaded_says_why(tmp_path: Path, wings: tuple[Path, torch.Tensor]) -> None:
     with pytest.raises(HostError, match="no such directory"):
         alula.load_model(tmp_path / "nowhere")

@@ -233,6 +233,11 @@ class TestRefusals:
             {"rank": 0},
             {"dropout": 1.0},
             {"router_rows": 0},
+            {"gain": float("nan")},
+            {"gain": True},
+            {"init_std": -1.0},
+            {"rope": 1},
+            {"rank": True},
         ],
     )
     def test_settings_that_mean_nothing(self, wrong: dict[str, Any]) -> None:

@@ -75,6 +75,13 @@ def _load_adapter(path: Path, dtype: torch.dtype | str | None) -> Loaded:
         )
     beside = recovered(path / base)
     base = str(beside.resolve()) if beside.is_dir() else base
+    if base.startswith((".", os.sep)) and not recovered(base).exists():
+        raise AdapterError(
+            f"the base it names, {base!r}, is not there (a relative path counts from the adapter's directory)",
+            where=str(path / CONFIG_FILE),
+            remedy="copy the base along or correct base_model_name_or_path; or load the base from where it is and "
+            "put the adapter on: alula.load(model, directory), for PEFT's PeftModel.from_pretrained(model, directory)",
+        )
     model, processor = load_model(base, dtype=dtype)
     own = processor_beside(path, processor)
     if "peft_type" in facts:
