@@ -7,7 +7,7 @@
 # What happens: the image is put into its places, and M-RoPE is not computed: every image token is counted like a word.
 # Nothing is raised or logged.
 # Output seen:
-#   with type ids the answer follows at position 5, without at 8; logits of the last token differ by 2.6
+#   with type ids the answer follows at position 6, without at 8; logits of the last token differ by 2.9
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
