@@ -19,7 +19,8 @@ class NaiveWings(nn.Module):
 
     Args:
         model: a causal language model of a pre-norm family whose d is a multiple of D; set to eager attention here.
-        weights: tensors named ``layers.{i}.{visual,textual}.{q,k,v,o}.{a,b}`` and ``layers.{i}.router.{weight,bias}``.
+        weights: tensors named ``layers.{i}.{visual,textual}.{q,k,v,o}.{a,b}`` and ``layers.{i}.router.{weight,bias}``,
+            float32 whatever the model is in, as alula has them.
         router: "mass" or "attention".
     """
 
@@ -52,7 +53,7 @@ class NaiveWings(nn.Module):
     def _attended(self, index: int) -> Any:
         def hook(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             branch, attention = output
-            share = self._route(index, attention)
+            share = self._route(index, attention).to(branch.dtype)
             query = self.stream + branch
             for place, learner in enumerate(("visual", "textual")):
                 voice = self._listen(f"layers/{index}/{learner}", query, self.kinds == 1 - place)
@@ -62,19 +63,20 @@ class NaiveWings(nn.Module):
         return hook
 
     def _route(self, index: int, attention: Tensor) -> Tensor:
-        """(B, S, 2) weights from the (B, H, S, S) attention of the main branch."""
+        """(B, S, 2) float32 weights from the (B, H, S, S) attention of the main branch."""
         weight, bias = self.weights[f"layers/{index}/router/weight"], self.weights[f"layers/{index}/router/bias"]
         if self.router == "mass":
-            told = attention[..., self.kinds == 1].sum(dim=-1).transpose(1, 2) @ weight.T
+            told = attention[..., self.kinds == 1].sum(dim=-1, dtype=weight.dtype).transpose(1, 2) @ weight.T
         else:
-            told = attention.mean(dim=1) @ weight[:, : attention.shape[-1]].T
+            told = attention.mean(dim=1, dtype=weight.dtype) @ weight[:, : attention.shape[-1]].T
         return torch.softmax(told + bias, dim=-1)
 
     def _listen(self, name: str, query: Tensor, chosen: Tensor) -> Tensor:
         """(B, S, d) what a learner says to every query, having looked at the chosen rows at or before it."""
 
         def low(part: str, x: Tensor) -> Tensor:
-            return x @ self.weights[f"{name}/{part}/a"].T @ self.weights[f"{name}/{part}/b"].T
+            first, second = (self.weights[f"{name}/{part}/{factor}"].to(x.dtype) for factor in "ab")
+            return x @ first.T @ second.T
 
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

@@ -2,6 +2,7 @@
 
     python benchmarks/probes.py                     # writes benchmarks/results/probes.json
     python benchmarks/probes.py --device cuda       # on an accelerator
+    python benchmarks/probes.py --shrink --rounds 1 --output x.json  # the same code on little, anywhere
 
 Plain and measured passes take turns in one process. On a CPU they are timed in processor seconds of one thread, which
 other work on the machine does not count into; on an accelerator in seconds between synchronisations. A ratio is the
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen3Config
+from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlavaConfig, Qwen3Config
 
 import alula
 from alula.data import Collator, MicroworldSource
@@ -36,23 +37,29 @@ PROBES: dict[str, Callable[[], Probe]] = {
     "overlap": Overlap,
 }
 BATCHES = 2
-"""batches per timing"""
+"""batches per timing, unless shrunk"""
 
 
-def fledgling() -> tuple[Any, list[dict[str, Any]], str]:
-    """The host that ships with alula, on the microworld's picture questions."""
-    model, processor = alula.build_host("fledgling", "fledgling")
+def fledgling(device: str, dtype: torch.dtype | None, *, shrink: bool) -> tuple[Any, list[dict[str, Any]], str]:
+    """The host that ships with alula, on the microworld's picture questions; in float32 unless another is named."""
+    model, processor = alula.build_host("fledgling", "fledgling", dtype=dtype)
     collate, source = Collator(processor), MicroworldSource("visual", split="test")
-    batches = [dict(collate([source[32 * b + i] for i in range(32)])) for b in range(BATCHES)]
+    count, size = (1, 4) if shrink else (BATCHES, 32)
+    batches = [dict(collate([source[size * b + i] for i in range(size)])) for b in range(count)]
     for batch in batches:
         batch.pop("labels")
-    return model, batches, "fledgling host (image rows and questions of the microworld, batches of 32)"
+    what = f"fledgling host (image rows and questions of the microworld, batches of {size})"
+    return model.to(device).eval(), batches, what
 
 
-def decoder(device: str) -> tuple[Any, list[dict[str, Any]], str]:
-    """A random LLaVA host with a decoder of ordinary proportions and 256 image rows per prompt."""
+def decoder(device: str, dtype: torch.dtype | None, *, shrink: bool) -> tuple[Any, list[dict[str, Any]], str]:
+    """A random LLaVA host with a decoder of ordinary proportions and 256 image rows per prompt.
+
+    On a CPU it is small and in float32, on an accelerator of 7B proportions and in bfloat16 unless another is named.
+    """
     torch.manual_seed(0)
-    big = device != "cpu"
+    big = device != "cpu" and not shrink
+    dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
     text = Qwen3Config(
         vocab_size=152_000 if big else 32_000,
         hidden_size=3584 if big else 512,
@@ -62,6 +69,9 @@ def decoder(device: str) -> tuple[Any, list[dict[str, Any]], str]:
         num_key_value_heads=4,
         head_dim=128 if big else 64,
     )
+    if shrink:
+        text.hidden_size, text.intermediate_size, text.num_hidden_layers, text.head_dim = 64, 96, 2, 8
+        text.layer_types = text.layer_types[:2]
     vision = CLIPVisionConfig(
         hidden_size=256,
         intermediate_size=512,
@@ -72,9 +82,9 @@ def decoder(device: str) -> tuple[Any, list[dict[str, Any]], str]:
     )
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=text.vocab_size - 1)
     with torch.device(device):
-        model = LlavaForConditionalGeneration(config).to(torch.bfloat16 if big else torch.float32).eval()
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
     batches = []
-    for _ in range(BATCHES):
+    for _ in range(1 if shrink else BATCHES):
         ids = torch.randint(0, 30_000, (2, 320))
         ids[:, 16:272] = config.image_token_id
         pixels = torch.randn(2, 3, 224, 224)
@@ -131,19 +141,22 @@ def _clock(device: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="in place of the hosts' own")
+    parser.add_argument("--shrink", action="store_true", help="small hosts and batches: checks this script, not speed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "probes.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     record: dict[str, Any] = {
-        "command": "python benchmarks/probes.py" + (f" --device {options.device}" if options.device != "cpu" else ""),
+        "command": " ".join(["python", "benchmarks/probes.py", *sys.argv[1:]]),
         "environment": readable_environment(),
         "device": options.device,
         "rounds": options.rounds,
         "hosts": {},
     }
-    for name, make in (("fledgling", fledgling), ("decoder", lambda: decoder(options.device))):
-        model, batches, what = make()
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    for name, make in (("fledgling", fledgling), ("decoder", decoder)):
+        model, batches, what = make(options.device, dtype, shrink=options.shrink)
         print(what, file=sys.stderr)
         config = model.config.get_text_config()
         found = record["hosts"][name] = {

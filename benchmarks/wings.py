@@ -3,7 +3,7 @@
     python benchmarks/wings.py                                     # everything, resuming where it stopped
     python benchmarks/wings.py --only 0.5b/decode --rounds 3       # one part; --list names them all
     python benchmarks/wings.py --device cuda                       # the 7B shape in bfloat16
-    python benchmarks/wings.py --shrink --only 7b --output x.json  # the same code on a tiny decoder, anywhere
+    python benchmarks/wings.py --shrink --rounds 1 --output x.json # the same code on tiny decoders, anywhere
     python benchmarks/wings.py --table                             # the committed figures as Markdown
 
 In every round each contender runs once, right after the other; figures are ratios within rounds, given as the median
@@ -62,7 +62,7 @@ CONTENDERS = ("host", "lora", "mass", "attention", "keys", "sdpa", "naive")
 WINGS = ("mass", "attention", "keys")
 IMAGE_START = 14
 DECODED = 16  # steps per timing of decoding
-NEW_TOKENS = 256
+GENERATED = 256
 
 _QWEN = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "max_position_embeddings": 32768}
 
@@ -75,7 +75,7 @@ class Plan:
     rank: int
     image_rows: int
     train: tuple[int, int]
-    device: str
+    accelerated: bool  # measured where there is an accelerator, else on the CPU
     dtype: torch.dtype
     naive_stride: int  # naive generation times every so many steps and integrates between
 
@@ -110,9 +110,9 @@ def _seven_billion() -> PreTrainedConfig:
 
 
 PLANS = {
-    "fledgling": Plan(_fledgling, 16, 25, (8, 160), "cpu", torch.float32, 1),
-    "0.5b": Plan(_half_billion, 64, 729, (1, 512), "cpu", torch.float32, 64),
-    "7b": Plan(_seven_billion, 64, 729, (1, 2048), "cuda", torch.bfloat16, 1),
+    "fledgling": Plan(_fledgling, 16, 25, (8, 160), False, torch.float32, 1),
+    "0.5b": Plan(_half_billion, 64, 729, (1, 512), False, torch.float32, 64),
+    "7b": Plan(_seven_billion, 64, 729, (1, 2048), True, torch.bfloat16, 1),
 }
 WORKLOADS = ("prefill-256", "prefill-1024", "prefill-4096", "decode", "train", "generate")
 
@@ -131,11 +131,10 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
 class Bench:
     """One decoder on its device, and its contenders, built when they are first asked for."""
 
-    def __init__(self, name: str, *, shrink: bool) -> None:
-        self.plan = PLANS[name]
+    def __init__(self, name: str, device: str, dtype: torch.dtype | None, *, shrink: bool) -> None:
+        self.plan, self.shrink, self.device = PLANS[name], shrink, device
         config = self.plan.config()
-        self.device = "cpu" if shrink else self.plan.device
-        dtype = torch.float32 if shrink else self.plan.dtype
+        dtype = self.plan.dtype if dtype is None else dtype
         torch.manual_seed(0)
         if name == "fledgling" and not shrink:
             self.host: Any = AutoModelForCausalLM.from_pretrained(fledgling.directory() / "llm", dtype=dtype)
@@ -149,7 +148,6 @@ class Bench:
         heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         config.head_dim = head_dim
-        size = dtype.itemsize
         self.shape = wings_floor.Shape(
             config.hidden_size,
             config.num_hidden_layers,
@@ -157,8 +155,8 @@ class Bench:
             config.num_key_value_heads,
             head_dim,
             self.plan.rank,
-            size,
-            size,
+            itemsize=dtype.itemsize,
+            weight_size=torch.float32.itemsize,  # a graft's own, whatever the host is in
         )
         self._models: dict[str, Any] = {}
 
@@ -192,6 +190,16 @@ class Bench:
         with torch.no_grad():
             for parameter in graft.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+
+    def size(self, number: int, least: int = 32) -> int:
+        """A number of rows, samples or tokens: a part of it, and no fewer than `least`, where all is tiny."""
+        return max(least, number // 32) if self.shrink else number
+
+    @property
+    def train_size(self) -> tuple[int, int]:
+        """Samples and rows of a training batch."""
+        batch, rows = self.plan.train
+        return self.size(batch, least=1), self.size(rows)
 
     def kinds(self, rows: int) -> Tensor:
         """(rows,) 1 at image rows."""
@@ -256,7 +264,8 @@ def attention_alone(bench: Bench, rows: int, batch: int = 1, *, train: bool = Fa
 
 def decode(bench: Bench, contender: str, rows: int) -> tuple[Callable[[], Any], int]:
     """Steps of one token behind `rows` cached ones; the naive form has no cache and recomputes."""
-    tokens = bench.ids(DECODED)
+    count = bench.size(DECODED, least=2)
+    tokens = bench.ids(count)
     if contender == "naive":
         return prefill(bench, contender, rows + 1)
     with torch.inference_mode():
@@ -265,17 +274,17 @@ def decode(bench: Bench, contender: str, rows: int) -> tuple[Callable[[], Any], 
 
     @torch.inference_mode()
     def steps() -> Any:
-        for i in range(DECODED):
+        for i in range(count):
             model(input_ids=tokens[:, i : i + 1], **{CACHE: cache})
-        cache.crop(-DECODED)
+        cache.crop(-count)
         return cache
 
-    return steps, DECODED
+    return steps, count
 
 
 def train(bench: Bench, contender: str) -> tuple[Callable[[], Any], int]:
     """Forward, backward and optimizer step; input rows need gradients, as behind a projector in training."""
-    batch, rows = bench.plan.train
+    batch, rows = bench.train_size
     model = bench.model(contender)
     trained = [] if contender == "host" else [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6) if trained else None
@@ -294,10 +303,11 @@ def train(bench: Bench, contender: str) -> tuple[Callable[[], Any], int]:
     return step, 1
 
 
-def generate(bench: Bench, contender: str, rows: int = 256) -> tuple[Callable[[], Any], int]:
-    """`NEW_TOKENS` tokens behind a prompt of `rows`, greedily, through `generate`."""
+def generate(bench: Bench, contender: str) -> tuple[Callable[[], Any], int]:
+    """`GENERATED` tokens behind a prompt of as many, greedily, through `generate`."""
+    rows, new = bench.size(GENERATED), bench.size(GENERATED, least=4)
     model, ids = bench.model(contender), bench.ids(rows)
-    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
+    options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
 
     @torch.inference_mode()
     def whole() -> Any:
@@ -311,19 +321,20 @@ def generate(bench: Bench, contender: str, rows: int = 256) -> tuple[Callable[[]
 
 
 def _time_naive_generation(bench: Bench, clock: Callable[[], float]) -> float:
-    """Seconds of `NEW_TOKENS` recomputations, from every so many of them and straight lines between."""
-    lengths = sorted({*range(256, 256 + NEW_TOKENS, bench.plan.naive_stride), 256 + NEW_TOKENS - 1})
+    """Seconds of `GENERATED` recomputations, from every so many of them and straight lines between."""
+    rows, new = bench.size(GENERATED), bench.size(GENERATED, least=4)
+    lengths = sorted({*range(rows, rows + new, bench.plan.naive_stride), rows + new - 1})
     seconds = []
     for length in lengths:
         ids = bench.ids(length)
-        kinds = bench.kinds(256).new_zeros(length)
-        kinds[: len(bench.kinds(256))] = bench.kinds(256)
+        kinds = bench.kinds(rows).new_zeros(length)
+        kinds[:rows] = bench.kinds(rows)
         model = bench.model("naive")
         begin = clock()
         with torch.inference_mode():
             int(model(kinds, input_ids=ids, logits_to_keep=1).logits.argmax())
         seconds.append(clock() - begin)
-    return float(np.interp(range(256, 256 + NEW_TOKENS), lengths, seconds).sum())
+    return float(np.interp(range(rows, rows + new), lengths, seconds).sum())
 
 
 def contenders_of(workload: str) -> tuple[str, ...]:
@@ -335,13 +346,18 @@ def contenders_of(workload: str) -> tuple[str, ...]:
 def task_of(bench: Bench, workload: str, contender: str) -> tuple[Callable[[], Any], int]:
     """What to run, and how many units (forwards, steps, generations) one run is."""
     if contender == "sdpa":
-        batch, rows = bench.plan.train if workload == "train" else (1, int(workload.removeprefix("prefill-")))
+        batch, rows = bench.train_size if workload == "train" else (1, rows_of(bench, workload))
         return attention_alone(bench, rows, batch, train=workload == "train"), 1
     if workload.startswith("prefill-"):
-        return prefill(bench, contender, int(workload.removeprefix("prefill-")))
-    return {"decode": lambda: decode(bench, contender, 1024), "train": lambda: train(bench, contender)}.get(
-        workload, lambda: generate(bench, contender)
-    )()
+        return prefill(bench, contender, rows_of(bench, workload))
+    if workload == "decode":
+        return decode(bench, contender, bench.size(1024))
+    return train(bench, contender) if workload == "train" else generate(bench, contender)
+
+
+def rows_of(bench: Bench, workload: str) -> int:
+    """The rows of a prompt that is read."""
+    return bench.size(int(workload.removeprefix("prefill-")))
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
@@ -349,7 +365,7 @@ def task_of(bench: Bench, workload: str, contender: str) -> tuple[Callable[[], A
 
 def clock_of(device: str) -> Callable[[], float]:
     def synchronized() -> float:
-        torch.cuda.synchronize()
+        torch.accelerator.synchronize()
         return time.perf_counter()
 
     return time.process_time if device == "cpu" else synchronized
@@ -368,20 +384,20 @@ def time_round(bench: Bench, workload: str, tasks: dict[str, tuple[Callable[[], 
             seconds[contender] = clock() - begin
             continue
         timer = Timer("task()", globals={"task": task}, timer=clock, num_threads=torch.get_num_threads())
-        seconds[contender] = timer.blocked_autorange(min_run_time=0.2).median / units
+        seconds[contender] = timer.blocked_autorange(min_run_time=0 if bench.shrink else 0.2).median / units
     return seconds
 
 
-def measure_machine(device: str, dtype: torch.dtype) -> dict[str, float]:
+def measure_machine(bench: Bench) -> dict[str, float]:
     """The rates floors are counted against: matrix multiplication and reading memory."""
-    clock = clock_of(device)
-    size = 1024 if device == "cpu" else 8192
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    big = torch.ones(2**26 if device == "cpu" else 2**30, device=device, dtype=dtype)
+    clock, place = clock_of(bench.device), {"device": bench.device, "dtype": bench.host.dtype}
+    size, numbers = (64, 2**16) if bench.shrink else (1024, 2**26) if bench.device == "cpu" else (8192, 2**30)
+    a, b = (torch.randn(size, size, **place) for _ in range(2))
+    big = torch.ones(numbers, **place)
     best = {}
     for name, task, amount in (
         ("flops_per_second", lambda: a @ b, 2 * size**3),
-        ("bytes_per_second", lambda: big.sum(), big.numel() * dtype.itemsize),
+        ("bytes_per_second", lambda: big.sum(), big.nbytes),
     ):
         times = []
         for _ in range(5):
@@ -472,13 +488,14 @@ def agreement(bench: Bench) -> float:
 def floor_of(bench: Bench, workload: str) -> dict[str, wings_floor.Floor]:
     """What the learners must do in this workload."""
     if workload.startswith("prefill-"):
-        rows = int(workload.removeprefix("prefill-"))
+        rows = rows_of(bench, workload)
         return {"floor": wings_floor.prefill(bench.shape, rows, IMAGE_START, bench.image_rows(rows))}
     if workload == "train":
-        batch, rows = bench.plan.train
+        batch, rows = bench.train_size
         return {"floor": wings_floor.training_step(bench.shape, rows, IMAGE_START, bench.image_rows(rows), batch)}
     if workload == "decode":
-        return {f"floor, {kept} kept": wings_floor.decode(bench.shape, 1024, kept) for kept in ("factors", "keys")}
+        past = bench.size(1024)
+        return {f"floor, {kept} kept": wings_floor.decode(bench.shape, past, kept) for kept in ("factors", "keys")}
     return {}
 
 
@@ -522,6 +539,10 @@ def run_part(name: str, workload: str, records: dict[str, Any], args: argparse.N
     """Add the rounds that are missing, saving after each."""
     key = f"{name}/{workload}"
     record = records["parts"].setdefault(key, {"rounds": []})
+    here = {"device": bench.device, "dtype": str(bench.host.dtype).removeprefix("torch.")}
+    if record["rounds"] and (there := record.get("place", {"device": "cpu", "dtype": "float32"})) != here:
+        raise SystemExit(f"{args.output}: {key} was measured on {there}, not {here}: name another --output, or --again")
+    record["place"] = here
     peaks = record.setdefault("peak bytes", {})
     for contender in contenders_of(workload):
         if workload != "generate" and not args.no_memory and contender not in (*peaks, "sdpa"):
@@ -544,7 +565,7 @@ def run_part(name: str, workload: str, records: dict[str, Any], args: argparse.N
                 "processor": processor(),
                 "threads": str(torch.get_num_threads()),
             }
-            record["rates"] = measure_machine(bench.device, bench.host.dtype)
+            record["rates"] = measure_machine(bench)
             record["summary"] = summarize(record, floors, record["rates"])
             write_json(args.output, records)
             print(key, f"round {len(record['rounds'])}:", json.dumps(record["summary"].get("over host")), flush=True)
@@ -572,12 +593,13 @@ def _cell(ratio: dict[str, float] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu: fledgling and 0.5b; cuda: 7b")
+    parser.add_argument("--device", default="cpu", help="cpu: fledgling and 0.5b; an accelerator such as cuda: 7b")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="in place of the decoder's own")
     parser.add_argument("--only", action="append", default=[], help="parts whose name starts so, e.g. 0.5b/prefill")
     parser.add_argument("--rounds", type=int, default=5, help="rounds each part shall have in the end")
     parser.add_argument("--again", action="store_true", help="forget the chosen parts' earlier rounds")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
-    parser.add_argument("--shrink", action="store_true", help="tiny decoders on CPU: checks this script, not speed")
+    parser.add_argument("--shrink", action="store_true", help="tiny decoders, all three: checks this script, not speed")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--list", action="store_true", help="name the parts and stop")
     parser.add_argument("--table", action="store_true", help="print the record as Markdown and stop")
@@ -587,7 +609,8 @@ def main() -> None:
     if args.table:
         print(table(records))
         return
-    names = [n for n, plan in PLANS.items() if args.shrink or plan.device == args.device]
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    names = [n for n, plan in PLANS.items() if args.shrink or plan.accelerated == (args.device != "cpu")]
     parts = [(n, w) for n in names for w in WORKLOADS]
     parts = [(n, w) for n, w in parts if not args.only or any(f"{n}/{w}".startswith(o) for o in args.only)]
     if args.list:
@@ -598,7 +621,7 @@ def main() -> None:
         if args.again:
             records["parts"].pop(f"{name}/{workload}", None)
         if name not in benches:
-            benches = {name: Bench(name, shrink=args.shrink)}  # one decoder in memory at a time
+            benches = {name: Bench(name, args.device, dtype, shrink=args.shrink)}  # one decoder in memory at a time
             records.setdefault("agreement of naive and fused logits", {})[name] = agreement(benches[name])
         run_part(name, workload, records, args, benches[name])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -48,12 +49,14 @@ class _Remote(Tensor):
 
 
 class _Literals(TorchFunctionMode):
-    """Makes tensors of Python numbers on the CPU and moves them: torch hides from a dispatch mode how it makes them."""
+    """Turns Python numbers into tensors and back on the CPU: torch does not let a dispatch mode see how."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu").type == DEVICE:
             return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
+        if func is Tensor.tolist and isinstance(args[0], _Remote):
+            return args[0].inner.tolist()
         return func(*args, **kwargs)
 
 
@@ -64,33 +67,49 @@ class _Factories(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
+_MOVES = (torch.ops.aten.to, torch.ops.aten._to_copy, torch.ops.aten.copy_)
+
+
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    given = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
-    remote = [each for each in given if isinstance(each, _Remote)]
-    asked = kwargs.get("device")
-    to = None if asked is None else torch.device(asked).type
-    moves = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
-    if remote and not moves and any(each.dim() and not isinstance(each, _Remote) for each in given):
+    given = tree_flatten((args, kwargs))[0]
+    tensors = [each for each in given if isinstance(each, Tensor)]
+    remote = [each for each in tensors if isinstance(each, _Remote)]
+    if remote and func.overloadpacket not in _MOVES and any(t.dim() and not isinstance(t, _Remote) for t in tensors):
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {DEVICE} and cpu")
-    if to == DEVICE:
-        kwargs = {**kwargs, "device": torch.device("cpu")}
-    inner_args, inner_kwargs = tree_map(lambda x: x.inner if isinstance(x, _Remote) else x, (args, kwargs))
-    result = func(*inner_args, **inner_kwargs)
-    away = to == DEVICE if to is not None else bool(remote)
+    result = func(*tree_map(_inside, args), **tree_map(_inside, kwargs))
+    asked = [each.type for each in given if isinstance(each, torch.device)]
     if func.overloadpacket is torch.ops.aten.copy_:
-        return args[0]
+        away = isinstance(args[0], _Remote)
+    else:
+        away = asked[0] == DEVICE if asked else bool(remote)
     known = {id(each.inner): each for each in remote}  # what is written in place stays the tensor it was
 
-    def wrap(value: Any) -> Any:
-        if not isinstance(value, Tensor):
+    def outside(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not away:
             return value
-        return known.get(id(value)) or (_Remote(value) if away else value)
+        return known[id(value)] if id(value) in known else _Remote(value)
 
-    return tree_map(wrap, result)
+    return tree_map(outside, result)
+
+
+def _inside(value: Any) -> Any:
+    if isinstance(value, torch.device) and value.type == DEVICE:
+        return torch.device("cpu")
+    return value.inner if isinstance(value, _Remote) else value
 
 
 @contextmanager
 def elsewhere() -> Iterator[str]:
     """Within, `DEVICE` can be named wherever a device can."""
-    with _Literals(), _Factories():
+    with (
+        patch.object(torch.accelerator, "synchronize", lambda: None),  # it is the CPU that computes
+        patch.object(torch, "inference_mode", _no_gradients),
+        _Literals(),
+        _Factories(),
+    ):
         yield DEVICE
+
+
+def _no_gradients(mode: bool = True) -> Any:
+    """In place of inference mode, whose tensors cannot be wrapped."""
+    return torch.set_grad_enabled(not mode)

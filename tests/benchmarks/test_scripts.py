@@ -1,0 +1,73 @@
+"""Every script of benchmarks/ runs from end to end on little, in whole and in half precision and away from the CPU."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.elsewhere import elsewhere
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text())
+# what takes long in a script, done once: sizes are shrunk to nearly the same in all of its parts
+PARTS = {
+    ("wings.py", "float32"): ["--only", "fledgling"],
+    ("wings.py", "bfloat16"): ["--only", "7b", "--no-memory"],
+    ("wings.py", "elsewhere"): ["--only", "0.5b/prefill-256", "--only", "0.5b/decode", "--only", "0.5b/train"],
+}
+
+
+def _run(script: str, output: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(sys, "argv", [script, "--shrink", "--rounds", "1", "--output", str(output), *arguments])
+    runpy.run_path(str(FOLDER / script), run_name="__main__")
+    return json.loads(output.read_text())
+
+
+def _numbers(record: Any) -> list[float]:
+    """Every number in a record."""
+    if isinstance(record, (dict, list)):
+        values = record.values() if isinstance(record, dict) else record
+        return [number for value in values for number in _numbers(value)]
+    return [record] if isinstance(record, (int, float)) else []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_runs(script: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = PARTS.get((script, dtype), [])
+    record = _run(script, tmp_path / "record.json", monkeypatch, "--dtype", dtype, *parts)
+    assert all(number == number for number in _numbers(record))
+    assert f'"{dtype}"' in json.dumps(record)
+    for difference in record.get("agreement of naive and fused logits", {}).values():
+        assert difference < {"float32": 1e-5, "bfloat16": 0.05}[dtype]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_runs_away_from_the_cpu(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = PARTS.get((script, "elsewhere"), [])
+    with elsewhere() as device:
+        memory = ["--no-memory"] if script == "wings.py" else []  # which an accelerator's own counters tell
+        record = _run(script, tmp_path / "record.json", monkeypatch, "--device", device, *memory, *parts)
+    assert f'"{device}"' in json.dumps(record)
+
+
+def test_every_other_file_is_part_of_a_script() -> None:
+    used = {
+        name
+        for script in SCRIPTS
+        for name in re.findall(r"^(?:import|from) (\w+)", (FOLDER / script).read_text(), re.M)
+    }
+    assert {path.stem for path in FOLDER.glob("*.py") if path.name not in SCRIPTS} <= used
+
+
+def test_every_result_is_listed_with_its_command() -> None:
+    rows = re.findall(r"^\| `results/(\S+)` \| (.*?) \|", (FOLDER / "README.md").read_text(), re.M)
+    assert sorted(name for name, _ in rows) == sorted(path.name for path in (FOLDER / "results").iterdir())
+    assert all("`" in command for _, command in rows)
