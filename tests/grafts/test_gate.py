@@ -18,6 +18,12 @@ from tests.grafts.common import CONFIGS, EXACT, covering, grafted, run, wake
 GATED = sorted(EXACT)
 
 
+def _other(host: str, implementation: str) -> Any:
+    model = zoo.build(host)
+    zoo.set_attention(model, implementation)
+    return model
+
+
 def test_without_roles_no_system_prompt_can_be_left_out() -> None:
     model, _ = grafted("llama", WingsConfig(rank=4, gate="paper", system_keys=False))
     with pytest.raises(UsageError, match="nothing says which rows"):
@@ -54,12 +60,20 @@ def test_text_before_the_first_image_is_the_host(host: str, config: str) -> None
     torch.testing.assert_close(run(model, host, inputs)[:, :before], plain, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("host", ["llava-llama", "qwen2_5_vl"])
-def test_generated_text_is_the_host_bit_for_bit(host: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "implementation"),
+    [
+        *(("llava-llama", each) for each in ("sdpa", "eager")),
+        *(("qwen2_5_vl", each) for each in ("sdpa", "eager")),
+        *((host, "eager") for host in ("llama", "qwen3", "gemma2", "gemma3")),
+    ],
+)
+def test_generated_text_is_the_host_bit_for_bit(host: str, implementation: str) -> None:
     inputs = zoo.batch(host, "7", "4")
     options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-    plain = zoo.build(host).generate(**inputs, **options)
-    model, _ = grafted(host, "attention")
+    model = _other(host, implementation)
+    plain = model.generate(**inputs, **options)
+    wake(alula.attach(model, CONFIGS["attention"]))
     ours = model.generate(**inputs, **options)
     assert torch.equal(ours.sequences, plain.sequences)
     assert all(torch.equal(a, b) for a, b in zip(ours.logits, plain.logits, strict=True))
@@ -88,12 +102,6 @@ OTHER_ATTENTION = [
     ("qwen3", "flex_attention", "constant"),
 ]
 """Hosts that do not run SDPA, and a configuration for each."""
-
-
-def _other(host: str, implementation: str, dtype: torch.dtype = torch.float32) -> Any:
-    model = zoo.build(host).to(dtype)
-    zoo.set_attention(model, implementation)
-    return model
 
 
 @pytest.mark.parametrize(("host", "implementation", "config"), OTHER_ATTENTION)
