@@ -109,3 +109,7 @@ def _tell_error(error: AlulaError) -> None:
 
 def _console() -> Console:
     return Console(stderr=True)
+
+
+if __name__ == "__main__":  # as recipes once said; `python -m alula` is the shorter way
+    main()

@@ -1,0 +1,105 @@
+"""Every command that the documentation and the recipes name is one that the command line takes, option by option."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from alula.cli import app as cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+LAUNCHERS = ("python", "torchrun", "accelerate")
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def _lines(page: Path) -> Iterator[tuple[str, bool]]:
+    """Everything on a page that may hold commands, and whether it is meant to be typed as it stands."""
+    text = page.read_text()
+    if page.suffix == ".yaml":
+        comments = "\n".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
+        yield from ((line, True) for line in comments.splitlines())
+        text = comments
+    for block in _FENCED.findall(text):
+        yield from ((line.removeprefix("$ "), True) for line in block.splitlines()[1:-1])
+    for span in re.findall(r"`([^`]+)`", _FENCED.sub("", text)):
+        yield " ".join(span.split()), False
+
+
+def _commands(line: str) -> Iterator[tuple[str, list[str]]]:
+    """What a line has alula do: the module it starts and its arguments, in every command of the pipe."""
+    try:
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+        lexer.whitespace_split = True
+        words = list(lexer)
+    except ValueError:  # prose, with an apostrophe
+        return
+    while words:
+        end = next((i for i, word in enumerate(words) if set(word) <= set("|&;<>")), len(words))
+        command, words = words[:end], words[end + 1 :]
+        if command[:1] == ["alula"]:
+            yield "alula", command[1:]
+        elif command and command[0] in LAUNCHERS and "-m" in command[:-1]:
+            module, *arguments = command[command.index("-m") + 1 :]
+            if module.split(".")[0] == "alula":
+                yield module, arguments
+
+
+NAMED = [
+    pytest.param(module, arguments, whole, id=f"{page.relative_to(ROOT)}: {' '.join(arguments)}")
+    for page in (*PAGES, *RECIPES)
+    for line, whole in _lines(page)
+    for module, arguments in _commands(line)
+    if "..." not in arguments
+]
+
+
+@pytest.fixture(scope="module")
+def root() -> Any:
+    if not cli.app.registered_commands:
+        cli._register()
+    return typer.main.get_command(cli.app)
+
+
+@pytest.mark.parametrize(("module", "arguments", "whole"), NAMED)
+def test_a_command_that_is_named_parses(root: Any, module: str, arguments: list[str], whole: bool) -> None:
+    assert module == "alula"
+    # the reader's own files; and what prose leaves out that names a verb or an option by itself
+    forgiven = ["does not exist", *([] if whole else ["Missing", "requires an argument", "Usage:"])]
+    command, name, context = root, "alula", None
+    try:
+        while True:
+            context = command.make_context(name, list(arguments), parent=context)
+            arguments = [*context._protected_args, *context.args]
+            if not arguments:
+                break
+            name, command, arguments = command.resolve_command(context, arguments)
+    except Exception as error:
+        if not any(reason in str(error) for reason in forgiven):
+            raise
+
+
+def test_commands_are_found_where_they_stand() -> None:
+    found = {param.id.split(": ")[0] for param in NAMED}
+    assert {"README.md", "docs/training.md", "docs/chat.md", "recipes/wings-7b.yaml", "benchmarks/README.md"} <= found
+    assert len(NAMED) > 80
+
+
+@pytest.mark.parametrize("module", ["alula", "alula.cli.app"])
+def test_the_command_line_can_be_started_as_a_module(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[:1]) == (0, ["alula"])
