@@ -194,7 +194,10 @@ def _divide(host: Host, inputs: Mapping[str, Any], samples: Sequence[_Sample]) -
         for kind, first, stop in sample.runs:
             rows[kind] = rows.get(kind, 0) + stop - first
     ways = {kind: _way(host, Kind(kind)) for kind in rows}
-    supply = {kind: deque(_pieces(host, ways[kind], inputs, Kind(kind), rows[kind])) for kind in rows}
+    try:
+        supply = {kind: deque(_pieces(host, ways[kind], inputs, Kind(kind), rows[kind])) for kind in rows}
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise Untold from error  # inputs that this arithmetic was not written for; the host itself judges them
     for sample in samples:
         _walk(host, ways, supply, sample)
     if any(pieces for pieces in supply.values()):
