@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from alula.errors import UsageError
 
-MAX_SEED = 2**32 - 1
-"""the largest that every random generator takes"""
+MAX_SEED = 2**31 - 1
+"""the largest that recipes and every random generator take"""
 MAX_ITEMS = 1_000_000
 """questions or samples of one task: all are made before the first is asked"""
 
 
 def check_seed(seed: int, where: str = "seed") -> None:
-    """Raise a UsageError unless every random generator takes ``seed``."""
+    """Raise a UsageError unless recipes and every random generator take ``seed``."""
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"{seed} is not between 0 and {MAX_SEED}", where=where)
+
+
+def check_training(seeds: Sequence[int], steps: float) -> None:
+    """Raise a UsageError unless trainings can be repeated over ``seeds``, their steps times ``steps``."""
+    if not seeds or not (steps > 0 and math.isfinite(steps)):
+        raise UsageError("at least one seed is needed, and a factor on the steps above 0")
+    for seed in seeds:
+        check_seed(seed, "--seeds")
 
 
 def check_count(count: int, where: str, least: int = 1) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 import alula
 from alula.errors import EvaluationError, UsageError
-from alula.evaluation import Decoding, ItemTask, RunResult, TaskItem, exact_match, native_tasks, paired, run
+from alula.evaluation import Decoding, ItemTask, RunResult, TaskItem, exact_match, native_tasks, paired, run, runner
 from alula.evaluation.journal import Journal
 from alula.evaluation.results import ItemResult
 
@@ -207,7 +207,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, llm: Any, tokenizer:
 def test_a_journal_of_another_model_is_refused(tmp_path: Path, llm: Any, host: Any, tokenizer: Any) -> None:
     journal = tmp_path / "answers.jsonl"
     run(llm, tokenizer, [text_task(2)], journal=journal)
-    with pytest.raises(EvaluationError, match=r"another run \(fingerprint differ"):
+    with pytest.raises(EvaluationError, match=r"another run \(.*fingerprint differ"):
         run(host, tokenizer, [text_task(2)], journal=journal)
     with pytest.raises(EvaluationError, match=r"decoding differ"):
         run(llm, tokenizer, [text_task(2)], journal=journal, decoding=Decoding(num_beams=2))
@@ -229,6 +229,72 @@ def test_a_journal_outlives_odd_characters_and_any_kill(tmp_path: Path) -> None:
         resumed = Journal(path, {"fingerprint": "x"})
         assert resumed.finished("task", "1", "h") == odd
         assert resumed.finished("task", "2", "h") is None
+
+
+def test_answers_that_were_edited_are_not_taken(tmp_path: Path, llm: Any, tokenizer: Any) -> None:
+    journal = tmp_path / "answers.jsonl"
+    run(llm, tokenizer, [text_task(3)], journal=journal)
+    written = journal.read_text().splitlines(keepends=True)
+    edited = json.loads(written[2])
+    edited["item"]["answer"] = edited["item"]["gold"]
+    other = tmp_path / "other.jsonl"
+    run(copy.deepcopy(llm).double(), tokenizer, [text_task(3)], journal=other)
+    for line, told in (
+        (json.dumps(edited) + "\n", "is not as it was written"),
+        (other.read_text().splitlines(keepends=True)[2], "is not as it was written"),  # of another model
+        (written[2].replace('"check"', '"cheque"'), "is damaged"),
+        ("[1]\n", "is damaged"),
+    ):
+        journal.write_text("".join([*written[:2], line, *written[3:]]))
+        with pytest.raises(EvaluationError, match=rf"answers.jsonl:3: {told}"):
+            run(llm, tokenizer, [text_task(3)], journal=journal)
+    journal.write_text("".join([*written[:2], *written[3:]]))  # one question is asked again
+    assert len(run(llm, tokenizer, [text_task(3)], journal=journal).tasks["plain"].items) == 3
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ('{"journal": 3}', "not a journal"),
+        ('{"journal": ["fingerprint"]}', "not a journal"),
+        ('"journal"', "not a journal"),
+        ("[" * 100_000, "not a journal"),
+        ("", "not a journal"),
+        ('{"journal": {"fingerprint": "x"}}', "another version"),
+        ('{"journal": {"fingerprint": []}, "version": 2}', "another run"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_file_that_is_no_journal(tmp_path: Path, header: str, told: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(header + "\n")
+    with pytest.raises(EvaluationError, match=told):
+        Journal(path, {"fingerprint": "x"})
+
+
+def test_a_journal_of_other_circumstances_is_refused(
+    tmp_path: Path, llm: Any, tokenizer: Any, monkeypatch: Any
+) -> None:
+    journal = tmp_path / "answers.jsonl"
+    run(llm, tokenizer, [text_task(2)], journal=journal)
+    found = runner.conditions
+
+    def elsewhere(*arguments: Any) -> Any:
+        return found(*arguments).model_copy(update={"device": "another"})
+
+    monkeypatch.setattr(runner, "conditions", elsewhere)
+    with pytest.raises(EvaluationError, match=r"another run \(device differ"):
+        run(llm, tokenizer, [text_task(2)], journal=journal)
+
+
+def test_results_without_tasks_or_items_are_no_results(tmp_path: Path, llm: Any, tokenizer: Any) -> None:
+    result = run(llm, tokenizer, [text_task(2)])
+    for key, found in (("tasks", {**result.model_dump(), "tasks": {}}), ("items", result.model_dump())):
+        if key == "items":
+            found["tasks"]["plain"]["items"] = []
+        (tmp_path / "run.json").write_text(json.dumps(found))
+        with pytest.raises(EvaluationError, match=rf"is not a RunResult: .*{key}"):
+            RunResult.load(tmp_path / "run.json")
 
 
 def test_a_journal_tells_a_graft_that_speaks_from_one_that_is_silent(

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from alula.bounds import check_count, check_seed
 from alula.errors import UsageError
 
 SECTIONS = ("text", "attention", "alignment", "geometry", "lens", "overlap")
@@ -32,7 +33,7 @@ class Plan:
         seed: draws the microworld's items, samples kept, resamples and noise.
 
     Raises:
-        UsageError: an unknown section, none at all, or a number below 1.
+        UsageError: an unknown section, none at all, or a number out of bounds.
     """
 
     output: Path
@@ -58,8 +59,8 @@ class Plan:
                 remedy=f"choose among {', '.join(SECTIONS)}",
             )
         for name in ("samples", "items", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"must be at least 1, not {getattr(self, name)}", where=f"--{name.replace('_', '-')}")
+            check_count(getattr(self, name), f"--{name.replace('_', '-')}")
+        check_seed(self.seed, "--seed")
         if self.base is not None and "text" not in self.sections:
             raise UsageError("a base is compared by its text answers only", where="--base", remedy="add section text")
 

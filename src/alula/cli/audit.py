@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from alula.bounds import MAX_ITEMS, MAX_SEED
+
 
 def register(app: typer.Typer) -> None:
     """Add ``audit``."""
@@ -33,8 +35,8 @@ def audit(
     output: Annotated[
         Path, typer.Option(help="Directory for measurements, answers and report; a second call goes on there.")
     ] = Path("runs/audit"),
-    samples: Annotated[int, typer.Option(min=1, help="Conversations with images to measure.")] = 128,
-    items: Annotated[int, typer.Option(min=1, help="Text questions to ask.")] = 200,
+    samples: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Conversations with images to measure.")] = 128,
+    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Text questions to ask.")] = 200,
     sections: Annotated[
         str, typer.Option(help="Comma separated, out of text, attention, alignment, geometry, lens, overlap.")
     ] = "text,attention,alignment,geometry,lens,overlap",
@@ -42,8 +44,10 @@ def audit(
         bool,
         typer.Option(help="Measure alignment again with noise for images and with an untrained connector."),
     ] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Conversations per forward.")] = 8,
-    seed: Annotated[int, typer.Option(help="Draws the microworld's items, resamples and noise.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Conversations per forward.")] = 8,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Draws the microworld's items, resamples and noise.")
+    ] = 0,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU where there is one)")

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 
 FILE = Annotated[Path, typer.Argument(exists=True, help="JSONL messages, LLaVA JSON, a saved dataset, or parquet.")]
@@ -132,9 +133,9 @@ def export(
     ],
     directory: Annotated[Path, typer.Argument(help="New folder to write.")],
     form: Annotated[str, typer.Option("--format", help="jsonl (messages) or llava (conversations).")] = "jsonl",
-    n: Annotated[int, typer.Option("-n", min=1, help="How many items.")] = 1000,
+    n: Annotated[int, typer.Option("-n", min=1, max=MAX_ITEMS, help="How many items.")] = 1000,
     split: Annotated[str, typer.Option(help="train, test or unseen.")] = "train",
-    seed: Annotated[int, typer.Option(help="Another seed, other items.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed, other items.")] = 0,
     family: Annotated[list[str] | None, typer.Option(help="Only this family of skill; may be repeated.")] = None,
 ) -> None:
     """Write microworld items as files with their images, films and sounds, in a format the readers take."""
@@ -162,7 +163,9 @@ def interleave(
     history: Annotated[
         str, typer.Option(help="Answers shown before the last turn: gold, or generated (the model's own).")
     ] = "gold",
-    seed: Annotated[int, typer.Option(help="Chooses the last questions when there are more than -n.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Chooses the last questions when there are more than -n.")
+    ] = 0,
     encoder: Annotated[
         str | None, typer.Option(help="A sentence-transformers model to pair by. (default: TF-IDF)")
     ] = None,

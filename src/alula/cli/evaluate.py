@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from alula.bounds import MAX_ITEMS, MAX_SEED
+
 
 def register(app: typer.Typer) -> None:
     """Add ``eval``."""
@@ -84,10 +86,14 @@ def evaluate(
         Path, typer.Option(help="Directory for answers, results and report; a second call goes on there.")
     ] = Path("runs/eval"),
     n: Annotated[
-        int | None, typer.Option("--n", min=1, help="Questions per task. (default: 400; all of --data and --lm-eval)")
+        int | None,
+        typer.Option(
+            "--n", min=1, max=MAX_ITEMS, help="Questions per task. (default: 400; all of --data and --lm-eval)"
+        ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Draws the questions of the native tasks, and what harness tasks draw.")
+        int,
+        typer.Option(min=0, max=MAX_SEED, help="Draws the questions of the native tasks, and what harness tasks draw."),
     ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at a time.")] = 32,
     max_new_tokens: Annotated[

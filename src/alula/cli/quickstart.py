@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from alula.bounds import MAX_ITEMS
+
 
 def register(app: typer.Typer) -> None:
     app.command(name="quickstart")(quickstart)
@@ -20,7 +22,7 @@ def quickstart(
     methods: Annotated[
         str, typer.Option(help="Comma separated, out of full, full-10x, lora, wings.")
     ] = "full,full-10x,lora,wings",
-    items: Annotated[int, typer.Option(min=1, help="Questions per task.")] = 400,
+    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions per task.")] = 400,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side; default: one per core.")] = None,
     steps: Annotated[float, typer.Option(min=0.001, help="Factor on the trainings' steps, for a quick look.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")] = False,

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from alula.bounds import MAX_ITEMS
+
 Seeds = Annotated[str, typer.Option(help="Training seeds, comma separated; each repeats all trainings.")]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes side by side; default: one per core. 0: none but this one.")
@@ -34,8 +36,8 @@ def attention_shift(
     seeds: Seeds = "0",
     texts: Annotated[str, typer.Option(help="Shares of text among the training samples.")] = "0,0.1,0.25,0.5",
     rates: Annotated[str, typer.Option(help="Learning rates.")] = "1e-3,3e-3,1e-2",
-    items: Annotated[int, typer.Option(min=1, help="Questions per task and model.")] = 200,
-    samples: Annotated[int, typer.Option(min=2, help="Samples the attention is measured on.")] = 64,
+    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions per task and model.")] = 200,
+    samples: Annotated[int, typer.Option(min=2, max=MAX_ITEMS, help="Samples the attention is measured on.")] = 64,
     workers: Workers = None,
     steps: Steps = 1.0,
     reuse: Reuse = None,
@@ -71,7 +73,7 @@ def wings(
     arms: Annotated[
         str, typer.Option(help="Comma separated names of arms, or all. More may join in a later call.")
     ] = "all",
-    items: Annotated[int, typer.Option(min=1, help="Questions per task.")] = 400,
+    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions per task.")] = 400,
     workers: Workers = None,
     steps: Steps = 1.0,
     reuse: Reuse = None,
@@ -136,8 +138,10 @@ def alignment(
     configurations: Annotated[
         str, typer.Option(help="Comma separated names of tower and connector configurations, or all.")
     ] = "all",
-    samples: Annotated[int, typer.Option(min=4, help="Captioned pictures the probes see.")] = 128,
-    items: Annotated[int, typer.Option(min=3, help="Visual and POPE questions; a third as many descriptions.")] = 240,
+    samples: Annotated[int, typer.Option(min=4, max=MAX_ITEMS, help="Captioned pictures the probes see.")] = 128,
+    items: Annotated[
+        int, typer.Option(min=3, max=MAX_ITEMS, help="Visual and POPE questions; a third as many descriptions.")
+    ] = 240,
     workers: Workers = None,
     steps: Steps = 1.0,
     as_json: AsJson = False,

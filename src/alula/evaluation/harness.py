@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from alula.bounds import check_count, check_seed
 from alula.chat_template import TemplateSettings
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import token_ids
@@ -65,6 +66,9 @@ class HarnessTasks:
     def __post_init__(self) -> None:
         if not self.names:
             raise UsageError("no task named", where="lm-eval")
+        check_seed(self.seed, "lm-eval: seed")
+        if self.n is not None:
+            check_count(self.n, "lm-eval: n")
         if self.include is not None and not Path(self.include).is_dir():
             raise UsageError("no such folder of task files", where=str(self.include))
 

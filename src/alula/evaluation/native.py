@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from alula import microworld
+from alula.bounds import check_count, check_seed
 from alula.data.interleave import SETTINGS, History
 from alula.errors import UsageError
 from alula.evaluation.items import ItemTask, Task, TaskItem, images_of
@@ -118,6 +119,9 @@ def interleaved(n: int = 400, seed: int = 0, history: History = "gold", settings
     """
     _check_history(history, "interleaved")
 
+    check_count(n, "task 'interleaved': n")
+    check_seed(seed, "task 'interleaved': seed")
+
     def make() -> list[TaskItem]:
         dialogues = microworld.dialogue_items(n, split="test", seed=seed, patterns=settings)
         return [item for dialogue in dialogues for item in _last_scored(turns(dialogue, history=history))]
@@ -168,7 +172,7 @@ def native_tasks(
     ``history`` goes to the tasks of `WITH_HISTORY`.
 
     Raises:
-        UsageError: an unknown name, or ``n`` below 1.
+        UsageError: an unknown name, ``n`` below 1 or above `alula.bounds.MAX_ITEMS`, or a seed out of bounds.
     """
     if n < 1:
         raise UsageError(f"the number of items must be at least 1, not {n}")
@@ -190,9 +194,16 @@ def _check_history(history: str, task: str) -> None:
         raise UsageError(f"history {history!r} is not one of 'gold', 'generated'", where=f"task {task!r}")
 
 
-def _task(name: str, title: str, make: Callable[[], list[TaskItem]], **settings: object) -> Task:
+def _task(name: str, title: str, make: Callable[[], list[TaskItem]], *, n: int, seed: int, **settings: object) -> Task:
+    check_count(n, f"task {name!r}: n")
+    check_seed(seed, f"task {name!r}: seed")
     return ItemTask(
-        name=name, title=title, source=_Once(make), scorer=_score, max_new_tokens=_MOST_TOKENS, settings=settings
+        name=name,
+        title=title,
+        source=_Once(make),
+        scorer=_score,
+        max_new_tokens=_MOST_TOKENS,
+        settings={"n": n, "seed": seed, **settings},
     )
 
 

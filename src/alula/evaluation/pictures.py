@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from alula import microworld
+from alula.bounds import check_count, check_seed
 from alula.data.annotations import AnnotatedPicture, Annotations
 from alula.evaluation.mentions import ObjectWords
 from alula.microworld.draws import Draw
@@ -23,6 +24,8 @@ def microworld_pictures(n: int, *, split: str = "test", seed: int = 0, least: in
         split: ``"test"``: known combinations of colour and shape in new scenes; ``"unseen"``: each picture shows one
             combination that is kept out of training. The categories are those a question may name.
     """
+    check_count(n, "pictures: n")
+    check_seed(seed, "pictures: seed")
     new = sorted(UNSEEN_PAIRS)
     pictures: list[AnnotatedPicture] = []
     index = 0

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from alula.bounds import MAX_SEED
 from alula.errors import EvaluationError
 from alula.files import regular, write_text
 
@@ -64,10 +65,10 @@ class Decoding(Record):
     """How answers are generated; everything not named here is at its neutral value (no penalties)."""
 
     do_sample: bool = False
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     num_beams: int = Field(default=1, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
 
 class Conditions(Record):
@@ -145,7 +146,7 @@ class TaskResult(Record):
     title: str
     max_new_tokens: int
     settings: dict[str, Any]
-    items: list[ItemResult]
+    items: list[ItemResult] = Field(min_length=1)
     unscored: list[str] = []
     """ids of items that are not among ``items``, since what scores them came to no number"""
     too_long: list[TooLong] = []
@@ -197,7 +198,7 @@ class RunResult(Record):
     fingerprint: str
     """of the weights, see `alula.evaluation.conditions.fingerprint`"""
     conditions: Conditions
-    tasks: dict[str, TaskResult]
+    tasks: dict[str, TaskResult] = Field(min_length=1)
     seconds: float
 
 
@@ -302,4 +303,4 @@ class PairedRun(Record):
     tuned: str
     base_conditions: Conditions
     tuned_conditions: Conditions
-    tasks: dict[str, PairedResult]
+    tasks: dict[str, PairedResult] = Field(min_length=1)

@@ -53,8 +53,8 @@ def run(
         max_new_tokens: bounds answers instead of each task's own limit.
         decoding: greedy by default.
         template: what the chat template is told beside the messages, such as ``enable_thinking``.
-        journal: a JSONL file that collects finished items; a later call with the same model, decoding and file answers
-            only what is missing.
+        journal: a JSONL file that collects finished items; a later call with the same model, decoding, device, versions
+            and file answers only what is missing.
         progress: draw a progress bar with the time left on stderr.
 
     Raises:
@@ -71,7 +71,13 @@ def run(
     started = time.perf_counter()
     mark = fingerprint(model)
     state = conditions(model, decoding, batch_size, template.recorded(processor))
-    identity = {"fingerprint": mark, "decoding": decoding.model_dump(mode="json"), "dtype": state.dtype}
+    identity = {
+        "fingerprint": mark,
+        "decoding": decoding.model_dump(mode="json"),
+        **{key: getattr(state, key) for key in ("dtype", "device", "backend")},
+        # other versions may answer otherwise, and the result names one of each
+        "versions": {name: state.versions.get(name) for name in ("torch", "transformers", "peft", "alula")},
+    }
     book = Journal(journal, identity) if journal is not None else None
     results: dict[str, TaskResult] = {}
     with evaluating(model), bar(sum(map(len, items.values())), progress) as advancing:

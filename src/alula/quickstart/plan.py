@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from alula.bounds import check_training
 from alula.evaluation import DEFAULT, Task, native_tasks
 from alula.training import load_recipe
 from alula.training.recipe import Recipe
@@ -56,6 +57,9 @@ class Plan:
     task_seed: int = 0
     tasks: tuple[str, ...] = DEFAULT
     steps: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_training(self.seeds, self.steps)
 
     def questions(self) -> list[Task]:
         """What every model is asked."""

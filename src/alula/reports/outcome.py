@@ -30,7 +30,7 @@ class CurvePoint(Record):
 class SeedOutcome(Record):
     """One training: its comparisons with the base by task name, and what it cost."""
 
-    tasks: dict[str, PairedResult]
+    tasks: dict[str, PairedResult] = Field(min_length=1)
     curve: list[CurvePoint] = Field(default_factory=list)
     trainable_parameters: int | None = Field(default=None, ge=0)
     seconds: float | None = Field(default=None, ge=0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from alula.bounds import check_training
 from alula.errors import UsageError
 from alula.files import read_json
 from alula.hosts.fledgling import digest
@@ -36,8 +37,7 @@ class StudyPlan:
     reuse: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.seeds or self.steps <= 0:
-            raise UsageError("a study needs at least one seed, and a factor on its steps above 0")
+        check_training(self.seeds, self.steps)
         if self.reuse is not None:
             self._check_reuse(self.reuse)
 
