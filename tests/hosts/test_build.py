@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from alula.errors import HostError, UsageError
 from alula.hosts import Host, build_host, describe, save_host
+from alula.seam.dialect import cache_keyword
 from tests.hosts import tiny
 
 RED, BLUE = Image.new("RGB", (50, 40), (255, 0, 0)), Image.new("RGB", (30, 70), (0, 0, 255))
@@ -187,14 +188,28 @@ def test_directories_and_two_armed_towers(tmp_path) -> None:
         (hf.Gemma2Config(**tiny.GROUPED, head_dim=16, vocab_size=320), "caps its final logits"),
         (hf.CohereConfig(**tiny.GROUPED, vocab_size=320), "scales its logits"),
         (hf.PhiConfig(**tiny.WIDE, vocab_size=320), "no plain output layer"),
-        (hf.MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4, vocab_size=320), "does not run inside"),
         (hf.OPTConfig(**tiny.WIDE, ffn_dim=48, word_embed_proj_dim=16, vocab_size=320), "one width"),
     ],
-    ids=["gemma2", "cohere", "phi", "mamba", "opt-350m"],
+    ids=["gemma2", "cohere", "phi", "opt-350m"],
 )
 def test_decoders_that_llava_would_change_are_refused(config: hf.PreTrainedConfig, reason: str) -> None:
     with pytest.raises(HostError, match=reason):
         build_host(config, tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer())
+
+
+def test_a_state_space_decoder_is_carried_where_transformers_hands_it_its_state() -> None:
+    """Since 5.24 what LLaVA passes on has the name that Mamba takes; before, it does not run inside."""
+    config = hf.MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=320, initializer_range=0.3)
+    if cache_keyword() != "cache":
+        with pytest.raises(HostError, match="does not run inside"):
+            build_host(config, tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer())
+        return
+    model, processor = build_host(config, tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer())
+    inputs = processor(text="<image> what do you see?", images=Image.new("RGB", (32, 32)), return_tensors="pt")
+    options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}
+    with torch.no_grad():
+        said = [model.generate(**inputs, **options, use_cache=kept) for kept in (True, False)]
+    assert torch.equal(*said)
 
 
 @pytest.mark.parametrize(
