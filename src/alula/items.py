@@ -124,7 +124,10 @@ def locate(
     kind, spot, token_ids = torch.stack([kinds, found, ids]).cpu().numpy()
     samples = [_Sample(*rows) for rows in zip(kind, spot, token_ids, strict=True)]
     try:
-        _divide(host, inputs, samples)
+        if input_ids is not None and not brings_media(inputs) and _stand_together(host):
+            _run_by_run(samples)
+        else:
+            _divide(host, inputs, samples)
     except Untold:
         for sample in samples:
             sample.forget()
@@ -203,6 +206,14 @@ def _divide(host: Host, inputs: Mapping[str, Any], samples: Sequence[_Sample]) -
     if any(pieces for pieces in supply.values()):
         raise Untold
     for sample in samples:
+        sample.close()
+
+
+def _run_by_run(samples: Sequence[_Sample]) -> None:
+    """A host that is given placeholders and no media has nothing to put there: each run of them counts as one item."""
+    for sample in samples:
+        for kind, first, stop in sample.runs:
+            sample.add(kind, first, stop, filled=False)
         sample.close()
 
 
@@ -305,10 +316,20 @@ def _way(host: Host, kind: Kind) -> Way:
     fixed = (getattr(host.config, "rows_per_item", None) or {}).get(kind.name.lower())
     if fixed:
         return Way(lambda host, inputs, rows: _alike(rows, fixed), from_features=False)
-    family = host.config.model_type
-    if family == "llava" and host.config.vision_config.model_type == "pixtral":
-        family = "llava, pixtral"
-    return _FAMILIES.get(family, {}).get(kind, Way(_only_one(kind), from_features=False))
+    return _family(host).get(kind, Way(_only_one(kind), from_features=False))
+
+
+def _family(host: Host) -> Mapping[Kind, Way]:
+    name = host.config.model_type
+    if name == "llava" and host.config.vision_config.model_type == "pixtral":
+        name = "llava, pixtral"
+    return _FAMILIES.get(name, {})
+
+
+def _stand_together(host: Host) -> bool:
+    """Whether a host of the table shows each medium as one run of placeholders."""
+    ways = _family(host).values()
+    return bool(ways) and not any(way.lines or way.spread for way in ways)
 
 
 def _pieces(host: Host, way: Way, inputs: Mapping[str, Any], kind: Kind, rows: int) -> list[Piece]:
