@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import alula
 from alula.anatomy import Anatomy
 from alula.audit import SECTIONS, Audit, Plan, audit, audit_json, audit_report, memory
+from alula.audit import run as audit_run
 from alula.audit.text import BARE
 from alula.cli import app as cli
 from alula.errors import AlulaError, DataError, HostError, UsageError
@@ -68,43 +70,141 @@ def test_other_kinds_of_models(kind: str, request: pytest.FixtureRequest, tmp_pa
     assert audit_report(result)
 
 
-def test_a_stopped_audit_goes_on_to_the_same_figures(
-    small: tuple[Plan, Audit], tmp_path: Path, killed_while_writing: Callable[..., None]
-) -> None:
-    plan = replace(small[0], output=tmp_path / "stopped")
-    passed = 0
+def test_a_finished_audit_runs_no_model_again(small: tuple[Plan, Audit]) -> None:
+    def load(name: str) -> Any:
+        loaded = alula.load_model(name)
 
-    def load(stop_at: int | None) -> Any:
+        def run(*arguments: Any) -> None:
+            raise AssertionError("run again")
+
+        loaded.model.register_forward_pre_hook(run)
+        return loaded
+
+    assert figures(audit(small[0], load)) == figures(small[1])
+    assert len(list((small[0].output / "measured" / "model").iterdir())) == 1
+
+
+def test_an_audit_killed_at_any_stage_goes_on_to_the_same_figures(llava: Path, llm: Path, tmp_path: Path) -> None:
+    """What a kill leaves behind is what lay on disk at that moment: the directory is copied before every forward."""
+    plan = Plan(output=tmp_path / "whole", model=str(llava), base=str(llm), samples=5, items=3, batch_size=2)
+    left = []
+
+    def photographed(name: str) -> Any:
+        loaded = alula.load_model(name)
+
+        def copied(*arguments: Any) -> None:
+            left.append(tmp_path / f"left-{len(left):03d}")
+            shutil.copytree(plan.output, left[-1])
+
+        loaded.model.register_forward_pre_hook(copied)
+        return loaded
+
+    whole = figures(audit(plan, photographed, checkpoint_seconds=0))
+    passes, texts = left[:9], left[9:]
+    for stage in (passes[1], passes[5], texts[0], texts[-1]):
+        (stage / "unusable.jsonl").write_text('{"file": "torn')
+        (stage / "measured" / "model" / ".00000002-x.partial").mkdir(parents=True)
+        again = audit(replace(plan, output=stage), alula.load_model, checkpoint_seconds=0)
+        assert figures(again) == whole, stage.name
+
+
+@pytest.mark.parametrize("change", ["picture", "template", "device"])
+def test_what_changed_since_a_kill_is_not_mixed_in(llava: Path, tmp_path: Path, change: str, monkeypatch: Any) -> None:
+    data = export_llava(visual_items(4, split="test", seed=0), tmp_path / "mine")
+    plan = Plan(
+        output=tmp_path / "out", model=str(llava), data=data, images=tmp_path / "mine" / "images",
+        batch_size=1, sections=("lens",),
+    )  # fmt: skip
+
+    def load(stop_at: int, template: str = "") -> Any:
         def loading(name: str) -> Any:
-            loaded = alula.load_model(name)
+            loaded, passed = alula.load_model(name), []
+            loaded.processor.chat_template = template + loaded.processor.chat_template
 
-            def count(module: Any, args: Any, kwargs: Any) -> None:
-                nonlocal passed
-                passed += 1
-                if passed == stop_at:
+            def count(*arguments: Any) -> None:
+                passed.append(1)
+                if len(passed) == stop_at:
                     raise KeyboardInterrupt
 
-            loaded.model.register_forward_pre_hook(count, with_kwargs=True)
+            loaded.model.register_forward_pre_hook(count)
             return loaded
 
         return loading
 
-    for stop_at in (3, 5):  # in the pass of the model (4 batches), then in that of a control
-        passed = 0
-        with pytest.raises(KeyboardInterrupt):
-            audit(plan, load(stop_at), checkpoint_seconds=0)
-    measured = plan.output / "measured" / "model"
-    killed_while_writing(measured / "00000009", "directory")
-    killed_while_writing(plan.output / "plan.json")
-    (measured / "00000001").mkdir()  # killed while an older one was removed
-    result = audit(plan, load(None), checkpoint_seconds=0)
-    assert figures(result) == figures(small[1])
-    assert not list(plan.output.rglob(".*"))
-    assert len(list((plan.output / "measured" / "model").iterdir())) == 1
-    passed = 0
-    again = audit(plan, load(None))
-    assert figures(again) == figures(result)
-    assert passed == 0, "a finished audit runs no model again"
+    with pytest.raises(KeyboardInterrupt):
+        audit(plan, load(3), checkpoint_seconds=0)
+    if change == "picture":
+        first = tmp_path / "mine" / "images" / json.loads(data.read_text())[0]["image"]
+        Image.new("RGB", Image.open(first).size, (1, 2, 3)).save(first)
+    if change == "device":
+        found = audit_run.conditions
+        monkeypatch.setattr(
+            audit_run, "conditions", lambda *about: found(*about).model_copy(update={"device": "elsewhere"})
+        )
+    told = "another device" if change == "device" else "other conversations, pictures, chat template or processor"
+    with pytest.raises(UsageError, match=f"holds the measurements of {told}"):
+        audit(plan, load(0, "hello " if change == "template" else ""))
+    if change == "device":
+        monkeypatch.undo()
+        assert audit(plan, load(0)).measured == 4
+
+
+def test_pictures_that_came_back_are_usable_again(llava: Path, tmp_path: Path) -> None:
+    data = export_llava(visual_items(2, split="test", seed=0), tmp_path / "mine")
+    picture = next((tmp_path / "mine" / "images").glob("*"))
+    plan = Plan(
+        output=tmp_path / "out", model=str(llava), data=data, images=tmp_path / "mine" / "images",
+        batch_size=2, sections=("lens",),
+    )  # fmt: skip
+
+    def killed(name: str) -> Any:
+        loaded = alula.load_model(name)
+
+        def stop(*arguments: Any) -> None:
+            raise KeyboardInterrupt
+
+        loaded.model.register_forward_pre_hook(stop)
+        return loaded
+
+    picture.rename(tmp_path / "away")
+    with pytest.raises(KeyboardInterrupt):
+        audit(plan, killed)
+    assert picture.name in (plan.output / "unusable.jsonl").read_text()
+    (tmp_path / "away").rename(picture)
+    result = audit(plan, alula.load_model)
+    assert (result.measured, result.unusable) == (2, 0)
+
+
+def test_conversations_beyond_the_context_are_unusable(llava: Path, tmp_path: Path) -> None:
+    def bounded(name: str) -> Any:
+        loaded = alula.load_model(name)
+        loaded.model.config.text_config.max_position_embeddings = 60
+        return loaded
+
+    result = audit(Plan(output=tmp_path, model=str(llava), samples=12, sections=("lens",)), bounded)
+    assert result.measured
+    assert result.measured + result.unusable == 12
+    assert "more than the model's context of 60" in (tmp_path / "unusable.jsonl").read_text()
+
+
+def test_settings_of_the_template_reach_everything_that_is_asked(llava: Path, tmp_path: Path) -> None:
+    def opening(name: str) -> Any:
+        loaded = alula.load_model(name)
+        loaded.processor.chat_template = "{{ greeting or '' }}" + loaded.processor.chat_template
+        return loaded
+
+    def plan(output: str, **template: Any) -> Plan:
+        return Plan(
+            output=tmp_path / output, model=str(llava), samples=2, items=2, sections=("text", "lens"), template=template
+        )
+
+    plain, greeted = audit(plan("plain"), opening), audit(plan("greeted", greeting="hello there"), opening)
+    assert figures(plain)["lens"] != figures(greeted)["lens"]
+    hashes = [result.text.run.tasks[BARE].items[0].prompt_hash for result in (plain, greeted)]
+    assert hashes[0] != hashes[1]
+    assert "hello there" in audit_report(greeted)
+    with pytest.raises(UsageError, match="without effect"):
+        audit(plan("other", farewell="bye"), opening)
 
 
 def test_other_weights_and_other_settings_are_refused(llava: Path, tmp_path: Path) -> None:

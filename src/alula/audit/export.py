@@ -30,6 +30,7 @@ def audit_json(audit: Audit) -> dict[str, Any]:
         if text is None
         else {
             "accuracy": {name: task.accuracy for name, task in text.run.tasks.items()},
+            "notes": {name: task.notes for name, task in text.run.tasks.items()},
             "paired": None if text.pairs is None else text.pairs.model_dump(mode="json"),
             "after_image": None if text.after_image is None else text.after_image.model_dump(mode="json"),
             "base_asked_in_model_words": text.in_its_words,

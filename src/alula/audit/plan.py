@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alula.bounds import check_count, check_seed
+from alula.chat_template import TemplateSettings
 from alula.errors import UsageError
 
 SECTIONS = ("text", "attention", "alignment", "geometry", "lens", "overlap")
@@ -31,6 +33,7 @@ class Plan:
         batch_size: conversations per forward.
         dtype: of the weights, by name; None keeps the checkpoint's.
         seed: draws the microworld's items, samples kept, resamples and noise.
+        template: what chat templates are told beside the messages, see `alula.chat_template.TemplateSettings`.
 
     Raises:
         UsageError: an unknown section, none at all, or a number out of bounds.
@@ -49,6 +52,7 @@ class Plan:
     batch_size: int = 8
     dtype: str | None = None
     seed: int = 0
+    template: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.sections if name not in SECTIONS]
@@ -61,8 +65,14 @@ class Plan:
         for name in ("samples", "items", "batch_size"):
             check_count(getattr(self, name), f"--{name.replace('_', '-')}")
         check_seed(self.seed, "--seed")
+        TemplateSettings(self.template)  # refuses what is none
         if self.base is not None and "text" not in self.sections:
             raise UsageError("a base is compared by its text answers only", where="--base", remedy="add section text")
+
+    @property
+    def told(self) -> TemplateSettings:
+        """The settings of templates."""
+        return TemplateSettings(self.template)
 
     @property
     def probing(self) -> tuple[str, ...]:
@@ -71,6 +81,7 @@ class Plan:
 
     def facts(self) -> dict[str, Any]:
         """All that decides the figures, as JSON values."""
-        facts = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        values = {**asdict(self), "template": dict(self.told.arguments)}
+        facts = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
         del facts["output"]
         return {**facts, "sections": [name for name in SECTIONS if name in self.sections]}

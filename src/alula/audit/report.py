@@ -60,7 +60,12 @@ def audit_report(audit: Audit) -> str:
         "overlap": _overlap,
     }
     sections = [
-        Section(finding.title, [finding.says, _advice(finding)], drawn[finding.section](audit), links)
+        Section(
+            finding.title,
+            [finding.says, _advice(finding), *(_notes(audit) if finding.section == "text" else ())],
+            drawn[finding.section](audit),
+            links,
+        )
         for finding in found
         for links in [_LINKS[finding.section]]
     ]
@@ -74,6 +79,14 @@ def audit_report(audit: Audit) -> str:
             footer=f"alula, {audit.created}. Intervals: 95 %. Methods: docs/audit.md and docs/probes.md of alula.",
         )
     )
+
+
+def _notes(audit: Audit) -> list[str]:
+    """What the figures of text leave out."""
+    assert audit.text is not None
+    own = [f"{task.title}: {note}" for task in audit.text.run.tasks.values() for note in task.notes]
+    pairs = audit.text.pairs
+    return [f"Note: {note}." for note in [*own, *(pairs.tasks[BARE].notes if pairs is not None else ())]]
 
 
 def _advice(finding: Finding) -> str:
@@ -495,6 +508,7 @@ def _repeat(audit: Audit) -> Facts:
         ("precision", f"{audit.dtype} on {audit.device}"),
         ("samples", f"{audit.measured}, {audit.data}" if audit.data else "none"),
         ("seed", str(audit.facts["seed"])),
+        *((f"template: {name}", str(value)) for name, value in audit.facts["template"].items()),
         ("time", duration(audit.seconds)),
     ]
     if audit.memory is not None:

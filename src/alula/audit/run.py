@@ -29,6 +29,7 @@ from alula.evaluation.progress import Bar, bar
 from alula.evaluation.prompts import takes_images
 from alula.evaluation.results import Decoding
 from alula.evaluation.runner import evaluating
+from alula.hosts.context import context_length
 from alula.jobs import add_session, claim, refuse_others
 from alula.probes import (
     Alignment,
@@ -89,6 +90,7 @@ def audit(
             where=plan.model,
             remedy="audit an image host (`alula eval` is for text LLMs), or build one with alula.build_host",
         )
+    plan.told.keywords(processor)  # refuses what the template does not read
     claim(plan.output, plan.facts(), "audit")
     anatomy = Anatomy.of(model)
     with evaluating(model):
@@ -129,8 +131,16 @@ def _probe(
 ) -> dict[str, Any]:
     """Everything that is measured on images, as fields of an `Audit`."""
     bad = Quarantine(plan.output / "unusable.jsonl")
-    collate = Collator(processor, labels=False, quarantine=bad)
-    identity = {"weights": fingerprint(model), "samples": chosen.digest}
+    bad.path.unlink(missing_ok=True)  # of an earlier call; every call looks at all conversations
+    collate = Collator(processor, labels=False, template=plan.told, context=context_length(model), quarantine=bad)
+    state = conditions(model, Decoding(), plan.batch_size)
+    identity = {
+        "weights": fingerprint(model),
+        "samples": chosen.digest,
+        "device": state.device,
+        "backend": state.backend,
+        "versions": {name: state.versions.get(name) for name in ("torch", "transformers", "peft", "alula")},
+    }
     passes = _passes(plan, model, anatomy)
     total = chosen.count(plan.batch_size)
     done: dict[str, dict[str, Probe]] = {}
@@ -235,7 +245,16 @@ def _answers(
     # answers are short and prompts without images small: larger batches than those of the probes
     journal = plan.output / f"{role}-answers.jsonl"
     size = max(16, plan.batch_size)
-    return run(model, processor, tasks, name=name, batch_size=size, journal=journal, progress=progress)
+    return run(
+        model,
+        processor,
+        tasks,
+        name=name,
+        batch_size=size,
+        template=plan.told,
+        journal=journal,
+        progress=progress,
+    )
 
 
 def _text(plan: Plan, tuned: RunResult, load: Loader, tasks: list[Task], processor: Any, progress: bool) -> TextAnswers:
@@ -253,7 +272,10 @@ def _after_image(answers: RunResult) -> Comparison | None:
     """The same questions after an image (second) against bare (first), through one model."""
     if AFTER_IMAGE not in answers.tasks:
         return None
-    bare, after = answers.tasks[BARE].items, answers.tasks[AFTER_IMAGE].items
+    # questions that fit into the context bare may not fit behind an image
+    behind = {item.id.removesuffix("@image"): item for item in answers.tasks[AFTER_IMAGE].items}
+    bare = [item for item in answers.tasks[BARE].items if item.id in behind]
+    after = [behind[item.id] for item in bare]
     units = {mark: number for number, mark in enumerate(dict.fromkeys(item.prompt_hash for item in bare))}
     return compare(
         np.array([item.score for item in bare]),

@@ -48,6 +48,13 @@ def audit(
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="Draws the microworld's items, resamples and noise.")
     ] = 0,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What the chat template is told, such as enable_thinking=false; may be given several times.",
+        ),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU where there is one)")
@@ -69,6 +76,7 @@ def audit(
 
     from alula.audit import Plan, audit_json, audit_report, findings
     from alula.audit import audit as run
+    from alula.chat_template import TemplateSettings
     from alula.files import write_json, write_text
     from alula.hosts.placement import device_named, dtype_named
     from alula.loading import load_model
@@ -89,6 +97,7 @@ def audit(
         batch_size=batch_size,
         dtype=dtype,
         seed=seed,
+        template=TemplateSettings.parse(template or ()).arguments,
     )
     found = run(
         plan,

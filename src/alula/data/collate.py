@@ -63,6 +63,7 @@ class Collator:
     Args:
         processor: a multimodal processor, or a plain tokenizer (text-only samples).
         max_length: most tokens of a sample, image rows included; None: no limit.
+        context: rows that the model was made for, which bound samples as well; None: no bound.
         padding_side: default right for training, left for prompts.
         train: training batches, or prompts for generation.
         labels: whether training batches say what is learnt from.
@@ -86,6 +87,7 @@ class Collator:
         processor: ProcessorMixin | PreTrainedTokenizerBase,
         *,
         max_length: int | None = None,
+        context: int | None = None,
         padding_side: Literal["left", "right"] | None = None,
         train: bool = True,
         labels: bool = True,
@@ -99,7 +101,7 @@ class Collator:
         self.processor = processor
         self.multimodal = isinstance(processor, ProcessorMixin)
         self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer if self.multimodal else processor  # type: ignore[assignment]
-        self.max_length = max_length
+        self.max_length, self.context = max_length, context
         self.padding_side = padding_side or ("right" if train else "left")
         self.train, self.labels = train, train and labels
         self.pad_to_multiple_of = pad_to_multiple_of
@@ -243,14 +245,18 @@ class Collator:
 
     def _fault(self, rows: dict[str, Any], number: int, entry: _Entry) -> BadSampleError | None:
         place, length = entry.sample.place, len(rows["input_ids"][number])
-        if self.max_length is not None and length > self.max_length:
-            noun = "image(s)" if all(isinstance(ref, MEDIA["image"]) for ref in entry.refs) else "media"
-            images = f", {len(entry.refs)} {noun} included" if entry.refs else ""
-            return TooLongError(
-                f"{length} tokens{images}, more than max_length {self.max_length}",
-                place=place,
-                remedy="raise max_length, or shorten or split the conversation; placeholders are never cut",
-            )
+        for limit, named, way in (
+            (self.max_length, "max_length", "raise max_length, or shorten"),
+            (self.context, "the model's context of", "shorten"),
+        ):
+            if limit is not None and length > limit:
+                noun = "image(s)" if all(isinstance(ref, MEDIA["image"]) for ref in entry.refs) else "media"
+                images = f", {len(entry.refs)} {noun} included" if entry.refs else ""
+                return TooLongError(
+                    f"{length} tokens{images}, more than {named} {limit}",
+                    place=place,
+                    remedy=f"{way} or split the conversation; placeholders are never cut",
+                )
         # a token is learnt from as the successor of another, so the first one cannot be
         if self.labels and not any(self._supervised(rows, number)[1:]):
             return UnsupervisedError("no token to learn from: no assistant turn that the template marks", place=place)

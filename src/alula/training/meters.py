@@ -58,14 +58,22 @@ class Meters:
         spec: which items, and how many.
         processor: the host's.
         template: what its chat template is told beside the messages.
+        context: rows that the model was made for (`alula.hosts.context.context_length`).
 
     Raises:
-        DataError: a source that cannot be read, text items that show something, pictures that are none.
+        DataError: a source that cannot be read, text items that show something, pictures that are none; while reading,
+            an item that does not fit into the context.
     """
 
-    def __init__(self, spec: Retention, processor: Any, template: TemplateSettings | None = None) -> None:
+    def __init__(
+        self,
+        spec: Retention,
+        processor: Any,
+        template: TemplateSettings | None = None,
+        context: int | None = None,
+    ) -> None:
         self.spec = spec
-        self.collate = Collator(processor, template=template)
+        self.collate = Collator(processor, template=template, context=context)
         self.text, self.pictures = probe_set(spec)
         self.stop = self.collate.tokenizer.eos_token_id
 

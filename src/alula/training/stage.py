@@ -20,6 +20,7 @@ from alula.data import Collator, Mixture, MixtureSpec, Quarantine, open_mixture
 from alula.errors import RecipeError
 from alula.evaluation.generation import stop_ids
 from alula.files import write_json
+from alula.hosts.context import context_length
 from alula.training.checkpoint import Sealing, newest, step_of
 from alula.training.early_warning import EarlyWarning, Stopped
 from alula.training.feature_cache import FeatureStore, frozen_ears, frozen_tower, tower_fingerprint
@@ -125,7 +126,7 @@ def run_stage(
         if recipe.retention is not None:
             warning = EarlyWarning(
                 recipe.retention,
-                Meters(recipe.retention, start.processor, template),
+                Meters(recipe.retention, start.processor, template, context_length(start.model)),
                 stage=stage.name,
                 paths=paths,
                 origin=origin,
