@@ -94,6 +94,65 @@ def test_channels_are_averaged_and_rates_changed() -> None:
     assert np.array_equal(SoundRef.from_object(clip).load(), clip.load().astype(np.float32) / 32768)
 
 
+GUID = bytes.fromhex("000000001000800000aa00389b71")  # behind the format's tag
+
+
+def wav_bytes(
+    samples: bytes,
+    *,
+    tag: int = 1,
+    bits: int = 16,
+    channels: int = 1,
+    extensible: bool = False,
+    sizes: tuple[int, int] | None = None,
+    before: bytes = b"",
+    behind: bytes = b"",
+) -> bytes:
+    """A WAV file made by hand; ``sizes`` of the file and of its samples are stated in place of the true ones."""
+    step = channels * bits // 8
+    form = struct.pack("<HHIIHH", 0xFFFE if extensible else tag, channels, 16000, 16000 * step, step, bits)
+    if extensible:
+        form += struct.pack("<HHIH", 22, bits, 0, tag) + GUID
+    head = b"WAVE" + before + b"fmt " + struct.pack("<I", len(form)) + form
+    stated = sizes or (len(head) + 8 + len(samples) + len(behind), len(samples))
+    return b"RIFF" + struct.pack("<I", stated[0]) + head + b"data" + struct.pack("<I", stated[1]) + samples + behind
+
+
+@pytest.mark.parametrize("extensible", [False, True])
+@pytest.mark.parametrize(("tag", "bits"), [(1, 8), (1, 16), (1, 24), (1, 32), (3, 32), (3, 64)])
+def test_every_kind_of_number_under_both_headers(tag: int, bits: int, extensible: bool) -> None:
+    values = np.array([[-1.0, -0.5], [0.0, 0.25], [0.5, 0.75]])
+    if tag == 3:
+        raw = values.astype(f"<f{bits // 8}").tobytes()
+    elif bits == 8:
+        raw = (values * 128 + 128).astype(np.uint8).tobytes()
+    else:  # the high bytes of 32 bits
+        raw = (values * 2**31).astype("<i4").view(np.uint8).reshape(-1, 4)[:, 4 - bits // 8 :].tobytes()
+    made = wav_bytes(raw, tag=tag, bits=bits, channels=2, extensible=extensible)
+    assert np.array_equal(SoundRef.from_bytes(made).load(), np.float32([-0.75, 0.125, 0.625]))
+
+
+def test_sizes_that_a_pipe_left_open_are_those_of_the_bytes_there(tmp_path: Path) -> None:
+    samples = np.arange(300, dtype="<i2")
+    for sizes in [(0, 0), (2**32 - 1, 2**32 - 1), (2**32 - 1, 0), (36, 0)]:
+        path = tmp_path / "pipe.wav"
+        path.write_bytes(wav_bytes(samples.tobytes() + b"h", sizes=sizes))  # ended in the middle of a sample
+        assert np.array_equal(SoundRef.from_path(path).load(), samples / np.float32(2**15))
+        endless = wav_bytes(bytes(2 * 16000 * 601), sizes=sizes)
+        with pytest.raises(AudioError, match="lasts 601 seconds"):
+            SoundRef.from_bytes(endless).load()
+    empty = wav_bytes(b"", behind=b"LIST" + struct.pack("<I", 4) + b"INFO")  # states truly that it holds nothing
+    with pytest.raises(AudioError, match="holds no samples"):
+        SoundRef.from_bytes(empty).load()
+
+
+def test_other_chunks_are_stepped_over(recwarn: pytest.WarningsRecorder) -> None:
+    odd = b"odd " + struct.pack("<I", 3) + b"abc\0"
+    made = wav_bytes(np.full(9, 2**14, "<i2").tobytes(), before=odd, behind=odd)
+    assert np.array_equal(SoundRef.from_bytes(made).load(), np.full(9, 0.5))
+    assert not recwarn.list
+
+
 def broken_files(folder: Path) -> dict[str, str]:
     """File name -> what its error says."""
     film, sound = film_bytes("WEBP", [100] * 4), sound_bytes(np.zeros(500, "<i2"))
@@ -117,6 +176,8 @@ def broken_files(folder: Path) -> dict[str, str]:
     long = bytearray(sound)
     long[40:44] = struct.pack("<I", 2**31 - 2)
     (folder / "long.wav").write_bytes(bytes(long))
+    (folder / "law.wav").write_bytes(wav_bytes(bytes(80), tag=7, bits=8))
+    (folder / "nan.wav").write_bytes(wav_bytes(np.array([0, np.nan], "<f4").tobytes(), tag=3, bits=32))
     return {
         "cut.webp": "truncated or corrupt|corrupt or of a format",
         "cut.gif": "truncated or corrupt",
@@ -128,8 +189,10 @@ def broken_files(folder: Path) -> dict[str, str]:
         "head.wav": "not a WAV file",
         "silent.wav": "holds no samples",
         "text.wav": "not a WAV file",
-        "float.wav": "not a WAV file of integer samples",
+        "float.wav": "not a WAV file of integers or floating-point numbers: Unsupported bit depth",
         "wide.wav": "40 bits",
+        "law.wav": "MULAW",
+        "nan.wav": "no finite",
         "fast.wav": "4,294,967,291 samples a second",
         "long.wav": "lasts .* seconds, more than 600",
         "gone.wav": "missing",

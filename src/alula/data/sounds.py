@@ -1,15 +1,17 @@
 """Sounds as references, decoded where they are needed to mono float samples of the rate a model wants.
 
-Read is WAV with 8, 16, 24 or 32 bits per sample (integers), by the standard library. Channels are averaged. Another
-rate is reached by polyphase filtering.
+Read is WAV, plain or extensible, with integers of 8, 16, 24 or 32 bits or floating-point numbers of 32 or 64; SciPy
+decodes. What it leaves open is settled here, before anything is decoded: limits, sounds cut short, and sizes that a
+program writing to a pipe could not know. Channels are averaged. Another rate is reached by polyphase filtering.
 """
 
 from __future__ import annotations
 
+import io
 import math
-import wave
+import struct
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -57,7 +59,7 @@ class SoundRef(MediaRef):
             rate: samples per second of the result; None: as stored.
 
         Returns:
-            float32 (N,) in -1..1.
+            float32 (N,), in -1..1 where the file holds integers.
 
         Raises:
             AudioError: missing, empty, truncated, not WAV, of an encoding that is not read, silent by having no
@@ -80,40 +82,93 @@ class SoundRef(MediaRef):
     def _decoded(self) -> tuple[np.ndarray, int]:
         source = self._stream()
         try:
-            with wave.open(source, "rb") as file:
-                channels, width, rate, count = file.getparams()[:4]
-                if not rate or not channels or not count:
-                    raise AudioError(f"audio {self.name!r} holds no samples")
-                if width > 4 or rate > MOST_RATE:
-                    raise AudioError(
-                        f"audio {self.name!r} says that it has {8 * width} bits at {rate:,} samples a second"
-                    )
-                if count > MOST_SECONDS * rate:
-                    raise AudioError(
-                        f"audio {self.name!r} lasts {count / rate:,.0f} seconds, more than {MOST_SECONDS:,.0f}",
-                        remedy="cut it",
-                    )
-                raw = file.readframes(count)
+            with open(source, "rb") if isinstance(source, str) else source as file:
+                wav = self._plain(file)
+            from scipy.io import wavfile  # slow to import, and only here needed
+
+            rate, stored = wavfile.read(wav)
         except AudioError:
             raise
-        except Exception as error:  # besides its own errors `wave` raises EOFError, RuntimeError and OSError
+        except Exception as error:  # struct.error where the header ends, ValueError, ZeroDivisionError, OSError
             raise AudioError(
-                f"audio {self.name!r} is not a WAV file of integer samples: {str(error) or 'its header is damaged'}",
-                remedy="convert it: ffmpeg -i SOUND -c:a pcm_s16le sound.wav",
+                f"audio {self.name!r} is not a WAV file of integers or floating-point numbers: "
+                f"{'its header is cut off' if isinstance(error, struct.error) else error}",
+                remedy=_REMEDY,
             ) from None
-        if len(raw) != count * channels * width:
+        samples = stored.reshape(len(stored), -1).mean(axis=1, dtype=np.float64)
+        if stored.dtype.kind == "f":
+            if not (np.abs(samples) <= np.finfo(np.float32).max).all():
+                raise AudioError(f"audio {self.name!r} holds samples that are no finite float32 numbers")
+            return samples, rate
+        full = 2.0 ** (8 * stored.dtype.itemsize - 1)
+        return (samples - full if stored.dtype.kind == "u" else samples) / full, rate
+
+    def _plain(self, file: BinaryIO) -> io.BytesIO:
+        """The format and the samples alone, with their true sizes: what SciPy reads without a guess or a warning."""
+        form, size, whole = _chunks(file)
+        tag, channels, rate, _, step, bits = struct.unpack_from("<HHIIHH", form)
+        present = whole - file.tell()
+        if size == _UNKNOWN or (size == 0 and present):
+            size = present
+        size -= size % max(step, 1)
+        if not rate or not channels or not size:
+            raise AudioError(f"audio {self.name!r} holds no samples")
+        width, rest = divmod(step, channels)
+        integer = bits <= 8 * width <= 32 and (bits > 8 or width == 1)
+        readable = bits and not rest and (integer or bits == 8 * width == 64)
+        if not readable or rate > MOST_RATE or rate * step > _UNKNOWN:
             raise AudioError(
-                f"audio {self.name!r} is truncated: {len(raw):,} of {count * channels * width:,} bytes of samples"
+                f"audio {self.name!r} says that it has {bits} bits in {width} bytes at {rate:,} samples a second",
+                remedy=_REMEDY,
             )
-        return _floats(raw, width).reshape(-1, channels).mean(axis=1), rate
+        if size > MOST_SECONDS * rate * step:
+            raise AudioError(
+                f"audio {self.name!r} lasts {size / step / rate:,.0f} seconds, more than {MOST_SECONDS:,.0f}",
+                remedy="cut it",
+            )
+        if size > present:
+            raise AudioError(f"audio {self.name!r} is truncated: {present:,} of {size:,} bytes of samples")
+        # the bytes per second are a hint for players, which some writers get wrong
+        form = struct.pack("<HHIIHH", tag, channels, rate, rate * step, step, bits) + form[16:]
+        form += bytes(len(form) % 2)
+        wav = io.BytesIO()
+        wav.write(struct.pack("<4sI4s4sI", b"RIFF", 20 + len(form) + size + size % 2, b"WAVE", b"fmt ", len(form)))
+        wav.write(form + struct.pack("<4sI", b"data", size))
+        wav.write(file.read(size) + bytes(size % 2))
+        wav.seek(0)
+        return wav
 
 
-def _floats(raw: bytes, width: int) -> np.ndarray:
-    """Integer samples of ``width`` bytes, little-endian (one byte: unsigned), as float64 in -1..1."""
-    if width == 1:
-        return (np.frombuffer(raw, np.uint8).astype(np.float64) - 128) / 128
-    if width == 3:
-        parts = np.frombuffer(raw, np.uint8).reshape(-1, 3)
-        padded = np.concatenate([np.zeros_like(parts[:, :1]), parts], axis=1)  # the sign sits in the top byte
-        return np.ascontiguousarray(padded).view("<i4")[:, 0] / 2.0**31
-    return np.frombuffer(raw, f"<i{width}") / 2.0 ** (8 * width - 1)
+_REMEDY = "convert it: ffmpeg -i SOUND -c:a pcm_s16le sound.wav"
+
+_UNKNOWN = 2**32 - 1
+"""The size that programs write, or leave at 0, where they cannot go back to correct it: into a pipe."""
+
+
+def _chunks(file: BinaryIO) -> tuple[bytes, int, int]:
+    """Leave ``file`` where its samples begin.
+
+    Returns:
+        the format chunk; the bytes of samples that are stated; the length that the file's chunks have together.
+
+    Raises:
+        ValueError, struct.error: no RIFF WAVE file, or without format or samples.
+    """
+    end = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    riff, stated, wave = struct.unpack("<4sI4s", file.read(12))
+    if riff != b"RIFF" or wave != b"WAVE":
+        raise ValueError("it does not begin with RIFF and WAVE")
+    form = b""
+    while True:
+        name, size = struct.unpack("<4sI", file.read(8))
+        if name == b"data":
+            break
+        if name == b"fmt ":
+            form = file.read(min(size, 64))
+        file.seek(size + size % 2 - (len(form) if name == b"fmt " else 0), io.SEEK_CUR)
+    if not form:
+        raise ValueError("its samples come before their format")
+    # an empty chunk is empty only if the file ends where it says that it does
+    whole = file.tell() if size == 0 and stated + 8 == end else end
+    return form, size, whole
