@@ -83,12 +83,32 @@ MISTAKES = [
     ("    steps: 10", "    stpes: 10", ["stages.0.stpes (line 13): unknown key; did you mean `steps`?", "epochs"]),
     ("weight: 3", "wieght: 3", ["stages.1.data.sources.0.wieght", "did you mean `weight`?", "families"]),
     ("rank: 16", "rnak: 16", ["stages.1.wings.rnak", "did you mean `rank`?", "router"]),
-    ("rank: 16", "rank: 0", ["wings: rank must be a whole number above 0"]),
+    ("rank: 16", "rank: 0", ["stages.1.wings.rank (line 17): rank must be a whole number above 0, not 0"]),
     ("router: mass", "router: mess", ["stages.1.wings.router", "'attention', 'mass' or 'constant'", "'mess'"]),
     ("microworld: text}", "microword: text}", ["stages.1.data.text_replay.sources.0", "jsonl, llava, dataset"]),
     ("steps: 10", "steps: ten", ["stages.0.steps (line 13)", "integer", "'ten'"]),
     ("steps: 10", "steps: 2.5", ["stages.0.steps", "integer"]),
     ("steps: 10", "steps: -1", ["stages.0.steps", "greater than or equal to 1", "got -1"]),
+    ("steps: 10", "steps: 18446744073709551616", ["stages.0.steps (line 13)", "less than or equal to 2147483647"]),
+    ("steps: 10", "steps: 10\n    betas: [0.9, 1.0]", ["stages.0.betas.1 (line 14)", "less than 1", "got 1.0"]),
+    ("steps: 10", "steps: 10\n    weight_decay: '0.1'", ["stages.0.weight_decay", "a number is wanted here, not text"]),
+    ("steps: 10", "steps: 10\n    data: 5", ["not valid YAML", "'data' appears twice"]),
+    ("output_dir: runs/two", "output_dir: ''", ["output_dir (line 2)", "at least 1 character"]),
+    ("weight: 3", "weight: true", ["stages.1.data.sources.0.weight", "not true or false"]),
+    ("weight: 3", "limit: '3'", ["stages.1.data.sources.0.limit", "valid integer, got '3'"]),
+    ("rank: 16", "rank: '8'", ["stages.1.wings.rank (line 17): rank must be a whole number above 0, not '8'"]),
+    ("rank: 16", "rank: true", ["stages.1.wings.rank (line 17)", "not True"]),
+    ("rank: 16", "rank: 100000000", ["stages.1.wings.rank (line 17): rank must be at most 65,536"]),
+    ("rank: 16", "init_std: -3", ["stages.1.wings.init_std (line 17)", "a number above 0", "not -3"]),
+    ("rank: 16", "gain: -1", ["stages.1.wings.gain", "not -1"]),
+    ("rank: 16", "gain: .nan", ["stages.1.wings.gain", "finite number"]),
+    ("rank: 16", "rope: 'no'", ["stages.1.wings.rope (line 17): rope must be true or false, not 'no'"]),
+    ("rank: 16", "layers: []", ["stages.1.wings.layers (line 17): layers is empty"]),
+    ("rank: 16", "learners: 5", ["stages.1.wings.learners (line 17): a list is wanted here"]),
+    ("rank: 16", "system_rows: 3", ["stages.1.wings.system_rows", "only for compat"]),
+    ("wings: {rank: 16, router: mass}", "wings: 5", ["stages.1.wings (line 17): a mapping is wanted here", "router"]),
+    ("micro_batch_size: 4", "prefix: {init_std: 1e30}", ["stages.1.prefix.init_std", "less than or equal to 10"]),
+    ("micro_batch_size: 4", "lora: {rank: 100000000}", ["stages.1.lora.rank", "less than or equal to 65536"]),
     ("steps: 10", "log_every: 5", ["stages.0", "`steps` or `epochs`"]),
     ("steps: 10", "steps: 10\n    epochs: 1", ["stages.0", "`steps` or `epochs`"]),
     ("projector: 1e-3", "projector: -1e-3", ["stages.0.train.projector", "greater than 0", "got -0.001"]),
@@ -126,6 +146,7 @@ def test_a_mistake_is_told_with_file_key_and_what_is_legal(tmp_path: Path, old: 
     for part in told:
         assert part in text
     assert "pydantic" not in text
+    assert "after validation" not in text  # nor what pydantic counts as missing because it is wrong
     assert caught.value.exit_code == 2
 
 

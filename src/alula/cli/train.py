@@ -37,7 +37,7 @@ def train(
         ),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Validate the recipe and open its data; train nothing.")
+        bool, typer.Option("--check", help="Validate the recipe, its models' configurations and data; train nothing.")
     ] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
@@ -61,7 +61,7 @@ def train(
     if check:
         training.check(loaded)
         stages = [{"name": stage.name, "method": stage.method} for stage in loaded.stages]
-        fine = f"{recipe}: recipe and data are fine (models are looked at when the run starts)"
+        fine = f"{recipe}: the recipe is fine, its models can be read and its data opened"
         typer.echo(json.dumps({"recipe": loaded.name, "stages": stages}) if as_json else fine)
         return
     result = training.train(loaded, resume="auto" if resume is None else resume, quiet=quiet)

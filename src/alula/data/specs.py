@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
 
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.errors import RecipeError
@@ -14,17 +24,30 @@ from alula.errors import RecipeError
 KINDS = ("jsonl", "llava", "dataset", "microworld", "digits")
 
 
+def _no_stand_in(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted here, not true or false")
+    if isinstance(value, str | bytes):
+        raise ValueError("a number is wanted here, not text")
+    return value
+
+
+#: Numbers as they are written: no text, true or false in their place.
+Int = Annotated[int, Strict()]
+Number = Annotated[float, BeforeValidator(_no_stand_in)]
+
+
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = Field(None, description="what reports call the source; default: made from its path")
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="share of the mixture, relative to the others")
+    weight: Number = Field(1.0, gt=0, allow_inf_nan=False, description="share of the mixture, relative to the others")
 
 
 class _FileSpec(_Spec):
     images: Path | None = Field(None, description="folder relative image paths start from; default: beside the file")
-    max_pixels: int = Field(DEFAULT_MAX_PIXELS, gt=0, le=HARD_MAX_PIXELS, description="largest image accepted")
-    limit: int | None = Field(None, gt=0, description="use only the first so many records")
+    max_pixels: Int = Field(DEFAULT_MAX_PIXELS, gt=0, le=HARD_MAX_PIXELS, description="largest image accepted")
+    limit: Int | None = Field(None, gt=0, description="use only the first so many records")
 
 
 class JsonlSpec(_FileSpec):
@@ -51,9 +74,9 @@ class MicroworldSpec(_Spec):
 
     microworld: Literal["text", "visual", "caption", "dialogue", "film", "film_caption", "sound", "sound_caption"]
     split: Literal["train", "test", "unseen"] = "train"
-    seed: int = 0
+    seed: Int = 0
     families: list[str] | None = Field(None, description="only these families of skill")
-    limit: int | None = Field(None, gt=0, description="draw only so many different items")
+    limit: Int | None = Field(None, gt=0, description="draw only so many different items")
 
 
 class DigitsSpec(_Spec):
@@ -61,8 +84,8 @@ class DigitsSpec(_Spec):
 
     digits: Literal["all", "read", "row", "larger", "sum"] = Field(description="what is asked")
     split: Literal["train", "test"] = Field("train", description="test: held-out writers")
-    seed: int = 0
-    limit: int | None = Field(None, gt=0, description="draw only so many different items")
+    seed: Int = 0
+    limit: Int | None = Field(None, gt=0, description="draw only so many different items")
 
 
 def _kind(value: Any) -> str | None:
@@ -91,7 +114,7 @@ class TextReplaySpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ratio: float = Field(ge=0, lt=1, description="fraction of all samples that are text-only")
+    ratio: Number = Field(ge=0, lt=1, description="fraction of all samples that are text-only")
     sources: list[SourceSpec] = Field(min_length=1)
 
 
@@ -102,7 +125,7 @@ class MixtureSpec(BaseModel):
 
     sources: list[SourceSpec] = Field(min_length=1)
     text_replay: TextReplaySpec | None = None
-    seed: int = 0
+    seed: Int = 0
 
 
 _OF_KIND: dict[str, type[BaseModel]] = {

@@ -20,6 +20,7 @@ from PIL import Image
 from tokenizers import AddedToken
 from transformers import (
     ASTFeatureExtractor,
+    AutoModelForCausalLM,
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -36,7 +37,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from alula.errors import HostError, UsageError
 from alula.hosts.configs import first_line
 from alula.hosts.connectors import Connector, find_connector
-from alula.hosts.ears import AudioPart, audio_part
+from alula.hosts.ears import AudioPart, audio_config, audio_part
 from alula.hosts.host import Host
 from alula.hosts.multimodal import (
     MEDIA,
@@ -48,7 +49,16 @@ from alula.hosts.multimodal import (
 )
 from alula.hosts.multimodal.connectors import QUERIES
 from alula.hosts.opening import automatic, remember
-from alula.hosts.parts import LanguagePart, Part, VisionPart, language_part, vision_part
+from alula.hosts.parts import (
+    LanguagePart,
+    Part,
+    VisionPart,
+    language_config,
+    language_part,
+    vision_config,
+    vision_part,
+    weightless,
+)
 from alula.hosts.placement import dtype_named
 from alula.hosts.quiet import quiet_loading
 from alula.hosts.templates import adapt, default_template
@@ -119,14 +129,7 @@ def build_host(
         UsageError: unknown connector, a feature layer the tower does not have.
         HostError: a part that cannot be read or carried, or whose text logits a stock LLaVA model would change.
     """
-    own_class = audio is not None or video or connector == QUERIES
-    if not own_class and (shared or connector_options or feature_extractor is not None):
-        raise UsageError(
-            "shared, connector_options and feature_extractor have no meaning for an image host with this connector",
-            remedy="add video or audio, or use the connector 'queries'",
-        )
-    kind = None if own_class else find_connector(connector)
-    recipe = ConnectorShape.named(connector, connector_options) if own_class else None
+    kind, recipe = _connector(connector, audio, video, shared, connector_options, feature_extractor)
     chosen = dtype_named(dtype)
     language = language_part(llm, tokenizer, chosen, seed)
     _refuse_altered_heads(language.model)
@@ -160,6 +163,55 @@ def build_host(
     state = {**text_state, **vision_state, **_projector_state(config, kind, seed)}
     model = _assemble(LlavaForConditionalGeneration, config, state, final)
     return _finished(model, language, tower, None, geometry, tokens, ids)
+
+
+def foresee(
+    llm: str,
+    vision: str,
+    connector: str,
+    *,
+    feature_layer: int | None,
+    audio: str | None,
+    video: bool,
+    shared: bool,
+    connector_options: Mapping[str, Any] | None,
+) -> PreTrainedModel | None:
+    """Refuse what `build_host` would refuse, as far as configurations tell, without loading anything.
+
+    Returns:
+        The language model without weights, or None where its class cannot be made so.
+
+    Raises:
+        UsageError, HostError: as `build_host`.
+    """
+    _connector(connector, audio, video, shared, connector_options, None)
+    _, language = language_config(llm)
+    _, tower = vision_config(vision)
+    _check_layers(PENULTIMATE if feature_layer is None else feature_layer, tower)
+    if audio is not None:
+        audio_config(audio)
+    model = weightless(AutoModelForCausalLM, language)
+    if model is not None:
+        _refuse_altered_heads(model)
+    return model
+
+
+def _connector(
+    connector: str,
+    audio: Part | None,
+    video: bool,
+    shared: bool,
+    options: Mapping[str, Any] | None,
+    feature_extractor: Any,
+) -> tuple[Connector | None, ConnectorShape | None]:
+    """The connector of a stock LLaVA host, or else the shape of those of a host of alula's own class."""
+    own_class = audio is not None or video or connector == QUERIES
+    if not own_class and (shared or options or feature_extractor is not None):
+        raise UsageError(
+            "shared, connector_options and feature_extractor have no meaning for an image host with this connector",
+            remedy="add video or audio, or use the connector 'queries'",
+        )
+    return (None, ConnectorShape.named(connector, options)) if own_class else (find_connector(connector), None)
 
 
 def _finished(

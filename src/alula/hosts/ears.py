@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +63,7 @@ def audio_part(source: Part, feature_extractor: Any, dtype: torch.dtype | None, 
         model = random_model(None, MODEL_MAPPING, config, dtype, seed, "audio")
         extractor = feature_extractor or _beside(config.name_or_path)
     else:
-        where = locate(fledgling.resolve(str(source), "audio"), "audio")
-        config = read_config(where)
-        _check(config)
+        where, config = audio_config(source)
         model = load_strictly(MODEL_MAPPING[type(config)], where, partly=True, dtype=dtype)
         extractor = feature_extractor or _beside(where)
     if extractor is None:
@@ -78,6 +77,14 @@ def audio_part(source: Part, feature_extractor: Any, dtype: torch.dtype | None, 
                 remedy="pass the feature extractor that belongs to the tower",
             )
     return AudioPart(model, extractor)
+
+
+def audio_config(source: str | os.PathLike[str]) -> tuple[str, PreTrainedConfig]:
+    """Where a spectrogram tower is, and its configuration; HostError where there is none that a host can carry."""
+    where = locate(fledgling.resolve(os.fspath(source), "audio"), "audio")
+    config = read_config(where)
+    _check(config)
+    return where, config
 
 
 def _check(config: PreTrainedConfig) -> None:

@@ -78,14 +78,46 @@ def language_part(
     if isinstance(source, PreTrainedConfig):
         model = random_model(AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, source, dtype, seed, "llm")
         return LanguagePart(model, _tokenizer(tokenizer, source.name_or_path))
+    where, _ = language_config(source)
+    model = load_strictly(AutoModelForCausalLM, where, dtype=dtype)
+    return LanguagePart(model, _tokenizer(tokenizer, where))
+
+
+def language_config(source: str | os.PathLike[str]) -> tuple[str, PreTrainedConfig]:
+    """Where a language model is, and its configuration.
+
+    Raises:
+        HostError: it cannot be found or read, is none, or already takes images.
+    """
     where = locate(fledgling.resolve(os.fspath(source), "llm"), "llm")
     config = read_config(where)
     if getattr(config, "vision_config", None) is not None:
         raise HostError(f"{config.model_type!r} already takes images", where=where, remedy="use load_host")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise HostError(f"{config.model_type!r} is not a causal language model", where=where)
-    model = load_strictly(AutoModelForCausalLM, where, dtype=dtype)
-    return LanguagePart(model, _tokenizer(tokenizer, where))
+    return where, config
+
+
+def vision_config(source: str | os.PathLike[str]) -> tuple[str, PreTrainedConfig]:
+    """Where a vision tower is, and its configuration; of a two-armed model that of its vision arm.
+
+    Raises:
+        HostError: it cannot be found or read, or a stock LLaVA model cannot carry it.
+    """
+    where = locate(fledgling.resolve(os.fspath(source), "vision"), "vision")
+    whole = read_config(where)
+    config = getattr(whole, "vision_config", whole)
+    family(config)
+    return where, config
+
+
+def weightless(factory: Any, config: PreTrainedConfig) -> PreTrainedModel | None:
+    """The model of a configuration on PyTorch's meta device, in no time and memory; None where it cannot be had."""
+    try:
+        with torch.device("meta"), quiet_loading():
+            return factory.from_config(copy.deepcopy(config))
+    except (NotImplementedError, RuntimeError):  # a class that looks at values while it is made
+        return None
 
 
 def vision_part(
@@ -112,10 +144,7 @@ def vision_part(
         family(config)
         model = random_model(None, MODEL_MAPPING, config, dtype, seed, "vision")
         return VisionPart(model, fit_image_processor(config, image_processor or _image_processor(source.name_or_path)))
-    where = locate(fledgling.resolve(os.fspath(source), "vision"), "vision")
-    whole = read_config(where)
-    config = getattr(whole, "vision_config", whole)
-    family(config)
+    where, config = vision_config(source)
     model = load_strictly(MODEL_MAPPING[type(config)], where, partly=True, config=config, dtype=dtype)
     return VisionPart(model, fit_image_processor(config, image_processor or _image_processor(where)))
 

@@ -24,15 +24,7 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec, *, train_projector: bool) -
     """
     anatomy = Anatomy.of(model)
     paths = {id(module): name for name, module in model.named_modules()}
-    sites = _linears(anatomy.layers, paths)
-    if spec.targets != "all-linear":
-        for target in spec.targets:
-            if not any(site.rsplit(".", 1)[-1] == target for site in sites):
-                legal = sorted({site.rsplit(".", 1)[-1] for site in sites})
-                raise RecipeError(
-                    f"`{target}` names no linear layer of the decoder", where="lora.targets", remedy=", ".join(legal)
-                )
-        sites = [site for site in sites if site.rsplit(".", 1)[-1] in spec.targets]
+    sites = decoder_sites(anatomy, spec)
     if spec.tower and anatomy.tower is not None:
         sites += _linears([anatomy.tower], paths)
     config = LoraConfig(
@@ -44,6 +36,31 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec, *, train_projector: bool) -
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def decoder_sites(anatomy: Anatomy, spec: LoraSpec) -> list[str]:
+    """Full paths of the decoder's linear layers that get LoRA.
+
+    Raises:
+        RecipeError: a target names none of them, or the rank is beyond the decoder's width.
+    """
+    paths = {id(module): name for name, module in anatomy.host.named_modules()}
+    sites = _linears(anatomy.layers, paths)
+    if spec.rank > anatomy.hidden_size:
+        raise RecipeError(
+            f"{spec.rank} is more than the decoder is wide, beyond which a rank adds nothing",
+            where="lora.rank",
+            remedy=f"at most {anatomy.hidden_size}",
+        )
+    if spec.targets == "all-linear":
+        return sites
+    for target in spec.targets:
+        if not any(site.rsplit(".", 1)[-1] == target for site in sites):
+            legal = sorted({site.rsplit(".", 1)[-1] for site in sites})
+            raise RecipeError(
+                f"`{target}` names no linear layer of the decoder", where="lora.targets", remedy=", ".join(legal)
+            )
+    return [site for site in sites if site.rsplit(".", 1)[-1] in spec.targets]
 
 
 def projector_modules(model: PreTrainedModel) -> list[str] | None:

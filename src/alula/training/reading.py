@@ -57,7 +57,8 @@ def parse_recipe(
         raise RecipeError(error.message, where=where, remedy=error.remedy) from None
     except ValidationError as error:
         problems = _Problems(raw, lines)
-        told = list(dict.fromkeys(problems.tell(item) for item in error.errors(include_url=False)))
+        found = [item for item in error.errors(include_url=False) if not _phantom(item)]
+        told = list(dict.fromkeys(problems.tell(item) for item in found))
         head = "" if len(told) == 1 else f"{len(told)} problems\n  "
         raise RecipeError(head + "\n  ".join(told), where=where) from None
 
@@ -109,12 +110,24 @@ class _Problems:
             return f"unknown key{hint} legal keys: {', '.join(legal)}"
         if kind in ("missing", "missing_argument"):
             return "this key is required"
-        if kind == "value_error":
+        if kind in ("value_error", "setting"):
             return message.removeprefix("Value error, ")
+        if kind in ("model_type", "model_attributes_type", "dataclass_type", "dict_type"):
+            legal = _legal_keys(item["loc"])
+            return "a mapping is wanted here" + (
+                f", with keys among: {', '.join(legal)}" if kind != "dict_type" else ""
+            )
+        if kind in ("tuple_type", "list_type"):
+            return "a list is wanted here"
         got = item.get("input")
         plain = isinstance(got, str | int | float | bool | type(None))
         shown = f", got {got!r}" if plain and not (isinstance(got, int) and got.bit_length() > MOST_BITS) else ""
         return message[0].lower() + message[1:] + shown
+
+
+def _phantom(item: Mapping[str, Any]) -> bool:
+    """Whether pydantic counts a list as too short because what stands in it is wrong, which is told already."""
+    return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
 
 
 def _legal_keys(loc: tuple[Any, ...]) -> list[str]:

@@ -7,14 +7,27 @@ trains with their learning rates, the data, and the optimisation. Everything is 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from alula.chat_template import TemplateSettings
 from alula.data import SourceSpec, TextReplaySpec
+from alula.data.specs import Int, Number
 from alula.errors import UsageError
 from alula.grafts.wings.config import LEARNERS, WingsConfig
 
@@ -48,20 +61,20 @@ DEFINING_PARTS: dict[Method, tuple[str, ...]] = {
 ADAPTER_METHODS: tuple[Method, ...] = ("lora", "prefix", "wings")
 
 
-def _not_a_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number is wanted here, not true or false")
-    return value
-
-
 # another seed than evaluation's, so that a model is not chosen by the questions it is judged by
 _TEXT: Any = {"microworld": "text", "split": "test", "seed": 41}
 _PICTURES: Any = {"microworld": "visual", "split": "test", "seed": 41}
 
-Int = Annotated[int, Strict()]
+# beyond these, a number is a slip, or more than the machinery below counts to
+_MANY, _WIDE, _ITEMS = 2**31 - 1, 2**16, 1_000_000
+
+Count = Annotated[Int, Field(ge=1, le=_MANY)]
+Size = Annotated[Int, Field(ge=1, le=_WIDE)]
+Seed = Annotated[Int, Field(ge=0, le=_MANY)]
 Bool = Annotated[bool, Strict()]
-Number = Annotated[float, BeforeValidator(_not_a_bool)]
 Rate = Annotated[Number, Field(gt=0, le=10)]
+Beta = Annotated[Number, Field(ge=0, lt=1)]
+Place = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 
 
@@ -72,14 +85,16 @@ class _Model(BaseModel):
 class HostSpec(_Model):
     """The model the first stage starts from: a directory or hub id (`path`), or an LLM and a tower to join."""
 
-    path: str | None = Field(default=None, description="image-text-to-text model to take as it is: directory or hub id")
-    llm: str | None = Field(default=None, description="text LLM: hub id, directory, or `fledgling`")
-    vision: str | None = Field(default=None, description="vision tower: hub id, directory, or `fledgling`")
+    path: Place | None = Field(
+        default=None, description="image-text-to-text model to take as it is: directory or hub id"
+    )
+    llm: Place | None = Field(default=None, description="text LLM: hub id, directory, or `fledgling`")
+    vision: Place | None = Field(default=None, description="vision tower: hub id, directory, or `fledgling`")
     connector: str = Field(default="mlp2x_gelu", description="what maps tower features to the LLM's width")
-    connector_options: dict[str, Int] | None = Field(
+    connector_options: dict[str, Annotated[Int, Field(ge=0, le=_WIDE)]] | None = Field(
         default=None, description="of `queries`: num_queries, width, layers, heads, feedforward, up_width"
     )
-    audio: str | None = Field(default=None, description="spectrogram tower (AST): hub id, directory, or `fledgling`")
+    audio: Place | None = Field(default=None, description="spectrogram tower (AST): hub id, directory, or `fledgling`")
     video: Bool = Field(default=False, description="take films, frame by frame through the vision tower")
     shared: Bool = Field(default=False, description="one connector for all media instead of one each")
     feature_layer: Int | None = Field(
@@ -102,7 +117,7 @@ class Schedule(_Model):
 
     kind: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: Number = Field(
-        default=0.03, ge=0, description="below 1: share of the stage's steps; from 1: number of steps"
+        default=0.03, ge=0, le=_MANY, description="below 1: share of the stage's steps; from 1: number of steps"
     )
 
     @model_validator(mode="after")
@@ -115,8 +130,10 @@ class Schedule(_Model):
 class LoraSpec(_Model):
     """LoRA through PEFT, on the decoder's linear layers only unless `tower` asks for more."""
 
-    rank: Int = Field(default=16, ge=1)
-    alpha: Number | None = Field(default=None, gt=0, description="scaling numerator; default: twice the rank")
+    rank: Size = 16
+    alpha: Number | None = Field(
+        default=None, gt=0, le=_ITEMS, description="scaling numerator; default: twice the rank"
+    )
     dropout: Number = Field(default=0.0, ge=0, lt=1)
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear", description="last names of the decoder's linear layers, e.g. [q_proj, v_proj]"
@@ -135,7 +152,10 @@ class PrefixSpec(_Model):
 
     tokens: Int = Field(default=16, ge=1, le=1024, description="rows of the prefix")
     init_std: Number = Field(
-        default=0.02, ge=0, description="spread the prefix starts with; PEFT's own, 1, would drown a small decoder"
+        default=0.02,
+        ge=0,
+        le=10,
+        description="spread the prefix starts with; PEFT's own, 1, would drown a small decoder",
     )
 
 
@@ -147,7 +167,7 @@ class DataSpec(_Model):
 
     sources: tuple[SourceSpec, ...] = Field(min_length=1)
     text_replay: TextReplaySpec | None = None
-    seed: Int | None = Field(
+    seed: Seed | None = Field(
         default=None, description="of the mixture; default: the recipe's, moved on by one each stage"
     )
 
@@ -155,8 +175,8 @@ class DataSpec(_Model):
 class FeatureCache(_Model):
     """Keeps a frozen tower's output per image (see `feature_cache`)."""
 
-    memory_mb: Number = Field(default=512, gt=0, description="bound of the in-memory cache, in MiB")
-    disk: str | None = Field(
+    memory_mb: Number = Field(default=512, gt=0, le=2**24, description="bound of the in-memory cache, in MiB")
+    disk: Place | None = Field(
         default=None, description="directory that also keeps every feature (unbounded); may be shared"
     )
 
@@ -165,20 +185,45 @@ class Retention(_Model):
     """A budget of text skill, watched while the run trains (see `early_warning`)."""
 
     min: Number = Field(default=0.99, gt=0, le=1, description="least share of the start's text skill to be kept")
-    every: Int = Field(default=200, ge=1, description="steps between measurements; the last step is always measured")
+    every: Count = Field(default=200, description="steps between measurements; the last step is always measured")
     action: Literal["warn", "stop", "rewind"] = Field(
         default="warn", description="below min: say so; end the run; end it with the last weights within budget"
     )
-    patience: Int = Field(default=1, ge=1, description="measurements in a row below min before the run is ended")
+    patience: Count = Field(default=1, description="measurements in a row below min before the run is ended")
     measure: Literal["exact", "likelihood"] = Field(
         default="exact", description="answers given exactly; or exp(loss at the start - loss now), for free text"
     )
     text: SourceSpec = Field(default=_TEXT, description="text-only questions with answers")
-    items: Int = Field(default=200, ge=1, description="how many of them")
+    items: Int = Field(default=200, ge=1, le=_ITEMS, description="how many of them")
     probes: Bool = Field(default=True, description="also attention shift and alignment")
     pictures: SourceSpec = Field(default=_PICTURES, description="samples the probes look at")
-    samples: Int = Field(default=64, ge=2, description="how many of them")
-    batch_size: Int = Field(default=32, ge=1, description="samples per forward of a measurement, on every process")
+    samples: Int = Field(default=64, ge=2, le=_ITEMS, description="how many of them")
+    batch_size: Size = Field(default=32, description="samples per forward of a measurement, on every process")
+
+
+def _as_python_takes_them(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """The settings of a graft, refused by key where its own config refuses them; pydantic would turn '8' into 8."""
+    if not isinstance(value, Mapping):
+        return check(value)
+    with contextlib.suppress(UsageError):  # of what pydantic made of the values; those given are told below
+        check(value)
+    try:
+        return WingsConfig.from_dict(value)
+    except UsageError as error:
+        told = error.message.removeprefix("wings: ") + (f" ({error.remedy})" if error.remedy else "")
+        key = next((key for key in value if _refusal({key: value[key]}) == error.message), None)
+    if key is None:  # two settings that do not go together
+        raise ValueError(told)
+    problem = PydanticCustomError("setting", "{told}", {"told": told})
+    raise ValidationError.from_exception_data("wings", [{"type": problem, "loc": (key,), "input": value[key]}])
+
+
+def _refusal(settings: Mapping[str, Any]) -> str | None:
+    try:
+        WingsConfig.from_dict(settings)
+    except UsageError as error:
+        return error.message
+    return None
 
 
 class Stage(_Model):
@@ -188,30 +233,28 @@ class Stage(_Model):
     method: Method
     train: dict[str, Rate] = Field(default_factory=dict, description="part -> learning rate; default: the method's own")
     data: DataSpec
-    steps: Int | None = Field(default=None, ge=1, description="optimizer steps")
-    epochs: Number | None = Field(default=None, gt=0, description="passes over the data; needs sources of known length")
-    batch_size: Int = Field(default=32, ge=1, description="samples per optimizer step, over all processes")
-    micro_batch_size: Int | None = Field(
-        default=None, ge=1, description="samples per forward on one process; default: all"
+    steps: Count | None = Field(default=None, description="optimizer steps")
+    epochs: Number | None = Field(
+        default=None, gt=0, le=_ITEMS, description="passes over the data; needs sources of known length"
     )
+    batch_size: Size = Field(default=32, description="samples per optimizer step, over all processes")
+    micro_batch_size: Size | None = Field(default=None, description="samples per forward on one process; default: all")
     schedule: Schedule = Schedule()
-    weight_decay: Number = Field(default=0.0, ge=0, description="on matrices only, never on norms, biases and scalars")
-    betas: tuple[Number, Number] = (0.9, 0.999)
+    weight_decay: Number = Field(
+        default=0.0, ge=0, le=100, description="on matrices only, never on norms, biases and scalars"
+    )
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     clip: Number | None = Field(default=1.0, gt=0, description="largest gradient norm; null: no clipping")
-    max_length: Int | None = Field(
-        default=None, ge=1, description="longest sample in tokens; a longer one is a bad record"
-    )
+    max_length: Count | None = Field(default=None, description="longest sample in tokens; a longer one is a bad record")
     on_bad: Literal["fail", "skip"] = Field(default="fail", description="skip: quarantine bad records and go on")
-    save_every: Int = Field(default=200, ge=1, description="steps between checkpoints")
-    keep_checkpoints: Int = Field(default=1, ge=1)
-    log_every: Int = Field(
-        default=1, ge=1, description="steps between rows of metrics.jsonl; a row is about its own step"
-    )
-    workers: Int = Field(default=0, ge=0, description="data loading processes")
+    save_every: Count = Field(default=200, description="steps between checkpoints")
+    keep_checkpoints: Count = 1
+    log_every: Count = Field(default=1, description="steps between rows of metrics.jsonl; a row is about its own step")
+    workers: Int = Field(default=0, ge=0, le=1024, description="data loading processes")
     feature_cache: FeatureCache | None = None
     lora: LoraSpec | None = None
     prefix: PrefixSpec | None = None
-    wings: WingsConfig | None = None
+    wings: Annotated[WingsConfig, WrapValidator(_as_python_takes_them)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -222,6 +265,8 @@ class Stage(_Model):
             rate = train.pop("wings")
             wings = value.get("wings")
             learners = wings.get("learners") if isinstance(wings, Mapping) else getattr(wings, "learners", None)
+            if not isinstance(learners, list | tuple):  # none named, or refused where it stands
+                learners = None
             return {**value, "train": {**dict.fromkeys(_wings_parts(learners), rate), **train}}
         return value
 
@@ -268,8 +313,8 @@ class Recipe(_Model):
     """A whole run."""
 
     name: Name
-    seed: Int = Field(default=0, ge=0, lt=2**31)
-    output_dir: str = Field(description="where the run keeps everything it writes")
+    seed: Seed = 0
+    output_dir: Place = Field(description="where the run keeps everything it writes")
     host: HostSpec
     precision: Literal["fp32", "bf16", "auto"] = Field(
         default="fp32", description="bf16: autocast over float32 weights; auto: bf16 where the device has units for it"

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from alula.errors import RecipeError, UsageError
 from alula.files import write_text
 from alula.training.environment import append_session, describe_environment
+from alula.training.feasibility import check_feasible
 from alula.training.layout import RunDirectory
 from alula.training.meters import probe_set
 from alula.training.notation import read_yaml
@@ -124,12 +125,14 @@ def train(
 
 
 def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:
-    """Validate a recipe and open its data sources, training nothing.
+    """Validate a recipe, read its models' configurations and open its data sources, training nothing.
 
     Raises:
-        RecipeError, DataError: as `train` would.
+        RecipeError, HostError, DataError: as `train` would.
     """
     recipe = as_recipe(recipe)
+    check_feasible(recipe)
+    RunDirectory(Path(recipe.output_dir)).refuse_strangers()
     for index, stage in enumerate(recipe.stages):
         stage_steps(stage, open_data(stage.data, seed=recipe.seed + index))
     if recipe.retention is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -14,6 +13,8 @@ Gate = Literal["exact", "paper"]
 Query = Literal["post_attention", "block_input"]
 Kept = Literal["factors", "keys"]
 LEARNERS = ("visual", "textual")
+# beyond these, a number is a slip: decoders are some ten thousand wide, and float32 ends at 3e38
+_MOST_RANK, _MOST_ROWS, _MOST_GAIN, _MOST_SPREAD = 2**16, 2**20, 10_000, 10
 
 _PUBLISHED = {
     "router": "attention",
@@ -105,19 +106,24 @@ class WingsConfig(GraftConfig):
             _choose("learners", learner, LEARNERS)
         if len(set(self.learners)) < len(self.learners):
             raise UsageError(f"wings: learners names one twice: {', '.join(self.learners)}")
+        if self.layers == ():
+            raise UsageError("wings: layers is empty", remedy="name some, or leave it out for all")
         for name in ("normalize", "rope", "system_keys"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"wings: {name} must be true or false, not {getattr(self, name)!r}")
-        for name in ("rank", "router_rows"):
+        for name, most in (("rank", _MOST_RANK), ("router_rows", _MOST_ROWS)):
             if not _is(int, getattr(self, name)) or getattr(self, name) < 1:
                 raise UsageError(f"wings: {name} must be a whole number above 0, not {getattr(self, name)!r}")
+            if getattr(self, name) > most:
+                raise UsageError(f"wings: {name} must be at most {most:,}")
         if not _is(int, self.system_rows) or self.system_rows < 0 or (self.system_rows and self.compat is None):
             raise UsageError('wings: system_rows is a number of rows, and only for compat="published"')
-        for name in ("gain", "init_std"):
-            if not _is((int, float), getattr(self, name)) or not math.isfinite(getattr(self, name)):
-                raise UsageError(f"wings: {name} must be a finite number, not {getattr(self, name)!r}")
-        if self.init_std < 0.0:
-            raise UsageError(f"wings: init_std must not be negative, and is {self.init_std!r}")
+        for name, most in (("gain", _MOST_GAIN), ("init_std", _MOST_SPREAD)):
+            # at zero the learners would be mute for ever: no gradient reaches them
+            if not _is((int, float), getattr(self, name)) or not 0.0 < getattr(self, name) <= most:
+                raise UsageError(
+                    f"wings: {name} must be a number above 0 and at most {most:,}, not {getattr(self, name)!r}"
+                )
         if not _is((int, float), self.dropout) or not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"wings: dropout must lie in [0, 1), not {self.dropout!r}")
 

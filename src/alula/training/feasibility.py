@@ -1,0 +1,111 @@
+"""What can be said of a recipe before anything is built, loaded or written.
+
+Models are read by their configurations alone, and built without memory (on PyTorch's meta device) where names of layers
+are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from alula.anatomy import Anatomy
+from alula.errors import FilesError, HostError, RecipeError, UsageError
+from alula.files import telling
+from alula.grafts import WingsConfig
+from alula.grafts.lifecycle import layer_indices
+from alula.hosts.build import foresee
+from alula.hosts.configs import read_config
+from alula.hosts.directories import locate
+from alula.hosts.parts import weightless
+from alula.hosts.prompted import refuse_host
+from alula.training.lora import decoder_sites
+from alula.training.recipe import HostSpec, LoraSpec, Recipe, Stage
+
+
+def check_feasible(recipe: Recipe) -> None:
+    """Refuse a recipe that its models or directories would end later, perhaps after hours.
+
+    Raises:
+        RecipeError: a setting that the host or the disk does not go with, by its key. HostError, UsageError: a model
+            that cannot be found, built or trained.
+    """
+    _check_place(recipe.output_dir, "output_dir")
+    for stage in recipe.stages:
+        if stage.feature_cache is not None and stage.feature_cache.disk is not None:
+            _check_place(stage.feature_cache.disk, f"stages.{stage.name}.feature_cache.disk")
+    model = _host(recipe.host)
+    if model is None:
+        return
+    anatomy = Anatomy.of(model)
+    for stage in recipe.stages:
+        try:
+            _check_stage(stage, anatomy)
+        except RecipeError as error:
+            raise RecipeError(error.message, where=f"stages.{stage.name}.{error.where}", remedy=error.remedy) from None
+
+
+def _host(spec: HostSpec) -> PreTrainedModel | None:
+    """The host, or the language model it is to be joined from, without weights."""
+    if spec.path is None:
+        assert spec.llm is not None
+        assert spec.vision is not None
+        return foresee(
+            spec.llm,
+            spec.vision,
+            spec.connector,
+            feature_layer=spec.feature_layer,
+            audio=spec.audio,
+            video=spec.video,
+            shared=spec.shared,
+            connector_options=spec.connector_options,
+        )
+    where = locate(spec.path, "host")
+    config = read_config(where)
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise HostError(
+            f"{config.model_type!r} takes no images", where=where, remedy="name it as `llm`, with a `vision`"
+        )
+    return weightless(AutoModelForImageTextToText, config)
+
+
+def _check_stage(stage: Stage, anatomy: Anatomy) -> None:
+    """Refuse what the decoder does not have or is too narrow for; keys are those below the stage."""
+    if stage.method == "lora":
+        decoder_sites(anatomy, stage.lora or LoraSpec())
+    elif stage.method == "prefix":
+        refuse_host(anatomy.host.config, type(anatomy.host))
+    elif stage.wings is not None:
+        try:
+            layer_indices(stage.wings, anatomy.num_layers)
+        except UsageError as error:
+            raise RecipeError(error.message, where="wings.layers", remedy=error.remedy) from None
+        most = max(anatomy.hidden_size, WingsConfig.rank)  # tiny decoders are narrower than the default
+        if stage.wings.rank > most:
+            raise RecipeError(
+                f"{stage.wings.rank} is more than the decoder is wide, beyond which a rank adds nothing",
+                where="wings.rank",
+                remedy=f"at most {most}",
+            )
+
+
+def _check_place(place: str, where: str) -> None:
+    """Refuse a directory that cannot be made or written to."""
+    path = Path(place).absolute()
+    try:
+        with telling(path):
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(path)  # names that are too long, files among its parents
+            nearest = next(found for found in (path, *path.parents) if found.exists())
+            refused = (
+                errno.ENOTDIR if not nearest.is_dir() else 0 if os.access(nearest, os.W_OK | os.X_OK) else errno.EACCES
+            )
+            if refused:
+                raise OSError(refused, os.strerror(refused), str(nearest))
+    except FilesError as error:
+        raise RecipeError(f"{error.where}: {error.message}", where=where, remedy=error.remedy) from error
