@@ -24,7 +24,7 @@ IMAGES = Annotated[
     ),
 ]
 FORMAT = Annotated[str, typer.Option("--format", help="auto, jsonl, llava or dataset.")]
-SPLIT = Annotated[str | None, typer.Option(help="Split of a saved DatasetDict.")]
+SPLIT = Annotated[str | None, typer.Option(help="Split of a dataset that holds several.")]
 
 
 def register(app: typer.Typer) -> None:

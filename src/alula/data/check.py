@@ -104,7 +104,7 @@ def check(
         path: JSONL messages, LLaVA / ShareGPT JSON, a saved dataset or parquet.
         form: ``auto``, ``jsonl``, ``llava`` or ``dataset``.
         images: folder relative image paths start from; default: beside the file.
-        split: of a saved DatasetDict.
+        split: of a dataset that holds several.
         prompts: the records are prompts for evaluation, which need no assistant turn.
         max_pixels: largest image accepted.
         workers: processes to decode in; 0 or 1: this one. They are spawned, so a script that asks for some needs

@@ -12,6 +12,7 @@ import binascii
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from alula.data.errors import BadSampleError, ImageError, Place, PlaceholderError, RecordError
@@ -115,15 +116,18 @@ class _Media:
     """The record's list of media of one kind, handed out placeholder by placeholder."""
 
     def __init__(self, values: Sequence[Any], folder: ImageFolder, kind: str = "image") -> None:
-        self.refs: list[Any] = [folder.ref(value) if kind == "image" else folder.clip(kind, value) for value in values]
+        make = folder.ref if kind == "image" else partial(folder.clip, kind)
+        # by their place in the list, which parts may name
+        self.refs: dict[int, Any] = {place: make(value) for place, value in enumerate(values) if not _nothing(value)}
         self.folder, self.kind = folder, kind
         self.asked = 0  # placeholders met, more than there are images if need be
         self.used: set[int] = set()
 
     def take(self, index: int | None = None) -> Any | None:
-        index = self.asked if index is None else index
+        places = list(self.refs)
+        index = index if index is not None else places[self.asked] if self.asked < len(places) else -1
         self.asked += 1
-        if not 0 <= index < len(self.refs):
+        if index not in self.refs:
             return None
         self.used.add(index)
         return self.refs[index]
@@ -180,7 +184,7 @@ def from_conversations(record: Any, *, folder: ImageFolder, source: str, place: 
         RecordError, PlaceholderError, ImageError: with file and line.
     """
     record, place = _begin(record, "conversations", place, hint="a messages file is read by the source kind `jsonl`")
-    other = next((name for kind in _CLIPS for name in (kind, f"{kind}s") if record.get(name)), None)
+    other = next((name for kind in _CLIPS for name in (kind, f"{kind}s") if not _nothing(record.get(name))), None)
     if other:
         raise RecordError(
             f"the record carries {other!r}; conversations hold text and images only",
@@ -224,8 +228,17 @@ def _begin(record: Any, key: str, place: Place, *, hint: str) -> tuple[Mapping[s
     return record, place
 
 
+def _nothing(value: Any) -> bool:
+    """Whether a place for media holds none: Arrow writes that as null, a struct of nulls, or a list of either."""
+    if isinstance(value, Mapping):
+        return all(inner is None or inner == "" for inner in value.values())
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return all(map(_nothing, value))
+    return value is None or value == ""
+
+
 def _listed(record: Mapping[str, Any], keys: tuple[str, str], place: Place) -> list[Any]:
-    given = [record[key] for key in keys if record.get(key) not in (None, "", [])]
+    given = [record[key] for key in keys if not _nothing(record.get(key))]
     if len(given) > 1:
         raise RecordError(f"both {keys[0]!r} and {keys[1]!r} are given", place=place, remedy="keep one of them")
     if not given:
@@ -272,7 +285,7 @@ def _split(text: str, images: _Media) -> list[dict[str, Any]]:
 
 
 def _clip(part: Mapping[str, Any], clips: _Media, place: Place) -> list[dict[str, Any]]:
-    key = next((key for key in (clips.kind, *_CLIP_KEYS) if part.get(key) is not None), None)
+    key = next((key for key in (clips.kind, *_CLIP_KEYS) if not _nothing(part.get(key))), None)
     if key is None:
         ref = clips.take(part["index"] if isinstance(part.get("index"), int) else None)
         return [] if ref is None else [media_part(clips.kind, ref)]
@@ -283,7 +296,7 @@ def _clip(part: Mapping[str, Any], clips: _Media, place: Place) -> list[dict[str
 
 
 def _inline(part: Mapping[str, Any], images: _Media, place: Place) -> list[dict[str, Any]]:
-    key = next((key for key in _IMAGE_KEYS if part.get(key) is not None), None)
+    key = next((key for key in _IMAGE_KEYS if not _nothing(part.get(key))), None)
     if key is None:
         return _taken(images.take(part["index"] if isinstance(part.get("index"), int) else None))
     try:

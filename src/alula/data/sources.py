@@ -14,8 +14,8 @@ from alula.data.records import RecordFile
 from alula.data.samples import MEDIA, Sample, media_part
 from alula.data.shapes import ImageFolder, from_conversations, from_messages
 from alula.data.specs import DatasetSpec, DigitsSpec, JsonlSpec, LlavaSpec, MicroworldSpec, SourceSpec, validated
+from alula.data.tables import load_table
 from alula.errors import DataError, UsageError
-from alula.files import regular
 from alula.microworld.digits import DIGIT_FAMILIES, DigitStream
 
 Reader = Callable[..., Sample]
@@ -106,7 +106,7 @@ class DatasetSource:
         limit: int | None = None,
     ) -> None:
         self.path = Path(os.path.abspath(path))
-        table = _load_dataset(self.path, split)
+        table = load_table(self.path, split)
         self._reader = _reader_of(set(table.column_names), str(path))
         # Arrow format hands out the stored structs: no Image feature decodes behind our back
         self._table = table.with_format("arrow")
@@ -303,37 +303,3 @@ def _read(reader: Reader, record: Any, folder: ImageFolder, name: str, place: Pl
         return reader(record, folder=folder, source=name, place=place)
     except BadSampleError as error:
         raise error.at(place) from None
-
-
-def _load_dataset(path: Path, split: str | None) -> Any:
-    if not path.exists():
-        raise DataError("no such dataset", where=str(path))
-    try:
-        import datasets
-    except ImportError:
-        raise UsageError(
-            "reading Hugging Face datasets needs the extra `data`",
-            where=str(path),
-            remedy="pip install 'alula[data]'",
-        ) from None
-    files = sorted(map(str, path.glob("**/*.parquet"))) if path.is_dir() else [str(path)]
-    for file in files or (*path.glob("**/*.arrow"), *path.glob("**/*.json")):
-        regular(file)
-    try:
-        if path.is_dir() and not files:
-            table = datasets.load_from_disk(str(path))
-        else:
-            table = datasets.load_dataset("parquet", data_files=files, split="train")
-    except Exception as error:  # datasets, pyarrow and the file system each raise their own
-        raise DataError(f"cannot be read as a dataset: {error}", where=str(path)) from error
-    if isinstance(table, datasets.DatasetDict):
-        if split not in table:
-            raise UsageError(
-                f"no split {split!r}" if split else "holds several splits; name one",
-                where=str(path),
-                remedy=f"split: one of {', '.join(table)}",
-            )
-        table = table[split]
-    elif split is not None:
-        raise UsageError(f"has no splits, so none called {split!r}", where=str(path), remedy="leave `split` out")
-    return table

@@ -66,7 +66,7 @@ class DatasetSpec(_FileSpec):
     """A Hugging Face dataset saved with ``save_to_disk``, or parquet (a file, or a folder of them)."""
 
     dataset: Path
-    split: str | None = Field(None, description="which split of a saved DatasetDict")
+    split: str | None = Field(None, description="which split, where there are several")
 
 
 class MicroworldSpec(_Spec):
