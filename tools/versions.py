@@ -51,8 +51,8 @@ whose CUDA packages come with it.
 """
 
 
-class NotInstalledError(Exception):
-    """pip could not make the environment; says why in a line."""
+class CommandError(Exception):
+    """A command failed, such as pip's that should make an environment; says why in a line."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def install(environment: Environment) -> None:
     """Make the environment, or bring it up to date.
 
     Raises:
-        NotInstalledError: pip could not.
+        CommandError: pip could not.
     """
     python = environment.python
     if not python.exists():
@@ -114,8 +114,9 @@ def install(environment: Environment) -> None:
 def _run(command: list[str], failure: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        told = [line.strip() for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise NotInstalledError(told[0].removeprefix("ERROR: ") if told else failure)
+        told = re.findall(r"^\s*error: (.*)", done.stderr, re.MULTILINE | re.IGNORECASE)
+        told = [line for line in told if not line.startswith("ResolutionImpossible")]  # says less than the line before
+        raise CommandError(told[-1].strip() if told else failure)
     return done.stdout
 
 
@@ -131,7 +132,7 @@ def held_back(environment: Environment, packages: dict[str, str]) -> dict[str, s
     for name in WATCHED if environment.newest else ():
         try:
             told = _run([str(environment.python), "-m", "pip", "index", "versions", name], "")
-        except NotInstalledError:
+        except CommandError:
             continue
         listed = re.search(r"Available versions: (.*)", told)
         allowed = requirements()[name].specifier
@@ -161,8 +162,11 @@ def fingerprint(packages: dict[str, str]) -> str:
 def commit() -> str:
     """The commit of the checkout, and whether it was changed."""
     git = ["git", "-C", str(ROOT)]
-    head = _run([*git, "rev-parse", "--short", "HEAD"], "no checkout").strip()
-    changed = _run([*git, "status", "--porcelain", "--untracked-files=no", "--", "src", "tests"], "no checkout")
+    try:
+        head = _run([*git, "rev-parse", "--short", "HEAD"], "no checkout").strip()
+        changed = _run([*git, "status", "--porcelain", "--untracked-files=no", "--", "src", "tests"], "no checkout")
+    except (CommandError, OSError):
+        return "unknown (not a checkout)"
     return f"{head} with changes" if changed else head
 
 
@@ -184,15 +188,20 @@ def outcome(report: Path) -> dict[str, Any]:
     cases = list(ElementTree.parse(report).iter("testcase"))
     failures = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = [case for case in cases if case.find("skipped") is not None and case not in failures]
-    names = {
-        "::".join(filter(None, (case.get("classname", "").replace(".", "/"), case.get("name")))) for case in failures
-    }
     return {
         "passed": len(cases) - len(failures) - len(skipped),
         "failed": len(failures),
         "skipped": len(skipped),
-        "failures": sorted(names),
+        "failures": sorted(_node(case) for case in failures),
     }
+
+
+def _node(case: ElementTree.Element) -> str:
+    """What pytest calls a test, from the dotted name a report has."""
+    parts = case.get("classname", "").split(".")
+    depth = next((i for i, part in enumerate(parts, start=1) if part.startswith("test_")), len(parts))
+    file = "/".join(parts[:depth]) + ".py" if parts[0] else ""  # a file that cannot be read has its name alone
+    return "::".join(filter(None, (file, *parts[depth:], case.get("name"))))
 
 
 def page(record: dict[str, Any]) -> str:
@@ -267,7 +276,7 @@ def run(environment: Environment, before: dict[str, Any], *, again: bool, proces
     row = {"what": environment.what, "python": platform.python_version(), "day": f"{datetime.now(UTC):%Y-%m-%d}"}
     try:
         install(environment)
-    except NotInstalledError as error:
+    except CommandError as error:
         print(f"{environment.name}: no build at hand: {error}", flush=True)
         return {**row, "packages": dict(pin.split("==") for pin in environment.pins), "reason": str(error)}
     packages = installed(environment)
