@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextvars import Context
+
 import pytest
 import torch
 from tests import zoo
 
 from alula import taps
 from alula.errors import UsageError
-from alula.seam import find
+from alula.seam import TapEvent, find
 
 
 @pytest.mark.parametrize("name", zoo.ALL)
@@ -40,6 +42,21 @@ def test_checkpointing_reports_once() -> None:
     with taps(model, ["block_input", "attention", "mlp"], events.append, layers=[-1]):
         model(**zoo.batch("llama", "9"), use_cache=False).logits.sum().backward()
     assert [(e.layer, e.point) for e in events] == [(1, "block_input"), (1, "attention"), (1, "mlp")]
+
+
+def test_a_forward_that_failed_is_forgotten() -> None:
+    """Nobody's later forward is taken for it: here that of a task that did not enter the taps."""
+    model, events = zoo.build("llama"), []
+
+    def fail(event: TapEvent) -> None:
+        raise ValueError("full")
+
+    with taps(model, ["block_input"], fail), taps(model, ["block_input", "mlp"], events.append):
+        with pytest.raises(ValueError, match="full"):
+            model(**zoo.batch("llama", "9"))
+        events.clear()
+        Context().run(model, **zoo.batch("llama", "5"))
+    assert events == []
 
 
 def test_several_taps_at_once_and_bad_names() -> None:

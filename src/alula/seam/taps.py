@@ -51,6 +51,7 @@ class _Tap:
 
     @with_keywords
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.forwards.pop(threading.get_ident(), None)  # of a forward that failed inside
         forward = kwargs.get(NAME)
         if forward is None or self.mark not in forward.marks:
             return
