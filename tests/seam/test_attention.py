@@ -229,6 +229,19 @@ def test_sums_while_decoding_equal_the_whole(name: str) -> None:
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-5, rtol=0)
 
 
+def test_two_models_of_one_config_are_both_asked() -> None:
+    """Their attention is exchanged for both at once."""
+    first = zoo.build("llama")
+    second = type(first)(first.config).eval()
+    stock, batch = decoder_attention(first), zoo.batch("llama", "9", "5")
+    with torch.no_grad(), use_attention(first):
+        expected = second(**batch).logits
+        with use_attention(second):
+            assert torch.equal(second(**batch).logits, expected)
+        assert decoder_attention(first) == ATTENTION
+    assert decoder_attention(second) == stock
+
+
 def test_towers_keep_their_attention() -> None:
     model = zoo.build("llava-llama")
     with use_attention(model):

@@ -283,6 +283,8 @@ def open_attention(anatomy: Anatomy) -> str:
         HostError: it runs an implementation that alula cannot ask, or did not take the one that can be.
     """
     name = anatomy.config._attn_implementation
+    if name in _OURS.values():  # two models of one config object, the other of which is asked already
+        return name
     if name != EAGER and name not in _OURS:
         raise HostError(
             f"the decoder runs the attention implementation {name!r}, whose attention alula cannot read",
