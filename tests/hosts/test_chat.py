@@ -78,6 +78,19 @@ def test_the_answer_is_what_generate_gives_with_the_whole_history(host: Host) ->
     assert conversation.waiting == []
 
 
+def test_answers_stop_where_those_of_an_evaluation_do(parts: Path) -> None:
+    """At the tokenizer's end token too, where the model's own settings name another."""
+    model, tokenizer = alula.load_model(parts / "llm")
+    inputs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "what?"}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("</s>")
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[2])
+    reply, _ = ask(Conversation(model, tokenizer, SHORT), "what?")
+    assert reply.tokens == ids.index(ids[2]) + 1
+
+
 def test_reset_forgets_turns_and_images_but_not_the_system_prompt(host: Host) -> None:
     conversation = Conversation(*host, SHORT)
     conversation.instruct("be brief")

@@ -13,6 +13,7 @@ from alula.errors import EvaluationError
 from alula.evaluation.prompts import Prompt, tokenizer_of
 from alula.evaluation.results import Decoding
 from alula.hosts import thoughts
+from alula.hosts.stops import stop_ids
 
 _PADDING = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0}
 """per-row tensors and what their padding holds (None: the pad token)"""
@@ -129,10 +130,3 @@ def _read(tokenizer: Any, row: list[int], stops: set[int], *, opened: bool) -> A
     end = next((index for index, token in enumerate(row) if token in stops), None)
     said = thoughts.said(tokenizer, row[:end], opened=opened)
     return Answer(text=said.answer, truncated=end is None, thought=said.thought, unfinished=not said.finished)
-
-
-def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids of the tokens that end an answer of ``model``: those of its generation settings, and the tokenizer's."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = list(named) if isinstance(named, list | tuple) else [named]
-    return [token for token in dict.fromkeys([*ids, tokenizer.eos_token_id]) if token is not None]

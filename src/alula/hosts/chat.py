@@ -23,6 +23,7 @@ from alula.errors import HostError, UsageError
 from alula.hosts import thoughts
 from alula.hosts.context import context_length
 from alula.hosts.prompted import refuse_lost_prompt
+from alula.hosts.stops import stop_ids
 from alula.hosts.templates import PLURALS, default_template
 
 
@@ -94,10 +95,7 @@ class Conversation:
         self._template: str | None = None
         if getattr(processor, "chat_template", None) is None:
             self._template, stop = default_template(self.tokenizer)
-            self._generation.eos_token_id = [
-                *_as_list(self._generation.eos_token_id),
-                self.tokenizer.get_vocab()[stop],
-            ]
+            self._generation.eos_token_id = [*self._stops, self.tokenizer.get_vocab()[stop]]
         self._told = (template or TemplateSettings()).keywords(processor, live=True)
         set_seed(decoding.seed)
 
@@ -204,9 +202,13 @@ class Conversation:
         return Reply(stream.text, len(stream.ids), time.perf_counter() - start, interrupted, not said.finished)
 
     def _said(self, stream: _Stream, prompt: torch.Tensor) -> thoughts.Said:
-        stops = set(_as_list(self._generation.eos_token_id))
+        stops = set(self._stops)
         opened = thoughts.opened(self.tokenizer, prompt[0].tolist())
         return thoughts.said(self.tokenizer, [token for token in stream.ids if token not in stops], opened=opened)
+
+    @property
+    def _stops(self) -> list[int]:
+        return self._generation.eos_token_id or []
 
     def _placeholders(self) -> dict[str, str]:
         found = {kind: getattr(self.processor, f"{kind}_token", None) for kind in self.taken}
@@ -298,16 +300,13 @@ def _generation_config(model: Any, tokenizer: Any, decoding: Decoding) -> Genera
     """The model's own settings with ours on top; greedy decoding clears what only sampling reads."""
     config = copy.deepcopy(model.generation_config)
     config.max_new_tokens, config.max_length = decoding.max_new_tokens, None
+    stops = stop_ids(model, tokenizer)
+    config.eos_token_id = stops or None
     config.do_sample = decoding.temperature > 0
     if config.do_sample:
         config.temperature = decoding.temperature
     else:
         config.temperature = config.top_p = config.top_k = config.min_p = None
     if config.pad_token_id is None:
-        ends = _as_list(config.eos_token_id)
-        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), None)
+        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stops), None)
     return config
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

@@ -18,9 +18,9 @@ from alula.anatomy import Anatomy
 from alula.chat_template import TemplateSettings
 from alula.data import Collator, Mixture, MixtureSpec, Quarantine, open_mixture
 from alula.errors import RecipeError
-from alula.evaluation.generation import stop_ids
 from alula.files import write_json
 from alula.hosts.context import context_length
+from alula.hosts.stops import stop_ids
 from alula.training.checkpoint import Sealing, newest, step_of
 from alula.training.early_warning import EarlyWarning, Stopped
 from alula.training.feature_cache import FeatureStore, frozen_ears, frozen_tower, tower_fingerprint
