@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import transformers as hf
+from peft import PrefixTuningConfig
 
 from alula.errors import EvaluationError
 from alula.evaluation import ItemTask, RunResult, TaskItem, exact_match, paired, run
 from alula.hosts.context import context_length
+from alula.hosts.prompted import PromptedModel
 from alula.reports import run_report
 
 LENGTHS = (10, 40, 20, 60)
@@ -57,12 +59,17 @@ def test_an_answer_ends_where_the_context_does(llm: Any, tokenizer: Any, room: i
     assert item.truncated
 
 
-def test_learned_positions_are_never_overrun(tokenizer: Any) -> None:
+@pytest.mark.parametrize("prompt", [0, 3])
+def test_learned_positions_are_never_overrun(tokenizer: Any, prompt: int) -> None:
+    """Nor where some of them are a learned prompt's."""
     config = hf.GPT2Config(
-        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=48 + FRAME,
+        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=48 + FRAME + prompt,
         eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    result = run(hf.GPT2LMHeadModel(config).eval(), tokenizer, [task(10, 46, 47, 48, max_new_tokens=8)]).tasks["t"]
+    model: Any = hf.GPT2LMHeadModel(config).eval()
+    if prompt:
+        model = PromptedModel(model, PrefixTuningConfig(num_virtual_tokens=prompt, task_type="CAUSAL_LM")).eval()
+    result = run(model, tokenizer, [task(10, 46, 47, 48, max_new_tokens=8)]).tasks["t"]
     assert [item.id for item in result.items] == ["of-10", "of-46", "of-47"]
 
 

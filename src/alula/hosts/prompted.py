@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicCache
 
 from alula.anatomy import unwrap
 from alula.errors import AdapterError, HostError
-from alula.hosts.host import first_line
+from alula.hosts.configs import first_line
 from alula.hosts.quiet import quiet_loading
 from alula.seam.dialect import cache_keyword, cache_of, cache_of_output
 
