@@ -89,6 +89,7 @@ def test_what_prepared_the_training_prepares_the_use(
     save(processor, tmp_path)
     model, own = alula.load_model(tmp_path)
     assert own.chat_template.startswith(MARK)
+    assert getattr(own, "tokenizer", own).chat_template.startswith(MARK)  # by which the harness asks
     assert not alula.load_model(bases / base).processor.chat_template.startswith(MARK)
     content = [{"type": "image", "image": Image.new("RGB", (32, 32), "red")}] if base == "host" else []
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": "what?"}] if content else "what?"}]

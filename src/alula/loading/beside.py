@@ -37,8 +37,7 @@ def processor_beside(path: Path, base: Any) -> Any | None:
         if isinstance(base, ProcessorMixin):
             found = _with_tokenizer(base, found)
     elif (path / _TEMPLATE).is_file():
-        found = copy.copy(base)
-        found.chat_template = (path / _TEMPLATE).read_text(encoding="utf-8")
+        found = _with_template(base, (path / _TEMPLATE).read_text(encoding="utf-8"))
     else:
         return None
     for kind in ("image", "video", "audio"):
@@ -74,6 +73,16 @@ def _with_tokenizer(base: ProcessorMixin, tokenizer: PreTrainedTokenizerBase) ->
     found.tokenizer = tokenizer
     if tokenizer.chat_template is not None:
         found.chat_template = tokenizer.chat_template
+    return found
+
+
+def _with_template(base: Any, template: str) -> Any:
+    """The base's, with another chat template; a processor's tokenizer, which is asked in words alone, gets it too."""
+    found: Any = copy.copy(base)
+    found.chat_template = template
+    if isinstance(base, ProcessorMixin):
+        found.tokenizer = copy.copy(found.tokenizer)
+        found.tokenizer.chat_template = template
     return found
 
 
