@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class AlulaError(Exception):
     """Base class of the errors alula raises on purpose.
@@ -26,6 +30,15 @@ class AlulaError(Exception):
 
 def _rebuild(cls: type[AlulaError], message: str, where: str | None, remedy: str | None) -> AlulaError:
     return cls(message, where=where, remedy=remedy)
+
+
+def visible(text: str) -> str:
+    """Return ``text`` with what a terminal would obey as escapes: control characters, turned reading directions, halves
+    of characters. Ends of lines stay.
+
+    Names of files, ids and texts of records may hold anything.
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class UsageError(AlulaError):

@@ -126,6 +126,16 @@ def test_half_a_character_is_told_by_line(tmp_path, run) -> None:
     assert [record.line for record in check(path).bad] == [1]
 
 
+def test_what_a_terminal_would_obey_is_shown(tmp_path, run) -> None:
+    path = tmp_path / "data.jsonl"
+    ask = [{"role": "user", "content": "a\x1b[2Jb \xa0 c\u202ed"}, ANSWER]
+    path.write_text(odd({"id": "i\x07", "messages": ask}) + odd({"id": "j\x1b[0m", "messages": []}))
+    for verb, told in ((["check", path], r"j\x1b[0m"), (["show", path, "-n", "1"], r"i\x07")):
+        shown = run(*verb).stdout
+        assert not set(shown) & {"\x1b", "\x07", "\u202e"}
+        assert told in shown
+
+
 def test_an_error_of_another_kind_is_one_records(tmp_path, monkeypatch) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(odd({"messages": [USER, ANSWER]}) * 3)

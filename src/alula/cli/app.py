@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -17,7 +16,7 @@ from rich.markup import escape
 
 import alula
 from alula.allocator import keep_freed_memory
-from alula.errors import AlulaError
+from alula.errors import AlulaError, visible
 
 app = typer.Typer(
     name="alula",
@@ -31,8 +30,6 @@ app = typer.Typer(
 
 # each module registers its command(s) in `register(app)`; the order is the order of `alula --help`
 VERBS = ("quickstart", "train", "evaluate", "audit", "chat", "data", "import_", "fledgling", "study")
-
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # a file's name can hold what a terminal obeys
 
 
 def _tell(version: bool) -> None:
@@ -98,7 +95,7 @@ def _told(error: Exception) -> AlulaError:
 
 def _tell_error(error: AlulaError) -> None:
     def shown(text: str) -> str:
-        return escape(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text))
+        return escape(visible(text))
 
     where = f"[bold]{shown(error.where)}[/bold]: " if error.where else ""
     console = _console()

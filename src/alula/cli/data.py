@@ -15,6 +15,7 @@ from rich.table import Table
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
+from alula.errors import visible
 
 FILE = Annotated[Path, typer.Argument(exists=True, help="JSONL messages, LLaVA JSON, a saved dataset, or parquet.")]
 IMAGES = Annotated[
@@ -74,7 +75,7 @@ def check(
         typer.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
     else:
         for record in report.bad:
-            typer.echo(str(record))
+            typer.echo(visible(str(record)))
         table = Table(show_header=False, box=None, pad_edge=False)
         table.add_column(style="bold")
         table.add_column(justify="right")
@@ -121,9 +122,10 @@ def show(
     console = Console()
     for index in range(first, min(first + n, source.size)):
         sample: Sample = source[index]
-        console.print(f"[bold]{escape(sample.id)}[/bold]  [dim]{escape(str(sample.place))}[/dim]", highlight=False)
+        told_of = escape(visible(sample.id)), escape(visible(str(sample.place)))
+        console.print(f"[bold]{told_of[0]}[/bold]  [dim]{told_of[1]}[/dim]", highlight=False)
         for message in sample.messages:
-            console.print(f"  [cyan]{message['role']:>9}[/cyan]  {escape(content(message))}", highlight=False)
+            console.print(f"  [cyan]{message['role']:>9}[/cyan]  {escape(visible(content(message)))}", highlight=False)
 
 
 def export(

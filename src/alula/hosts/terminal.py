@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
-from alula.errors import AlulaError, UsageError
+from alula.errors import AlulaError, UsageError, visible
 from alula.hosts.chat import Conversation
 from alula.hosts.templates import PLURALS
 
@@ -181,13 +181,13 @@ class Terminal:
             self.console.print(f"  [bold]{escape(usage):<16}[/bold] {escape(meaning)}")
 
     def _say(self, text: str) -> None:
-        self.console.print(f"[dim]{escape(_visible(text))}[/dim]")
+        self.console.print(f"[dim]{escape(visible(text))}[/dim]")
 
     def _complain(self, error: AlulaError) -> None:
-        where = f"[bold]{escape(_visible(error.where))}[/bold]: " if error.where else ""
-        self.console.print(f"[bold red]error[/bold red] {where}{escape(_visible(error.message))}")
+        where = f"[bold]{escape(visible(error.where))}[/bold]: " if error.where else ""
+        self.console.print(f"[bold red]error[/bold red] {where}{escape(visible(error.message))}")
         if error.remedy:
-            self.console.print(f"[bold]remedy[/bold] {escape(_visible(error.remedy))}")
+            self.console.print(f"[bold]remedy[/bold] {escape(visible(error.remedy))}")
 
 
 def _harmless(text: str) -> str:
@@ -195,11 +195,6 @@ def _harmless(text: str) -> str:
     return "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text
     )
-
-
-def _visible(text: str) -> str:
-    """With what a terminal would obey, and what it cannot show, as escapes: names of files may hold anything."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _paths(text: str, command: str = "/image") -> list[Path]:
