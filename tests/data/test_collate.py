@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
@@ -313,6 +315,37 @@ def test_too_long_is_an_error_never_a_cut(processor, tokenizer) -> None:
 def test_nothing_to_learn_from_is_an_error(processor) -> None:
     with pytest.raises(UnsupervisedError, match="no token to learn from"):
         Collator(processor)([chat("only a question")])
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_answers_marked_so_are_not_learnt(processor, tokenizer, plain: bool) -> None:
+    sample = chat("q", "one", "q", "two three", "q", "four")
+    _, labels = expected(sample, tokenizer)
+    learnt = [at for at, label in enumerate(labels) if label != IGNORED]
+    starts = [at for at in learnt if at - 1 not in learnt]
+    for off in ([1], [0, 2]):
+        for number in (0, 1, 2):
+            sample.messages[2 * number + 1]["train"] = number not in off
+        wanted = [
+            IGNORED if sum(start <= at for start in starts) - 1 in off else label for at, label in enumerate(labels)
+        ]
+        other = chat("q", "a longer answer than the others", "and then ?", "whole", name="other")
+        batch = Collator(tokenizer if plain else processor)([other, sample])
+        assert batch["labels"][1, : len(labels)].tolist() == wanted
+        assert batch["labels"][0].tolist()[: len(expected(other, tokenizer)[1])] == expected(other, tokenizer)[1]
+    for message in sample.messages[1::2]:
+        message["train"] = False
+    with pytest.raises(UnsupervisedError):
+        Collator(processor)([sample])
+
+
+def test_answers_cannot_be_told_apart_where_the_template_does_not(processor: LlavaProcessor) -> None:
+    twice = copy.copy(processor)
+    twice.chat_template = TEMPLATE.replace("{% generation %}", "{% generation %}A{% endgeneration %}:{% generation %}")
+    sample = chat("q", "one", "q", "two")
+    sample.messages[1]["train"] = False
+    with pytest.raises(RecordError, match=r"2 answers .* marks 4 stretches"):
+        Collator(twice)([sample])
 
 
 def test_placeholder_tokens_in_text_are_an_error(processor) -> None:

@@ -19,6 +19,7 @@ from alula.data import (
     open_file,
     open_source,
 )
+from alula.data.check import check
 from alula.errors import DataError, RecipeError, UsageError
 
 
@@ -226,6 +227,86 @@ def test_bad_records_say_where_and_why(folder, record, error, message: str) -> N
         caught.value.where,
         caught.value.place,
     )
+
+
+TOLD = {"role": "assistant", "content": "yes"}
+CALLS = [{"type": "function", "function": {"name": "zoom", "arguments": {"box": [1, 2]}}}]
+
+
+@pytest.mark.parametrize(
+    ("record", "named"),
+    [
+        ({"messages": [USER, TOLD | {"tool_calls": CALLS}]}, r"messages\[1\]: the key 'tool_calls'"),
+        ({"messages": [USER, TOLD | {"tool_calls": CALLS, "content": None}]}, r"messages\[1\]: the key 'tool_calls'"),
+        ({"messages": [USER, TOLD | {"reasoning_content": "hm"}]}, "'reasoning_content'"),
+        ({"messages": [USER | {"name": "Ann"}, TOLD]}, r"messages\[0\]: the key 'name'"),
+        ({"messages": [USER, TOLD | {"loss": False}]}, "'loss'.*\n.*weight: 0"),
+        ({"messages": [USER, TOLD | {"weight": 0.5}]}, "'weight' is 0.5"),
+        ({"messages": [USER, TOLD | {"train": "false"}]}, "'train' is 'false'"),
+        ({"messages": [USER, TOLD | {"train": True, "weight": 0}]}, "'weight' and 'train' disagree"),
+        ({"messages": [USER | {"train": True}, TOLD]}, "'train' asks to learn a user turn"),
+        ({"messages": [USER, TOLD], "tools": CALLS}, "'tools' of the record"),
+        ({"messages": [USER, TOLD], "system": "be brief"}, "'system' of the record.*\n.*first message"),
+        ({"messages": [USER, TOLD], "weight": 2}, "'weight' of the record.*\n.*recipe"),
+        ({"messages": [USER, TOLD], "chat_template_kwargs": {"enable_thinking": True}}, "'chat_template_kwargs'"),
+        (ask({"type": "image", "image": "red.png", "max_pixels": 50176}), r"messages\[0\]: content\[0\].*'max_pixels'"),
+        (ask({"type": "image", "image": {"path": "red.png", "resized_height": 28}}), "'resized_height'"),
+        (ask({"type": "image", "image_url": {"url": "red.png", "detail": "low"}}), "'detail'"),
+        (ask({"type": "image", "image": "red.png", "text": "a square"}), "'text'"),
+        (ask({"type": "image", "image": "red.png", "path": "blue.png"}), "by image and path"),
+        (ask({"type": "text", "text": "a", "image": "red.png"}), "'image'"),
+        (ask({"type": "video", "video": "a.webp", "fps": 2}), "'fps'"),
+    ],
+)  # fmt: skip
+def test_keys_that_change_what_is_learnt_are_refused_by_name(folder, record, named: str) -> None:
+    source = jsonl(folder, record)
+    with pytest.raises(RecordError, match=named) as caught:
+        source[0]
+    assert caught.value.where == f"{folder}/data.jsonl:1"
+    assert caught.value.remedy
+    (bad,) = check(folder / "data.jsonl").bad
+    assert (bad.line, caught.value.message in bad.reason, caught.value.remedy in bad.reason) == (1, True, True)
+
+
+def test_turns_of_conversations_are_held_to_the_same_keys(folder) -> None:
+    asked, told = {"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}
+    source = llava(
+        folder,
+        {"conversations": [asked, told | {"weight": 0}, asked, told]},
+        {"conversations": [asked, told | {"tool_calls": CALLS}]},
+        {"conversations": [asked, told], "tools": CALLS},
+        {"conversations": [asked, told | {"content": "no"}]},
+        {"conversations": [asked, told], "tools": "[]"},
+    )
+    assert [message.get("train") for message in source[0].messages] == [None, False, None, None]
+    for number, named in enumerate(["'tool_calls'", "'tools'", "both 'value' and 'content'"], 1):
+        with pytest.raises(RecordError, match=named):
+            source[number]
+    assert len(source[4].messages) == 2
+    assert [record.line is not None for record in check(folder / "data.json").bad] == [True] * 3
+
+
+def test_keys_that_teach_nothing_pass(folder) -> None:
+    """Notes, keys that a table holds for the sake of other rows, and columns of the record."""
+    notes = {"id": 3, "timestamp": "2026", "metadata": {"by": "me"}, "tool_calls": None, "name": "", "weight": 1.0}
+    notes["function_call"] = {"name": None, "arguments": None}
+    part = {"type": "image", "image": "red.png", "text": None, "id": "p", "max_pixels": None}
+    record = {
+        "source": "web",
+        "metadata": {"tools": CALLS},
+        "answer": "yes",
+        "tools": [],
+        "train": True,
+        "score": 0.5,
+        "messages": [USER | {"content": [part], "train": False}, TOLD | notes, USER, TOLD | {"train": False}],
+    }
+    sample = jsonl(folder, record)[0]
+    assert [message.get("train") for message in sample.messages] == [None, None, None, False]
+    assert sample.meta["metadata"] == {"tools": CALLS}
+    assert check(folder / "data.jsonl").ok
+    jsonl(folder, {"messages": [USER, TOLD | {"weight": 0}]})
+    (bad,) = check(folder / "data.jsonl").bad
+    assert bad.kind == "unsupervised"
 
 
 def test_unknown_speaker_lists_the_known_ones(folder) -> None:

@@ -125,7 +125,9 @@ def show(
         told_of = escape(visible(sample.id)), escape(visible(str(sample.place)))
         console.print(f"[bold]{told_of[0]}[/bold]  [dim]{told_of[1]}[/dim]", highlight=False)
         for message in sample.messages:
-            console.print(f"  [cyan]{message['role']:>9}[/cyan]  {escape(visible(content(message)))}", highlight=False)
+            mark = "" if message.get("train", True) else "  [dim](not learnt)[/dim]"
+            said = escape(visible(content(message)))
+            console.print(f"  [cyan]{message['role']:>9}[/cyan]  {said}{mark}", highlight=False)
 
 
 def export(

@@ -185,8 +185,11 @@ def _check_record(sample: Sample, prompts: bool, report: CheckReport) -> None:
 
 def _faults(sample: Sample, prompts: bool) -> Iterator[BadSampleError]:
     assert sample.place is not None
-    if not prompts and all(message["role"] != "assistant" for message in sample.messages):
+    answers = [message for message in sample.messages if message["role"] == "assistant"]
+    if not prompts and not answers:
         yield UnsupervisedError("no assistant turn, so nothing to learn from", place=sample.place)
+    elif not prompts and not any(message.get("train", True) for message in answers):
+        yield UnsupervisedError("no token to learn from: no answer is to be learnt", place=sample.place)
     for ref in sample.media():
         try:
             ref.load()
@@ -197,5 +200,5 @@ def _faults(sample: Sample, prompts: bool) -> Iterator[BadSampleError]:
 def _bad(faults: list[BadSampleError]) -> BadRecord:
     place = faults[0].place
     assert place is not None
-    reasons = "; ".join(error.message for error in faults)
+    reasons = "; ".join(error.message + (f" ({error.remedy})" if error.remedy else "") for error in faults)
     return BadRecord(place.file, place.line, place.unit, place.record, faults[0].kind, reasons)

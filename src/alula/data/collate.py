@@ -47,8 +47,9 @@ class Collator:
 
     - ``input_ids``, ``attention_mask`` (B, L) int64;
     - ``labels`` (B, L) int64: the token itself where the template marks the assistant speaking, up to the stop token
-      that ends the answer, ``IGNORED`` elsewhere (padding and image rows always). A template that marks answers without
-      it is adapted (``alula.answers.ended``); where it writes none at all, one is put behind each answer;
+      that ends the answer, ``IGNORED`` elsewhere (padding, image rows and answers marked ``"train": False`` always). A
+      template that marks answers without it is adapted (``alula.answers.ended``); where it writes none at all, one is
+      put behind each answer;
     - ``mm_token_type_ids`` (B, L) int64, with a processor: 0 text, 1 image, 2 video, 3 audio;
     - ``pixel_values`` and whatever else the image processor makes, absent when no sample holds an image; the same of
       films and sounds.
@@ -257,9 +258,33 @@ class Collator:
                     place=place,
                     remedy=f"{way} or split the conversation; placeholders are never cut",
                 )
+        if self.labels and (fault := self._silence(rows["assistant_masks"], number, entry.sample)) is not None:
+            return fault
         # a token is learnt from as the successor of another, so the first one cannot be
         if self.labels and not any(self._supervised(rows, number)[1:]):
             return UnsupervisedError("no token to learn from: no assistant turn that the template marks", place=place)
+        return None
+
+    @staticmethod
+    def _silence(masks: list[list[int]], number: int, sample: Sample) -> BadSampleError | None:
+        """Take the answers that are not to be learnt from out of the sample's mask."""
+        learnt = [bool(turn.get("train", True)) for turn in sample.messages if turn["role"] == "assistant"]
+        if all(learnt):
+            return None
+        mask = masks[number]
+        starts = [at for at, spoken in enumerate(mask) if spoken and not (at and mask[at - 1])]
+        if len(starts) != len(learnt):
+            return RecordError(
+                f"some of {len(learnt)} answers are not to be learnt, but the template marks {len(starts)} stretches",
+                place=sample.place,
+                remedy="take a template that marks each answer once, or split the conversation",
+            )
+        ends = [*starts[1:], len(mask)]
+        masks[number] = [
+            spoken
+            for kept, start, end in zip([True, *learnt], [0, *starts], [*starts[:1], *ends], strict=True)
+            for spoken in (mask[start:end] if kept else [0] * (end - start))
+        ]
         return None
 
     def _supervised(self, rows: dict[str, Any], number: int) -> list[bool]:

@@ -25,7 +25,7 @@ class Sample:
         id: the record's own id, or one made from file and line.
         messages: ``{"role": ..., "content": [{"type": "text", "text": str} | {"type": "image", "image": ImageRef}
             | {"type": "video", "video": FilmRef} | {"type": "audio", "audio": SoundRef}]}``, the plain transformers
-            chat shape with lists everywhere.
+            chat shape with lists everywhere; ``"train": False`` beside an answer that is not to be learnt from.
         source: name of the source it came from.
         meta: whatever else the record carried.
         place: file and line, for error messages.

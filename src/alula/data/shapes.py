@@ -18,6 +18,7 @@ from typing import Any
 from alula.data.errors import BadSampleError, ImageError, Place, PlaceholderError, RecordError
 from alula.data.films import FilmRef
 from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef
+from alula.data.keys import learnt, refuse_in_record, refuse_others
 from alula.data.samples import ROLES, Sample, check_turns, image_part, media_part, text_part
 from alula.data.sounds import SoundRef
 
@@ -36,7 +37,15 @@ _SPEAKERS = {
 }
 _IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
 _CLIP_KEYS = ("url", "path")  # beside the kind's own name
+_ENTRY = ("bytes", "path", "url", "width", "height", "format")  # of what stands in a list of media
+_TURN = ("role", "content", "weight", "train")
 _CLIPS: dict[str, type[FilmRef] | type[SoundRef]] = {"video": FilmRef, "audio": SoundRef}
+_PART_KEYS: dict[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "image": ("index", *_IMAGE_KEYS),
+    "image_url": ("index", *_IMAGE_KEYS),
+    **{kind: ("index", kind, *_CLIP_KEYS) for kind in _CLIPS},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +65,10 @@ class ImageFolder:
 
         Raises:
             ImageError: a web address (alula downloads nothing), broken base64, or another type.
+            RecordError: it holds a key that would be dropped.
         """
         if isinstance(value, Mapping):
+            refuse_others(value, _ENTRY, "an image", None)
             if value.get("bytes") is not None:
                 return self._from_bytes(value["bytes"], str(value.get("path") or "<bytes>"))
             value = value.get("path") or value.get("url")
@@ -84,10 +95,12 @@ class ImageFolder:
 
         Raises:
             VideoError, AudioError: a web address, or another type.
+            RecordError: it holds a key that would be dropped.
         """
         make: Any = _CLIPS[kind]
         name = data = None
         if isinstance(value, Mapping):
+            refuse_others(value, _ENTRY, kind, None)
             name, data = value.get("path"), value.get("bytes")
             value = name
         if data or isinstance(value, bytes):
@@ -164,12 +177,14 @@ def from_messages(record: Any, *, folder: ImageFolder, source: str, place: Place
     messages = []
     for number, message in enumerate(record["messages"]):
         at = f"messages[{number}]"
+        if isinstance(message, Mapping):
+            refuse_others(message, _TURN, at, place)
         if not isinstance(message, Mapping) or "role" not in message or message.get("content") is None:
             raise RecordError(f"{at} needs the keys 'role' and 'content'", place=place)
         role = message["role"]
         if role not in ROLES:
             raise RecordError(f"{at}: unknown role {role!r}", place=place, remedy=f"roles are {', '.join(ROLES)}")
-        messages.append({"role": role, "content": _content(message["content"], media, at, place)})
+        messages.append(_turn(role, message, _content(message["content"], media, at, place), at, place))
     used = ("messages", *(name for kind in media for name in (kind, f"{kind}s")))
     return _finish(record, messages, media, source, place, used=used)
 
@@ -198,6 +213,11 @@ def from_conversations(record: Any, *, folder: ImageFolder, source: str, place: 
         messages.append({"role": "system", "content": _content(record["system"], media, "system", place)})
     for number, turn in enumerate(record["conversations"]):
         at = f"conversations[{number}]"
+        if isinstance(turn, Mapping):
+            refuse_others(turn, (*_TURN, "from", "value"), at, place)
+            for one, other in (("from", "role"), ("value", "content")):
+                if turn.get(one) is not None and turn.get(other) not in (None, turn[one]):
+                    raise RecordError(f"{at}: both {one!r} and {other!r} are given", place=place, remedy="keep one")
         speaker = turn.get("from", turn.get("role")) if isinstance(turn, Mapping) else None
         value = turn.get("value", turn.get("content")) if isinstance(turn, Mapping) else None
         if speaker is None or value is None:
@@ -207,8 +227,14 @@ def from_conversations(record: Any, *, folder: ImageFolder, source: str, place: 
             raise RecordError(
                 f"{at}: unknown speaker {speaker!r}", place=place, remedy=f"speakers are {', '.join(_SPEAKERS)}"
             )
-        messages.append({"role": role, "content": _content(value, media, at, place)})
+        messages.append(_turn(role, turn, _content(value, media, at, place), at, place))
     return _finish(record, messages, media, source, place, used=("conversations", "images", "image", "system"))
+
+
+def _turn(role: str, given: Mapping[str, Any], content: list[dict[str, Any]], at: str, place: Place) -> dict[str, Any]:
+    """The message of the schema; ``train`` is there only where an answer is not to be learnt from."""
+    unlearnt = not learnt(given, role, at, place) and role == "assistant"
+    return {"role": role, "content": content, **({"train": False} if unlearnt else {})}
 
 
 def _begin(record: Any, key: str, place: Place, *, hint: str) -> tuple[Mapping[str, Any], Place]:
@@ -255,6 +281,8 @@ def _content(content: Any, media: Mapping[str, _Media], at: str, place: Place) -
     found: list[dict[str, Any]] = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(kind, str) and kind in _PART_KEYS:
+            refuse_others(part, ("type", *_PART_KEYS[kind]), f"{at}: content[{number}]", place)
         if kind == "text" and isinstance(part.get("text"), str):
             found += _split(part["text"], images)
         elif kind in ("image", "image_url"):
@@ -284,8 +312,16 @@ def _split(text: str, images: _Media) -> list[dict[str, Any]]:
     return found
 
 
+def _named(part: Mapping[str, Any], keys: Sequence[str], place: Place) -> str | None:
+    """The key under which a media part names its file."""
+    given = [key for key in keys if not _nothing(part.get(key))]
+    if any(part[key] != part[given[0]] for key in given[1:]):
+        raise RecordError(f"a part names its {part['type']} by {' and '.join(given)}", place=place, remedy="keep one")
+    return given[0] if given else None
+
+
 def _clip(part: Mapping[str, Any], clips: _Media, place: Place) -> list[dict[str, Any]]:
-    key = next((key for key in (clips.kind, *_CLIP_KEYS) if not _nothing(part.get(key))), None)
+    key = _named(part, (clips.kind, *_CLIP_KEYS), place)
     if key is None:
         ref = clips.take(part["index"] if isinstance(part.get("index"), int) else None)
         return [] if ref is None else [media_part(clips.kind, ref)]
@@ -296,12 +332,12 @@ def _clip(part: Mapping[str, Any], clips: _Media, place: Place) -> list[dict[str
 
 
 def _inline(part: Mapping[str, Any], images: _Media, place: Place) -> list[dict[str, Any]]:
-    key = next((key for key in _IMAGE_KEYS if not _nothing(part.get(key))), None)
+    key = _named(part, _IMAGE_KEYS, place)
     if key is None:
         return _taken(images.take(part["index"] if isinstance(part.get("index"), int) else None))
     try:
         return [image_part(images.folder.part_ref(part, key))]
-    except ImageError as error:
+    except BadSampleError as error:
         raise error.at(place) from None
 
 
@@ -342,6 +378,7 @@ def _finish(
 ) -> Sample:
     for one in media.values():
         one.check(place)
+    refuse_in_record(record, used, place)
     check_turns(messages, place)
     meta = {key: value for key, value in record.items() if key not in used and key != "id" and value is not None}
     texts = ((message["role"], part.get("text")) for message in messages for part in message["content"])
