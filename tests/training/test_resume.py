@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from alula.errors import UsageError
-from alula.training import layout, train
+from alula.training import inputs, layout, train
 from alula.training.checkpoint import SEAL, is_complete, newest, prune, seal
 from alula.training.layout import RunDirectory
 from alula.training.metrics import read_rows, rewind
@@ -81,6 +81,90 @@ def test_finished_stages_are_not_run_again(recipe: MakeRecipe) -> None:
     assert [stage.skipped for stage in result.stages] == [True, False]
     assert (result.directory / "stages/01-one/stage.json").stat().st_mtime_ns == before
     assert [row["stage"] for row in rows(result.directory)] == ["one"] * 3 + ["two"] * 3
+
+
+def lessons(path: Path, *answers: str) -> None:
+    turns = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}] for answer in answers]
+    path.write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns))
+
+
+def test_a_run_whose_data_changed_is_refused(
+    recipe: MakeRecipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / "lessons.jsonl", tmp_path / "words.jsonl", tmp_path / "later.jsonl"]
+    one, words, later = files
+    for file in files:
+        lessons(file, "one", "two", "six")
+    replay = {"ratio": 0.5, "sources": [{"jsonl": str(words)}]}
+    first = {"name": "first", "data": {"sources": [{"jsonl": str(one)}], "text_replay": replay}, "save_every": 1}
+    made = recipe(stages=[first, {**first, "name": "second", "data": {"sources": [{"jsonl": str(later)}]}}])
+    stopped(made, 1)  # before the first checkpoint
+    lessons(one, "six", "two")
+    stopped(made, 2)  # with nothing learned yet, it began with these
+    for file, key in [(one, "data.sources.0"), (words, "text_replay.sources.0"), (later, "second.data.sources.0")]:
+        was = file.read_text()
+        file.write_text(was.replace("six", "ten"))
+        with pytest.raises(UsageError, match=rf"other data: {file} .*{key}.* same size, other content"):
+            train(made, quiet=True)
+        lessons(file, "one")
+        with pytest.raises(UsageError, match=rf"{file} .* had [0-9,]+ bytes, now [0-9,]+"):
+            train(made, quiet=True)
+        file.write_text(was)
+        os.utime(file)  # written anew, with the same content
+    with pytest.raises(KeyboardInterrupt):
+        train(made, callbacks=[_StopInStage("02-second")], quiet=True)
+    one.unlink()  # of a stage that is done
+    lessons(later, "one")
+    with pytest.raises(UsageError, match=rf"{later} .*second.data"):
+        train(made, quiet=True)
+    (Path(made.output_dir) / "data.json").unlink()  # as a run of an earlier alula
+    capfd.readouterr()
+    assert [stage.skipped for stage in train(made).stages] == [True, False]
+    assert "what its data were" in " ".join(capfd.readouterr().err.split())
+    later.unlink()
+    assert train(made, quiet=True).was_done
+
+
+def test_data_that_change_while_the_run_is_at_an_earlier_stage(recipe: MakeRecipe, tmp_path: Path) -> None:
+    lessons(file := tmp_path / "later.jsonl", "one", "two")
+
+    class Change(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            lessons(file, "two", "one")
+
+    made = recipe(stages=[{"name": "first"}, {"name": "second", "data": {"sources": [{"jsonl": str(file)}]}}])
+    with pytest.raises(UsageError, match=rf"{file} \(stages.second"):
+        train(made, callbacks=[Change()], quiet=True)
+
+
+def test_shards_that_come_and_go_are_named(recipe: MakeRecipe, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "one"}]
+    table = datasets.Dataset.from_list([{"messages": turns}] * 3)
+    for name in ("train-0", "train-1", "test-0"):
+        table.to_parquet(tmp_path / "set" / f"{name}.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    sources = [{"dataset": str(tmp_path / "set"), "split": "train"}, {"dataset": str(tmp_path / "saved")}]
+    made = recipe(data={"sources": sources}, save_every=1)
+    stopped(made, 2)
+    (tmp_path / "set" / "test-0.parquet").unlink()  # is not read
+    (tmp_path / "set" / "train-1.parquet").rename(tmp_path / "set" / "train-2.parquet")
+    with pytest.raises(UsageError, match=r"train-1.parquet .* is no longer there"):
+        train(made, quiet=True)
+    (tmp_path / "set" / "train-2.parquet").rename(tmp_path / "set" / "train-1.parquet")
+    (tmp_path / "saved" / "cache-1.arrow").write_bytes(b"left by a map")
+    assert train(made, quiet=True).final.is_dir()
+
+
+def test_long_files_are_told_apart_by_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "_BLOCK", 8)
+    content = bytes(range(200))
+    (tmp_path / "file").write_bytes(content)
+    mark = inputs._mark(tmp_path / "file", 40)
+    for place, seen in [(0, True), (199, True), (50, True), (20, False)]:
+        (tmp_path / "file").write_bytes(content[:place] + b"!" + content[place + 1 :])
+        assert (inputs._mark(tmp_path / "file", 40) != mark) is seen
+        assert inputs._mark(tmp_path / "file", 200) != inputs._mark(tmp_path / "file", 40)
 
 
 class _StopInStage(TrainerCallback):

@@ -29,7 +29,15 @@ from alula.data.mixture import Mixture, PositionBatches, Window, open_mixture
 from alula.data.quarantine import Quarantine
 from alula.data.samples import Sample, message_text
 from alula.data.sounds import SoundRef
-from alula.data.sources import DatasetSource, FileSource, MicroworldSource, Source, open_file, open_source
+from alula.data.sources import (
+    DatasetSource,
+    FileSource,
+    MicroworldSource,
+    Source,
+    open_file,
+    open_source,
+    source_files,
+)
 from alula.data.specs import MixtureSpec, SourceSpec, TextReplaySpec
 
 if TYPE_CHECKING:
@@ -37,7 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Sample", "ImageRef", "FilmRef", "SoundRef", "to_rgb", "message_text", "DEFAULT_MAX_PIXELS",
-    "Source", "FileSource", "DatasetSource", "MicroworldSource", "open_source", "open_file", "SourceSpec",
+    "Source", "FileSource", "DatasetSource", "MicroworldSource", "open_source", "open_file", "source_files",
+    "SourceSpec",
     "Mixture", "MixtureSpec", "TextReplaySpec", "Window", "PositionBatches", "open_mixture", "Quarantine",
     "Collator", "IGNORED",
     "BadSampleError", "RecordError", "PlaceholderError",

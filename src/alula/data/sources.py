@@ -14,7 +14,7 @@ from alula.data.records import RecordFile
 from alula.data.samples import MEDIA, Sample, media_part
 from alula.data.shapes import ImageFolder, from_conversations, from_messages
 from alula.data.specs import DatasetSpec, DigitsSpec, JsonlSpec, LlavaSpec, MicroworldSpec, SourceSpec, validated
-from alula.data.tables import load_table
+from alula.data.tables import load_table, table_files
 from alula.errors import DataError, UsageError
 from alula.microworld.digits import DIGIT_FAMILIES, DigitStream
 
@@ -240,6 +240,19 @@ def open_source(
         return FileSource(Path(base, checked.llava), from_conversations, **options)
     assert isinstance(checked, DatasetSpec)
     return DatasetSource(Path(base, checked.dataset), split=checked.split, **options)
+
+
+def source_files(spec: SourceSpec, *, base: str | os.PathLike[str] = ".") -> list[Path]:
+    """The files that hold the records of a source, without the media they name; none of a source that draws its own.
+
+    Raises:
+        UsageError, DataError: a dataset that is not there, or whose split must be named.
+    """
+    if isinstance(spec, DatasetSpec):
+        return table_files(Path(base, spec.dataset), spec.split)
+    if isinstance(spec, JsonlSpec | LlavaSpec):
+        return [Path(base, spec.jsonl if isinstance(spec, JsonlSpec) else spec.llava)]
+    return []
 
 
 def open_file(

@@ -3,6 +3,7 @@
 ```
 <output_dir>/
   recipe.yaml        the recipe with every default filled in
+  data.json          sizes and digests of the files that hold the records, as they were when the run began
   environment.json   versions, machine, git commit, command: one entry per session (start or resume)
   metrics.jsonl      one row per logged step of every stage
   host/              the assembled starting host (only when the recipe joins an LLM and a tower)
@@ -32,6 +33,7 @@ from typing import Any
 
 from alula.errors import UsageError
 from alula.files import atomic_file, contents, read_json, regular, restore_directories, telling, write_json
+from alula.training.checkpoint import newest
 from alula.training.recipe import Recipe, Stage, slug
 
 _LOCK = ".lock"
@@ -105,6 +107,10 @@ class RunDirectory:
         return self.root / "recipe.yaml"
 
     @property
+    def data(self) -> Path:
+        return self.root / "data.json"
+
+    @property
     def environment(self) -> Path:
         return self.root / "environment.json"
 
@@ -133,6 +139,11 @@ class RunDirectory:
     def holds_a_run(self) -> bool:
         return self.recipe.is_file()
 
+    def has_begun(self) -> bool:
+        """Whether there is something learned to go on from: a checkpoint, or a finished stage."""
+        stages = [StageDirectory(path) for path in (self.root / "stages").glob("*")]
+        return any(stage.done() is not None or newest(stage.checkpoints) is not None for stage in stages)
+
     def refuse_strangers(self) -> None:
         """Raise a UsageError if there is something here that is not a run's."""
         if not self.root.exists() or self.holds_a_run():
@@ -154,7 +165,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Remove the run that is here, and nothing else."""
         # the recipe goes last: while it is there, a clean-up that was killed is still a run and can be repeated
-        for path in (self.final, self.latest, self.environment, self.metrics):
+        for path in (self.final, self.latest, self.environment, self.metrics, self.data):
             path.unlink(missing_ok=True)
         for path in (self.root / "stages", self.host):
             shutil.rmtree(path, ignore_errors=True)

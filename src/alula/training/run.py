@@ -18,6 +18,7 @@ from alula.errors import RecipeError, UsageError
 from alula.files import write_text
 from alula.training.environment import append_session, describe_environment
 from alula.training.feasibility import check_feasible
+from alula.training.inputs import record_data, refuse_other_data
 from alula.training.layout import RunDirectory
 from alula.training.meters import probe_set
 from alula.training.notation import read_yaml
@@ -74,7 +75,8 @@ def train(
 
     Raises:
         RecipeError: the recipe does not say something runnable.
-        UsageError: the output directory holds another recipe's run, something else, or is in use.
+        UsageError: the output directory holds another recipe's run, one that began with other data, something else, or
+            is in use.
         DataError, HostError: data or models that cannot be used.
     """
     recipe = as_recipe(recipe)
@@ -85,7 +87,7 @@ def train(
     with contextlib.ExitStack() as stack:
         if processes.is_main_process:
             stack.enter_context(run.locked())
-            prepare(run, recipe, resume=resume, processes=processes.num_processes)
+            prepare(run, recipe, resume=resume, processes=processes.num_processes, display=display)
         processes.wait_for_everyone()
         results: list[StageResult] = []
         base, previous = start_of_run(recipe, run), None
@@ -95,6 +97,8 @@ def train(
                 results.append(stage_result(paths, skipped=True))
                 display.say(f"stage {stage.name}: done already, skipped")
             else:
+                if results and processes.is_main_process:
+                    refuse_other_data(run, recipe, [index])  # days may have passed
                 results.append(
                     run_stage(
                         recipe,
@@ -160,7 +164,7 @@ def check_world(recipe: Recipe, processes: int) -> None:
             )
 
 
-def prepare(run: RunDirectory, recipe: Recipe, *, resume: Resume, processes: int) -> None:
+def prepare(run: RunDirectory, recipe: Recipe, *, resume: Resume, processes: int, display: Display) -> None:
     """Decide what the output directory is to this session, and write down what is about to run."""
     run.refuse_strangers()
     if run.holds_a_run():
@@ -173,8 +177,16 @@ def prepare(run: RunDirectory, recipe: Recipe, *, resume: Resume, processes: int
     if not run.holds_a_run():
         check(recipe)  # refused now, it leaves no directory behind that belongs to it
     run.sweep()
+    left = [index for index, stage in enumerate(recipe.stages) if run.stage(index, stage).done() is None]
+    begun = run.has_begun()
+    if begun and run.data.exists():
+        refuse_other_data(run, recipe, left)
     seeds = {stage.name: recipe.seed + index for index, stage in enumerate(recipe.stages)}
     write_text(run.recipe, dump_recipe(recipe))
+    if left and not (begun and run.data.exists()):
+        record_data(run, recipe, left)
+        if begun:
+            display.say("the run does not say what its data were when it began: whether they changed cannot be told")
     append_session(run.environment, describe_environment(processes, seeds))
     if recipe.host.path is None:
         assemble(recipe.host, run.host, seed=recipe.seed)
