@@ -85,11 +85,13 @@ def test_turns_behind_one_that_does_not_fit_are_left_out_too(llm: Any, tokenizer
     first, talk = [say("user", "x" * 40)], [say("user", "x" * 40), say("assistant", "z"), say("user", "y")]
     items = [
         TaskItem("short", "f", [say("user", "x")], "z"),
+        TaskItem("other", "g", [say("user", "x")], "z"),
         TaskItem("a", "f", first, "z", scored=False),
         TaskItem("b", "f", talk, "z", follows=((1, "a"),)),
     ]
     result = run(within(llm, 30 + FRAME), tokenizer, [ItemTask("t", "t", items, exact_match, 2)]).tasks["t"]
-    assert [item.id for item in result.items] == ["short"]
+    assert [item.id for item in result.items] == ["short", "other"]
+    assert result.notes[0].endswith("by family: f 1")
     assert [item.id for item in result.too_long] == ["b"]
 
 

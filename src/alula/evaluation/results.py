@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -174,6 +175,8 @@ class TaskResult(Record):
                 f"{len(self.too_long)} of {n + len(self.too_long)} questions were not asked, since they do not fit "
                 f"into the model's context of {self.context} tokens: {', '.join(named)}"
                 + (f" and {more} more" if more else "")
+                # where families share their questions, those of others are no longer the same ones
+                + (f"; by family: {self._left_out()}" if len(self.families) > 1 else "")
             )
         if self.unscored:
             named = [*self.unscored[:_NAMED], *(["..."] if len(self.unscored) > _NAMED else [])]
@@ -183,6 +186,10 @@ class TaskResult(Record):
         if lost := sum(item.unfinished for item in self.items):
             found.append(f"{lost} of {n} answers never left their thought and count as wrong")
         return found
+
+    def _left_out(self) -> str:
+        counts = Counter(item.family for item in self.too_long)
+        return ", ".join(f"{family} {count}" for family, count in counts.items())
 
     @property
     def families(self) -> list[str]:
