@@ -109,7 +109,7 @@ def test_static_caches_compiled_by_generate() -> None:
 
 
 @pytest.mark.parametrize("config", ["mass", "attention", "visual", "paper"])
-@pytest.mark.parametrize("host", ["llama", "qwen3", "llava-llama", "llava-qwen3"])
+@pytest.mark.parametrize("host", ["llama", "qwen3", "llava-llama", "llava-qwen3", "qwen2_5_vl"])
 def test_prompt_lookup_equals_greedy(host: str, config: str) -> None:
     model, _ = grafted(host, config)
     inputs = zoo.batch(host, "3I6")
@@ -120,11 +120,12 @@ def test_prompt_lookup_equals_greedy(host: str, config: str) -> None:
 
 @pytest.mark.parametrize("config", ["mass", "paper"])
 @pytest.mark.parametrize("host", ["qwen3", "llava-llama"])
-@pytest.mark.parametrize("assistant", ["own host", "itself"])
+@pytest.mark.parametrize("assistant", ["own host", "text model", "itself"])
 def test_assisted_decoding_equals_greedy(host: str, config: str, assistant: str) -> None:
     """A small model drafts, the grafted one checks and crops what it refuses."""
     model, _ = grafted(host, config)
-    helper = zoo.build(host) if assistant == "own host" else copy.deepcopy(model)
+    drafts = {"own host": host, "text model": host.removeprefix("llava-")}
+    helper = zoo.build(drafts[assistant], seed=5) if assistant in drafts else copy.deepcopy(model)
     inputs = zoo.batch(host, "3I3")
     with prompt_rows(helper, host, inputs):
         assisted = _generate(model, host, inputs, do_sample=False, assistant_model=helper)
