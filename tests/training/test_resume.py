@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -212,18 +213,18 @@ def test_what_a_kill_leaves_is_removed_by_the_same_command(
 
 def test_the_lock_ends_with_its_process_and_not_with_the_data_workers(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    with run.locked():
-        worker = os.fork()
-        if worker == 0:  # as a data worker, which finds out some seconds later that its parent was killed
-            signal.pause()
-        assert not lockable_elsewhere(run)
-        with pytest.raises(UsageError, match="another process is training here"), run.locked():
-            pass
-    try:
+    with contextlib.ExitStack() as stack:
+        with run.locked():
+            worker = os.fork()
+            if worker == 0:  # as a data worker, which finds out some seconds later that its parent was killed
+                signal.pause()
+            stack.callback(os.waitpid, worker, 0)
+            stack.callback(os.kill, worker, signal.SIGKILL)
+            assert not lockable_elsewhere(run)
+            with pytest.raises(UsageError, match="another process is training here"), run.locked():
+                pass
+            assert not lockable_elsewhere(run)  # still
         assert lockable_elsewhere(run)
-    finally:
-        os.kill(worker, signal.SIGKILL)
-        os.waitpid(worker, 0)
 
 
 def lockable_elsewhere(run: RunDirectory) -> bool:

@@ -189,24 +189,27 @@ class RunDirectory:
         except ImportError:  # Windows: no advisory locks of this kind, go without
             yield
             return
-        with telling(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            stream = open(regular(self.root / _LOCK), "w", encoding="ascii")  # noqa: SIM115
-        with stream:
-            place = os.path.realpath(self.root)
-            try:
-                if place in _held:  # the lock does not keep a process from itself
-                    raise BlockingIOError
-                # not flock: a lock of that kind lives on in data workers, which notice late that their parent is gone
-                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UsageError(
-                    "another process is training here",
-                    where=str(self.root),
-                    remedy="wait for it to end, or name another output_dir",
-                ) from None
-            _held.add(place)
-            try:
+        busy = UsageError(
+            "another process is training here",
+            where=str(self.root),
+            remedy="wait for it to end, or name another output_dir",
+        )
+        place = os.path.realpath(self.root)
+        # The lock does not keep a process from itself, and ends when the process closes the file, however often it is
+        # opened: one that is held is not to be opened again.
+        if place in _held:
+            raise busy
+        _held.add(place)
+        try:
+            with telling(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                stream = open(regular(self.root / _LOCK), "w", encoding="ascii")  # noqa: SIM115
+            with stream:
+                try:
+                    # not flock: locks of that kind live on in data workers, which notice late that their parent is gone
+                    fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    raise busy from None
                 yield
-            finally:
-                _held.discard(place)
+        finally:
+            _held.discard(place)
