@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
+from alula.cli.options import Template
 
 
 def register(app: typer.Typer) -> None:
@@ -48,13 +49,7 @@ def audit(
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="Draws the microworld's items, resamples and noise.")
     ] = 0,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="What the chat template is told, such as enable_thinking=false; may be given several times.",
-        ),
-    ] = None,
+    template: Template = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU where there is one)")

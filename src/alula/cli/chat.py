@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from alula.bounds import MAX_SEED
+from alula.cli.options import Template
 
 
 def register(app: typer.Typer) -> None:
@@ -25,13 +26,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above 0 samples.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the sampling.")] = 0,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="What the chat template is told, such as enable_thinking=false; may be given several times.",
-        ),
-    ] = None,
+    template: Template = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: a GPU where there is one.")
     ] = None,

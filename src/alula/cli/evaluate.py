@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
+from alula.cli.options import Template
 
 
 def register(app: typer.Typer) -> None:
@@ -68,13 +69,7 @@ def evaluate(
     lm_eval_chat: Annotated[
         bool, typer.Option("--lm-eval-chat", help="Put harness prompts through the chat template.")
     ] = False,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="What the chat template is told, such as enable_thinking=false; may be given several times.",
-        ),
-    ] = None,
+    template: Template = None,
     history: Annotated[
         str | None,
         typer.Option(
