@@ -124,7 +124,8 @@ _CHANGED = {
     "samples": "other data",
     "device": "another device",
     "backend": "another attention implementation",
-    "versions": "other versions of torch or transformers",
+    "dtype": "another precision",
+    "versions": "other versions of torch, transformers, peft or alula",
 }
 
 

@@ -23,7 +23,7 @@ from alula.audit.text import AFTER_IMAGE, BARE, InTheWordsOf, asking, tasks_of
 from alula.data import Collator, Quarantine
 from alula.errors import DataError, HostError
 from alula.evaluation import Comparison, RunResult, Task, paired, run
-from alula.evaluation.conditions import conditions, fingerprint
+from alula.evaluation.conditions import conditions, decisive, fingerprint
 from alula.evaluation.pairing import compare
 from alula.evaluation.progress import Bar, bar
 from alula.evaluation.prompts import takes_images
@@ -134,13 +134,7 @@ def _probe(
     bad.path.unlink(missing_ok=True)  # of an earlier call; every call looks at all conversations
     collate = Collator(processor, labels=False, template=plan.told, context=context_length(model), quarantine=bad)
     state = conditions(model, Decoding(), plan.batch_size)
-    identity = {
-        "weights": fingerprint(model),
-        "samples": chosen.digest,
-        "device": state.device,
-        "backend": state.backend,
-        "versions": {name: state.versions.get(name) for name in ("torch", "transformers", "peft", "alula")},
-    }
+    identity = {"weights": fingerprint(model), "samples": chosen.digest, **decisive(state)}
     passes = _passes(plan, model, anatomy)
     total = chosen.count(plan.batch_size)
     done: dict[str, dict[str, Probe]] = {}

@@ -37,6 +37,16 @@ def conditions(
     )
 
 
+def decisive(state: Conditions) -> dict[str, Any]:
+    """Return what answers and measurements may hang on besides weights and inputs: begun under one, they are not gone
+    on with under another, since the result names one of each."""
+    names = ("torch", "transformers", "peft", "alula")
+    return {
+        **{key: getattr(state, key) for key in ("dtype", "device", "backend")},
+        "versions": {name: state.versions.get(name) for name in names},
+    }
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python, the platform and the packages that take part in an answer."""
     found = {"python": platform.python_version(), "platform": platform.platform()}

@@ -33,6 +33,7 @@ from alula.evaluation.conditions import conditions, fingerprint
 from alula.evaluation.prompts import tokenizer_of
 from alula.evaluation.results import Decoding, ItemResult, Part, RunResult, TaskResult, TooLong, Turn
 from alula.evaluation.runner import evaluating
+from alula.hosts.configs import first_line
 from alula.hosts.context import context_length
 from alula.hosts.opening import opening_of
 from alula.hosts.prompted import refuse_lost_prompt
@@ -93,7 +94,7 @@ class HarnessTasks:
             tasks: dict[str, Any] = manager.load([name])["tasks"]
         except Exception as error:  # a task file may hold and raise anything; so may the download of its data
             raise EvaluationError(
-                f"the task cannot be loaded: {_first_line(error)}",
+                f"the task cannot be loaded: {first_line(error)}",
                 where=f"lm-eval task {name!r}",
                 remedy="its data must be on this machine or within reach of it",
             ) from error
@@ -215,7 +216,7 @@ def _run(model: Any, spec: str, wanted: HarnessTasks, max_new_tokens: int | None
             fewshot_as_multiturn=wanted.chat,
         )
     except (AssertionError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
-        raise EvaluationError(f"the harness failed: {_first_line(error)}", where=where) from error
+        raise EvaluationError(f"the harness failed: {first_line(error)}", where=where) from error
     items, unscored, too_long, about = [], [], [], {}
     for leaf, task in leaves.items():
         samples = sorted(output["samples"][leaf], key=lambda sample: sample["doc_id"])
@@ -367,11 +368,6 @@ def _split(spec: str) -> tuple[str, str | None]:
     """``name:metric`` -> (name, metric); a path keeps its colons."""
     name, colon, metric = spec.rpartition(":")
     return (name, metric) if colon and not Path(spec).is_file() else (spec, None)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 from alula.chat_template import TemplateSettings
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import generation, prompts, token_ids
-from alula.evaluation.conditions import conditions, fingerprint
+from alula.evaluation.conditions import conditions, decisive, fingerprint
 from alula.evaluation.items import CountingTask, Task, TaskItem, media_of
 from alula.evaluation.journal import Journal
 from alula.evaluation.progress import Bar, bar
@@ -74,9 +74,7 @@ def run(
     identity = {
         "fingerprint": mark,
         "decoding": decoding.model_dump(mode="json"),
-        **{key: getattr(state, key) for key in ("dtype", "device", "backend")},
-        # other versions may answer otherwise, and the result names one of each
-        "versions": {name: state.versions.get(name) for name in ("torch", "transformers", "peft", "alula")},
+        **decisive(state),
     }
     book = Journal(journal, identity) if journal is not None else None
     results: dict[str, TaskResult] = {}
