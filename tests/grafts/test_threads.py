@@ -40,6 +40,7 @@ def _side_by_side(*jobs: Callable[[], Any]) -> list[list[Any]]:
     for thread in threads:
         thread.join(timeout=120)
     assert not failures, failures
+    assert [len(each) for each in given] == [ROUNDS] * len(jobs)
     return given
 
 
