@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -298,6 +299,11 @@ def test_other_stock_processors(name: str) -> None:
     assert {"input_ids", "attention_mask", "mm_token_type_ids", "labels"} <= set(text)
     length = text["input_ids"].shape[1]
     assert torch.equal(text["labels"][0], batch["labels"][1, :length])
+    # signs of the one are ordinary special tokens to another
+    words = "<image>" + {"gemma3": " <boi>", "idefics3": " <fake_token_around_image><global-img>"}.get(name, "")
+    literal = collate([chat(f"what is {words}?", words, images=(RED,)), samples[2]])
+    assert tokenizer.decode(literal["labels"][0][literal["labels"][0] != IGNORED], skip_special_tokens=True) == words
+    assert torch.equal((literal["input_ids"] == image).sum(1), (batch["input_ids"] == image).sum(1)[[2, 2]])
     prompts = Collator(processor, train=False)([Sample("p", s.messages[:-1]) for s in samples])
     assert all(tokenizer.decode(row).endswith("<|im_start|>assistant\n") for row in prompts["input_ids"])
 
@@ -348,9 +354,60 @@ def test_answers_cannot_be_told_apart_where_the_template_does_not(processor: Lla
         Collator(twice)([sample])
 
 
-def test_placeholder_tokens_in_text_are_an_error(processor) -> None:
-    with pytest.raises(PlaceholderError, match="image token '<image>'"):
-        Collator(processor)([chat("what does <image> mean?", "a tag")])
+def test_placeholders_written_as_words_are_text(processor, tokenizer) -> None:
+    """As if the vocabulary held no such token: segments between the template's own tokens, taken as plain text."""
+    sample = chat("is <image><image>\nthe <image> tag", "<image> is", "what?", "a <image>", images=(RED,))
+    ids, labels = [], []
+    begin, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    read = functools.partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
+    for number, message in enumerate(sample.messages):
+        answer = message["role"] == "assistant"
+        text = message["content"][-1]["text"]
+        opened = read(f"{message['role']}\n")["input_ids"]
+        if number == 0:
+            said = [processor.image_token_id] * ROWS_PER_IMAGE + read(text)["input_ids"]
+        else:
+            both = read(f"{message['role']}\n{text}")["input_ids"]
+            assert both[: len(opened)] == opened
+            said = both[len(opened) :]
+        ids += [begin, *opened, *said, end, *read("\n")["input_ids"]]
+        labels += [IGNORED] * (1 + len(opened)) + [*said, end] if answer else [IGNORED] * (2 + len(opened) + len(said))
+        labels += [IGNORED] * len(read("\n")["input_ids"])
+    other = chat("what?", "red", images=(BLUE,))
+    batch = Collator(processor)([other, sample])
+    assert batch["input_ids"][1].tolist() == ids
+    assert batch["labels"][1].tolist() == labels
+    assert batch["mm_token_type_ids"][1].sum() == ROWS_PER_IMAGE
+    alone = Collator(processor)([other])
+    assert torch.equal(batch["input_ids"][0, : alone["input_ids"].shape[1]], alone["input_ids"][0])
+    prompt = Collator(processor, train=False)([chat("an <image>?")])
+    assert "an <image>?" in tokenizer.decode(prompt["input_ids"][0])
+    assert processor.image_token_id not in prompt["input_ids"]
+    assert tokenizer("<image>")["input_ids"] == [processor.image_token_id]  # the tokenizer itself is as it was
+    split = Sample("split", [say("user", "the <ima", "ge> tag"), say("assistant", "a")])
+    with pytest.raises(PlaceholderError, match="two text parts make the special token '<image>' together"):
+        Collator(processor)([other, split, sample])
+
+
+def test_placeholders_that_a_tokenizer_cannot_take_as_text_are_an_error(processor: LlavaProcessor) -> None:
+    words = [
+        *["<pad>", "<|im_start|>", "<|im_end|>", "<image>", "<unk>"],
+        *["what", "does", "mean", "?", "a", "tag", "user", "assistant"],
+    ]
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="<|im_end|>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    whole = LlavaProcessor(processor.image_processor, tokenizer, patch_size=8, chat_template=TEMPLATE)
+    with pytest.raises(
+        PlaceholderError, match=r"test: the text contains the image token '<image>'.*\n.*word it"
+    ) as caught:
+        Collator(whole)([chat("what does <image> mean ?", "a tag", name="svg")])
+    assert caught.value.place.record == "svg"
 
 
 def test_bad_images_name_their_record(processor) -> None:
@@ -383,7 +440,7 @@ def test_skipping_replaces_samples_reproducibly(processor, tokenizer, tmp_path) 
         chat("q", "a", name="image", images=(ImageRef.from_bytes(b"x"),)),
         chat("q " * 300, "a", name="long"),
         chat("q", name="silent"),
-        chat("<image>", "a", name="token"),
+        chat("<image>\ufdd3", "a", name="token"),
     ]
     quarantine = Quarantine(tmp_path / "bad.jsonl")
     mixture = Mixture([ListSource([*good, *bad])], seed=1, quarantine=quarantine)

@@ -17,10 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from alula.cli import data as commands
-from alula.data import DatasetSource, RecordError, open_file
+from alula.data import DatasetSource, RecordError, message_text, open_file
 from alula.data.interleave import (
     PAPER_SETTINGS,
     SETTINGS,
+    Dialogue,
     Question,
     interleave,
     questions,
@@ -208,6 +209,13 @@ def test_written_dialogues_read_back(folder: Path, pools: dict[str, list[Questio
         assert [m["role"] for m in sample.messages] == ["user", "assistant"] * len(dialogue.questions)
         pictures = [image.load().getpixel((0, 0)) for image in sample.images]
         assert pictures == [image.load().getpixel((0, 0)) for q in dialogue.questions for image in q.images]
+    word = [Question("T", "w", ({"type": "text", "text": r"is <image> or \<image> it?"},), "<image>")] * 2
+    for kind in ("TT", "VT"):
+        shown = pools["V"][0] if kind == "VT" else word[0]
+        write_dialogues([Dialogue((shown, word[0]), (1.0,), "gold")], folder / f"{kind}.jsonl")
+        asked, answered = open_file(folder / f"{kind}.jsonl")[0].messages[-2:]
+        assert message_text(asked) == r"is <image> or \<image> it?"
+        assert message_text(answered) == "<image>"
     gold = list(interleave(pools["T"], pools["V"], n=3))
     assert not {d.id for d in gold} & {d.id for d in made}
 

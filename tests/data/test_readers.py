@@ -135,6 +135,40 @@ def test_where_a_placeholder_stands(folder, value: str, parts: list) -> None:
     assert seen(llava(folder, record)[0]) == [("user", parts), ("assistant", ["ok"])]
 
 
+WORD = "put it into <image>"
+
+
+def test_placeholders_meant_as_words(folder) -> None:
+    """Beside media that are all given as parts as they are, elsewhere behind a backslash; in both shapes alike."""
+    part, text = {"type": "image", "image": "red.png"}, {"type": "text", "text": r"<image> or \<image>"}
+    told = {"role": "assistant", "content": WORD}
+    source = jsonl(
+        folder,
+        {"messages": [{"role": "user", "content": [part, text]}, told]},
+        {"messages": [{"role": "user", "content": [{"type": "image"}, text]}, told], "images": ["red.png"]},
+        {"messages": [{"role": "user", "content": "<image>\n\\<image>\n<image>"}, ANSWER], "images": ["red.png"] * 2},
+        {"messages": [{"role": "user", "content": "C:\\\\<image>?"}, ANSWER], "images": ["red.png"]},
+        {"messages": [{"role": "user", "content": "\\\\\\<image>, <video>, <audio>?"}, ANSWER]},
+        {"messages": [USER, told]},
+    )
+    assert [seen(source[index])[:2] for index in (0, 1)] == [
+        [("user", [RED, r"<image> or \<image>"]), ("assistant", [WORD])]
+    ] * 2
+    assert [seen(source[index])[0][1] for index in (2, 3, 4)] == [
+        [RED, "<image>", RED],
+        ["C:\\", RED, "?"],
+        ["\\<image>, <video>, <audio>?"],
+    ]
+    (bad,) = check(folder / "data.jsonl").bad
+    assert bad.line == 6
+    assert r'meant as text is written \<image> ("\\<image>" in JSON)' in bad.reason
+    turns = [{"from": "human", "value": r"is it \<image>?"}, {"from": "gpt", "value": r"\<image>"}]
+    assert seen(llava(folder, {"conversations": turns})[0]) == [
+        ("user", ["is it <image>?"]),
+        ("assistant", ["<image>"]),
+    ]
+
+
 def test_conversations_in_all_their_dialects(folder) -> None:
     turns = [{"from": "human", "value": "<image>\n<image>\ncompare"}, {"from": "gpt", "value": "ok"}]
     want = [("user", [RED, GREEN, "compare"]), ("assistant", ["ok"])]

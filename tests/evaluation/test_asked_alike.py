@@ -27,6 +27,7 @@ from alula.evaluation import (
     run_harness,
     token_ids,
 )
+from alula.evaluation.prompts import encode
 from alula.hosts import load_host, save_host
 from tests.hosts import tiny
 
@@ -93,6 +94,16 @@ def test_an_untrained_host_is_asked_what_its_llm_is_asked(llm: Any, host: Any, f
     # one that starts with BOS by itself is not the measure of its batch
     assert [item[0][0] for item in rows(after, "say:exact_match")] == [1] * 5
     assert rows(after, "say:exact_match")[1] == [tokenizer("how many?").input_ids]
+
+
+def test_a_placeholder_as_a_word_is_what_the_llm_reads(host: Any) -> None:
+    """The host's vocabulary holds the word as a token, its language model's does not."""
+    asked = [{"role": "user", "content": [{"type": "text", "text": "what is <image>, the element?"}]}]
+    tokenizer = writing_bos()
+    assert tokenizer.convert_tokens_to_ids("<image>") == tokenizer.unk_token_id
+    prompt = encode(host.processor, asked)
+    assert host.processor.image_token_id not in prompt.ids
+    assert prompt.ids == encode(tokenizer, asked).ids
 
 
 def test_a_tokenizer_that_ends_texts_by_itself_does_not_end_prompts(llm: Any, folder: Path) -> None:

@@ -132,8 +132,8 @@ def test_sampling_is_seeded(host: Host) -> None:
 def test_what_cannot_be_asked_leaves_the_conversation_as_it_was(host: Host) -> None:
     conversation = Conversation(*host, SHORT)
     conversation.attach(RED)
-    with pytest.raises(HostError, match="image token '<image>'"):
-        conversation.ask("a literal <image> here", print)
+    with pytest.raises(HostError, match=r"U\+FDD3, which is no character"):
+        conversation.ask("a literal <image> and \ufdd3 here", print)
     with pytest.raises(HostError, match=r"tokens long, the model takes 512[\s\S]*start over"):
         conversation.ask("very long " * 512, print)
     assert conversation.messages == []
@@ -209,8 +209,7 @@ def test_wrong_lines_are_named_and_the_chat_goes_on(parts: Path) -> None:
         "/image ~nosuchuser/a.png": "~nosuchuser/a.png: no such file",
         "/image " + " ".join(f"{parts}/{n}-{'long' * 20}.png" for n in range(20)): "no such file",
         "/image a\0b.png": "no such file",
-        "/system look at <image> first": "image token '<image>'",
-        "what is <image>?": "image token '<image>'",
+        "/system look at <image> and \ufdd3 first": "U+FDD3",
         "half \udcff of it": "is not UTF-8",
         f"/image {parts / 'red.png'} {parts / 'broken.png'}": "broken.png' is corrupt",
     }
@@ -249,9 +248,25 @@ def test_an_answer_ends_where_the_context_does(host: Host) -> None:
         ask(conversation, "and then, what else is there to see?")
 
 
-def test_a_placeholder_that_the_model_wrote_asks_for_no_picture(host: Host) -> None:
-    conversation = Conversation(*host, SHORT)
-    assert conversation._without_placeholders("an <image> of") == "an  of"
+def test_placeholders_are_words_where_people_or_the_model_write_them(host: Host) -> None:
+    conversation, word = Conversation(*host, SHORT), host.processor.image_token
+    conversation.instruct(f"{word} is an element")
+    conversation.attach(RED)
+    ask(conversation, f"is it {word}?")
+    conversation.messages[-1]["content"] = content(f"an {word} of")
+    inputs = conversation._inputs([*conversation.messages, {"role": "user", "content": content(f"{word}{word}")}])
+    ids = inputs["input_ids"][0].tolist()
+    tokenizer = host.processor.tokenizer
+    shown = tokenizer.decode([token for token in ids if token != host.processor.image_token_id])
+    assert [shown.count(text) for text in (word, f"is it {word}?", f"an {word} of", f"{word}{word}")] == [5, 1, 1, 1]
+    assert inputs["pixel_values"].shape[0] == 1
+    alone = Conversation(*host, SHORT)
+    alone.attach(RED)
+    ask(alone, "is it?")
+    assert ids.count(host.processor.image_token_id) == alone._inputs(alone.messages[:1])["input_ids"][0].tolist().count(
+        host.processor.image_token_id
+    )
+    assert tokenizer(word)["input_ids"] == [host.processor.image_token_id]  # the tokenizer itself is as it was
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ from alula.data.errors import (
 )
 from alula.data.quarantine import Quarantine
 from alula.data.samples import MEDIA, Sample, message_text
-from alula.errors import UsageError
+from alula.errors import HostError, UsageError
+from alula.literals import Literals
 
 IGNORED = -100
 """Label of a token that is not learnt from."""
@@ -58,6 +59,8 @@ class Collator:
 
     A prompt batch (``train=False``) has no labels, ends with the template's generation prompt, and holds
     ``mm_token_type_ids`` only when the processor makes them by itself (``generate`` refuses them for other models).
+
+    Placeholders and other signs of the processor in the text of a sample are text (`alula.literals`).
 
     Media are decoded here, that is in the DataLoader's worker. Nothing is ever truncated.
 
@@ -108,6 +111,7 @@ class Collator:
         self.pad_to_multiple_of = pad_to_multiple_of
         self.fingerprints = fingerprints
         self.quarantine, self.replacer = quarantine, replacer
+        self._literals = Literals(processor)
         self._refuse_own_labels()
         self.pad_token_id = self._pad_token_id()
         checked = self._checked_template()
@@ -175,11 +179,13 @@ class Collator:
                         part = {"type": kind, kind: refs[-1].load(**self._decoding(kind))}
                     except BadSampleError as error:
                         raise error.at(place) from error
-                else:
-                    self._refuse_tokens(part["text"], place)
                 content.append(part)
             messages.append({"role": message["role"], "content": content})
-        return _Entry(replace(sample, place=place), messages, refs)
+        try:
+            told = self._literals.hidden(messages)
+        except HostError as error:
+            raise PlaceholderError(error.message, place=place, remedy=error.remedy) from error
+        return _Entry(replace(sample, place=place), told, refs, literal=told is not messages)
 
     def _token(self, kind: str) -> str | None:
         return getattr(self.processor, f"{kind}_token", None) if self.multimodal else None
@@ -190,12 +196,6 @@ class Collator:
             raise RecordError(f"it holds {noun}, but the model reads text only", place=place)
         if kind != "image" and self._token(kind) is None:
             raise RecordError(f"it holds {noun}, which the model does not take", place=place)
-
-    def _refuse_tokens(self, text: str, place: Place) -> None:
-        for kind in MEDIA:
-            token = self._token(kind)
-            if token and token in text:
-                raise PlaceholderError(f"its text contains the {kind} token {token!r}", place=place)
 
     def _decoding(self, kind: str) -> dict[str, Any]:
         """How the processor wants its films and sounds."""
@@ -236,7 +236,8 @@ class Collator:
         else:
             # the templates of text models expect strings and would print a list as Python writes it
             chats = [[{**message, "content": message_text(message)} for message in chat] for chat in chats]
-        encoded: Any = self.processor.apply_chat_template(chats, **options, **self._told)
+        reader: Any = self._literals.reader if any(entry.literal for entry in entries) else self.processor
+        encoded: Any = reader.apply_chat_template(chats, **options, **self._told)
         rows = dict(encoded)
         if self.multimodal and self.train and "mm_token_type_ids" not in rows:
             # some processors make them only for batches with images (Idefics3), or under another name (Gemma-3)
@@ -374,12 +375,16 @@ class Collator:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A sample on its way into a batch: messages with decoded media, and the replacements tried for it so far."""
+    """A sample on its way into a batch: messages with decoded media, and the replacements tried for it so far.
+
+    ``literal``: its text holds words that are signs of the processor elsewhere, hidden for `Literals.reader`.
+    """
 
     sample: Sample
     messages: list[dict[str, Any]]
     refs: list[Any]
     attempt: int = 0
+    literal: bool = False
 
 
 def _per_token(value: Any, ids: list[list[int]]) -> bool:

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from alula.data.draws import shuffled_index
 from alula.data.errors import RecordError
 from alula.data.images import ImageRef
-from alula.data.samples import Sample, message_text
+from alula.data.samples import Sample, message_text, text_part
+from alula.data.shapes import escaped
 from alula.data.sources import Source
 from alula.errors import DataError, UsageError
 from alula.files import write_text
@@ -99,11 +100,14 @@ class Dialogue:
 
     def record(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """The dialogue as a JSON record of messages; image files under ``folder`` are named relative to it."""
-        messages = []
+        messages: list[dict[str, Any]] = []
         for question in self.questions:
             content = [_stored(part, folder) for part in question.content]
             messages.append({"role": "user", "content": content})
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
+            messages.append({"role": "assistant", "content": [text_part(question.answer)]})
+        if "V" not in self.setting:  # beside images, which are parts, all text is text
+            for message in messages:
+                message["content"] = [_escaped(part) for part in message["content"]]
         return {
             "id": self.id,
             "setting": self.setting,
@@ -305,6 +309,10 @@ def _tells(earlier: Question, last: Question) -> bool:
 def _identity(image: ImageRef) -> str:
     """What tells one picture of a file from another without reading it: its name there, or its bytes."""
     return image.name if image.data is None else hashlib.blake2b(image.data, digest_size=16).hexdigest()
+
+
+def _escaped(part: dict[str, Any]) -> dict[str, Any]:
+    return text_part(escaped(part["text"])) if part["type"] == "text" else part
 
 
 def _stored(part: dict[str, Any], folder: str | os.PathLike[str]) -> dict[str, Any]:

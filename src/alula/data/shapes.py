@@ -2,7 +2,8 @@
 
 Placeholder rule, the same for both: ``<image>`` anywhere in text stands for the next image of the record, and the
 newline that customarily sets it off from the text is part of the placeholder. Placeholders and images must be equal
-in number.
+in number. ``\\<image>`` is the word itself (further backslashes before it count in pairs). In a record whose media are
+all given as content parts nothing in the text is a placeholder or an escape.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +25,11 @@ from alula.data.samples import ROLES, Sample, check_turns, image_part, media_par
 from alula.data.sounds import SoundRef
 
 PLACEHOLDER = "<image>"
+_PLACE = re.compile(r"(\\*)" + re.escape(PLACEHOLDER))
+_HINT = (
+    rf'a {PLACEHOLDER} that is meant as text is written \{PLACEHOLDER} ("\\{PLACEHOLDER}" in JSON), '
+    "or as it is where all media are content parts"
+)
 
 # the speakers' names seen in public conversation files
 _SPEAKERS = {
@@ -46,6 +53,9 @@ _PART_KEYS: dict[str, tuple[str, ...]] = {
     "image_url": ("index", *_IMAGE_KEYS),
     **{kind: ("index", kind, *_CLIP_KEYS) for kind in _CLIPS},
 }
+
+
+_MEDIA_PARTS = ("image", "image_url", *_CLIPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +143,7 @@ class _Media:
         # by their place in the list, which parts may name
         self.refs: dict[int, Any] = {place: make(value) for place, value in enumerate(values) if not _nothing(value)}
         self.folder, self.kind = folder, kind
+        self.parts = False  # all media are given as content parts, so that texts hold no placeholder
         self.asked = 0  # placeholders met, more than there are images if need be
         self.used: set[int] = set()
 
@@ -151,7 +162,7 @@ class _Media:
                 f"{self.asked} {self.kind} placeholder(s) but {len(self.refs)} {self.kind}(s)",
                 place=place,
                 remedy=(
-                    f"write one {PLACEHOLDER} (or image part) per image, and list every image once"
+                    f"write one {PLACEHOLDER} (or image part) per image, and list every image once; {_HINT}"
                     if self.kind == "image"
                     else f"write one {self.kind} part per {self.kind}, and list every one once"
                 ),
@@ -174,6 +185,7 @@ def from_messages(record: Any, *, folder: ImageFolder, source: str, place: Place
     media = {
         kind: _Media(_listed(record, (f"{kind}s", kind), place), folder, kind) for kind in ("image", "video", "audio")
     }
+    media["image"].parts = _by_parts(record["messages"], ("content",), len(media["image"].refs))
     messages = []
     for number, message in enumerate(record["messages"]):
         at = f"messages[{number}]"
@@ -208,6 +220,7 @@ def from_conversations(record: Any, *, folder: ImageFolder, source: str, place: 
         )
     images = _Media(_listed(record, ("image", "images"), place), folder)
     media = {"image": images}
+    images.parts = _by_parts(record["conversations"], ("value", "content"), len(images.refs))
     messages = []
     if record.get("system"):
         messages.append({"role": "system", "content": _content(record["system"], media, "system", place)})
@@ -299,17 +312,36 @@ def _content(content: Any, media: Mapping[str, _Media], at: str, place: Place) -
 
 
 def _split(text: str, images: _Media) -> list[dict[str, Any]]:
-    pieces = text.split(PLACEHOLDER)
+    if images.parts:
+        return [text_part(text)] if text else []
     found: list[dict[str, Any]] = []
-    for number, piece in enumerate(pieces):
-        if number:
-            found += _taken(images.take())
-            piece = piece.removeprefix("\n")
-        if number < len(pieces) - 1:
-            piece = piece.removesuffix("\n")
-        if piece:
-            found.append(text_part(piece))
-    return found
+    piece, last = "", 0
+    for match in _PLACE.finditer(text):
+        slashes = len(match[1])
+        piece += text[last : match.start()] + match[1][: slashes // 2]
+        last = match.end()
+        if slashes % 2:
+            piece += PLACEHOLDER
+            continue
+        piece = piece.removesuffix("\n")
+        found += [*([text_part(piece)] if piece else []), *_taken(images.take())]
+        piece, last = "", last + text.startswith("\n", last)
+    piece += text[last:]
+    return [*found, *([text_part(piece)] if piece else [])]
+
+
+def escaped(text: str) -> str:
+    """The text as a record without media parts is to hold it, so that it is read back as text."""
+    return _PLACE.sub(lambda match: f"{match[1] * 2}\\{PLACEHOLDER}", text)
+
+
+def _by_parts(turns: Sequence[Any], keys: Sequence[str], listed: int) -> bool:
+    """Whether content parts account for all media, the ``listed`` images too, so that texts hold no placeholder."""
+    contents = [turn.get(key) for turn in turns if isinstance(turn, Mapping) for key in keys]
+    parts = [part for content in contents if isinstance(content, list | tuple) for part in content]
+    parts = [part for part in parts if isinstance(part, Mapping) and part.get("type") in _MEDIA_PARTS]
+    taking = [part for part in parts if part["type"] not in _CLIPS and all(_nothing(part.get(k)) for k in _IMAGE_KEYS)]
+    return bool(parts) and len(taking) >= listed
 
 
 def _named(part: Mapping[str, Any], keys: Sequence[str], place: Place) -> str | None:

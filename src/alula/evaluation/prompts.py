@@ -16,9 +16,10 @@ from PIL import Image
 
 from alula.chat_template import TemplateSettings
 from alula.data import FilmRef, SoundRef
-from alula.errors import EvaluationError, UsageError
+from alula.errors import EvaluationError, HostError, UsageError
 from alula.evaluation.items import Message, images_of, media_of
 from alula.evaluation.results import Part, Turn
+from alula.literals import Literals
 
 THUMBNAIL_PX = 96
 
@@ -127,14 +128,15 @@ def encode(
             where=where,
             remedy="choose text tasks for a text LLM, or build an image host with alula.hosts.build_host",
         )
+    reader, messages = _literal(processor, [*messages], where)
     if not takes_images(processor):
         # most text templates concatenate the content as a string
         messages = [{"role": m["role"], "content": "".join(p["text"] for p in m["content"])} for m in messages]
     told = (template or TemplateSettings()).keywords(processor)
     try:
         inputs = dict(
-            processor.apply_chat_template(
-                list(messages),
+            reader.apply_chat_template(
+                messages,
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -162,6 +164,16 @@ def encode(
         else:
             digest.update(f"{kind} {value.shape} {value.dtype}".encode() + np.ascontiguousarray(value).tobytes())
     return Prompt(inputs=inputs, hash=digest.hexdigest())
+
+
+def _literal(processor: Any, messages: list[Message], where: str) -> tuple[Any, list[Any]]:
+    """The processor and the messages for it, signs of the processor in their texts being text."""
+    literals = Literals(processor)
+    try:
+        hidden = literals.hidden(messages)
+    except HostError as error:
+        raise EvaluationError(error.message, where=where, remedy=error.remedy) from error
+    return processor if hidden is messages else literals.reader, hidden
 
 
 def _refuse_half_characters(messages: Sequence[Message], where: str) -> None:

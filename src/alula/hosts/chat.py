@@ -25,6 +25,7 @@ from alula.hosts.context import context_length
 from alula.hosts.prompted import refuse_lost_prompt
 from alula.hosts.stops import stop_ids
 from alula.hosts.templates import PLURALS, default_template
+from alula.literals import Literals
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Conversation:
         self.model, self.processor = model, processor
         self.takes_images = isinstance(processor, ProcessorMixin)
         self.tokenizer: Any = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
+        self._literals = Literals(processor)
         self.messages: list[dict[str, Any]] = []
         self.waiting: list[tuple[str, Any]] = []
         self.system: str | None = None
@@ -158,7 +160,8 @@ class Conversation:
         """Set (or with None, drop) the system prompt and start over.
 
         Raises:
-            HostError: the text contains the image token, or is not encodable; everything stays as it was.
+            HostError: the text is not encodable, or holds the image token where the tokenizer cannot take it as text;
+                everything stays as it was.
         """
         self._refuse_unsayable(system or "")
         self.system = system or None
@@ -176,8 +179,9 @@ class Conversation:
             on_text: called with each piece of the answer as soon as it is final.
 
         Raises:
-            HostError: the template or the processor refuses the turns, the text contains the image token or is not
-                encodable, or the conversation no longer fits into the model's context.
+            HostError: the template or the processor refuses the turns, the text is not encodable or holds the image
+                token where the tokenizer cannot take it as text, or the conversation no longer fits into the model's
+                context.
         """
         self._refuse_unsayable(text)
         media = [{"type": kind, kind: value} for kind, value in self.waiting]
@@ -195,8 +199,7 @@ class Conversation:
             interrupted = True
             stream.end()
         said = self._said(stream, inputs["input_ids"])
-        # a placeholder that the model wrote out would ask for a picture in the next prompt
-        kept = self._without_placeholders(said.answer if said.finished and said.thought else stream.text)
+        kept = said.answer if said.finished and said.thought else stream.text
         self.messages += [question, {"role": "assistant", "content": [{"type": "text", "text": kept}]}]
         self.waiting = []
         return Reply(stream.text, len(stream.ids), time.perf_counter() - start, interrupted, not said.finished)
@@ -210,21 +213,8 @@ class Conversation:
     def _stops(self) -> list[int]:
         return self._generation.eos_token_id or []
 
-    def _placeholders(self) -> dict[str, str]:
-        found = {kind: getattr(self.processor, f"{kind}_token", None) for kind in self.taken}
-        return {kind: token for kind, token in found.items() if token}
-
-    def _without_placeholders(self, text: str) -> str:
-        for token in self._placeholders().values():
-            text = text.replace(token, "")
-        return text
-
     def _refuse_unsayable(self, text: str) -> None:
-        for kind, placeholder in self._placeholders().items():
-            if placeholder in text:
-                raise HostError(
-                    f"the text contains the {kind} token {placeholder!r}", remedy=f"attach {PLURALS[kind]} instead"
-                )
+        self._literals.hidden([{"content": [{"type": "text", "text": text}]}])
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -237,11 +227,14 @@ class Conversation:
             [] if self.system is None else [{"role": "system", "content": [{"type": "text", "text": self.system}]}]
         )
         messages = [*opening, *turns]
+        hidden = self._literals.hidden(messages)
+        reader: Any = self.processor if hidden is messages else self._literals.reader
+        messages = hidden
         if not self.takes_images:  # templates of text models want plain strings
             messages = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in messages]
         options = {**self._told, **({"chat_template": self._template} if self._template else {})}
         try:
-            inputs: Any = self.processor.apply_chat_template(
+            inputs: Any = reader.apply_chat_template(
                 messages,
                 add_generation_prompt=True,
                 tokenize=True,
