@@ -15,7 +15,19 @@ from PIL import Image
 
 import alula
 from alula.errors import EvaluationError, UsageError
-from alula.evaluation import Decoding, ItemTask, RunResult, TaskItem, exact_match, native_tasks, paired, run, runner
+from alula.evaluation import (
+    Decoding,
+    HarnessTasks,
+    ItemTask,
+    RunResult,
+    TaskItem,
+    exact_match,
+    native_tasks,
+    paired,
+    run,
+    run_harness,
+    runner,
+)
 from alula.evaluation.journal import Journal
 from alula.evaluation.results import ItemResult
 
@@ -53,6 +65,17 @@ def image_task(picture: Image.Image, n: int = 5) -> ItemTask:
 
 def answers(result: RunResult) -> dict[str, list[str]]:
     return {name: [item.answer for item in task.items] for name, task in result.tasks.items()}
+
+
+@pytest.mark.parametrize("size", ["batch_size", "max_new_tokens"])
+def test_batches_and_answers_of_no_size_are_refused(llm: Any, tokenizer: Any, size: str) -> None:
+    sizes: dict[str, Any] = {size: 0}
+    for ask in (
+        lambda: run(llm, tokenizer, [text_task()], **sizes),
+        lambda: run_harness(llm, tokenizer, HarnessTasks(["t"]), **sizes),
+    ):
+        with pytest.raises(UsageError, match=f"{size}: must be at least 1, not 0"):
+            ask()
 
 
 def test_answers_are_those_of_unbatched_greedy_generation(host: Any, processor: Any, picture: Image.Image) -> None:

@@ -32,7 +32,7 @@ from alula.evaluation import token_ids
 from alula.evaluation.conditions import conditions, fingerprint
 from alula.evaluation.prompts import tokenizer_of
 from alula.evaluation.results import Decoding, ItemResult, Part, RunResult, TaskResult, TooLong, Turn
-from alula.evaluation.runner import evaluating
+from alula.evaluation.runner import check_sizes, evaluating
 from alula.hosts.configs import first_line
 from alula.hosts.context import context_length
 from alula.hosts.opening import opening_of
@@ -164,6 +164,7 @@ def run_harness(
         EvaluationError: a task cannot be loaded or run, or gives no scores per item; none of its items fits into the
             context; a prompt would start with BOS twice; the model's likelihoods are NaN.
     """
+    check_sizes(batch_size, max_new_tokens)
     tasks.check()
     from alula.evaluation.harness_model import HarnessModel
 
