@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicCache
 from alula.anatomy import unwrap
 from alula.errors import AdapterError, HostError
 from alula.hosts.configs import first_line
+from alula.hosts.multimodal import AlulaForConditionalGeneration
 from alula.hosts.quiet import quiet_loading
 from alula.seam.dialect import cache_keyword, cache_of, cache_of_output
 
@@ -129,10 +130,10 @@ def refuse_host(config: Any, kind: type[nn.Module]) -> None:
             "prompt in front of them",
             remedy=_REMEDY,
         )
-    if text is not config and "token_type_ids" in inspect.signature(kind.forward).parameters:
+    types = [name for name in inspect.signature(kind.forward).parameters if name.endswith("token_type_ids")]
+    if text is not config and types and not issubclass(kind, AlulaForConditionalGeneration):  # which does without
         raise HostError(
-            f"{kind.__name__} sees by `token_type_ids` which rows are an image, and PEFT drops them beside a learned "
-            "prompt",
+            f"{kind.__name__} sees by `{types[0]}` which rows are an image, and PEFT has none for a learned prompt",
             remedy=_REMEDY,
         )
 
