@@ -112,6 +112,22 @@ def test_a_processor_beside_a_graft_counts_too(bases: Path, tmp_path: Path) -> N
         alula.load_model(tmp_path / "adapter")
 
 
+def test_tokens_that_the_base_itself_has_no_embeddings_for_are_none_of_the_adapters(
+    bases: Path, tmp_path: Path
+) -> None:
+    """The tokenizer of Gemma-3's text models names an image token behind the last embedding."""
+    tokenizer = tiny.tokenizer(extra_special_tokens=["<image_soft_token>"])
+    tiny.decoder("llama").save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    tuned(tmp_path / "base", tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    assert len(alula.load_model(tmp_path / "adapter").processor) == TOKENS + 1
+    tokenizer.add_tokens(["<one>"])
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="none for '<one>'\n"):
+        alula.load_model(tmp_path / "adapter")
+
+
 def test_a_placeholder_of_another_id_is_refused(bases: Path, tmp_path: Path) -> None:
     tuned(bases / "host", tmp_path)
     tiny.tokenizer(extra_special_tokens=["<one>", "<image>"]).save_pretrained(tmp_path)

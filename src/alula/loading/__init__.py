@@ -90,7 +90,7 @@ def _load_adapter(path: Path, dtype: torch.dtype | str | None) -> Loaded:
         load(model, path)
     if own is None:
         return Loaded(model, processor)
-    check_vocabulary(unwrap(model), own, where=str(path))
+    check_vocabulary(unwrap(model), own, processor, where=str(path))
     return Loaded(model, own)
 
 

@@ -52,15 +52,20 @@ def processor_beside(path: Path, base: Any) -> Any | None:
     return found
 
 
-def check_vocabulary(model: Any, processor: Any, *, where: str) -> None:
-    """Raise an AdapterError if the tokenizer has tokens that the model has no embeddings for."""
-    tokenizer = getattr(processor, "tokenizer", processor)
+def check_vocabulary(model: Any, processor: Any, base: Any, *, where: str) -> None:
+    """Raise an AdapterError if the tokenizer has tokens that neither the model has embeddings for nor `base` knows.
+
+    Those that the base's own tokenizer has too say nothing of the adapter (Gemma-3's text models name an image token).
+    """
+    tokenizer, known = (getattr(each, "tokenizer", each) for each in (processor, base))
     rows = int(model.get_input_embeddings().weight.shape[0])
-    if isinstance(tokenizer, PreTrainedTokenizerBase) and len(tokenizer) > rows:
-        beyond = tokenizer.convert_ids_to_tokens(list(range(rows, min(len(tokenizer), rows + _SHOWN))))
+    before = known.get_vocab()
+    new = {number: token for token, number in tokenizer.get_vocab().items() if before.get(token) != number}
+    beyond = [new[number] for number in sorted(new) if number >= rows]
+    if beyond:
         raise AdapterError(
             f"its tokenizer has {len(tokenizer)} tokens and the model {rows} embeddings: none for "
-            f"{', '.join(map(repr, beyond))}{', ...' if len(tokenizer) > rows + _SHOWN else ''}",
+            f"{', '.join(map(repr, beyond[:_SHOWN]))}{', ...' if len(beyond) > _SHOWN else ''}",
             where=where,
             remedy="save the base with its resized embeddings (save_host, save_pretrained) and name it as "
             "base_model_name_or_path; or train the embeddings with the adapter: "
