@@ -143,6 +143,16 @@ def test_positions_left_behind_do_not_shift_embeddings() -> None:
         assert torch.equal(model(inputs_embeds=text, row_map=rows).logits, expected)
 
 
+def test_a_cache_from_which_samples_were_taken_does_not_go_on_anyhow() -> None:
+    model, _ = grafted("qwen2_5_vl", "mass")
+    with torch.no_grad():
+        cache = cache_of_output(model(**zoo.batch("qwen2_5_vl", "2I3", "1I4"), use_cache=True))
+        cache.batch_select_indices(torch.tensor([1]))
+        model(**zoo.batch("qwen2_5_vl", "1I2I1"))
+        with pytest.raises(SeamError, match="has read another prompt"):
+            model(input_ids=STEP, position_ids=torch.full((3, 1, 1), 50), **{CACHE: cache})
+
+
 def test_a_cache_does_not_go_on_with_the_positions_of_another_prompt() -> None:
     """These classes keep the offset of one prompt on the model; two prompts read in turn get each other's."""
     model, _ = grafted("qwen2_5_vl", "mass")

@@ -103,8 +103,9 @@ def _check_offset(anatomy: Anatomy, given: Mapping[str, Any], rows: RowMap, past
     if now is offset.deltas or given.get("image_grid_thw") is not None or given.get("video_grid_thw") is not None:
         return
     positions = given.get("position_ids")
-    if positions is not None:
-        deltas = offset.deltas.to(rows.device).view(-1)
+    deltas = offset.deltas.to(rows.device).view(-1)
+    # of a cache from which samples were taken it is not known whose offset is whose
+    if positions is not None and len(past.position) % len(deltas) == 0:
         first = past.position.max(dim=1).values + 1 + deltas.repeat_interleave(len(past.position) // len(deltas))
         valid = rows.valid.to(torch.int64)
         reached = positions[-1].gather(1, valid.argmax(dim=1, keepdim=True)).squeeze(1)
