@@ -477,14 +477,18 @@ def test_the_run_says_what_it_ran_on(recipe: MakeRecipe) -> None:
     assert sessions[0]["seeds"] == {"only": 0}
 
 
+@pytest.mark.parametrize(
+    ("words", "bound", "message"),
+    [(40, {"max_length": 40}, "more than max_length 40"), (600, {}, "more than the model's context of 512")],
+)
 def test_bad_records_stop_the_run_or_are_stepped_over(
-    recipe: MakeRecipe, plain: Callable[..., Any], tmp_path: Path
+    recipe: MakeRecipe, plain: Callable[..., Any], tmp_path: Path, words: int, bound: dict[str, int], message: str
 ) -> None:
     lines = [
         {
             "messages": [
                 {"role": "user", "content": "say"},
-                {"role": "assistant", "content": "word " * (40 if n == 2 else 1)},
+                {"role": "assistant", "content": "word " * (words if n == 2 else 1)},
             ]
         }
         for n in range(6)
@@ -492,11 +496,11 @@ def test_bad_records_stop_the_run_or_are_stepped_over(
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     options: dict[str, Any] = {
         "data": {"sources": [{"jsonl": str(tmp_path / "data.jsonl")}]},
-        "max_length": 40,
+        **bound,
         "method": "full",
         "train": {"llm": 1e-3},
     }
-    with pytest.raises(DataError, match="more than max_length 40"):
+    with pytest.raises(DataError, match=message):
         train(recipe(**options), quiet=True)
     made = recipe(run={"output_dir": str(tmp_path / "skip")}, on_bad="skip", **options)
     result = train(made, quiet=True)

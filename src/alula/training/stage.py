@@ -145,6 +145,7 @@ def run_stage(
             collator=Collator(
                 start.processor,
                 max_length=stage.max_length,
+                context=context_length(start.model),
                 template=template,
                 stops=stop_ids(start.model, start.processor.tokenizer),
                 quarantine=quarantine,
