@@ -85,7 +85,7 @@ def test_impossible_orders_are_refused(tmp_path: Path) -> None:
 def test_a_directory_belongs_to_one_plan(tmp_path: Path) -> None:
     claim(tmp_path / "run", {"steps": 1.0, "names": ("a",)}, "study")
     claim(tmp_path / "run", {"steps": 1.0, "names": ("a",)}, "study")
-    with pytest.raises(UsageError, match="a study with other settings"):
+    with pytest.raises(UsageError, match=r"a study with other settings: steps was 1\.0, now 2\.0\n"):
         claim(tmp_path / "run", {"steps": 2.0, "names": ("a",)}, "study")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").touch()

@@ -149,9 +149,13 @@ def refuse_others(directory: Path, facts: Mapping[str, Any], what: str) -> None:
     with telling(directory):
         if mark.is_file():
             found = read_json(mark)
-            if found != json.loads(json.dumps(dict(facts))):
+            now = json.loads(json.dumps(dict(facts)))
+            if found != now:
+                article = "an" if what[0] in "aeiou" else "a"
+                pairs = ((key, found.get(key, "absent"), now.get(key, "absent")) for key in {**found, **now})
+                told = "; ".join(f"{key} was {old!r}, now {new!r}" for key, old, new in pairs if old != new)
                 raise UsageError(
-                    f"it holds a {what} with other settings: {found}",
+                    f"it holds {article} {what} with other settings: {told}",
                     where=str(directory),
                     remedy="name another --output, or remove it",
                 )
