@@ -17,6 +17,9 @@ from alula.files import recovered, regular_files
 
 _HUB_SECONDS = 10.0
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_CONFIGS = ("config.json", "adapter_config.json")
+_INSIDE = ("final", "latest", "llm", "model")
+"""Where runs and fledglings keep a model."""
 
 
 def locate(source: str | os.PathLike[str], what: str) -> str:
@@ -35,7 +38,11 @@ def locate(source: str | os.PathLike[str], what: str) -> str:
         inspect_directory(path)
         return str(path)
     if path.exists():
-        raise HostError("is a file, not a model directory", where=f"{what} {path}")
+        raise HostError(
+            "is a file, not a model directory",
+            where=f"{what} {path}",
+            remedy="name the directory that holds config.json",
+        )
     text = os.fspath(source)
     if not _HUB_ID.fullmatch(text) or text.startswith("."):
         raise HostError("no such directory", where=f"{what} {text}", remedy="check the path, or give a hub id")
@@ -70,7 +77,7 @@ def inspect_directory(path: Path) -> None:
         if (path / "adapter_config.json").is_file():
             remedy = "this is an adapter; use alula.load_model"
         else:
-            inside = next((name for name in ("final", "llm", "model") if (path / name / "config.json").is_file()), None)
+            inside = next((name for name in _INSIDE if any((path / name / file).is_file() for file in _CONFIGS)), None)
             remedy = f"there is one at {path / inside}" if inside else "name the directory that save_pretrained wrote"
         raise HostError("has no config.json, so it is not a model directory", where=str(path), remedy=remedy)
     for file in sorted(path.glob("*.json")):
@@ -86,7 +93,9 @@ def inspect_directory(path: Path) -> None:
             with safe_open(shard, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise HostError(f"the weights cannot be read ({error})", where=str(shard)) from error
+            raise HostError(
+                f"the weights cannot be read ({error})", where=str(shard), remedy="copy or download the model again"
+            ) from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
