@@ -40,7 +40,7 @@ class RecordFile:
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
         if not spans:
-            raise DataError("holds no records", where=str(path))
+            raise DataError("holds no records", where=str(path), remedy="check the path, and whether the file is whole")
         self._version = (status.st_size, status.st_mtime_ns)
         self._spans = np.array(spans).reshape(
             -1, 3
@@ -110,7 +110,11 @@ def _array_spans(path: Path) -> array[int]:
         try:
             _, end = decoder.raw_decode(text, at)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"the JSON array does not parse: {error}", where=f"{path}:{line}") from None
+            raise DataError(
+                f"the JSON array does not parse: {error}",
+                where=f"{path}:{line}",
+                remedy="mend the record that starts there; the file may be cut off",
+            ) from None
         before, record = text[seen:at], text[at:end]
         byte, line = byte + len(before.encode()), line + before.count("\n")
         spans.extend((byte, len(record.encode()), line))

@@ -11,6 +11,9 @@ from typing import Any
 from alula.errors import AlulaError, DataError, UsageError
 from alula.files import read_json, regular
 
+_MARKS = ("*.arrow", "state.json", "dataset_info.json", "dataset_dict.json", "**/*.parquet")
+"""What tells a dataset's folder from any other."""
+
 _DECLARING = ("README.md", ".huggingface.yaml")
 """Files of a folder that may say which file belongs to which split."""
 
@@ -62,6 +65,12 @@ def table_files(path: Path, split: str | None) -> list[Path]:
 def _library(path: Path) -> Any:
     if not path.exists():
         raise DataError("no such dataset", where=str(path))
+    if path.is_dir() and not any(next(path.glob(pattern), None) for pattern in _MARKS):
+        raise DataError(
+            "the folder holds no dataset: neither parquet files nor what save_to_disk writes",
+            where=str(path),
+            remedy="name the file itself where the records are JSON or JSONL",
+        )
     try:
         import datasets
     except ImportError:
