@@ -28,6 +28,10 @@ def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Gr
         UsageError: the name is taken or cannot be one, or the config does not fit the host. HostError: an unknown class
             of host.
     """
+    if not isinstance(config, GraftConfig):
+        raise UsageError(
+            f"a {type(config).__name__} is no graft's settings", remedy="give them as alula.WingsConfig(rank=64)"
+        )
     kind = GRAFTS[config.graft_type][1]
     name = config.graft_type if name is None else name
     check_name(name)

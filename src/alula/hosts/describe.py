@@ -68,10 +68,10 @@ class Description:
         return "\n".join(lines)
 
 
-def describe(host: Host) -> Description:
+def describe(host: Host | tuple[Any, Any]) -> Description:
     """Parts, parameters, rows per image and types of a host."""
-    model: Any = host.model
-    processor: Any = host.processor
+    model: Any = host[0]
+    processor: Any = host[1]
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     rows = size = None
     if isinstance(processor, LlavaProcessor):
