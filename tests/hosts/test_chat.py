@@ -22,7 +22,7 @@ from alula.errors import AlulaError, HostError, UsageError
 from alula.hosts import Host, build_host, load_host, save_host
 from alula.hosts.chat import Conversation, Decoding, Reply
 from alula.hosts.terminal import Terminal
-from tests.hosts import brought, tiny
+from tests.hosts import tiny
 
 RED, BLUE = Image.new("RGB", (50, 40), (255, 0, 0)), Image.new("RGB", (30, 70), (0, 0, 255))
 SHORT = Decoding(max_new_tokens=6)
@@ -144,7 +144,7 @@ def test_what_cannot_be_asked_leaves_the_conversation_as_it_was(host: Host) -> N
 
 def test_a_brought_host_sees_images_as_its_processor_says() -> None:
     """Gemma-3's token types let the tokens of an image attend to one another; without them it answers otherwise."""
-    model, processor = brought.gemma3()
+    model, processor = tiny.gemma3_host()
     first: list[Any] = []
     model.model.register_forward_pre_hook(lambda m, args, named: first.append(named), with_kwargs=True)
     conversation = Conversation(model, processor, SHORT)
