@@ -30,6 +30,7 @@ from alula.evaluation.prompts import takes_images
 from alula.evaluation.results import Decoding
 from alula.evaluation.runner import evaluating
 from alula.hosts.context import context_length
+from alula.hosts.host import tokenizer_of
 from alula.jobs import add_session, claim, refuse_others
 from alula.probes import (
     Alignment,
@@ -224,7 +225,7 @@ def _can_start_afresh(model: Any) -> bool:
 
 def _words(lens: LensResult, processor: Any) -> dict[int, str]:
     """The text of every token the lens names."""
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer = tokenizer_of(processor)
     named = {token for kind in lens.kinds.values() for state in kind.top for token, _ in state}
     named |= {tokens[0] for example in lens.examples for row in example.tokens for tokens in row}
     return {token: tokenizer.decode([token]) for token in sorted(named)}

@@ -6,7 +6,8 @@ from typing import Any
 
 from alula.audit.plan import Plan
 from alula.evaluation import Task, data_task, native_tasks
-from alula.evaluation.prompts import takes_images, tokenizer_of
+from alula.evaluation.prompts import takes_images
+from alula.hosts.host import tokenizer_of
 
 BARE, AFTER_IMAGE = "text_bare", "text_after_image"
 

@@ -10,9 +10,10 @@ import torch
 from transformers import GenerationConfig
 
 from alula.errors import EvaluationError
-from alula.evaluation.prompts import Prompt, tokenizer_of
+from alula.evaluation.prompts import Prompt
 from alula.evaluation.results import Decoding
 from alula.hosts import thoughts
+from alula.hosts.host import tokenizer_of
 from alula.hosts.stops import stop_ids
 
 _PADDING = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0}

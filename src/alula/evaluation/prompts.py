@@ -19,6 +19,7 @@ from alula.data import FilmRef, SoundRef
 from alula.errors import EvaluationError, HostError, UsageError
 from alula.evaluation.items import Message, images_of, media_of
 from alula.evaluation.results import Part, Turn
+from alula.hosts.host import tokenizer_of
 from alula.literals import Literals
 
 THUMBNAIL_PX = 96
@@ -61,11 +62,6 @@ def takes(processor: Any) -> set[str]:
     if getattr(processor, "audio_token", None) and getattr(processor, "feature_extractor", None) is not None:
         found.add("audio")
     return found
-
-
-def tokenizer_of(processor: Any) -> Any:
-    """Return the tokenizer inside ``processor`` (or ``processor`` itself)."""
-    return getattr(processor, "tokenizer", processor)
 
 
 def load_image(image: Any) -> Image.Image:

@@ -35,6 +35,11 @@ class Host(NamedTuple):
     processor: ProcessorMixin
 
 
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer inside a processor; a tokenizer itself is returned as it is."""
+    return getattr(processor, "tokenizer", processor)
+
+
 def load_host(source: str | os.PathLike[str], *, dtype: torch.dtype | str | None = None) -> Host:
     """Load any image-text-to-text model with its processor.
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from alula.errors import AdapterError
-from alula.hosts.host import read_processor, read_tokenizer
+from alula.hosts.host import read_processor, read_tokenizer, tokenizer_of
 
 _PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
@@ -57,7 +57,7 @@ def check_vocabulary(model: Any, processor: Any, base: Any, *, where: str) -> No
 
     Those that the base's own tokenizer has too say nothing of the adapter (Gemma-3's text models name an image token).
     """
-    tokenizer, known = (getattr(each, "tokenizer", each) for each in (processor, base))
+    tokenizer, known = map(tokenizer_of, (processor, base))
     rows = int(model.get_input_embeddings().weight.shape[0])
     before = known.get_vocab()
     new = {number: token for token, number in tokenizer.get_vocab().items() if before.get(token) != number}
@@ -94,7 +94,7 @@ def _with_template(base: Any, template: str) -> Any:
 def _placeholder(processor: Any, kind: str) -> int | None:
     """The id that the processor's tokenizer gives to the placeholder of a kind of media."""
     token = getattr(processor, f"{kind}_token", None)
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer = tokenizer_of(processor)
     if isinstance(token, str):
         return int(tokenizer.convert_tokens_to_ids(token))
     return getattr(processor, f"{kind}_token_id", None)

@@ -6,7 +6,6 @@ Shapes: B samples of a batch, S rows, G streams, in and out the widths of a matr
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from alula.probes.base import Probe
 from alula.probes.masks import WeightMask, keep_highest
 from alula.probes.resampling import DEFAULT, Resampling
 from alula.probes.results import Result
-from alula.seam import NAME, Forward, Seam, with_keywords
+from alula.seam import NAME, ByThread, Forward, Seam, with_keywords
 
 _HALVES = 2
 
@@ -245,34 +244,34 @@ class _LayerTap:
 
     def __init__(self, probe: Overlap) -> None:
         self.probe = probe
-        self.forwards: dict[int, Forward] = {}  # that are inside the layer, by thread
-        self.last: dict[int, tuple[Tensor, Tensor]] = {}  # what was read last of each
+        self.inside_layer: ByThread[Forward] = ByThread()
+        self.last: ByThread[tuple[Tensor, Tensor]] = ByThread()
 
     @with_keywords
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.leave()
         if isinstance(kwargs.get(NAME), Forward):
-            self.forwards[threading.get_ident()] = kwargs[NAME]
+            self.inside_layer.put(kwargs[NAME])
 
     def leave(self, *args: Any) -> None:
-        self.forwards.pop(threading.get_ident(), None)
-        self.last.pop(threading.get_ident(), None)
+        self.inside_layer.drop()
+        self.last.drop()
 
     @torch.no_grad()
     def read(self, name: str, matrix: nn.Module, args: tuple[Any, ...]) -> None:
-        thread = threading.get_ident()
-        forward = self.forwards.get(thread)
+        forward = self.inside_layer.get()
         notes = None if forward is None else self.probe.notes(forward)
         if notes is None or forward is None:
             return
         if "chosen" not in notes:
             notes["chosen"], notes["squares"] = self.probe.chosen(forward), {}
-        inputs, last = args[0], self.last.get(thread)
+        inputs, last = args[0], self.last.get()
         # query, key and value matrices read one tensor, and so do gate and up
         if last is None or last[0] is not inputs:
             x = inputs.detach().reshape(-1, inputs.shape[-1])
             x = x.to(torch.promote_types(x.dtype, torch.float32))
-            last = self.last[thread] = (inputs, notes["chosen"].to(x) @ x.square())
+            last = (inputs, notes["chosen"].to(x) @ x.square())
+            self.last.put(last)
         notes["squares"][name] = last[1]
 
 

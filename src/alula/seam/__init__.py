@@ -3,7 +3,7 @@
 from alula.seam.attention import ATTENTION, KeyColumns, LearnerColumns, use_attention
 from alula.seam.declared import DECLARED, declare, declared, grafted_weights, retract
 from alula.seam.forward import Forward, RowCache
-from alula.seam.hooks import with_keywords
+from alula.seam.hooks import ByThread, with_keywords
 from alula.seam.install import NAME, Seam, find, install
 from alula.seam.scope import marked, marks
 from alula.seam.taps import TapEvent, taps
@@ -12,6 +12,7 @@ __all__ = [
     "ATTENTION",
     "DECLARED",
     "NAME",
+    "ByThread",
     "Forward",
     "KeyColumns",
     "LearnerColumns",

@@ -1,11 +1,33 @@
-"""Hooks that come and go while other threads run the model."""
+"""What hooks need where other threads run the model, and where hooks come and go meanwhile."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class ByThread(Generic[T]):
+    """A value per thread: what one hook leaves for another of the same forward.
+
+    Unlike `threading.local` it can be copied with the model.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[int, T] = {}
+
+    def put(self, value: T) -> None:
+        self._values[threading.get_ident()] = value
+
+    def get(self) -> T | None:
+        return self._values.get(threading.get_ident())
+
+    def drop(self) -> None:
+        self._values.pop(threading.get_ident(), None)
 
 
 def with_keywords(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from alula.errors import UsageError
 from alula.rows import RowMap
 from alula.seam.forward import Forward
-from alula.seam.hooks import with_keywords
+from alula.seam.hooks import ByThread, with_keywords
 from alula.seam.install import NAME, Seam, install
 from alula.seam.scope import marked
 
@@ -47,22 +46,22 @@ class _Tap:
 
     def __init__(self, mark: str, layer: int, points: Sequence[Point], sink: Callable[[TapEvent], None]) -> None:
         self.mark, self.layer, self.points, self.sink = mark, layer, points, sink
-        self.forwards: dict[int, Forward] = {}  # that are inside the layer, by thread
+        self.inside_layer: ByThread[Forward] = ByThread()
 
     @with_keywords
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.forwards.pop(threading.get_ident(), None)  # of a forward that failed inside
+        self.inside_layer.drop()  # a forward that failed there
         forward = kwargs.get(NAME)
         if forward is None or self.mark not in forward.marks:
             return
-        self.forwards[threading.get_ident()] = forward
+        self.inside_layer.put(forward)
         if "block_input" in self.points:
             self.report("block_input", args[0] if args else kwargs["hidden_states"])
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if "block_output" in self.points:
             self.report("block_output", output[0] if isinstance(output, tuple) else output)
-        self.forwards.pop(threading.get_ident(), None)
+        self.inside_layer.drop()
 
     def inside(self, point: Point) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -71,7 +70,7 @@ class _Tap:
         return hook
 
     def report(self, point: Point, hidden: Tensor) -> None:
-        forward = self.forwards.get(threading.get_ident())
+        forward = self.inside_layer.get()
         if forward is None:  # a recomputation during backward, reported already, or another thread's
             return
         rows = forward.rows
