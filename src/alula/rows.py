@@ -168,11 +168,13 @@ class RowMap:
 
         Items that follow unknown ones are unknown too.
         """
+        if not self.shape[1]:
+            return new
         count = self.valid.sum(dim=1, keepdim=True)
-        items = self.item.max(dim=1, keepdim=True).values + 1 if self.shape[1] else torch.zeros_like(count)
         position = torch.where(new.position >= 0, new.position + count, -1)
-        lost = (self.item == UNKNOWN).any(dim=1, keepdim=True)
-        item = torch.where(new.item >= 0, torch.where(lost, UNKNOWN, new.item + items.clamp(min=0)), new.item)
+        lowest, highest = self.item.aminmax(dim=1, keepdim=True)  # UNKNOWN is the lowest there is
+        item = torch.where(lowest == UNKNOWN, UNKNOWN, new.item + highest + 1)
+        item = torch.where(new.item >= 0, item, new.item)
         pairs = {"kind": new.kind, "item": item, "position": position, "role": new.role}
         return RowMap(**{name: torch.cat([getattr(self, name), value], dim=1) for name, value in pairs.items()})
 
