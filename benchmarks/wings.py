@@ -50,9 +50,9 @@ import alula
 from alula.files import write_json
 from alula.grafts import Graft, lifecycle
 from alula.hosts import fledgling
-from alula.seam import RowCache, find
+from alula.seam import TokenCache, find
 from alula.seam.dialect import cache_keyword, cache_of_output
-from alula.seam.forward import Shelf
+from alula.seam.forward import GraftCacheLayer
 from alula.training.environment import readable_environment
 
 CACHE = cache_keyword()
@@ -73,7 +73,7 @@ class Plan:
 
     config: Callable[[], PreTrainedConfig]
     rank: int
-    image_rows: int
+    image_tokens: int
     train: tuple[int, int]
     accelerated: bool  # measured where there is an accelerator, else on the CPU
     dtype: torch.dtype
@@ -204,11 +204,11 @@ class Bench:
     def kinds(self, rows: int) -> Tensor:
         """(rows,) 1 at image rows."""
         kinds = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        kinds[IMAGE_START : IMAGE_START + self.image_rows(rows)] = 1
+        kinds[IMAGE_START : IMAGE_START + self.image_tokens(rows)] = 1
         return kinds
 
-    def image_rows(self, rows: int) -> int:
-        return min(self.plan.image_rows, rows // 2)
+    def image_tokens(self, rows: int) -> int:
+        return min(self.plan.image_tokens, rows // 2)
 
     def ids(self, rows: int, batch: int = 1) -> Tensor:
         generator = torch.Generator().manual_seed(rows)
@@ -221,7 +221,7 @@ class Bench:
             inputs.pop("use_cache", None)
             return self.model(contender)(kinds, **inputs)
         if contender in WINGS:
-            inputs["row_map"] = alula.RowMap.from_kinds(kinds.expand(batch, -1))
+            inputs["token_map"] = alula.TokenMap.from_modalities(kinds.expand(batch, -1))
         return self.model(contender)(**inputs)
 
 
@@ -241,7 +241,7 @@ def prefill(bench: Bench, contender: str, rows: int) -> tuple[Callable[[], Any],
 
 def attention_alone(bench: Bench, rows: int, batch: int = 1, *, train: bool = False) -> Callable[[], Any]:
     """The attention of the learners of all layers and nothing else: `rows` rows with one image, both learners."""
-    images, heads = bench.image_rows(rows), bench.shape.width // bench.shape.head_dim
+    images, heads = bench.image_tokens(rows), bench.shape.width // bench.shape.head_dim
     texts = rows - images
 
     def rows_of(count: int) -> Tensor:
@@ -283,7 +283,7 @@ def decode(bench: Bench, contender: str, rows: int) -> tuple[Callable[[], Any], 
 
 
 def train(bench: Bench, contender: str) -> tuple[Callable[[], Any], int]:
-    """Forward, backward and optimizer step; input rows need gradients, as behind a projector in training."""
+    """ForwardContext, backward and optimizer step; input rows need gradients, as behind a projector in training."""
     batch, rows = bench.train_size
     model = bench.model(contender)
     trained = [] if contender == "host" else [p for p in model.parameters() if p.requires_grad]
@@ -314,7 +314,7 @@ def generate(bench: Bench, contender: str) -> tuple[Callable[[], Any], int]:
         seam = find(model)
         if seam is None:
             return model.generate(input_ids=ids, **options)
-        with seam.given_rows(alula.RowMap.from_kinds(bench.kinds(rows)[None])):
+        with seam.given_tokens(alula.TokenMap.from_modalities(bench.kinds(rows)[None])):
             return model.generate(input_ids=ids, **options)
 
     return whole, 1
@@ -467,9 +467,9 @@ def cache_bytes(cache: Any) -> dict[str, int]:
 
     sizes = {"host": 0, "rows": 0, "facts": 0, "factors": 0}
     for layer in cache.layers:
-        if isinstance(layer, Shelf):
+        if isinstance(layer, GraftCacheLayer):
             sizes["factors"] += size(layer.keys, layer.values)
-        elif isinstance(layer, RowCache):
+        elif isinstance(layer, TokenCache):
             sizes["rows"] += size(layer.keys)
             sizes["facts"] += size(layer.values)
         else:
@@ -489,10 +489,10 @@ def floor_of(bench: Bench, workload: str) -> dict[str, wings_floor.Floor]:
     """What the learners must do in this workload."""
     if workload.startswith("prefill-"):
         rows = rows_of(bench, workload)
-        return {"floor": wings_floor.prefill(bench.shape, rows, IMAGE_START, bench.image_rows(rows))}
+        return {"floor": wings_floor.prefill(bench.shape, rows, IMAGE_START, bench.image_tokens(rows))}
     if workload == "train":
         batch, rows = bench.train_size
-        return {"floor": wings_floor.training_step(bench.shape, rows, IMAGE_START, bench.image_rows(rows), batch)}
+        return {"floor": wings_floor.training_step(bench.shape, rows, IMAGE_START, bench.image_tokens(rows), batch)}
     if workload == "decode":
         past = bench.size(1024)
         return {f"floor, {kept} kept": wings_floor.decode(bench.shape, past, kept) for kept in ("factors", "keys")}

@@ -47,11 +47,11 @@ class Floor:
         return max(self.flops / flops_per_second, self.bytes / bytes_per_second)
 
 
-def prefill(shape: Shape, rows: int, image_start: int, image_rows: int, batch: int = 1) -> Floor:
+def prefill(shape: Shape, rows: int, image_start: int, image_tokens: int, batch: int = 1) -> Floor:
     """Floor of one pass over `rows` rows with one image, under the exact gate (rows before the image hear nothing)."""
     speaking = rows - image_start
-    visual = sum(min(q - image_start + 1, image_rows) for q in range(image_start, rows))
-    textual = sum(q + 1 - min(q - image_start + 1, image_rows) for q in range(image_start, rows))
+    visual = sum(min(q - image_start + 1, image_tokens) for q in range(image_start, rows))
+    textual = sum(q + 1 - min(q - image_start + 1, image_tokens) for q in range(image_start, rows))
     low_rank = 4 * shape.width * shape.rank
     per_layer = (
         speaking * 4 * low_rank + rows * 2 * low_rank + (visual + textual) * 4 * shape.width + visual * 2 * shape.heads
@@ -61,9 +61,9 @@ def prefill(shape: Shape, rows: int, image_start: int, image_rows: int, batch: i
     return Floor(batch * per_layer * shape.layers, (weights + stream) * shape.layers)
 
 
-def training_step(shape: Shape, rows: int, image_start: int, image_rows: int, batch: int = 1) -> Floor:
+def training_step(shape: Shape, rows: int, image_start: int, image_tokens: int, batch: int = 1) -> Floor:
     """Floor of forward and backward: backward costs twice the forward where both factors need gradients."""
-    forward = prefill(shape, rows, image_start, image_rows, batch)
+    forward = prefill(shape, rows, image_start, image_tokens, batch)
     return Floor(3 * forward.flops, 3 * forward.bytes)
 
 

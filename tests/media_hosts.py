@@ -1,7 +1,8 @@
-"""Tiny random hosts of the families whose media take rows by rules of their own, each with three media for two samples.
+"""Tiny random hosts of the families whose media take tokens by rules of their own, each with three media for two
+samples.
 
-What a test needs of a family is a model, the inputs that bring its media, and how many rows the model's own towers make
-of each medium: the answer that `alula.items` must find without running a tower.
+What a test needs of a family is a model, the inputs that bring its media, and how many tokens the model's own towers
+make of each medium: the answer that `alula.items` must find without running a tower.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from alula import Kind
+from alula import Modality
 from tests import zoo
 
 IMAGE, VIDEO, AUDIO = zoo.IMAGE, 59, 58
@@ -23,9 +24,9 @@ BREAK, END = 56, 57
 
 class Host(NamedTuple):
     model: Any
-    kind: Kind
+    kind: Modality
     inputs: dict[str, Tensor]  # of three media
-    rows: list[int]  # that the model's own towers make of each
+    tokens: list[int]  # that the model's own towers make of each
 
 
 def text(kind: str = "llama", **changed: Any) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def lighton_ocr() -> Host:
 
 
 GRID = {"image_grid_pinpoints": [[8, 8], [8, 16], [16, 8], [16, 16]]}
-ODD = torch.tensor([[8, 15], [20, 9], [7, 7]])  # of pixels; unpadding takes away rows
+ODD = torch.tensor([[8, 15], [20, 9], [7, 7]])  # of pixels; unpadding takes away tokens
 
 
 def llava_next() -> Host:
@@ -121,7 +122,7 @@ def llava_next_video() -> Host:
 def llava_next_video_films() -> Host:
     parts = {"vision_config": clip(), "text_config": text(), "image_token_id": IMAGE, "video_token_id": VIDEO}
     model = build("llava_next_video", **parts, **GRID)
-    return told(model, {"pixel_values_videos": noise(3, 2, 3, 8, 8)}, Kind.VIDEO)
+    return told(model, {"pixel_values_videos": noise(3, 2, 3, 8, 8)}, Modality.VIDEO)
 
 
 def llava_onevision() -> Host:
@@ -137,14 +138,16 @@ def llava_onevision_many() -> Host:
 
 def llava_onevision_films() -> Host:
     parts = {"vision_config": siglip(), "text_config": text("qwen2"), "image_token_id": IMAGE, "video_token_id": VIDEO}
-    return told(build("llava_onevision", **parts, **GRID), {"pixel_values_videos": noise(3, 2, 3, 8, 8)}, Kind.VIDEO)
+    return told(
+        build("llava_onevision", **parts, **GRID), {"pixel_values_videos": noise(3, 2, 3, 8, 8)}, Modality.VIDEO
+    )
 
 
 def video_llava_films() -> Host:
     parts = {"vision_config": clip(), "text_config": text(), "image_token_id": IMAGE, "video_token_id": VIDEO}
     model = build("video_llava", **parts, video_seq_length=2 * 5)
-    host = told(model, {"pixel_values_videos": noise(3, 2, 3, 8, 8)}, Kind.VIDEO)
-    return host._replace(rows=[10, 10, 10])  # its features come frame by frame
+    host = told(model, {"pixel_values_videos": noise(3, 2, 3, 8, 8)}, Modality.VIDEO)
+    return host._replace(tokens=[10, 10, 10])  # its features come frame by frame
 
 
 def vipllava() -> Host:
@@ -175,7 +178,7 @@ def qwen2_5_vl() -> Host:
 def qwen2_5_vl_films() -> Host:
     grid = torch.tensor([[2, 4, 4], [1, 2, 6], [3, 4, 2]])
     pixels = noise(int(grid.prod(-1).sum()), 96)
-    return told(zoo.build("qwen2_5_vl"), {"pixel_values_videos": pixels, "video_grid_thw": grid}, Kind.VIDEO)
+    return told(zoo.build("qwen2_5_vl"), {"pixel_values_videos": pixels, "video_grid_thw": grid}, Modality.VIDEO)
 
 
 def video_llama_3() -> Host:
@@ -247,8 +250,8 @@ def qwen2_audio() -> Host:
         tower.pop(name)
     model = build_audio("qwen2_audio", audio_config=tower, text_config=text("qwen2"), audio_token_id=AUDIO)
     inputs = {"input_features": noise(3, 6, 32), "feature_attention_mask": frame_mask(32)}
-    _, rows = model.model.audio_tower._get_feat_extract_output_lengths(inputs["feature_attention_mask"].sum(-1))
-    return Host(model, Kind.AUDIO, inputs, rows.tolist())
+    _, tokens = model.model.audio_tower._get_feat_extract_output_lengths(inputs["feature_attention_mask"].sum(-1))
+    return Host(model, Modality.AUDIO, inputs, tokens.tolist())
 
 
 def audioflamingo3(kind: str = "audioflamingo3") -> Host:
@@ -336,7 +339,7 @@ def moss_transcribe_diarize() -> Host:
     with torch.no_grad():
         total = len(model.model.get_audio_features(**inputs).pooler_output)
     assert total == 8 + 4 + 5 + 8
-    return Host(model, Kind.AUDIO, inputs, [8 + 4, 5, 8])
+    return Host(model, Modality.AUDIO, inputs, [8 + 4, 5, 8])
 
 
 def build_audio(kind: str, **parts: Any) -> Any:
@@ -348,8 +351,8 @@ def build_audio(kind: str, **parts: Any) -> Any:
 # -- what the towers say ------------------------------------------------------------------------------------------
 
 
-def told(model: Any, inputs: dict[str, Tensor], kind: Kind = Kind.IMAGE) -> Host:
-    """The host with as many rows per medium as its own features have."""
+def told(model: Any, inputs: dict[str, Tensor], kind: Modality = Modality.IMAGE) -> Host:
+    """The host with as many tokens per medium as its own features have."""
     backbone = getattr(model, "model", model)
     with torch.no_grad():
         features = getattr(backbone, f"get_{kind.name.lower()}_features")(**inputs, return_dict=True).pooler_output
@@ -359,11 +362,11 @@ def told(model: Any, inputs: dict[str, Tensor], kind: Kind = Kind.IMAGE) -> Host
 def told_each(model: Any, inputs: dict[str, Tensor]) -> Host:
     """As `told`, of hosts whose features come in one piece: each sound by itself."""
     with torch.no_grad():
-        rows = [
+        tokens = [
             len(model.model.get_audio_features(**{k: v[n : n + 1] for k, v in inputs.items()}).pooler_output)
             for n in range(3)
         ]
-    return Host(model, Kind.AUDIO, inputs, rows)
+    return Host(model, Modality.AUDIO, inputs, tokens)
 
 
 HOSTS: dict[str, Callable[[], Host]] = {

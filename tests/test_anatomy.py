@@ -15,7 +15,7 @@ from transformers import (
     MptForCausalLM,
 )
 
-from alula import Anatomy, Kind
+from alula import Anatomy, Modality
 from alula.errors import HostError
 from tests import zoo
 
@@ -40,7 +40,7 @@ def test_parts_of_every_host(name: str) -> None:
     )
     if name in zoo.HOSTS:
         assert isinstance(anatomy.tower, nn.Module)
-        assert anatomy.placeholders[Kind.IMAGE] == zoo.IMAGE
+        assert anatomy.placeholders[Modality.IMAGE] == zoo.IMAGE
     else:
         assert anatomy.tower is None
         assert anatomy.placeholders == {}
@@ -104,6 +104,6 @@ def test_something_that_is_no_model_is_named() -> None:
 def test_rows_per_item(name: str) -> None:
     anatomy = Anatomy.of(zoo.build(name))
     inputs = zoo.pixels(name, 3)
-    assert anatomy.rows_per_item(inputs, torch.ones(3, 4)) == [4, 4, 4]
-    assert anatomy.rows_per_item(inputs, torch.ones(1, 13)) is None
-    assert anatomy.rows_per_item({}, torch.ones(3, 4)) is None
+    assert anatomy.tokens_per_item(inputs, torch.ones(3, 4)) == [4, 4, 4]
+    assert anatomy.tokens_per_item(inputs, torch.ones(1, 13)) is None
+    assert anatomy.tokens_per_item({}, torch.ones(3, 4)) is None

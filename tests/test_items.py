@@ -1,4 +1,4 @@
-"""Which rows belong to which medium: hosts of every family against what their own towers make of each medium."""
+"""Which tokens belong to which medium: hosts of every family against what their own towers make of each medium."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from transformers import CONFIG_MAPPING
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
-from alula import Kind, WingsConfig, attach
+from alula import Modality, WingsConfig, attach
 from alula.anatomy import Anatomy
 from alula.errors import UsageError
 from alula.items import FEATURES, MEDIA
-from alula.rows import UNKNOWN, RowMap
 from alula.seam import NAME, install
 from alula.seam.dialect import cache_keyword, cache_of_output
+from alula.tokens import UNKNOWN, TokenMap
 from tests import zoo
 from tests.media_hosts import AUDIO, BREAK, END, FRAMES, HOSTS, IMAGE, VIDEO, Host, frame_mask, noise
 
-PLACEHOLDER = {Kind.IMAGE: IMAGE, Kind.VIDEO: VIDEO, Kind.AUDIO: AUDIO}
+PLACEHOLDER = {Modality.IMAGE: IMAGE, Modality.VIDEO: VIDEO, Modality.AUDIO: AUDIO}
 LINES = {  # of patches per image, where [IMG_BREAK] and [IMG_END] stand between and behind them
     "llava_pixtral": ([2, 3, 1], [3, 2, 4]),
     "mistral3": ([2, 3, 1], [3, 2, 4]),
@@ -39,7 +39,7 @@ def medium(name: str, n: int, made: Host) -> list[int]:
     """Tokens of the n-th medium as its family's processor writes them."""
     token = PLACEHOLDER[made.kind]
     if name not in LINES:
-        return [token] * made.rows[n]
+        return [token] * made.tokens[n]
     height, width = (sizes[n] for sizes in LINES[name])
     tokens = [*([token] * width), BREAK] * height
     tokens[-1] = END
@@ -48,7 +48,7 @@ def medium(name: str, n: int, made: Host) -> list[int]:
 
 
 def prompts(name: str, made: Host, between: list[int], side: str) -> tuple[dict[str, Any], list[list[int]]]:
-    """Two padded prompts, of media 0 and 1 and of medium 2, and the item of every row."""
+    """Two padded prompts, of media 0 and 1 and of medium 2, and the item of every token."""
     tokens, items = [], []
     for own in ([0, 1], [2]):
         row, mine = [3, 4], [-1, -1]
@@ -75,13 +75,15 @@ def prompts(name: str, made: Host, between: list[int], side: str) -> tuple[dict[
 
 
 class Listener:
-    """Keeps the rows of every forward while it is on a host."""
+    """Keeps the tokens of every forward while it is on a host."""
 
     def __init__(self, model: Any) -> None:
         self.seam = install(model, "listener", self)
-        self.rows: list[RowMap] = []
+        self.tokens: list[TokenMap] = []
         layer = self.seam.anatomy.layers[-1]
-        self._hook = layer.register_forward_pre_hook(lambda m, a, kw: self.rows.append(kw[NAME].rows), with_kwargs=True)
+        self._hook = layer.register_forward_pre_hook(
+            lambda m, a, kw: self.tokens.append(kw[NAME].tokens), with_kwargs=True
+        )
 
     def __enter__(self) -> Listener:
         return self
@@ -99,12 +101,12 @@ def test_adjacent_media_of_mixed_sizes_in_a_padded_batch(name: str, side: str) -
     batch, items = prompts(name, made, between, side)
     with Listener(made.model) as heard, torch.no_grad():
         made.model(**batch)
-        if made.kind is not Kind.AUDIO and side == "left":  # `generate` runs the tower before the forward
+        if made.kind is not Modality.AUDIO and side == "left":  # `generate` runs the tower before the forward
             made.model.generate(**batch, max_new_tokens=1, pad_token_id=zoo.PAD)
-    for rows in heard.rows:
-        assert rows.item.tolist() == items
-        assert torch.equal(rows.kind == made.kind, rows.item >= 0)
-        assert torch.equal(rows.valid, batch["attention_mask"].bool())
+    for tokens in heard.tokens:
+        assert tokens.item.tolist() == items
+        assert torch.equal(tokens.kind == made.kind, tokens.item >= 0)
+        assert torch.equal(tokens.valid, batch["attention_mask"].bool())
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -115,10 +117,10 @@ def test_parts_that_nothing_groups_are_never_melted_nor_split(name: str) -> None
     with Listener(made.model) as heard, torch.no_grad():
         made.model(**apart)
         made.model(**together)
-    assert heard.rows[0].item.tolist() == items
+    assert heard.tokens[0].item.tolist() == items
     ids = together["input_ids"]
-    assert heard.rows[1].item[0].tolist() == torch.where(ids[0] == PLACEHOLDER[made.kind], UNKNOWN, -1).tolist()
-    assert heard.rows[1].item[1].max() == 0, "another sample of the batch is as it would be by itself"
+    assert heard.tokens[1].item[0].tolist() == torch.where(ids[0] == PLACEHOLDER[made.kind], UNKNOWN, -1).tolist()
+    assert heard.tokens[1].item[1].max() == 0, "another sample of the batch is as it would be by itself"
 
 
 FENCES = {"internvl": ([IMAGE - 2], [], [IMAGE - 1]), "ovis2": ([51], [53], [55]), "voxtral": ([AUDIO + 1], [], [])}
@@ -132,35 +134,35 @@ def test_the_fences_of_published_processors_group_parts(name: str) -> None:
     ids = torch.tensor([[3, *before, *part, *between, *part, *behind, *before, *part, *behind, 4]])
     with Listener(made.model) as heard, torch.no_grad():
         made.model(input_ids=ids, **made.inputs)
-    rows = heard.rows[0]
+    tokens = heard.tokens[0]
     first, second = len([*before, *part, *between, *part, *behind]), len([*before, *part, *behind])
     if name == "ovis2":  # its fences are made of the visual vocabulary
-        assert rows.item.tolist() == [[-1] + [0] * first + [1] * second + [-1]]
+        assert tokens.item.tolist() == [[-1] + [0] * first + [1] * second + [-1]]
     else:
-        assert rows.is_perceptual.equal(ids == PLACEHOLDER[made.kind])
-        told = rows.item[0][rows.is_perceptual[0]]
+        assert tokens.is_perceptual.equal(ids == PLACEHOLDER[made.kind])
+        told = tokens.item[0][tokens.is_perceptual[0]]
         assert told.tolist() == [0] * 2 * len(part) + [1] * len(part)
 
 
 def test_windows_of_a_long_sound_are_not_taken_for_sounds() -> None:
     made = host("audioflamingo3")
     frames = frame_mask(32, [32, *FRAMES[1:]])  # the first window is full: the second may go on with it
-    rows = [8, *made.rows[1:]]
+    rows = [8, *made.tokens[1:]]
     ids = torch.tensor([[3, *[AUDIO] * rows[0], *[AUDIO] * rows[1], 4, *[AUDIO] * rows[2]]])
     with Listener(made.model) as heard, torch.no_grad():
         made.model(input_ids=ids, input_features=noise(3, 6, 32), input_features_mask=frames)
-    assert heard.rows[0].item[0].unique().tolist() == [UNKNOWN, -1]
+    assert heard.tokens[0].item[0].unique().tolist() == [UNKNOWN, -1]
 
 
 def test_words_between_the_windows_of_a_sound_stay_text() -> None:
     made = host("moss_transcribe_diarize")
-    first, second, third = made.rows
+    first, second, third = made.tokens
     ids = torch.tensor([[3, *[AUDIO] * 5, 7, *[AUDIO] * (first - 5), *[AUDIO] * second, 8, *[AUDIO] * third]])
     with Listener(made.model) as heard, torch.no_grad():
         made.model(input_ids=ids, **made.inputs)
     items = [-1, *[0] * 5, -1, *[0] * (first - 5), *[1] * second, -1, *[2] * third]
-    assert heard.rows[0].item.tolist() == [items]
-    assert heard.rows[0].kind[0, 6] == Kind.TEXT
+    assert heard.tokens[0].item.tolist() == [items]
+    assert heard.tokens[0].kind[0, 6] == Modality.TEXT
 
 
 def test_types_that_mark_line_breaks_say_the_same() -> None:
@@ -175,7 +177,7 @@ def test_types_that_mark_line_breaks_say_the_same() -> None:
 def test_types_that_mark_fences_give_each_its_own() -> None:
     made = host("glmasr")
     ids = torch.tensor([[3, 6, *[AUDIO] * 2, 7, 6, *[AUDIO] * 1, 7, 4, 6, *[AUDIO] * 4, 7]])
-    types = torch.where((ids == 3) | (ids == 4), 0, int(Kind.AUDIO))
+    types = torch.where((ids == 3) | (ids == 4), 0, int(Modality.AUDIO))
     _, told = Anatomy.of(made.model).items(made.inputs, types, ids)
     assert told.tolist() == [[-1, 0, 0, 0, 0, 1, 1, 1, -1, 2, 2, 2, 2, 2, 2]]
 
@@ -198,8 +200,8 @@ def test_a_family_that_nobody_knows_tells_nothing_but_a_single_medium() -> None:
     with Listener(model) as heard:
         model(**one)
         model(**two)
-    assert heard.rows[0].item.max() == 0
-    assert heard.rows[1].item.unique().tolist() == [UNKNOWN, -1]
+    assert heard.tokens[0].item.max() == 0
+    assert heard.tokens[1].item.unique().tolist() == [UNKNOWN, -1]
 
 
 def test_whoever_needs_items_refuses_unknown_ones() -> None:
@@ -217,15 +219,15 @@ def test_features_handed_over_in_chunks_leave_items_unknown() -> None:
     batch = zoo.batch("llava-llama", "3II2")
     with Listener(model) as heard:
         model.generate(**batch, max_new_tokens=1, prefill_chunk_size=9)
-    assert heard.rows[0].item.max() < 0
-    assert (heard.rows[0].item == UNKNOWN).any()
+    assert heard.tokens[0].item.max() < 0
+    assert (heard.tokens[0].item == UNKNOWN).any()
 
 
 def test_items_behind_unknown_ones_are_unknown() -> None:
     kinds = torch.tensor([[0, 1, 1], [0, 1, 1]])
-    known = RowMap.from_kinds(kinds)
+    known = TokenMap.from_modalities(kinds)
     item = torch.tensor([[-1, UNKNOWN, UNKNOWN], [-1, 0, 0]])
-    past = RowMap(kind=kinds, item=item, position=known.position, role=known.role)
+    past = TokenMap(kind=kinds, item=item, position=known.position, role=known.role)
     assert past.append(known).item[:, 3:].tolist() == [[-1, UNKNOWN, UNKNOWN], [-1, 1, 1]]
 
 
@@ -235,25 +237,25 @@ def test_items_behind_unknown_ones_are_unknown() -> None:
 @pytest.mark.parametrize("name", ["omniasr", "glmasr", "qwen3_asr"])
 def test_a_second_sound_on_a_kept_cache_is_a_sound(name: str) -> None:
     made = host(name)
-    turns = [torch.tensor([[3, *[AUDIO] * made.rows[n], 4]]) for n in (0, 1)]
+    turns = [torch.tensor([[3, *[AUDIO] * made.tokens[n], 4]]) for n in (0, 1)]
     own = [{key: value[n : n + 1] for key, value in made.inputs.items()} for n in (0, 1)]
     with Listener(made.model) as heard, torch.no_grad():
         past = cache_of_output(made.model(input_ids=turns[0], use_cache=True, **own[0]))
         made.model(input_ids=turns[1], use_cache=True, **{cache_keyword(): past}, **own[1])
-    assert heard.rows[1].kind.equal(torch.where(turns[1] == AUDIO, int(Kind.AUDIO), int(Kind.TEXT)))
-    assert heard.rows[1].item.unique().tolist() == [-1, 1]
+    assert heard.tokens[1].kind.equal(torch.where(turns[1] == AUDIO, int(Modality.AUDIO), int(Modality.TEXT)))
+    assert heard.tokens[1].item.unique().tolist() == [-1, 1]
 
 
 def test_a_new_turn_of_placeholders_is_perceptual_whatever_keyword_brought_it() -> None:
-    """Without a medium alula knows, several new rows are read as a forward without a cache reads them."""
+    """Without a medium alula knows, several new tokens are read as a forward without a cache reads them."""
     model = zoo.build("llava-llama")
     first, second = zoo.batch("llava-llama", "2I3"), zoo.batch("llava-llama", "2I1")
     with Listener(model) as heard, torch.no_grad():
         past = cache_of_output(model(**first, use_cache=True))
         model(input_ids=second["input_ids"], use_cache=True, **{cache_keyword(): past})
         model(input_ids=torch.tensor([[IMAGE]]), use_cache=True, **{cache_keyword(): past})
-    assert torch.equal(heard.rows[1].is_perceptual, second["input_ids"] == IMAGE)
-    assert heard.rows[2].is_text.all(), "a single row is a generated token, whatever was sampled"
+    assert torch.equal(heard.tokens[1].is_perceptual, second["input_ids"] == IMAGE)
+    assert heard.tokens[2].is_text.all(), "a single token is a generated token, whatever was sampled"
 
 
 def test_every_medium_that_generate_drops_after_the_prompt_is_known() -> None:

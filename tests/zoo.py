@@ -37,7 +37,7 @@ from transformers import (
 VOCAB = 64
 IMAGE = 60  # placeholder id
 PAD, EOS = 61, 62
-ROWS_PER_IMAGE = 4
+TOKENS_PER_IMAGE = 4
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -111,7 +111,7 @@ def build(name: str, seed: int = 0) -> Any:
         )
         text = _text_config(name.removeprefix("llava-"))
         model = LlavaForConditionalGeneration(
-            LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, image_seq_length=ROWS_PER_IMAGE)
+            LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, image_seq_length=TOKENS_PER_IMAGE)
         )
     elif name == "qwen2_5_vl":
         rope = {"type": "mrope", "mrope_section": [2, 1, 1], "rope_type": "default", "rope_theta": 10000.0}
@@ -160,7 +160,7 @@ def uncompiled() -> Iterator[None]:
 
 
 def pixels(name: str, images: int, seed: int = 0) -> dict[str, Tensor]:
-    """Pixel inputs for `images` images of `ROWS_PER_IMAGE` rows each, in the host's own shape."""
+    """Pixel inputs for `images` images of `TOKENS_PER_IMAGE` tokens each, in the host's own shape."""
     generator = torch.Generator().manual_seed(seed)
     if not images or name in TEXT:
         return {}
@@ -178,7 +178,7 @@ def prompt(layout: str, seed: int = 0, *, fenced: bool = False) -> list[int]:
     ids: list[int] = []
     for part in layout.replace("I", " I ").split():
         if part == "I":
-            rows = [IMAGE] * ROWS_PER_IMAGE
+            rows = [IMAGE] * TOKENS_PER_IMAGE
             ids += [57, *rows, 58] if fenced else rows
         else:
             ids += torch.randint(0, 50, (int(part),), generator=generator).tolist()

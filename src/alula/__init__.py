@@ -18,9 +18,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Anatomy": "alula.anatomy",
-    "Kind": "alula.rows",
-    "Role": "alula.rows",
-    "RowMap": "alula.rows",
+    "Modality": "alula.tokens",
+    "Role": "alula.tokens",
+    "TokenMap": "alula.tokens",
     "WingsConfig": "alula.grafts",
     "attach": "alula.grafts",
     "build_host": "alula.hosts",
@@ -48,10 +48,10 @@ if TYPE_CHECKING:
     from alula.hosts import build_host as build_host
     from alula.hosts import load_host as load_host
     from alula.loading import load_model as load_model
-    from alula.rows import Kind as Kind
-    from alula.rows import Role as Role
-    from alula.rows import RowMap as RowMap
     from alula.seam import taps as taps
+    from alula.tokens import Modality as Modality
+    from alula.tokens import Role as Role
+    from alula.tokens import TokenMap as TokenMap
     from alula.training import train as train
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from alula.errors import HostError
 from alula.items import Host, locate
-from alula.rows import UNKNOWN, Kind
+from alula.tokens import UNKNOWN, Modality
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ _NEVER = {
 
 _TOWERS = ("vision_tower", "visual", "vision_model")
 _PROJECTORS = ("multi_modal_projector",)
-_PLACEHOLDERS = {Kind.IMAGE: "image_token_id", Kind.VIDEO: "video_token_id", Kind.AUDIO: "audio_token_id"}
+_PLACEHOLDERS = {Modality.IMAGE: "image_token_id", Modality.VIDEO: "video_token_id", Modality.AUDIO: "audio_token_id"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ class Anatomy:
     tower: nn.Module | None
     audio_tower: nn.Module | None
     projector: nn.Module | None
-    placeholders: Mapping[Kind, int]
+    placeholders: Mapping[Modality, int]
     family: _Family
 
     @classmethod
@@ -224,26 +224,26 @@ class Anatomy:
     # -- items ----------------------------------------------------------------------------------------------------
 
     def items(self, inputs: Mapping[str, Any], kinds: Tensor, input_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Kind and item of every row of a forward, see `alula.items`.
+        """Modality and item of every token of a forward, see `alula.items`.
 
         Args:
             inputs: of the forward.
-            kinds: (B, S) values of `Kind`, as placeholders or `mm_token_type_ids` tell them.
+            kinds: (B, S) values of `Modality`, as placeholders or `mm_token_type_ids` tell them.
             input_ids: (B, S) of the forward, where it has any.
 
         Returns:
-            kinds (B, S), in which the tokens that end an image's lines are image rows too, and items (B, S), -1 for
-            text and padding, `rows.UNKNOWN` where they cannot be told apart.
+            kinds (B, S), in which the tokens that end an image's lines are image tokens too, and items (B, S), -1 for
+            text and padding, `tokens.UNKNOWN` where they cannot be told apart.
         """
         host = Host(self.backbone, self.host.config)
         return locate(host, inputs, kinds.to(torch.int64), self.placeholders, input_ids)
 
-    def rows_per_item(self, inputs: Mapping[str, Any], kinds: Tensor) -> list[int] | None:
-        """How many rows each item of a forward's inputs takes, in batch order; None where it cannot be known.
+    def tokens_per_item(self, inputs: Mapping[str, Any], kinds: Tensor) -> list[int] | None:
+        """How many tokens each item of a forward's inputs takes, in batch order; None where it cannot be known.
 
         Args:
             inputs: of the forward.
-            kinds: (B, S) values of `Kind`.
+            kinds: (B, S) values of `Modality`.
         """
         _, items = self.items(inputs, kinds, inputs.get("input_ids"))
         if not (items >= 0).any() or (items == UNKNOWN).any():
@@ -266,6 +266,6 @@ def _first(parent: nn.Module, names: Sequence[str]) -> nn.Module | None:
     return next((getattr(parent, name) for name in names if isinstance(getattr(parent, name, None), nn.Module)), None)
 
 
-def _placeholders(config: Any) -> dict[Kind, int]:
+def _placeholders(config: Any) -> dict[Modality, int]:
     found = {kind: getattr(config, name, None) for kind, name in _PLACEHOLDERS.items()}
     return {kind: token for kind, token in found.items() if token is not None}

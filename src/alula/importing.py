@@ -33,7 +33,7 @@ def import_wings(
     vision: Any,
     out: str | os.PathLike[str],
     *,
-    system_rows: int = 14,
+    system_tokens: int = 14,
     dtype: torch.dtype | str | None = None,
     tokenizer: Any = None,
 ) -> Imported:
@@ -49,7 +49,7 @@ def import_wings(
             `alula.build_host` takes it.
         vision: the SigLIP tower it was trained with.
         out: a new directory.
-        system_rows: rows of system prompt and user header; 14 for Qwen1.5 with its default system prompt.
+        system_tokens: tokens of system prompt and user header; 14 for Qwen1.5 with its default system prompt.
         dtype: of the host; that of `llm` by default.
         tokenizer: for an `llm` given as an object.
 
@@ -60,7 +60,7 @@ def import_wings(
     if out.exists():
         raise UsageError("it exists already", where=str(out), remedy="name a new directory")
     release = Release.open(checkpoint)
-    config = release.config(system_rows=system_rows)
+    config = release.config(system_tokens=system_tokens)
     host = build_host(llm, vision, "mlp2x_gelu", dtype=dtype, tokenizer=tokenizer)
     model: Any = host.model
     graft = attach(model, config)

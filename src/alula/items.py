@@ -1,12 +1,12 @@
-"""Items: which rows of a forward belong to which image, film or sound.
+"""Items: which tokens of a forward belong to which image, film or sound.
 
-A host is given its media as tensors and finds the rows they go to by placeholder tokens alone; where one medium ends
-and the next begins it never says. The table at the end of this module does: for every family of hosts, how many rows
+A host is given its media as tensors and finds the tokens they go to by placeholder tokens alone; where one medium ends
+and the next begins it never says. The table at the end of this module does: for every family of hosts, how many tokens
 each of its media takes, by the host's own arithmetic and without running a tower, and what may stand between and behind
-these rows. What cannot be told apart is marked unknown and never melted into one: a host outside the table, counts that
-do not add up to the rows found, tiles or windows of which the inputs do not say to which medium they belong.
+these tokens. What cannot be told apart is marked unknown and never melted into one: a host outside the table, counts
+that do not add up to the tokens found, tiles or windows of which the inputs do not say to which medium they belong.
 
-Shapes use B = batch, S = rows, N = media of one kind in a batch.
+Shapes use B = batch, S = tokens, N = media of one kind in a batch.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alula.rows import UNKNOWN, Kind
+from alula.tokens import UNKNOWN, Modality
 
-Rows = NDArray[np.int64]
+Tokens = NDArray[np.int64]
 
 # keyword of a forward that brings media -> their kind
-MEDIA: Mapping[str, Kind] = {
-    "pixel_values": Kind.IMAGE,
-    "pixel_values_images": Kind.IMAGE,
-    "pixel_values_local": Kind.IMAGE,
-    "high_res_pixel_values": Kind.IMAGE,
-    "image_patches": Kind.IMAGE,
-    "pixel_values_videos": Kind.VIDEO,
-    "input_features": Kind.AUDIO,
-    "input_values": Kind.AUDIO,
+MEDIA: Mapping[str, Modality] = {
+    "pixel_values": Modality.IMAGE,
+    "pixel_values_images": Modality.IMAGE,
+    "pixel_values_local": Modality.IMAGE,
+    "high_res_pixel_values": Modality.IMAGE,
+    "image_patches": Modality.IMAGE,
+    "pixel_values_videos": Modality.VIDEO,
+    "input_features": Modality.AUDIO,
+    "input_values": Modality.AUDIO,
 }
 FEATURES = "mm_encoder_outputs"  # what towers and projectors made of media beforehand, by kind: `generate` does so
 
 
-SIGHT = (*(keyword for keyword, kind in MEDIA.items() if kind is not Kind.AUDIO), FEATURES)  # for the image tower
+SIGHT = (*(keyword for keyword, kind in MEDIA.items() if kind is not Modality.AUDIO), FEATURES)  # for the image tower
 
 
 def brings_media(inputs: Mapping[str, Any]) -> bool:
@@ -57,17 +57,17 @@ class Host(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Rows that stand together in the prompt: a medium, or a part of one.
+    """Tokens that stand together in the prompt: a medium, or a part of one.
 
     `goes_on`: the next piece, where it follows directly, may belong to the same medium, and nothing says whether.
     """
 
-    rows: int
+    tokens: int
     goes_on: bool = False
 
 
 class Untold(Exception):  # noqa: N818
-    """A forward's inputs do not say how its rows are divided. It never leaves this module."""
+    """A forward's inputs do not say how its tokens are divided. It never leaves this module."""
 
 
 Count = Callable[[Host, Mapping[str, Any], int], list[Piece]]
@@ -79,10 +79,10 @@ class Way:
 
     Attributes:
         count: the pieces of a batch in order, from the raw inputs and the number of placeholders found.
-        from_features: whether the rows of features made beforehand (N tensors (rows, D)) say the same.
+        from_features: whether the tokens of features made beforehand (N tensors (tokens, D)) say the same.
         parts: features come in parts (tiles), several of which may make one medium.
         lines: an image stands in lines of patches, each closed by a token that is no patch; they are the image's too.
-        spread: words may stand between the rows of one medium (the times of a film's frames); they stay text.
+        spread: words may stand between the tokens of one medium (the times of a film's frames); they stay text.
         whole_runs: the host itself takes a run of placeholders for one medium.
         fence: ids (before, behind) by which published processors fence each medium; behind None: by the first alone.
         fence_inside: the fence, and what else stands in it, is made of the host's visual vocabulary: part of the image.
@@ -99,30 +99,30 @@ class Way:
 
 
 def locate(
-    host: Host, inputs: Mapping[str, Any], kinds: Tensor, placeholders: Mapping[Kind, int], input_ids: Tensor | None
+    host: Host, inputs: Mapping[str, Any], kinds: Tensor, placeholders: Mapping[Modality, int], input_ids: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Kind and item of every row of a forward.
+    """Modality and item of every token of a forward.
 
     Args:
         host: the host.
         inputs: of the forward.
-        kinds: (B, S) values of `Kind`, as placeholders or `mm_token_type_ids` tell them.
+        kinds: (B, S) values of `Modality`, as placeholders or `mm_token_type_ids` tell them.
         placeholders: token id per kind.
         input_ids: (B, S) of the forward; None where it was given embeddings.
 
     Returns:
-        kinds (B, S), where the tokens that end an image's lines are image rows too; items (B, S), counted within each
+        kinds (B, S), where the tokens that end an image's lines are image tokens too; items (B, S), counted within each
         sample from 0 over all kinds together, -1 for text and padding, `UNKNOWN` where they cannot be told.
     """
-    found = kinds.clamp(min=int(Kind.TEXT))
+    found = kinds.clamp(min=int(Modality.TEXT))
     if input_ids is not None:
         spots = torch.zeros_like(found)
         for kind, token in placeholders.items():
             spots = torch.where(input_ids == token, int(kind), spots)
-        found = torch.where(spots == found, found, int(Kind.TEXT))
+        found = torch.where(spots == found, found, int(Modality.TEXT))
     ids = torch.full_like(kinds, -1) if input_ids is None else input_ids.to(kinds)
     kind, spot, token_ids = torch.stack([kinds, found, ids]).cpu().numpy()
-    samples = [_Sample(*rows) for rows in zip(kind, spot, token_ids, strict=True)]
+    samples = [_Sample(*tokens) for tokens in zip(kind, spot, token_ids, strict=True)]
     try:
         if input_ids is not None and not brings_media(inputs) and _stand_together(host):
             _run_by_run(samples)
@@ -137,12 +137,12 @@ def locate(
 
 
 class _Sample:
-    """One row of the batch, being divided."""
+    """One sample of the batch, being divided."""
 
-    def __init__(self, kind: Rows, spots: Rows, ids: Rows) -> None:
+    def __init__(self, kind: Tokens, spots: Tokens, ids: Tokens) -> None:
         self.given, self.kind, self.spots, self.ids = kind, kind.copy(), spots, ids
         edges = [0, *(np.flatnonzero(np.diff(spots)) + 1).tolist(), len(spots)]
-        self.runs = [(int(spots[a]), a, b) for a, b in pairwise(edges) if b > a and spots[a] > Kind.TEXT]
+        self.runs = [(int(spots[a]), a, b) for a, b in pairwise(edges) if b > a and spots[a] > Modality.TEXT]
         self.item = np.full_like(kind, -1)
         self.items = 0
         self.unknown_from = len(kind)
@@ -150,32 +150,32 @@ class _Sample:
     def forget(self) -> None:
         """Nothing is known of this sample's items."""
         self.kind = self.given
-        self.item = np.where(self.kind > Kind.TEXT, UNKNOWN, -1)
+        self.item = np.where(self.kind > Modality.TEXT, UNKNOWN, -1)
 
     def add(self, kind: int, first: int, stop: int, *, filled: bool) -> None:
-        """The next item: rows first .. stop, all of them or those that hold features of it."""
-        rows = slice(first, stop)
-        mine = np.ones(stop - first, bool) if filled else self.spots[rows] == kind
-        self.kind[rows] = np.where(mine, kind, self.kind[rows])
-        self.item[rows] = np.where(mine, self.items, self.item[rows])
+        """The next item: tokens first .. stop, all of them or those that hold features of it."""
+        tokens = slice(first, stop)
+        mine = np.ones(stop - first, bool) if filled else self.spots[tokens] == kind
+        self.kind[tokens] = np.where(mine, kind, self.kind[tokens])
+        self.item[tokens] = np.where(mine, self.items, self.item[tokens])
         self.items += 1
 
-    def doubt(self, row: int) -> None:
-        """From this row on the number of items is not known."""
-        self.unknown_from = min(self.unknown_from, row)
+    def doubt(self, place: int) -> None:
+        """From this token on the number of items is not known."""
+        self.unknown_from = min(self.unknown_from, place)
 
     def close(self) -> None:
-        """Give rows that are marked as media, but hold no features (fences), to their items; mark what is unknown."""
-        if ((self.kind > Kind.TEXT) & (self.item < 0)).any():
+        """Give tokens that are marked as media, but hold no features (fences), to their items; mark what is unknown."""
+        if ((self.kind > Modality.TEXT) & (self.item < 0)).any():
             edges = [0, *(np.flatnonzero(np.diff(self.kind)) + 1).tolist(), len(self.kind)]
             for first, stop in pairwise(edges):
-                if self.kind[first] > Kind.TEXT:
+                if self.kind[first] > Modality.TEXT:
                     self.item[first:stop] = _fences(self.item[first:stop])
-        self.item[self.unknown_from :][self.kind[self.unknown_from :] > Kind.TEXT] = UNKNOWN
+        self.item[self.unknown_from :][self.kind[self.unknown_from :] > Modality.TEXT] = UNKNOWN
 
 
-def _fences(items: Rows) -> Rows:
-    """Items of a stretch of rows where some (-1) hold no features: every item has as many before it as the first."""
+def _fences(items: Tokens) -> Tokens:
+    """Items of a stretch of tokens where some (-1) hold no features: every item has as many before it as the first."""
     told = np.flatnonzero(items >= 0)
     if not len(told):
         return np.full_like(items, UNKNOWN)
@@ -192,13 +192,13 @@ def _fences(items: Rows) -> Rows:
 
 
 def _divide(host: Host, inputs: Mapping[str, Any], samples: Sequence[_Sample]) -> None:
-    rows: dict[int, int] = {}
+    tokens: dict[int, int] = {}
     for sample in samples:
         for kind, first, stop in sample.runs:
-            rows[kind] = rows.get(kind, 0) + stop - first
-    ways = {kind: _way(host, Kind(kind)) for kind in rows}
+            tokens[kind] = tokens.get(kind, 0) + stop - first
+    ways = {kind: _way(host, Modality(kind)) for kind in tokens}
     try:
-        supply = {kind: deque(_pieces(host, ways[kind], inputs, Kind(kind), rows[kind])) for kind in rows}
+        supply = {kind: deque(_pieces(host, ways[kind], inputs, Modality(kind), tokens[kind])) for kind in tokens}
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise Untold from error  # inputs that this arithmetic was not written for; the host itself judges them
     for sample in samples:
@@ -230,7 +230,7 @@ def _walk(host: Host, ways: Mapping[int, Way], supply: Mapping[int, deque[Piece]
             continue
         while start < stop:
             piece, first = _take(pieces), start
-            index, start, stop, broken = _lay(way, sample, index, start, piece.rows)
+            index, start, stop, broken = _lay(way, sample, index, start, piece.tokens)
             if piece.goes_on and start < stop:
                 sample.doubt(first)
             last = start
@@ -240,38 +240,38 @@ def _walk(host: Host, ways: Mapping[int, Way], supply: Mapping[int, deque[Piece]
         index += 1
 
 
-def _lay(way: Way, sample: _Sample, index: int, start: int, rows: int) -> tuple[int, int, int, bool]:
-    """Lay `rows` rows from `start` in run `index` on: the run and row behind them, and whether they are in lines."""
+def _lay(way: Way, sample: _Sample, index: int, start: int, tokens: int) -> tuple[int, int, int, bool]:
+    """Lay `tokens` tokens from `start` in run `index` on: the run and token behind, and if they are in lines."""
     kind, _, stop = sample.runs[index]
     lengths = []
-    while rows > stop - start:
+    while tokens > stop - start:
         lengths.append(stop - start)
-        rows -= stop - start
+        tokens -= stop - start
         index += 1
         if index == len(sample.runs) or sample.runs[index][0] != kind or not (way.lines or way.spread):
             raise Untold
         if way.lines and sample.runs[index][1] != stop + 1:
             raise Untold
         _, start, stop = sample.runs[index]
-    lengths.append(rows)
+    lengths.append(tokens)
     if way.lines and len(set(lengths)) > 1:
         raise Untold
-    return index, start + rows, stop, len(lengths) > 1
+    return index, start + tokens, stop, len(lengths) > 1
 
 
-def _line_ends(host: Host, sample: _Sample, row: int, broken: bool) -> bool:
-    """Whether this row closes an image's last line.
+def _line_ends(host: Host, sample: _Sample, place: int, broken: bool) -> bool:
+    """Whether this token closes an image's last line.
 
     An image of one line shows no structure: there the token itself must be that of Mistral's tokenizers, in which
     [IMG], [IMG_BREAK] and [IMG_END] are 10, 12 and 13.
     """
-    if row == len(sample.kind) or sample.kind[row] < Kind.TEXT:
+    if place == len(sample.kind) or sample.kind[place] < Modality.TEXT:
         return False
-    return broken or sample.ids[row] == host.config.image_token_id + 3
+    return broken or sample.ids[place] == host.config.image_token_id + 3
 
 
 def _fenced(host: Host, way: Way, sample: _Sample, index: int) -> tuple[int, int, int] | None:
-    """(first row, row behind, next run) of the item that begins at run `index`, where something marks its ends."""
+    """(first token, token behind, next run) of the item that begins at run `index`, where something marks its ends."""
     _, start, stop = sample.runs[index]
     if way.whole_runs:
         return start, stop, index + 1
@@ -297,29 +297,29 @@ def _fenced(host: Host, way: Way, sample: _Sample, index: int) -> tuple[int, int
 def _take(pieces: deque[Piece]) -> Piece:
     while pieces:
         piece = pieces.popleft()
-        if piece.rows:
+        if piece.tokens:
             return piece
     raise Untold
 
 
-def _take_exactly(pieces: deque[Piece], rows: int) -> None:
-    while rows > 0:
-        rows -= _take(pieces).rows
-    if rows:
+def _take_exactly(pieces: deque[Piece], tokens: int) -> None:
+    while tokens > 0:
+        tokens -= _take(pieces).tokens
+    if tokens:
         raise Untold
 
 
-# -- rows per piece, family by family -----------------------------------------------------------------------------
+# -- tokens per piece, family by family -----------------------------------------------------------------------------
 
 
-def _way(host: Host, kind: Kind) -> Way:
-    fixed = (getattr(host.config, "rows_per_item", None) or {}).get(kind.name.lower())
+def _way(host: Host, kind: Modality) -> Way:
+    fixed = (getattr(host.config, "tokens_per_item", None) or {}).get(kind.name.lower())
     if fixed:
-        return Way(lambda host, inputs, rows: _alike(rows, fixed), from_features=False)
+        return Way(lambda host, inputs, tokens: _alike(tokens, fixed), from_features=False)
     return _family(host).get(kind, Way(_only_one(kind), from_features=False))
 
 
-def _family(host: Host) -> Mapping[Kind, Way]:
+def _family(host: Host) -> Mapping[Modality, Way]:
     name = host.config.model_type
     if name == "llava" and host.config.vision_config.model_type == "pixtral":
         name = "llava, pixtral"
@@ -332,21 +332,21 @@ def _stand_together(host: Host) -> bool:
     return bool(ways) and not any(way.lines or way.spread for way in ways)
 
 
-def _pieces(host: Host, way: Way, inputs: Mapping[str, Any], kind: Kind, rows: int) -> list[Piece]:
+def _pieces(host: Host, way: Way, inputs: Mapping[str, Any], kind: Modality, tokens: int) -> list[Piece]:
     made = _made(inputs, kind)
     if made is None or not way.from_features:
-        return way.count(host, inputs, rows)
+        return way.count(host, inputs, tokens)
     return [Piece(feature.shape[:-1].numel(), way.parts) for feature in made]
 
 
-def _made(inputs: Mapping[str, Any], kind: Kind) -> Sequence[Tensor] | None:
-    """The features of each medium (rows, D), where they were made beforehand."""
+def _made(inputs: Mapping[str, Any], kind: Modality) -> Sequence[Tensor] | None:
+    """The features of each medium (tokens, D), where they were made beforehand."""
     output = (inputs.get(FEATURES) or {}).get(kind.name.lower())
     if output is None:
         return None
     features = output.pooler_output
     if len(features) == 1 and getattr(output, "last_hidden_state", None) is None:
-        raise Untold  # a prompt read in chunks: transformers hands over all rows of a chunk as one
+        raise Untold  # a prompt read in chunks: transformers hands over all tokens of a chunk as one
     return features
 
 
@@ -357,39 +357,39 @@ def _given(inputs: Mapping[str, Any], *names: str) -> Any:
     return value
 
 
-def _alike(rows: int, each: int) -> list[Piece]:
-    if rows % each:
+def _alike(tokens: int, each: int) -> list[Piece]:
+    if tokens % each:
         raise Untold
-    return [Piece(each)] * (rows // each)
+    return [Piece(each)] * (tokens // each)
 
 
 def _pieces_of(counts: Tensor) -> list[Piece]:
-    return [Piece(rows) for rows in counts.tolist()]
+    return [Piece(tokens) for tokens in counts.tolist()]
 
 
 def _equal(*names: str, parts: bool = False) -> Count:
-    """All N media, the first dimension of what `names` bring, take equally many rows.
+    """All N media, the first dimension of what `names` bring, take equally many tokens.
 
     A host whose prompts hold another number of placeholders refuses them itself.
     """
 
-    def count(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+    def count(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
         n = len(_given(inputs, *names))
-        if not n or rows % n:
+        if not n or tokens % n:
             raise Untold
-        return [Piece(rows // n, parts)] * n
+        return [Piece(tokens // n, parts)] * n
 
     return count
 
 
-def _only_one(kind: Kind) -> Count:
+def _only_one(kind: Modality) -> Count:
     """Of a host that the table does not know: nothing is told, unless there is but one medium."""
 
-    def count(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+    def count(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
         made = _made(inputs, kind)
         if len(_given(inputs, *(name for name in MEDIA if MEDIA[name] is kind)) if made is None else made) != 1:
             raise Untold
-        return [Piece(rows)]
+        return [Piece(tokens)]
 
     return count
 
@@ -398,9 +398,9 @@ _PICTURES = ("pixel_values", "pixel_values_images")
 
 
 def _patches(merge: Callable[[Any], int]) -> Count:
-    """Images of any size in whole patches: height times width over the side of what becomes one row."""
+    """Images of any size in whole patches: height times width over the side of what becomes one token."""
 
-    def count(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+    def count(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
         pixels = _given(inputs, "pixel_values")
         sizes = inputs.get("image_sizes")
         side = host.config.vision_config.patch_size * merge(host.config)
@@ -413,7 +413,7 @@ def _patches(merge: Callable[[Any], int]) -> Count:
     return count
 
 
-def _tiled(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+def _tiled(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
     """LLaVA-NeXT and its kin: the host's own packing, done on tensors that hold nothing."""
     from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
@@ -445,17 +445,17 @@ def _tiled(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
 
 
 def _grid(names: str, merge: Callable[[Host, Mapping[str, Any]], Any]) -> Count:
-    """Qwen-VL and its kin: frames times height times width in patches, of which `merge` squared become one row."""
+    """Qwen-VL and its kin: frames times height times width in patches, of which `merge` squared become one token."""
 
-    def count(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+    def count(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
         return _pieces_of(_given(inputs, names).prod(dim=-1) // merge(host, inputs) ** 2)
 
     return count
 
 
-def _compressed_films(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
-    """VideoLLaMA 3 leaves out rows of frames that changed little."""
-    made = _made(inputs, Kind.VIDEO)
+def _compressed_films(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
+    """VideoLLaMA 3 leaves out tokens of frames that changed little."""
+    made = _made(inputs, Modality.VIDEO)
     if made is None:
         counts = _given(inputs, "video_grid_thw").prod(dim=-1) // _given(inputs, "video_merge_sizes") ** 2
         sizes = counts.tolist()
@@ -467,17 +467,17 @@ def _compressed_films(host: Host, inputs: Mapping[str, Any], rows: int) -> list[
     return _pieces_of(torch.stack([film.sum() for film in kept.split(sizes)]))
 
 
-def _films(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+def _films(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
     """Video-LLaVA: features come frame by frame; raw films are counted, of features a film's length is known."""
-    if _made(inputs, Kind.VIDEO) is None:
-        return _equal("pixel_values_videos")(host, inputs, rows)
-    return _alike(rows, host.config.video_seq_length)
+    if _made(inputs, Modality.VIDEO) is None:
+        return _equal("pixel_values_videos")(host, inputs, tokens)
+    return _alike(tokens, host.config.video_seq_length)
 
 
 def _whisper_windows(mask: str, *, windows: bool) -> Count:
     """Sounds through a Whisper-like tower; where these are `windows`, a full one may be continued by the next."""
 
-    def count(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+    def count(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
         frames = _given(inputs, mask).sum(dim=-1).to(torch.int64)
         _, lengths = host.backbone.audio_tower._get_feat_extract_output_lengths(frames)
         full = 2 * host.config.audio_config.max_source_positions if windows else None
@@ -487,15 +487,15 @@ def _whisper_windows(mask: str, *, windows: bool) -> Count:
     return count
 
 
-def _glm_windows(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
-    """GLM-ASR's two convolutions (kernel 3, strides 1 and 2), then four frames to a row."""
+def _glm_windows(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
+    """GLM-ASR's two convolutions (kernel 3, strides 1 and 2), then four frames to a token."""
     frames = _given(inputs, "input_features_mask").sum(dim=-1).to(torch.int64)
     lengths = ((frames - 1) // 2 + 1 - 4) // 4 + 1
     full = 2 * host.config.audio_config.max_position_embeddings
     return [Piece(length, frame >= full) for length, frame in torch.stack([lengths, frames], dim=-1).tolist()]
 
 
-def _chunked_sounds(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+def _chunked_sounds(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
     """Qwen3-ASR: each chunk of frames passes three convolutions of stride 2 by itself."""
     mask = _given(inputs, "input_features_mask")
     frames = mask.unflatten(-1, (-1, 2 * host.config.audio_config.n_window)).sum(dim=-1).to(torch.int64)
@@ -504,7 +504,7 @@ def _chunked_sounds(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Pi
     return _pieces_of(frames.sum(dim=-1))
 
 
-def _rejoined_windows(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+def _rejoined_windows(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
     """MOSS: the lengths of the raw sounds say how many windows each was cut into."""
     merge = host.config.audio_merge_size
     convolved = (_given(inputs, "input_features_mask").sum(dim=-1).to(torch.int64) - 1) // 2 + 1
@@ -520,17 +520,17 @@ def _rejoined_windows(host: Host, inputs: Mapping[str, Any], rows: int) -> list[
     return counts
 
 
-def _valid_frames(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+def _valid_frames(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
     return _pieces_of(_given(inputs, "input_features_mask").sum(dim=-1).to(torch.int64))
 
 
 def _waves(length: Callable[[Host, Tensor], Tensor]) -> Count:
     """Raw waves (N, ..., samples); without a mask all are of one length."""
 
-    def count(host: Host, inputs: Mapping[str, Any], rows: int) -> list[Piece]:
+    def count(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
         mask = inputs.get("padding_mask")
         if mask is None:
-            return _equal("input_values")(host, inputs, rows)
+            return _equal("input_values")(host, inputs, tokens)
         return _pieces_of(length(host, mask.sum(dim=-1).to(torch.int64)).flatten())
 
     return count
@@ -559,50 +559,50 @@ def _indicators(config: Any) -> tuple[int, int]:
     return config.visual_indicator_token_ids[0], config.visual_indicator_token_ids[-1]
 
 
-_ONE_SIZE = {Kind.IMAGE: Way(_equal(*_PICTURES))}
-_TILES = {Kind.IMAGE: Way(_equal("pixel_values", parts=True), parts=True, fence=_img_tokens)}
-_MERGED = {Kind.IMAGE: Way(_patches(lambda config: config.spatial_merge_size), lines=True)}
+_ONE_SIZE = {Modality.IMAGE: Way(_equal(*_PICTURES))}
+_TILES = {Modality.IMAGE: Way(_equal("pixel_values", parts=True), parts=True, fence=_img_tokens)}
+_MERGED = {Modality.IMAGE: Way(_patches(lambda config: config.spatial_merge_size), lines=True)}
 _GRID = {
     kind: Way(_grid(name, lambda host, inputs: host.config.vision_config.spatial_merge_size))
-    for kind, name in ((Kind.IMAGE, "image_grid_thw"), (Kind.VIDEO, "video_grid_thw"))
+    for kind, name in ((Modality.IMAGE, "image_grid_thw"), (Modality.VIDEO, "video_grid_thw"))
 }
 
-# host config.model_type -> kind -> how its media take their rows (seen in transformers 5.23.0 and 5.24.0)
-_FAMILIES: Mapping[str, Mapping[Kind, Way]] = {
+# host config.model_type -> kind -> how its media take their tokens (seen in transformers 5.23.0 and 5.24.0)
+_FAMILIES: Mapping[str, Mapping[Modality, Way]] = {
     "llava": _ONE_SIZE,
-    "llava, pixtral": {Kind.IMAGE: Way(_patches(lambda config: 1), lines=True)},
+    "llava, pixtral": {Modality.IMAGE: Way(_patches(lambda config: 1), lines=True)},
     "vipllava": _ONE_SIZE,
     "paligemma": _ONE_SIZE,
     "gemma3": _ONE_SIZE,
     "janus": _ONE_SIZE,
     "deepseek_vl": _ONE_SIZE,
     "deepseek_vl_hybrid": _ONE_SIZE,
-    "video_llava": {**_ONE_SIZE, Kind.VIDEO: Way(_films, from_features=False)},
-    "llava_next": {Kind.IMAGE: Way(_tiled)},
-    "llava_next_video": {Kind.IMAGE: Way(_tiled), Kind.VIDEO: Way(_equal("pixel_values_videos"))},
-    "llava_onevision": {Kind.IMAGE: Way(_tiled), Kind.VIDEO: Way(_equal("pixel_values_videos"))},
+    "video_llava": {**_ONE_SIZE, Modality.VIDEO: Way(_films, from_features=False)},
+    "llava_next": {Modality.IMAGE: Way(_tiled)},
+    "llava_next_video": {Modality.IMAGE: Way(_tiled), Modality.VIDEO: Way(_equal("pixel_values_videos"))},
+    "llava_onevision": {Modality.IMAGE: Way(_tiled), Modality.VIDEO: Way(_equal("pixel_values_videos"))},
     "mistral3": _MERGED,
     "lighton_ocr": _MERGED,
     "qwen2_vl": _GRID,
     "qwen2_5_vl": _GRID,
     "video_llama_3": {
-        Kind.IMAGE: Way(_grid("image_grid_thw", lambda host, inputs: _given(inputs, "image_merge_sizes"))),
-        Kind.VIDEO: Way(_compressed_films, from_features=False, spread=True),
+        Modality.IMAGE: Way(_grid("image_grid_thw", lambda host, inputs: _given(inputs, "image_merge_sizes"))),
+        Modality.VIDEO: Way(_compressed_films, from_features=False, spread=True),
     },
     "internvl": _TILES,
     "qianfan_ocr": _TILES,
     "got_ocr2": _TILES,
     "ovis2": {
-        Kind.IMAGE: Way(_equal("pixel_values", parts=True), parts=True, fence=_indicators, fence_inside=True),
+        Modality.IMAGE: Way(_equal("pixel_values", parts=True), parts=True, fence=_indicators, fence_inside=True),
     },
-    "qwen2_audio": {Kind.AUDIO: Way(_whisper_windows("feature_attention_mask", windows=False))},
-    "audioflamingo3": {Kind.AUDIO: Way(_whisper_windows("input_features_mask", windows=True))},
-    "musicflamingo": {Kind.AUDIO: Way(_whisper_windows("input_features_mask", windows=True), whole_runs=True)},
-    "voxtral": {Kind.AUDIO: Way(_equal("input_features", parts=True), fence=_begin_audio)},
-    "glmasr": {Kind.AUDIO: Way(_glm_windows)},
-    "qwen3_asr": {Kind.AUDIO: Way(_chunked_sounds)},
-    "moss_transcribe_diarize": {Kind.AUDIO: Way(_rejoined_windows, spread=True)},
-    "fun_asr_nano": {Kind.AUDIO: Way(_valid_frames)},
-    "omniasr": {Kind.AUDIO: Way(_waves(_subsampled))},
-    "vibevoice_asr": {Kind.AUDIO: Way(_waves(_hops))},
+    "qwen2_audio": {Modality.AUDIO: Way(_whisper_windows("feature_attention_mask", windows=False))},
+    "audioflamingo3": {Modality.AUDIO: Way(_whisper_windows("input_features_mask", windows=True))},
+    "musicflamingo": {Modality.AUDIO: Way(_whisper_windows("input_features_mask", windows=True), whole_runs=True)},
+    "voxtral": {Modality.AUDIO: Way(_equal("input_features", parts=True), fence=_begin_audio)},
+    "glmasr": {Modality.AUDIO: Way(_glm_windows)},
+    "qwen3_asr": {Modality.AUDIO: Way(_chunked_sounds)},
+    "moss_transcribe_diarize": {Modality.AUDIO: Way(_rejoined_windows, spread=True)},
+    "fun_asr_nano": {Modality.AUDIO: Way(_valid_frames)},
+    "omniasr": {Modality.AUDIO: Way(_waves(_subsampled))},
+    "vibevoice_asr": {Modality.AUDIO: Way(_waves(_hops))},
 }

@@ -8,7 +8,7 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast, SiglipImagePro
 
 from alula.data import Place, Sample
 
-ROWS_PER_IMAGE = 16  # 32 px in patches of 8
+TOKENS_PER_IMAGE = 16  # 32 px in patches of 8
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"

@@ -41,7 +41,7 @@ from alula.data import (
 )
 from alula.errors import DataError, UsageError
 from alula.hosts import build_host
-from tests.data.conftest import ROWS_PER_IMAGE, STRING_TEMPLATE, TEMPLATE, ListSource, chat, say
+from tests.data.conftest import STRING_TEMPLATE, TEMPLATE, TOKENS_PER_IMAGE, ListSource, chat, say
 
 RED, BLUE = Image.new("RGB", (9, 5), "red"), Image.new("RGB", (32, 32), "blue")
 
@@ -52,7 +52,7 @@ def expected(sample: Sample, tokenizer) -> tuple[list[int], list[int]]:
     for message in sample.messages:
         text += f"<|im_start|>{message['role']}\n"
         said = "".join(
-            part["text"] if part["type"] == "text" else "<image>" * ROWS_PER_IMAGE for part in message["content"]
+            part["text"] if part["type"] == "text" else "<image>" * TOKENS_PER_IMAGE for part in message["content"]
         )
         if message["role"] == "assistant":
             answers.append((len(text), len(text) + len(said) + len("<|im_end|>")))
@@ -365,7 +365,7 @@ def test_placeholders_written_as_words_are_text(processor, tokenizer) -> None:
         text = message["content"][-1]["text"]
         opened = read(f"{message['role']}\n")["input_ids"]
         if number == 0:
-            said = [processor.image_token_id] * ROWS_PER_IMAGE + read(text)["input_ids"]
+            said = [processor.image_token_id] * TOKENS_PER_IMAGE + read(text)["input_ids"]
         else:
             both = read(f"{message['role']}\n{text}")["input_ids"]
             assert both[: len(opened)] == opened
@@ -377,7 +377,7 @@ def test_placeholders_written_as_words_are_text(processor, tokenizer) -> None:
     batch = Collator(processor)([other, sample])
     assert batch["input_ids"][1].tolist() == ids
     assert batch["labels"][1].tolist() == labels
-    assert batch["mm_token_type_ids"][1].sum() == ROWS_PER_IMAGE
+    assert batch["mm_token_type_ids"][1].sum() == TOKENS_PER_IMAGE
     alone = Collator(processor)([other])
     assert torch.equal(batch["input_ids"][0, : alone["input_ids"].shape[1]], alone["input_ids"][0])
     prompt = Collator(processor, train=False)([chat("an <image>?")])

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 import alula
-from alula import RowMap, WingsConfig
+from alula import TokenMap, WingsConfig
 from alula.grafts import Graft
 from alula.seam import find
 from tests import zoo
 
 CONFIGS: dict[str, WingsConfig] = {
     "mass": WingsConfig(rank=4, router="mass"),
-    "attention": WingsConfig(rank=3, router="attention", router_rows=96),
+    "attention": WingsConfig(rank=3, router="attention", router_tokens=96),
     "constant": WingsConfig(rank=4, router="constant", query="block_input"),
-    "paper": WingsConfig(rank=4, router="attention", router_rows=96, gate="paper", query="block_input", gain=2.0),
+    "paper": WingsConfig(rank=4, router="attention", router_tokens=96, gate="paper", query="block_input", gain=2.0),
     "no rope": WingsConfig(rank=4, router="mass", rope=False, gate="paper"),
     "normalized": WingsConfig(rank=4, router="mass", normalize=True),
     "keys kept": WingsConfig(rank=4, router="mass", cache="keys"),
@@ -61,25 +61,25 @@ def grafted(
     return model, wake(alula.attach(model, settings, name))
 
 
-def row_map(inputs: dict[str, Tensor]) -> RowMap:
-    """The map of zoo inputs: placeholders are image rows, also in text decoders that know no images."""
-    return RowMap.from_kinds((inputs["input_ids"] == zoo.IMAGE).long(), inputs.get("attention_mask"))
+def token_map(inputs: dict[str, Tensor]) -> TokenMap:
+    """The map of zoo inputs: placeholders are image tokens, also in text decoders that know no images."""
+    return TokenMap.from_modalities((inputs["input_ids"] == zoo.IMAGE).long(), inputs.get("attention_mask"))
 
 
 def run(model: Any, model_name: str, inputs: dict[str, Any], **options: Any) -> Tensor:
-    """Logits (B, S, V). A text decoder with a seam is told which rows are images."""
-    if model_name in zoo.TEXT and find(model) is not None and "row_map" not in options:
-        options["row_map"] = row_map(inputs)
+    """Logits (B, S, V). A text decoder with a seam is told which tokens are images."""
+    if model_name in zoo.TEXT and find(model) is not None and "token_map" not in options:
+        options["token_map"] = token_map(inputs)
     with torch.no_grad():
         return model(**inputs, **options).logits
 
 
 @contextmanager
-def prompt_rows(model: Any, model_name: str, inputs: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, `generate` on a text decoder with a seam takes the prompt's placeholders for image rows."""
+def prompt_tokens(model: Any, model_name: str, inputs: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, `generate` on a text decoder with a seam takes the prompt's placeholders for image tokens."""
     seam = find(model)
     if model_name in zoo.TEXT and seam is not None:
-        with seam.given_rows(row_map(inputs)):
+        with seam.given_tokens(token_map(inputs)):
             yield
     else:
         yield

@@ -1,4 +1,4 @@
-"""No row hears the future, its neighbours in the batch, or padding; images may stand anywhere."""
+"""No token hears the future, its neighbours in the batch, or padding; images may stand anywhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests import zoo
-from tests.grafts.common import CONFIGS, covering, grafted, row_map, run, true_positions, with_ids
+from tests.grafts.common import CONFIGS, covering, grafted, run, token_map, true_positions, with_ids
 
 LAYOUTS = {
     "one": "3I4",
@@ -23,7 +23,7 @@ LAYOUTS = {
 
 
 def _perturbed(host: str, inputs: dict[str, Any], cut: int, seed: int = 7) -> dict[str, Any]:
-    """The inputs with every row after `cut` changed: other tokens, other pixels of images that start after it."""
+    """The inputs with every token after `cut` changed: other tokens, other pixels of images that start after it."""
     ids = inputs["input_ids"].clone()
     later = torch.arange(ids.shape[1]) > cut
     fixed = torch.isin(ids, torch.tensor([zoo.IMAGE, zoo.PAD, 57, 58]))
@@ -31,15 +31,15 @@ def _perturbed(host: str, inputs: dict[str, Any], cut: int, seed: int = 7) -> di
     changed = with_ids(inputs, torch.where(later & ~fixed, fresh, ids))
     if host in zoo.HOSTS and "pixel_values" in inputs:
         other = zoo.pixels(host, _images(inputs), seed)["pixel_values"]
-        rows = (ids == zoo.IMAGE).nonzero()[:, 1].view(-1, zoo.ROWS_PER_IMAGE)
-        starts_later = (rows[:, 0] > cut).repeat_interleave(len(other) // len(rows))
+        tokens = (ids == zoo.IMAGE).nonzero()[:, 1].view(-1, zoo.TOKENS_PER_IMAGE)
+        starts_later = (tokens[:, 0] > cut).repeat_interleave(len(other) // len(tokens))
         shape = (-1,) + (1,) * (other.dim() - 1)
         changed["pixel_values"] = torch.where(starts_later.view(shape), other, inputs["pixel_values"])
     return changed
 
 
 def _images(inputs: dict[str, Any]) -> int:
-    return int((inputs["input_ids"] == zoo.IMAGE).sum()) // zoo.ROWS_PER_IMAGE
+    return int((inputs["input_ids"] == zoo.IMAGE).sum()) // zoo.TOKENS_PER_IMAGE
 
 
 @pytest.mark.parametrize("layout", ["2I3I2", "I5"])
@@ -51,7 +51,7 @@ def test_no_future_influence(host: str, config: str, layout: str) -> None:
     length = inputs["input_ids"].shape[1]
     for cut in range(0, length - 1, 2):
         changed = run(model, host, _perturbed(host, inputs, cut))
-        assert torch.equal(changed[:, : cut + 1], whole[:, : cut + 1]), f"row {cut} or before heard a later one"
+        assert torch.equal(changed[:, : cut + 1], whole[:, : cut + 1]), f"token {cut} or before heard a later one"
     assert not torch.allclose(changed[:, -1], whole[:, -1], atol=1e-4)
 
 
@@ -72,7 +72,7 @@ def test_a_prefix_does_not_know_how_the_input_goes_on(host: str, config: str) ->
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("host", "config"), covering(zoo.ALL, list(CONFIGS)))
 def test_batches_with_padding_equal_single_runs(host: str, config: str, side: str) -> None:
-    """Image rows, text rows, padding on either side: every sample as if it were alone."""
+    """Image tokens, text tokens, padding on either side: every sample as if it were alone."""
     model, _ = grafted(host, config)
     layouts = ("3I4", "6", "I2I1", "2II")
     inputs = zoo.batch(host, *layouts, side=side)
@@ -96,10 +96,10 @@ def test_batches_with_padding_equal_single_runs(host: str, config: str, side: st
     ("host", "config"), covering(("llava-llama", "llava-gemma3", "qwen2_5_vl", "gemma2"), ["mass", "paper"], 2)
 )
 def test_images_anywhere_are_heard(host: str, config: str, layout: str) -> None:
-    """From its first row on each image changes what the model says, beyond what the host alone makes of it."""
+    """From its first token on each image changes what the model says, beyond what the host alone makes of it."""
     model, graft = grafted(host, config)
     inputs = zoo.batch(host, layout)
-    seen = row_map(inputs).has_seen
+    seen = token_map(inputs).has_seen
     with graft.disabled():
         plain = run(model, host, inputs)
     difference = (run(model, host, inputs) - plain).abs().amax(dim=-1)
@@ -108,7 +108,7 @@ def test_images_anywhere_are_heard(host: str, config: str, layout: str) -> None:
 
 
 def test_visual_learner_hears_each_image_from_its_place_on() -> None:
-    """With the host's own attention cut off, what a row says depends on exactly the images at or before it."""
+    """With the host's own attention cut off, what a token says depends on exactly the images at or before it."""
     model, _ = grafted("llava-llama", "visual")
     for layer in model.model.language_model.layers:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
@@ -119,7 +119,7 @@ def test_visual_learner_hears_each_image_from_its_place_on() -> None:
         changed = {**inputs, "pixel_values": pixels.index_fill(0, torch.tensor([image]), 0.5)}
         difference = (run(model, "llava-llama", changed) - whole).abs().amax(dim=-1)[0]
         assert (difference[:start] == 0).all()
-        assert (difference[start + zoo.ROWS_PER_IMAGE :] > 1e-4).all()
+        assert (difference[start + zoo.TOKENS_PER_IMAGE :] > 1e-4).all()
 
 
 def test_textual_learner_has_no_image_keys() -> None:

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import alula
-from alula import Role, RowMap, WingsConfig
+from alula import Role, TokenMap, WingsConfig
 from alula.errors import UsageError
 from tests import zoo
 from tests.grafts.common import CONFIGS, EXACT, covering, grafted, run, wake
@@ -26,7 +26,7 @@ def _other(host: str, implementation: str) -> Any:
 
 def test_without_roles_no_system_prompt_can_be_left_out() -> None:
     model, _ = grafted("llama", WingsConfig(rank=4, gate="paper", system_keys=False))
-    with pytest.raises(UsageError, match="nothing says which rows"):
+    with pytest.raises(UsageError, match="nothing says which tokens"):
         model(**zoo.batch("llama", "6"))
 
 
@@ -118,8 +118,8 @@ def test_other_attention_than_sdpa_is_the_hosts_own(host: str, implementation: s
         ours = [run(model, host, inputs) for inputs in batches]
         for inputs, expected, logits in zip(batches, plain, ours, strict=True):
             texts = ~(inputs["input_ids"] == zoo.IMAGE).any(dim=1)
-            rows = inputs["attention_mask"].bool() & texts[:, None]
-            assert torch.equal(logits[rows], expected[rows])
+            tokens = inputs["attention_mask"].bool() & texts[:, None]
+            assert torch.equal(logits[tokens], expected[tokens])
             assert bool(texts.all()) or not torch.allclose(logits[~texts], expected[~texts], atol=1e-3)
         with graft.disabled():
             assert all(torch.equal(run(model, host, i), expected) for i, expected in zip(batches, plain, strict=True))
@@ -213,21 +213,21 @@ def test_system_rows_can_be_left_out() -> None:
             ids = torch.tensor([zoo.prompt("9")])
             ids[0, :3] = torch.tensor(zoo.prompt("3", seed=10 + seed))
             roles = torch.tensor([[Role.SYSTEM] * 3 + [Role.USER] * (length - 3)])
-            rows = RowMap.from_kinds(torch.zeros(1, length, dtype=torch.long), roles=roles)
+            tokens = TokenMap.from_modalities(torch.zeros(1, length, dtype=torch.long), roles=roles)
             said: list[torch.Tensor] = []
             handle = attention.register_forward_hook(lambda m, a, o, said=said: said.append(o[0]))
             with torch.no_grad():
-                model(ids, row_map=rows)
+                model(ids, token_map=tokens)
             handle.remove()
             with alula.grafts_of(model)["wings"].disabled():
                 handle = attention.register_forward_hook(lambda m, a, o, said=said: said.append(o[0]))
                 with torch.no_grad():
-                    model(ids, row_map=rows)
+                    model(ids, token_map=tokens)
                 handle.remove()
             voices[system_keys, seed] = said[0] - said[1]
     assert voices[True, 1][:, :3].abs().max() > 1e-2
     assert voices[False, 1][:, :3].abs().max() == 0
-    # rows after the system prompt: their own stream changes with the main branch, so only presence is checked here;
+    # tokens after the system prompt: their own stream changes with the main branch, so only presence is checked here;
     # the values are checked against the loops in test_reference
     assert voices[False, 1][:, 3:].abs().max() > 1e-2
 

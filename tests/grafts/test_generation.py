@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import CompileConfig, DynamicCache
 
 import alula
-from alula import RowMap, WingsConfig
+from alula import TokenMap, WingsConfig
 from alula.errors import AlulaError
 from alula.probes import AttentionShift
-from alula.seam import NAME, RowCache
+from alula.seam import NAME, TokenCache
 from alula.seam.dialect import cache_keyword, cache_of_output
-from alula.seam.forward import Shelf
+from alula.seam.forward import GraftCacheLayer
 from tests import zoo
-from tests.grafts.common import CONFIGS, covering, grafted, prompt_rows, row_map, run, wake
+from tests.grafts.common import CONFIGS, covering, grafted, prompt_tokens, run, token_map, wake
 
 CACHE = cache_keyword()
 
@@ -36,7 +36,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 def _generate(model: Any, host: str, inputs: dict[str, Tensor], **options: Any) -> Any:
     torch.manual_seed(0)
-    with prompt_rows(model, host, inputs):
+    with prompt_tokens(model, host, inputs):
         return model.generate(
             **inputs, max_new_tokens=TOKENS, output_logits=True, return_dict_in_generate=True, **options
         )
@@ -127,7 +127,7 @@ def test_assisted_decoding_equals_greedy(host: str, config: str, assistant: str)
     drafts = {"own host": host, "text model": host.removeprefix("llava-")}
     helper = zoo.build(drafts[assistant], seed=5) if assistant in drafts else copy.deepcopy(model)
     inputs = zoo.batch(host, "3I3")
-    with prompt_rows(helper, host, inputs):
+    with prompt_tokens(helper, host, inputs):
         assisted = _generate(model, host, inputs, do_sample=False, assistant_model=helper)
     _same(assisted, _generate(model, host, inputs, do_sample=False))
 
@@ -166,7 +166,7 @@ def test_a_second_turn_on_a_kept_cache(host: str, config: str, second: str) -> N
         )
         options["position_ids"] = positions[..., known:]
     if host in zoo.TEXT:
-        options["row_map"] = row_map({"input_ids": rest["input_ids"]})
+        options["token_map"] = token_map({"input_ids": rest["input_ids"]})
     continued = run(model, host, rest, **{CACHE: cache}, **options)
     torch.testing.assert_close(continued, expected[:, known:], atol=1e-4, rtol=1e-4)
 
@@ -201,15 +201,15 @@ def test_chunked_prefill(host: str, config: str, cuts: tuple[int, ...]) -> None:
     """The prompt in pieces, cut anywhere, also inside an image."""
     model, _ = grafted(host, config)
     inputs = zoo.batch(host, "3I2I2", "9I2")
-    rows = row_map(inputs)
+    tokens = token_map(inputs)
     whole = run(model, host, inputs)
     pieces, cache = [], None
     length = inputs["input_ids"].shape[1]
     for start, stop in zip((0, *cuts), (*cuts, length), strict=True):
         chunk = {"input_ids": inputs["input_ids"][:, start:stop], "attention_mask": inputs["attention_mask"][:, :stop]}
-        kinds = type(rows).from_kinds(rows.kind[:, start:stop])
+        kinds = type(tokens).from_modalities(tokens.kind[:, start:stop])
         with torch.no_grad():
-            out = model(**chunk, row_map=kinds, **{CACHE: cache}, use_cache=True)
+            out = model(**chunk, token_map=kinds, **{CACHE: cache}, use_cache=True)
         pieces.append(out.logits)
         cache = cache_of_output(out)
     valid = inputs["attention_mask"].bool()
@@ -260,14 +260,14 @@ def test_under_autocast_short_and_long_forwards_agree() -> None:
 
 @pytest.mark.parametrize("cache", ["factors", "keys"])
 def test_what_a_layer_keeps_per_row(cache: str) -> None:
-    """Learner memory: the input rows, shared by all layers, and per layer 2 r numbers, or a key and r."""
+    """Learner memory: the input tokens, shared by all layers, and per layer 2 r numbers, or a key and r."""
     model, graft = grafted("llava-llama", WingsConfig(rank=4, cache=cache))
     inputs = zoo.batch("llava-llama", "3I2", "5")
     kept = cache_of_output(_generate(model, "llava-llama", inputs, num_beams=2, do_sample=False))
     length = inputs["input_ids"].shape[1] + TOKENS - 1
-    rows, shelf = RowCache.of(kept), Shelf.of(kept)["wings"]
-    assert rows is not None
-    assert rows.inputs.shape == (4, length, 32)
+    tokens, shelf = TokenCache.of(kept), GraftCacheLayer.of(kept)["wings"]
+    assert tokens is not None
+    assert tokens.inputs.shape == (4, length, 32)
     assert shelf.keys.shape == ((4, 2, length, 4) if cache == "factors" else (4, 2 * 4, length, 8))
     assert shelf.values.shape == (4, 2, length, graft.config.rank)
 
@@ -286,10 +286,10 @@ def test_text_first_and_an_image_on_the_kept_cache(host: str, config: str) -> No
     cuts = (known, ids.shape[1] - 3, ids.shape[1] - 2, ids.shape[1] - 1, ids.shape[1])
     for start, stop in itertools.pairwise(cuts):
         chunk: dict[str, Any] = {"input_ids": ids[:, start:stop]}
-        options = {"row_map": row_map(chunk)} if host in zoo.TEXT else {}
+        options = {"token_map": token_map(chunk)} if host in zoo.TEXT else {}
         logits.append(run(model, host, chunk | (pixels if start == known else {}), **{CACHE: cache}, **options))
     torch.testing.assert_close(torch.cat(logits, dim=1), expected[:, known:], atol=1e-4, rtol=1e-4)
-    assert Shelf.of(cache)["wings"].get_seq_length() == ids.shape[1]
+    assert GraftCacheLayer.of(cache)["wings"].get_seq_length() == ids.shape[1]
 
 
 @pytest.mark.parametrize("cache_of", ["factors", "keys"])
@@ -304,11 +304,11 @@ def test_what_was_not_kept_up_is_made_anew(cache_of: str) -> None:
             cache = cache_of_output(model(**inputs, use_cache=True))
             with graft.disabled():
                 model(input_ids=steps[:1], **{CACHE: cache})
-            assert Shelf.of(cache) == {}
+            assert GraftCacheLayer.of(cache) == {}
             for step in steps[1:]:
                 out = model(input_ids=step[None], **{CACHE: cache})
                 if forget:
-                    for shelf in Shelf.of(cache).values():
+                    for shelf in GraftCacheLayer.of(cache).values():
                         cache.layers.remove(shelf)
         logits.append(out.logits)
     torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-5)
@@ -328,7 +328,7 @@ def test_what_another_graft_of_the_name_left_is_not_read(before: str, after: str
     for forget in (False, True):
         mine = copy.deepcopy(cache)
         if forget:
-            for shelf in Shelf.of(mine).values():
+            for shelf in GraftCacheLayer.of(mine).values():
                 mine.layers.remove(shelf)
         with torch.no_grad():
             logits += [model(input_ids=torch.tensor([[5]]), **{CACHE: mine}).logits for _ in range(2)]
@@ -377,7 +377,7 @@ def test_nothing_is_held_without_a_cache() -> None:
 
 
 def test_a_cache_that_lost_step_is_refused() -> None:
-    """A forward that fails half-way leaves layers of different lengths; going on would read the wrong rows."""
+    """A forward that fails half-way leaves layers of different lengths; going on would read the wrong tokens."""
     model, _ = grafted("llava-llama", "mass")
     inputs = zoo.batch("llava-llama", "3I2")
     step = torch.tensor([[5]])
@@ -400,11 +400,11 @@ def test_a_cache_that_lost_step_is_refused() -> None:
 
 
 def test_long_prompts_in_blocks_equal_short_steps() -> None:
-    """More rows than one block of queries: batches, padding and two images, against the same in many small pieces."""
+    """More tokens than one block of queries: batches, padding and two images, against the same in many small pieces."""
     model, _ = grafted("llama", WingsConfig(rank=4, router="mass"))
     model.config.max_position_embeddings = 2048
     inputs = zoo.batch("llama", "300I200I30", "520")
-    rows = row_map(inputs)
+    tokens = token_map(inputs)
     whole = run(model, "llama", inputs)
     pieces, cache, length = [], None, inputs["input_ids"].shape[1]
     assert length > 512
@@ -412,7 +412,7 @@ def test_long_prompts_in_blocks_equal_short_steps() -> None:
         stop = min(start + 100, length)
         chunk = {"input_ids": inputs["input_ids"][:, start:stop], "attention_mask": inputs["attention_mask"][:, :stop]}
         with torch.no_grad():
-            out = model(**chunk, row_map=RowMap.from_kinds(rows.kind[:, start:stop]), **{CACHE: cache})
+            out = model(**chunk, token_map=TokenMap.from_modalities(tokens.kind[:, start:stop]), **{CACHE: cache})
         pieces.append(out.logits)
         cache = cache_of_output(out)
     valid = inputs["attention_mask"].bool()

@@ -1,7 +1,7 @@
 """Numbers computed by the authors' published code (tests/golden/wings.safetensors), on a tiny Qwen1.5-shaped decoder.
 
 Where that code and the method agree, alula's own arithmetic gives them; elsewhere `compat="published"` does. Image
-features were recorded behind the projector, so they enter as input rows, and, where the published training wants the
+features were recorded behind the projector, so they enter as input tokens, and, where the published training wants the
 features of a blank image, through a LLaVA host whose projector is solved to give them.
 """
 
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 import alula
-from alula import RowMap, WingsConfig
+from alula import TokenMap, WingsConfig
 from alula.errors import AlulaError, HostError, UsageError
 from alula.grafts.wings import LoRRA
 from alula.grafts.wings.published import PublishedRouter
@@ -35,10 +35,10 @@ from tests.grafts.common import run, true_positions, wake
 GOLDEN = Path(__file__).parents[1] / "golden"
 NUMBERS = load_file(GOLDEN / "wings.safetensors")
 GEOMETRY = json.loads((GOLDEN / "wings.json").read_text())["geometry"]
-IMAGE_ROWS, HEADS = GEOMETRY["image_tokens"], GEOMETRY["heads"]
+IMAGE_TOKENS, HEADS = GEOMETRY["image_tokens"], GEOMETRY["heads"]
 HEAD_DIM = GEOMETRY["hidden"] // HEADS
 PLACEHOLDER = -200
-PUBLISHED = WingsConfig(compat="published", rank=GEOMETRY["lora_dim"], system_rows=GEOMETRY["system_prompt_length"])
+PUBLISHED = WingsConfig(compat="published", rank=GEOMETRY["lora_dim"], system_tokens=GEOMETRY["system_prompt_length"])
 STAGE_1 = WingsConfig(compat="published", rank=GEOMETRY["lora_dim"], learners=("visual",))
 TEXT = WingsConfig(rank=GEOMETRY["lora_dim"], learners=("textual",), gate="paper")
 
@@ -48,7 +48,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 
 def angles(position: Tensor) -> Angles:
-    """RoPE angles of (B, rows) positions, base `rope_theta`."""
+    """RoPE angles of (B, tokens) positions, base `rope_theta`."""
     frequencies = GEOMETRY["rope_theta"] ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     table = (position[..., None] * frequencies).repeat(1, 1, 2)
     return Angles.of(table.cos(), table.sin())
@@ -106,8 +106,8 @@ def decoder(prefix: str, settings: WingsConfig) -> Any:
     return model
 
 
-def rows_of(case: str, model: Any) -> tuple[Tensor, Tensor, RowMap]:
-    """(B, S, d) input rows, (B, S) mask and map of a recorded case, right-padded."""
+def tokens_of(case: str, model: Any) -> tuple[Tensor, Tensor, TokenMap]:
+    """(B, S, d) input tokens, (B, S) mask and map of a recorded case, right-padded."""
     embed = model.get_input_embeddings()
     samples = []
     for i in range(2):
@@ -118,18 +118,18 @@ def rows_of(case: str, model: Any) -> tuple[Tensor, Tensor, RowMap]:
         for token in ids.tolist():
             if token == PLACEHOLDER:
                 parts.append(NUMBERS[f"{case}/image_features"][i])
-                kinds += [1] * IMAGE_ROWS
+                kinds += [1] * IMAGE_TOKENS
             else:
                 parts.append(embed(torch.tensor([token])))
                 kinds.append(0)
         samples.append((torch.cat(parts), torch.tensor(kinds)))
     longest = max(len(kinds) for _, kinds in samples)
     mask = torch.stack([(torch.arange(longest) < len(kinds)).long() for _, kinds in samples])
-    rows = torch.stack([torch.nn.functional.pad(x, (0, 0, 0, longest - len(x))) for x, _ in samples])
+    tokens = torch.stack([torch.nn.functional.pad(x, (0, 0, 0, longest - len(x))) for x, _ in samples])
     kinds = torch.stack([torch.nn.functional.pad(k, (0, longest - len(k))) for _, k in samples])
     if f"{case}/pad" in NUMBERS:
         assert torch.equal(mask, NUMBERS[f"{case}/pad"])
-    return rows, mask, RowMap.from_kinds(kinds, mask)
+    return tokens, mask, TokenMap.from_modalities(kinds, mask)
 
 
 # -- the parts ----------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_published_router() -> None:
     stored, probabilities = weights("router"), NUMBERS["router/attn_probs"]
     router = PublishedRouter(GEOMETRY["router_width_module"], device=torch.device("cpu"), dtype=torch.float32)
     router.load_state_dict({"weight": stored["linear.weight"], "bias": stored["linear.bias"]})
-    columns = router.columns(RowMap.text(2, probabilities.shape[-1]))
+    columns = router.columns(TokenMap.text(2, probabilities.shape[-1]))
     sums = torch.einsum("bhqk,bkc->bqhc", probabilities, columns)
     close(router(sums), NUMBERS["router/out"])
 
@@ -175,11 +175,11 @@ def test_a_layer(case: str, prefix: str) -> None:
     """A decoder layer with its learners, fed with recorded hidden states and recorded features as keys."""
     hidden = NUMBERS[f"{case}/hidden_in"]
     mask = NUMBERS.get(f"{case}/pad", torch.ones(hidden.shape[:2], dtype=torch.long))
-    rows, kinds = torch.zeros_like(hidden), torch.zeros(hidden.shape[:2], dtype=torch.long)
+    tokens, kinds = torch.zeros_like(hidden), torch.zeros(hidden.shape[:2], dtype=torch.long)
     for name, kind in (("img", 1), ("txt", 0)):
         features = NUMBERS[f"{case}/{'image' if kind else 'text'}_features"]
         for sample, places in enumerate(NUMBERS[f"{case}/pos_{name}"]):
-            rows[sample, places], kinds[sample, places] = features[sample], kind
+            tokens[sample, places], kinds[sample, places] = features[sample], kind
     model = Qwen2ForCausalLM(qwen_config()).train()
     stored = {k.removeprefix(f"{prefix}."): v for k, v in NUMBERS.items() if k.startswith(f"{prefix}.")}
     first, second = model.model.layers
@@ -187,16 +187,16 @@ def test_a_layer(case: str, prefix: str) -> None:
     settings = WingsConfig(
         compat="published",
         rank=GEOMETRY["lora_dim"],
-        system_rows=GEOMETRY["system_prompt_length"],
+        system_tokens=GEOMETRY["system_prompt_length"],
         layers=(1,),
-        router_rows=stored["reweight_module.linear.weight"].shape[1],
+        router_tokens=stored["reweight_module.linear.weight"].shape[1],
     )
     dress(model, {f"model.layers.1.{name}": value for name, value in stored.items()}, settings)
     first.register_forward_hook(lambda m, a, o: hidden)  # the recorded states, whatever the first layer made
     out: list[Tensor] = []
     second.register_forward_hook(lambda m, a, o: out.append(o))
     with torch.no_grad():
-        model(inputs_embeds=rows, attention_mask=mask, row_map=RowMap.from_kinds(kinds, mask))
+        model(inputs_embeds=tokens, attention_mask=mask, token_map=TokenMap.from_modalities(kinds, mask))
     valid = mask.bool()
     close(out[0][valid], NUMBERS[f"{case}/out"][valid])
 
@@ -234,9 +234,9 @@ def test_text_without_an_image_in_compat_mode() -> None:
 )
 def test_images(case: str, prefix: str, settings: WingsConfig, training: bool) -> None:
     model = decoder(prefix, settings).train(training)
-    rows, mask, kinds = rows_of(case, model)
+    tokens, mask, kinds = tokens_of(case, model)
     with torch.no_grad():
-        logits = model(inputs_embeds=rows, attention_mask=mask, row_map=kinds).logits
+        logits = model(inputs_embeds=tokens, attention_mask=mask, token_map=kinds).logits
     valid = mask.bool()
     close(logits[valid], NUMBERS[f"{case}/logits"][valid])
 
@@ -248,15 +248,15 @@ def test_routes(case: str) -> None:
     routes = []
     for layer in model.model.layers:
         layer.alula["wings"].router.register_forward_hook(lambda m, a, o: routes.append(o))
-    rows, mask, kinds = rows_of(case, model)
+    tokens, mask, kinds = tokens_of(case, model)
     with torch.no_grad():
-        model(inputs_embeds=rows, attention_mask=mask, row_map=kinds)
+        model(inputs_embeds=tokens, attention_mask=mask, token_map=kinds)
     valid = mask.bool()
     for i, route in enumerate(routes):
         close(route[valid], NUMBERS[f"{case}/route{i}"][valid])
 
 
-def llava(case: str) -> tuple[Any, dict[str, Tensor], RowMap]:
+def llava(case: str) -> tuple[Any, dict[str, Tensor], TokenMap]:
     """The recorded decoder as a LLaVA host whose projector gives the recorded features of the images.
 
     A random tower sees the pictures (a blank one for samples without an image); the projector's last layer is the exact
@@ -267,7 +267,7 @@ def llava(case: str) -> tuple[Any, dict[str, Tensor], RowMap]:
         hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=12, patch_size=4
     )
     config = LlavaConfig(
-        vision_config=vision, text_config=qwen_config(), image_token_id=60, image_seq_length=IMAGE_ROWS
+        vision_config=vision, text_config=qwen_config(), image_token_id=60, image_seq_length=IMAGE_TOKENS
     )
     model = LlavaForConditionalGeneration(config)
     with torch.no_grad():
@@ -298,7 +298,7 @@ def llava(case: str) -> tuple[Any, dict[str, Tensor], RowMap]:
     torch.testing.assert_close(made, features, atol=2e-6, rtol=1e-5)
 
     expanded = [
-        [t for token in sample for t in ([60] * IMAGE_ROWS if token == PLACEHOLDER else [token])] for sample in ids
+        [t for token in sample for t in ([60] * IMAGE_TOKENS if token == PLACEHOLDER else [token])] for sample in ids
     ]
     longest = max(map(len, expanded))
     inputs = {
@@ -307,10 +307,10 @@ def llava(case: str) -> tuple[Any, dict[str, Tensor], RowMap]:
     }
     if any(has_image):
         inputs["pixel_values"] = pictures[torch.tensor(has_image)]
-    kinds = [[k for token in sample for k in ([1] * IMAGE_ROWS if token == PLACEHOLDER else [0])] for sample in ids]
-    rows = torch.tensor([sample + [0] * (longest - len(sample)) for sample in kinds])
+    kinds = [[k for token in sample for k in ([1] * IMAGE_TOKENS if token == PLACEHOLDER else [0])] for sample in ids]
+    tokens = torch.tensor([sample + [0] * (longest - len(sample)) for sample in kinds])
     dress(model, stored, PUBLISHED)
-    return model, inputs, RowMap.from_kinds(rows, inputs["attention_mask"])
+    return model, inputs, TokenMap.from_modalities(tokens, inputs["attention_mask"])
 
 
 @pytest.mark.parametrize(
@@ -318,18 +318,18 @@ def llava(case: str) -> tuple[Any, dict[str, Tensor], RowMap]:
 )
 def test_training_batches_through_a_llava_host(case: str) -> None:
     """Blank images, blinded queries, doubled sums: what the published training computes, from pixels on."""
-    model, inputs, rows = llava(case)
+    model, inputs, tokens = llava(case)
     model.train()
     mask = inputs["attention_mask"].bool()
-    if (rows.kind == 0)[inputs["input_ids"] == 60].any():
-        # a recorded text happens to hold the placeholder's id: hand the rows over as they are
+    if (tokens.kind == 0)[inputs["input_ids"] == 60].any():
+        # a recorded text happens to hold the placeholder's id: hand the tokens over as they are
         embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
         if "pixel_values" in inputs:
             pictures = model.get_image_features(pixel_values=inputs.pop("pixel_values")).pooler_output
-            embeds = embeds.masked_scatter((rows.kind == 1)[..., None], torch.cat(list(pictures)))
+            embeds = embeds.masked_scatter((tokens.kind == 1)[..., None], torch.cat(list(pictures)))
         inputs["inputs_embeds"] = embeds
     with torch.no_grad():
-        logits = model(**inputs, row_map=rows).logits
+        logits = model(**inputs, token_map=tokens).logits
     close(logits[mask], NUMBERS[f"{case}/logits"][mask])
 
 
@@ -339,7 +339,7 @@ def test_training_batches_through_a_llava_host(case: str) -> None:
 def host() -> tuple[Any, dict[str, Tensor]]:
     """A LLaVA host with released arithmetic, and a left-padded batch of an image sample and two text samples."""
     model = zoo.build("llava-qwen2")
-    graft = wake(alula.attach(model, WingsConfig(compat="published", rank=4, system_rows=2, router_rows=64)))
+    graft = wake(alula.attach(model, WingsConfig(compat="published", rank=4, system_tokens=2, router_tokens=64)))
     assert graft.config.router == "attention"
     return model, zoo.batch("llava-qwen2", "5I4", "7", "12")
 
@@ -413,8 +413,8 @@ def test_settings_the_released_code_does_not_have(wrong: dict[str, Any]) -> None
 
 
 def test_system_rows_belong_to_compat() -> None:
-    with pytest.raises(UsageError, match="system_rows"):
-        WingsConfig(system_rows=3)
+    with pytest.raises(UsageError, match="system_tokens"):
+        WingsConfig(system_tokens=3)
 
 
 def test_compat_survives_a_save(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ class TestRefusals:
             {"learners": ("audio",)},
             {"rank": 0},
             {"dropout": 1.0},
-            {"router_rows": 0},
+            {"router_tokens": 0},
             {"gain": True},
             {"rope": 1},
             {"rank": True},

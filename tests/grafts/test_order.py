@@ -7,18 +7,18 @@ import itertools
 import pytest
 import torch
 
-from alula import Kind, RowMap, WingsConfig
+from alula import Modality, TokenMap, WingsConfig
 from alula.grafts.wings.keys import Plan
-from alula.grafts.wings.order import MOST_RUNS, PARTS, chosen_rows, order_rows
-from alula.rows import Role
-from alula.seam import NAME, Forward
+from alula.grafts.wings.order import MOST_RUNS, PARTS, chosen_tokens, order_tokens
+from alula.seam import NAME, ForwardContext
+from alula.tokens import Role
 from tests.grafts.common import grafted
 
-TEXT, IMAGE, PADDING = int(Kind.TEXT), int(Kind.IMAGE), int(Kind.PADDING)
+TEXT, IMAGE, PADDING = int(Modality.TEXT), int(Modality.IMAGE), int(Modality.PADDING)
 
 
-def rows_of(*samples: str, side: str = "right") -> RowMap:
-    """A map of samples such as "ss..II." (system, text, image rows), filled up on one side."""
+def tokens_of(*samples: str, side: str = "right") -> TokenMap:
+    """A map of samples such as "ss..II." (system, text, image tokens), filled up on one side."""
     longest = max(map(len, samples))
     kinds, roles = [], []
     for sample in samples:
@@ -26,65 +26,65 @@ def rows_of(*samples: str, side: str = "right") -> RowMap:
         letters = sample + blank if side == "right" else blank + sample
         kinds.append([{"I": IMAGE, "-": PADDING}.get(letter, TEXT) for letter in letters])
         roles.append([int(Role.SYSTEM if letter == "s" else Role.USER) for letter in letters])
-    return RowMap.from_kinds(torch.tensor(kinds), roles=torch.tensor(roles))
+    return TokenMap.from_modalities(torch.tensor(kinds), roles=torch.tensor(roles))
 
 
 BATCHES = {
-    "one": rows_of("..III..."),
-    "image first, adjacent to nothing": rows_of("II.I"),
-    "text alone": rows_of("....", "..."),
-    "alike, right padding": rows_of("..II....", "..II..", "..II"),
-    "alike, left padding": rows_of("..II..", "..II.", side="left"),
-    "ragged": rows_of("..II..I.", "I.", ".....", "III"),
-    "ragged, left": rows_of("..II..I.", "I.", ".....", side="left"),
-    "system rows": rows_of("ss.II..s.", "ss.II..s"),
-    "ragged system rows": rows_of("ss.II..s.", "s.I"),
-    "many runs": rows_of("I." * MOST_RUNS, "I." * MOST_RUNS),
+    "one": tokens_of("..III..."),
+    "image first, adjacent to nothing": tokens_of("II.I"),
+    "text alone": tokens_of("....", "..."),
+    "alike, right padding": tokens_of("..II....", "..II..", "..II"),
+    "alike, left padding": tokens_of("..II..", "..II.", side="left"),
+    "ragged": tokens_of("..II..I.", "I.", ".....", "III"),
+    "ragged, left": tokens_of("..II..I.", "I.", ".....", side="left"),
+    "system tokens": tokens_of("ss.II..s.", "ss.II..s"),
+    "ragged system tokens": tokens_of("ss.II..s.", "s.I"),
+    "many runs": tokens_of("I." * MOST_RUNS, "I." * MOST_RUNS),
 }
 
 
 @pytest.mark.parametrize("system_keys", [True, False])
 @pytest.mark.parametrize("name", BATCHES)
 def test_every_row_has_its_place(name: str, system_keys: bool) -> None:
-    rows, config = BATCHES[name], WingsConfig(system_keys=system_keys)
-    order = order_rows(rows, config)
-    table = torch.randn(*rows.shape, 2, 3)
+    tokens, config = BATCHES[name], WingsConfig(system_keys=system_keys)
+    order = order_tokens(tokens, config)
+    table = torch.randn(*tokens.shape, 2, 3)
     again = order.restore(order.arrange(table))
-    assert torch.equal(again[rows.valid], table[rows.valid])
+    assert torch.equal(again[tokens.valid], table[tokens.valid])
     assert torch.equal(order.arrange(table), table[torch.arange(len(table))[:, None], order.index])
     assert sum(order.sizes) == order.index.shape[1]
     for learner in PARTS[:2]:
-        keys = chosen_rows(rows, learner, config)
+        keys = chosen_tokens(tokens, learner, config)
         part = order.part(learner)
-        for b in range(rows.shape[0]):
+        for b in range(tokens.shape[0]):
             mine = order.index[b, part][order.real[b, part]]
             assert mine.tolist() == keys[b].nonzero().flatten().tolist()
             assert not order.real[b, part].int().diff().gt(0).any()  # what fills up comes last
 
 
 def test_moving_whole_runs_is_for_batches_laid_out_alike() -> None:
-    whole = {name for name, rows in BATCHES.items() if order_rows(rows, WingsConfig()).runs is not None}
+    whole = {name for name, tokens in BATCHES.items() if order_tokens(tokens, WingsConfig()).runs is not None}
     assert whole == {
         "one",
         "image first, adjacent to nothing",
         "text alone",
         "alike, right padding",
-        "system rows",
+        "system tokens",
     }
 
 
-def plan_of(rows: RowMap) -> Plan:
-    """What the layers of a Llama share in a forward over rows of twice these kinds."""
+def plan_of(tokens: TokenMap) -> Plan:
+    """What the layers of a Llama share in a forward over tokens of twice these kinds."""
     model, _ = grafted("llama", WingsConfig(rank=4))
     plans: list[Plan] = []
 
-    def listen(layer: object, args: object, kwargs: dict[str, Forward]) -> None:
+    def listen(layer: object, args: object, kwargs: dict[str, ForwardContext]) -> None:
         plans.extend(value for value in kwargs[NAME].memo.values() if isinstance(value, Plan))
 
     model.model.layers[-1].register_forward_pre_hook(listen, with_kwargs=True)
-    kind = rows.kind.repeat_interleave(2, dim=1)  # long enough not to be taken for few queries
+    kind = tokens.kind.repeat_interleave(2, dim=1)  # long enough not to be taken for few queries
     with torch.no_grad():
-        model(input_ids=torch.randint(0, 50, kind.shape), row_map=RowMap.from_kinds(kind))
+        model(input_ids=torch.randint(0, 50, kind.shape), token_map=TokenMap.from_modalities(kind))
     (plan,) = plans
     return plan
 
@@ -98,11 +98,11 @@ def test_padding_hears_nothing(name: str) -> None:
     assert speaks.any()
 
 
-@pytest.mark.parametrize("name", ["one", "image first, adjacent to nothing", "alike, right padding", "system rows"])
+@pytest.mark.parametrize("name", ["one", "image first, adjacent to nothing", "alike, right padding", "system tokens"])
 def test_prompts_laid_out_alike_need_no_mask(name: str) -> None:
     """Also with several images and padding: every block is causal, or lets all its queries see the same keys."""
-    rows = BATCHES[name]
-    plan = plan_of(rows)
+    tokens = BATCHES[name]
+    plan = plan_of(tokens)
     assert plan.keys.keys() == {"visual", "textual"}
     for keys in plan.keys.values():
         assert sum(block.own for block in keys.blocks) == 1
@@ -110,7 +110,7 @@ def test_prompts_laid_out_alike_need_no_mask(name: str) -> None:
 
 
 def test_runs_are_cut_where_neighbours_part() -> None:
-    order = order_rows(rows_of("..II...I."), WingsConfig())
+    order = order_tokens(tokens_of("..II...I."), WingsConfig())
     assert order.sizes == (6, 3, 0)
     assert order.cuts == (2, 5, 6, 8)
     assert [order.index[0, a:b].tolist() for a, b in itertools.pairwise((0, *order.cuts, 9))] == [
@@ -125,13 +125,15 @@ def test_runs_are_cut_where_neighbours_part() -> None:
 def test_what_stands_in_padding_does_not_matter() -> None:
     """Not even numbers so large that what a learner makes of them is no number any more."""
     model, _ = grafted("llama", WingsConfig(rank=4))
-    kind = rows_of("..II........", "..II..").kind
+    kind = tokens_of("..II........", "..II..").kind
     embedded = torch.randn(*kind.shape, 32)
     logits = []
     for value in (0.0, 1e30):
         inputs = torch.where((kind < 0)[..., None], value, embedded)
         with torch.no_grad():
             logits.append(
-                model(inputs_embeds=inputs, attention_mask=(kind >= 0).long(), row_map=RowMap.from_kinds(kind)).logits
+                model(
+                    inputs_embeds=inputs, attention_mask=(kind >= 0).long(), token_map=TokenMap.from_modalities(kind)
+                ).logits
             )
     torch.testing.assert_close(logits[0][kind >= 0], logits[1][kind >= 0], atol=1e-5, rtol=1e-5)

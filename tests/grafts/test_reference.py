@@ -20,7 +20,7 @@ from alula.grafts.wings import LoRRA
 from alula.grafts.wings.lorra import split_queries
 from alula.grafts.wings.rope import Angles, narrow_angles, rotate
 from tests import zoo
-from tests.grafts.common import CONFIGS, row_map, true_positions, wake
+from tests.grafts.common import CONFIGS, token_map, true_positions, wake
 
 BASE = 10000.0
 
@@ -85,15 +85,15 @@ def loop_weights(
 ) -> np.ndarray:
     """(visual, textual) weight of one query from its (H, K) attention."""
     logits = router["bias"].copy()
-    for row in range(2):
+    for token in range(2):
         if kind == "attention":
             for k, position in enumerate(positions):
                 if position >= 0:
-                    logits[row] += attention[:, k].mean() * router["weight"][row, position]
+                    logits[token] += attention[:, k].mean() * router["weight"][token, position]
         elif kind == "mass":
             for h in range(attention.shape[0]):
                 mass = sum(attention[h, k] for k in range(attention.shape[1]) if is_image[k])
-                logits[row] += router["weight"][row, h] * mass
+                logits[token] += router["weight"][token, h] * mass
     share = np.exp(logits - logits.max())
     return share / share.sum()
 
@@ -152,7 +152,7 @@ def test_blocks_of_queries_change_nothing(size: int, queries: int) -> None:
 
 
 def test_queries_that_are_the_keys_need_no_mask() -> None:
-    """Keys' own rows in the middle, the last of them padding, others around them that see none, two or all keys."""
+    """Keys' own tokens in the middle, the last of them padding, others around them that see none, two or all keys."""
     generator = torch.Generator().manual_seed(5)
     module = LoRRA(12, 4, 3)
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_a_layer_equals_the_loops(host: str, config: str, layer: int) -> None:
     else:
         places = true_positions(inputs)
         extra = {} if host == "opt" else {"position_ids": places}
-    rows = {"row_map": row_map(inputs)} if host in zoo.TEXT else {}
+    tokens = {"token_map": token_map(inputs)} if host in zoo.TEXT else {}
 
     # the main branch's attention in this layer, from the host alone (layers before it carry no graft)
     needs_attention = settings.router != "constant" and len(settings.learners) == 2
@@ -239,7 +239,7 @@ def test_a_layer_equals_the_loops(host: str, config: str, layer: int) -> None:
         out.register_forward_hook(lambda m, a, o: keep("both", o[0] if isinstance(o, tuple) else o)),
     ]
     with torch.no_grad():
-        model(**inputs, **extra, **rows)
+        model(**inputs, **extra, **tokens)
     for handle in handles:
         handle.remove()
 

@@ -25,15 +25,15 @@ from transformers import (
 from typer.testing import CliRunner
 
 import alula
-from alula import Anatomy, RowMap, WingsConfig
+from alula import Anatomy, TokenMap, WingsConfig
 from alula.cli import import_
 from alula.errors import AdapterError, AlulaError, UsageError
-from alula.grafts.wings.released import TRAINED_ROWS, Release
+from alula.grafts.wings.released import TRAINED_TOKENS, Release
 from alula.importing import import_wings
 from tests.hosts import tiny
 
 LAYERS, BLOCKS, RANK, WIDTH, VISION, SIDE = 2, 3, 4, 32, 24, 32
-SYSTEM_ROWS = 4
+SYSTEM_TOKENS = 4
 
 
 def llm(seed: int) -> Any:
@@ -119,7 +119,7 @@ def write(directory: Path, tensors: dict[str, Tensor], shards: int = 3) -> Path:
 
 def take(checkpoint: Path, out: Path) -> Any:
     # the LLM and tower it is assembled from have other weights: all that counts must come from the checkpoint
-    return import_wings(checkpoint, llm(1), tower(2), out, system_rows=SYSTEM_ROWS, tokenizer=tiny.tokenizer())
+    return import_wings(checkpoint, llm(1), tower(2), out, system_tokens=SYSTEM_TOKENS, tokenizer=tiny.tokenizer())
 
 
 def by_hand(tensors: dict[str, Tensor], picture: Image.Image, ids: Tensor, image_token: int, stage: int) -> Tensor:
@@ -142,7 +142,7 @@ def by_hand(tensors: dict[str, Tensor], picture: Image.Image, ids: Tensor, image
     model = llm(7)
     settings = WingsConfig(compat="published", rank=RANK, learners=("visual",), layers=(0, 1))
     if stage == 2:
-        settings = WingsConfig(compat="published", rank=RANK, system_rows=SYSTEM_ROWS, router_rows=64)
+        settings = WingsConfig(compat="published", rank=RANK, system_tokens=SYSTEM_TOKENS, router_tokens=64)
     graft = alula.attach(model, settings)
     with torch.no_grad():
         for key, value in graft.state_dict().items():
@@ -154,9 +154,9 @@ def by_hand(tensors: dict[str, Tensor], picture: Image.Image, ids: Tensor, image
                 factor = {"a": 0, "b": 1}[rest[1]]
                 value.copy_(tensors[f"model.layers.{layer}.{pool}.{rest[0]}_proj.{factor}.weight"])
         is_image = ids == image_token
-        rows = model.get_input_embeddings()(ids.masked_fill(is_image, 0))
-        rows = rows.masked_scatter(is_image[..., None], features)
-        return model(inputs_embeds=rows, row_map=RowMap.from_kinds(is_image.long())).logits
+        tokens = model.get_input_embeddings()(ids.masked_fill(is_image, 0))
+        tokens = tokens.masked_scatter(is_image[..., None], features)
+        return model(inputs_embeds=tokens, token_map=TokenMap.from_modalities(is_image.long())).logits
 
 
 def prompt(processor: Any, picture: Image.Image | None) -> Any:
@@ -204,14 +204,14 @@ def test_the_host_is_stock_and_the_text_is_the_released_decoder(tmp_path: Path) 
 
 def test_inputs_beyond_the_trained_router_positions_are_refused(tmp_path: Path) -> None:
     made = take(write(tmp_path / "released", released(columns=40)), tmp_path / "short")
-    assert made.config.router_rows == 40
+    assert made.config.router_tokens == 40
     model, processor = alula.load_model(made.adapter)
     inputs = prompt(processor, PICTURE)
     assert inputs["input_ids"].shape[1] > 40
     with pytest.raises(UsageError, match="has weights for 40 positions"), torch.no_grad():
         model(**inputs)
     wide = take(write(tmp_path / "wide", released(columns=4096)), tmp_path / "long")
-    assert wide.config.router_rows == TRAINED_ROWS == 2048
+    assert wide.config.router_tokens == TRAINED_TOKENS == 2048
 
 
 def _index(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -348,8 +348,8 @@ def test_the_released_7b_checkpoint_fits_tensor_by_tensor(tmp_path: Path) -> Non
     assert len(shapes) == 1388
     assert sum(math.prod(shape) for shape in shapes.values()) == 8_275_056_224
     release = Release(tmp_path, dict.fromkeys(shapes, tmp_path / "model.safetensors"), shapes)
-    config = release.config(system_rows=14)
-    assert (config.rank, config.router_rows, config.layers) == (64, TRAINED_ROWS, tuple(range(32)))
+    config = release.config(system_tokens=14)
+    assert (config.rank, config.router_tokens, config.layers) == (64, TRAINED_TOKENS, tuple(range(32)))
     text = Qwen2Config(
         hidden_size=4096,
         intermediate_size=11008,
@@ -396,7 +396,7 @@ def test_command_line(tmp_path: Path) -> None:
     )
     parts = ["--llm", str(tmp_path / "llm"), "--vision", str(tmp_path / "tower")]
     result = CliRunner().invoke(
-        app, ["import", "wings", str(path), str(tmp_path / "out"), *parts, "--system-rows", "4", "--json"]
+        app, ["import", "wings", str(path), str(tmp_path / "out"), *parts, "--system-tokens", "4", "--json"]
     )
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)

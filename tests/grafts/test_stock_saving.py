@@ -30,7 +30,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def inputs(model: Any) -> dict[str, Tensor]:
-    """Two text rows, an image, two text rows."""
+    """Two text tokens, an image, two text tokens."""
     generator = torch.Generator().manual_seed(0)
     image = model.config.image_token_id
     ids = torch.tensor([[7, 8, *[image] * 16, 9, 10]])
@@ -43,13 +43,13 @@ def said(model: Any) -> Tensor:
 
 
 def trainer(model: Any, processor: Any, folder: Path, **settings: Any) -> Trainer:
-    rows = [{name: value[0] for name, value in inputs(model).items()}] * 4
-    for row in rows:
-        row["labels"] = row["input_ids"]
+    tokens = [{name: value[0] for name, value in inputs(model).items()}] * 4
+    for token in tokens:
+        token["labels"] = token["input_ids"]
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=2, per_device_train_batch_size=1, use_cpu=True, report_to="none", **settings
     )
-    return Trainer(model=model, args=arguments, train_dataset=rows, processing_class=processor)  # type: ignore[arg-type]
+    return Trainer(model=model, args=arguments, train_dataset=tokens, processing_class=processor)  # type: ignore[arg-type]
 
 
 SAVED: dict[str, Callable[[Any, Any, Path], None]] = {

@@ -178,7 +178,7 @@ DAMAGE = {
     "an unknown setting": (lambda p: _edit_config(p, config={"rnak": 3}), "rnak"),
     "a refused setting": (lambda p: _edit_config(p, config={"router": "soft"}), "router"),
     "another rank": (
-        lambda p: _edit_config(p, config={"rank": 5, "router": "attention", "router_rows": 96}),
+        lambda p: _edit_config(p, config={"rank": 5, "router": "attention", "router_tokens": 96}),
         "has shape",
     ),
     "a module the host lacks": (lambda p: _edit_config(p, modules=["model.eyes"]), "model.eyes"),
@@ -195,7 +195,7 @@ DAMAGE = {
     "a resized base": (lambda p: _edit_config(p, base_vocabulary=99), "99 token embeddings, and this .* has 64"),
     "a name of its container's": (lambda p: _edit_config(p, name="values"), "'values' cannot name a graft"),
     "a layer the host lacks": (
-        lambda p: _edit_config(p, config={"rank": 3, "router": "attention", "router_rows": 96, "layers": [7]}),
+        lambda p: _edit_config(p, config={"rank": 3, "router": "attention", "router_tokens": 96, "layers": [7]}),
         "layer 7 does not exist",
     ),
     "deep JSON": (lambda p: (p / CONFIG_FILE).write_text("[" * 100_000), "not readable as JSON"),
@@ -359,13 +359,13 @@ def test_load_model_round_trip_with_a_trained_projector(host_directory: Path, tm
 
 def test_an_adapter_of_a_resized_host(host_directory: Path, tmp_path: Path) -> None:
     model, processor = alula.load_model(host_directory)
-    rows = len(model.get_input_embeddings().weight)
-    model.resize_token_embeddings(rows + 8)
+    tokens = len(model.get_input_embeddings().weight)
+    model.resize_token_embeddings(tokens + 8)
     wake(alula.attach(model, CONFIGS["mass"]))
     modules = ["model.language_model.embed_tokens", "lm_head"]
     for name, trained in (("graft", ()), ("embeddings too", modules)):
         alula.save(model, tmp_path / name, base=host_directory, modules=trained)
-        with pytest.raises(AdapterError, match=rf"{rows + 8} token embeddings, and this .* has {rows}") as caught:
+        with pytest.raises(AdapterError, match=rf"{tokens + 8} token embeddings, and this .* has {tokens}") as caught:
             alula.load_model(tmp_path / name)
         assert "save_host" in str(caught.value.remedy)
         base = save_host((model, processor), tmp_path / "resized")

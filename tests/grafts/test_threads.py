@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from alula import RowMap
+from alula import TokenMap
 from alula.probes import Alignment, AttentionShift, Overlap, noise_prompt
 from alula.seam import find
 from tests import zoo
@@ -70,10 +70,10 @@ def test_a_given_map_holds_for_its_own_thread() -> None:
     model, _ = grafted("qwen3", "mass")
     ids = torch.tensor([zoo.prompt("3I4")])
     seam: Any = find(model)
-    maps = [RowMap.from_kinds((ids == zoo.IMAGE).long()), RowMap.from_kinds((ids == ids[0, 0]).long())]
+    maps = [TokenMap.from_modalities((ids == zoo.IMAGE).long()), TokenMap.from_modalities((ids == ids[0, 0]).long())]
 
-    def with_map(rows: RowMap) -> torch.Tensor:
-        with seam.given_rows(rows):
+    def with_map(tokens: TokenMap) -> torch.Tensor:
+        with seam.given_tokens(tokens):
             return model.generate(ids, max_new_tokens=2, output_logits=True, return_dict_in_generate=True).logits[-1]
 
     jobs = [lambda: with_map(maps[0]), lambda: with_map(maps[1])]

@@ -11,12 +11,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 import alula
-from alula import RowMap, WingsConfig
+from alula import TokenMap, WingsConfig
 from alula.errors import AlulaError
 from alula.grafts.wings import LoRRA
 from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
-from tests.grafts.common import CONFIGS, covering, grafted, row_map, run, wake
+from tests.grafts.common import CONFIGS, covering, grafted, run, token_map, wake
 
 CACHE = cache_keyword()
 
@@ -27,7 +27,7 @@ def _loss(model: Any, host: str, inputs: dict[str, Tensor]) -> Tensor:
     """Next-token loss in the model's own precision (transformers' own goes through float32)."""
     ids = inputs["input_ids"]
     labels = ids.masked_fill((inputs["attention_mask"] == 0) | (ids >= 57), -100)[:, 1:]
-    options = {"row_map": row_map(inputs)} if host in zoo.TEXT else {}
+    options = {"token_map": token_map(inputs)} if host in zoo.TEXT else {}
     logits = model(**inputs, **options, use_cache=False).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
@@ -49,7 +49,7 @@ def test_checkpointed_gradients_equal_plain_ones(host: str, config: str, frozen:
     inputs = zoo.batch(host, *LAYOUTS, side="right")
     plain = _gradients(model, graft, host, inputs)
     assert plain.keys() == dict(graft.named_parameters()).keys()
-    # where a learner's softmax is saturated (Gemma scales its input rows up), queries and keys may get exactly 0
+    # where a learner's softmax is saturated (Gemma scales its input tokens up), queries and keys may get exactly 0
     assert all(gradient.abs().max() > 0 for name, gradient in plain.items() if ".q." not in name and ".k." not in name)
     model.gradient_checkpointing_enable()
     recomputed = _gradients(model, graft, host, inputs)
@@ -286,20 +286,20 @@ def test_a_compiled_decoder_goes_on_behind_a_cache() -> None:
     """A prompt in pieces of many lengths: what grows with every piece is not compiled anew for each."""
     model, twin = _compiled("llama", "mass", "eager")
     inputs = zoo.batch("llama", "3I9II30")
-    rows = row_map(inputs)
+    tokens = token_map(inputs)
     with torch.no_grad():
-        expected = model(**inputs, row_map=rows).logits
+        expected = model(**inputs, token_map=tokens).logits
         cache, logits, start = None, [], 0
         for size in (9, 10, 11, 12):
             piece = slice(start, start + size)
-            part = RowMap.from_kinds(rows.kind[:, piece])
-            out = twin(input_ids=inputs["input_ids"][:, piece], **{CACHE: cache}, row_map=part)
+            part = TokenMap.from_modalities(tokens.kind[:, piece])
+            out = twin(input_ids=inputs["input_ids"][:, piece], **{CACHE: cache}, token_map=part)
             cache, start = cache_of_output(out), start + size
             logits.append(out.logits)
     torch.testing.assert_close(torch.cat(logits, dim=1), expected[:, :start], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("layout", ["1I1", "3I9"], ids=["few rows", "many rows"])
+@pytest.mark.parametrize("layout", ["1I1", "3I9"], ids=["few tokens", "many tokens"])
 def test_dropout_drops_without_gradients_too(layout: str) -> None:
     model, _ = grafted("llama", WingsConfig(rank=4, dropout=0.5))
     inputs = zoo.batch("llama", layout)

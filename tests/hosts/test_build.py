@@ -74,7 +74,7 @@ def test_saved_host_loads_with_plain_auto_classes(family: str, tmp_path) -> None
 def test_towers_and_their_rows(name: str) -> None:
     config, rows = tiny.TOWERS[name]
     host = built(tower=name, feature_layer=-1)
-    assert describe(host).rows_per_image == host.model.config.image_seq_length == rows
+    assert describe(host).tokens_per_image == host.model.config.image_seq_length == rows
     inputs = host.processor(images=[RED, BLUE], text=["<image> and <image>"], return_tensors="pt")
     assert int((inputs["input_ids"] == host.model.config.image_token_id).sum()) == 2 * rows
     # the projector's input, computed from the tower alone

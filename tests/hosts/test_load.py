@@ -200,7 +200,7 @@ def test_a_description_counts_every_parameter_once(good: Path) -> None:
         "language_model": True,
         "lm_head": True,
     }
-    assert (told.rows_per_image, told.image_size, told.tied, told.dtype) == (16, 32, True, "float32")
+    assert (told.tokens_per_image, told.image_size, told.tied, told.dtype) == (16, 32, True, "float32")
     assert json.loads(json.dumps(told.as_dict()))["parameters"] == told.parameters
     assert f"{told.parameters:,}" in str(told)
 
@@ -212,5 +212,5 @@ def test_other_hosts_can_be_described() -> None:
     told = describe(Host(model, None))  # type: ignore[arg-type]  # its processor needs a hub's files and is not read
     assert [part.name for part in told.parts] == ["visual", "language_model", "lm_head"]
     assert told.parameters == model.num_parameters()
-    assert told.rows_per_image is None
+    assert told.tokens_per_image is None
     assert "depends on the image" in str(told)

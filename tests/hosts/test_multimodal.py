@@ -24,7 +24,7 @@ from alula.hosts import Host, build_host, describe, load_host, save_host
 from alula.hosts.multimodal import AlulaForConditionalGeneration, AlulaProcessor, ConnectorShape
 from alula.hosts.multimodal.connectors import Connector, Queries
 from alula.loading import load_model
-from alula.rows import Kind, RowMap
+from alula.tokens import Modality, TokenMap
 from tests.hosts import tiny
 
 EARS = ASTConfig(
@@ -105,7 +105,7 @@ def inputs(host: Host, turns: list, side: str = "left") -> dict:
 def test_every_medium_takes_its_rows_and_changes_the_answer(connector: str, shared: bool) -> None:
     made = host(connector, shared=shared)
     assert isinstance(made.model, AlulaForConditionalGeneration)
-    assert made.model.config.rows_per_item == ROWS[connector]
+    assert made.model.config.tokens_per_item == ROWS[connector]
     for kind, value, other in (
         ("image", picture(1), picture(2)),
         ("video", film(1), film(2)),
@@ -220,17 +220,17 @@ def test_frames_and_pictures_pass_the_same_tower() -> None:
 def test_row_maps_know_kinds_and_items(queries: Host) -> None:
     batch = inputs(queries, TURNS)
     anatomy = Anatomy.of(queries.model)
-    rows = RowMap.from_input_ids(batch["input_ids"], anatomy.placeholders, batch["attention_mask"])
-    counts = anatomy.rows_per_item(batch, rows.kind)
+    rows = TokenMap.from_input_ids(batch["input_ids"], anatomy.placeholders, batch["attention_mask"])
+    counts = anatomy.tokens_per_item(batch, rows.kind)
     assert counts == [3, 3, 3, 3, 3, 3]
-    rows = RowMap.from_kinds(rows.kind, batch["attention_mask"], rows_per_item=counts)
+    rows = TokenMap.from_modalities(rows.kind, batch["attention_mask"], tokens_per_item=counts)
     assert [int(rows.item[n].max()) + 1 for n in range(4)] == [1, 3, 0, 2]
     assert [kind for kind in rows.kind[1].unique_consecutive().tolist() if kind > 0] == [
-        Kind.AUDIO,
-        Kind.IMAGE,
-        Kind.VIDEO,
+        Modality.AUDIO,
+        Modality.IMAGE,
+        Modality.VIDEO,
     ]
-    assert set(rows.kind[3].tolist()) == {Kind.PADDING, Kind.TEXT, Kind.AUDIO}
+    assert set(rows.kind[3].tolist()) == {Modality.PADDING, Modality.TEXT, Modality.AUDIO}
 
 
 def test_grafts_see_films_and_sounds_and_leave_words_alone() -> None:
@@ -311,7 +311,7 @@ def test_published_size_and_start() -> None:
 
 def test_queries_serve_images_alone() -> None:
     made = host(audio=None, video=False)
-    assert made.model.config.rows_per_item == {"image": 3}
+    assert made.model.config.tokens_per_item == {"image": 3}
     assert made.processor.video_token is None
     with pytest.raises(ValueError, match="takes image, not audio"):
         made.processor(text=["<audio>"], audio=[sound()])
@@ -331,7 +331,7 @@ def test_class_tokens_are_left_out_of_frames() -> None:
         tokenizer=tiny.tokenizer(),
         video=True,
     )
-    assert made.model.config.rows_per_item == {"image": 19, "video": 32}
+    assert made.model.config.tokens_per_item == {"image": 19, "video": 32}
 
 
 @pytest.mark.parametrize(

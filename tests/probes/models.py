@@ -15,38 +15,38 @@ from transformers import (
     Qwen3Config,
 )
 
-from alula.rows import Kind, RowMap
+from alula.tokens import Modality, TokenMap
 from tests import zoo
 
 LAYOUTS = ("3I4I2", "2I5", "I4", "7")
 """Two images, one, one at position 0, none."""
 
 
-def row_map(inputs: dict[str, Tensor]) -> RowMap:
-    """The map of zoo inputs; placeholders count as image rows in text decoders too."""
-    items = int((inputs["input_ids"] == zoo.IMAGE).sum()) // zoo.ROWS_PER_IMAGE
-    return RowMap.from_input_ids(
+def token_map(inputs: dict[str, Tensor]) -> TokenMap:
+    """The map of zoo inputs; placeholders count as image tokens in text decoders too."""
+    items = int((inputs["input_ids"] == zoo.IMAGE).sum()) // zoo.TOKENS_PER_IMAGE
+    return TokenMap.from_input_ids(
         inputs["input_ids"],
-        {Kind.IMAGE: zoo.IMAGE},
+        {Modality.IMAGE: zoo.IMAGE},
         inputs["attention_mask"],
-        rows_per_item=[zoo.ROWS_PER_IMAGE] * items,
+        tokens_per_item=[zoo.TOKENS_PER_IMAGE] * items,
     )
 
 
 def batch(name: str, *layouts: str, **options: Any) -> dict[str, Any]:
-    """Inputs of a zoo host; a text decoder gets a row_map that takes placeholder ids for image rows."""
+    """Inputs of a zoo host; a text decoder gets a token_map that takes placeholder ids for image tokens."""
     inputs: dict[str, Any] = zoo.batch(name, *layouts, **options)
-    return inputs if name in zoo.HOSTS else inputs | {"row_map": row_map(inputs)}
+    return inputs if name in zoo.HOSTS else inputs | {"token_map": token_map(inputs)}
 
 
 def singles(inputs: dict[str, Any]) -> list[dict[str, Any]]:
-    """The samples of a batch one by one, without padding, each with its own images; no row_map."""
+    """The samples of a batch one by one, without padding, each with its own images; no token_map."""
     alone, images = [], 0
     for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True):
         sample: dict[str, Any] = {"input_ids": ids[mask][None], "attention_mask": mask[mask][None].long()}
         if "mm_token_type_ids" in inputs:
             sample["mm_token_type_ids"] = (sample["input_ids"] == zoo.IMAGE).long()
-        count = int((sample["input_ids"] == zoo.IMAGE).sum()) // zoo.ROWS_PER_IMAGE
+        count = int((sample["input_ids"] == zoo.IMAGE).sum()) // zoo.TOKENS_PER_IMAGE
         if count and "pixel_values" in inputs:
             patches = len(inputs["pixel_values"]) // len(inputs.get("image_grid_thw", inputs["pixel_values"]))
             sample["pixel_values"] = inputs["pixel_values"][images * patches : (images + count) * patches]

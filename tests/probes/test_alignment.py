@@ -1,4 +1,4 @@
-"""Alignment against loops over samples, rows and states in float64."""
+"""Alignment against loops over samples, tokens and states in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SITES = ("stream", "attention_norm", "attention", "mlp_norm", "mlp")
 
 @pytest.fixture(scope="module")
 def samples(model: Any, inputs: dict[str, Any]) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Per sample with both kinds: {site: (image rows (N, n, d), text rows after the first image (N, m, d))}."""
+    """Per sample with both kinds: {site: (image tokens (N, n, d), text tokens after the first image (N, m, d))}."""
     found = []
     for sample in singles(inputs):
         ids = sample["input_ids"][0].tolist()
@@ -76,7 +76,7 @@ def test_cosines_equal_loops_over_pairs(probe: Alignment, samples: Any, site: st
 
 
 def test_each_row_counts_once_in_row_mode(model: Any, inputs: dict[str, Any], samples: Any) -> None:
-    probe = Alignment(rows="each")
+    probe = Alignment(tokens="each")
     with probe.on(model), torch.no_grad():
         model(**inputs)
     measured = probe.result().pairs["image-text"].sites["stream"]
@@ -239,7 +239,7 @@ def test_text_only_batches_have_no_alignment(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [{"text": "words"}, {"rows": "max"}, {"sites": ("head",)}, {"sites": ()}, {"neighbours": 0}]
+    "option", [{"text": "words"}, {"tokens": "max"}, {"sites": ("head",)}, {"sites": ()}, {"neighbours": 0}]
 )
 def test_options_are_checked(option: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

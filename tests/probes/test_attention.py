@@ -13,13 +13,13 @@ import alula
 from alula import WingsConfig
 from alula.errors import UsageError
 from alula.probes import AttentionShift, Resampling
-from alula.rows import Role, RowMap
+from alula.tokens import Role, TokenMap
 from tests import zoo
 from tests.probes.models import LAYOUTS, batch, deep, double, singles
 
 
 def written_out(model: Any, inputs: dict[str, Any]) -> list[tuple[np.ndarray, list[int]]]:
-    """Per sample: (L, H, Q, K) attention over its rows, from eager attention in float64, and its token ids."""
+    """Per sample: (L, H, Q, K) attention over its tokens, from eager attention in float64, and its token ids."""
     model.double().set_attn_implementation("eager")
     pairs = []
     for sample in singles(double(inputs)):
@@ -106,7 +106,7 @@ def test_shift_equals_its_definition(inputs: dict[str, Any], naive: Any, queries
 
 
 def test_a_curve_that_cannot_vary_has_no_shift(inputs: dict[str, Any]) -> None:
-    result = measure(deep(), inputs, queries="image").result()  # image rows cannot see the text after them
+    result = measure(deep(), inputs, queries="image").result()  # image tokens cannot see the text after them
     assert result.undefined == result.samples == 4
     assert np.isnan(result.shift["main"].value)
     assert result.to_dict()["shift"]["main"] == {"value": None, "low": None, "high": None}
@@ -131,12 +131,12 @@ def test_system_rows_can_stand_apart(naive: Any) -> None:
     pairs = written_out(deep(), inputs)
     roles = torch.tensor([[Role.SYSTEM] * 2 + [Role.USER] * 11])
     kinds = (inputs["input_ids"] == zoo.IMAGE).long()
-    rows = RowMap.from_kinds(kinds, roles=roles)
-    curves = measure(deep(), inputs | {"row_map": rows}, system="apart").result().curves["main"]
+    tokens = TokenMap.from_modalities(kinds, roles=roles)
+    curves = measure(deep(), inputs | {"token_map": tokens}, system="apart").result().curves["main"]
     attention = pairs[0][0].mean(axis=1)
     np.testing.assert_allclose(values(curves["system"]), attention[:, :, :2].sum(axis=(1, 2)) / 13, atol=2e-6)
     np.testing.assert_allclose(values(curves["before"]), attention[:, :, 2:5].sum(axis=(1, 2)) / 13, atol=2e-6)
-    with pytest.raises(UsageError, match="nothing says which rows"):
+    with pytest.raises(UsageError, match="nothing says which tokens"):
         measure(deep(), inputs, system="apart")
 
 

@@ -20,11 +20,11 @@ PROBES: dict[str, Any] = {
     "attention": AttentionShift,
     "attention per head": lambda: AttentionShift(heads="each"),
     "alignment": lambda: Alignment(sites=("stream", "mlp")),
-    "alignment of rows": lambda: Alignment(rows="each"),
+    "alignment of tokens": lambda: Alignment(tokens="each"),
     "geometry": lambda: Geometry(sites=("stream", "attention"), offsets=(1, 2), sink_factor=1.5),
-    "lens": lambda: VocabularyLens(rows_per_kind=3, top=3),
+    "lens": lambda: VocabularyLens(tokens_per_kind=3, top=3),
     "overlap": Overlap,
-    "geometry of rows": lambda: Geometry(of="rows", change="all_pairs"),
+    "geometry of tokens": lambda: Geometry(of="rows", change="all_pairs"),
 }
 
 
@@ -59,7 +59,7 @@ def test_the_host_is_untouched(name: str) -> None:
     model = zoo.build(name)
     config = model.config.get_text_config(decoder=True)
     inputs = batch(name, *LAYOUTS, side="right")
-    plain = {k: v for k, v in inputs.items() if k != "row_map"}
+    plain = {k: v for k, v in inputs.items() if k != "token_map"}
     with torch.no_grad():
         before = model(**plain).logits  # the first forward of some towers installs hooks of transformers' own
         hooks, names = hooks_of(model), [n for n, _ in model.named_modules()]

@@ -1,4 +1,4 @@
-"""Geometry against loops over samples, rows and states in float64."""
+"""Geometry against loops over samples, tokens and states in float64."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FACTOR = 1.3  # low enough that tiny random models have sinks
 
 @pytest.fixture(scope="module")
 def samples(model: Any, inputs: dict[str, Any]) -> Any:
-    """Per sample: {site: (N, S, d)} and the kind of every row."""
+    """Per sample: {site: (N, S, d)} and the kind of every token."""
     return [
         (states(model, s), np.array(["image" if t == zoo.IMAGE else "text" for t in s["input_ids"][0].tolist()]))
         for s in singles(inputs)
@@ -37,12 +37,12 @@ def measure(model: Any, inputs: dict[str, Any], **options: Any) -> Any:
 
 
 def pick(x: np.ndarray, kinds: np.ndarray, kind: str) -> tuple[list[int], list[int]]:
-    """(plain, sink) row numbers of a kind, the first row apart, for states x (S, d) of one sample."""
+    """(plain, sink) token numbers of a kind, the first token apart, for states x (S, d) of one sample."""
     length = np.linalg.norm(x, axis=1)
-    rows = [i for i in range(1, len(x)) if kinds[i] == kind]
-    sinks = [i for i in rows if length[i] > FACTOR * np.median(length)]
-    plain = [i for i in rows if i not in sinks]
-    return plain or rows, sinks
+    tokens = [i for i in range(1, len(x)) if kinds[i] == kind]
+    sinks = [i for i in tokens if length[i] > FACTOR * np.median(length)]
+    plain = [i for i in tokens if i not in sinks]
+    return plain or tokens, sinks
 
 
 def cos(a: np.ndarray, b: np.ndarray) -> float:
@@ -62,9 +62,9 @@ def test_similarities_equal_loops(model: Any, inputs: dict[str, Any], samples: A
             for number, (x, kinds) in enumerate(samples):
                 for kind, found in members.items():
                     plain, _ = pick(x[site][state], kinds, kind)
-                    rows = x[site][state][plain]
-                    if len(rows):
-                        found.extend((number, row) for row in (rows if of == "rows" else [rows.mean(axis=0)]))
+                    tokens = x[site][state][plain]
+                    if len(tokens):
+                        found.extend((number, token) for token in (tokens if of == "rows" else [tokens.mean(axis=0)]))
             measured = result.sites[site]
             for kind, found in members.items():
                 expected = np.mean([cos(a, b) for (_, a), (_, b) in combinations(found, 2)])
@@ -119,11 +119,11 @@ def test_change_follows_the_same_row(model: Any, inputs: dict[str, Any], samples
         measured = values(result.sites[site].kinds[kind].change[n])
         expected = []
         for x, kinds in samples:
-            rows = [i for i in range(1, len(kinds)) if kinds[i] == kind]
-            if rows:
+            tokens = [i for i in range(1, len(kinds)) if kinds[i] == kind]
+            if tokens:
                 states_ = x[site]
                 expected.append(
-                    [np.mean([cos(states_[s][i], states_[s + n][i]) for i in rows]) for s in range(len(states_) - n)]
+                    [np.mean([cos(states_[s][i], states_[s + n][i]) for i in tokens]) for s in range(len(states_) - n)]
                 )
         np.testing.assert_allclose(measured, np.mean(expected, axis=0), atol=1e-6)
         assert 9 not in result.sites[site].kinds[kind].change

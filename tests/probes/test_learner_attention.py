@@ -56,7 +56,7 @@ def written_out(model: Any, sample: dict[str, Any]) -> list[dict[str, np.ndarray
     for i, layer in enumerate(layers):
         part = layer.alula["wings"]
         weights = torch.softmax(part.router.bias.detach(), dim=-1).double().numpy()
-        x, rows = inputs[0], range(len(ids))
+        x, tokens = inputs[0], range(len(ids))
         query = inputs[i] + branches[i]
         routed = {}
         for name, weight, of_learner in (("visual", weights[0], image), ("textual", weights[1], ~image)):
@@ -64,8 +64,8 @@ def written_out(model: Any, sample: dict[str, Any]) -> list[dict[str, np.ndarray
             a_q, b_q, a_k, b_k = (t.detach().double().numpy() for t in (lorra.q.a, lorra.q.b, lorra.k.a, lorra.k.b))
             q, k = query + query @ a_q.T @ b_q.T, x + x @ a_k.T @ b_k.T
             mass = np.zeros((len(ids), len(ids)))
-            for row in rows:
-                keys = [j for j in rows if of_learner[j] and j <= row]
+            for row in tokens:
+                keys = [j for j in tokens if of_learner[j] and j <= row]
                 if not keys or not image[: row + 1].any():  # the exact gate
                     continue
                 for h in range(q.shape[1] // 16):
@@ -114,7 +114,7 @@ def test_total_adds_routed_learners(portion: float) -> None:
 
 @pytest.mark.parametrize("router", ["mass", "attention", "constant"])
 def test_measuring_learners_changes_no_bit(router: str) -> None:
-    model, inputs = winged(router=router, router_rows=64), double(zoo.batch("llava-qwen3", *LAYOUTS, "5"))
+    model, inputs = winged(router=router, router_tokens=64), double(zoo.batch("llava-qwen3", *LAYOUTS, "5"))
     with torch.no_grad():
         before = model(**inputs).logits
         with AttentionShift().on(model):

@@ -1,4 +1,4 @@
-"""The vocabulary lens against softmaxes, entropies and divergences taken row by row in float64."""
+"""The vocabulary lens against softmaxes, entropies and divergences taken token by token in float64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYOUTS = ("3I4I2", "2I5", "1I6", "7", "I3")
 
 @pytest.fixture(scope="module")
 def samples(model: Any, inputs: dict[str, Any]) -> Any:
-    """Per sample {kind: (N, n, V)} distributions of its rows but the first."""
+    """Per sample {kind: (N, n, V)} distributions of its tokens but the first."""
     found = []
     for sample in singles(inputs):
         with torch.no_grad():
@@ -35,7 +35,7 @@ def samples(model: Any, inputs: dict[str, Any]) -> Any:
 
 
 def measure(model: Any, inputs: dict[str, Any], **options: Any) -> Any:
-    probe = VocabularyLens(**{"rows_per_kind": 16, **options})  # by default every row of these short samples
+    probe = VocabularyLens(**{"tokens_per_kind": 16, **options})  # by default every token of these short samples
     with probe.on(model), torch.no_grad():
         model(**inputs)
     return probe.result()
@@ -100,7 +100,7 @@ def test_divergences_equal_loops_over_pairs(model: Any, inputs: dict[str, Any], 
 @pytest.mark.parametrize("name", zoo.ALL)
 def test_the_last_state_is_what_the_host_says(name: str) -> None:
     model, inputs = zoo.build(name), batch(name, "3I4")
-    probe = VocabularyLens(states=(-1,), rows_per_kind=64, top=3, skip_first=False)
+    probe = VocabularyLens(states=(-1,), tokens_per_kind=64, top=3, skip_first=False)
     with probe.on(model), torch.no_grad():
         q = torch.softmax(model(**inputs).logits[0], dim=-1)
     for example in probe.result().examples:
@@ -110,7 +110,7 @@ def test_the_last_state_is_what_the_host_says(name: str) -> None:
 
 
 def test_a_bounded_number_of_evenly_spaced_rows_is_read(model: Any) -> None:
-    result = measure(model, double(zoo.batch("llava-qwen3", "2I9I3")), rows_per_kind=3, examples=1)
+    result = measure(model, double(zoo.batch("llava-qwen3", "2I9I3")), tokens_per_kind=3, examples=1)
     positions = {example.kind: example.positions for example in result.examples}
     text, image = [1, *range(6, 15), 19, 20, 21], [*range(2, 6), *range(15, 19)]
     assert positions["text"] == tuple(text[i * 13 // 3] for i in range(3))

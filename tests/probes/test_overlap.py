@@ -31,7 +31,7 @@ def probe(model: Any, inputs: dict[str, Any]) -> Overlap:
 
 @pytest.fixture(scope="module")
 def squares(model: Any, inputs: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
-    """{stream: {matrix: (in,)}} sums of squared inputs over each stream's rows but the first of a sample."""
+    """{stream: {matrix: (in,)}} sums of squared inputs over each stream's tokens but the first of a sample."""
     matrices = {
         f"layers.{i}.{name}": module
         for i, layer in enumerate(model.model.language_model.layers)
@@ -58,7 +58,7 @@ def squares(model: Any, inputs: dict[str, Any]) -> dict[str, dict[str, np.ndarra
 
 
 def keep(weight: np.ndarray, squares: np.ndarray, sparsity: float) -> set[tuple[int, int]]:
-    """Weights that survive row-wise pruning, one by one."""
+    """Weights that survive token-wise pruning, one by one."""
     kept = set()
     for i, row in enumerate(weight):
         order = sorted(range(len(row)), key=lambda j: abs(row[j]) * np.sqrt(squares[j]))
@@ -68,7 +68,7 @@ def keep(weight: np.ndarray, squares: np.ndarray, sparsity: float) -> set[tuple[
 
 def test_overlap_equals_sets_of_weights(model: Any, probe: Overlap, squares: Any) -> None:
     result = probe.result()
-    assert result.rows == {"image": 16, "text": 26, "all": 42}
+    assert result.tokens == {"image": 16, "text": 26, "all": 42}
     assert set(result.pairs) == {"image-text", "image-all", "text-all"}
     for name in (
         "layers.0.self_attn.q_proj",
@@ -124,9 +124,9 @@ def test_streams_without_rows_are_left_out(model: Any) -> None:
     with probe.on(model), torch.no_grad():
         model(input_ids=torch.tensor([[1, 2, 3, 4]]))
     result = probe.result()
-    assert result.rows == {"image": 0, "text": 3, "all": 3}
+    assert result.tokens == {"image": 0, "text": 3, "all": 3}
     assert set(result.pairs) == {"text-all"}
-    with pytest.raises(UsageError, match="no row of 'image'"):
+    with pytest.raises(UsageError, match="no token of 'image'"):
         probe.mask("image")
     with pytest.raises(UsageError, match="was not measured"):
         probe.mask("audio")
@@ -161,7 +161,7 @@ def test_every_matrix_of_every_decoder_is_measured(name: str) -> None:
     blocks = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".layers." in n]
     mask = probe.mask("all")
     assert sorted(mask.shapes.values()) == sorted((m.out_features, m.in_features) for m in blocks)
-    assert probe.result().rows == {"all": 9}
+    assert probe.result().tokens == {"all": 9}
 
 
 # -- masks --------------------------------------------------------------------------------------------------------

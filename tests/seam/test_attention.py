@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from alula import Anatomy
 from alula.errors import HostError
-from alula.seam import ATTENTION, Forward, install, use_attention
+from alula.seam import ATTENTION, ForwardContext, install, use_attention
 from alula.seam.dialect import cache_keyword, cache_of_output
 
 CACHE = cache_keyword()
@@ -92,10 +92,10 @@ class Sums:
     def __init__(self, columns: torch.Tensor, *, aside: bool = False) -> None:
         self.columns, self.sums, self.aside = columns, {}, aside
 
-    def key_columns(self, forward: Forward, layer: int) -> torch.Tensor:
-        return self.columns[:, : forward.all_rows.shape[1]]
+    def key_values(self, forward: ForwardContext, layer: int) -> torch.Tensor:
+        return self.columns[:, : forward.all_tokens.shape[1]]
 
-    def receive(self, forward: Forward, layer: int, sums: torch.Tensor) -> None:
+    def receive(self, forward: ForwardContext, layer: int, sums: torch.Tensor) -> None:
         self.sums[layer] = sums
 
 
@@ -127,8 +127,8 @@ def test_sums_of_attention_equal_the_matrix(name: str, implementation: str) -> N
             seam.ask(layer, aside)
         logits = model(**batch).logits
         for layer in range(2):
-            seam.stop_asking(layer, asker)
-            seam.stop_asking(layer, aside)
+            seam.cancel_sums(layer, asker)
+            seam.cancel_sums(layer, aside)
         seam.release("test")
     assert decoder_attention(model) == implementation
     valid = batch["attention_mask"].bool()
@@ -196,7 +196,7 @@ def test_attention_may_be_set_to_eager_while_asked() -> None:
         out = model(**zoo.batch("llama", "9"), output_attentions=True)
     assert len(out.attentions) == 2
     torch.testing.assert_close(ones.sums[0], torch.ones(1, 9, 4, 1))
-    seam.stop_asking(0, ones)
+    seam.cancel_sums(0, ones)
     assert decoder_attention(model) == "eager"
 
 

@@ -1,4 +1,4 @@
-"""What a forward knows of its rows: in plain calls, through `generate`, across caches. Installing leaves no trace."""
+"""What a forward knows of its tokens: in plain calls, through `generate`, across caches. Installing leaves no trace."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests import zoo
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 
-from alula import Kind, RowMap
+from alula import Modality, TokenMap
 from alula.errors import AlulaError, UsageError
-from alula.seam import NAME, Forward, RowCache, find, install
+from alula.seam import NAME, ForwardContext, TokenCache, find, install
 from alula.seam.dialect import cache_keyword, cache_of_output
 
 CACHE = cache_keyword()
@@ -23,13 +23,13 @@ HOSTS = ["llava-qwen3", "llava-gemma3", "qwen2_5_vl"]
 
 
 class Listener:
-    """Records the `Forward` of every call."""
+    """Records the `ForwardContext` of every call."""
 
     def __init__(self, model: Any, *, inputs: bool = False) -> None:
         self.seam = install(model, "listener", self)
         if inputs:
             self.seam.keep_inputs("listener")
-        self.forwards: list[Forward] = []
+        self.forwards: list[ForwardContext] = []
         layer = self.seam.anatomy.layers[-1]
         layer.register_forward_pre_hook(lambda m, a, kw: self.forwards.append(kw[NAME]), with_kwargs=True)
 
@@ -40,12 +40,12 @@ def test_rows_of_a_batch(name: str) -> None:
     listener = Listener(model)
     batch = zoo.batch(name, "3I4", "I2I1", "5")
     model(**batch)
-    rows = listener.forwards[0].rows
-    assert torch.equal(rows.is_perceptual, batch["input_ids"] == zoo.IMAGE)
-    assert torch.equal(rows.valid, batch["attention_mask"].bool())
-    assert rows.item.max(dim=1).values.tolist() == [0, 1, -1]
-    expected = torch.where(rows.valid, batch["attention_mask"].cumsum(1) - 1, -1)
-    assert torch.equal(rows.position, expected)
+    tokens = listener.forwards[0].tokens
+    assert torch.equal(tokens.is_perceptual, batch["input_ids"] == zoo.IMAGE)
+    assert torch.equal(tokens.valid, batch["attention_mask"].bool())
+    assert tokens.item.max(dim=1).values.tolist() == [0, 1, -1]
+    expected = torch.where(tokens.valid, batch["attention_mask"].cumsum(1) - 1, -1)
+    assert torch.equal(tokens.position, expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
@@ -60,11 +60,11 @@ def test_each_generated_token_is_text_and_positions_continue(name: str, options:
     images = (batch["input_ids"] == zoo.IMAGE).sum(1).repeat_interleave(copies)
     lengths = batch["attention_mask"].sum(1).repeat_interleave(copies)
     for step, forward in enumerate(listener.forwards):
-        assert torch.equal(forward.all_rows.is_perceptual.sum(1), images)
-        assert torch.equal(forward.all_rows.position.max(1).values + 1, lengths + step)
+        assert torch.equal(forward.all_tokens.is_perceptual.sum(1), images)
+        assert torch.equal(forward.all_tokens.position.max(1).values + 1, lengths + step)
         if step:
-            assert forward.rows.is_text.all()
-            assert forward.rows.shape == (2 * copies, 1)
+            assert forward.tokens.is_text.all()
+            assert forward.tokens.shape == (2 * copies, 1)
 
 
 def test_a_kept_cache_carries_the_rows_into_the_next_turn() -> None:
@@ -81,7 +81,7 @@ def test_a_kept_cache_carries_the_rows_into_the_next_turn() -> None:
     }
     model(**whole)
     _, continued, at_once = listener.forwards
-    assert torch.equal(continued.all_rows.stack(), at_once.rows.stack())
+    assert torch.equal(continued.all_tokens.stack(), at_once.tokens.stack())
     torch.testing.assert_close(continued.all_inputs(), at_once.inputs)
     for ours, expected in zip(continued.all_rope("full_attention"), at_once.rope["full_attention"], strict=True):
         torch.testing.assert_close(ours, expected.expand_as(ours))
@@ -91,16 +91,16 @@ def test_cache_operations_take_the_rows_along() -> None:
     model = zoo.build("llava-llama")
     Listener(model, inputs=True)
     cache = cache_of_output(model(**zoo.batch("llava-llama", "3I4", "I2I1"), use_cache=True))
-    rows = RowCache.of(cache).rows.stack()
-    assert rows.shape[:2] == (2, 11)
-    inputs = RowCache.of(cache).inputs
+    tokens = TokenCache.of(cache).tokens.stack()
+    assert tokens.shape[:2] == (2, 11)
+    inputs = TokenCache.of(cache).inputs
     cache.batch_repeat_interleave(2)
     cache.reorder_cache(torch.tensor([3, 2, 1, 0]))
     cache.crop(-2)
     cache.batch_select_indices(torch.tensor([0, 3]))
-    assert torch.equal(RowCache.of(cache).rows.stack(), rows.flip(0)[:, :-2])
-    assert torch.equal(RowCache.of(cache).inputs, inputs.flip(0)[:, :-2])
-    assert RowCache.of(cache).get_seq_length() == cache.get_seq_length() == 9
+    assert torch.equal(TokenCache.of(cache).tokens.stack(), tokens.flip(0)[:, :-2])
+    assert torch.equal(TokenCache.of(cache).inputs, inputs.flip(0)[:, :-2])
+    assert TokenCache.of(cache).get_seq_length() == cache.get_seq_length() == 9
 
 
 @pytest.mark.parametrize(
@@ -112,22 +112,22 @@ def test_every_kind_of_cache_given_by_the_caller(make: Any) -> None:
     batch = zoo.batch("llava-llama", "3I4")
     cache = make(model.config.get_text_config())
     model.generate(**batch, **{CACHE: cache}, max_new_tokens=4, do_sample=False)
-    assert listener.forwards[-1].all_rows.shape[1] == 11 + 3
+    assert listener.forwards[-1].all_tokens.shape[1] == 11 + 3
 
 
 def test_rows_can_be_given_by_hand() -> None:
     model = zoo.build("llama")
     listener = Listener(model)
     ids = torch.randint(0, 50, (1, 8))
-    rows = RowMap.from_kinds(torch.tensor([[0, 0, 1, 1, 1, 0, 0, 0]]))
+    tokens = TokenMap.from_modalities(torch.tensor([[0, 0, 1, 1, 1, 0, 0, 0]]))
     embeds = model.get_input_embeddings()(ids)
-    model(inputs_embeds=embeds, row_map=rows)
-    assert torch.equal(listener.forwards[0].rows.kind, rows.kind)
-    with listener.seam.given_rows(rows):
+    model(inputs_embeds=embeds, token_map=tokens)
+    assert torch.equal(listener.forwards[0].tokens.kind, tokens.kind)
+    with listener.seam.given_tokens(tokens):
         model.generate(ids, max_new_tokens=3, num_beams=2)
-    assert torch.equal(listener.forwards[-1].all_rows.is_perceptual.sum(1), torch.tensor([3, 3]))
-    with pytest.raises(UsageError, match="row_map describes"):
-        model(ids[:, :5], row_map=rows)
+    assert torch.equal(listener.forwards[-1].all_tokens.is_perceptual.sum(1), torch.tensor([3, 3]))
+    with pytest.raises(UsageError, match="token_map describes"):
+        model(ids[:, :5], token_map=tokens)
 
 
 @pytest.mark.parametrize("name", ["llama", "llava-gemma3"])
@@ -151,7 +151,7 @@ def test_a_mask_that_cannot_be_read_is_refused() -> None:
 
 
 class TestInputsEmbeds:
-    """Rows merged by the caller: what is an image among them has to be said."""
+    """Tokens merged by the caller: what is an image among them has to be said."""
 
     @staticmethod
     def merged(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class TestInputsEmbeds:
         for call in (model, partial(model.generate, max_new_tokens=2)):
             with pytest.raises(UsageError, match="inputs_embeds alone") as told:
                 call(**given)
-            assert "row_map=" in str(told.value)
+            assert "token_map=" in str(told.value)
 
     @pytest.mark.parametrize("name", HOSTS)
     def test_with_a_map_or_types_they_are_what_ids_are(self, name: str) -> None:
@@ -180,8 +180,8 @@ class TestInputsEmbeds:
         types = (batch["input_ids"] == zoo.IMAGE).long()
         listener = Listener(model)
         model(**batch)
-        expected = listener.forwards[-1].rows
-        more = {"row_map": RowMap.from_kinds(types, batch["attention_mask"])}, {"mm_token_type_ids": types}
+        expected = listener.forwards[-1].tokens
+        more = {"token_map": TokenMap.from_modalities(types, batch["attention_mask"])}, {"mm_token_type_ids": types}
         for each in more:
             given = self.merged(model, batch) | each
             if name == "qwen2_5_vl":
@@ -193,25 +193,25 @@ class TestInputsEmbeds:
                     batch["input_ids"], types, image_grid_thw=grid, attention_mask=mask
                 )[0]
             model(**given)
-            rows = listener.forwards[-1].rows
-            assert torch.equal(rows.kind, expected.kind)
-            assert torch.equal(rows.position, expected.position)
+            tokens = listener.forwards[-1].tokens
+            assert torch.equal(tokens.kind, expected.kind)
+            assert torch.equal(tokens.position, expected.position)
 
     def test_a_cache_is_gone_on_with_by_ids_alone(self) -> None:
         model = zoo.build("llava-llama")
         batch = zoo.batch("llava-llama", "3I4")
         listener = Listener(model)
-        rows = RowMap.from_kinds((batch["input_ids"] == zoo.IMAGE).long())
+        tokens = TokenMap.from_modalities((batch["input_ids"] == zoo.IMAGE).long())
         plain = model.generate(**batch, max_new_tokens=4, do_sample=False)
         given = self.merged(model, batch)
-        with listener.seam.given_rows(rows):
+        with listener.seam.given_tokens(tokens):
             assert torch.equal(model.generate(**given, max_new_tokens=4, do_sample=False), plain[:, 11:])
-        cache = cache_of_output(model(**given, row_map=rows, use_cache=True))
+        cache = cache_of_output(model(**given, token_map=tokens, use_cache=True))
         one = model.get_input_embeddings()(torch.tensor([[1]]))
         with pytest.raises(UsageError, match="inputs_embeds alone"):
             model(inputs_embeds=one, **{CACHE: cache})
         model(inputs_embeds=one, mm_token_type_ids=torch.tensor([[0]]), **{CACHE: cache})
-        assert listener.forwards[-1].all_rows.is_perceptual.sum() == zoo.ROWS_PER_IMAGE
+        assert listener.forwards[-1].all_tokens.is_perceptual.sum() == zoo.TOKENS_PER_IMAGE
 
     def test_of_a_text_decoder_they_are_text(self) -> None:
         model = zoo.build("llama")
@@ -224,7 +224,7 @@ def test_a_cache_from_before_is_refused_where_its_inputs_are_needed() -> None:
     model = zoo.build("llama")
     cache = model(torch.randint(0, 50, (1, 6)), use_cache=True).past_key_values
     Listener(model, inputs=True)
-    with pytest.raises(AlulaError, match="6 rows that were computed before listener was attached"):
+    with pytest.raises(AlulaError, match="6 tokens that were computed before listener was attached"):
         model(torch.randint(0, 50, (1, 2)), **{CACHE: cache})
 
 
@@ -234,8 +234,8 @@ def test_a_cache_from_before_counts_as_text_elsewhere() -> None:
     listener = Listener(model)
     for _ in range(2):
         model(torch.randint(0, 50, (1, 2)), **{CACHE: cache})
-    assert listener.forwards[-1].all_rows.position.tolist() == [list(range(10))]
-    assert listener.forwards[-1].all_rows.kind.unique().tolist() == [Kind.TEXT]
+    assert listener.forwards[-1].all_tokens.position.tolist() == [list(range(10))]
+    assert listener.forwards[-1].all_tokens.kind.unique().tolist() == [Modality.TEXT]
 
 
 def test_installing_and_releasing_leaves_no_trace() -> None:

@@ -133,14 +133,14 @@ def test_image_tokens_are_not_counted_like_text() -> None:
 def test_positions_left_behind_do_not_shift_embeddings() -> None:
     model, _ = grafted("qwen2_5_vl", "mass")
     text = model.get_input_embeddings()(torch.tensor([[1, 2, 3]]))
-    rows = alula.RowMap.text(1, 3)
+    tokens = alula.TokenMap.text(1, 3)
     with torch.no_grad():
-        expected = model(inputs_embeds=text, row_map=rows).logits
+        expected = model(inputs_embeds=text, token_map=tokens).logits
         model(**zoo.batch("qwen2_5_vl", "2I3"))
         with pytest.raises(UsageError, match="would shift the positions"):
-            model(inputs_embeds=text, row_map=rows)
+            model(inputs_embeds=text, token_map=tokens)
         model.model.rope_deltas = None
-        assert torch.equal(model(inputs_embeds=text, row_map=rows).logits, expected)
+        assert torch.equal(model(inputs_embeds=text, token_map=tokens).logits, expected)
 
 
 def test_a_cache_from_which_samples_were_taken_does_not_go_on_anyhow() -> None:
@@ -194,7 +194,7 @@ def _gemma3() -> Any:
             "image_size": 16,
             "patch_size": 4,
         },
-        mm_tokens_per_image=zoo.ROWS_PER_IMAGE,
+        mm_tokens_per_image=zoo.TOKENS_PER_IMAGE,
         image_token_id=zoo.IMAGE,
         boi_token_id=57,
         eoi_token_id=58,
@@ -213,7 +213,7 @@ def test_an_image_in_a_later_turn_is_seen_as_a_whole_or_refused() -> None:
     ids = torch.tensor([zoo.prompt("2I3I2")])
     types = (ids == zoo.IMAGE).long()
     pixels = torch.randn(2, 3, 16, 16)
-    cut = 2 + zoo.ROWS_PER_IMAGE + 2
+    cut = 2 + zoo.TOKENS_PER_IMAGE + 2
     wake(alula.attach(model, CONFIGS["mass"]))
     with torch.no_grad():
         whole = model(input_ids=ids, token_type_ids=types, pixel_values=pixels).logits

@@ -32,7 +32,7 @@ def test_blocks_equal_the_hosts_own_hidden_states(name: str) -> None:
         assert torch.equal(at[layer, "block_input"], expected.hidden_states[layer])
         total = at[layer, "block_input"] + at[layer, "attention"] + at[layer, "mlp"]
         torch.testing.assert_close(total, at[layer, "block_output"], atol=1e-5, rtol=1e-5)
-    assert torch.equal(events[0].rows.valid, batch["attention_mask"].bool())
+    assert torch.equal(events[0].tokens.valid, batch["attention_mask"].bool())
 
 
 def test_checkpointing_reports_once() -> None:

@@ -20,7 +20,7 @@ from alula.training import train
 from alula.training.feature_cache import (
     FeatureStore,
     fingerprint_tensor,
-    frozen_ears,
+    frozen_audio_tower,
     frozen_tower,
     tower_fingerprint,
 )
@@ -234,7 +234,7 @@ def test_ears_of_stock_hosts_stay_in_their_place() -> None:
     )  # fmt: skip
     model = Qwen2AudioForConditionalGeneration(Qwen2AudioConfig(audio_config=ears, text_config=text))
     tower = Anatomy.of(model).audio_tower
-    with frozen_ears(model) as stand_in:
+    with frozen_audio_tower(model) as stand_in:
         assert stand_in is None
         assert Anatomy.of(model).audio_tower is tower is not None
 

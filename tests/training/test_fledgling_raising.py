@@ -22,7 +22,7 @@ from alula.microworld import Scene, Thing, text_items
 from alula.training.fledgling.curriculum import Curriculum, lessons
 from alula.training.fledgling.head_start import give_head_start
 from alula.training.fledgling.muon import Muon, orthogonalise
-from alula.training.fledgling.schooling import answer_places, foreign_rows, language_model_config, rate_factor
+from alula.training.fledgling.schooling import answer_places, foreign_tokens, language_model_config, rate_factor
 from alula.training.fledgling.tokenizer import learn_tokenizer
 from alula.training.fledgling.tower import patch_labels, pictures, pixels
 
@@ -152,7 +152,7 @@ def test_answer_places_are_the_predicting_positions():
 def test_foreign_rows_replace_image_tokens_only():
     embeddings = torch.nn.Embedding(12, 8)
     ids = torch.tensor([[1, 3, 3, 5], [2, 2, 2, 2]])
-    rows = foreign_rows(embeddings, ids, 3, torch.Generator().manual_seed(0))
+    rows = foreign_tokens(embeddings, ids, 3, torch.Generator().manual_seed(0))
     assert torch.equal(rows[1], embeddings(ids[1]))
     assert torch.equal(rows[0, [0, 3]], embeddings(ids[0, [0, 3]]))
     assert torch.cdist(rows[0, 1:3], embeddings.weight).min() > 1e-3

@@ -105,7 +105,7 @@ MISTAKES = [
     ("rank: 16", "rope: 'no'", ["stages.1.wings.rope (line 17): rope must be true or false, not 'no'"]),
     ("rank: 16", "layers: []", ["stages.1.wings.layers (line 17): layers is empty"]),
     ("rank: 16", "learners: 5", ["stages.1.wings.learners (line 17): a list is wanted here"]),
-    ("rank: 16", "system_rows: 3", ["stages.1.wings.system_rows", "only for compat"]),
+    ("rank: 16", "system_tokens: 3", ["stages.1.wings.system_tokens", "only for compat"]),
     ("wings: {rank: 16, router: mass}", "wings: 5", ["stages.1.wings (line 17): a mapping is wanted here", "router"]),
     ("micro_batch_size: 4", "prefix: {init_std: 1e30}", ["stages.1.prefix.init_std", "less than or equal to 10"]),
     ("micro_batch_size: 4", "lora: {rank: 100000000}", ["stages.1.lora.rank", "less than or equal to 65536"]),

@@ -58,7 +58,7 @@ def _bound(probe: Probe, anatomy: Anatomy, kinds: int) -> int:
         case VocabularyLens():
             head = anatomy.head
             vocabulary = 0 if head is None else head.get_parameter("weight").shape[0]
-            examples = probe.examples * 4 * probe.rows_per_kind * (2 * 9 * probe.top + 1) * _KEPT
+            examples = probe.examples * 4 * probe.tokens_per_kind * (2 * 9 * probe.top + 1) * _KEPT
             return 3 * kinds * 9 * vocabulary * _SUM + examples + kinds * 2 * 3 * 9 * (keep * _KEPT + _SUM)
         case Overlap():
             widths = sum(matrix.in_features for layer in anatomy.layers for _, matrix in linears(layer))

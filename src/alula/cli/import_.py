@@ -27,7 +27,7 @@ def wings(
     out: Annotated[Path, typer.Argument(help="New directory, for host/ and adapter/.")],
     llm: Annotated[str, typer.Option(help="The LLM it was tuned from: hub id or directory.")],
     vision: Annotated[str, typer.Option(help="The SigLIP tower it was trained with: hub id or directory.")],
-    system_rows: Annotated[
+    system_tokens: Annotated[
         int, typer.Option(min=0, help="Rows of system prompt and user header; 14 for Qwen1.5 and its default prompt.")
     ] = 14,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. (default: the LLM's)")] = None,
@@ -39,7 +39,7 @@ def wings(
     """
     from alula.importing import import_wings
 
-    made = import_wings(checkpoint, llm, vision, out, system_rows=system_rows, dtype=dtype)
+    made = import_wings(checkpoint, llm, vision, out, system_tokens=system_tokens, dtype=dtype)
     if as_json:
         print(json.dumps({"host": str(made.host), "adapter": str(made.adapter), "config": made.config.to_dict()}))
         return
@@ -48,6 +48,6 @@ def wings(
     console.print(f"adapter  {made.adapter}", highlight=False, soft_wrap=True)
     if made.config.router == "attention" and len(made.config.learners) == 2:
         console.print(
-            f"Inputs with an image may have {made.config.router_rows} rows: the router was trained on no more.",
+            f"Inputs with an image may have {made.config.router_tokens} tokens: the router was trained on no more.",
             highlight=False,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import difflib
+import logging
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from alula.errors import AdapterError, UsageError
 from alula.seam import NAME, Seam, marked, marks, retract
 
+logger = logging.getLogger(__name__)
 _TRAINED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -27,6 +29,8 @@ class GraftConfig:
     graft_type: ClassVar[str]
     free: ClassVar[tuple[str, ...]] = ()
     """settings that trained weights do not depend on"""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """settings' names in adapters of earlier versions, and today's"""
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -40,6 +44,12 @@ class GraftConfig:
             UsageError: an unknown setting (naming the nearest known one) or a value the config refuses.
         """
         known = {field.name for field in dataclasses.fields(cls)}
+        old = [key for key in values if key in cls.renamed]
+        if old:
+            logger.warning(
+                "%s: read %s under their names of an earlier version", where or cls.graft_type, ", ".join(old)
+            )
+            values = {cls.renamed.get(key, key): value for key, value in values.items()}
         for key in values:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)

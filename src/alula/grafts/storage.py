@@ -274,7 +274,7 @@ def _part_fingerprints(host: nn.Module, without: Sequence[str]) -> dict[str, str
 
 
 def _vocabulary(host: nn.Module) -> int:
-    """Rows of the token embeddings."""
+    """Tokens of the token embeddings."""
     embeddings: Any = Anatomy.of(host).embeddings
     return int(embeddings.weight.shape[0])
 
@@ -282,10 +282,10 @@ def _vocabulary(host: nn.Module) -> int:
 def _check_base(host: nn.Module, facts: Mapping[str, Any], where: str) -> None:
     """Raise an AdapterError unless `host` has the weights that the adapter of `facts` was trained on."""
     kind, base = type(host).__name__, facts.get("base_model_name_or_path") or "unknown"
-    rows = facts.get("base_vocabulary", _vocabulary(host))
-    if rows != _vocabulary(host):
+    tokens = facts.get("base_vocabulary", _vocabulary(host))
+    if tokens != _vocabulary(host):
         raise AdapterError(
-            f"it was trained on a base with {rows} token embeddings, and this {kind} has {_vocabulary(host)} "
+            f"it was trained on a base with {tokens} token embeddings, and this {kind} has {_vocabulary(host)} "
             f"(base: {base})",
             where=where,
             remedy="save the host it was trained on, resized as it was, by save_host and name its directory as base",

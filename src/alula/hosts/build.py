@@ -235,7 +235,7 @@ def _finished(
             ears.feature_extractor if ears else ASTFeatureExtractor(num_mel_bins=32),
             language.tokenizer,
             chat_template=template,
-            rows=model.config.rows_per_item,
+            rows=model.config.tokens_per_item,
             num_frames=model.config.num_frames,
             **{f"{medium}_token": tokens.get(medium) for medium in MEDIA},
         )
@@ -282,7 +282,7 @@ def _multimodal(
         vision_config=vision_config,
         audio_config=audio_config,
         media=list(ids),
-        rows_per_item={medium: rows[medium] for medium in ids},
+        tokens_per_item={medium: rows[medium] for medium in ids},
         connector=shape.as_dict(),
         shared_connector=shared,
         vision_feature_layer=layers,

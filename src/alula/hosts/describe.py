@@ -29,7 +29,7 @@ class Description:
         model: class name.
         parts: the model's parts; parameters shared by two parts count in the first.
         dtype: floating-point type of the weights.
-        rows_per_image: decoder rows of one image; None where it depends on the image.
+        tokens_per_image: decoder rows of one image; None where it depends on the image.
         image_size: side in pixels of the images the tower sees; None where it depends on the image.
         vocabulary: rows of the embedding matrix.
         tied: whether input and output embeddings are one matrix.
@@ -38,7 +38,7 @@ class Description:
     model: str
     parts: tuple[PartDescription, ...]
     dtype: str
-    rows_per_image: int | None
+    tokens_per_image: int | None
     image_size: int | None
     vocabulary: int
     tied: bool
@@ -62,7 +62,7 @@ class Description:
             f"{name:<{wide[0]}}  {kind:<{wide[1]}}  {count:>{wide[2]}}  {train:>{wide[3]}}".rstrip()
             for name, kind, count, train in table
         ]
-        per_image = "depends on the image" if self.rows_per_image is None else str(self.rows_per_image)
+        per_image = "depends on the image" if self.tokens_per_image is None else str(self.tokens_per_image)
         size = "" if self.image_size is None else f" of {self.image_size}x{self.image_size} px"
         lines.append(f"rows per image{size}: {per_image}; vocabulary {self.vocabulary:,}; {self.dtype}")
         return "\n".join(lines)
@@ -82,7 +82,7 @@ def describe(host: Host | tuple[Any, Any]) -> Description:
         model=type(model).__name__,
         parts=_parts(model),
         dtype=str(model.dtype).removeprefix("torch."),
-        rows_per_image=rows,
+        tokens_per_image=rows,
         image_size=size,
         vocabulary=embedding.weight.shape[0],
         tied=head is not None and head.weight is embedding.weight,

@@ -1,7 +1,7 @@
-"""Implicit alignment of perceptual rows with text (IMA, section 2.7), with the contrasts and nulls it needs to mean
+"""Implicit alignment of perceptual tokens with text (IMA, section 2.7), with the contrasts and nulls it needs to mean
 something.
 
-Shapes: B samples of a batch, S rows, d width, N states of a site, K kept samples.
+Shapes: B samples of a batch, S tokens, d width, N states of a site, K kept samples.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from alula.errors import UsageError
-from alula.probes import rowsets
+from alula.probes import token_sets
 from alula.probes.resampling import DEFAULT, Resampling
 from alula.probes.results import Array, Curve, Estimate, Result
 from alula.probes.similarity import (
@@ -27,14 +27,14 @@ from alula.probes.similarity import (
     unit_rows,
 )
 from alula.probes.states import GROUPS, TEXT, StateProbe, groups, unit
-from alula.seam import Forward
+from alula.seam import ForwardContext
 
 Reduction = Literal["mean", "each"]
 
 
 @dataclass(frozen=True)
 class Null(Result):
-    """What a measure gives when perceptual rows are paired with the text of random other samples.
+    """What a measure gives when perceptual tokens are paired with the text of random other samples.
 
     Attributes:
         mean: over permutations.
@@ -54,16 +54,16 @@ class SiteAlignment(Result):
     Attributes:
         all_pairs: mean cosine over all pairs of samples, matched or not: the published IMA curve. It is the inner
             product of two mean directions and cannot see whether an image fits its own text.
-        matched: mean cosine of a sample's perceptual rows with its own text.
+        matched: mean cosine of a sample's perceptual tokens with its own text.
         mismatched: the same with the text of other samples.
         contrast: matched - mismatched.
         centred_matched, centred_mismatched, centred_contrast: the same after the mean of either side over samples is
-            removed, so that a direction common to all rows counts for nothing.
-        input_prompt: all pairs of the perceptual rows as they enter the decoder with text at this state (empty
+            removed, so that a direction common to all tokens counts for nothing.
+        input_prompt: all pairs of the perceptual tokens as they enter the decoder with text at this state (empty
             unless the stream is tapped).
         input_prompt_matched: matched pairs of the same.
         cka, cka_debiased: linear CKA, plain and without its bias for wide vectors.
-        mutual_knn: share of nearest neighbours among perceptual rows that are neighbours among texts too.
+        mutual_knn: share of nearest neighbours among perceptual tokens that are neighbours among texts too.
         nulls: permutation nulls of "matched", "centred_matched", "cka", "cka_debiased" and "mutual_knn".
     """
 
@@ -119,7 +119,7 @@ class AlignmentResult(Result):
 
 @dataclass(eq=False, kw_only=True)
 class Alignment(StateProbe):
-    """How close a sample's perceptual rows come to its text, state by state.
+    """How close a sample's perceptual tokens come to its text, state by state.
 
     Each sample gives one vector per kind and state. Means over all pairs and over matched pairs are exact sums (a
     mean of cosines over all pairs is the inner product of the mean unit vectors); the rest is computed from at most
@@ -127,10 +127,11 @@ class Alignment(StateProbe):
     are bootstrap intervals over those samples.
 
     Attributes:
-        text: the row set taken for text; by default all text after the first perceptual row, as in the published code.
-        rows: "mean": the vector is the mean of a sample's rows, scaled to length 1; "each": the mean of its rows' unit
-            vectors, so that products are mean cosines over all pairs of rows.
-        skip_first: leave out a sample's first row, the usual attention sink.
+        text: the token set taken for text; by default all text after the first perceptual token, as in the published
+            code.
+        tokens: "mean": the vector is the mean of a sample's tokens, scaled to length 1; "each": the mean of its tokens'
+            unit vectors, so that products are mean cosines over all pairs of tokens.
+        skip_first: leave out a sample's first token, the usual attention sink.
         neighbours: k of the mutual nearest neighbours (fewer where fewer than 2 k + 1 samples were kept).
     """
 
@@ -138,31 +139,33 @@ class Alignment(StateProbe):
 
     keep: int = 128
     text: str = "seen"
-    rows: Reduction = "mean"
+    tokens: Reduction = "mean"
     skip_first: bool = True
     neighbours: int = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rowsets.check(self.text, "text")
-        if self.rows not in get_args(Reduction):
-            raise UsageError(f"rows cannot be {self.rows!r}", remedy=f"use one of: {', '.join(get_args(Reduction))}")
+        token_sets.check(self.text, "text")
+        if self.tokens not in get_args(Reduction):
+            raise UsageError(
+                f"tokens cannot be {self.tokens!r}", remedy=f"use one of: {', '.join(get_args(Reduction))}"
+            )
         if self.neighbours < 1:
             raise UsageError(f"neighbours must be at least 1, not {self.neighbours}")
 
     # -- listening ------------------------------------------------------------------------------------------------
 
-    def read(self, forward: Forward, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
+    def read(self, forward: ForwardContext, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
         if "groups" not in notes:
-            chosen = groups(forward.rows, self.text, skip_first=self.skip_first)
+            chosen = groups(forward.tokens, self.text, skip_first=self.skip_first)
             notes["groups"] = chosen if TEXT in chosen and len(chosen) > 1 else {}
         if not notes["groups"]:
             return
         share = torch.stack([chosen.float() for chosen in notes["groups"].values()], dim=1).to(hidden)  # (B, G, S)
         share = share / share.sum(dim=-1, keepdim=True).clamp(min=1)
-        notes[site, state] = share @ (unit(hidden) if self.rows == "each" else hidden)  # (B, G, d)
+        notes[site, state] = share @ (unit(hidden) if self.tokens == "each" else hidden)  # (B, G, d)
 
-    def update(self, forward: Forward, notes: dict[Any, Any]) -> None:
+    def update(self, forward: ForwardContext, notes: dict[Any, Any]) -> None:
         chosen = notes["groups"]
         if not chosen:
             return
@@ -173,7 +176,7 @@ class Alignment(StateProbe):
             ).double().cpu()
             for site in self.sites
         }  # fmt: skip
-        present = {name: rows.any(dim=1).cpu() for name, rows in chosen.items()}
+        present = {name: tokens.any(dim=1).cpu() for name, tokens in chosen.items()}
         names = list(chosen)
         for kind in names[1:]:
             both = present[kind] & present[TEXT]
@@ -183,7 +186,7 @@ class Alignment(StateProbe):
 
     def _add(self, pair: str, states: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Add samples of one pair of kinds: per site their vectors (n, N, d) of either kind."""
-        scale = unit if self.rows == "mean" else torch.clone
+        scale = unit if self.tokens == "mean" else torch.clone
         entries: dict[str, Tensor] = {}
         self.tally.add(f"samples/{pair}", len(next(iter(states.values()))[0]))
         prompt = scale(states["stream"][0])[:, :1] if "stream" in states else None
@@ -203,7 +206,7 @@ class Alignment(StateProbe):
         pairs = [f"{kind}-{TEXT}" for kind in GROUPS[1:] if self.tally.count(f"samples/{kind}-{TEXT}")]
         if not pairs:
             raise UsageError(
-                f"no sample with both perceptual rows and text ({self.text!r}) was measured",
+                f"no sample with both perceptual tokens and text ({self.text!r}) was measured",
                 remedy="run the model on prompts whose images are followed by text, or choose text=",
             )
         return AlignmentResult(
@@ -246,7 +249,7 @@ class _Site:
         self.prompt: Array | None = None
         entries = {name: value.double().numpy() for name, value in probe.reservoir(pair).entries.items()}
         self.x, self.y = entries[f"x/{site}"], entries[f"y/{site}"]  # (K, N, d)
-        self.scale = unit_rows if probe.rows == "mean" else np.array
+        self.scale = unit_rows if probe.tokens == "mean" else np.array
         if f"prompt/{pair}/{site}" in sums:
             first = sums[f"x/{pair}/stream"][0] / samples
             self.exact["input_prompt"] = y @ first
@@ -303,7 +306,7 @@ class _Site:
         return self.how.curve(self.replicates[name], self.exact.get(name)) if name in self.replicates else ()
 
     def _neighbours(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """Mutual nearest neighbours under each row of weights, and under each permutation."""
+        """Mutual nearest neighbours under each token of weights, and under each permutation."""
         if len(x) < 2:
             return np.full(len(self.weights), np.nan), np.full(len(self.orders), np.nan)
         of_x, of_y = (neighbours(unit_rows(z) @ unit_rows(z).T, self.near) for z in (x, y))

@@ -1,7 +1,7 @@
 """Attention shift: where attention goes before, on and after the images, layer by layer (MLLM-LAWS; Wings, section
 2.2).
 
-Shapes: B samples, Q query rows, K key rows, H heads, C segments, L layers.
+Shapes: B samples, Q query tokens, K key tokens, H heads, C segments, L layers.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from alula.errors import HostError, UsageError
-from alula.probes import rowsets
+from alula.probes import token_sets
 from alula.probes.base import Probe
 from alula.probes.resampling import DEFAULT, Resampling, means, weighted
 from alula.probes.results import Array, Curve, Estimate, Result
-from alula.rows import Role, RowMap
-from alula.seam import Forward, Seam
+from alula.seam import ForwardContext, Seam
+from alula.tokens import Role, TokenMap
 
 SEGMENTS = ("system", "before", "image", "between", "after")
 
@@ -39,9 +39,9 @@ class AttentionShiftResult(Result):
     """Attention shift and the curves behind it.
 
     Attributes:
-        samples: samples behind the curves: those with an image and at least one of the chosen query rows.
+        samples: samples behind the curves: those with an image and at least one of the chosen query tokens.
         without_image: samples that hold no image; not measured.
-        without_queries: samples with an image and none of the chosen query rows; not measured.
+        without_queries: samples with an image and none of the chosen query tokens; not measured.
         undefined: samples whose curve before or after the image does not vary over layers, e.g. because there is no
             text: they are in the curves and not in the shift.
         continued_forwards: forwards that continued a cache; not measured.
@@ -66,32 +66,32 @@ class AttentionShiftResult(Result):
 
 @dataclass(eq=False, kw_only=True)
 class AttentionShift(Probe):
-    """Per layer, the share of attention mass on rows before, of, between and after the images; and attention shift.
+    """Per layer, the share of attention mass on tokens before, of, between and after the images; and attention shift.
 
-    Segments of a sample: "image" = all its perceptual rows, "before" = text before the first of them, "after" = text
+    Segments of a sample: "image" = all its perceptual tokens, "before" = text before the first of them, "after" = text
     after the last, "between" = text between images, "system" = the system turn where it is set apart. Samples
     without an image have no shift and are only counted.
 
     Attention rows are never materialised: indicators of the segments go through the attention kernel as values, in a
-    pass of their own. Eager attention hands out its rows anyway, and is read there. Hosts that run another attention
+    pass of their own. Eager attention hands out its tokens anyway, and is read there. Hosts that run another attention
     than "sdpa", "eager" or "flex_attention" are refused (HostError). Shares carry the rounding of the host's dtype.
 
     The paper leaves several choices open; each is an option whose default is the nearest to its Eq. 1:
 
     Attributes:
-        queries: rows whose attention counts, a name of `rowsets.RowSet`. "all" is Eq. 1; rows before the image
-            cannot see what follows them, which lowers "after" in all layers alike; "after" asks only rows that see
+        queries: tokens whose attention counts, a name of `token_sets.TokenSet`. "all" is Eq. 1; tokens before the image
+            cannot see what follows them, which lowers "after" in all layers alike; "after" asks only tokens that see
             every segment.
         heads: "mean" over heads, then correlate; "each": correlate per head, then average over heads. (A sum over
             heads gives the same shift as the mean.)
         system: "before": the system turn is part of "before", the text on that side of the image; "apart": it has a
-            segment of its own (the RowMap must know roles).
+            segment of its own (the TokenMap must know roles).
         between: "apart": text between images has a segment of its own; "after": it counts as "after".
         average: "samples": correlate per sample, then average the shifts (the paper's expectation over x); "curves":
             average the curves, then correlate.
         learners: how a graft's learners enter "total". The mass on a segment is the main branch's plus, for each
             learner, its own attention (mean over its heads) times: "routed", the weight the graft gives it at that
-            row; "full", 1. The sum is divided by the mass of all segments, so that shares add up to 1 again.
+            token; "full", 1. The sum is divided by the mass of all segments, so that shares add up to 1 again.
         portion: further factor on the learners' attention, for the "portions of" it that Appendix C adds.
     """
 
@@ -107,7 +107,7 @@ class AttentionShift(Probe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rowsets.check(self.queries, "queries")
+        token_sets.check(self.queries, "queries")
         for option, legal in _OPTIONS.items():
             if getattr(self, option) not in get_args(legal):
                 raise UsageError(
@@ -122,23 +122,23 @@ class AttentionShift(Probe):
         listener = _Listener(self)
         for layer in range(seam.anatomy.num_layers):
             seam.ask(layer, listener)
-            stack.callback(partial(seam.stop_asking, layer, listener))
+            stack.callback(partial(seam.cancel_sums, layer, listener))
 
-    def segments(self, rows: RowMap) -> Tensor:
-        """(B, K, C) float indicators of the segments; every valid row is in exactly one."""
-        sets = {name: rowsets.select(rows, name) for name in ("before", "between", "after")}
-        sets["image"] = rows.is_perceptual
-        sets["system"] = torch.zeros_like(rows.valid)
+    def segments(self, tokens: TokenMap) -> Tensor:
+        """(B, K, C) float indicators of the segments; every valid token is in exactly one."""
+        sets = {name: token_sets.select(tokens, name) for name in ("before", "between", "after")}
+        sets["image"] = tokens.is_perceptual
+        sets["system"] = torch.zeros_like(tokens.valid)
         if self.system == "apart":
-            sets["system"] = rowsets.of_role(rows, Role.SYSTEM)
+            sets["system"] = token_sets.of_role(tokens, Role.SYSTEM)
             sets |= {name: sets[name] & ~sets["system"] for name in ("before", "between", "after")}
         if self.between == "after":
             sets["after"], sets["between"] = sets["after"] | sets["between"], torch.zeros_like(sets["between"])
         return torch.stack([sets[name] for name in SEGMENTS], dim=-1).float()
 
-    def update(self, forward: Forward, notes: dict[Any, Any]) -> None:
-        has_image = forward.all_rows.is_perceptual.any(dim=1).cpu()
-        asked = rowsets.select(forward.rows, self.queries).any(dim=1).cpu()
+    def update(self, forward: ForwardContext, notes: dict[Any, Any]) -> None:
+        has_image = forward.all_tokens.is_perceptual.any(dim=1).cpu()
+        asked = token_sets.select(forward.tokens, self.queries).any(dim=1).cpu()
         measured = has_image & asked
         self.tally.add("without_image", int((~has_image).sum()))
         self.tally.add("without_queries", int((has_image & ~asked).sum()))
@@ -234,35 +234,35 @@ class AttentionShift(Probe):
 
 
 class _Listener:
-    """Receives sums of attention over the segments (seam.LearnerColumns) and writes them down for the probe."""
+    """Receives sums of attention over the segments (seam.LearnerSumsReader) and writes them down for the probe."""
 
     aside = True
 
     def __init__(self, probe: AttentionShift) -> None:
         self.probe = self.mark = probe
 
-    def key_columns(self, forward: Forward, layer: int) -> Tensor | None:
+    def key_values(self, forward: ForwardContext, layer: int) -> Tensor | None:
         notes = self.probe.notes(forward)
         if notes is None or ("main", layer) in notes or not forward.has_perceptual:
             return None
         if "segments" not in notes:
-            chosen = rowsets.select(forward.rows, self.probe.queries).float()
+            chosen = token_sets.select(forward.tokens, self.probe.queries).float()
             notes["queries"] = chosen / chosen.sum(dim=1, keepdim=True).clamp(min=1)
-            notes["segments"] = self.probe.segments(forward.all_rows)
+            notes["segments"] = self.probe.segments(forward.all_tokens)
         return notes["segments"]
 
-    def receive(self, forward: Forward, layer: int, sums: Tensor) -> None:
+    def receive(self, forward: ForwardContext, layer: int, sums: Tensor) -> None:
         """Take (B, Q, H, C) sums of the main branch."""
         notes = self.probe.notes(forward)
         assert notes is not None
         shares = _over_queries(notes["queries"], sums)
         notes["main", layer] = shares if self.probe.heads == "each" else shares.mean(dim=1, keepdim=True)
 
-    def learner_columns(self, forward: Forward, layer: int) -> Tensor | None:
+    def learner_key_values(self, forward: ForwardContext, layer: int) -> Tensor | None:
         notes = self.probe.notes(forward)
         return None if notes is None else notes.get("segments")
 
-    def receive_learner(self, forward: Forward, layer: int, weight: Tensor, sums: Tensor) -> None:
+    def on_learner_sums(self, forward: ForwardContext, layer: int, weight: Tensor, sums: Tensor) -> None:
         """Add (B, Q, H', C) sums of one learner's attention to what is known of this layer."""
         notes = self.probe.notes(forward)
         assert notes is not None

@@ -22,7 +22,7 @@ from alula.files import atomic_file, regular
 from alula.probes.accumulate import Reservoir, Tally
 from alula.probes.resampling import DEFAULT, Resampling
 from alula.probes.results import Result
-from alula.seam import NAME, Forward, Seam, find, install, marked, with_keywords
+from alula.seam import NAME, ForwardContext, Seam, find, install, marked, with_keywords
 
 _serial = itertools.count()
 _DONE = object()
@@ -69,7 +69,7 @@ class Probe(abc.ABC):
         """Start listening to the host; put on `stack` whatever stops it again."""
 
     @abc.abstractmethod
-    def update(self, forward: Forward, notes: dict[Any, Any]) -> None:
+    def update(self, forward: ForwardContext, notes: dict[Any, Any]) -> None:
         """Add a finished forward, given the notes taken during it."""
 
     @abc.abstractmethod
@@ -80,7 +80,7 @@ class Probe(abc.ABC):
             UsageError: nothing was measured yet.
         """
 
-    def notes(self, forward: Forward) -> dict[Any, Any] | None:
+    def notes(self, forward: ForwardContext) -> dict[Any, Any] | None:
         """Where to put what is seen during this forward; None when it is not to be measured (any more)."""
         if forward.past is not None or self not in forward.marks:
             return None
@@ -123,7 +123,7 @@ class Probe(abc.ABC):
     @with_keywords
     @torch.no_grad()
     def _after_forward(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        forward: Forward | None = kwargs.get(NAME)
+        forward: ForwardContext | None = kwargs.get(NAME)
         if forward is None or self not in forward.marks:
             return
         notes = self.notes(forward)

@@ -1,7 +1,7 @@
-"""The geometry of rows by kind: narrow cones, norms and sinks, and how fast rows change from block to block (IMA,
+"""The geometry of tokens by kind: narrow cones, norms and sinks, and how fast tokens change from block to block (IMA,
 2.2-2.6).
 
-Shapes: B samples of a batch, S rows, d width, N states of a site.
+Shapes: B samples of a batch, S tokens, d width, N states of a site.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from alula.errors import UsageError
-from alula.probes import rowsets
+from alula.probes import token_sets
 from alula.probes.projection import Method, to_plane
 from alula.probes.resampling import DEFAULT, Resampling, means
 from alula.probes.results import Curve, Result
 from alula.probes.states import GROUPS, StateProbe, groups, unit
-from alula.seam import Forward
+from alula.seam import ForwardContext
 
 Of = Literal["samples", "rows"]
 Change = Literal["same_row", "all_pairs"]
@@ -30,16 +30,16 @@ NORMS = ("median", "mean", "max", "of_mean")
 
 @dataclass(frozen=True)
 class KindGeometry(Result):
-    """Rows of one kind at one site; sequences have one entry per state.
+    """Tokens of one kind at one site; sequences have one entry per state.
 
-    First rows and sinks are left out of `norms`, `within` and `change`.
+    First tokens and sinks are left out of `norms`, `within` and `change`.
 
     Attributes:
-        samples: samples with rows of this kind.
-        norms: "median", "mean" and "max" of the norms of a sample's rows, and "of_mean", the norm of their mean;
+        samples: samples with tokens of this kind.
+        norms: "median", "mean" and "max" of the norms of a sample's tokens, and "of_mean", the norm of their mean;
             averaged over samples.
-        highest: the largest norm of any row of the kind, sinks and first rows included.
-        sink_share: share of the kind's rows (first rows apart) that are sinks.
+        highest: the largest norm of any token of the kind, sinks and first tokens included.
+        sink_share: share of the kind's tokens (first tokens apart) that are sinks.
         sink_norm: mean norm of those sinks (NaN where there are none).
         within: mean cosine of two different members of the kind.
         change: per offset n, similarity of state l with state l + n (N - n entries).
@@ -58,7 +58,7 @@ class KindGeometry(Result):
 class SiteGeometry(Result):
     """One site: geometry by kind, and by pair of kinds ("image-text") the mean cosine of members of different samples.
 
-    `first_norm` is the mean norm of the samples' first rows, which usually are the attention sink.
+    `first_norm` is the mean norm of the samples' first tokens, which usually are the attention sink.
     """
 
     kinds: dict[str, KindGeometry]
@@ -83,7 +83,7 @@ class GeometryResult(Result):
 
     Attributes:
         samples: samples measured.
-        perceptual_first: share of samples whose first row is perceptual.
+        perceptual_first: share of samples whose first token is perceptual.
         projections: of the chosen states (empty with fewer than 3 points).
     """
 
@@ -97,21 +97,22 @@ class GeometryResult(Result):
 
 @dataclass(eq=False, kw_only=True)
 class Geometry(StateProbe):
-    """Where rows of each kind lie: similarity within and between kinds, norms, and change between blocks.
+    """Where tokens of each kind lie: similarity within and between kinds, norms, and change between blocks.
 
     Similarities are exact: a mean of cosines over all pairs is the inner product of mean unit vectors, from which
     pairs of a member with itself (and, between kinds, pairs from one sample) are taken out again. Intervals of norms
     and changes are bootstrap intervals over at most `keep` samples.
 
     Attributes:
-        text: the row set taken for text.
-        of: members of a kind are "samples" (the mean of their rows, as published) or single "rows".
+        text: the token set taken for text.
+        of: members of a kind are "samples" (the mean of their tokens, as published) or single "tokens".
         offsets: n of the changes. States are held for the largest of them during a forward.
-        change: "same_row": mean cosine of a row with itself n blocks later; "all_pairs": the published form, the
-            mean over all pairs of samples of the cosine of their k-th rows, which shows a change where nothing
-            changes as soon as rows differ between samples. It is over the rows every sample has, at most `slots`.
-        slots: most rows per sample and kind of the published form.
-        sink_factor: a row is a sink when its norm exceeds this many times the median norm of its sample at that state.
+        change: "same_row": mean cosine of a token with itself n blocks later; "all_pairs": the published form, the
+            mean over all pairs of samples of the cosine of their k-th tokens, which shows a change where nothing
+            changes as soon as tokens differ between samples. It is over the tokens every sample has, at most `slots`.
+        slots: most tokens per sample and kind of the published form.
+        sink_factor: a token is a sink when its norm exceeds this many times the median norm of its sample at that
+            state.
         projected: states of the stream whose sample means are kept for the projection; five evenly spaced ones when
             None.
         projection: "pca" or "tsne".
@@ -131,7 +132,7 @@ class Geometry(StateProbe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rowsets.check(self.text, "text")
+        token_sets.check(self.text, "text")
         for option, legal in {"of": Of, "change": Change, "projection": Method}.items():
             if getattr(self, option) not in get_args(legal):
                 raise UsageError(
@@ -142,12 +143,12 @@ class Geometry(StateProbe):
 
     # -- listening ------------------------------------------------------------------------------------------------
 
-    def read(self, forward: Forward, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
-        rows = forward.rows
+    def read(self, forward: ForwardContext, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
+        tokens = forward.tokens
         if "groups" not in notes:
-            notes["groups"] = groups(rows, self.text, skip_first=True)
-            notes["first"] = rows.position == 0
-        valid, first = rows.valid.to(hidden.device), notes["first"].to(hidden.device)
+            notes["groups"] = groups(tokens, self.text, skip_first=True)
+            notes["first"] = tokens.position == 0
+        valid, first = tokens.valid.to(hidden.device), notes["first"].to(hidden.device)
         length = hidden.norm(dim=-1)  # (B, S)
         sink = valid & ~first & (length > self.sink_factor * _median(length, valid)[:, None])
         directions = unit(hidden)
@@ -155,7 +156,7 @@ class Geometry(StateProbe):
             notes[site, state, "change"] = self._same_row(notes, site, state, directions)
         notes[site, state, "first"] = (length * first).sum(dim=1)
         for kind, chosen in notes["groups"].items():
-            chosen, of_kind = chosen.to(hidden.device), rowsets.select(rows, kind).to(hidden.device)
+            chosen, of_kind = chosen.to(hidden.device), token_sets.select(tokens, kind).to(hidden.device)
             plain = chosen & ~sink
             plain = torch.where(plain.any(dim=1, keepdim=True), plain, chosen)
             count = plain.sum(dim=1).clamp(min=1).to(hidden)
@@ -181,7 +182,7 @@ class Geometry(StateProbe):
                 notes[site, state, kind]["slots"] = self._slots(chosen, directions)
 
     def _same_row(self, notes: dict[Any, Any], site: str, state: int, directions: Tensor) -> dict[int, Tensor]:
-        """(B, S) cosine of every row with itself n states earlier, for each offset n that reaches back far enough."""
+        """(B, S) cosine of every token with itself n states earlier, for each offset n that reaches back far enough."""
         held = notes.setdefault((site, "held"), {})
         held[state] = directions
         found = {n: (held[state - n].to(directions) * directions).sum(-1) for n in self.offsets if state - n in held}
@@ -189,17 +190,17 @@ class Geometry(StateProbe):
         return found
 
     def _slots(self, chosen: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum over samples of the unit vectors of their k-th rows (K, d), and how many samples have a k-th row
+        """Sum over samples of the unit vectors of their k-th tokens (K, d), and how many samples have a k-th token
         (K,)."""
         place = torch.where(chosen, chosen.cumsum(dim=1) - 1, self.slots).clamp(max=self.slots).flatten()
         sums = directions.new_zeros(self.slots + 1, directions.shape[-1]).index_add_(0, place, directions.flatten(0, 1))
         return sums[:-1], torch.bincount(place, minlength=self.slots + 1)[:-1]
 
-    def update(self, forward: Forward, notes: dict[Any, Any]) -> None:
-        rows = forward.rows
-        valid = rows.valid.any(dim=1)
+    def update(self, forward: ForwardContext, notes: dict[Any, Any]) -> None:
+        tokens = forward.tokens
+        valid = tokens.valid.any(dim=1)
         self.tally.add("samples", int(valid.sum()))
-        self.tally.add("perceptual_first", int((rows.is_perceptual & (rows.position == 0)).sum()))
+        self.tally.add("perceptual_first", int((tokens.is_perceptual & (tokens.position == 0)).sum()))
         states = {site: forward.seam.anatomy.num_layers + (site == "stream") for site in self.sites}
         present = {kind: chosen.any(dim=1).cpu() for kind, chosen in notes["groups"].items()}
         for site, count in states.items():
@@ -256,7 +257,7 @@ class Geometry(StateProbe):
                 self.reservoir(f"summary/{kind}").offer({name: values.float() for name, values in entries.items()})
 
     def _changes(self, notes: dict[Any, Any], site: str, count: int, kind: str, n: int) -> Tensor:
-        """(B, N - n) mean over a sample's rows of their cosine with themselves n states later."""
+        """(B, N - n) mean over a sample's tokens of their cosine with themselves n states later."""
         chosen = notes["groups"][kind]
         cosines = torch.stack([notes[site, state, "change"][n] for state in range(n, count)], dim=1)  # (B, N - n, S)
         chosen = chosen.to(cosines)[:, None]
@@ -264,7 +265,7 @@ class Geometry(StateProbe):
 
     def _add_centres(self, notes: dict[Any, Any], count: int, present: dict[str, Tensor], valid: Tensor) -> None:
         """Keep sample means (B, kinds, states, d) for the projection; NaN where a sample lacks the kind."""
-        if not present:  # a prompt of one row, and first rows are left out
+        if not present:  # a prompt of one token, and first tokens are left out
             return
         chosen = self._projected(count)
         any_kind = next(kind for kind in present)
@@ -318,7 +319,7 @@ class Geometry(StateProbe):
             replicates = means(weights, kept.entries[name].double().numpy())
             return how.curve(*((x if column is None else x[..., column]) for x in (replicates, exact)))
 
-        sinks, rows = self.tally.sums[f"sinks/{key}"].numpy(), self.tally.sums[f"rows/{key}"].numpy()
+        sinks, tokens = self.tally.sums[f"sinks/{key}"].numpy(), self.tally.sums[f"rows/{key}"].numpy()
         with np.errstate(invalid="ignore", divide="ignore"):
             sink_norm = np.where(sinks[:, 0] > 0, sinks[:, 1] / sinks[:, 0], math.nan)
         changes: dict[int, Curve] = {}
@@ -331,7 +332,7 @@ class Geometry(StateProbe):
             samples=samples,
             norms={name: curve(f"norms/{site}", i) for i, name in enumerate(NORMS)},
             highest=tuple(self.tally.peaks[f"highest/{key}"].tolist()),
-            sink_share=tuple((sinks[:, 0] / rows).tolist()),
+            sink_share=tuple((sinks[:, 0] / tokens).tolist()),
             sink_norm=tuple(sink_norm.tolist()),
             within=tuple(self._within(key)),
             change=changes,

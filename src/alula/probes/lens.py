@@ -1,6 +1,6 @@
-"""Vocabulary lens: what the unembedding reads in rows of each kind, state by state (IMA, section 2.5).
+"""Vocabulary lens: what the unembedding reads in tokens of each kind, state by state (IMA, section 2.5).
 
-Shapes: B samples of a batch, S rows, M chosen rows, V vocabulary, N states, R row slots, T top tokens.
+Shapes: B samples of a batch, S tokens, M chosen tokens, V vocabulary, N states, R token slots, T top tokens.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ from torch import Tensor
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError, UsageError
-from alula.probes import rowsets
+from alula.probes import token_sets
 from alula.probes.resampling import DEFAULT, Resampling, means
 from alula.probes.results import Array, Curve, Result
 from alula.probes.states import GROUPS, TEXT, StateProbe, groups
-from alula.rows import RowMap
-from alula.seam import Forward
+from alula.seam import ForwardContext
+from alula.tokens import TokenMap
 
-_CHUNK = 64  # rows unembedded at a time
+_CHUNK = 64  # tokens unembedded at a time
 
 
 @dataclass(frozen=True)
 class KindLens(Result):
-    """What rows of one kind read as; sequences have one entry per state. Samples weigh alike, rows alike within one.
+    """What tokens of one kind read as; sequences have one entry per state. Samples weigh alike, tokens alike within
+    one.
 
     Attributes:
-        samples: samples with rows of this kind.
-        rows: rows read.
+        samples: samples with tokens of this kind.
+        tokens: tokens read.
         entropy: of the distribution over the vocabulary, in nats.
-        change: KL divergence of a row at one state from the same row at the next read state, in nats (N - 1 entries).
+        change: KL divergence of a token at one state from the same token at the next read state, in nats (N - 1
+            entries).
         top: the tokens that most often come first, as (token id, share).
     """
 
@@ -50,7 +52,7 @@ class Divergence(Result):
     """How the distributions of two kinds differ at the same state, in nats; sequences have one entry per state.
 
     Attributes:
-        all_pairs: mean KL over all pairs of a row of the first kind and a row of the second, of any samples.
+        all_pairs: mean KL over all pairs of a token of the first kind and a token of the second, of any samples.
         matched: the same over pairs from one sample.
         jensen_shannon: divergence of the two kinds' mean distributions, between 0 and log 2.
     """
@@ -62,7 +64,7 @@ class Divergence(Result):
 
 @dataclass(frozen=True)
 class Example(Result):
-    """One kept sample's rows of one kind: `tokens[row][state]` are its top token ids, `shares` their probabilities."""
+    """One kept sample's tokens of one kind: `rows[row][state]` are its top token ids, `shares` their probabilities."""
 
     kind: str
     positions: tuple[int, ...]
@@ -70,7 +72,8 @@ class Example(Result):
     shares: tuple[tuple[tuple[float, ...], ...], ...]
 
     def table(self, tokenizer: Any, states: Sequence[int]) -> str:
-        """A logit-lens table a person can read: one line per row, one column per state, the first token and its share.
+        """A logit-lens table a person can read: one line per token, one column per state, the first token and its
+        share.
 
         Args:
             tokenizer: anything with `decode([id])`.
@@ -95,7 +98,7 @@ class LensResult(Result):
         vocabulary: V; the entropy of a uniform distribution is log V.
         kinds: by kind.
         divergence: by ordered pair, "image||text" being KL(image || text).
-        examples: rows of a few samples, to be read.
+        examples: tokens of a few samples, to be read.
     """
 
     states: tuple[int, ...]
@@ -109,18 +112,18 @@ class LensResult(Result):
 
 @dataclass(eq=False, kw_only=True)
 class VocabularyLens(StateProbe):
-    """Reads rows of the residual stream through the host's final norm and head, as if each state were the last.
+    """Reads tokens of the residual stream through the host's final norm and head, as if each state were the last.
 
-    Rows of different kinds are compared over all pairs, by means of distributions and of log-probabilities: mean
+    Tokens of different kinds are compared over all pairs, by means of distributions and of log-probabilities: mean
     KL(p || q) over pairs is - mean entropy of p - <mean p, mean log q>. Sums take 3 * kinds * states * V * 8 bytes
     (150,000 tokens, 9 states, 2 kinds: 65 MB).
 
     Attributes:
         states: of the stream to read, negative ones counted from the last; nine evenly spaced ones when None.
-        text: the row set taken for text.
-        rows_per_kind: rows read per sample and kind, evenly spaced.
-        skip_first: leave out a sample's first row, the usual attention sink.
-        top: tokens kept per row of an example.
+        text: the token set taken for text.
+        tokens_per_kind: tokens read per sample and kind, evenly spaced.
+        skip_first: leave out a sample's first token, the usual attention sink.
+        top: tokens kept per token of an example.
         examples: samples kept to be read.
     """
 
@@ -128,33 +131,33 @@ class VocabularyLens(StateProbe):
 
     states: tuple[int, ...] | None = None
     text: str = "text"
-    rows_per_kind: int = 4
+    tokens_per_kind: int = 4
     skip_first: bool = True
     top: int = 5
     examples: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rowsets.check(self.text, "text")
+        token_sets.check(self.text, "text")
         if self.sites != ("stream",):
             raise UsageError("the lens reads the stream", remedy='leave sites at ("stream",)')
-        if min(self.rows_per_kind, self.top, self.examples) < 1:
-            raise UsageError("rows_per_kind, top and examples must be at least 1")
+        if min(self.tokens_per_kind, self.top, self.examples) < 1:
+            raise UsageError("tokens_per_kind, top and examples must be at least 1")
 
     def capacity(self, name: str) -> int:
         return self.examples if name == "examples" else self.keep
 
     # -- listening ------------------------------------------------------------------------------------------------
 
-    def read(self, forward: Forward, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
+    def read(self, forward: ForwardContext, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
         anatomy = forward.seam.anatomy
-        if "rows" not in notes:
-            notes["rows"] = self._choose(forward.rows)
+        if "tokens" not in notes:
+            notes["tokens"] = self._choose(forward.tokens)
             notes["states"] = self._read_states(anatomy.num_layers + 1)
-        sample, row, _, _ = notes["rows"]
+        sample, token, _, _ = notes["tokens"]
         if state not in notes["states"] or not len(sample):
             return
-        rows = hidden[sample.to(hidden.device), row.to(hidden.device)].to(_dtype_of(anatomy))
+        rows = hidden[sample.to(hidden.device), token.to(hidden.device)].to(_dtype_of(anatomy))
         log_q = torch.cat([log_probabilities(anatomy, part) for part in rows.split(_CHUNK)])  # (M, V)
         q = log_q.exp()
         previous = notes.get("previous")
@@ -169,21 +172,21 @@ class VocabularyLens(StateProbe):
             notes["read", state]["change"] = _cross_entropy(held_q, log_q) - _cross_entropy(held_q, held_log_q)
         notes["previous"] = (q, log_q)
 
-    def _choose(self, rows: RowMap) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(M,) sample, row, kind (index into GROUPS) and slot of the rows to read."""
+    def _choose(self, tokens: TokenMap) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(M,) sample, token, kind (index into GROUPS) and slot of the tokens to read."""
         picks = []
-        for kind, chosen in groups(rows, self.text, skip_first=self.skip_first).items():
+        for kind, chosen in groups(tokens, self.text, skip_first=self.skip_first).items():
             for number, places in enumerate(chosen.cpu()):
                 where = places.nonzero()[:, 0].tolist()
-                count = min(len(where), self.rows_per_kind)
+                count = min(len(where), self.tokens_per_kind)
                 picks += [(number, where[i * len(where) // count], GROUPS.index(kind), i) for i in range(count)]
-        sample, row, group, slot = torch.tensor(picks, dtype=torch.int64).reshape(-1, 4).unbind(dim=1)
-        return sample, row, group, slot
+        sample, token, group, slot = torch.tensor(picks, dtype=torch.int64).reshape(-1, 4).unbind(dim=1)
+        return sample, token, group, slot
 
     def _per_sample(self, notes: dict[Any, Any], values: Tensor) -> Tensor:
-        """(B * kinds present, V) means over each sample's rows of a kind, in the order of `_cells`."""
+        """(B * kinds present, V) means over each sample's tokens of a kind, in the order of `_cells`."""
         if "cells" not in notes:
-            notes["cells"] = _cells(notes["rows"])
+            notes["cells"] = _cells(notes["tokens"])
         cell, count = notes["cells"][0].to(values.device), notes["cells"][1].to(values)
         sums = values.new_zeros(len(count), values.shape[-1]).index_add_(0, cell, values)
         return sums / count[:, None]
@@ -195,14 +198,14 @@ class VocabularyLens(StateProbe):
             raise UsageError(f"the stream has states 0 to {count - 1}, not {self.states}")
         return sorted({state % count for state in self.states})
 
-    def update(self, forward: Forward, notes: dict[Any, Any]) -> None:
-        sample, _, kind, _ = notes["rows"]
+    def update(self, forward: ForwardContext, notes: dict[Any, Any]) -> None:
+        sample, _, kind, _ = notes["tokens"]
         if not len(sample):
             return
         states = notes["states"]
         self.tally.raise_peak("stream", forward.seam.anatomy.num_layers + 1)
         read = [notes["read", state] for state in states]
-        cell, count = _cells(notes["rows"])
+        cell, count = _cells(notes["tokens"])
         first = torch.zeros_like(count).scatter_reduce(0, cell, torch.arange(len(cell)), "amin", include_self=False)
         owner, kinds = sample[first], kind[first]  # of each cell
         q, log_q = (torch.stack([r[name] for r in read], dim=1).double().cpu() for name in ("q", "log_q"))
@@ -224,7 +227,7 @@ class VocabularyLens(StateProbe):
             self.tally.add(f"first/{name}", hits)
             self.reservoir(f"summary/{name}").offer({"entropy": entropy[mine].float(), "change": change[mine].float()})
         self._add_pairs(owner, kinds, q, log_q, entropy)
-        self._add_examples(forward.rows, notes)
+        self._add_examples(forward.tokens, notes)
 
     def _add_pairs(self, owner: Tensor, kinds: Tensor, q: Tensor, log_q: Tensor, entropy: Tensor) -> None:
         """Add the divergence between kinds within each sample."""
@@ -241,17 +244,17 @@ class VocabularyLens(StateProbe):
                     self.tally.add(f"matched/{key}", kl.sum(dim=0))
                     self.reservoir(f"pair/{key}").offer({"kl": kl.float()})
 
-    def _add_examples(self, rows: RowMap, notes: dict[Any, Any]) -> None:
-        """Offer each sample's rows, with their top tokens, to be kept as an example."""
-        sample, row, kind, slot = notes["rows"]
+    def _add_examples(self, tokens: TokenMap, notes: dict[Any, Any]) -> None:
+        """Offer each sample's tokens, with their top tokens, to be kept as an example."""
+        sample, token, kind, slot = notes["tokens"]
         tops = [notes["read", state]["top"] for state in notes["states"]]
-        shape = (rows.shape[0], len(GROUPS), self.rows_per_kind)
+        shape = (tokens.shape[0], len(GROUPS), self.tokens_per_kind)
         ids = torch.full((*shape, len(tops), tops[0].indices.shape[-1]), -1, dtype=torch.int32)
         shares = torch.zeros(ids.shape)
         positions = torch.full(shape, -1, dtype=torch.int32)
         ids[sample, kind, slot] = torch.stack([t.indices for t in tops], dim=1).int().cpu()
         shares[sample, kind, slot] = torch.stack([t.values for t in tops], dim=1).float().cpu()
-        positions[sample, kind, slot] = rows.position.cpu()[sample, row].int()
+        positions[sample, kind, slot] = tokens.position.cpu()[sample, token].int()
         used = (positions >= 0).flatten(1).any(dim=1)
         entries = {"tokens": ids[used], "shares": shares[used], "positions": positions[used]}
         self.reservoir("examples").offer(entries)
@@ -328,7 +331,7 @@ class VocabularyLens(StateProbe):
 
 
 def log_probabilities(anatomy: Anatomy, rows: Tensor) -> Tensor:
-    """(M, V) log-probabilities, at least float32, that the host's final norm and head give rows (M, d) of the stream.
+    """(M, V) log-probabilities, at least float32, that the host's final norm and head give tokens (M, d) of the stream.
 
     Raises:
         HostError: a host without a head, or one with a projection between norm and head.
@@ -360,14 +363,14 @@ def _dtype_of(anatomy: Anatomy) -> torch.dtype:
 
 
 def _cells(rows: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """(M,) number of the (sample, kind) cell a row belongs to, and (cells,) rows per cell."""
+    """(M,) number of the (sample, kind) cell a token belongs to, and (cells,) tokens per cell."""
     sample, _, kind, _ = rows
     _, cell, count = torch.unique(sample * len(GROUPS) + kind, return_inverse=True, return_counts=True)
     return cell, count
 
 
 def _mean(values: Tensor, cell: Tensor, count: Tensor) -> Tensor:
-    """(cells, N) means of (M, N) over the rows of each cell."""
+    """(cells, N) means of (M, N) over the tokens of each cell."""
     return values.new_zeros(len(count), values.shape[1]).index_add_(0, cell, values) / count[:, None]
 
 

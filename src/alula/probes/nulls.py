@@ -25,7 +25,7 @@ _serial = itertools.count()
 
 @contextmanager
 def noise_prompt(model: nn.Module, noise: Noise = "gaussian", *, seed: int = 0) -> Iterator[None]:
-    """Inside, the perceptual rows that enter the decoder are noise: what is left is not about what was seen.
+    """Inside, the perceptual tokens that enter the decoder are noise: what is left is not about what was seen.
 
     Only in the forwards that this thread begins.
 
@@ -46,7 +46,7 @@ def noise_prompt(model: nn.Module, noise: Noise = "gaussian", *, seed: int = 0) 
         forward = kwargs.get(NAME)
         if forward is None or name not in forward.marks:
             return None
-        chosen = forward.rows.is_perceptual
+        chosen = forward.tokens.is_perceptual
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         if not bool(chosen.any()):
             return None

@@ -1,7 +1,7 @@
-"""Do rows of different kinds use the same weights? Overlap of Wanda masks per stream of rows (IMA, sections 2.8 and
+"""Do tokens of different kinds use the same weights? Overlap of Wanda masks per stream of tokens (IMA, sections 2.8 and
 3.4).
 
-Shapes: B samples of a batch, S rows, G streams, in and out the widths of a matrix.
+Shapes: B samples of a batch, S tokens, G streams, in and out the widths of a matrix.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from alula.anatomy import Anatomy
 from alula.errors import UsageError
-from alula.probes import rowsets
+from alula.probes import token_sets
 from alula.probes.base import Probe
 from alula.probes.masks import WeightMask, keep_highest
 from alula.probes.resampling import DEFAULT, Resampling
 from alula.probes.results import Result
-from alula.seam import NAME, ByThread, Forward, Seam, with_keywords
+from alula.seam import NAME, ByThread, ForwardContext, Seam, with_keywords
 
 _HALVES = 2
 
@@ -35,7 +35,7 @@ class MatrixOverlap(Result):
 
     Attributes:
         iou: weights kept for both streams over weights kept for either.
-        chance: iou of two independent random masks with as many weights in every row.
+        chance: iou of two independent random masks with as many weights in every token.
         shared_magnitude: iou when only |W| is shared: the activation norms of one stream are permuted over its
             channels (mean over permutations). What `iou` has above this is shared *use*.
         ceiling: iou of a stream with itself on other samples (the lower of the two streams'): what `iou` cannot be
@@ -63,14 +63,14 @@ class OverlapResult(Result):
     """Overlap by pair of streams.
 
     Attributes:
-        sparsity: share of each row's weights that the masks prune.
-        rows: rows measured per stream.
+        sparsity: share of each token's weights that the masks prune.
+        tokens: tokens measured per stream.
         pairs: by "image-text", ...
     """
 
     sparsity: float
     samples: int
-    rows: dict[str, int]
+    tokens: dict[str, int]
     pairs: dict[str, PairOverlap]
     continued_forwards: int
     settings: dict[str, Any]
@@ -78,17 +78,17 @@ class OverlapResult(Result):
 
 @dataclass(eq=False, kw_only=True)
 class Overlap(Probe):
-    """Scores every weight of the decoder's blocks by |W| * norm of its input channel, over the rows of each stream.
+    """Scores every weight of the decoder's blocks by |W| * norm of its input channel, over the tokens of each stream.
 
-    One forward serves all streams: rows of either kind are measured in the context they have. (Streams of separate
-    prompts, as the published code uses: one probe per set of prompts, and `mask`.) Padding is never a live row. Scores
-    come from the unpruned model, not from blocks pruned one after another. Sums take streams * 2 * in * 8 bytes per
-    matrix; `result` works through the matrices one at a time.
+    One forward serves all streams: tokens of either kind are measured in the context they have. (Streams of separate
+    prompts, as the published code uses: one probe per set of prompts, and `mask`.) Padding is never a live token.
+    Scores come from the unpruned model, not from blocks pruned one after another. Sums take streams * 2 * in * 8 bytes
+    per matrix; `result` works through the matrices one at a time.
 
     Attributes:
-        streams: row sets to compare.
-        skip_first: leave out each sample's first row, whose massive activations would rule the norms.
-        sparsity: share of each row's weights that is pruned.
+        streams: token sets to compare.
+        skip_first: leave out each sample's first token, whose massive activations would rule the norms.
+        sparsity: share of each token's weights that is pruned.
         permutations: of the shared-magnitude null.
     """
 
@@ -102,7 +102,7 @@ class Overlap(Probe):
     def __post_init__(self) -> None:
         super().__post_init__()
         for stream in self.streams:
-            rowsets.check(stream, "streams")
+            token_sets.check(stream, "streams")
         if not 0 < self.sparsity < 1:
             raise UsageError(f"sparsity must lie between 0 and 1, not {self.sparsity}")
         if self.permutations < 1:
@@ -127,18 +127,18 @@ class Overlap(Probe):
             for handle in handles:
                 stack.callback(handle.remove)
 
-    def chosen(self, forward: Forward) -> Tensor:
-        """(2 G, B * S) float: which rows count for which stream, apart for the two halves of the samples."""
-        rows = forward.rows
-        streams = torch.stack([rowsets.select(rows, stream) for stream in self.streams])  # (G, B, S)
+    def chosen(self, forward: ForwardContext) -> Tensor:
+        """(2 G, B * S) float: which tokens count for which stream, apart for the two halves of the samples."""
+        tokens = forward.tokens
+        streams = torch.stack([token_sets.select(tokens, stream) for stream in self.streams])  # (G, B, S)
         if self.skip_first:
-            streams = streams & (rows.position != 0)
-        parity = (self.tally.count("samples") + torch.arange(rows.shape[0], device=rows.device)) % _HALVES
+            streams = streams & (tokens.position != 0)
+        parity = (self.tally.count("samples") + torch.arange(tokens.shape[0], device=tokens.device)) % _HALVES
         halves = torch.stack([streams & (parity == half)[:, None] for half in range(_HALVES)])
         return halves.flatten(0, 1).flatten(1).float()
 
-    def update(self, forward: Forward, notes: dict[Any, Any]) -> None:
-        self.tally.add("samples", forward.rows.shape[0])
+    def update(self, forward: ForwardContext, notes: dict[Any, Any]) -> None:
+        self.tally.add("samples", forward.tokens.shape[0])
         counts = notes["chosen"].sum(dim=1).view(_HALVES, -1)
         self.tally.add("rows", counts)
         for name, squares in notes["squares"].items():
@@ -152,14 +152,14 @@ class Overlap(Probe):
         Args:
             stream: one of `streams`.
             model: the host; the one measured last when None.
-            sparsity: share of each row that is pruned; the probe's own when None.
+            sparsity: share of each token that is pruned; the probe's own when None.
 
         Raises:
-            UsageError: an unknown stream, one without rows, or no model.
+            UsageError: an unknown stream, one without tokens, or no model.
         """
         if stream not in self.streams:
             raise UsageError(f"{stream!r} was not measured", remedy=f"streams: {', '.join(self.streams)}")
-        self._rows(stream)
+        self._tokens(stream)
         index, share = self.streams.index(stream), self.sparsity if sparsity is None else sparsity
         weights = dict(self._weights(model))
         norms = {name: self.tally.sums[f"squares/{name}"].sum(dim=0)[index].sqrt() for name in weights}
@@ -174,8 +174,8 @@ class Overlap(Probe):
         """
         if not self.tally.count("samples"):
             raise UsageError("no sample was measured", remedy="run the model inside `with probe.on(model):`")
-        rows = {stream: self._rows(stream, needed=False) for stream in self.streams}
-        used = [stream for stream in self.streams if rows[stream]]
+        tokens = {stream: self._tokens(stream, needed=False) for stream in self.streams}
+        used = [stream for stream in self.streams if tokens[stream]]
         found: dict[str, dict[str, MatrixOverlap]] = {f"{a}-{b}": {} for a, b in combinations(used, 2)}
         rng = np.random.default_rng(how.seed)
         for name, weight in self._weights(model):
@@ -184,17 +184,17 @@ class Overlap(Probe):
         return OverlapResult(
             sparsity=self.sparsity,
             samples=self.tally.count("samples"),
-            rows=rows,
+            tokens=tokens,
             pairs={pair: PairOverlap(matrices, _by_layer(matrices)) for pair, matrices in found.items()},
             continued_forwards=self.continued_forwards,
             settings=self.settings,
         )
 
-    def _rows(self, stream: str, *, needed: bool = True) -> int:
-        rows = int(self.tally.sums["rows"].sum(dim=0)[self.streams.index(stream)]) if "rows" in self.tally.sums else 0
-        if needed and not rows:
-            raise UsageError(f"no row of {stream!r} was measured", remedy="measure prompts that have such rows")
-        return rows
+    def _tokens(self, stream: str, *, needed: bool = True) -> int:
+        tokens = int(self.tally.sums["rows"].sum(dim=0)[self.streams.index(stream)]) if "rows" in self.tally.sums else 0
+        if needed and not tokens:
+            raise UsageError(f"no token of {stream!r} was measured", remedy="measure prompts that have such tokens")
+        return tokens
 
     def _weights(self, model: nn.Module | None) -> Iterator[tuple[str, Tensor]]:
         anatomy = self._anatomy if model is None else Anatomy.of(model)
@@ -244,13 +244,13 @@ class _LayerTap:
 
     def __init__(self, probe: Overlap) -> None:
         self.probe = probe
-        self.inside_layer: ByThread[Forward] = ByThread()
+        self.inside_layer: ByThread[ForwardContext] = ByThread()
         self.last: ByThread[tuple[Tensor, Tensor]] = ByThread()
 
     @with_keywords
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.leave()
-        if isinstance(kwargs.get(NAME), Forward):
+        if isinstance(kwargs.get(NAME), ForwardContext):
             self.inside_layer.put(kwargs[NAME])
 
     def leave(self, *args: Any) -> None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from alula.errors import UsageError
-from alula.probes import rowsets
+from alula.probes import token_sets
 from alula.probes.base import Probe
-from alula.rows import Kind, RowMap
-from alula.seam import Forward, Seam, TapEvent, taps
+from alula.seam import ForwardContext, Seam, TapEvent, taps
+from alula.tokens import Modality, TokenMap
 
 Site = Literal["stream", "attention_norm", "attention", "mlp_norm", "mlp"]
 """Where states are read. "stream": the residual stream, L + 1 states: the input of every block and the (un-normed)
@@ -63,21 +63,21 @@ class StateProbe(Probe):
         self.read(event.forward, notes, site, event.layer if index is None else index, hidden)
 
     @abc.abstractmethod
-    def read(self, forward: Forward, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
+    def read(self, forward: ForwardContext, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
         """Note what is needed of one state: hidden (B, S, d) in float32 or float64."""
 
 
-def groups(rows: RowMap, text: str, *, skip_first: bool) -> dict[str, Tensor]:
-    """(B, S) bool rows of the text group and of each perceptual kind, for the groups the batch has rows of.
+def groups(tokens: TokenMap, text: str, *, skip_first: bool) -> dict[str, Tensor]:
+    """(B, S) bool tokens of the text group and of each perceptual kind, for the groups the batch has tokens of.
 
     Args:
-        text: the row set that stands for text.
-        skip_first: leave out each sample's first row, the usual attention sink.
+        text: the token set that stands for text.
+        skip_first: leave out each sample's first token, the usual attention sink.
     """
-    sets = {TEXT: rowsets.select(rows, text)}
-    sets |= {name: rows.kind == Kind[name.upper()] for name in GROUPS[1:]}
+    sets = {TEXT: token_sets.select(tokens, text)}
+    sets |= {name: tokens.kind == Modality[name.upper()] for name in GROUPS[1:]}
     if skip_first:
-        sets = {name: chosen & (rows.position != 0) for name, chosen in sets.items()}
+        sets = {name: chosen & (tokens.position != 0) for name, chosen in sets.items()}
     return {name: chosen for name, chosen in sets.items() if bool(chosen.any())}
 
 

@@ -1,8 +1,8 @@
 """The one place that touches transformers internals: attention function, forward context, cache layer, taps."""
 
-from alula.seam.attention import ATTENTION, KeyColumns, LearnerColumns, use_attention
+from alula.seam.attention import ATTENTION, LearnerSumsReader, SumsReader, use_attention
 from alula.seam.declared import DECLARED, declare, declared, grafted_weights, retract
-from alula.seam.forward import Forward, RowCache
+from alula.seam.forward import ForwardContext, TokenCache
 from alula.seam.hooks import ByThread, with_keywords
 from alula.seam.install import NAME, Seam, find, install
 from alula.seam.scope import marked, marks
@@ -13,10 +13,10 @@ __all__ = [
     "DECLARED",
     "NAME",
     "ByThread",
-    "Forward",
-    "KeyColumns",
-    "LearnerColumns",
-    "RowCache",
+    "ForwardContext",
+    "SumsReader",
+    "LearnerSumsReader",
+    "TokenCache",
     "Seam",
     "TapEvent",
     "declare",

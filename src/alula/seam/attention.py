@@ -11,7 +11,7 @@ What the decoder computes stays what it is, also where sums are asked for:
 
 Others are refused: their masks and kernels are not known here.
 
-Shapes: B batch, H query heads, G key/value heads, Q query rows, K key rows, D head width, C extra columns.
+Shapes: B batch, H query heads, G key/value heads, Q query tokens, K key tokens, D head width, C extra columns.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ _OURS = {"sdpa": ATTENTION, "flex_attention": _FLEX}
 _FEW_QUERIES = 8
 
 
-class KeyColumns(Protocol):
+class SumsReader(Protocol):
     """Something that wants sums of attention over keys of a layer, and receives them in the same forward.
 
     An asker whose attribute `aside` is true gets its sums from a pass of its own, without gradients or dropout, which
     leaves every bit of the forward as it is: for probes. The others share the forward's own pass and its gradients.
     """
 
-    def key_columns(self, forward: Any, layer: int) -> Tensor | None:
-        """(B, K_all, C) values per key over all rows seen so far, or None when nothing is wanted this time."""
+    def key_values(self, forward: Any, layer: int) -> Tensor | None:
+        """(B, K_all, C) values per key over all tokens seen so far, or None when nothing is wanted this time."""
 
     def receive(self, forward: Any, layer: int, sums: Tensor) -> None:
         """Take the (B, Q, H, C) sums of the columns, weighted by attention."""
 
 
-class LearnerColumns(KeyColumns, Protocol):
+class LearnerSumsReader(SumsReader, Protocol):
     """An asker that also wants sums of the attention of grafts' own learners. They come after the main branch's."""
 
-    def learner_columns(self, forward: Any, layer: int) -> Tensor | None:
+    def learner_key_values(self, forward: Any, layer: int) -> Tensor | None:
         """(B, K_all, C) values per key, or None when nothing is wanted this time."""
 
-    def receive_learner(self, forward: Any, layer: int, weight: Tensor, sums: Tensor) -> None:
+    def on_learner_sums(self, forward: Any, layer: int, weight: Tensor, sums: Tensor) -> None:
         """Take the (B, Q, H, C) sums of one learner's attention (0 where it is silent), and the weight, broadcastable
         to (B, Q, 1), with which its output joins the stream."""
 
@@ -79,7 +79,7 @@ def attention_forward(
     Args:
         query: (B, H, Q, D); key, value: (B, G, K, D).
         attention_mask: None (causal when Q > 1), boolean (True = attend) or additive, broadcastable to (B, H, Q, K).
-        alula: the `Forward` of this call, when a seam is installed.
+        alula: the `ForwardContext` of this call, when a seam is installed.
 
     Returns:
         (B, Q, H, D) output and None for the weights.
@@ -151,7 +151,7 @@ def answer_from_weights(module: nn.Module, weights: Tensor | None, alula: Any) -
             _deliver(askers, sums, alula, module)
 
 
-Asked = list[tuple[KeyColumns, Tensor]]
+Asked = list[tuple[SumsReader, Tensor]]
 
 
 def _asked(module: nn.Module, alula: Any, queries: int, keys: int) -> tuple[Asked, Asked]:

@@ -1,4 +1,4 @@
-"""Installing the seam: hooks that give every forward its `Forward`, and take its rows into the cache afterwards."""
+"""Installing the seam: hooks that give every forward its `ForwardContext`, and its tokens into the cache afterwards."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torch.utils.hooks import RemovableHandle
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import AlulaError, SeamError, UsageError
 from alula.items import brings_media
-from alula.rows import Kind, RowMap
 from alula.seam import dialect, preconditions
-from alula.seam.attention import EAGER, KeyColumns, answer_from_weights, close_attention, open_attention
-from alula.seam.forward import Forward, RowCache, Shelf
+from alula.seam.attention import EAGER, SumsReader, answer_from_weights, close_attention, open_attention
+from alula.seam.forward import ForwardContext, GraftCacheLayer, TokenCache
 from alula.seam.hooks import with_keywords
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
+from alula.tokens import Modality, TokenMap
 
-NAME = "alula"  # of the seam in the host, of the per-layer containers, and of the keyword a `Forward` travels as
+NAME = "alula"  # of the seam in the host, of the per-layer containers, and of the keyword a `ForwardContext` travels as
 
 _changing = threading.RLock()  # held while it changes who is on a host
-_given_rows: ContextVar[Mapping[nn.Module, RowMap]] = ContextVar("alula_given_rows", default=MappingProxyType({}))
+_given_tokens: ContextVar[Mapping[nn.Module, TokenMap]] = ContextVar("alula_given_rows", default=MappingProxyType({}))
 
 
 class Seam(nn.Module):
@@ -42,8 +42,8 @@ class Seam(nn.Module):
         super().__init__()
         self.anatomy = anatomy
         self.holders: dict[str, Any] = {}
-        self._askers: dict[int, list[KeyColumns]] = {}
-        self._gated: set[KeyColumns] = set()
+        self._askers: dict[int, list[SumsReader]] = {}
+        self._gated: set[SumsReader] = set()
         self._readers: dict[int, RemovableHandle] = {}
         self._previous_attention: str | None = None
         self._input_users: set[str] = set()
@@ -59,7 +59,7 @@ class Seam(nn.Module):
 
     # -- who needs what -------------------------------------------------------------------------------------------
 
-    def ask(self, layer: int, asker: KeyColumns, *, gated: bool = False) -> None:
+    def ask(self, layer: int, asker: SumsReader, *, gated: bool = False) -> None:
         """Have `asker` receive sums of attention in `layer`.
 
         A gated asker needs no sums of samples that have seen nothing perceptual (it may receive zeros); those samples
@@ -80,7 +80,7 @@ class Seam(nn.Module):
                 )
             self._askers[layer] = [*self.askers(layer), asker]
 
-    def stop_asking(self, layer: int, asker: KeyColumns) -> None:
+    def cancel_sums(self, layer: int, asker: SumsReader) -> None:
         """Undo `ask`; the last one to stop gives the decoder its own attention function back."""
         with _changing:
             self._askers[layer] = [each for each in self.askers(layer) if each is not asker]
@@ -91,10 +91,10 @@ class Seam(nn.Module):
                 close_attention(self.anatomy, self._previous_attention)
                 self._previous_attention = None
 
-    def askers(self, layer: int) -> list[KeyColumns]:
+    def askers(self, layer: int) -> list[SumsReader]:
         return self._askers.get(layer, [])
 
-    def is_gated(self, asker: KeyColumns) -> bool:
+    def is_gated(self, asker: SumsReader) -> bool:
         return asker in self._gated
 
     def keep_inputs(self, holder: str) -> None:
@@ -135,58 +135,62 @@ class Seam(nn.Module):
             return (), kwargs  # the host's own error says so
         reference: Tensor = embeds[..., 0] if input_ids is None else input_ids  # type: ignore[index]
         cache = dialect.cache_of(kwargs, where=type(backbone).__name__)
-        past = RowCache.of(cache)
+        past = TokenCache.of(cache)
         length = int(cache.get_seq_length()) if cache is not None else 0
         preconditions.check_cache(self.anatomy, cache)
         mask = _key_mask(kwargs.get("attention_mask"), length, reference.shape[1])
         known = past is not None and past.get_seq_length() > 0
-        past_rows = None
+        past_tokens = None
         if self._input_users and length and not (past is not None and past.has_inputs):
             raise AlulaError(
-                f"the cache holds {length} rows that were computed before {', '.join(sorted(self._input_users))} was "
+                f"the cache holds {length} tokens that were computed before {', '.join(sorted(self._input_users))} was "
                 "attached, so their inputs are not known",
                 remedy="start from an empty cache after attaching",
             )
         if past is not None and known:
             if past.get_seq_length() != length:
                 raise AlulaError(
-                    f"the cache holds {length} rows, and what stands in {past.get_seq_length()} of them is known: a "
-                    "forward failed half-way, or rows were added while nothing was attached",
-                    remedy="crop the cache to the rows before that, or start from an empty one",
+                    f"the cache holds {length} tokens, and what stands in {past.get_seq_length()} of them is known: a "
+                    "forward failed half-way, or tokens were added while nothing was attached",
+                    remedy="crop the cache to the tokens before that, or start from an empty one",
                 )
-            past_rows = past.rows
+            past_tokens = past.tokens
         elif length:
-            # a cache filled without the seam, e.g. by prefix tuning: its rows are taken for text
+            # a cache filled without the seam, e.g. by prefix tuning: its tokens are taken for text
             kinds = torch.zeros(reference.shape[0], length, dtype=torch.int64, device=reference.device)
-            past_rows = RowMap.from_kinds(kinds, None if mask is None else mask[:, :length])
-        given = kwargs.pop("row_map", None)
-        lent = _given_rows.get().get(self)
-        if given is None and lent is not None and past_rows is None:
+            past_tokens = TokenMap.from_modalities(kinds, None if mask is None else mask[:, :length])
+        given = kwargs.pop("token_map", None)
+        lent = _given_tokens.get().get(self)
+        if given is None and lent is not None and past_tokens is None:
             given = _expand(lent, *reference.shape)
         new_mask = mask[:, mask.shape[1] - reference.shape[1] :] if mask is not None else None
-        rows = given if given is not None else self._read_rows(input_ids, reference, kwargs, new_mask, length > 0)
-        if rows.shape != tuple(reference.shape):
-            raise UsageError(f"row_map describes {rows.shape} rows, the forward has {tuple(reference.shape)}")
-        preconditions.check(self.anatomy, kwargs, rows, past_rows, past.offset if past is not None and known else None)
+        tokens = given if given is not None else self._read_tokens(input_ids, reference, kwargs, new_mask, length > 0)
+        if tokens.shape != tuple(reference.shape):
+            raise UsageError(f"token_map describes {tokens.shape} tokens, the forward has {tuple(reference.shape)}")
+        preconditions.check(
+            self.anatomy, kwargs, tokens, past_tokens, past.offset if past is not None and known else None
+        )
         wanted = kwargs.get("use_cache")
         keeps = cache is not None or bool(getattr(self.anatomy.config, "use_cache", True) if wanted is None else wanted)
-        rows, past = rows.to(reference.device), past if known else None
-        kwargs[NAME] = Forward(self, rows, past_rows, past, Shelf.of(cache), keeps=keeps, cache=cache, marks=marks())
+        tokens, past = tokens.to(reference.device), past if known else None
+        kwargs[NAME] = ForwardContext(
+            self, tokens, past_tokens, past, GraftCacheLayer.of(cache), keeps=keeps, cache=cache, marks=marks()
+        )
         return (), kwargs
 
-    def _read_rows(
+    def _read_tokens(
         self,
         input_ids: Tensor | None,
         reference: Tensor,
         kwargs: dict[str, Any],
         mask: Tensor | None,
         continued: bool,
-    ) -> RowMap:
-        """The RowMap of a forward's new rows, from what the host itself was given."""
+    ) -> TokenMap:
+        """The TokenMap of a forward's new tokens, from what the host itself was given."""
         if continued and input_ids is not None and reference.shape[1] == 1 and not brings_media(kwargs):
             # a generated token: text, whatever id was sampled. Several at once are read as in a forward without a
             # cache, whatever keyword brought their media: a new turn must not pass for text because it is not known
-            return RowMap.text(reference.shape[0], reference.shape[1], mask, device=reference.device)
+            return TokenMap.text(reference.shape[0], reference.shape[1], mask, device=reference.device)
         kinds = torch.zeros(reference.shape, dtype=torch.int64, device=reference.device)
         types = kwargs.get("mm_token_type_ids")
         if types is not None and types.shape == reference.shape:
@@ -198,20 +202,20 @@ class Seam(nn.Module):
             raise UsageError(
                 f"{type(self.anatomy.host).__name__} was given inputs_embeds alone, and what is an image in them is "
                 "not known",
-                remedy="pass input_ids; or, beside inputs_embeds, mm_token_type_ids of the same rows (0 text, 1 image, "
-                "2 video, 3 audio) or row_map=; around generate: with graft.seam.given_rows(row_map)",
+                remedy="pass input_ids; or, beside inputs_embeds, mm_token_type_ids of the same tokens (0 text, "
+                "1 image, 2 video, 3 audio) or token_map=; around generate: with graft.seam.given_tokens(token_map)",
             )
         if mask is not None:
-            kinds = torch.where(mask.to(torch.bool), kinds, int(Kind.PADDING))
-        if not (kinds > Kind.TEXT).any():
-            return RowMap.from_kinds(kinds)
+            kinds = torch.where(mask.to(torch.bool), kinds, int(Modality.PADDING))
+        if not (kinds > Modality.TEXT).any():
+            return TokenMap.from_modalities(kinds)
         kinds, items = self.anatomy.items(kwargs, kinds, input_ids)
-        return replace(RowMap.from_kinds(kinds), item=items)
+        return replace(TokenMap.from_modalities(kinds), item=items)
 
     @with_keywords
     def _enter_layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         forward = kwargs.get(NAME)
-        if not isinstance(forward, Forward):
+        if not isinstance(forward, ForwardContext):
             return
         index = self.anatomy.layers.index(layer)
         if index == 0:
@@ -223,14 +227,14 @@ class Seam(nn.Module):
             forward.rope[self.anatomy.layer_type(index)] = rope
 
     @staticmethod
-    def _handed(layer: nn.Module, kwargs: dict[str, Any], forward: Forward) -> Any:
+    def _handed(layer: nn.Module, kwargs: dict[str, Any], forward: ForwardContext) -> Any:
         """The cache that decoder layers add their keys to, which has to be the one this forward began with.
 
         Raises:
             SeamError: it is another one, and not an empty one that the decoder made.
         """
         cache = dialect.cache_of(kwargs, where=type(layer).__name__)
-        lost = forward.cache is not None and cache is None and forward.past_rows is not None
+        lost = forward.cache is not None and cache is None and forward.past_tokens is not None
         if lost or (cache is not forward.cache and cache is not None and int(cache.get_seq_length())):
             raise SeamError(
                 f"{type(layer).__name__} was handed another cache than the model, with "
@@ -245,14 +249,14 @@ class Seam(nn.Module):
     ) -> None:
         """Answer askers where attention is eager; other implementations do so themselves."""
         forward = kwargs.get(NAME)
-        if isinstance(forward, Forward) and self.anatomy.config._attn_implementation == EAGER:
+        if isinstance(forward, ForwardContext) and self.anatomy.config._attn_implementation == EAGER:
             answer_from_weights(attention, output[1], forward)
 
     @with_keywords
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
     def _after_forward(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         forward = kwargs.get(NAME)
-        if not isinstance(forward, Forward):  # it began before the seam was there
+        if not isinstance(forward, ForwardContext):  # it began before the seam was there
             return
         cache, returned = forward.handed, dialect.cache_of_output(output)
         # the decoder's own, which stays empty under gradient checkpointing, is none
@@ -263,40 +267,41 @@ class Seam(nn.Module):
             )
         if cache is None or not hasattr(cache, "layers") or forward.inputs is None:
             return
-        length, known = cache.get_seq_length(), forward.all_rows.shape[1]
+        length, known = cache.get_seq_length(), forward.all_tokens.shape[1]
         if isinstance(length, int) and length != known:  # that of a static cache is a tensor, kept on its device
             raise SeamError(
                 f"{type(backbone).__name__} left {length} tokens in the cache, where {known} are known",
                 remedy=f"start from an empty cache; if that does not help, {dialect.REMEDY}",
             )
-        past = RowCache.of(cache)
+        past = TokenCache.of(cache)
         if past is None:
             # behind the decoder's own layers, which a lazy cache has made by now
-            past = RowCache()
+            past = TokenCache()
             cache.layers.append(past)
-        if not past.get_seq_length() and forward.past_rows is not None:
+        if not past.get_seq_length() and forward.past_tokens is not None:
             blank = {
                 name: (torch.zeros_like(cos[:, :1]), torch.zeros_like(sin[:, :1]))
                 for name, (cos, sin) in forward.rope.items()
             }
-            past.append(forward.past_rows, forward.inputs.new_zeros(*forward.past_rows.shape, 0), blank)
-        past.append(forward.rows, forward.inputs, forward.rope)
-        past.know(forward.all_rows, forward.seeing)
+            past.append(forward.past_tokens, forward.inputs.new_zeros(*forward.past_tokens.shape, 0), blank)
+        past.append(forward.tokens, forward.inputs, forward.rope)
+        past.know(forward.all_tokens, forward.seeing)
         past.offset = preconditions.current_offset(self.anatomy)
         forward.shelve(cache)
 
     @contextmanager
-    def given_rows(self, rows: RowMap) -> Iterator[None]:
-        """Use `rows` for the first forward of every empty cache, e.g. the prompt of a `generate` call, in this thread.
+    def given_tokens(self, tokens: TokenMap) -> Iterator[None]:
+        """Use `tokens` for the first forward of every empty cache, e.g. the prompt of a `generate` call, in this
+        thread.
 
-        Where that forward has more rows (drafted tokens, generation without a cache), the rest is taken for text.
+        Where that forward has more tokens (drafted tokens, generation without a cache), the rest is taken for text.
         """
-        before = _given_rows.get()
-        _given_rows.set({**before, self: rows})
+        before = _given_tokens.get()
+        _given_tokens.set({**before, self: tokens})
         try:
             yield
         finally:
-            _given_rows.set(before)
+            _given_tokens.set(before)
 
 
 def install(model: nn.Module, holder: str, owner: Any) -> Seam:
@@ -331,10 +336,10 @@ def find(model: nn.Module) -> Seam | None:
 
 
 def _key_mask(mask: Any, length: int, new: int) -> Tensor | None:
-    """(B, length + new) which rows are no padding, from the mask a forward was given; None where it says nothing.
+    """(B, length + new) which tokens are no padding, from the mask a forward was given; None where it says nothing.
 
     `generate` hands over masks of (B, 1, new, keys) that it made itself where the cache has a fixed size, one per kind
-    of layer where these differ. Every row attends to itself unless it is padding, in all kinds of layers.
+    of layer where these differ. Every token attends to itself unless it is padding, in all kinds of layers.
     """
     if isinstance(mask, dict):
         mask = next((each for each in mask.values() if each is not None), None)
@@ -357,9 +362,13 @@ def _key_mask(mask: Any, length: int, new: int) -> Tensor | None:
     return torch.cat([allowed[:, 0, :, :length].any(dim=1), themselves], dim=1)
 
 
-def _expand(rows: RowMap, batch: int, length: int) -> RowMap:
-    """Repeat each sample for the beams or samples `generate` made of it; rows beyond the map are generated text."""
-    have, known = rows.shape
+def _expand(tokens: TokenMap, batch: int, length: int) -> TokenMap:
+    """Repeat each sample for the beams or samples `generate` made of it; tokens beyond the map are generated text."""
+    have, known = tokens.shape
     if have != batch and batch % have == 0:
-        rows = rows.select(torch.arange(have, device=rows.device).repeat_interleave(batch // have))
-    return rows.append(RowMap.text(rows.shape[0], length - known, device=rows.device)) if length > known else rows
+        tokens = tokens.select(torch.arange(have, device=tokens.device).repeat_interleave(batch // have))
+    return (
+        tokens.append(TokenMap.text(tokens.shape[0], length - known, device=tokens.device))
+        if length > known
+        else tokens
+    )

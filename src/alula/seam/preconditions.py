@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 
 from alula.anatomy import Anatomy
 from alula.errors import SeamError, UsageError
-from alula.rows import RowMap
+from alula.tokens import TokenMap
 
 # hosts in which the tokens of an image attend to one another in both directions, by way of ``token_type_ids``
 _TWO_WAY = ("gemma3", "shieldgemma2")
@@ -55,26 +55,28 @@ def check_cache(anatomy: Anatomy, cache: Cache | None) -> None:
         )
 
 
-def check(anatomy: Anatomy, given: Mapping[str, Any], rows: RowMap, past: RowMap | None, offset: Offset | None) -> None:
+def check(
+    anatomy: Anatomy, given: Mapping[str, Any], tokens: TokenMap, past: TokenMap | None, offset: Offset | None
+) -> None:
     """Refuse a forward that its host would compute with other positions or another mask than meant.
 
     Args:
         given: what the module below the head was given, by name.
-        rows, past: maps of the (B, S) new and (B, P) cached tokens.
+        tokens, past: maps of the (B, S) new and (B, P) cached tokens.
         offset: the host's when the cache was filled.
 
     Raises:
         UsageError: something is missing, with the remedy. SeamError: another prompt came between.
     """
     if hasattr(anatomy.backbone, "get_rope_index"):
-        _check_multimodal_positions(anatomy, given, rows)
+        _check_multimodal_positions(anatomy, given, tokens)
         if past is not None and offset is not None:
-            _check_offset(anatomy, given, rows, past, offset)
+            _check_offset(anatomy, given, tokens, past, offset)
     if anatomy.host.config.model_type in _TWO_WAY:
-        _check_two_way(anatomy, given, rows, past)
+        _check_two_way(anatomy, given, tokens, past)
 
 
-def _check_multimodal_positions(anatomy: Anatomy, given: Mapping[str, Any], rows: RowMap) -> None:
+def _check_multimodal_positions(anatomy: Anatomy, given: Mapping[str, Any], tokens: TokenMap) -> None:
     name = type(anatomy.host).__name__
     if given.get("position_ids") is not None:
         return
@@ -84,7 +86,7 @@ def _check_multimodal_positions(anatomy: Anatomy, given: Mapping[str, Any], rows
             f"{name} was given {media[0]} without mm_token_type_ids, and would count its image tokens like text",
             remedy="pass all that the processor returns, mm_token_type_ids included (or position_ids)",
         )
-    if given.get("input_ids") is None and bool(rows.is_perceptual.any()):
+    if given.get("input_ids") is None and bool(tokens.is_perceptual.any()):
         raise UsageError(
             f"{name} counts positions by input_ids, and would count the image tokens of inputs_embeds like text",
             remedy="pass position_ids (the model below the head makes them: get_rope_index), or input_ids",
@@ -97,17 +99,17 @@ def _check_multimodal_positions(anatomy: Anatomy, given: Mapping[str, Any], rows
         )
 
 
-def _check_offset(anatomy: Anatomy, given: Mapping[str, Any], rows: RowMap, past: RowMap, offset: Offset) -> None:
+def _check_offset(anatomy: Anatomy, given: Mapping[str, Any], tokens: TokenMap, past: TokenMap, offset: Offset) -> None:
     """These classes keep the offset of one prompt, on the model; a cache of another one goes on with it."""
     now = anatomy.backbone.rope_deltas
     if now is offset.deltas or given.get("image_grid_thw") is not None or given.get("video_grid_thw") is not None:
         return
     positions = given.get("position_ids")
-    deltas = offset.deltas.to(rows.device).view(-1)
+    deltas = offset.deltas.to(tokens.device).view(-1)
     # of a cache from which samples were taken it is not known whose offset is whose
     if positions is not None and len(past.position) % len(deltas) == 0:
         first = past.position.max(dim=1).values + 1 + deltas.repeat_interleave(len(past.position) // len(deltas))
-        valid = rows.valid.to(torch.int64)
+        valid = tokens.valid.to(torch.int64)
         reached = positions[-1].gather(1, valid.argmax(dim=1, keepdim=True)).squeeze(1)
         if bool(((reached == first) | (valid.sum(dim=1) == 0)).all()):
             return
@@ -118,11 +120,11 @@ def _check_offset(anatomy: Anatomy, given: Mapping[str, Any], rows: RowMap, past
     )
 
 
-def _check_two_way(anatomy: Anatomy, given: Mapping[str, Any], rows: RowMap, past: RowMap | None) -> None:
+def _check_two_way(anatomy: Anatomy, given: Mapping[str, Any], tokens: TokenMap, past: TokenMap | None) -> None:
     if not isinstance(given.get("attention_mask"), Tensor | None):
         return  # masks made already, by `generate`
     types, known = given.get("token_type_ids"), 0 if past is None else past.shape[1]
-    whole = known + rows.shape[1]
+    whole = known + tokens.shape[1]
     if (given.get("pixel_values") is not None) and (types is None or types.shape[1] != whole):
         got = "none" if types is None else f"those of {types.shape[1]}"
         raise UsageError(

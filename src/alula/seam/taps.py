@@ -11,11 +11,11 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from alula.errors import UsageError
-from alula.rows import RowMap
-from alula.seam.forward import Forward
+from alula.seam.forward import ForwardContext
 from alula.seam.hooks import ByThread, with_keywords
 from alula.seam.install import NAME, Seam, install
 from alula.seam.scope import marked
+from alula.tokens import TokenMap
 
 Point = Literal["block_input", "block_output", "attention_norm", "attention", "mlp_norm", "mlp"]
 
@@ -30,15 +30,15 @@ class TapEvent:
         point: the block's input or output, the output of a norm, or what attention or the MLP adds to the stream.
         layer: index of the decoder layer.
         hidden: (B, S, d), the host's own tensor (do not write into it).
-        rows: RowMap of these S rows.
+        tokens: TokenMap of these S tokens.
         forward: the forward it happened in.
     """
 
     point: Point
     layer: int
     hidden: Tensor
-    rows: RowMap
-    forward: Forward
+    tokens: TokenMap
+    forward: ForwardContext
 
 
 class _Tap:
@@ -46,7 +46,7 @@ class _Tap:
 
     def __init__(self, mark: str, layer: int, points: Sequence[Point], sink: Callable[[TapEvent], None]) -> None:
         self.mark, self.layer, self.points, self.sink = mark, layer, points, sink
-        self.inside_layer: ByThread[Forward] = ByThread()
+        self.inside_layer: ByThread[ForwardContext] = ByThread()
 
     @with_keywords
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -73,8 +73,8 @@ class _Tap:
         forward = self.inside_layer.get()
         if forward is None:  # a recomputation during backward, reported already, or another thread's
             return
-        rows = forward.rows
-        self.sink(TapEvent(point, self.layer, hidden.view(*rows.shape, -1), rows, forward))
+        tokens = forward.tokens
+        self.sink(TapEvent(point, self.layer, hidden.view(*tokens.shape, -1), tokens, forward))
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Frozen towers: run without autograd, outside of any sharding, and at most once per image (frame, sound).
 
-`frozen_tower(model, cache)` and `frozen_ears(model, cache)` put a `FrozenTower` in the place of the image tower or the
-audio tower for the time of a stage and the very same module back afterwards. The stand-in keeps the real tower out of
-the module registry, so it has no parameters, is never sharded or saved, and stays in eval mode.
+`frozen_tower(model, cache)` and `frozen_audio_tower(model, cache)` put a `FrozenTower` in the place of the image tower
+or the audio tower for the time of a stage and the very same module back afterwards. The stand-in keeps the real tower
+out of the module registry, so it has no parameters, is never sharded or saved, and stays in eval mode.
 
 With a cache it looks every image up by the content of its pixels *after* preprocessing. That key already tells two
 processor settings apart, needs nothing from the data pipeline, and cannot go stale; a directory on disk is additionally
@@ -35,7 +35,7 @@ from alula.anatomy import Anatomy
 from alula.errors import HostError
 from alula.files import atomic_file, regular
 from alula.hosts.multimodal import AlulaConfig
-from alula.seam import NAME, Forward
+from alula.seam import NAME, ForwardContext
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class FrozenTower(nn.Module):
             HostError: the features may depend on more than an image and plain settings, so that they cannot be cached.
         """
         taken = inspect.signature(type(self._outside[0]).forward).parameters
-        text = {name for name in _HARMLESS if isinstance(kwargs.get(name), Tensor | Forward)}
+        text = {name for name in _HARMLESS if isinstance(kwargs.get(name), Tensor | ForwardContext)}
         own = {name: value for name, value in kwargs.items() if value is not None and name not in text - taken.keys()}
         strange = [name for name, value in own.items() if not _plain(value)]
         if pixel_values.ndim not in (3, 4):
@@ -223,7 +223,7 @@ class FrozenTower(nn.Module):
 
 
 @contextlib.contextmanager
-def frozen_ears(model: nn.Module, store: FeatureStore | None = None) -> Iterator[FrozenTower | None]:
+def frozen_audio_tower(model: nn.Module, store: FeatureStore | None = None) -> Iterator[FrozenTower | None]:
     """As `frozen_tower`, of the audio tower of alula's own hosts.
 
     Yields None, changing nothing, for a model without one: stock classes (Qwen2-Audio, Gemma-3n) pass their ears other

@@ -23,7 +23,7 @@ from alula.hosts.context import context_length
 from alula.hosts.stops import stop_ids
 from alula.training.checkpoint import Sealing, newest, step_of
 from alula.training.early_warning import EarlyWarning, Stopped
-from alula.training.feature_cache import FeatureStore, frozen_ears, frozen_tower, tower_fingerprint
+from alula.training.feature_cache import FeatureStore, frozen_audio_tower, frozen_tower, tower_fingerprint
 from alula.training.layout import StageDirectory
 from alula.training.meters import Meters
 from alula.training.metrics import MetricsWriter, Row, read_rows, rewind
@@ -110,7 +110,7 @@ def run_stage(
         if not stage.trains_tower:
             stack.enter_context(frozen_tower(start.model, open_store(stage.feature_cache, start.model)))
         # no stage trains the ears
-        stack.enter_context(frozen_ears(start.model, open_store(stage.feature_cache, start.model, ears=True)))
+        stack.enter_context(frozen_audio_tower(start.model, open_store(stage.feature_cache, start.model, ears=True)))
         if world > 1:
             stack.enter_context(lockstep(start.model, start.parts, blank_image(start.processor)))
         watch = stack.enter_context(display.stage(stage.name, steps=steps, done=done))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -14,7 +15,7 @@ Query = Literal["post_attention", "block_input"]
 Kept = Literal["factors", "keys"]
 LEARNERS = ("visual", "textual")
 # beyond these, a number is a slip: decoders are some ten thousand wide, and float32 ends at 3e38
-_MOST_RANK, _MOST_ROWS, _MOST_GAIN, _MOST_SPREAD = 2**16, 2**20, 10_000, 10
+_MOST_RANK, _MOST_TOKENS, _MOST_GAIN, _MOST_SPREAD = 2**16, 2**20, 10_000, 10
 
 _PUBLISHED = {
     "router": "attention",
@@ -34,38 +35,39 @@ class WingsConfig(GraftConfig):
 
     Attributes:
         rank: width of the low-rank factors (paper: 64 for a 4096-wide decoder).
-        learners: which to have: "visual" (keys and values are perceptual rows), "textual" (text rows), or both.
+        learners: which to have: "visual" (keys and values are perceptual tokens), "textual" (text tokens), or both.
         layers: decoder layers that get learners, negative ones counted from the last; None = all.
-        router: how the two learners are weighed per row (sum 1): "attention" (paper Eq. 5: a learned weight per key
+        router: how the two learners are weighed per token (sum 1): "attention" (paper Eq. 5: a learned weight per key
             position, summed with the main branch's attention, mean over heads), "mass" (share of each head's attention
-            that lies on perceptual rows; independent of length), "constant" (one learned pair per layer). A single
+            that lies on perceptual tokens; independent of length), "constant" (one learned pair per layer). A single
             learner has weight 1 and no router.
-        gate: "exact": the learners speak only at rows that have a perceptual row at or before them, so a prompt without
-            an image is the host's own computation, bit for bit; "paper": the textual learner is always on.
+        gate: "exact": the learners speak only at tokens that have a perceptual token at or before them, so a prompt
+            without an image is the host's own computation, bit for bit; "paper": the textual learner is always on.
         query: "post_attention" (published code: the residual stream after attention) or "block_input" (paper, Eq. 4).
-        normalize: bring queries and input rows to unit root mean square before the learners see them. The paper and its
-            code do not; without it, a decoder whose stream is far longer than its input rows (trained ones: hundreds
-            against ones) saturates the learners' softmax from the first step.
+        normalize: bring queries and input tokens to unit root mean square before the learners see them. The paper and
+            its code do not; without it, a decoder whose stream is far longer than its input tokens (trained ones:
+            hundreds against ones) saturates the learners' softmax from the first step.
         rope: rotate learner queries and keys with the host's own RoPE angles.
-        system_keys: whether system-prompt rows (where roles are known) are keys of the textual learner.
+        system_keys: whether system-prompt tokens (where roles are known) are keys of the textual learner.
         gain: factor on the routed sum.
         dropout: on the learners' attention weights, in training.
-        router_rows: number of key positions the "attention" router has weights for; longer inputs are refused.
-        cache: what a KV cache holds for the learners, beside the input rows. "factors": 2 rank numbers per row and
+        router_tokens: number of key positions the "attention" router has weights for; longer inputs are refused.
+        cache: what a KV cache holds for the learners, beside the input tokens. "factors": 2 rank numbers per token and
             layer, from which keys are raised again in every step; "keys": the keys themselves in place of their
-            factors, d + rank numbers per row and layer, which makes steps cheaper where memory is plenty (CPU). What
+            factors, d + rank numbers per token and layer, which makes steps cheaper where memory is plenty (CPU). What
             is computed is the same.
         init_std: standard deviation of the first factors; the second ones start at zero.
         compat: "published" computes what the released code computes, for released weights (see
             `alula.grafts.wings.published`). It fixes router="attention", gate="paper", query="post_attention",
             normalize=False, rope=True, system_keys=True and gain=1, whose published counterparts it has built in, and
             has nothing to keep in a cache.
-        system_rows: with compat, how many leading rows (system prompt and the header of the user's turn) are no textual
-            keys in samples with an image; the release has 14 (Qwen1.5).
+        system_tokens: with compat, how many leading tokens (system prompt and the header of the user's turn) are no
+            textual keys in samples with an image; the release has 14 (Qwen1.5).
     """
 
     graft_type: ClassVar[str] = "wings"
     free: ClassVar[tuple[str, ...]] = ("cache", "dropout")
+    renamed: ClassVar[Mapping[str, str]] = {"router_rows": "router_tokens", "system_rows": "system_tokens"}
 
     rank: int = 64
     learners: tuple[str, ...] = LEARNERS
@@ -78,11 +80,11 @@ class WingsConfig(GraftConfig):
     system_keys: bool = True
     gain: float = 1.0
     dropout: float = 0.0
-    router_rows: int = 4096
+    router_tokens: int = 4096
     cache: Kept = "factors"
     init_std: float = 0.02
     compat: Literal["published"] | None = None
-    system_rows: int = 0
+    system_tokens: int = 0
 
     def __post_init__(self) -> None:
         self._settle("learners", str)
@@ -111,13 +113,13 @@ class WingsConfig(GraftConfig):
         for name in ("normalize", "rope", "system_keys"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"wings: {name} must be true or false, not {getattr(self, name)!r}")
-        for name, most in (("rank", _MOST_RANK), ("router_rows", _MOST_ROWS)):
+        for name, most in (("rank", _MOST_RANK), ("router_tokens", _MOST_TOKENS)):
             if not _is(int, getattr(self, name)) or getattr(self, name) < 1:
                 raise UsageError(f"wings: {name} must be a whole number above 0, not {getattr(self, name)!r}")
             if getattr(self, name) > most:
                 raise UsageError(f"wings: {name} must be at most {most:,}")
-        if not _is(int, self.system_rows) or self.system_rows < 0 or (self.system_rows and self.compat is None):
-            raise UsageError('wings: system_rows is a number of rows, and only for compat="published"')
+        if not _is(int, self.system_tokens) or self.system_tokens < 0 or (self.system_tokens and self.compat is None):
+            raise UsageError('wings: system_tokens is a number of tokens, and only for compat="published"')
         for name, most in (("gain", _MOST_GAIN), ("init_std", _MOST_SPREAD)):
             # at zero the learners would be mute for ever: no gradient reaches them
             if not _is((int, float), getattr(self, name)) or not 0.0 < getattr(self, name) <= most:

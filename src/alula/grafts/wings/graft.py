@@ -43,7 +43,7 @@ class WingsGraft(Graft):
     def unhook(self) -> None:
         for index, module in self.layers.items():
             if module in self.seam.askers(index):
-                self.seam.stop_asking(index, module)  # type: ignore[arg-type]
+                self.seam.cancel_sums(index, module)  # type: ignore[arg-type]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         parts = [*self.config.learners, "router"]

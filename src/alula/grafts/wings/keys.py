@@ -1,10 +1,11 @@
 """The keys of a learner, and how many of them each query may see.
 
-Keys and values of both learners are the decoder's input rows (perceptual rows for the visual learner, text rows for
-the textual one), shared by all layers. Which key a query may see is decided by true position, kind and validity. In
+Keys and values of both learners are the decoder's input tokens (perceptual tokens for the visual learner, text tokens
+for the textual one), shared by all layers. Which key a query may see is decided by true position, kind and validity. In
 the order of their positions, the keys a query may see are always the first so many: one number per query says it all.
 
-Shapes: B batch, S new rows, P cached rows, T queries in the order they are asked, K key rows of one learner, d width.
+Shapes: B batch, S new tokens, P cached tokens, T queries in the order they are asked, K key tokens of one learner, d
+width.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.lorra import Block, split_queries
-from alula.grafts.wings.order import PARTS, Order, chosen_rows, first_rows, order_rows, pick_rows
+from alula.grafts.wings.order import PARTS, Order, chosen_tokens, first_tokens, order_tokens, pick_tokens
 from alula.grafts.wings.rope import Angles, narrow_angles
-from alula.seam import Forward
+from alula.seam import ForwardContext
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,17 @@ class Keys:
     """The key rows of one learner, out of all rows of the batch.
 
     Attributes:
-        index: (B, K) places among the P + S rows, in the order of their positions; samples with fewer keys are filled
+        index: (B, K) places among the P + S tokens, in the order of their positions; samples with fewer keys are filled
             up with place 0, which no query may see.
-        part: places of the keys among rows put in order, if they are.
-        rows: (B, K, d) input rows.
+        part: places of the keys among tokens put in order, if they are.
+        tokens: (B, K, d) input tokens.
         counts: (B, T) how many keys, from the first on, each query may see.
         blocks: the queries in blocks, with the number of keys each block needs.
     """
 
     index: Tensor
     part: slice | None
-    rows: Tensor
+    tokens: Tensor
     counts: Tensor
     blocks: list[Block]
 
@@ -50,15 +51,15 @@ class Keys:
 
 @dataclass(frozen=True)
 class PlanAngles:
-    """RoPE angles of the queries as they are asked, of the keys by learner, and of all rows as they stand."""
+    """RoPE angles of the queries as they are asked, of the keys by learner, and of all tokens as they stand."""
 
     queries: Angles
     keys: dict[str, Angles]
-    rows: Angles
+    tokens: Angles
 
     def last(self, count: int) -> Angles:
-        """Of the last so many rows."""
-        return Angles(*(table[:, :, -count:] for table in self.rows))
+        """Of the last so many tokens."""
+        return Angles(*(table[:, :, -count:] for table in self.tokens))
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Plan:
     """What all layers of a forward share: who is asked in which order, and the keys of every learner.
 
     Attributes:
-        order: how rows are put in order; None: new rows are asked as they stand, keys are gathered from all.
+        order: how tokens are put in order; None: new tokens are asked as they stand, keys are gathered from all.
         keys: by learner; a learner without keys in this batch is left out.
         speaks: (B, S, learners with keys): 1 where the query sees any key.
     """
@@ -77,22 +78,22 @@ class Plan:
     _angles: dict[str, PlanAngles] = field(default_factory=dict)
 
     def arrange(self, x: Tensor) -> Tensor:
-        """(B, S, ..) of the new rows -> (B, T, ..) as they are asked."""
+        """(B, S, ..) of the new tokens -> (B, T, ..) as they are asked."""
         return x if self.order is None else self.order.arrange(x)
 
     def restore(self, x: Tensor) -> Tensor:
-        """(B, T, ..) as they are asked -> (B, S, ..) of the new rows."""
+        """(B, T, ..) as they are asked -> (B, S, ..) of the new tokens."""
         return x if self.order is None else self.order.restore(x)
 
     def pick(self, learner: str, table: Tensor) -> Tensor:
-        """(B, P + S, ..) of all rows -> (B, K, ..) of a learner's keys."""
+        """(B, P + S, ..) of all tokens -> (B, K, ..) of a learner's keys."""
         keys = self.keys[learner]
         if self.order is not None:
             return self.order.arrange(table)[:, keys.part]
-        return pick_rows(table, keys.index)
+        return pick_tokens(table, keys.index)
 
-    def as_rows(self, tables: Mapping[str, Tensor]) -> Tensor:
-        """(B, K, h, C) of every learner's keys -> (B, h, S, C) of the rows; 0 at rows that are nobody's key."""
+    def as_tokens(self, tables: Mapping[str, Tensor]) -> Tensor:
+        """(B, K, h, C) of every learner's keys -> (B, h, S, C) of the tokens; 0 at tokens that are nobody's key."""
         assert self.order is not None
         some = next(iter(tables.values()))
         parts = [
@@ -102,7 +103,7 @@ class Plan:
         return self.order.restore(torch.cat(parts, dim=1)).transpose(1, 2)
 
     def angles(
-        self, forward: Forward, layer_type: str, host_dim: int, head_dim: int, dtype: torch.dtype
+        self, forward: ForwardContext, layer_type: str, host_dim: int, head_dim: int, dtype: torch.dtype
     ) -> PlanAngles | None:
         """RoPE angles of the queries, and of the keys by learner, for heads of `head_dim`; None without RoPE."""
         if layer_type not in self._angles:
@@ -110,39 +111,41 @@ class Plan:
             if tables is None:
                 return None
             cos, sin = narrow_angles(tables, host_dim, head_dim)
-            new = forward.rows.shape[1]
+            new = forward.tokens.shape[1]
             self._angles[layer_type] = PlanAngles(
                 queries=Angles.of(self.arrange(cos[:, -new:]), self.arrange(sin[:, -new:]), dtype),
                 keys={name: Angles.of(self.pick(name, cos), self.pick(name, sin), dtype) for name in self.keys},
-                rows=Angles.of(cos, sin, dtype),
+                tokens=Angles.of(cos, sin, dtype),
             )
         return self._angles[layer_type]
 
 
-def plan_keys(forward: Forward, config: WingsConfig) -> Plan:
+def plan_keys(forward: ForwardContext, config: WingsConfig) -> Plan:
     """The keys of all learners, and how many of them each query may see.
 
     A key is legal for a query when it stands at or before it (by true position, in the same sample) and neither is
-    padding. Under the exact gate the textual learner is silent at rows that have seen nothing perceptual.
+    padding. Under the exact gate the textual learner is silent at tokens that have seen nothing perceptual.
     """
     # behind a cache a query's own keys are not the first it sees
-    order = order_rows(forward.all_rows, config) if forward.past_rows is None else None
+    order = order_tokens(forward.all_tokens, config) if forward.past_tokens is None else None
     inputs = prepared(forward.all_inputs(), config)
     arranged = inputs if order is None else order.arrange(inputs)
     found = {name: _keys_of(name, forward, config, order, arranged) for name in config.learners}
     keys = {name: each for name, each in found.items() if each is not None}
     heard = [each.counts > 0 for each in keys.values()]
-    speaks = torch.stack(heard, dim=-1) if heard else inputs.new_zeros(*forward.rows.shape, 0, dtype=torch.bool)
+    speaks = torch.stack(heard, dim=-1) if heard else inputs.new_zeros(*forward.tokens.shape, 0, dtype=torch.bool)
     if order is not None:
-        speaks = order.restore(speaks) & forward.rows.valid[..., None]  # padding may have no place of its own
+        speaks = order.restore(speaks) & forward.tokens.valid[..., None]  # padding may have no place of its own
     return Plan(order, keys, speaks)
 
 
-def _keys_of(learner: str, forward: Forward, config: WingsConfig, order: Order | None, inputs: Tensor) -> Keys | None:
-    every, new = forward.all_rows, forward.rows
+def _keys_of(
+    learner: str, forward: ForwardContext, config: WingsConfig, order: Order | None, inputs: Tensor
+) -> Keys | None:
+    every, new = forward.all_tokens, forward.tokens
     if order is None:
-        chosen = chosen_rows(every, learner, config)
-        part, (index, real) = None, first_rows(chosen)
+        chosen = chosen_tokens(every, learner, config)
+        part, (index, real) = None, first_tokens(chosen)
     else:
         part = order.part(learner)
         index, real = order.index[:, part], order.real[:, part]
@@ -153,12 +156,12 @@ def _keys_of(learner: str, forward: Forward, config: WingsConfig, order: Order |
     if learner == "textual" and config.gate == "exact":
         counts = counts * every.has_seen[:, -new.shape[1] :]
     if order is None or part is None:
-        return Keys(index, None, pick_rows(inputs, index), counts, split_queries(counts))
+        return Keys(index, None, pick_tokens(inputs, index), counts, split_queries(counts))
     counts = order.arrange(counts)
     return Keys(index, part, inputs[:, part], counts, split_queries(counts, cuts=order.cuts, own=part))
 
 
 def prepared(x: Tensor, config: WingsConfig) -> Tensor:
-    """(.., d) stream or input rows as the learners take them."""
+    """(.., d) stream or input tokens as the learners take them."""
     # an eps of our own: torch's default is the dtype's, which in bfloat16 is larger than an embedding's mean square
     return F.rms_norm(x, x.shape[-1:], eps=1e-6) if config.normalize else x

@@ -1,6 +1,6 @@
 """Wings in one decoder layer: learners, router, and the hooks that let them speak.
 
-Shapes: B batch, S new rows, P cached rows, K key rows of one learner, d stream width.
+Shapes: B batch, S new tokens, P cached tokens, K key tokens of one learner, d stream width.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from torch import Tensor, nn
 
 from alula.errors import AlulaError
 from alula.grafts.wings.config import WingsConfig
-from alula.grafts.wings.few import Step, Whose, hear, new_factors, plan_step, raise_keys
+from alula.grafts.wings.few import Step, Whose, expand_keys, hear, new_factors, plan_step
 from alula.grafts.wings.kept import keys_and_factors
 from alula.grafts.wings.keys import Plan, PlanAngles, plan_keys, prepared
 from alula.grafts.wings.lorra import LoRRA
 from alula.grafts.wings.mass import report_mass, wants_mass
 from alula.grafts.wings.rope import Angles, learner_head_dim
 from alula.grafts.wings.router import AttentionRouter, ConstantRouter, MassRouter, Router
-from alula.seam import NAME, Forward, Seam
+from alula.seam import NAME, ForwardContext, Seam
 
 # In sandwich-norm layers the attention's hook hands its forward to the same graft's hook on the norm right behind it,
 # by the identity of the graft's module in that layer. An error between the two must not keep anything alive.
-_between: ContextVar[Mapping[int, ref[Forward]]] = ContextVar("alula_wings_between", default=MappingProxyType({}))
+_between: ContextVar[Mapping[int, ref[ForwardContext]]] = ContextVar(
+    "alula_wings_between", default=MappingProxyType({})
+)
 _COLUMNS = "wings mass columns"
 
 
@@ -57,24 +59,24 @@ class WingsLayer(nn.Module):
     def _build_router(self, heads: int, place: dict[str, Any]) -> Router:
         match self.config.router:
             case "attention":
-                return AttentionRouter(self.config.router_rows, **place)
+                return AttentionRouter(self.config.router_tokens, **place)
             case "mass":
                 return MassRouter(heads, **place)
             case "constant":
                 return ConstantRouter(**place)
 
-    # -- sums of attention for the router (seam.KeyColumns) ---------------------------------------------------------
+    # -- sums of attention for the router (seam.SumsReader) ---------------------------------------------------------
 
-    def key_columns(self, forward: Forward, layer: int) -> Tensor | None:
+    def key_values(self, forward: ForwardContext, layer: int) -> Tensor | None:
         if self.router is None or not self._speaks(forward):
             return None
         if not isinstance(self.router, MassRouter):
-            return self.router.columns(forward.all_rows)
+            return self.router.columns(forward.all_tokens)
         if _COLUMNS not in forward.memo:  # the same in all layers
-            forward.memo[_COLUMNS] = self.router.columns(forward.all_rows)
+            forward.memo[_COLUMNS] = self.router.columns(forward.all_tokens)
         return forward.memo[_COLUMNS]
 
-    def receive(self, forward: Forward, layer: int, sums: Tensor) -> None:
+    def receive(self, forward: ForwardContext, layer: int, sums: Tensor) -> None:
         forward.layer(layer)[self, "sums"] = sums
 
     # -- hooks ----------------------------------------------------------------------------------------------------
@@ -83,10 +85,10 @@ class WingsLayer(nn.Module):
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the layer: keep the stream, gather keys (outside any checkpoint, so that it happens once)."""
         forward = kwargs.get(NAME)
-        if not isinstance(forward, Forward):
+        if not isinstance(forward, ForwardContext):
             raise AlulaError(
                 f"a decoder layer with the graft {self.graft_name!r} was run without its host",
-                remedy="call the whole model; its forward tells the graft which rows are images",
+                remedy="call the whole model; its forward tells the graft which tokens are images",
             )
         if self._speaks(forward):
             state = forward.layer(self.index)
@@ -116,24 +118,24 @@ class WingsLayer(nn.Module):
         if forward is None:
             raise AlulaError(
                 f"the norm behind attention of layer {self.index}, with the graft {self.graft_name!r}, was run alone",
-                remedy="call the whole model; its forward tells the graft which rows are images",
+                remedy="call the whole model; its forward tells the graft which tokens are images",
             )
         return self._add(forward, output)
 
     # -- the method -----------------------------------------------------------------------------------------------
 
-    def _speaks(self, forward: Forward) -> bool:
-        """Whether any row of this batch can hear a learner."""
+    def _speaks(self, forward: ForwardContext) -> bool:
+        """Whether any token of this batch can hear a learner."""
         if forward.is_disabled(self.graft_name):
             return False
         return forward.has_perceptual or (self.config.gate == "paper" and "textual" in self.config.learners)
 
-    def _prepare(self, forward: Forward) -> None:
+    def _prepare(self, forward: ForwardContext) -> None:
         """Whatever layers share: done in front of the first of them that speaks."""
         if self._step(forward) is None:
             self._plan_keys(forward)
 
-    def _add(self, forward: Forward, branch: Tensor) -> Tensor:
+    def _add(self, forward: ForwardContext, branch: Tensor) -> Tensor:
         """`branch` (B, S, d), about to join the stream, plus the routed learners."""
         if not self._speaks(forward):
             return self._without_learners(branch)
@@ -153,13 +155,13 @@ class WingsLayer(nn.Module):
     def _without_learners(self, branch: Tensor) -> Tensor:
         return branch + self._silence(self) if self._must_take_part() else branch
 
-    def _mix(self, forward: Forward, query: Tensor) -> Tensor | None:
+    def _mix(self, forward: ForwardContext, query: Tensor) -> Tensor | None:
         """(B, S, d) sum of the learners' voices, each times its weight; None when nobody has keys."""
         step = self._step(forward)
         mixed = self._mix_many(forward, query) if step is None else self._mix_few(forward, query, step)
         return mixed if mixed is None or self.config.gain == 1.0 else mixed * self.config.gain
 
-    def _mix_many(self, forward: Forward, query: Tensor) -> Tensor | None:
+    def _mix_many(self, forward: ForwardContext, query: Tensor) -> Tensor | None:
         """Each learner by itself, asked in an order that puts its keys next to one another."""
         plan = self._plan_keys(forward)
         if not plan.keys:
@@ -172,10 +174,10 @@ class WingsLayer(nn.Module):
         for name, keys in plan.keys.items():
             learner: Any = self.get_submodule(name)
             angles = None if tables is None else tables.queries
-            heard.append(learner.listen(asked, keys.rows, *known[name], keys.counts, keys.blocks, angles))
+            heard.append(learner.listen(asked, keys.tokens, *known[name], keys.counts, keys.blocks, angles))
             seconds.append(learner.o.b)
         report_mass(self, forward, plan, asked, {name: keys for name, (keys, _) in known.items()}, share)
-        # what a row hears is weighed while it is narrow, and raised for all learners at once
+        # what a token hears is weighed while it is narrow, and raised for all learners at once
         low = plan.restore(torch.stack(heard, dim=-2))  # (B, S, L, r)
         if share is not None:
             low = low * share[..., None].to(low.dtype)
@@ -187,7 +189,7 @@ class WingsLayer(nn.Module):
         return mixed
 
     @torch.compiler.disable  # lengths change with every step, and each would be compiled anew
-    def _mix_few(self, forward: Forward, query: Tensor, step: Step) -> Tensor:
+    def _mix_few(self, forward: ForwardContext, query: Tensor, step: Step) -> Tensor:
         """All learners at once, for few queries (see `few`)."""
         learners: Any = [self.get_submodule(name) for name in self.config.learners]
         place, dims = (self.graft_name, self.index), (self.host_head_dim, self.head_dim)
@@ -196,22 +198,22 @@ class WingsLayer(nn.Module):
             return step.angles(forward, self.layer_type, dims, whose) if self.config.rope else None
 
         kept = forward.is_kept(*place)
-        rows, runs = (step.rows[:, -query.shape[1] :], step.new_runs) if kept else (step.rows, step.runs)
+        tokens, runs = (step.tokens[:, -query.shape[1] :], step.new_runs) if kept else (step.tokens, step.runs)
         assert runs is not None
-        key_factors, value_factors = new_factors(learners, rows, runs)[:, None].chunk(2, dim=-1)
+        key_factors, value_factors = new_factors(learners, tokens, runs)[:, None].chunk(2, dim=-1)
         if self.config.cache == "keys":
-            new = raise_keys(learners, rows, key_factors[:, 0], runs, angles("new" if kept else "all"))
+            new = expand_keys(learners, tokens, key_factors[:, 0], runs, angles("new" if kept else "all"))
             keys, value_factors = forward.keep(*place, new, value_factors)
         else:
             key_factors, value_factors = forward.keep(*place, key_factors, value_factors)
             assert step.runs is not None
-            keys = raise_keys(learners, step.rows, key_factors[:, 0], step.runs, angles("all"), step.scratch)
+            keys = expand_keys(learners, step.tokens, key_factors[:, 0], step.runs, angles("all"), step.scratch)
         share = None if self.router is None else self._router_weights(forward)
         return hear(learners, query, keys, value_factors[:, 0], step, angles("asked"), share)
 
-    def _step(self, forward: Forward) -> Step | None:
-        """The shared part of a forward of few rows, or None when learners have to be asked one by one."""
-        if forward.rows.shape[1] >= self.head_dim or torch.is_grad_enabled() or wants_mass(self, forward):
+    def _step(self, forward: ForwardContext) -> Step | None:
+        """The shared part of a forward of few tokens, or None when learners have to be asked one by one."""
+        if forward.tokens.shape[1] >= self.head_dim or torch.is_grad_enabled() or wants_mass(self, forward):
             return None
         if self.training and self.config.dropout:
             return None
@@ -219,17 +221,17 @@ class WingsLayer(nn.Module):
         if name not in forward.memo:
             forward.memo[name] = plan_step(forward, self.config, self.head_dim)
         step = forward.memo[name]
-        # rows that were not kept have to be raised anew, which is done run by run
+        # tokens that were not kept have to be raised anew, which is done run by run
         return step if step is None or step.runs or forward.is_kept(self.graft_name, self.index) else None
 
-    def angles(self, forward: Forward, plan: Plan) -> PlanAngles | None:
+    def angles(self, forward: ForwardContext, plan: Plan) -> PlanAngles | None:
         """RoPE angles of queries and keys, or None."""
         if not self.config.rope:
             return None
-        dtype = next(iter(plan.keys.values())).rows.dtype
+        dtype = next(iter(plan.keys.values())).tokens.dtype
         return plan.angles(forward, self.layer_type, self.host_head_dim, self.head_dim, dtype)
 
-    def _shares(self, forward: Forward, plan: Plan) -> Tensor | None:
+    def _shares(self, forward: ForwardContext, plan: Plan) -> Tensor | None:
         """(B, S, learners with keys) or (learners with keys,) weights of the router; None for a single learner."""
         if self.router is None:
             return None
@@ -238,7 +240,7 @@ class WingsLayer(nn.Module):
             weights = weights[..., [self.config.learners.index(name) for name in plan.keys]]
         return weights
 
-    def _router_weights(self, forward: Forward) -> Tensor:
+    def _router_weights(self, forward: ForwardContext) -> Tensor:
         """(B, S, 2) or (2,)."""
         assert self.router is not None
         sums = forward.layer(self.index).get((self, "sums"))
@@ -250,7 +252,7 @@ class WingsLayer(nn.Module):
             )
         return self.router(sums)
 
-    def _plan_keys(self, forward: Forward) -> Plan:
+    def _plan_keys(self, forward: ForwardContext) -> Plan:
         """Order and keys, found once per forward and shared by all layers."""
         name = ("wings keys", *self._shared)
         if name not in forward.memo:

@@ -1,6 +1,6 @@
 """LoRRA, the low-rank residual attention learner (Wings, Eq. 4).
 
-Shapes: B batch, Q query rows, K key rows, d stream width, H learner heads, D their width, r rank.
+Shapes: B batch, Q query tokens, K key tokens, d stream width, H learner heads, D their width, r rank.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from alula.grafts.wings.rope import Angles, rotate
 class Block(NamedTuple):
     """Queries `start` to `stop`: each sees at least the first `least` keys and at most the first `most`, or none.
 
-    In an `own` block the queries are the rows the keys are made of, and each sees those up to itself.
+    In an `own` block the queries are the tokens the keys are made of, and each sees those up to itself.
     """
 
     start: int
@@ -55,9 +55,9 @@ class LoRRA(nn.Module):
 
     The zero second factors make the output of a fresh learner exactly 0.
 
-    What a key row contributes is its input row x, which all layers share, and its factors (A_k x, A_v x), 2 r numbers
-    of this layer. Many queries are cheapest with keys and values written out (x + B A x) and a fused attention kernel.
-    For few (decoding) the values are never made: sum_j p_j (x_j + B_v z_j) = sum_j p_j x_j + B_v sum_j p_j z_j.
+    What a key token contributes is its input token x, which all layers share, and its factors (A_k x, A_v x), 2 r
+    numbers of this layer. Many queries are cheapest with keys and values written out (x + B A x) and a fused attention
+    kernel. For few (decoding) the values are never made: sum_j p_j (x_j + B_v z_j) = sum_j p_j x_j + B_v sum_j p_j z_j.
 
     Args:
         width: d of the decoder's stream.
@@ -83,47 +83,47 @@ class LoRRA(nn.Module):
             LowRank(width, rank, std=std, device=torch.device(device), dtype=dtype) for _ in range(4)
         )
 
-    def factors(self, rows: Tensor) -> Tensor:
-        """(B, rows, d) input rows -> (B, rows, 2 r): their A_k x and A_v x."""
-        return torch.cat([self.k.lower(rows), self.v.lower(rows)], dim=-1)
+    def factors(self, tokens: Tensor) -> Tensor:
+        """(B, tokens, d) input tokens -> (B, tokens, 2 r): their A_k x and A_v x."""
+        return torch.cat([self.k.lower(tokens), self.v.lower(tokens)], dim=-1)
 
     def forward(
         self,
         query: Tensor,
-        rows: Tensor,
+        tokens: Tensor,
         counts: Tensor,
         *,
         query_angles: Angles | None = None,
         key_angles: Angles | None = None,
         blocks: Sequence[Block] | None = None,
     ) -> Tensor:
-        """Attend from the stream to the decoder's input rows.
+        """Attend from the stream to the decoder's input tokens.
 
         Args:
             query: (B, Q, d).
-            rows: (B, K, d) input rows, from which keys and values are made, in the order of their positions.
-            counts: (B, Q) how many of the rows, from the first on, each query may see. With none it gets exactly 0.
-            query_angles, key_angles: to be read next to (B, H, rows, D).
+            tokens: (B, K, d) input tokens, from which keys and values are made, in the order of their positions.
+            counts: (B, Q) how many of the tokens, from the first on, each query may see. With none it gets exactly 0.
+            query_angles, key_angles: to be read next to (B, H, tokens, D).
             blocks: how to split the queries; `split_queries` of the counts by default.
 
         Returns:
             (B, Q, d).
         """
-        key_factors, value_factors = self.factors(rows).chunk(2, dim=-1)
-        keys = self.raise_keys(rows, key_factors, key_angles)
+        key_factors, value_factors = self.factors(tokens).chunk(2, dim=-1)
+        keys = self.expand_keys(tokens, key_factors, key_angles)
         blocks = split_queries(counts) if blocks is None else blocks
-        heard = self.listen(query, rows, keys, value_factors, counts, blocks, query_angles)
+        heard = self.listen(query, tokens, keys, value_factors, counts, blocks, query_angles)
         return self.o.raise_(heard.masked_fill((counts == 0)[..., None], 0.0))
 
-    def raise_keys(self, rows: Tensor, factors: Tensor, angles: Angles | None) -> Tensor:
-        """(B, H, K, D) keys, ready to be asked, of (B, K, d) rows and their (B, K, r) factors."""
-        keys = self.heads(rows + self.k.raise_(factors))
+    def expand_keys(self, tokens: Tensor, factors: Tensor, angles: Angles | None) -> Tensor:
+        """(B, H, K, D) keys, ready to be asked, of (B, K, d) tokens and their (B, K, r) factors."""
+        keys = self.heads(tokens + self.k.raise_(factors))
         return keys if angles is None else rotate(keys, angles)
 
     def listen(
         self,
         query: Tensor,
-        rows: Tensor,
+        tokens: Tensor,
         keys: Tensor,
         value_factors: Tensor,
         counts: Tensor,
@@ -135,7 +135,7 @@ class LoRRA(nn.Module):
         Queries that see no key get something finite here, for the caller to set to 0.
 
         Args:
-            keys: (B, H, K, D) from `raise_keys`.
+            keys: (B, H, K, D) from `expand_keys`.
             value_factors: (B, K, r).
             blocks: how to split the queries; from `split_queries`.
             angles: of the queries.
@@ -145,13 +145,13 @@ class LoRRA(nn.Module):
             q = rotate(q, angles)
         dropout = self.dropout if self.training else 0.0
         if query.shape[1] < self.head_dim and not dropout:
-            out = self._few(q, keys, rows, value_factors, counts, blocks)
+            out = self._few(q, keys, tokens, value_factors, counts, blocks)
         else:
-            out = self._many(q, keys, self.heads(rows + self.v.raise_(value_factors)), counts, blocks, dropout)
+            out = self._many(q, keys, self.heads(tokens + self.v.raise_(value_factors)), counts, blocks, dropout)
         return self.o.lower(out.transpose(1, 2).flatten(2))
 
     def heads(self, x: Tensor) -> Tensor:
-        """(B, rows, d) -> (B, H, rows, D)."""
+        """(B, tokens, d) -> (B, H, tokens, D)."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _many(self, q: Tensor, k: Tensor, v: Tensor, counts: Tensor, blocks: Sequence[Block], dropout: float) -> Tensor:
@@ -174,18 +174,18 @@ class LoRRA(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def _few(
-        self, q: Tensor, k: Tensor, rows: Tensor, value_factors: Tensor, counts: Tensor, blocks: Sequence[Block]
+        self, q: Tensor, k: Tensor, tokens: Tensor, value_factors: Tensor, counts: Tensor, blocks: Sequence[Block]
     ) -> Tensor:
-        """(B, H, Q, D) without values: what was attended to of the rows, and B_v of what was attended to of factors."""
+        """(B, H, Q, D) without values: attended values of the tokens, and B_v of attended factors."""
         scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
-        if any(block.own or block.least < rows.shape[1] for block in blocks):
-            every = Block(0, q.shape[2], 0, rows.shape[1])
+        if any(block.own or block.least < tokens.shape[1] for block in blocks):
+            every = Block(0, q.shape[2], 0, tokens.shape[1])
             scores = scores.masked_fill(~_mask(counts, every), torch.finfo(scores.dtype).min)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(rows.dtype)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(tokens.dtype)
         value_factors = value_factors.to(weights.dtype)  # what was kept may come from under autocast
         heard = (weights.flatten(1, 2) @ value_factors).unflatten(1, weights.shape[1:3])  # (B, H, Q, r)
         raised = self.v.b.to(heard.dtype).unflatten(0, (-1, self.head_dim))  # (H, D, r)
-        return weights @ self.heads(rows) + heard @ raised.transpose(-1, -2)
+        return weights @ self.heads(tokens) + heard @ raised.transpose(-1, -2)
 
 
 def split_queries(

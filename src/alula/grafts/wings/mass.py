@@ -1,4 +1,4 @@
-"""Where the learners look: sums of their attention over sets of keys, for probes that ask (seam.LearnerColumns)."""
+"""Where the learners look: sums of their attention over sets of keys, for probes that ask (seam.LearnerSumsReader)."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alula.grafts.wings.rope import rotate
-from alula.seam import Forward
+from alula.seam import ForwardContext
 
 if TYPE_CHECKING:
     from alula.grafts.wings.keys import Plan
     from alula.grafts.wings.layer import WingsLayer
 
 
-def wants_mass(layer: WingsLayer, forward: Forward) -> bool:
+def wants_mass(layer: WingsLayer, forward: ForwardContext) -> bool:
     """Whether anybody listens to this layer's learners."""
     return bool(_listeners(layer, forward))
 
 
-def _listeners(layer: WingsLayer, forward: Forward) -> list[Any]:
-    return [asker for asker in forward.askers(layer.index) if hasattr(asker, "receive_learner")]
+def _listeners(layer: WingsLayer, forward: ForwardContext) -> list[Any]:
+    return [asker for asker in forward.askers(layer.index) if hasattr(asker, "on_learner_sums")]
 
 
 @torch.no_grad()
 def report_mass(
-    layer: WingsLayer, forward: Forward, plan: Plan, asked: Tensor, keys: Mapping[str, Tensor], share: Tensor | None
+    layer: WingsLayer,
+    forward: ForwardContext,
+    plan: Plan,
+    asked: Tensor,
+    keys: Mapping[str, Tensor],
+    share: Tensor | None,
 ) -> None:
     """Tell every listening asker of this layer what it wants to know about the learners' attention.
 
@@ -38,18 +43,18 @@ def report_mass(
         share: the router's weights, broadcastable to (B, S, learners with keys); None for a single one (1).
     """
     for listener in _listeners(layer, forward):
-        columns = listener.learner_columns(forward, layer.index)
+        columns = listener.learner_key_values(forward, layer.index)
         if columns is not None:
             for place, learner in enumerate(plan.keys):
                 sums = attention_sums(layer, forward, plan, learner, asked, keys[learner], columns)
                 weight = sums.new_ones(()) if share is None else share[..., place : place + 1]
-                listener.receive_learner(forward, layer.index, weight * layer.config.gain, sums)
+                listener.on_learner_sums(forward, layer.index, weight * layer.config.gain, sums)
 
 
 def attention_sums(
-    layer: WingsLayer, forward: Forward, plan: Plan, learner: str, asked: Tensor, keys: Tensor, columns: Tensor
+    layer: WingsLayer, forward: ForwardContext, plan: Plan, learner: str, asked: Tensor, keys: Tensor, columns: Tensor
 ) -> Tensor:
-    """(B, S, H, C) sums of a learner's attention over (B, P + S, C) columns; 0 at rows where it is silent.
+    """(B, S, H, C) sums of a learner's attention over (B, P + S, C) columns; 0 at tokens where it is silent.
 
     The learner's own queries and keys attend to columns in the place of values, without dropout.
     """

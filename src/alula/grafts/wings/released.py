@@ -31,8 +31,8 @@ from alula.grafts.base import Graft, check_keys, check_values
 from alula.grafts.wings.config import LEARNERS, WingsConfig
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-TRAINED_ROWS = 2048
-"""The release was trained on inputs of at most this many rows; the router's columns beyond are random."""
+TRAINED_TOKENS = 2048
+"""The release was trained on inputs of at most this many tokens; the router's columns beyond are random."""
 
 _LEARNER = re.compile(r"model\.layers\.(\d+)\.(attn_pool|attn_t_pool)\.([qkvo])_proj\.([01])\.weight")
 _ROUTER = re.compile(r"model\.layers\.(\d+)\.reweight_module\.linear\.(weight|bias)")
@@ -92,11 +92,11 @@ class Release:
         """Both after stage 2; after stage 1 (no router) the textual ones are there and were never run."""
         return LEARNERS if any(_ROUTER.fullmatch(name) for name in self.files) else ("visual",)
 
-    def config(self, *, system_rows: int) -> WingsConfig:
+    def config(self, *, system_tokens: int) -> WingsConfig:
         """The settings that reproduce this checkpoint's arithmetic.
 
         Args:
-            system_rows: rows of system prompt and user header that were no textual keys (14 for Qwen1.5).
+            system_tokens: tokens of system prompt and user header that were no textual keys (14 for Qwen1.5).
         """
         layers = sorted({int(match[1]) for name in self.files if (match := _LEARNER.fullmatch(name))})
         rank = self.shapes[f"model.layers.{layers[0]}.attn_pool.q_proj.0.weight"][0]
@@ -106,8 +106,8 @@ class Release:
             rank=rank,
             learners=self.learners,
             layers=tuple(layers),
-            router_rows=min(TRAINED_ROWS, *widths) if widths else TRAINED_ROWS,
-            system_rows=system_rows if self.learners == LEARNERS else 0,
+            router_tokens=min(TRAINED_TOKENS, *widths) if widths else TRAINED_TOKENS,
+            system_tokens=system_tokens if self.learners == LEARNERS else 0,
         )
 
     # -- loading --------------------------------------------------------------------------------------------------
@@ -120,13 +120,13 @@ class Release:
         Args:
             anatomy: of the host.
             graft: made with `config`.
-            vocabulary: rows of the LLM's embeddings; the host's may have more, for the placeholder.
+            vocabulary: tokens of the LLM's embeddings; the host's may have more, for the placeholder.
 
         Raises:
             AdapterError: any tensor missing, unused or of another shape.
         """
         targets = self._targets(anatomy, graft, vocabulary)
-        columns = graft.config.router_rows
+        columns = graft.config.router_tokens
         held = {
             name: torch.empty(shape, device="meta")[..., : self._columns(name, columns)]
             for name, shape in self.shapes.items()
@@ -138,7 +138,7 @@ class Release:
     def load(self, anatomy: Anatomy, graft: Graft, *, vocabulary: int) -> None:
         """Copy every tensor into its place; see `match`. Nothing is changed unless all names and shapes fit."""
         targets = self.match(anatomy, graft, vocabulary=vocabulary)
-        columns = graft.config.router_rows
+        columns = graft.config.router_tokens
         for shard in sorted(set(self.files.values())):
             with safe_open(shard, "pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  a safetensors handle is no mapping
@@ -147,9 +147,9 @@ class Release:
                     targets[name].copy_(given)
 
     @staticmethod
-    def _columns(name: str, router_rows: int) -> int | None:
+    def _columns(name: str, router_tokens: int) -> int | None:
         """How many of a tensor's columns count: a router's trained ones, all of any other."""
-        return router_rows if _ROUTER.fullmatch(name) and name.endswith("weight") else None
+        return router_tokens if _ROUTER.fullmatch(name) and name.endswith("weight") else None
 
     def _targets(self, anatomy: Anatomy, graft: Graft, vocabulary: int) -> dict[str, Tensor]:
         """Released name -> the host's or graft's tensor it fills."""
@@ -159,7 +159,7 @@ class Release:
             found["lm_head.weight"] = anatomy.head.weight  # type: ignore[union-attr,assignment]
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
             if name in found:
-                found[name] = found[name][:vocabulary]  # rows added for the placeholder are not the release's
+                found[name] = found[name][:vocabulary]  # tokens added for the placeholder are not the release's
         blocks = host.config.vision_config.num_hidden_layers
         for key, value in _own(anatomy.tower).items():
             key = key.removeprefix("vision_model.")

@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 class Angles(NamedTuple):
-    """RoPE angles of some rows, shaped to be read next to what is rotated: (.., R) cosines, (.., R / 2) sines."""
+    """RoPE angles of some tokens, shaped to be read next to what is rotated: (.., R) cosines, (.., R / 2) sines."""
 
     cos: Tensor
     sin: Tensor
 
     @classmethod
     def of(cls, cos: Tensor, sin: Tensor, dtype: torch.dtype | None = None) -> Angles:
-        """From a host's (B, rows, R) tables, for heads of (B, H, rows, D)."""
+        """From a host's (B, tokens, R) tables, for heads of (B, H, tokens, D)."""
         half = sin[..., : sin.shape[-1] // 2]
         return cls(cos[:, None].to(dtype or cos.dtype), half[:, None].to(dtype or sin.dtype))
 
@@ -61,7 +61,7 @@ class _Rotation(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
-    """Writes each half once and copies none: over many rows this is a good part of what a learner costs."""
+    """Writes each half once and copies none: over many tokens this is a good part of what a learner costs."""
     width = cos.shape[-1]
     first, second = x[..., : width // 2], x[..., width // 2 : width]
     if width == x.shape[-1]:

@@ -1,6 +1,6 @@
-"""Routers: two weights per row, for the visual and the textual learner, that add up to 1 (Wings, Eq. 5).
+"""Routers: two weights per token, for the visual and the textual learner, that add up to 1 (Wings, Eq. 5).
 
-Shapes: B batch, Q query rows, K key rows, H heads of the main attention.
+Shapes: B batch, Q query tokens, K key tokens, H heads of the main attention.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alula.errors import UsageError
-from alula.rows import RowMap
+from alula.tokens import TokenMap
 
 
 class Router(nn.Module):
     """Base: `columns` says which sums of attention it needs, `forward` turns them into weights."""
 
-    def columns(self, rows: RowMap) -> Tensor | None:
+    def columns(self, tokens: TokenMap) -> Tensor | None:
         """(B, K, C) values per key whose attention-weighted sums are needed, or None."""
         return None
 
@@ -28,23 +28,23 @@ class Router(nn.Module):
 class AttentionRouter(Router):
     """A weight per key position and learner, summed with the attention of each query, mean over heads (Eq. 5).
 
-    Positions count valid rows, so padding does not shift the weights. Starts at equal weights.
+    Positions count valid tokens, so padding does not shift the weights. Starts at equal weights.
     """
 
-    def __init__(self, rows: int, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, tokens: int, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(2, rows, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.zeros(2, tokens, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(2, device=device, dtype=dtype))
 
-    def columns(self, rows: RowMap) -> Tensor:
-        if rows.shape[1] > self.weight.shape[1]:
+    def columns(self, tokens: TokenMap) -> Tensor:
+        if tokens.shape[1] > self.weight.shape[1]:
             raise UsageError(
-                f"the input has {rows.shape[1]} rows, the attention router has weights for "
+                f"the input has {tokens.shape[1]} tokens, the attention router has weights for "
                 f"{self.weight.shape[1]} positions",
-                remedy='shorten the input, train with a larger router_rows, or use router="mass" (length-free)',
+                remedy='shorten the input, train with a larger router_tokens, or use router="mass" (length-free)',
             )
-        picked = F.embedding(rows.position.clamp(min=0), self.weight.T)
-        return picked * rows.valid[..., None]
+        picked = F.embedding(tokens.position.clamp(min=0), self.weight.T)
+        return picked * tokens.valid[..., None]
 
     def forward(self, sums: Tensor | None) -> Tensor:
         assert sums is not None
@@ -53,15 +53,15 @@ class AttentionRouter(Router):
 
 
 class MassRouter(Router):
-    """Each head's attention on perceptual rows, through one linear map. Independent of length; starts equal."""
+    """Each head's attention on perceptual tokens, through one linear map. Independent of length; starts equal."""
 
     def __init__(self, heads: int, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(2, heads, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(2, device=device, dtype=dtype))
 
-    def columns(self, rows: RowMap) -> Tensor:
-        return rows.is_perceptual[..., None].to(self.weight.dtype)
+    def columns(self, tokens: TokenMap) -> Tensor:
+        return tokens.is_perceptual[..., None].to(self.weight.dtype)
 
     def forward(self, sums: Tensor | None) -> Tensor:
         assert sums is not None
@@ -70,7 +70,7 @@ class MassRouter(Router):
 
 
 class ConstantRouter(Router):
-    """One learned pair of weights for all rows."""
+    """One learned pair of weights for all tokens."""
 
     def __init__(self, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()

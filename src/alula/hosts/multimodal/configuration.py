@@ -23,7 +23,7 @@ class AlulaConfig(PreTrainedConfig):
         audio_config: of the spectrogram tower; None for a host without ears.
         media: what the host takes, of ``image``, ``video``, ``audio``.
         image_token_id, video_token_id, audio_token_id: placeholders; None for a medium that is not taken.
-        rows_per_item: rows of the decoder that one item of each medium takes.
+        tokens_per_item: rows of the decoder that one item of each medium takes.
         connector: how the connectors are made, see :class:`alula.hosts.multimodal.connectors.ConnectorShape`.
         shared_connector: one connector for all media instead of one each.
         vision_feature_layer, vision_feature_select_strategy: as in LLaVA.
@@ -45,7 +45,7 @@ class AlulaConfig(PreTrainedConfig):
         image_token_id: int | None = None,
         video_token_id: int | None = None,
         audio_token_id: int | None = None,
-        rows_per_item: dict[str, int] | None = None,
+        tokens_per_item: dict[str, int] | None = None,
         connector: dict[str, Any] | None = None,
         shared_connector: bool = False,
         vision_feature_layer: int | list[int] = -2,
@@ -64,7 +64,8 @@ class AlulaConfig(PreTrainedConfig):
         self.image_token_id = image_token_id
         self.video_token_id = video_token_id
         self.audio_token_id = audio_token_id
-        self.rows_per_item = dict(rows_per_item or {})
+        # what directories of earlier versions call rows_per_item
+        self.tokens_per_item = dict(tokens_per_item or kwargs.pop("rows_per_item", None) or {})
         self.connector = dict(connector or {})
         self.shared_connector = shared_connector
         self.vision_feature_layer = vision_feature_layer

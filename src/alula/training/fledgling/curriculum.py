@@ -72,14 +72,14 @@ class Curriculum:
         length: tokens in a lesson.
         apart: whether exchanges are texts of their own, which do not see each other, or turns of one dialogue.
         distraction: share of questions with unrelated material before them.
-        foreign_rows: most foreign rows in one place.
+        foreign_tokens: most foreign rows in one place.
         shares: relative frequency of the families.
     """
 
     length: int = 144
     apart: bool = False
     distraction: float = 0.3
-    foreign_rows: int = 28
+    foreign_tokens: int = 28
     shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
 
 
@@ -204,9 +204,9 @@ def _distraction(draw: Draw, curriculum: Curriculum) -> str:
     """Material before a question that has nothing to do with it."""
     kind = draw.below(3)
     if kind == 0:
-        return IMAGE * draw.between(4, curriculum.foreign_rows)
+        return IMAGE * draw.between(4, curriculum.foreign_tokens)
     if kind == 1:
-        return f" {word_salad(draw, draw.between(3, curriculum.foreign_rows))}"
+        return f" {word_salad(draw, draw.between(3, curriculum.foreign_tokens))}"
     return f" {describe(draw, draw_scene(draw, draw.between(1, 4)))}"
 
 
@@ -223,5 +223,5 @@ def _picture_turn(draw: Draw, curriculum: Curriculum) -> Turn:
         scene = draw_number(draw) if kind == "digits" else draw_scene(draw, draw.between(1, 4))
         exchange = ask(draw, kind, scene)
         if exchange is not None:
-            rows = IMAGE * draw.between(curriculum.foreign_rows // 2, curriculum.foreign_rows)
+            rows = IMAGE * draw.between(curriculum.foreign_tokens // 2, curriculum.foreign_tokens)
             return Turn(f"{rows} {exchange.question}", exchange.answer, learned=False)

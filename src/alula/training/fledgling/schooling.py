@@ -116,7 +116,7 @@ def school(
             torch.from_numpy(each).to(device) for each in (batch.ids, batch.labels, batch.weights, batch.positions)
         )
         places, answers, weights = answer_places(labels, weights)
-        rows = foreign_rows(model.get_input_embeddings(), ids, image_id, generator)
+        rows = foreign_tokens(model.get_input_embeddings(), ids, image_id, generator)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             # transformers keeps texts apart whose positions start again
             hidden = model.model(inputs_embeds=rows, position_ids=positions, use_cache=False).last_hidden_state
@@ -172,7 +172,7 @@ def answer_places(
     return places, following[places], F.pad(weights[:, 1:], (0, 1)).flatten()[places]
 
 
-def foreign_rows(embeddings: nn.Module, ids: torch.Tensor, image_id: int, generator: torch.Generator) -> torch.Tensor:
+def foreign_tokens(embeddings: nn.Module, ids: torch.Tensor, image_id: int, generator: torch.Generator) -> torch.Tensor:
     """Embed ``ids`` (B, L) as (B, L, d), with vectors that are no word's wherever the image token stands.
 
     Such a vector is noise, plus a mix of three words, plus a part shared by the lesson, at a random length: what rows

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alula.microworld import TEXT_FAMILIES, Item, score, text_items
 from alula.microworld.draws import Draw
 from alula.training.fledgling.curriculum import word_salad
-from alula.training.fledgling.schooling import foreign_rows
+from alula.training.fledgling.schooling import foreign_tokens
 from alula.training.fledgling.tokenizer import IMAGE, token_id
 
 CONDITIONS = ("bare", "after words", "after foreign rows")
@@ -20,7 +20,7 @@ CONDITIONS = ("bare", "after words", "after foreign rows")
 ``after foreign rows``: a turn before it holds 25 rows that are no word's embedding, as an untrained connector would
 yield, and a question about a picture with its answer."""
 
-_FOREIGN_ROWS = 25
+_FOREIGN_TOKENS = 25
 _BATCH = 100
 
 
@@ -76,7 +76,7 @@ def _prompt(item: Item, tokenizer: PreTrainedTokenizerBase, condition: str, seed
         first["content"] = [{"type": "text", "text": word_salad(draw, draw.between(16, 36))}, *first["content"]]
         messages[0] = first
     elif condition == "after foreign rows":
-        rows = {"type": "text", "text": IMAGE * _FOREIGN_ROWS}
+        rows = {"type": "text", "text": IMAGE * _FOREIGN_TOKENS}
         asked = {"type": "text", "text": "What colour is the circle?"}
         said = {"role": "assistant", "content": [{"type": "text", "text": draw.choice(("red", "blue", "green"))}]}
         messages = [{"role": "user", "content": [rows, asked]}, said, *messages]
@@ -92,7 +92,7 @@ def _answer(
     ).to(model.device)
     generator = torch.Generator().manual_seed(seed)
     image_id = token_id(tokenizer, IMAGE)
-    rows = foreign_rows(model.get_input_embeddings(), inputs["input_ids"], image_id, generator)
+    rows = foreign_tokens(model.get_input_embeddings(), inputs["input_ids"], image_id, generator)
     generate: Any = model.generate  # its annotation asks for a protocol that no model class is declared to meet
     output = generate(
         inputs_embeds=rows,

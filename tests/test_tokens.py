@@ -1,11 +1,11 @@
-"""RowMap: kinds, items, true positions and roles, from every source it can be built from."""
+"""TokenMap: kinds, items, true positions and roles, from every source it can be built from."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from alula import Kind, Role, RowMap
+from alula import Modality, Role, TokenMap
 from alula.errors import UsageError
 from tests import zoo
 
@@ -13,9 +13,9 @@ from tests import zoo
 def naive(kinds: list[list[int]], valid: list[list[int]]) -> tuple[list, list]:
     """Items and positions by a plain loop, runs of one kind being one item."""
     items, positions = [], []
-    for row_kinds, row_valid in zip(kinds, valid, strict=True):
+    for token_kinds, token_valid in zip(kinds, valid, strict=True):
         item, position, previous, out_items, out_positions = -1, -1, None, [], []
-        for kind, ok in zip(row_kinds, row_valid, strict=True):
+        for kind, ok in zip(token_kinds, token_valid, strict=True):
             kind = kind if ok else -1
             position += bool(ok)
             if kind > 0 and kind != previous:
@@ -35,68 +35,68 @@ def test_items_and_positions_equal_a_plain_loop(seed: int) -> None:
     pads = torch.randint(0, 6, (3,), generator=generator)
     left = bool(seed % 2)
     valid = torch.arange(17)[None] >= pads[:, None] if left else torch.arange(17)[None] < 17 - pads[:, None]
-    rows = RowMap.from_kinds(kinds, valid.long())
+    tokens = TokenMap.from_modalities(kinds, valid.long())
     items, positions = naive(kinds.tolist(), valid.tolist())
-    assert rows.item.tolist() == items
-    assert rows.position.tolist() == positions
-    assert torch.equal(rows.kind == Kind.PADDING, ~valid)
+    assert tokens.item.tolist() == items
+    assert tokens.position.tolist() == positions
+    assert torch.equal(tokens.kind == Modality.PADDING, ~valid)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_placeholder_ids_and_token_type_ids_agree(side: str) -> None:
     batch = zoo.batch("llava-llama", "3I4", "II2", "I", "5", "2I1I3", side=side)
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    from_ids = RowMap.from_input_ids(ids, {Kind.IMAGE: zoo.IMAGE}, mask)
-    from_types = RowMap.from_kinds((ids == zoo.IMAGE).long(), mask)
+    from_ids = TokenMap.from_input_ids(ids, {Modality.IMAGE: zoo.IMAGE}, mask)
+    from_types = TokenMap.from_modalities((ids == zoo.IMAGE).long(), mask)
     assert torch.equal(from_ids.stack(), from_types.stack())
-    assert from_ids.is_perceptual.sum().item() == 6 * zoo.ROWS_PER_IMAGE
+    assert from_ids.is_perceptual.sum().item() == 6 * zoo.TOKENS_PER_IMAGE
 
 
 def test_adjacent_images_are_told_apart_by_their_sizes() -> None:
     kinds = torch.tensor([[1, 1, 1, 1, 0, 1], [0, 1, 1, 0, 1, 1]])
-    assert RowMap.from_kinds(kinds).item.tolist() == [[0, 0, 0, 0, -1, 1], [-1, 0, 0, -1, 1, 1]]
-    told = RowMap.from_kinds(kinds, rows_per_item=[1, 3, 1, 2, 2])
+    assert TokenMap.from_modalities(kinds).item.tolist() == [[0, 0, 0, 0, -1, 1], [-1, 0, 0, -1, 1, 1]]
+    told = TokenMap.from_modalities(kinds, tokens_per_item=[1, 3, 1, 2, 2])
     assert told.item.tolist() == [[0, 1, 1, 1, -1, 2], [-1, 0, 0, -1, 1, 1]]
 
 
 def test_sizes_that_do_not_add_up_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"2 items of 5 rows.*4 perceptual rows"):
-        RowMap.from_kinds(torch.tensor([[1, 1, 1, 1, 0]]), rows_per_item=[2, 3])
+    with pytest.raises(UsageError, match=r"2 items of 5 tokens.*4 perceptual tokens"):
+        TokenMap.from_modalities(torch.tensor([[1, 1, 1, 1, 0]]), tokens_per_item=[2, 3])
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UsageError, match="does not fit"):
-        RowMap.from_kinds(torch.zeros(1, 4), torch.ones(1, 5))
-    ok = RowMap.text(1, 4)
-    with pytest.raises(UsageError, match="one \\(batch, rows\\) shape"):
-        RowMap(kind=ok.kind, item=ok.item[:, :2], position=ok.position, role=ok.role)
+        TokenMap.from_modalities(torch.zeros(1, 4), torch.ones(1, 5))
+    ok = TokenMap.text(1, 4)
+    with pytest.raises(UsageError, match="one \\(batch, tokens\\) shape"):
+        TokenMap(kind=ok.kind, item=ok.item[:, :2], position=ok.position, role=ok.role)
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 8, 10, 11])  # never inside an image: no host splits one
 def test_append_equals_the_whole(cut: int) -> None:
     kinds = torch.tensor([[0, 1, 1, 0, 0, 1, 1, 1, 0, 0, 0, 0], [-1, -1, 0, 0, 1, 1, 0, 0, 2, 2, 0, 0]])
     roles = torch.randint(-1, 3, kinds.shape)
-    whole = RowMap.from_kinds(kinds, roles=roles)
-    parts = [RowMap.from_kinds(kinds[:, s], roles=roles[:, s]) for s in (slice(cut), slice(cut, None))]
+    whole = TokenMap.from_modalities(kinds, roles=roles)
+    parts = [TokenMap.from_modalities(kinds[:, s], roles=roles[:, s]) for s in (slice(cut), slice(cut, None))]
     assert torch.equal(parts[0].append(parts[1]).stack(), whole.stack())
     assert torch.equal(whole.last(3).stack(), whole.stack()[:, -3:])
 
 
 def test_has_seen_starts_at_the_first_perceptual_row_and_never_at_padding() -> None:
-    rows = RowMap.from_kinds(torch.tensor([[0, 1, 0, 0], [-1, -1, 0, 0], [1, 0, 0, -1]]))
-    assert rows.has_seen.tolist() == [[False, True, True, True], [False] * 4, [True, True, True, False]]
+    tokens = TokenMap.from_modalities(torch.tensor([[0, 1, 0, 0], [-1, -1, 0, 0], [1, 0, 0, -1]]))
+    assert tokens.has_seen.tolist() == [[False, True, True, True], [False] * 4, [True, True, True, False]]
 
 
 def test_stack_select_and_roles_round_trip() -> None:
-    rows = RowMap.from_kinds(torch.tensor([[0, 1], [0, 0]]), roles=torch.tensor([[0, 1], [2, 2]]))
-    assert rows.role[0].tolist() == [Role.SYSTEM, Role.USER]
-    again = RowMap.unstack(rows.stack().float())
-    assert torch.equal(again.stack(), rows.stack())
-    assert torch.equal(rows.select(torch.tensor([1, 1, 0])).kind, rows.kind[[1, 1, 0]])
+    tokens = TokenMap.from_modalities(torch.tensor([[0, 1], [0, 0]]), roles=torch.tensor([[0, 1], [2, 2]]))
+    assert tokens.role[0].tolist() == [Role.SYSTEM, Role.USER]
+    again = TokenMap.unstack(tokens.stack().float())
+    assert torch.equal(again.stack(), tokens.stack())
+    assert torch.equal(tokens.select(torch.tensor([1, 1, 0])).kind, tokens.kind[[1, 1, 0]])
 
 
 def test_a_map_of_text_is_that_of_its_kinds() -> None:
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
     for given in (None, mask):
-        expected = RowMap.from_kinds(torch.zeros(3, 4, dtype=torch.int64), given)
-        assert torch.equal(RowMap.text(3, 4, given).stack(), expected.stack())
+        expected = TokenMap.from_modalities(torch.zeros(3, 4, dtype=torch.int64), given)
+        assert torch.equal(TokenMap.text(3, 4, given).stack(), expected.stack())

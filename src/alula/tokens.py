@@ -1,6 +1,6 @@
-"""RowMap: what every position ("row") of a decoder's input is.
+"""TokenMap: what every position ("token") of a decoder's input is.
 
-Shapes use B = batch, S = rows. Every method of alula that treats images and words differently reads this map; nothing
+Shapes use B = batch, S = tokens. Every method of alula that treats images and words differently reads this map; nothing
 else searches for placeholder tokens.
 """
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from alula.errors import UsageError
 
-UNKNOWN = -2  # item of a perceptual row of which it cannot be told to which medium of its sample it belongs
+UNKNOWN = -2  # item of a perceptual token of which it cannot be told to which medium of its sample it belongs
 
 
-class Kind(enum.IntEnum):
-    """What a row holds. The non-negative values are those of transformers' ``mm_token_type_ids``."""
+class Modality(enum.IntEnum):
+    """What a token holds. The non-negative values are those of transformers' ``mm_token_type_ids``."""
 
     PADDING = -1
     TEXT = 0
@@ -29,7 +29,7 @@ class Kind(enum.IntEnum):
 
 
 class Role(enum.IntEnum):
-    """Whose turn of the conversation a row belongs to."""
+    """Whose turn of the conversation a token belongs to."""
 
     UNKNOWN = -1
     SYSTEM = 0
@@ -38,15 +38,16 @@ class Role(enum.IntEnum):
 
 
 @dataclass(frozen=True, eq=False)
-class RowMap:
-    """The kind, item, true position and role of every row of a batch.
+class TokenMap:
+    """The kind, item, true position and role of every token of a batch.
 
     Attributes:
-        kind: (B, S) int64, values of `Kind`.
+        kind: (B, S) int64, values of `Modality`.
         item: (B, S) int64, index of the image, film or sound within its sample, counted from 0 over all perceptual
             kinds together; -1 for text and padding. `UNKNOWN` (-2) where a host's inputs do not say where one medium
             ends and the next begins; whoever needs items must refuse such a map.
-        position: (B, S) int64, the row's place among its sample's valid rows (padding does not count); -1 for padding.
+        position: (B, S) int64, the token's place among its sample's valid tokens (padding does not count); -1 for
+            padding.
         role: (B, S) int64, values of `Role`.
     """
 
@@ -58,72 +59,75 @@ class RowMap:
     def __post_init__(self) -> None:
         shapes = {f.name: tuple(getattr(self, f.name).shape) for f in fields(self)}
         if len(set(shapes.values())) != 1 or self.kind.dim() != 2:
-            raise UsageError(f"RowMap needs four tensors of one (batch, rows) shape, got {shapes}")
+            raise UsageError(f"TokenMap needs four tensors of one (batch, tokens) shape, got {shapes}")
 
     # -- construction ---------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_kinds(
+    def from_modalities(
         cls,
         kinds: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        rows_per_item: Sequence[int] | None = None,
+        tokens_per_item: Sequence[int] | None = None,
         roles: Tensor | None = None,
-    ) -> RowMap:
-        """Build the map from a kind per row, as `mm_token_type_ids` gives it.
+    ) -> TokenMap:
+        """Build the map from a kind per token, as `mm_token_type_ids` gives it.
 
         Args:
-            kinds: (B, S) integer tensor, values of `Kind` (padding may carry any value where `attention_mask` is 0).
-            attention_mask: (B, S), 1 for valid rows; None when nothing is padded.
-            rows_per_item: number of rows of every item, in batch order (sample by sample, left to right). Needed only
-                to tell adjacent items of one kind apart; without it a run of equal kinds is one item.
+            kinds: (B, S) integer tensor, values of `Modality` (padding may carry any value where `attention_mask` is
+                0).
+            attention_mask: (B, S), 1 for valid tokens; None when nothing is padded.
+            tokens_per_item: number of tokens of every item, in batch order (sample by sample, left to right). Needed
+                only to tell adjacent items of one kind apart; without it a run of equal kinds is one item.
             roles: (B, S) values of `Role`.
 
         Raises:
-            UsageError: shapes differ, or `rows_per_item` does not add up to the perceptual rows found.
+            UsageError: shapes differ, or `tokens_per_item` does not add up to the perceptual tokens found.
         """
         kinds = kinds.to(torch.int64)
         if attention_mask is None:
-            valid = kinds != Kind.PADDING
+            valid = kinds != Modality.PADDING
         else:
             if attention_mask.shape != kinds.shape:
-                raise UsageError(f"attention_mask {tuple(attention_mask.shape)} does not fit rows {tuple(kinds.shape)}")
-            valid = attention_mask.to(torch.bool) & (kinds != Kind.PADDING)
-        kind = torch.where(valid, kinds, int(Kind.PADDING))
+                raise UsageError(
+                    f"attention_mask {tuple(attention_mask.shape)} does not fit tokens {tuple(kinds.shape)}"
+                )
+            valid = attention_mask.to(torch.bool) & (kinds != Modality.PADDING)
+        kind = torch.where(valid, kinds, int(Modality.PADDING))
         position = torch.where(valid, valid.to(torch.int64).cumsum(dim=1) - 1, -1)
         role = torch.full_like(kind, int(Role.UNKNOWN)) if roles is None else roles.to(torch.int64)
-        return cls(kind=kind, item=_number_items(kind, rows_per_item), position=position, role=role)
+        return cls(kind=kind, item=_number_items(kind, tokens_per_item), position=position, role=role)
 
     @classmethod
     def from_input_ids(
         cls,
         input_ids: Tensor,
-        placeholders: Mapping[Kind, int | Iterable[int]],
+        placeholders: Mapping[Modality, int | Iterable[int]],
         attention_mask: Tensor | None = None,
         *,
-        rows_per_item: Sequence[int] | None = None,
+        tokens_per_item: Sequence[int] | None = None,
         roles: Tensor | None = None,
-    ) -> RowMap:
-        """Build the map from token ids, given which ids stand for rows of which kind.
+    ) -> TokenMap:
+        """Build the map from token ids, given which ids stand for tokens of which kind.
 
         Args:
-            input_ids: (B, S) token ids after the processor expanded the placeholders to one id per row.
+            input_ids: (B, S) token ids after the processor expanded the placeholders to one id per token.
             placeholders: token id (or ids) per kind.
         """
         kinds = torch.zeros_like(input_ids, dtype=torch.int64)
         for kind, ids in placeholders.items():
             for token in (ids,) if isinstance(ids, int) else ids:
                 kinds = torch.where(input_ids == token, int(kind), kinds)
-        return cls.from_kinds(kinds, attention_mask, rows_per_item=rows_per_item, roles=roles)
+        return cls.from_modalities(kinds, attention_mask, tokens_per_item=tokens_per_item, roles=roles)
 
     @classmethod
     def text(
-        cls, batch: int, rows: int, attention_mask: Tensor | None = None, *, device: torch.device | str | None = None
-    ) -> RowMap:
-        """A map of `rows` text rows for each of `batch` samples, padded where a (batch, rows) mask is 0."""
-        position = torch.arange(rows, device=device).expand(batch, -1)
-        nothing = torch.full((batch, rows), -1, device=device)
+        cls, batch: int, tokens: int, attention_mask: Tensor | None = None, *, device: torch.device | str | None = None
+    ) -> TokenMap:
+        """A map of `tokens` text tokens for each of `batch` samples, padded where a (batch, tokens) mask is 0."""
+        position = torch.arange(tokens, device=device).expand(batch, -1)
+        nothing = torch.full((batch, tokens), -1, device=device)
         if attention_mask is None:
             return cls(kind=torch.zeros_like(nothing), item=nothing, position=position, role=nothing)
         valid = attention_mask.to(device=device, dtype=torch.bool)
@@ -143,28 +147,28 @@ class RowMap:
 
     @property
     def valid(self) -> Tensor:
-        """(B, S) bool: the row is not padding."""
+        """(B, S) bool: the token is not padding."""
         return self.kind >= 0
 
     @property
     def is_text(self) -> Tensor:
         """(B, S) bool."""
-        return self.kind == Kind.TEXT
+        return self.kind == Modality.TEXT
 
     @property
     def is_perceptual(self) -> Tensor:
-        """(B, S) bool: the row holds part of an image, film or sound."""
-        return self.kind > Kind.TEXT
+        """(B, S) bool: the token holds part of an image, film or sound."""
+        return self.kind > Modality.TEXT
 
     @property
     def has_seen(self) -> Tensor:
-        """(B, S) bool: a perceptual row stands at or before this valid row, in its own sample."""
+        """(B, S) bool: a perceptual token stands at or before this valid token, in its own sample."""
         return self.is_perceptual.cumsum(dim=1).to(torch.bool) & self.valid
 
     # -- change of shape ------------------------------------------------------------------------------------------
 
-    def append(self, new: RowMap) -> RowMap:
-        """This map followed by `new` (same batch); positions of the new valid rows continue this map's.
+    def append(self, new: TokenMap) -> TokenMap:
+        """This map followed by `new` (same batch); positions of the new valid tokens continue this map's.
 
         Items that follow unknown ones are unknown too.
         """
@@ -176,48 +180,48 @@ class RowMap:
         item = torch.where(lowest == UNKNOWN, UNKNOWN, new.item + highest + 1)
         item = torch.where(new.item >= 0, item, new.item)
         pairs = {"kind": new.kind, "item": item, "position": position, "role": new.role}
-        return RowMap(**{name: torch.cat([getattr(self, name), value], dim=1) for name, value in pairs.items()})
+        return TokenMap(**{name: torch.cat([getattr(self, name), value], dim=1) for name, value in pairs.items()})
 
-    def last(self, rows: int) -> RowMap:
-        """The last `rows` rows, with the positions they have in this map."""
-        start = self.shape[1] - rows
-        return RowMap(**{f.name: getattr(self, f.name)[:, start:] for f in fields(self)})
+    def last(self, tokens: int) -> TokenMap:
+        """The last `tokens` tokens, with the positions they have in this map."""
+        start = self.shape[1] - tokens
+        return TokenMap(**{f.name: getattr(self, f.name)[:, start:] for f in fields(self)})
 
-    def select(self, samples: Tensor) -> RowMap:
+    def select(self, samples: Tensor) -> TokenMap:
         """The samples named by the index tensor, in its order (beams, sub-batches)."""
-        return RowMap(**{f.name: getattr(self, f.name).index_select(0, samples) for f in fields(self)})
+        return TokenMap(**{f.name: getattr(self, f.name).index_select(0, samples) for f in fields(self)})
 
-    def to(self, device: torch.device | str) -> RowMap:
-        return RowMap(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+    def to(self, device: torch.device | str) -> TokenMap:
+        return TokenMap(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def stack(self) -> Tensor:
         """(B, S, 4) int64: kind, item, position, role."""
         return torch.stack([self.kind, self.item, self.position, self.role], dim=-1)
 
     @classmethod
-    def unstack(cls, stacked: Tensor) -> RowMap:
+    def unstack(cls, stacked: Tensor) -> TokenMap:
         """Inverse of `stack`."""
         kind, item, position, role = stacked.to(torch.int64).unbind(dim=-1)
         return cls(kind=kind, item=item, position=position, role=role)
 
 
-def _number_items(kind: Tensor, rows_per_item: Sequence[int] | None) -> Tensor:
-    """(B, S) index of each perceptual row's item within its sample."""
-    perceptual = kind > Kind.TEXT
-    previous = torch.nn.functional.pad(kind, (1, 0), value=int(Kind.PADDING))[:, :-1]
+def _number_items(kind: Tensor, tokens_per_item: Sequence[int] | None) -> Tensor:
+    """(B, S) index of each perceptual token's item within its sample."""
+    perceptual = kind > Modality.TEXT
+    previous = torch.nn.functional.pad(kind, (1, 0), value=int(Modality.PADDING))[:, :-1]
     starts = perceptual & (kind != previous)
-    if rows_per_item is not None:
-        starts = starts | _declared_starts(perceptual, rows_per_item)
+    if tokens_per_item is not None:
+        starts = starts | _declared_starts(perceptual, tokens_per_item)
     return torch.where(perceptual, starts.to(torch.int64).cumsum(dim=1) - 1, -1)
 
 
-def _declared_starts(perceptual: Tensor, rows_per_item: Sequence[int]) -> Tensor:
-    """(B, S) bool: the rows at which the declared items begin."""
-    counts = torch.as_tensor(list(rows_per_item), dtype=torch.int64)
+def _declared_starts(perceptual: Tensor, tokens_per_item: Sequence[int]) -> Tensor:
+    """(B, S) bool: the tokens at which the declared items begin."""
+    counts = torch.as_tensor(list(tokens_per_item), dtype=torch.int64)
     total, found = int(counts.sum()), int(perceptual.sum())
     if total != found:
         raise UsageError(
-            f"{len(counts)} items of {total} rows in all were given, but the prompt holds {found} perceptual rows",
+            f"{len(counts)} items of {total} tokens in all were given, but the prompt holds {found} perceptual tokens",
             remedy="let the processor expand one placeholder per image, and do not truncate its output",
         )
     flat_starts = torch.zeros(found + 1, dtype=torch.bool, device=perceptual.device)
