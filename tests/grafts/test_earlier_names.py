@@ -1,4 +1,4 @@
-"""Adapters and hosts saved under names of earlier versions are read, and it is said."""
+"""Adapters saved under names of earlier versions are read, with a note."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from alula import WingsConfig, attach, load, save
-from alula.hosts.multimodal.configuration import AlulaConfig
 from tests import zoo
 
 
@@ -31,8 +30,3 @@ def test_an_adapter_with_the_settings_names_of_an_earlier_version_loads(
     assert "router_rows" in caplog.text
     for key, value in graft.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[key])
-
-
-def test_a_host_of_an_earlier_version_keeps_its_tokens_per_item() -> None:
-    assert AlulaConfig(rows_per_item={"image": 9}).tokens_per_item == {"image": 9}
-    assert "rows_per_item" not in AlulaConfig(rows_per_item={"image": 9}).to_dict()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -162,6 +164,18 @@ def test_generation_with_and_without_cache(queries: Host) -> None:
     assert not placeholders & set(new.flatten().tolist())
 
 
+def test_directories_of_earlier_versions_keep_their_tokens_per_item(queries: Host, tmp_path) -> None:
+    save_host(queries, tmp_path / "host")
+    for file, then in (("config.json", "rows_per_item"), ("processor_config.json", "rows")):
+        facts = json.loads((tmp_path / "host" / file).read_text())
+        facts[then] = facts.pop("tokens_per_item")
+        (tmp_path / "host" / file).write_text(json.dumps(facts))
+    loaded = load_host(tmp_path / "host")
+    assert loaded.model.config.tokens_per_item == queries.model.config.tokens_per_item
+    assert loaded.processor.tokens_per_item == queries.processor.tokens_per_item
+    assert "rows_per_item" not in loaded.model.config.to_dict()
+
+
 def test_saved_hosts_load_through_the_auto_classes(queries: Host, tmp_path) -> None:
     save_host(queries, tmp_path / "host")
     batch = inputs(queries, TURNS)
@@ -178,7 +192,7 @@ def test_saved_hosts_load_through_the_auto_classes(queries: Host, tmp_path) -> N
         assert again.keys() == batch.keys()
         assert all(torch.equal(again[key], batch[key]) for key in batch)
         assert torch.equal(model.eval()(**again).logits, queries.model(**batch).logits)
-    assert "rows per image" in str(describe(load_host(tmp_path / "host")))
+    assert "tokens per image" in str(describe(load_host(tmp_path / "host")))
 
 
 def test_order_of_frames_matters_and_equal_films_do_not_differ() -> None:
@@ -356,7 +370,7 @@ def test_impossible_hosts_are_refused(options: dict, error: type, message: str) 
 
 
 def test_wrong_inputs_are_named(queries: Host) -> None:
-    with pytest.raises(ValueError, match=r"lasts 2\.00 seconds, this model hears 0\.64"):
+    with pytest.raises(ValueError, match=r"lasts 2\.00 seconds, this model takes 0\.64"):
         inputs(queries, [said(("audio", np.zeros(32000, np.float32)), "?")])
     batch = inputs(queries, TURNS[:1])
     with pytest.raises(ValueError, match="places for video rows"):

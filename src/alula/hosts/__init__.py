@@ -1,4 +1,4 @@
-"""Hosts: transformers models that take images (films, sounds), assembled from parts or loaded as they are."""
+"""Hosts: transformers models that take images (videos, audio clips), assembled from parts or loaded as they are."""
 
 from alula.hosts.build import build_host
 from alula.hosts.describe import Description, PartDescription, describe

@@ -1,7 +1,7 @@
 """Build a host: a language model, a vision tower and a connector become one stock LLaVA model.
 
 The result is ``LlavaForConditionalGeneration`` with ``LlavaProcessor``, fully described by its configuration:
-nothing of alula is needed to load or run it. Films, sounds and connectors that LLaVA has no place
+nothing of alula is needed to load or run it. Videos, audio clips and connectors that LLaVA has no place
 for make it alula's own class instead (:mod:`alula.hosts.multimodal`), by the same road. The language model's arithmetic
 is untouched, and that is checked, not assumed: before a host is handed out, its text logits are compared bit for bit
 with those of the model it came from.
@@ -35,9 +35,9 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from alula.errors import HostError, UsageError
+from alula.hosts.audio_tower import AudioPart, audio_config, audio_part
 from alula.hosts.configs import first_line
 from alula.hosts.connectors import Connector, find_connector
-from alula.hosts.ears import AudioPart, audio_config, audio_part
 from alula.hosts.host import Host
 from alula.hosts.multimodal import (
     MEDIA,
@@ -75,7 +75,7 @@ _DECODER, _TOWER, _PROJECTOR, _HEAD = (
 # LLaVA reads the last-but-one block: the last serves the tower's own training objective
 PENULTIMATE = -2
 _ROUND = 8
-_EARS = "model.audio_tower."
+_AUDIO_TOWER = "model.audio_tower."
 NUM_FRAMES = 8
 _FRAME_SIDE = 2
 
@@ -99,7 +99,7 @@ def build_host(
 ) -> Host:
     """Assemble a host from parts: a stock LLaVA model, unless it is to do what LLaVA cannot.
 
-    Films, sounds and the ``queries`` connector make it an
+    Videos, audio clips and the ``queries`` connector make it an
     :class:`alula.hosts.multimodal.AlulaForConditionalGeneration`.
 
     Args:
@@ -109,15 +109,15 @@ def build_host(
         connector: "linear", "mlp2x_<activation>" (see :mod:`alula.hosts.connectors`) or "queries" (see
             :mod:`alula.hosts.multimodal.connectors`).
         feature_layer: index into the tower's ``hidden_states`` (0 = embeddings, -1 = last block), or several, whose
-            rows are concatenated along the width; None = the last block but one.
+            tokens are concatenated along the width; None = the last block but one.
         dtype: floating-point type of the whole host; None takes the language model's.
         seed: of the connector's weights, and of parts given as configurations.
         image_token: placeholder token; reused where the vocabulary has it, added otherwise. Name a reserved token here
             (``<|reserved_special_token_0|>``, ``<unused0>``) to keep the vocabulary's size.
         tokenizer: for an ``llm`` given as an object.
         image_processor: instead of the one beside the tower.
-        audio: spectrogram tower (AST), in the same forms; the host then takes sounds at ``<audio>``.
-        video: the host takes films at ``<video>``: eight frames through the vision tower.
+        audio: spectrogram tower (AST), in the same forms; the host then takes audio clips at ``<audio>``.
+        video: the host takes videos at ``<video>``: eight frames through the vision tower.
         shared: one connector for all media instead of one each.
         connector_options: of "queries": num_queries, width, layers, heads, feedforward, up_width.
         feature_extractor: instead of the one beside the audio tower.
@@ -137,24 +137,28 @@ def build_host(
     geometry = shape(tower.model.config, tower.image_processor)
     layers = PENULTIMATE if feature_layer is None else feature_layer
     _check_layers(layers, tower.model.config)
-    ears = None if audio is None else audio_part(audio, feature_extractor, chosen, seed)
+    audio_tower = None if audio is None else audio_part(audio, feature_extractor, chosen, seed)
 
-    tokens = {"image": image_token, **({"video": "<video>"} if video else {}), **({"audio": "<audio>"} if ears else {})}
+    tokens = {
+        "image": image_token,
+        **({"video": "<video>"} if video else {}),
+        **({"audio": "<audio>"} if audio_tower else {}),
+    }
     ids = {medium: _token_id(language.tokenizer, token) for medium, token in tokens.items()}
     image_id = ids["image"]
-    text_config, text_state = _text_state(language.model, rows=max(ids.values()) + 1)
+    text_config, text_state = _text_state(language.model, num_embeddings=max(ids.values()) + 1)
     vision_config, vision_state = _vision_state(tower.model)
     final = language.model.dtype
     if recipe is not None:
-        own, more = _multimodal(recipe, text_config, vision_config, ears, ids, geometry, layers, shared, seed)
+        own, more = _multimodal(recipe, text_config, vision_config, audio_tower, ids, geometry, layers, shared, seed)
         model = _assemble(AlulaForConditionalGeneration, own, {**text_state, **vision_state, **more}, final)
-        return _finished(model, language, tower, ears, geometry, tokens, ids)
+        return _finished(model, language, tower, audio_tower, geometry, tokens, ids)
     assert kind is not None
     config = LlavaConfig(
         text_config=text_config,
         vision_config=vision_config,
         image_token_index=image_id,
-        image_seq_length=geometry.rows,
+        image_seq_length=geometry.tokens,
         vision_feature_select_strategy=geometry.select,
         vision_feature_layer=layers,
         tie_word_embeddings=text_config.tie_word_embeddings,
@@ -218,24 +222,24 @@ def _finished(
     model: Any,
     language: LanguagePart,
     tower: VisionPart,
-    ears: AudioPart | None,
+    audio_tower: AudioPart | None,
     geometry: TowerShape,
     tokens: Mapping[str, str],
     ids: Mapping[str, int],
 ) -> Host:
     """The host of an assembled model, after the proofs."""
     model.to(device=language.model.device)
-    silent = {*ids.values(), *range(language.rows, model.config.text_config.vocab_size)}
+    silent = {*ids.values(), *range(language.num_embeddings, model.config.text_config.vocab_size)}
     model.generation_config = _generation_config(language, sorted(silent))
     template = _template(language.tokenizer, tokens, model.generation_config)
     processor: ProcessorMixin
     if isinstance(model.config, AlulaConfig):
         processor = AlulaProcessor(
             tower.image_processor,
-            ears.feature_extractor if ears else ASTFeatureExtractor(num_mel_bins=32),
+            audio_tower.feature_extractor if audio_tower else ASTFeatureExtractor(num_mel_bins=32),
             language.tokenizer,
             chat_template=template,
-            rows=model.config.tokens_per_item,
+            tokens_per_item=model.config.tokens_per_item,
             num_frames=model.config.num_frames,
             **{f"{medium}_token": tokens.get(medium) for medium in MEDIA},
         )
@@ -251,7 +255,7 @@ def _finished(
         )
     host = Host(model, processor)
     _prove_text(host, language.model)
-    _prove_rows(host, geometry)
+    _prove_tokens(host, geometry)
     return host
 
 
@@ -259,7 +263,7 @@ def _multimodal(
     shape: ConnectorShape,
     text_config: PreTrainedConfig,
     vision_config: PreTrainedConfig,
-    ears: AudioPart | None,
+    audio_tower: AudioPart | None,
     ids: Mapping[str, int],
     geometry: TowerShape,
     layers: int | list[int],
@@ -267,29 +271,29 @@ def _multimodal(
     seed: int,
 ) -> tuple[AlulaConfig, dict[str, torch.Tensor]]:
     """Configuration of a host of alula's own class, and the weights that LLaVA has not."""
-    if shape.keeps_rows:
-        # every row would cost one in the decoder: a frame is pooled to 2 x 2, a moment of sound to one row
-        moments = ears.grid[1] if ears else 0
-        rows = {"image": geometry.rows, "video": NUM_FRAMES * _FRAME_SIDE**2, "audio": moments}
+    if shape.keeps_tokens:
+        # every token would cost one in the decoder: a frame is pooled to 2 x 2, a moment of audio to one token
+        moments = audio_tower.grid[1] if audio_tower else 0
+        tokens = {"image": geometry.tokens, "video": NUM_FRAMES * _FRAME_SIDE**2, "audio": moments}
     else:
-        rows = dict.fromkeys(MEDIA, shape.num_queries)
+        tokens = dict.fromkeys(MEDIA, shape.num_queries)
     audio_config, state = None, {}
-    if ears is not None:
-        audio_config = copy.deepcopy(ears.model.config)
-        state = {_EARS + key: value for key, value in ears.model.state_dict().items()}
+    if audio_tower is not None:
+        audio_config = copy.deepcopy(audio_tower.model.config)
+        state = {_AUDIO_TOWER + key: value for key, value in audio_tower.model.state_dict().items()}
     config = AlulaConfig(
         text_config=text_config,
         vision_config=vision_config,
         audio_config=audio_config,
         media=list(ids),
-        tokens_per_item={medium: rows[medium] for medium in ids},
+        tokens_per_item={medium: tokens[medium] for medium in ids},
         connector=shape.as_dict(),
         shared_connector=shared,
         vision_feature_layer=layers,
         vision_feature_select_strategy=geometry.select,
         num_frames=NUM_FRAMES,
-        frame_side=_FRAME_SIDE if shape.keeps_rows else 0,
-        pool_audio=shape.keeps_rows,
+        frame_side=_FRAME_SIDE if shape.keeps_tokens else 0,
+        pool_audio=shape.keeps_tokens,
         tie_word_embeddings=text_config.tie_word_embeddings,
         **{f"{medium}_token_id": identity for medium, identity in ids.items()},
     )
@@ -344,8 +348,8 @@ def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     return int(tokenizer.get_vocab()[token])
 
 
-def _text_state(model: Any, rows: int) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
-    """Configuration and weights of the decoder under LLaVA's names, with at least ``rows`` embeddings.
+def _text_state(model: Any, num_embeddings: int) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+    """Configuration and weights of the decoder under LLaVA's names, with at least ``num_embeddings`` embeddings.
 
     New embeddings are the mean of the old ones: the placeholder's input row is overwritten by the image, and as an
     output a mean row attracts next to no probability.
@@ -357,9 +361,9 @@ def _text_state(model: Any, rows: int) -> tuple[PreTrainedConfig, dict[str, torc
     (name,) = [key for key, value in state.items() if value.data_ptr() == embedding.data_ptr()]
     # LLaVA ties the head to `language_model.embed_tokens` and nowhere else
     config.tie_word_embeddings = tied and name == "embed_tokens.weight"
-    if rows > embedding.shape[0]:
+    if num_embeddings > embedding.shape[0]:
         # tensor cores want the logits' width a multiple of 16 bytes
-        config.vocab_size = -(-rows // _ROUND) * _ROUND
+        config.vocab_size = -(-num_embeddings // _ROUND) * _ROUND
     else:
         config.vocab_size = embedding.shape[0]
     state[name] = _grow(embedding.detach(), config.vocab_size)
@@ -510,8 +514,8 @@ def _prove_text(host: Host, llm: Any) -> None:
 
 
 @torch.no_grad()
-def _prove_rows(host: Host, geometry: TowerShape) -> None:
-    """Check that the towers emit as many rows as the processor reserves."""
+def _prove_tokens(host: Host, geometry: TowerShape) -> None:
+    """Check that the towers emit as many tokens as the processor reserves."""
     model: Any = host.model
     processor: Any = host.processor
     blank = Image.new("RGB", (geometry.image_size, geometry.image_size))
@@ -523,8 +527,10 @@ def _prove_rows(host: Host, geometry: TowerShape) -> None:
     for medium, (key, given) in media.items():
         inputs = processor(text=[getattr(processor, f"{medium}_token")], return_tensors="pt", **given)
         read = getattr(model.base_model, f"get_{medium}_features")
-        rows = read(inputs[key].to(model.device, model.dtype), return_dict=True).pooler_output[0].shape[0]
+        tokens = read(inputs[key].to(model.device, model.dtype), return_dict=True).pooler_output[0].shape[0]
         reserved = int((inputs["input_ids"] == getattr(model.config, f"{medium}_token_id")).sum())
-        if rows != reserved:
+        if tokens != reserved:
             where = "audio" if medium == "audio" else "vision"
-            raise HostError(f"the tower emits {rows} rows per {medium}, the processor reserves {reserved}", where=where)
+            raise HostError(
+                f"the tower emits {tokens} tokens per {medium}, the processor reserves {reserved}", where=where
+            )

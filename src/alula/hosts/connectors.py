@@ -1,7 +1,7 @@
 """Connectors: what lies between a vision tower and the decoder, by name.
 
 A host is a stock ``LlavaForConditionalGeneration``, so a connector must be something that class can express. Its
-projector is ``linear_2(act(linear_1(x)))`` with ``x`` the tower's rows (rows, vision width x feature layers), and
+projector is ``linear_2(act(linear_1(x)))`` with ``x`` the tower's tokens (tokens, vision width x feature layers), and
 ``act`` any activation transformers knows by name. That covers
 
 - ``mlp2x_<activation>``: the two-layer perceptron of LLaVA-1.5 (``mlp2x_gelu``), with any activation;

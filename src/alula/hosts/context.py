@@ -8,9 +8,9 @@ from peft import PeftModel
 
 
 def context_length(model: Any) -> int | None:
-    """Rows, prompt and answer together, that a model takes; None where its config names no such bound.
+    """Tokens, prompt and answer together, that a model takes; None where its config names no such bound.
 
-    It is what the model was made for, less the rows of a learned prompt (PEFT's) that stands in front of all others.
+    It is what the model was made for, less the tokens of a learned prompt (PEFT's) that stands in front of all others.
     Scaled rotary angles reach further than the positions they were trained on: linear and dynamic scaling by their
     factor, YaRN to its factor times the original length. Other kinds, and configs that scale single layers
     (Gemma-3), name the scaled length themselves.

@@ -29,7 +29,7 @@ class Description:
         model: class name.
         parts: the model's parts; parameters shared by two parts count in the first.
         dtype: floating-point type of the weights.
-        tokens_per_image: decoder rows of one image; None where it depends on the image.
+        tokens_per_image: decoder tokens of one image; None where it depends on the image.
         image_size: side in pixels of the images the tower sees; None where it depends on the image.
         vocabulary: rows of the embedding matrix.
         tied: whether input and output embeddings are one matrix.
@@ -64,25 +64,25 @@ class Description:
         ]
         per_image = "depends on the image" if self.tokens_per_image is None else str(self.tokens_per_image)
         size = "" if self.image_size is None else f" of {self.image_size}x{self.image_size} px"
-        lines.append(f"rows per image{size}: {per_image}; vocabulary {self.vocabulary:,}; {self.dtype}")
+        lines.append(f"tokens per image{size}: {per_image}; vocabulary {self.vocabulary:,}; {self.dtype}")
         return "\n".join(lines)
 
 
 def describe(host: Host | tuple[Any, Any]) -> Description:
-    """Parts, parameters, rows per image and types of a host."""
+    """Parts, parameters, tokens per image and types of a host."""
     model: Any = host[0]
     processor: Any = host[1]
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    rows = size = None
+    tokens = size = None
     if isinstance(processor, LlavaProcessor):
         size = processor_size(processor.image_processor)
-        rows = (size // processor.patch_size) ** 2 + processor.num_additional_image_tokens
-        rows -= processor.vision_feature_select_strategy == "default"
+        tokens = (size // processor.patch_size) ** 2 + processor.num_additional_image_tokens
+        tokens -= processor.vision_feature_select_strategy == "default"
     return Description(
         model=type(model).__name__,
         parts=_parts(model),
         dtype=str(model.dtype).removeprefix("torch."),
-        tokens_per_image=rows,
+        tokens_per_image=tokens,
         image_size=size,
         vocabulary=embedding.weight.shape[0],
         tied=head is not None and head.weight is embedding.weight,

@@ -43,7 +43,7 @@ class LanguagePart:
     tokenizer: PreTrainedTokenizerBase
 
     @property
-    def rows(self) -> int:
+    def num_embeddings(self) -> int:
         """Rows of its embedding matrix, which may be more than the tokenizer has tokens."""
         embedding: Any = self.model.get_input_embeddings()
         return int(embedding.weight.shape[0])

@@ -5,7 +5,7 @@ it had before transformers 5.24. Since then it finds none: a prefix is dropped, 
 again at every step. `PromptedModel` puts the prompt in itself, once, whatever the cache is called; `check_prompt` sees
 whether the forward and `generate` of any such model agree.
 
-Shapes: B samples, S new rows, K all rows so far, P rows of the prompt.
+Shapes: B samples, S new tokens, K all tokens so far, P tokens of the prompt.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class PromptedModel(PeftModelForCausalLM):
         config: Any = self.active_peft_config
         added = config.num_virtual_tokens
         if kwargs.get("is_first_iteration") and next_sequence_length is not None:
-            next_sequence_length += added  # rows not in the cache yet, less those of the prompt, which is no input
+            next_sequence_length += added  # tokens not in the cache yet, less those of the prompt, which is no input
         prepare: Any = self.base_model_prepare_inputs_for_generation
         inputs: dict[str, Any] = prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
         cache = cache_of(inputs, where="generate")
-        ids, rows, mask, positions = (
+        ids, tokens, mask, positions = (
             inputs.get(key) for key in ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
         )
-        given: Any = rows if ids is None else ids
+        given: Any = tokens if ids is None else ids
         batch_size = len(given)
         _refuse_fixed(cache, mask)
         if mask is not None:
@@ -86,11 +86,11 @@ class PromptedModel(PeftModelForCausalLM):
                 for index, layer in enumerate(prefix.layers):
                     kept.update(layer.keys, layer.values, index)
         else:
-            if rows is None:
+            if tokens is None:
                 embed: Any = self.word_embeddings
-                rows = embed(ids)
-            prompt = self.get_prompt(batch_size, task_ids=task_ids).to(rows.dtype)
-            inputs |= {"input_ids": None, "inputs_embeds": torch.cat([prompt, rows], dim=1)}
+                tokens = embed(ids)
+            prompt = self.get_prompt(batch_size, task_ids=task_ids).to(tokens.dtype)
+            inputs |= {"input_ids": None, "inputs_embeds": torch.cat([prompt, tokens], dim=1)}
             if positions is not None:
                 first = torch.arange(added, device=positions.device).expand(len(positions), -1)
                 inputs["position_ids"] = torch.cat([first, inputs["position_ids"]], dim=1)
@@ -105,8 +105,8 @@ class PromptedModel(PeftModelForCausalLM):
         window = _window(self.config)
         if window is not None and added + mask.shape[1] > window and not bool(mask.all()):
             raise AdapterError(
-                f"the decoder's sliding window of {window} rows does not take the {added} of the learned prompt and a "
-                f"padded batch of {mask.shape[1]}: padding would stand in the prompt's place",
+                f"the decoder's sliding window of {window} tokens does not take the {added} of the learned prompt and "
+                f"a padded batch of {mask.shape[1]}: padding would stand in the prompt's place",
                 where="generate",
                 remedy="generate one sample at a time (batch size 1)",
             )
@@ -133,7 +133,7 @@ def refuse_host(config: Any, kind: type[nn.Module]) -> None:
     types = [name for name in inspect.signature(kind.forward).parameters if name.endswith("token_type_ids")]
     if text is not config and types and not issubclass(kind, AlulaForConditionalGeneration):  # which does without
         raise HostError(
-            f"{kind.__name__} sees by `{types[0]}` which rows are an image, and PEFT has none for a learned prompt",
+            f"{kind.__name__} sees by `{types[0]}` which tokens are an image, and PEFT has none for a learned prompt",
             remedy=_REMEDY,
         )
 
@@ -175,10 +175,10 @@ def check_prompt(model: PeftModel, *, where: str) -> None:
     expected = seen.shape[1] + config.num_virtual_tokens
     for name, output in (("generate", said), ("forward", whole)):
         cache = cache_of_output(output)
-        rows = 0 if cache is None else int(cache.get_seq_length())
-        if rows != expected:
+        tokens = 0 if cache is None else int(cache.get_seq_length())
+        if tokens != expected:
             raise AdapterError(
-                f"{name} leaves {rows} rows in its cache, and {config.num_virtual_tokens} of the prompt with "
+                f"{name} leaves {tokens} tokens in its cache, and {config.num_virtual_tokens} of the prompt with "
                 f"{seen.shape[1]} tokens are {expected}: the prompt is lost or repeated",
                 where=where,
                 remedy="load the adapter by alula.load_model, which puts the prompt in itself",

@@ -1,4 +1,4 @@
-"""Vision towers a stock LLaVA model can carry: what rows they emit and how images reach them.
+"""Vision towers a stock LLaVA model can carry: what tokens they emit and how images reach them.
 
 LLaVA reads ``hidden_states[feature_layer]`` of the tower, (images, positions, width), and either keeps all positions
 (``full``) or drops the first (``default``). So a tower fits when it takes nothing but ``pixel_values``, keeps extra
@@ -33,7 +33,7 @@ class TowerFamily:
         extra_positions: configuration -> positions in front of the patches (class token and registers).
         image_processor: makes one for towers that come without.
         any_size: interpolates its position embeddings (or has rotary ones), so the processor may pick the size.
-        unused: prefixes of weights that no row of the output depends on; they are left behind.
+        unused: prefixes of weights that no token of the output depends on; they are left behind.
         trims: configuration changes that go with leaving them.
     """
 
@@ -78,8 +78,8 @@ class TowerShape:
     select: Literal["default", "full"]
 
     @property
-    def rows(self) -> int:
-        """Decoder rows per image."""
+    def tokens(self) -> int:
+        """Decoder tokens per image."""
         dropped = 1 if self.select == "default" else 0
         return (self.image_size // self.patch_size) ** 2 + self.extra_positions - dropped
 

@@ -1,4 +1,4 @@
-"""Hosts for films and sounds beside images, and for connectors that a stock LLaVA model has no place for.
+"""Hosts for videos and audio clips beside images, and for connectors that a stock LLaVA model has no place for.
 
 Importing this package registers its classes with transformers' Auto classes.
 """

@@ -16,21 +16,21 @@ def _config(value: Any) -> PreTrainedConfig | None:
 
 
 class AlulaConfig(PreTrainedConfig):
-    """LLaVA's configuration with films, sounds, and connectors of alula's own.
+    """LLaVA's configuration with videos, audio clips, and connectors of alula's own.
 
     Args:
         text_config, vision_config: of the decoder and the image tower.
-        audio_config: of the spectrogram tower; None for a host without ears.
+        audio_config: of the spectrogram tower; None for a host without an audio tower.
         media: what the host takes, of ``image``, ``video``, ``audio``.
         image_token_id, video_token_id, audio_token_id: placeholders; None for a medium that is not taken.
-        tokens_per_item: rows of the decoder that one item of each medium takes.
+        tokens_per_item: tokens of the decoder that one item of each medium takes.
         connector: how the connectors are made, see :class:`alula.hosts.multimodal.connectors.ConnectorShape`.
         shared_connector: one connector for all media instead of one each.
         vision_feature_layer, vision_feature_select_strategy: as in LLaVA.
         audio_feature_layer: index into the audio tower's hidden states.
-        num_frames: frames of a film.
-        frame_side: each frame is pooled to so many rows squared before the connector; 0: no pooling.
-        pool_audio: the rows of one moment (all frequencies) are averaged before the connector.
+        num_frames: frames of a video.
+        frame_side: each frame is pooled to so many tokens squared before the connector; 0: no pooling.
+        pool_audio: the tokens of one moment (all frequencies) are averaged before the connector.
     """
 
     model_type = "alula"

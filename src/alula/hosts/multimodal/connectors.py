@@ -1,15 +1,15 @@
-"""Connectors from tower rows to decoder rows, for hosts of alula's own class.
+"""Connectors from tower tokens to decoder tokens, for hosts of alula's own class.
 
-Shapes: N items, S tower rows of an item, d_in their width, w the connector's width, Q queries, D the decoder's width.
+Shapes: N items, S tower tokens of an item, d_in their width, w the connector's width, Q queries, D the decoder's width.
 
-All have the same build. An *entry* per tower, a linear map d_in -> w, takes the tower's rows in; a vector per frame
-(films only) is added; a *trunk* turns the rows into decoder rows:
+All have the same build. An *entry* per tower, a linear map d_in -> w, takes the tower's tokens in; a vector per frame
+(videos only) is added; a *trunk* turns the tokens into decoder tokens:
 
 - ``linear``: w = D, another linear map that starts as the identity, so that a fresh connector is one linear map;
 - ``mlp2x_<activation>``: w = D, activation, linear: LLaVA-1.5's perceptron;
 - ``queries``: IMA's connector (Shukor and Cord, 2024, after DePALM; ``connector_type: trans`` of the published code): Q
-  learned queries behind the rows, self-attention over both together, the last Q rows through two linear maps, w to d_up
-  to D, without an activation between. No positions are added, so what orders frames is the vector per frame.
+  learned queries behind the tokens, self-attention over both together, the last Q tokens through two linear maps, w to
+  d_up to D, without an activation between. No positions are added, so what orders frames is the vector per frame.
 
 A connector that is shared by all media has one entry per tower and one trunk.
 """
@@ -42,7 +42,7 @@ class ConnectorShape:
 
     Args:
         kind: ``linear``, ``mlp2x_<activation>`` or ``queries``.
-        num_queries: rows that ``queries`` hands to the decoder.
+        num_queries: tokens that ``queries`` hands to the decoder.
         width, layers, heads, feedforward: of its encoder.
         up_width: between its last two linear maps; 0: the width of the widest tower.
     """
@@ -85,8 +85,8 @@ class ConnectorShape:
         return asdict(self)
 
     @property
-    def keeps_rows(self) -> bool:
-        """Whether every tower row becomes a decoder row."""
+    def keeps_tokens(self) -> bool:
+        """Whether every tower token becomes a decoder token."""
         return self.kind != QUERIES
 
 
@@ -100,12 +100,12 @@ class SelfAttentionLayer(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         """(N, S, w) -> (N, S, w)."""
-        heads = self.qkv(self.norm_1(rows)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        heads = self.qkv(self.norm_1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2])
-        rows = rows + self.out(mixed.transpose(1, 2).flatten(2))
-        return rows + self.down(F.relu(self.up(self.norm_2(rows))))
+        tokens = tokens + self.out(mixed.transpose(1, 2).flatten(2))
+        return tokens + self.down(F.relu(self.up(self.norm_2(tokens))))
 
 
 class Queries(nn.Module):
@@ -119,12 +119,12 @@ class Queries(nn.Module):
         )
         self.up, self.project = nn.Linear(shape.width, up_width), nn.Linear(up_width, out_width)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Rows of the towers (N, S, w) -> rows for the decoder (N, Q, D)."""
-        rows = torch.cat([rows, self.queries.expand(len(rows), -1, -1)], dim=1)
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens of the towers (N, S, w) -> tokens for the decoder (N, Q, D)."""
+        tokens = torch.cat([tokens, self.queries.expand(len(tokens), -1, -1)], dim=1)
         for layer in self.layers:
-            rows = layer(rows)
-        return self.project(self.up(rows[:, -len(self.queries) :]))
+            tokens = layer(tokens)
+        return self.project(self.up(tokens[:, -len(self.queries) :]))
 
 
 class Connector(nn.Module):
@@ -132,8 +132,8 @@ class Connector(nn.Module):
 
     Args:
         shape: how it is made.
-        widths: width of each tower it takes rows of.
-        num_frames: frames of the films it takes; 0 where it takes none.
+        widths: width of each tower it takes tokens of.
+        num_frames: frames of the videos it takes; 0 where it takes none.
         out_width: the decoder's width.
     """
 
@@ -150,17 +150,17 @@ class Connector(nn.Module):
             else nn.Linear(width, out_width)
         )
 
-    def forward(self, rows: Tensor, tower: str, frames: int = 0) -> Tensor:
-        """Rows of a tower (N, S, d_in) -> decoder rows (N, S or Q, D).
+    def forward(self, tokens: Tensor, tower: str, frames: int = 0) -> Tensor:
+        """Tokens of a tower (N, S, d_in) -> decoder tokens (N, S or Q, D).
 
         Args:
-            frames: the S rows are those of so many frames, one frame after the other.
+            frames: the S tokens are those of so many frames, one frame after the other.
         """
-        rows = self.entries[tower](rows)
+        tokens = self.entries[tower](tokens)
         if frames:
             assert self.times is not None
-            rows = (rows.unflatten(1, (frames, -1)) + self.times[:, None]).flatten(1, 2)
-        return self.trunk(self.act(rows))
+            tokens = (tokens.unflatten(1, (frames, -1)) + self.times[:, None]).flatten(1, 2)
+        return self.trunk(self.act(tokens))
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

@@ -1,7 +1,7 @@
 """A decoder with an image tower, a spectrogram tower and connectors; LLaVA's shape with two media more.
 
-Shapes: B samples, S rows, N images (films, sounds) in the batch, F frames, T rows of a tower, W their width, D that of
-the decoder's.
+Shapes: B samples, S tokens, N images (videos, audio clips) in the batch, F frames, T tokens of a tower, W their width,
+D that of the decoder's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from alula.seam.dialect import cache_keyword, cache_of, cache_of_output
 
 _CACHE = cache_keyword()
 _INPUTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features"}
-_SPECIAL_ROWS = 2  # AST's class and distillation rows stand in front
+_SPECIAL_TOKENS = 2  # AST's class and distillation tokens stand in front
 
 
 class AlulaPreTrainedModel(PreTrainedModel):
@@ -77,33 +77,33 @@ class AlulaModel(AlulaPreTrainedModel):
     # -- what the media become ------------------------------------------------------------------------------------
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Pixels (N, C, H, W) -> ``pooler_output``: N tensors (rows, D)."""
-        rows = self._connector("image")(self._seen(pixel_values), "vision")
-        return BaseModelOutputWithPooling(pooler_output=list(rows))  # type: ignore[arg-type]
+        """Pixels (N, C, H, W) -> ``pooler_output``: N tensors (tokens, D)."""
+        tokens = self._connector("image")(self._seen(pixel_values), "vision")
+        return BaseModelOutputWithPooling(pooler_output=list(tokens))  # type: ignore[arg-type]
 
     def get_video_features(self, pixel_values_videos: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Pixels (N, F, C, H, W) -> ``pooler_output``: N tensors (rows, D)."""
+        """Pixels (N, F, C, H, W) -> ``pooler_output``: N tensors (tokens, D)."""
         frames = pixel_values_videos.shape[1]
         if frames != self.config.num_frames:
-            raise ValueError(f"films of {frames} frames given, this host takes {self.config.num_frames}")
+            raise ValueError(f"videos of {frames} frames given, this host takes {self.config.num_frames}")
         seen = self._seen(pixel_values_videos.flatten(0, 1))
         side = self.config.frame_side
         if side:
             seen = _pooled(seen, side)
-        rows = self._connector("video")(seen.unflatten(0, (-1, frames)).flatten(1, 2), "vision", frames)
-        return BaseModelOutputWithPooling(pooler_output=list(rows))  # type: ignore[arg-type]
+        tokens = self._connector("video")(seen.unflatten(0, (-1, frames)).flatten(1, 2), "vision", frames)
+        return BaseModelOutputWithPooling(pooler_output=list(tokens))  # type: ignore[arg-type]
 
     def get_audio_features(self, input_features: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Spectrograms (N, moments, bins) -> ``pooler_output``: N tensors (rows, D)."""
+        """Spectrograms (N, moments, bins) -> ``pooler_output``: N tensors (tokens, D)."""
         config = self.config.audio_config
         assert self.audio_tower is not None
         out = self.audio_tower(input_features, output_hidden_states=True, return_dict=True)
-        heard = out.hidden_states[self.config.audio_feature_layer]
+        features = out.hidden_states[self.config.audio_feature_layer]
         if self.config.pool_audio:
             high = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
-            heard = heard[:, _SPECIAL_ROWS:].unflatten(1, (high, -1)).mean(dim=1)
-        rows = self._connector("audio")(heard, "audio")
-        return BaseModelOutputWithPooling(pooler_output=list(rows))  # type: ignore[arg-type]
+            features = features[:, _SPECIAL_TOKENS:].unflatten(1, (high, -1)).mean(dim=1)
+        tokens = self._connector("audio")(features, "audio")
+        return BaseModelOutputWithPooling(pooler_output=list(tokens))  # type: ignore[arg-type]
 
     def _connector(self, medium: str) -> Connector:
         if medium not in self.config.media:
@@ -111,7 +111,7 @@ class AlulaModel(AlulaPreTrainedModel):
         return self.multi_modal_projector.of(medium)
 
     def _seen(self, pixel_values: Tensor) -> Tensor:
-        """Pictures (N, C, H, W) -> rows of the image tower (N, T, W), as LLaVA picks them."""
+        """Images (N, C, H, W) -> tokens of the image tower (N, T, W), as LLaVA picks them."""
         out = self.vision_tower(pixel_values, output_hidden_states=True, return_dict=True)
         layers = self.config.vision_feature_layer
         first = 1 if self.config.vision_feature_select_strategy == "default" else 0
@@ -140,8 +140,8 @@ class AlulaModel(AlulaPreTrainedModel):
 
         Args:
             pixel_values: images (N, C, H, W).
-            pixel_values_videos: films (N, F, C, H, W).
-            input_features: sounds (N, moments, bins).
+            pixel_values_videos: videos (N, F, C, H, W).
+            input_features: audio clips (N, moments, bins).
             mm_encoder_outputs: medium -> what ``get_<medium>_features`` returned, instead of its input.
 
         Raises:
@@ -177,17 +177,19 @@ class AlulaModel(AlulaPreTrainedModel):
             attentions=out.attentions,
         )
 
-    def _placed(self, medium: str, rows: Tensor, input_ids: Tensor | None, embeds: Tensor) -> Tensor:
-        """``embeds`` (B, S, D) with ``rows`` (all rows of a medium, D) in the places of its placeholder."""
+    def _placed(self, medium: str, tokens: Tensor, input_ids: Tensor | None, embeds: Tensor) -> Tensor:
+        """``embeds`` (B, S, D) with ``tokens`` (all tokens of a medium, D) in the places of its placeholder."""
         token = getattr(self.config, f"{medium}_token_id")
         if input_ids is None:
             one = self.get_input_embeddings()(torch.tensor(token, device=embeds.device))
             mask = (embeds == one).all(-1)
         else:
             mask = input_ids == token
-        if int(mask.sum()) != len(rows):
-            raise ValueError(f"the prompts hold {int(mask.sum())} places for {medium} rows, but there are {len(rows)}")
-        return embeds.masked_scatter(mask[..., None], rows.to(embeds))
+        if int(mask.sum()) != len(tokens):
+            raise ValueError(
+                f"the prompts hold {int(mask.sum())} places for {medium} tokens, but there are {len(tokens)}"
+            )
+        return embeds.masked_scatter(mask[..., None], tokens.to(embeds))
 
     def _idle(self, outputs: Mapping[str, Any]) -> Tensor:
         """Zero, made of the parameters of connectors that this batch has no use for.
@@ -206,7 +208,7 @@ class AlulaModel(AlulaPreTrainedModel):
 
 
 class AlulaForConditionalGeneration(AlulaPreTrainedModel, GenerationMixin):
-    """A language model that takes text with images, films and sounds in it."""
+    """A language model that takes text with images, videos and audio clips in it."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
@@ -284,8 +286,8 @@ def _one_cache(cache: Cache | None, past_key_values: Cache | None) -> dict[str, 
     return {_CACHE: cache_of(given, where="the model")}
 
 
-def _pooled(rows: Tensor, side: int) -> Tensor:
-    """Rows of square grids (N, T, W), extra rows in front left out -> (N, side * side, W), averaged."""
-    grid = int(rows.shape[1] ** 0.5)
-    patches = rows[:, rows.shape[1] - grid * grid :].transpose(1, 2).unflatten(2, (grid, grid))
+def _pooled(tokens: Tensor, side: int) -> Tensor:
+    """Tokens of square grids (N, T, W), extra tokens in front left out -> (N, side * side, W), averaged."""
+    grid = int(tokens.shape[1] ** 0.5)
+    patches = tokens[:, tokens.shape[1] - grid * grid :].transpose(1, 2).unflatten(2, (grid, grid))
     return F.adaptive_avg_pool2d(patches, side).flatten(2).transpose(1, 2)

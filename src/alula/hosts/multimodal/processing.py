@@ -1,4 +1,4 @@
-"""Prompts with images, films and sounds to model inputs."""
+"""Prompts with images, videos and audio clips to model inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 from transformers.video_utils import make_batched_videos
 
 _SHORTEST = 400
-"""Samples in the first window of AST's feature extractor; shorter sounds are followed by silence."""
+"""Samples in the first window of AST's feature extractor; shorter audio clips are followed by silence."""
 
 
 class AlulaProcessor(ProcessorMixin):
@@ -20,12 +20,12 @@ class AlulaProcessor(ProcessorMixin):
     (N, moments, bins), the items of all prompts in reading order.
 
     Args:
-        image_processor: for pictures and the frames of films.
-        feature_extractor: for sounds: mono waveforms (samples,) of its ``sampling_rate``. A host without ears carries
-            one that is never called, because transformers' processors have no optional parts.
+        image_processor: for images and the frames of videos.
+        feature_extractor: for audio clips: mono waveforms (samples,) of its ``sampling_rate``. A host without an audio
+            tower carries one that is never called, because transformers' processors have no optional parts.
         tokenizer: of the language model, with the placeholders.
-        rows: decoder rows per item of each medium.
-        num_frames: frames of a film; they are taken evenly over what is given.
+        tokens_per_item: decoder tokens per item of each medium.
+        num_frames: frames of a video; they are taken evenly over what is given.
         image_token, video_token, audio_token: placeholders; None for a medium that the host does not take.
     """
 
@@ -35,13 +35,13 @@ class AlulaProcessor(ProcessorMixin):
         feature_extractor: Any = None,
         tokenizer: Any = None,
         chat_template: str | None = None,
-        rows: dict[str, int] | None = None,
+        tokens_per_item: dict[str, int] | None = None,
         num_frames: int = 8,
         image_token: str | None = "<image>",
         video_token: str | None = None,
         audio_token: str | None = None,
     ) -> None:
-        self.rows = dict(rows or {})
+        self.tokens_per_item = dict(tokens_per_item or {})
         self.num_frames = num_frames
         self.image_token, self.video_token, self.audio_token = image_token, video_token, audio_token
         for medium in ("image", "video", "audio"):
@@ -50,21 +50,28 @@ class AlulaProcessor(ProcessorMixin):
             setattr(self, f"{medium}_token_id", identity)
         super().__init__(image_processor, feature_extractor, tokenizer, chat_template=chat_template)
 
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As of any processor; directories of earlier versions call ``tokens_per_item`` rows."""
+        if "rows" in processor_dict:
+            processor_dict = {"tokens_per_item" if k == "rows" else k: v for k, v in processor_dict.items()}
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
+
     @property
     def video_processor(self) -> Any:
-        """Frames are pictures."""
+        """Frames are images."""
         return self.image_processor
 
     def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
-        """The placeholder, once per row of an image."""
+        """The placeholder, once per token of an image."""
         return self._placeholders("image")
 
     def replace_video_token(self, video_inputs: Any, video_idx: int, **kwargs: Any) -> str:
-        """The placeholder, once per row of a film."""
+        """The placeholder, once per token of a video."""
         return self._placeholders("video")
 
     def replace_audio_token(self, audio_inputs: Any, audio_idx: int, **kwargs: Any) -> str:
-        """The placeholder, once per row of a sound."""
+        """The placeholder, once per token of an audio clip."""
         return self._placeholders("audio")
 
     @property
@@ -72,17 +79,17 @@ class AlulaProcessor(ProcessorMixin):
         return [*super().model_input_names, "pixel_values_videos", "input_features"]
 
     def _placeholders(self, medium: str) -> str:
-        return getattr(self, f"{medium}_token") * self.rows[medium]
+        return getattr(self, f"{medium}_token") * self.tokens_per_item[medium]
 
     def _process_videos(self, videos: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
         self._refuse("video")
-        films = [np.stack([np.asarray(frame) for frame in film]) for film in make_batched_videos(videos)]
-        frames = [film[_even(len(film), self.num_frames)] for film in films]
+        clips = [np.stack([np.asarray(frame) for frame in video]) for video in make_batched_videos(videos)]
+        frames = [video[_even(len(video), self.num_frames)] for video in clips]
         pixels = self.image_processor(
-            [frame for film in frames for frame in film], return_tensors="pt", input_data_format="channels_last"
+            [frame for video in frames for frame in video], return_tensors="pt", input_data_format="channels_last"
         )["pixel_values"]
-        stacked = pixels.unflatten(0, (len(films), self.num_frames))
-        return {"pixel_values_videos": stacked}, [self._placeholders("video")] * len(films)
+        stacked = pixels.unflatten(0, (len(clips), self.num_frames))
+        return {"pixel_values_videos": stacked}, [self._placeholders("video")] * len(clips)
 
     def _process_audio(self, audio: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
         self._refuse("audio")
@@ -93,7 +100,7 @@ class AlulaProcessor(ProcessorMixin):
         for wave in waves:
             if len(wave) > longest + _SHORTEST:
                 raise ValueError(
-                    f"a sound lasts {len(wave) / rate:.2f} seconds, this model hears {longest / rate:.2f}: cut it"
+                    f"an audio clip lasts {len(wave) / rate:.2f} seconds, this model takes {longest / rate:.2f}: cut it"
                 )
         waves = [np.pad(wave, (0, max(0, _SHORTEST - len(wave)))) for wave in waves]
         features = extractor(waves, sampling_rate=rate, return_tensors="pt")["input_values"]
@@ -101,7 +108,7 @@ class AlulaProcessor(ProcessorMixin):
 
     def _refuse(self, medium: str) -> None:
         if getattr(self, f"{medium}_token") is None:
-            taken = ", ".join(self.rows)
+            taken = ", ".join(self.tokens_per_item)
             raise ValueError(f"this model takes {taken}, not {medium}")
 
 

@@ -40,7 +40,7 @@ class AudioPart:
 
 
 def audio_part(source: Part, feature_extractor: Any, dtype: torch.dtype | None, seed: int) -> AudioPart:
-    """The ears of a host.
+    """The audio tower of a host.
 
     Args:
         source: an AST (audio spectrogram transformer): hub id, directory, "fledgling", loaded model (used as it is), or
