@@ -373,7 +373,7 @@ def test_wrong_inputs_are_named(queries: Host) -> None:
     with pytest.raises(ValueError, match=r"lasts 2\.00 seconds, this model takes 0\.64"):
         inputs(queries, [said(("audio", np.zeros(32000, np.float32)), "?")])
     batch = inputs(queries, TURNS[:1])
-    with pytest.raises(ValueError, match="places for video rows"):
+    with pytest.raises(ValueError, match="places for video tokens"):
         queries.model(batch["input_ids"][:, 8:], pixel_values_videos=batch["pixel_values_videos"])
-    with pytest.raises(ValueError, match="films of 5 frames given, this host takes 8"):
+    with pytest.raises(ValueError, match="videos of 5 frames given, this host takes 8"):
         queries.model(batch["input_ids"], pixel_values_videos=batch["pixel_values_videos"][:, :5])
