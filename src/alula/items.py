@@ -1,4 +1,4 @@
-"""Items: which tokens of a forward belong to which image, film or sound.
+"""Items: which tokens of a forward belong to which image, video or audio clip.
 
 A host is given its media as tensors and finds the tokens they go to by placeholder tokens alone; where one medium ends
 and the next begins it never says. The table at the end of this module does: for every family of hosts, how many tokens
@@ -66,7 +66,7 @@ class Piece(NamedTuple):
     goes_on: bool = False
 
 
-class Untold(Exception):  # noqa: N818
+class UnknownItems(Exception):  # noqa: N818
     """A forward's inputs do not say how its tokens are divided. It never leaves this module."""
 
 
@@ -82,7 +82,7 @@ class Way:
         from_features: whether the tokens of features made beforehand (N tensors (tokens, D)) say the same.
         parts: features come in parts (tiles), several of which may make one medium.
         lines: an image stands in lines of patches, each closed by a token that is no patch; they are the image's too.
-        spread: words may stand between the tokens of one medium (the times of a film's frames); they stay text.
+        spread: words may stand between the tokens of one medium (the times of a video's frames); they stay text.
         whole_runs: the host itself takes a run of placeholders for one medium.
         fence: ids (before, behind) by which published processors fence each medium; behind None: by the first alone.
         fence_inside: the fence, and what else stands in it, is made of the host's visual vocabulary: part of the image.
@@ -112,7 +112,7 @@ def locate(
 
     Returns:
         kinds (B, S), where the tokens that end an image's lines are image tokens too; items (B, S), counted within each
-        sample from 0 over all kinds together, -1 for text and padding, `UNKNOWN` where they cannot be told.
+        sample from 0 over all kinds together, -1 for text and padding, `UNKNOWN` where they cannot be known.
     """
     found = kinds.clamp(min=int(Modality.TEXT))
     if input_ids is not None:
@@ -128,7 +128,7 @@ def locate(
             _run_by_run(samples)
         else:
             _divide(host, inputs, samples)
-    except Untold:
+    except UnknownItems:
         for sample in samples:
             sample.forget()
     made = torch.from_numpy(np.stack([[sample.kind for sample in samples], [sample.item for sample in samples]]))
@@ -200,11 +200,11 @@ def _divide(host: Host, inputs: Mapping[str, Any], samples: Sequence[_Sample]) -
     try:
         supply = {kind: deque(_pieces(host, ways[kind], inputs, Modality(kind), tokens[kind])) for kind in tokens}
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise Untold from error  # inputs that this arithmetic was not written for; the host itself judges them
+        raise UnknownItems from error  # inputs that this arithmetic was not written for; the host itself judges them
     for sample in samples:
         _walk(host, ways, supply, sample)
     if any(pieces for pieces in supply.values()):
-        raise Untold
+        raise UnknownItems
     for sample in samples:
         sample.close()
 
@@ -249,13 +249,13 @@ def _lay(way: Way, sample: _Sample, index: int, start: int, tokens: int) -> tupl
         tokens -= stop - start
         index += 1
         if index == len(sample.runs) or sample.runs[index][0] != kind or not (way.lines or way.spread):
-            raise Untold
+            raise UnknownItems
         if way.lines and sample.runs[index][1] != stop + 1:
-            raise Untold
+            raise UnknownItems
         _, start, stop = sample.runs[index]
     lengths.append(tokens)
     if way.lines and len(set(lengths)) > 1:
-        raise Untold
+        raise UnknownItems
     return index, start + tokens, stop, len(lengths) > 1
 
 
@@ -299,14 +299,14 @@ def _take(pieces: deque[Piece]) -> Piece:
         piece = pieces.popleft()
         if piece.tokens:
             return piece
-    raise Untold
+    raise UnknownItems
 
 
 def _take_exactly(pieces: deque[Piece], tokens: int) -> None:
     while tokens > 0:
         tokens -= _take(pieces).tokens
     if tokens:
-        raise Untold
+        raise UnknownItems
 
 
 # -- tokens per piece, family by family -----------------------------------------------------------------------------
@@ -346,20 +346,20 @@ def _made(inputs: Mapping[str, Any], kind: Modality) -> Sequence[Tensor] | None:
         return None
     features = output.pooler_output
     if len(features) == 1 and getattr(output, "last_hidden_state", None) is None:
-        raise Untold  # a prompt read in chunks: transformers hands over all tokens of a chunk as one
+        raise UnknownItems  # a prompt read in chunks: transformers hands over all tokens of a chunk as one
     return features
 
 
 def _given(inputs: Mapping[str, Any], *names: str) -> Any:
     value = next((inputs[name] for name in names if inputs.get(name) is not None), None)
     if value is None:
-        raise Untold
+        raise UnknownItems
     return value
 
 
 def _alike(tokens: int, each: int) -> list[Piece]:
     if tokens % each:
-        raise Untold
+        raise UnknownItems
     return [Piece(each)] * (tokens // each)
 
 
@@ -376,7 +376,7 @@ def _equal(*names: str, parts: bool = False) -> Count:
     def count(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
         n = len(_given(inputs, *names))
         if not n or tokens % n:
-            raise Untold
+            raise UnknownItems
         return [Piece(tokens // n, parts)] * n
 
     return count
@@ -388,7 +388,7 @@ def _only_one(kind: Modality) -> Count:
     def count(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
         made = _made(inputs, kind)
         if len(_given(inputs, *(name for name in MEDIA if MEDIA[name] is kind)) if made is None else made) != 1:
-            raise Untold
+            raise UnknownItems
         return [Piece(tokens)]
 
     return count
@@ -422,7 +422,7 @@ def _tiled(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
     sizes = sizes.tolist() if isinstance(sizes, Tensor) else [list(map(int, size)) for size in sizes]
     strategy = inputs.get("vision_feature_select_strategy") or config.vision_feature_select_strategy
     if strategy != "default" and vision.model_type.startswith("clip"):
-        raise Untold  # the class token stays among the patches
+        raise UnknownItems  # the class token stays among the patches
     alone = inputs.get("batch_num_images")
     cut = [True] * len(sizes) if alone is None else [int(n) == 1 for n in alone for _ in range(int(n))]
     patches = (vision.image_size // vision.patch_size) ** 2
@@ -464,18 +464,18 @@ def _compressed_films(host: Host, inputs: Mapping[str, Any], tokens: int) -> lis
     kept = inputs.get("video_compression_mask")
     if kept is None:
         return [Piece(size) for size in sizes]
-    return _pieces_of(torch.stack([film.sum() for film in kept.split(sizes)]))
+    return _pieces_of(torch.stack([video.sum() for video in kept.split(sizes)]))
 
 
 def _films(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
-    """Video-LLaVA: features come frame by frame; raw films are counted, of features a film's length is known."""
+    """Video-LLaVA: features come frame by frame; raw videos are counted, of features a video's length is known."""
     if _made(inputs, Modality.VIDEO) is None:
         return _equal("pixel_values_videos")(host, inputs, tokens)
     return _alike(tokens, host.config.video_seq_length)
 
 
 def _whisper_windows(mask: str, *, windows: bool) -> Count:
-    """Sounds through a Whisper-like tower; where these are `windows`, a full one may be continued by the next."""
+    """Audio through a Whisper-like tower; where these are `windows`, a full one may be continued by the next."""
 
     def count(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
         frames = _given(inputs, mask).sum(dim=-1).to(torch.int64)
@@ -505,7 +505,7 @@ def _chunked_sounds(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[
 
 
 def _rejoined_windows(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
-    """MOSS: the lengths of the raw sounds say how many windows each was cut into."""
+    """MOSS: the lengths of the raw audio say how many windows each was cut into."""
     merge = host.config.audio_merge_size
     convolved = (_given(inputs, "input_features_mask").sum(dim=-1).to(torch.int64) - 1) // 2 + 1
     windows = ((convolved + merge - 1) // merge).tolist()
@@ -516,7 +516,7 @@ def _rejoined_windows(host: Host, inputs: Mapping[str, Any], tokens: int) -> lis
         counts.append(Piece(sum(windows[:n])))
         windows = windows[n:]
     if windows:
-        raise Untold
+        raise UnknownItems
     return counts
 
 

@@ -43,8 +43,8 @@ class TokenMap:
 
     Attributes:
         kind: (B, S) int64, values of `Modality`.
-        item: (B, S) int64, index of the image, film or sound within its sample, counted from 0 over all perceptual
-            kinds together; -1 for text and padding. `UNKNOWN` (-2) where a host's inputs do not say where one medium
+        item: (B, S) int64, index of the image, video or audio clip within its sample, counted from 0 over all
+            perceptual kinds together; -1 for text and padding. `UNKNOWN` (-2) where a host's inputs do not say where one medium
             ends and the next begins; whoever needs items must refuse such a map.
         position: (B, S) int64, the token's place among its sample's valid tokens (padding does not count); -1 for
             padding.
@@ -157,7 +157,7 @@ class TokenMap:
 
     @property
     def is_perceptual(self) -> Tensor:
-        """(B, S) bool: the token holds part of an image, film or sound."""
+        """(B, S) bool: the token holds part of an image, video or audio clip."""
         return self.kind > Modality.TEXT
 
     @property
