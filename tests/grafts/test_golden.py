@@ -81,7 +81,7 @@ def graft_weights(stored: dict[str, Tensor], settings: WingsConfig) -> dict[str,
         if learner in settings.learners:
             layer, rest = name.removeprefix("model.layers.").split(".", 1)
             _, projection, factor, _ = rest.split(".")
-            found[f"layers.{layer}.{learner}.{projection[0]}.{'ab'[int(factor)]}"] = value
+            found[f"layers.{layer}.{learner}.{projection[0]}.{('down', 'up')[int(factor)]}"] = value
         elif ".reweight_module." in name and len(settings.learners) == 2:
             layer = name.removeprefix("model.layers.").split(".", 1)[0]
             found[f"layers.{layer}.router.{name.rsplit('.', 1)[1]}"] = value
@@ -140,8 +140,8 @@ def lorra() -> LoRRA:
     stored = weights("lorra")
     with torch.no_grad():
         for name in "qkvo":
-            module.get_submodule(name).a.copy_(stored[f"{name}_proj.0.weight"])
-            module.get_submodule(name).b.copy_(stored[f"{name}_proj.1.weight"])
+            module.get_submodule(name).down.copy_(stored[f"{name}_proj.0.weight"])
+            module.get_submodule(name).up.copy_(stored[f"{name}_proj.1.weight"])
     return module
 
 

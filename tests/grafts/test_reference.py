@@ -30,7 +30,7 @@ def _np(x: Tensor) -> np.ndarray:
 
 
 def _low_rank(weights: dict[str, np.ndarray], name: str, x: np.ndarray) -> np.ndarray:
-    return weights[f"{name}.b"] @ (weights[f"{name}.a"] @ x)
+    return weights[f"{name}.up"] @ (weights[f"{name}.down"] @ x)
 
 
 def _turn(head: np.ndarray, angles: np.ndarray | None) -> np.ndarray:

@@ -151,7 +151,7 @@ def by_hand(tensors: dict[str, Tensor], picture: Image.Image, ids: Tensor, image
                 value.copy_(tensors[f"model.layers.{layer}.reweight_module.linear.{rest[0]}"][..., :64])
             else:
                 pool = "attn_pool" if part == "visual" else "attn_t_pool"
-                factor = {"a": 0, "b": 1}[rest[1]]
+                factor = ("down", "up").index(rest[1])
                 value.copy_(tensors[f"model.layers.{layer}.{pool}.{rest[0]}_proj.{factor}.weight"])
         is_image = ids == image_token
         tokens = model.get_input_embeddings()(ids.masked_fill(is_image, 0))

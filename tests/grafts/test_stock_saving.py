@@ -137,7 +137,7 @@ def _edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-KEY = "model.layers.0.alula.wings.visual.q.a"
+KEY = "model.layers.0.alula.wings.visual.q.down"
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no word of it": (lambda p: _edit_config(p, **{DECLARED: {}}), "graft 'wings', and config.json does not say with"),
     "no weights of it": (
@@ -145,7 +145,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "'wings': .*its weights are not there",
     ),
     "a weight missing": (lambda p: _edit_weights(p, lambda w: w.pop(KEY)), "'wings': 1 weights are missing"),
-    "NaN": (lambda p: _edit_weights(p, lambda w: w[KEY].fill_(torch.nan)), "layers.0.visual.q.a holds .* NaN"),
+    "NaN": (lambda p: _edit_weights(p, lambda w: w[KEY].fill_(torch.nan)), "layers.0.visual.q.down holds .* NaN"),
     "words of another": (lambda p: _edit_config(p, **{DECLARED: {"other": {}}}), "graft 'wings', and config.json"),
     "no words": (lambda p: _edit_config(p, **{DECLARED: {"wings": 3}}), "'wings': .* does not say what it is"),
     "wrong words": (

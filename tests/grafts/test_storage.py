@@ -67,7 +67,7 @@ def test_files_are_plain(saved: Path) -> None:
     assert facts["alula_type"] == "wings"
     assert facts["config"]["router"] == "attention"
     names = load_file(saved / WEIGHTS_FILE).keys()
-    assert "graft.layers.0.visual.q.a" in names
+    assert "graft.layers.0.visual.q.down" in names
     assert f"host.{PROJECTOR}.linear_1.weight" in names
     assert "attention" in (saved / "README.md").read_text()
 
@@ -147,13 +147,13 @@ def _edit_weights(path: Path, change: Any) -> None:
     save_file(weights, path / WEIGHTS_FILE)
 
 
-KEY, MODULE_KEY = "graft.layers.0.visual.q.a", f"host.{PROJECTOR}.linear_1.weight"
+KEY, MODULE_KEY = "graft.layers.0.visual.q.down", f"host.{PROJECTOR}.linear_1.weight"
 
 DAMAGE = {
     "a graft weight missing": (lambda p: _edit_weights(p, lambda w: w.pop(KEY)), "missing"),
     "a host weight missing": (lambda p: _edit_weights(p, lambda w: w.pop(MODULE_KEY)), "missing"),
     "a weight too many": (
-        lambda p: _edit_weights(p, lambda w: w.update({"graft.layers.9.visual.q.a": torch.ones(2)})),
+        lambda p: _edit_weights(p, lambda w: w.update({"graft.layers.9.visual.q.down": torch.ones(2)})),
         "not used",
     ),
     "a foreign prefix": (
@@ -185,7 +185,7 @@ DAMAGE = {
     "another base": (lambda p: _edit_config(p, base_fingerprint="0" * 64), "other weights"),
     "NaN": (
         lambda p: _edit_weights(p, lambda w: w[KEY].view(-1)[3:5].fill_(torch.nan)),
-        "q.a holds 2 values that are NaN",
+        "q.down holds 2 values that are NaN",
     ),
     "an infinity in the host": (
         lambda p: _edit_weights(p, lambda w: w[MODULE_KEY].view(-1)[:1].fill_(-torch.inf)),

@@ -111,7 +111,7 @@ def test_a_fresh_graft_learns_from_its_first_step() -> None:
     graft = alula.attach(model, CONFIGS["mass"])
     inputs = zoo.batch("llava-llama", *LAYOUTS, side="right")
     gradients = _gradients(model, graft, "llava-llama", inputs)
-    assert all(gradients[name].abs().max() > 0 for name in gradients if name.endswith("visual.o.b"))
+    assert all(gradients[name].abs().max() > 0 for name in gradients if name.endswith("visual.o.up"))
     model.requires_grad_(False)
     for parameter in graft.parameters():
         parameter.requires_grad_(True)

@@ -61,7 +61,9 @@ def written_out(model: Any, sample: dict[str, Any]) -> list[dict[str, np.ndarray
         routed = {}
         for name, weight, of_learner in (("visual", weights[0], image), ("textual", weights[1], ~image)):
             lorra = getattr(part, name)
-            a_q, b_q, a_k, b_k = (t.detach().double().numpy() for t in (lorra.q.a, lorra.q.b, lorra.k.a, lorra.k.b))
+            a_q, b_q, a_k, b_k = (
+                t.detach().double().numpy() for t in (lorra.q.down, lorra.q.up, lorra.k.down, lorra.k.up)
+            )
             q, k = query + query @ a_q.T @ b_q.T, x + x @ a_k.T @ b_k.T
             mass = np.zeros((len(ids), len(ids)))
             for row in tokens:

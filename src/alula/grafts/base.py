@@ -31,6 +31,8 @@ class GraftConfig:
     """settings that trained weights do not depend on"""
     renamed: ClassVar[Mapping[str, str]] = {}
     """settings' names in adapters of earlier versions, and today's"""
+    renamed_weights: ClassVar[Mapping[str, str]] = {}
+    """last parts of weights' names in adapters of earlier versions, and today's"""
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -59,6 +61,25 @@ class GraftConfig:
                     remedy=f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}",
                 )
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    @classmethod
+    def with_current_names(cls, weights: Mapping[str, Tensor], *, where: str | None = None) -> Mapping[str, Tensor]:
+        """Weights of an adapter under today's names, whatever version saved it; earlier names are logged."""
+        renamed = {}
+        for key in weights:
+            path, dot, last = key.rpartition(".")
+            today = f"{path}{dot}{cls.renamed_weights.get(last, last)}"
+            if today not in weights:
+                renamed[key] = today
+        if not renamed:
+            return weights
+        logger.warning(
+            "%s: read %d weights under their names of an earlier version, such as %s for %s",
+            where or cls.graft_type,
+            len(renamed),
+            *next(iter(renamed.items())),
+        )
+        return {renamed.get(key, key): value for key, value in weights.items()}
 
 
 class Graft(abc.ABC):
@@ -137,7 +158,7 @@ class Graft(abc.ABC):
     # -- parameters -----------------------------------------------------------------------------------------------
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters as ("layers.3.visual.q.a", tensor)."""
+        """Parameters as ("layers.3.visual.q.down", tensor)."""
         for index, module in self.layers.items():
             for name, parameter in module.named_parameters():
                 yield f"layers.{index}.{name}", parameter

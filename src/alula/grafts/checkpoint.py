@@ -62,7 +62,7 @@ def restore(model: Any, source: str) -> None:
             ) from error
         try:
             with torch.no_grad():
-                graft.load_state_dict(stored[name], where=where)
+                graft.load_state_dict(graft.config.with_current_names(stored[name], where=where), where=where)
         except BaseException:
             graft.detach()
             raise

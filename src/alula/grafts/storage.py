@@ -153,7 +153,7 @@ def load(
     try:
         grafted = {key.removeprefix("graft."): value for key, value in weights.items() if not key.startswith("host.")}
         with torch.no_grad():
-            graft.load_state_dict(grafted, where=where)
+            graft.load_state_dict(config.with_current_names(grafted, where=where), where=where)
             for key, value in expected.items():
                 value.copy_(stored[key])
     except BaseException:

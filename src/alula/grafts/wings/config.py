@@ -56,7 +56,7 @@ class WingsConfig(GraftConfig):
             layer, from which keys are raised again in every step; "keys": the keys themselves in place of their
             factors, d + rank numbers per token and layer, which makes steps cheaper where memory is plenty (CPU). What
             is computed is the same.
-        init_std: standard deviation of the first factors; the second ones start at zero.
+        init_std: standard deviation of the projections down at the start; those up start at zero.
         compat: "published" computes what the released code computes, for released weights (see
             `alula.grafts.wings.published`). It fixes router="attention", gate="paper", query="post_attention",
             normalize=False, rope=True, system_keys=True and gain=1, whose published counterparts it has built in, and
@@ -68,6 +68,7 @@ class WingsConfig(GraftConfig):
     graft_type: ClassVar[str] = "wings"
     free: ClassVar[tuple[str, ...]] = ("cache", "dropout")
     renamed: ClassVar[Mapping[str, str]] = {"router_rows": "router_tokens", "system_rows": "system_tokens"}
+    renamed_weights: ClassVar[Mapping[str, str]] = {"a": "down", "b": "up"}
 
     rank: int = 64
     learners: tuple[str, ...] = LEARNERS

@@ -157,7 +157,7 @@ def expand_keys(
     angles: Angles | None,
     scratch: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """(B, H, tokens, D) keys, ready to be asked: input tokens plus B_k of their factors, rotated.
+    """(B, H, tokens, D) keys, ready to be asked: input tokens plus `k.up` of their factors, rotated.
 
     Args:
         tokens: (B, tokens, d); what is nobody's key is left as it is.
@@ -168,7 +168,7 @@ def expand_keys(
     for run in runs:
         if run.place >= 0:
             low = factors[:, run.start : run.stop].to(keys.dtype)  # under autocast they are half, the tokens are not
-            second = learners[run.place].k.b.to(keys.dtype).T
+            second = learners[run.place].k.up.to(keys.dtype).T
             keys[:, run.start : run.stop].baddbmm_(low, second.expand(len(low), -1, -1))
     heads = learners[0].heads(keys)
     if angles is None:
@@ -209,11 +209,11 @@ def hear(
     said = None
     for place, learner in enumerate(learners):
         mine = slice(place * queries, (place + 1) * queries)
-        raised = through[:, :, mine] @ learner.v.b.to(query.dtype).unflatten(0, (-1, head_dim)).transpose(-1, -2)
-        out = learner.o.lower((heard[:, :, mine] + raised).transpose(1, 2).flatten(2))
+        raised = through[:, :, mine] @ learner.v.up.to(query.dtype).unflatten(0, (-1, head_dim)).transpose(-1, -2)
+        out = learner.o.apply_down((heard[:, :, mine] + raised).transpose(1, 2).flatten(2))
         if share is not None:
             out = out * share[..., place : place + 1].to(out.dtype)
-        voice = learner.o.raise_(out)
+        voice = learner.o.apply_up(out)
         said = voice if said is None else said + voice
     assert said is not None
     return said

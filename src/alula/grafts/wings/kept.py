@@ -65,7 +65,7 @@ def _recalled(
             keys = learners[name].expand_keys(each.tokens, plan.pick(name, of_keys[:, 0]), turned)
             known[name] = keys, plan.pick(name, of_values[:, 0])
         return known
-    raised = tokens + _by_owner(forward, [learner.k.raise_(key_factors) for learner in learners.values()])
+    raised = tokens + _by_owner(forward, [learner.k.apply_up(key_factors) for learner in learners.values()])
     new = next(iter(learners.values())).heads(raised)
     if angles is not None:
         new = rotate(new, angles.last(tokens.shape[1]))

@@ -175,7 +175,7 @@ class WingsLayer(nn.Module):
             learner: Any = self.get_submodule(name)
             angles = None if tables is None else tables.queries
             heard.append(learner.listen(asked, keys.tokens, *known[name], keys.counts, keys.blocks, angles))
-            seconds.append(learner.o.b)
+            seconds.append(learner.o.up)
         report_mass(self, forward, plan, asked, {name: keys for name, (keys, _) in known.items()}, share)
         # what a token hears is weighed while it is narrow, and raised for all learners at once
         low = plan.restore(torch.stack(heard, dim=-2))  # (B, S, L, r)

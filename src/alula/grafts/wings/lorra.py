@@ -30,34 +30,35 @@ class Block(NamedTuple):
 
 
 class LowRank(nn.Module):
-    """``x -> B A x`` with A (rank, d) normal and B (d, rank) zero at the start."""
+    """``x -> up down x`` with `down` (rank, d) normal and `up` (d, rank) zero at the start."""
 
     def __init__(self, width: int, rank: int, *, std: float, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        self.a = nn.Parameter(torch.empty(rank, width, device=device, dtype=dtype))
-        self.b = nn.Parameter(torch.zeros(width, rank, device=device, dtype=dtype))
-        nn.init.trunc_normal_(self.a, std=std, a=-2 * std, b=2 * std)
+        self.down = nn.Parameter(torch.empty(rank, width, device=device, dtype=dtype))
+        self.up = nn.Parameter(torch.zeros(width, rank, device=device, dtype=dtype))
+        nn.init.trunc_normal_(self.down, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.raise_(self.lower(x))
+        return self.apply_up(self.apply_down(x))
 
-    def lower(self, x: Tensor) -> Tensor:
-        """(.., d) -> A x, (.., r)."""
-        return F.linear(x, self.a.to(x.dtype))
+    def apply_down(self, x: Tensor) -> Tensor:
+        """(.., d) -> (.., r)."""
+        return F.linear(x, self.down.to(x.dtype))
 
-    def raise_(self, z: Tensor) -> Tensor:
-        """(.., r) -> B z, (.., d)."""
-        return F.linear(z, self.b.to(z.dtype))
+    def apply_up(self, z: Tensor) -> Tensor:
+        """(.., r) -> (.., d)."""
+        return F.linear(z, self.up.to(z.dtype))
 
 
 class LoRRA(nn.Module):
     """Multi-head attention whose Q, K, V projections are identity plus low rank, and whose output is low rank only.
 
-    The zero second factors make the output of a fresh learner exactly 0.
+    With `up` zero, the output of a fresh learner is exactly 0.
 
-    What a key token contributes is its input token x, which all layers share, and its factors (A_k x, A_v x), 2 r
-    numbers of this layer. Many queries are cheapest with keys and values written out (x + B A x) and a fused attention
-    kernel. For few (decoding) the values are never made: sum_j p_j (x_j + B_v z_j) = sum_j p_j x_j + B_v sum_j p_j z_j.
+    What a key token contributes is its input token x, which all layers share, and its factors z (down_k x, down_v x),
+    2 r numbers of this layer. While prefilling, keys and values written out (x + up z) and a fused attention kernel are
+    cheapest. For few queries (decoding) the values are never made: sum_j p_j (x_j + up_v z_j) = sum_j p_j x_j + up_v
+    sum_j p_j z_j.
 
     Args:
         width: d of the decoder's stream.
@@ -84,8 +85,8 @@ class LoRRA(nn.Module):
         )
 
     def factors(self, tokens: Tensor) -> Tensor:
-        """(B, tokens, d) input tokens -> (B, tokens, 2 r): their A_k x and A_v x."""
-        return torch.cat([self.k.lower(tokens), self.v.lower(tokens)], dim=-1)
+        """(B, tokens, d) input tokens -> (B, tokens, 2 r): what `k` and `v` project down to."""
+        return torch.cat([self.k.apply_down(tokens), self.v.apply_down(tokens)], dim=-1)
 
     def forward(
         self,
@@ -113,11 +114,11 @@ class LoRRA(nn.Module):
         keys = self.expand_keys(tokens, key_factors, key_angles)
         blocks = split_queries(counts) if blocks is None else blocks
         heard = self.listen(query, tokens, keys, value_factors, counts, blocks, query_angles)
-        return self.o.raise_(heard.masked_fill((counts == 0)[..., None], 0.0))
+        return self.o.apply_up(heard.masked_fill((counts == 0)[..., None], 0.0))
 
     def expand_keys(self, tokens: Tensor, factors: Tensor, angles: Angles | None) -> Tensor:
         """(B, H, K, D) keys, ready to be asked, of (B, K, d) tokens and their (B, K, r) factors."""
-        keys = self.heads(tokens + self.k.raise_(factors))
+        keys = self.heads(tokens + self.k.apply_up(factors))
         return keys if angles is None else rotate(keys, angles)
 
     def listen(
@@ -147,8 +148,8 @@ class LoRRA(nn.Module):
         if query.shape[1] < self.head_dim and not dropout:
             out = self._few(q, keys, tokens, value_factors, counts, blocks)
         else:
-            out = self._many(q, keys, self.heads(tokens + self.v.raise_(value_factors)), counts, blocks, dropout)
-        return self.o.lower(out.transpose(1, 2).flatten(2))
+            out = self._many(q, keys, self.heads(tokens + self.v.apply_up(value_factors)), counts, blocks, dropout)
+        return self.o.apply_down(out.transpose(1, 2).flatten(2))
 
     def heads(self, x: Tensor) -> Tensor:
         """(B, tokens, d) -> (B, H, tokens, D)."""
@@ -176,7 +177,7 @@ class LoRRA(nn.Module):
     def _few(
         self, q: Tensor, k: Tensor, tokens: Tensor, value_factors: Tensor, counts: Tensor, blocks: Sequence[Block]
     ) -> Tensor:
-        """(B, H, Q, D) without values: attended values of the tokens, and B_v of attended factors."""
+        """(B, H, Q, D) without values: attended values of the tokens, and `v.up` of attended factors."""
         scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
         if any(block.own or block.least < tokens.shape[1] for block in blocks):
             every = Block(0, q.shape[2], 0, tokens.shape[1])
@@ -184,7 +185,7 @@ class LoRRA(nn.Module):
         weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(tokens.dtype)
         value_factors = value_factors.to(weights.dtype)  # what was kept may come from under autocast
         heard = (weights.flatten(1, 2) @ value_factors).unflatten(1, weights.shape[1:3])  # (B, H, Q, r)
-        raised = self.v.b.to(heard.dtype).unflatten(0, (-1, self.head_dim))  # (H, D, r)
+        raised = self.v.up.to(heard.dtype).unflatten(0, (-1, self.head_dim))  # (H, D, r)
         return weights @ self.heads(tokens) + heard @ raised.transpose(-1, -2)
 
 

@@ -2,7 +2,7 @@
 
 A directory of safetensors shards with an index (or one file), no config and no tokenizer. Names, for decoder layer i:
 
-    model.layers.i.attn_pool.{q,k,v,o}_proj.{0,1}.weight      visual learner, factors A (r, d) and B (d, r)
+    model.layers.i.attn_pool.{q,k,v,o}_proj.{0,1}.weight      visual learner, factors down (r, d) and up (d, r)
     model.layers.i.attn_t_pool.{q,k,v,o}_proj.{0,1}.weight    textual learner
     model.layers.i.reweight_module.linear.{weight,bias}       router, (2, key positions) and (2); absent after stage 1
     model.mm_projector.{0,2}.{weight,bias}                    projector
@@ -37,6 +37,7 @@ TRAINED_TOKENS = 2048
 _LEARNER = re.compile(r"model\.layers\.(\d+)\.(attn_pool|attn_t_pool)\.([qkvo])_proj\.([01])\.weight")
 _ROUTER = re.compile(r"model\.layers\.(\d+)\.reweight_module\.linear\.(weight|bias)")
 _TOWER, _PROJECTOR = "model.vision_tower.vision_tower.", "model.mm_projector."
+_FACTORS = ("down", "up")
 _POOLS = {"visual": "attn_pool", "textual": "attn_t_pool"}
 
 
@@ -182,11 +183,11 @@ _AGAIN = "download the checkpoint again, complete"
 
 
 def _released_name(key: str) -> str:
-    """The released name of a graft's weight such as "layers.3.visual.q.a"."""
+    """The released name of a graft's weight such as "layers.3.visual.q.down"."""
     _, layer, part, *rest = key.split(".")
     if part == "router":
         return f"model.layers.{layer}.reweight_module.linear.{rest[0]}"
-    return f"model.layers.{layer}.{_POOLS[part]}.{rest[0]}_proj.{'ab'.index(rest[1])}.weight"
+    return f"model.layers.{layer}.{_POOLS[part]}.{rest[0]}_proj.{_FACTORS.index(rest[1])}.weight"
 
 
 def _own(module: Any) -> dict[str, Tensor]:
