@@ -44,8 +44,8 @@ class TokenMap:
     Attributes:
         kind: (B, S) int64, values of `Modality`.
         item: (B, S) int64, index of the image, video or audio clip within its sample, counted from 0 over all
-            perceptual kinds together; -1 for text and padding. `UNKNOWN` (-2) where a host's inputs do not say where one medium
-            ends and the next begins; whoever needs items must refuse such a map.
+            perceptual kinds together; -1 for text and padding. `UNKNOWN` (-2) where a host's inputs do not say
+            where one medium ends and the next begins; whoever needs items must refuse such a map.
         position: (B, S) int64, the token's place among its sample's valid tokens (padding does not count); -1 for
             padding.
         role: (B, S) int64, values of `Role`.
