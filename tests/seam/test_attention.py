@@ -11,7 +11,7 @@ from tests import zoo
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from alula import Anatomy
+from alula import Anatomy, WingsConfig, attach
 from alula.errors import HostError
 from alula.seam import ATTENTION, ForwardContext, install, use_attention
 from alula.seam.dialect import cache_keyword, cache_of_output
@@ -247,3 +247,34 @@ def test_towers_keep_their_attention() -> None:
     with use_attention(model):
         assert model.config.vision_config._attn_implementation != ATTENTION
         assert Anatomy.of(model).config._attn_implementation == ATTENTION
+
+
+@pytest.mark.parametrize("layouts", [("3I4", "I2I1"), ("3I4", "6")], ids=["all with images", "one without"])
+@pytest.mark.parametrize("router", ["mass", "attention"])
+@pytest.mark.parametrize("name", ["llava-llama", "llava-qwen3"])
+def test_what_attention_is_given_is_not_dropped_where_sums_are_asked(
+    name: str, router: str, layouts: tuple[str, ...]
+) -> None:
+    """A bias per sample, key and query, which stock SDPA knows as `position_bias`; also while decoding."""
+    batch = zoo.batch(name, *layouts)
+    model = zoo.build(name)
+    heads = model.config.text_config.num_attention_heads
+
+    def run(scale: float) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(3)
+        outputs, mask = [model(**batch, use_cache=True)], batch["attention_mask"]
+        for queries in (1, 1, 3, 12):  # the towers would be given the bias as well: it begins behind the prompt
+            ids = torch.randint(0, 50, (len(layouts), queries), generator=generator)
+            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+            bias = torch.randn(len(layouts), heads, queries, mask.shape[1], generator=generator)
+            given = {CACHE: cache_of_output(outputs[-1]), "attention_mask": mask}
+            outputs.append(model(input_ids=ids, position_bias=scale * bias, **given))
+        return [output.logits[:, -1] for output in outputs]
+
+    with torch.no_grad():
+        stock, without = run(3.0), run(0.0)
+        attach(model, WingsConfig(rank=4, router=router))
+        found = run(3.0)
+    assert all(not torch.allclose(*pair, atol=1e-2) for pair in zip(stock[1:], without[1:], strict=True))
+    for ours, expected in zip(found, stock, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)

@@ -36,6 +36,22 @@ EAGER = "eager"
 _FLEX = "alula_flex_attention"
 _OURS = {"sdpa": ATTENTION, "flex_attention": _FLEX}
 _FEW_QUERIES = 8
+# options beside which stock SDPA, under a mask, computes what `_few_with_sums` writes out; any other rules it out
+_PLAIN = frozenset(
+    {
+        "scaling",
+        "is_causal",
+        "sliding_window",
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "logits_to_keep",
+        "num_items_in_batch",
+    }
+)
 
 
 class SumsReader(Protocol):
@@ -99,8 +115,14 @@ def attention_forward(
     else:
         asking, silent_ones = split
         chosen = _samples(asking, query, key, value, attention_mask)
-        spoken, sums = _with_sums(module, *chosen, columns=values[asking], options=options)
-        silent, _ = sdpa_attention_forward(module, *_samples(silent_ones, query, key, value, attention_mask), **options)
+        spoken, sums = _with_sums(
+            module, *chosen, columns=values[asking], options=_options_of(asking, options, len(query))
+        )
+        silent, _ = sdpa_attention_forward(
+            module,
+            *_samples(silent_ones, query, key, value, attention_mask),
+            **_options_of(silent_ones, options, len(query)),
+        )
         back = torch.cat(split).argsort()
         output = torch.cat([spoken, silent])[back]
         sums = torch.cat([sums, sums.new_zeros(len(silent), *sums.shape[1:])])[back]
@@ -224,7 +246,9 @@ def _with_sums(
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """(B, Q, H, D) output of attention and (B, Q, H, C') sums of the (B, K, C) columns, C' >= C."""
-    plain = not options["dropout"] and options.get("softcap") is None  # stock SDPA refuses soft caps
+    plain = not options["dropout"] and _PLAIN.issuperset(
+        name for name, value in options.items() if value is not None and name != "dropout"
+    )
     if plain and query.shape[2] <= _FEW_QUERIES and (mask is not None or query.shape[2] == 1):
         return _few_with_sums(query, key, value, mask, columns=columns, scaling=options["scaling"])
     width = value.shape[-1]
@@ -259,6 +283,16 @@ def _few_with_sums(
 def _samples(pick: Tensor, *tensors: Tensor | None) -> list[Any]:
     """The chosen samples of each tensor; what is None or broadcast over samples stays as it is."""
     return [t if t is None or len(t) == 1 else t.index_select(0, pick) for t in tensors]
+
+
+def _options_of(pick: Tensor, options: dict[str, Any], batch: int) -> dict[str, Any]:
+    """Attention's options for the chosen samples: a bias per sample is picked as its sample is."""
+    return {
+        name: value.index_select(0, pick)
+        if isinstance(value, Tensor) and value.ndim and len(value) == batch and name not in _PLAIN
+        else value
+        for name, value in options.items()
+    }
 
 
 def _align(columns: Tensor, keys: int) -> Tensor:
