@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError, UsageError
-from alula.seam import NAME, install, marked, with_keywords
+from alula.seam import NAME, dialect, install, marked, with_keywords
 
 Noise = Literal["gaussian", "uniform"]
 
@@ -47,12 +47,12 @@ def noise_prompt(model: nn.Module, noise: Noise = "gaussian", *, seed: int = 0) 
         if forward is None or name not in forward.marks:
             return None
         chosen = forward.tokens.is_perceptual
-        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        hidden = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
         if not bool(chosen.any()):
             return None
         hidden = hidden.clone()
         hidden[chosen] = _draw(hidden[chosen].float(), noise, generator).to(hidden)
-        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+        return dialect.with_hidden(args, kwargs, hidden)
 
     # in front of every other hook, so that grafts and taps meet the noise too
     handle = seam.anatomy.layers[0].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)

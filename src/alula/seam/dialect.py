@@ -12,7 +12,7 @@ from functools import cache as once
 from typing import Any, NamedTuple
 
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 
@@ -33,6 +33,8 @@ CACHE_NAMES = (
     Spelling("cache", "5.24.0", "models/llama/modeling_llama.py, utils/generic.py"),
     Spelling("past_key_values", "5.0.0", "models/llama/modeling_llama.py"),
 )
+
+HIDDEN, ROPE = "hidden_states", "position_embeddings"  # keywords of decoder layers and of what is in them
 
 REMEDY = "pin the newest transformers of docs/versions.md; `make test-versions` checks another"
 
@@ -97,6 +99,44 @@ def cache_of_output(output: Any) -> Cache | None:
     """The cache a model gave back, in a `ModelOutput` or a tuple; None where it gave none."""
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
     return next((value for value in values if isinstance(value, Cache)), None)
+
+
+def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, where: str) -> Tensor:
+    """The hidden states that a decoder layer, its attention, its MLP or a norm was given.
+
+    Raises:
+        SeamError: under a name this table does not know.
+    """
+    if args:
+        return args[0]
+    if HIDDEN not in kwargs:
+        raise SeamError(
+            f"{where} was given no {HIDDEN} by transformers {transformers.__version__}, but {', '.join(kwargs)}",
+            remedy=REMEDY,
+        )
+    return kwargs[HIDDEN]
+
+
+def with_hidden(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], hidden: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with other hidden states."""
+    return ((hidden, *args[1:]), dict(kwargs)) if args else (args, {**kwargs, HIDDEN: hidden})
+
+
+def hidden_of_output(output: Any) -> Tensor:
+    """The hidden states among what a decoder layer, its attention, its MLP or a norm returned."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def output_with_hidden(output: Any, hidden: Tensor) -> Any:
+    """The same output with other hidden states."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def rope_of(kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """The (cos, sin) a decoder layer was given, or None."""
+    return kwargs.get(ROPE)
 
 
 def positional_names(module: nn.Module) -> tuple[str, ...]:

@@ -220,9 +220,9 @@ class Seam(nn.Module):
         index = self.anatomy.layers.index(layer)
         if index == 0:
             forward.handed = self._handed(layer, kwargs, forward)
-            hidden = args[0] if args else kwargs["hidden_states"]
+            hidden = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
             forward.inputs = hidden if self._input_users else hidden[..., :0]
-        rope = self.anatomy.rope(kwargs.get("position_embeddings"))
+        rope = self.anatomy.rope(dialect.rope_of(kwargs))
         if rope is not None:
             forward.rope[self.anatomy.layer_type(index)] = rope
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from alula.errors import UsageError
+from alula.seam import dialect
 from alula.seam.forward import ForwardContext
 from alula.seam.hooks import ByThread, with_keywords
 from alula.seam.install import NAME, Seam, install
@@ -56,16 +57,16 @@ class _Tap:
             return
         self.inside_layer.put(forward)
         if "block_input" in self.points:
-            self.report("block_input", args[0] if args else kwargs["hidden_states"])
+            self.report("block_input", dialect.hidden_of(args, kwargs, where=type(module).__name__))
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if "block_output" in self.points:
-            self.report("block_output", output[0] if isinstance(output, tuple) else output)
+            self.report("block_output", dialect.hidden_of_output(output))
         self.inside_layer.drop()
 
     def inside(self, point: Point) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self.report(point, output[0] if isinstance(output, tuple) else output)
+            self.report(point, dialect.hidden_of_output(output))
 
         return hook
 

@@ -24,7 +24,7 @@ from alula.grafts.wings.lorra import LoRRA
 from alula.grafts.wings.mass import report_mass, wants_mass
 from alula.grafts.wings.rope import Angles, learner_head_dim
 from alula.grafts.wings.router import AttentionRouter, ConstantRouter, MassRouter, Router
-from alula.seam import NAME, ForwardContext, Seam
+from alula.seam import NAME, ForwardContext, Seam, dialect
 
 # In sandwich-norm layers the attention's hook hands its forward to the same graft's hook on the norm right behind it,
 # by the identity of the graft's module in that layer. An error between the two must not keep anything alive.
@@ -92,7 +92,7 @@ class WingsLayer(nn.Module):
             )
         if self._speaks(forward):
             state = forward.layer(self.index)
-            state[self, "stream"] = args[0] if args else kwargs["hidden_states"]
+            state[self, "stream"] = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
             state[self, "differentiable"] = torch.is_grad_enabled()
             self._prepare(forward)
 
