@@ -75,7 +75,7 @@ class NaiveWings(nn.Module):
         """(B, S, d) what a learner says to every query, having looked at the chosen rows at or before it."""
 
         def low(part: str, x: Tensor) -> Tensor:
-            first, second = (self.weights[f"{name}/{part}/{factor}"].to(x.dtype) for factor in "ab")
+            first, second = (self.weights[f"{name}/{part}/{factor}"].to(x.dtype) for factor in ("down", "up"))
             return x @ first.T @ second.T
 
         def heads(x: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ import alula
 from alula import TokenMap, WingsConfig
 from alula.errors import AlulaError, HostError, UsageError
 from alula.grafts.wings import LoRRA
-from alula.grafts.wings.published import PublishedRouter
-from alula.grafts.wings.rope import Angles
+from alula.grafts.wings.learners import Angles
+from alula.grafts.wings.router import PublishedRouter
 from tests import zoo
 from tests.grafts.common import run, true_positions, wake
 
@@ -165,7 +165,7 @@ def test_published_router() -> None:
     stored, probabilities = weights("router"), NUMBERS["router/attn_probs"]
     router = PublishedRouter(GEOMETRY["router_width_module"], device=torch.device("cpu"), dtype=torch.float32)
     router.load_state_dict({"weight": stored["linear.weight"], "bias": stored["linear.bias"]})
-    columns = router.columns(TokenMap.text(2, probabilities.shape[-1]))
+    columns = router.key_values(TokenMap.text(2, probabilities.shape[-1]))
     sums = torch.einsum("bhqk,bkc->bqhc", probabilities, columns)
     close(router(sums), NUMBERS["router/out"])
 

@@ -17,8 +17,7 @@ from torch import Tensor
 import alula
 from alula import WingsConfig
 from alula.grafts.wings import LoRRA
-from alula.grafts.wings.lorra import split_queries
-from alula.grafts.wings.rope import Angles, narrow_angles, rotate
+from alula.grafts.wings.learners import Angles, narrow_angles, rotate, split_queries
 from tests import zoo
 from tests.grafts.common import CONFIGS, token_map, true_positions, wake
 
@@ -162,12 +161,12 @@ def test_queries_that_are_the_keys_need_no_mask() -> None:
     counts = torch.tensor([[0, 2, 1, 2, 3, 4, 5, 6, 6, 6, 6], [0, 0, 0, 0, 3, 4, 5, 0, 5, 5, 0]])
     whole = module(q, x, counts, blocks=split_queries(counts))
     blocks = split_queries(counts, cuts=(8,), own=slice(2, 8))
-    assert [(block.start, block.stop, block.own) for block in blocks] == [
+    assert [(block.start, block.stop, block.is_causal) for block in blocks] == [
         (0, 2, False),
         (2, 8, True),
         (8, 11, False),
     ]
-    assert blocks[0].least == blocks[0].most == 2  # who sees nothing is silenced afterwards, and needs no mask
+    assert blocks[0].min_keys == blocks[0].max_keys == 2  # who sees nothing is silenced afterwards, and needs no mask
     torch.testing.assert_close(module(q, x, counts, blocks=blocks), whole, atol=1e-6, rtol=1e-5)
 
 

@@ -2,7 +2,7 @@
 
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.graft import WingsGraft
-from alula.grafts.wings.lorra import LoRRA
+from alula.grafts.wings.learners import LoRRA
 from alula.grafts.wings.released import Release
 
 __all__ = ["LoRRA", "Release", "WingsConfig", "WingsGraft"]

@@ -41,7 +41,7 @@ class WingsConfig(GraftConfig):
             position, summed with the main branch's attention, mean over heads), "mass" (share of each head's attention
             that lies on perceptual tokens; independent of length), "constant" (one learned pair per layer). A single
             learner has weight 1 and no router.
-        gate: "exact": the learners speak only at tokens that have a perceptual token at or before them, so a prompt
+        gate: "exact": the learners are active only at tokens with a perceptual token at or before them, so a prompt
             without an image is the host's own computation, bit for bit; "paper": the textual learner is always on.
         query: "post_attention" (published code: the residual stream after attention) or "block_input" (paper, Eq. 4).
         normalize: bring queries and input tokens to unit root mean square before the learners see them. The paper and
@@ -53,7 +53,7 @@ class WingsConfig(GraftConfig):
         dropout: on the learners' attention weights, in training.
         router_tokens: number of key positions the "attention" router has weights for; longer inputs are refused.
         cache: what a KV cache holds for the learners, beside the input tokens. "factors": 2 rank numbers per token and
-            layer, from which keys are raised again in every step; "keys": the keys themselves in place of their
+            layer, from which keys are made again in every step; "keys": the keys themselves in place of their
             factors, d + rank numbers per token and layer, which makes steps cheaper where memory is plenty (CPU). What
             is computed is the same.
         init_std: standard deviation of the projections down at the start; those up start at zero.
@@ -122,7 +122,7 @@ class WingsConfig(GraftConfig):
         if not _is(int, self.system_tokens) or self.system_tokens < 0 or (self.system_tokens and self.compat is None):
             raise UsageError('wings: system_tokens is a number of tokens, and only for compat="published"')
         for name, most in (("gain", _MOST_GAIN), ("init_std", _MOST_SPREAD)):
-            # at zero the learners would be mute for ever: no gradient reaches them
+            # at zero no gradient would ever reach the learners
             if not _is((int, float), getattr(self, name)) or not 0.0 < getattr(self, name) <= most:
                 raise UsageError(
                     f"wings: {name} must be a number above 0 and at most {most:,}, not {getattr(self, name)!r}"

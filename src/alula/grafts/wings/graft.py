@@ -1,16 +1,140 @@
-"""The Wings graft: a `WingsLayer` for each chosen decoder layer."""
+"""The Wings graft: learners beside the attention of each chosen decoder layer, and the hooks that add their output.
+
+Shapes: B batch, S new tokens, d stream width.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, TypeVar
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from alula.errors import AlulaError
 from alula.grafts.base import Graft
 from alula.grafts.wings.config import WingsConfig
-from alula.grafts.wings.layer import WingsLayer
-from alula.grafts.wings.published import PublishedLayer
+from alula.grafts.wings.decode import DecodeEngine
+from alula.grafts.wings.learners import Engine, LayerLearners, prepared, zero_of
+from alula.grafts.wings.prefill import PrefillEngine, sums_readers
+from alula.grafts.wings.published import PublishedEngine
 from alula.grafts.wings.router import ConstantRouter
-from alula.seam import Seam
+from alula.seam import NAME, ForwardContext, Seam, dialect
+
+# In sandwich-norm layers the attention's hook hands its context to the same graft's hook on the norm right behind it,
+# by the identity of the graft's module in that layer. An error between the two must not keep anything alive.
+_between: ContextVar[Mapping[int, ref[ForwardContext]]] = ContextVar(
+    "alula_wings_between", default=MappingProxyType({})
+)
+_Made = TypeVar("_Made")
+
+
+class WingsLayer(LayerLearners):
+    """The learners of one decoder layer, and the hooks that add their output to the stream."""
+
+    # -- sums of attention for the router (seam.SumsReader) -------------------------------------------------------
+
+    def key_values(self, forward: ForwardContext, layer: int) -> Tensor | None:
+        engine = self.state(forward).engine if self._is_active(forward) else None
+        return None if engine is None else engine.key_values(self, forward)
+
+    def receive(self, forward: ForwardContext, layer: int, sums: Tensor) -> None:
+        self.state(forward).sums = sums
+
+    # -- hooks ----------------------------------------------------------------------------------------------------
+
+    @torch.compiler.disable  # bookkeeping with data-dependent sizes: nothing in it to fuse
+    def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the layer: keep the stream, choose the engine (outside any checkpoint, so that it happens once)."""
+        ctx = kwargs.get(NAME)
+        if not isinstance(ctx, ForwardContext):
+            raise AlulaError(
+                f"a decoder layer with the graft {self.graft_name!r} was run without its host",
+                remedy="call the whole model; its forward tells the graft which tokens are images",
+            )
+        if self._is_active(ctx):
+            state = self.state(ctx)
+            state.stream = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
+            state.is_differentiable = torch.is_grad_enabled()
+            state.engine = self._engine(ctx)
+
+    def after_attention(
+        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """In pre-norm layers: add the learners to what attention adds to the stream."""
+        return (self._add(kwargs[NAME], output[0]), *output[1:])
+
+    def between(
+        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]
+    ) -> None:
+        """In sandwich-norm layers: remember the context until the norm behind attention has run."""
+        waiting = {key: ctx for key, ctx in _between.get().items() if ctx() is not None}
+        _between.set({**waiting, id(self): ref(kwargs[NAME])})
+
+    def after_norm(self, norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """In sandwich-norm layers: add the learners to what the norm behind attention adds to the stream."""
+        waiting = dict(_between.get())
+        handed = waiting.pop(id(self), None)
+        _between.set(waiting)
+        ctx = handed() if handed is not None else None
+        if ctx is None:
+            raise AlulaError(
+                f"the norm behind attention of layer {self.index}, with the graft {self.graft_name!r}, was run alone",
+                remedy="call the whole model; its forward tells the graft which tokens are images",
+            )
+        return self._add(ctx, output)
+
+    # -- the method -----------------------------------------------------------------------------------------------
+
+    def _is_active(self, ctx: ForwardContext) -> bool:
+        """Whether any token of this batch can attend to a learner's keys."""
+        if ctx.is_disabled(self.graft_name):
+            return False
+        return ctx.has_perceptual or (self.config.gate == "paper" and "textual" in self.config.learners)
+
+    def _engine(self, ctx: ForwardContext) -> Engine:
+        """What computes the learners of this forward; layers of equal settings share one."""
+        config = self.config
+        if config.compat is not None:
+            return _made_once(
+                ctx,
+                (PublishedEngine, self.graft_name),
+                lambda: PublishedEngine.plan(ctx, config, training=self.training),
+            )
+        shared = config.gate, config.system_keys, config.normalize, config.learners, config.cache
+        is_short = ctx.tokens.shape[1] < self.head_dim and not torch.is_grad_enabled()
+        if is_short and not (self.training and config.dropout) and not sums_readers(self, ctx):
+            decode = _made_once(ctx, (DecodeEngine, *shared), lambda: DecodeEngine.plan(ctx, config, self.head_dim))
+            if decode is not None and decode.fits(self, ctx):
+                return decode
+        return _made_once(ctx, (PrefillEngine, *shared), lambda: PrefillEngine.plan(ctx, config))
+
+    def _add(self, ctx: ForwardContext, branch: Tensor) -> Tensor:
+        """`branch` (B, S, d), about to join the stream, plus the routed learners."""
+        if not self._is_active(ctx):
+            return self._without_learners(branch)
+        state = self.state(ctx)
+        assert state.engine is not None, "the decoder layer has not been entered"
+        assert state.stream is not None
+        if state.is_differentiable and not torch.is_grad_enabled():
+            raise AlulaError(
+                "reentrant gradient checkpointing would lose the gradients that flow through the learners' keys",
+                remedy='gradient_checkpointing_kwargs={"use_reentrant": False}, which is the default of transformers',
+            )
+        query = state.stream + branch if self.config.query == "post_attention" else state.stream
+        output = state.engine.attend(self, ctx, prepared(query, self.config))
+        if not state.is_differentiable:
+            state.stream = None
+        if output is None:
+            return self._without_learners(branch)
+        return branch + (output if self.config.gain == 1.0 else output * self.config.gain)
+
+    def _without_learners(self, branch: Tensor) -> Tensor:
+        return branch + zero_of(self) if self.must_take_part else branch
 
 
 class WingsGraft(Graft):
@@ -23,12 +147,11 @@ class WingsGraft(Graft):
         seam.keep_inputs(name)
 
     def build_layer(self, index: int) -> WingsLayer:
-        kind = WingsLayer if self.config.compat is None else PublishedLayer
-        return kind(self.seam, self.name, self.config, index)
+        return WingsLayer(self.seam, self.name, self.config, index)
 
     def hook_layer(self, index: int, module: WingsLayer) -> list[RemovableHandle]:
         if module.router is not None and not isinstance(module.router, ConstantRouter):
-            # first, since a host whose attention cannot be asked is refused
+            # first, since a host whose attention cannot give sums is refused
             self.seam.ask(index, module, gated=self.config.gate == "exact")
         anatomy = self.seam.anatomy
         attention, out = anatomy.attention(index), anatomy.attention_out(index)
@@ -57,3 +180,10 @@ class WingsGraft(Graft):
             for part in parts
         }
         return {part: parameters for part, parameters in groups.items() if parameters}
+
+
+def _made_once(ctx: ForwardContext, key: Any, make: Callable[[], _Made]) -> _Made:
+    """What `make` returns, made by the first layer of this forward that needs it."""
+    if key not in ctx.memo:
+        ctx.memo[key] = make()
+    return ctx.memo[key]

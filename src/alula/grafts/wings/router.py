@@ -5,18 +5,27 @@ Shapes: B batch, Q query tokens, K key tokens, H heads of the main attention.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alula.errors import UsageError
+from alula.grafts.wings.config import WingsConfig
 from alula.tokens import TokenMap
 
 
 class Router(nn.Module):
-    """Base: `columns` says which sums of attention it needs, `forward` turns them into weights."""
+    """Base: `key_values` says which sums of attention it needs, `forward` turns them into weights.
 
-    def columns(self, tokens: TokenMap) -> Tensor | None:
+    Attributes:
+        values_are_shared: whether the routers of all layers have the same `key_values`.
+    """
+
+    values_are_shared: ClassVar[bool] = False
+
+    def key_values(self, tokens: TokenMap) -> Tensor | None:
         """(B, K, C) values per key whose attention-weighted sums are needed, or None."""
         return None
 
@@ -36,7 +45,7 @@ class AttentionRouter(Router):
         self.weight = nn.Parameter(torch.zeros(2, tokens, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(2, device=device, dtype=dtype))
 
-    def columns(self, tokens: TokenMap) -> Tensor:
+    def key_values(self, tokens: TokenMap) -> Tensor:
         if tokens.shape[1] > self.weight.shape[1]:
             raise UsageError(
                 f"the input has {tokens.shape[1]} tokens, the attention router has weights for "
@@ -52,15 +61,25 @@ class AttentionRouter(Router):
         return torch.softmax(mean + self.bias.to(mean.dtype), dim=-1)
 
 
+class PublishedRouter(AttentionRouter):
+    """Softmax over SiLU of a weight per absolute key position, summed with the attention of all heads, plus a bias."""
+
+    def forward(self, sums: Tensor | None) -> Tensor:
+        assert sums is not None
+        return torch.softmax(F.silu(sums.float().sum(dim=2) + self.bias.float()), dim=-1)
+
+
 class MassRouter(Router):
     """Each head's attention on perceptual tokens, through one linear map. Independent of length; starts equal."""
+
+    values_are_shared = True
 
     def __init__(self, heads: int, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(2, heads, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(2, device=device, dtype=dtype))
 
-    def columns(self, tokens: TokenMap) -> Tensor:
+    def key_values(self, tokens: TokenMap) -> Tensor:
         return tokens.is_perceptual[..., None].to(self.weight.dtype)
 
     def forward(self, sums: Tensor | None) -> Tensor:
@@ -78,6 +97,21 @@ class ConstantRouter(Router):
 
     def forward(self, sums: Tensor | None) -> Tensor:
         return torch.softmax(_wide(self.bias), dim=-1)
+
+
+def build_router(config: WingsConfig, heads: int, *, device: torch.device, dtype: torch.dtype) -> Router | None:
+    """The router of `config` for a decoder of `heads` attention heads; None for a single learner."""
+    if len(config.learners) == 1:
+        return None
+    if config.compat == "published":
+        return PublishedRouter(config.router_tokens, device=device, dtype=dtype)
+    match config.router:
+        case "attention":
+            return AttentionRouter(config.router_tokens, device=device, dtype=dtype)
+        case "mass":
+            return MassRouter(heads, device=device, dtype=dtype)
+        case "constant":
+            return ConstantRouter(device=device, dtype=dtype)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from alula import Modality, TokenMap, WingsConfig
-from alula.grafts.wings.keys import Plan
-from alula.grafts.wings.order import MOST_RUNS, PARTS, chosen_tokens, order_tokens
+from alula.grafts.wings.learners import MOST_SEGMENTS, keys_of
+from alula.grafts.wings.prefill import PARTS, PrefillEngine, lay_out
 from alula.seam import NAME, ForwardContext
 from alula.tokens import Role
 from tests.grafts.common import grafted
@@ -39,31 +39,31 @@ BATCHES = {
     "ragged, left": tokens_of("..II..I.", "I.", ".....", side="left"),
     "system tokens": tokens_of("ss.II..s.", "ss.II..s"),
     "ragged system tokens": tokens_of("ss.II..s.", "s.I"),
-    "many runs": tokens_of("I." * MOST_RUNS, "I." * MOST_RUNS),
+    "many runs": tokens_of("I." * MOST_SEGMENTS, "I." * MOST_SEGMENTS),
 }
 
 
 @pytest.mark.parametrize("system_keys", [True, False])
 @pytest.mark.parametrize("name", BATCHES)
-def test_every_row_has_its_place(name: str, system_keys: bool) -> None:
+def test_every_token_has_its_place(name: str, system_keys: bool) -> None:
     tokens, config = BATCHES[name], WingsConfig(system_keys=system_keys)
-    order = order_tokens(tokens, config)
+    layout = lay_out(tokens, config)
     table = torch.randn(*tokens.shape, 2, 3)
-    again = order.restore(order.arrange(table))
+    again = layout.restore(layout.arrange(table))
     assert torch.equal(again[tokens.valid], table[tokens.valid])
-    assert torch.equal(order.arrange(table), table[torch.arange(len(table))[:, None], order.index])
-    assert sum(order.sizes) == order.index.shape[1]
+    assert torch.equal(layout.arrange(table), table[torch.arange(len(table))[:, None], layout.index])
+    assert sum(layout.sizes) == layout.index.shape[1]
     for learner in PARTS[:2]:
-        keys = chosen_tokens(tokens, learner, config)
-        part = order.part(learner)
+        keys = keys_of(learner, tokens, config)
+        part = layout.part(learner)
         for b in range(tokens.shape[0]):
-            mine = order.index[b, part][order.real[b, part]]
+            mine = layout.index[b, part][layout.real[b, part]]
             assert mine.tolist() == keys[b].nonzero().flatten().tolist()
-            assert not order.real[b, part].int().diff().gt(0).any()  # what fills up comes last
+            assert not layout.real[b, part].int().diff().gt(0).any()  # what fills up comes last
 
 
-def test_moving_whole_runs_is_for_batches_laid_out_alike() -> None:
-    whole = {name for name, tokens in BATCHES.items() if order_tokens(tokens, WingsConfig()).runs is not None}
+def test_moving_whole_segments_is_for_batches_laid_out_alike() -> None:
+    whole = {name for name, tokens in BATCHES.items() if lay_out(tokens, WingsConfig()).segments is not None}
     assert whole == {
         "one",
         "image first, adjacent to nothing",
@@ -73,13 +73,13 @@ def test_moving_whole_runs_is_for_batches_laid_out_alike() -> None:
     }
 
 
-def plan_of(tokens: TokenMap) -> Plan:
+def plan_of(tokens: TokenMap) -> PrefillEngine:
     """What the layers of a Llama share in a forward over tokens of twice these kinds."""
     model, _ = grafted("llama", WingsConfig(rank=4))
-    plans: list[Plan] = []
+    plans: list[PrefillEngine] = []
 
     def listen(layer: object, args: object, kwargs: dict[str, ForwardContext]) -> None:
-        plans.extend(value for value in kwargs[NAME].memo.values() if isinstance(value, Plan))
+        plans.extend(value for value in kwargs[NAME].memo.values() if isinstance(value, PrefillEngine))
 
     model.model.layers[-1].register_forward_pre_hook(listen, with_kwargs=True)
     kind = tokens.kind.repeat_interleave(2, dim=1)  # long enough not to be taken for few queries
@@ -90,12 +90,12 @@ def plan_of(tokens: TokenMap) -> Plan:
 
 
 @pytest.mark.parametrize("name", ["ragged", "ragged, left", "alike, right padding", "alike, left padding"])
-def test_padding_hears_nothing(name: str) -> None:
+def test_padding_attends_to_nothing(name: str) -> None:
     padding = (BATCHES[name].kind < 0).repeat_interleave(2, dim=1)
-    speaks = plan_of(BATCHES[name]).speaks
-    assert speaks.shape == (*padding.shape, 2)
-    assert not speaks[padding].any()
-    assert speaks.any()
+    active = plan_of(BATCHES[name]).active
+    assert active.shape == (*padding.shape, 2)
+    assert not active[padding].any()
+    assert active.any()
 
 
 @pytest.mark.parametrize("name", ["one", "image first, adjacent to nothing", "alike, right padding", "system tokens"])
@@ -105,15 +105,15 @@ def test_prompts_laid_out_alike_need_no_mask(name: str) -> None:
     plan = plan_of(tokens)
     assert plan.keys.keys() == {"visual", "textual"}
     for keys in plan.keys.values():
-        assert sum(block.own for block in keys.blocks) == 1
-        assert all(block.own or block.least == block.most for block in keys.blocks)
+        assert sum(block.is_causal for block in keys.blocks) == 1
+        assert all(block.is_causal or block.min_keys == block.max_keys for block in keys.blocks)
 
 
-def test_runs_are_cut_where_neighbours_part() -> None:
-    order = order_tokens(tokens_of("..II...I."), WingsConfig())
-    assert order.sizes == (6, 3, 0)
-    assert order.cuts == (2, 5, 6, 8)
-    assert [order.index[0, a:b].tolist() for a, b in itertools.pairwise((0, *order.cuts, 9))] == [
+def test_segments_are_cut_where_neighbors_part() -> None:
+    layout = lay_out(tokens_of("..II...I."), WingsConfig())
+    assert layout.sizes == (6, 3, 0)
+    assert layout.cuts == (2, 5, 6, 8)
+    assert [layout.index[0, a:b].tolist() for a, b in itertools.pairwise((0, *layout.cuts, 9))] == [
         [0, 1],
         [4, 5, 6],
         [8],
