@@ -51,8 +51,8 @@ from alula.files import write_json
 from alula.grafts import Graft, lifecycle
 from alula.hosts import fledgling
 from alula.seam import TokenCache, find
+from alula.seam.cache import GraftCacheLayer
 from alula.seam.dialect import cache_keyword, cache_of_output
-from alula.seam.forward import GraftCacheLayer
 from alula.training.environment import readable_environment
 
 CACHE = cache_keyword()

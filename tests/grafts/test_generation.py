@@ -17,8 +17,8 @@ from alula import TokenMap, WingsConfig
 from alula.errors import AlulaError
 from alula.probes import AttentionShift
 from alula.seam import NAME, TokenCache
+from alula.seam.cache import GraftCacheLayer
 from alula.seam.dialect import cache_keyword, cache_of_output
-from alula.seam.forward import GraftCacheLayer
 from tests import zoo
 from tests.grafts.common import CONFIGS, covering, grafted, prompt_tokens, run, token_map, wake
 
@@ -365,7 +365,7 @@ def test_nothing_is_held_without_a_cache() -> None:
     model, graft = grafted("llava-llama", WingsConfig(rank=4, cache="keys"))
     held: list[int] = []
     model.model.language_model.layers[-1].register_forward_hook(
-        lambda m, a, kw, out: held.append(sum(map(len, kw[NAME]._kept.values()))), with_kwargs=True
+        lambda m, a, kw, out: held.append(sum(map(len, kw[NAME]._new.values()))), with_kwargs=True
     )
     inputs = zoo.batch("llava-llama", "3I6")
     with torch.no_grad():

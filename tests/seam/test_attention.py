@@ -89,13 +89,13 @@ def test_set_back_by_hand_restores_exactly() -> None:
 class Sums:
     """Asks for sums of attention over given keys and keeps what it receives."""
 
-    def __init__(self, columns: torch.Tensor, *, aside: bool = False) -> None:
-        self.columns, self.sums, self.aside = columns, {}, aside
+    def __init__(self, columns: torch.Tensor, *, separate_pass: bool = False) -> None:
+        self.columns, self.sums, self.separate_pass = columns, {}, separate_pass
 
     def key_values(self, forward: ForwardContext, layer: int) -> torch.Tensor:
         return self.columns[:, : forward.all_tokens.shape[1]]
 
-    def receive(self, forward: ForwardContext, layer: int, sums: torch.Tensor) -> None:
+    def on_sums(self, forward: ForwardContext, layer: int, sums: torch.Tensor) -> None:
         self.sums[layer] = sums
 
 
@@ -121,10 +121,10 @@ def test_sums_of_attention_equal_the_matrix(name: str, implementation: str) -> N
         eager = model(**batch, output_attentions=True)
         zoo.set_attention(model, implementation)
         own = model(**batch).logits
-        seam, asker, aside = install(model, "test", None), Sums(columns), Sums(columns, aside=True)
+        seam, asker, aside = install(model, "test", None), Sums(columns), Sums(columns, separate_pass=True)
         for layer in range(2):
-            seam.ask(layer, asker)
-            seam.ask(layer, aside)
+            seam.request_sums(layer, asker)
+            seam.request_sums(layer, aside)
         logits = model(**batch).logits
         for layer in range(2):
             seam.cancel_sums(layer, asker)
@@ -147,9 +147,9 @@ def test_gradients_of_sums_in_eager_equal_those_in_sdpa() -> None:
     def gradients(name: str) -> list[torch.Tensor]:
         model = zoo.build("qwen3")
         zoo.set_attention(model, name)
-        seam, asker, aside = install(model, "test", None), Sums(columns), Sums(columns, aside=True)
-        seam.ask(1, asker)
-        seam.ask(1, aside)
+        seam, asker, aside = install(model, "test", None), Sums(columns), Sums(columns, separate_pass=True)
+        seam.request_sums(1, asker)
+        seam.request_sums(1, aside)
         model(**batch)
         assert not aside.sums[1].requires_grad
         asker.sums[1][batch["attention_mask"].bool()].square().sum().backward()
@@ -166,8 +166,8 @@ def test_weights_that_were_dropped_out_are_not_taken_for_all() -> None:
         layer.self_attn.attention_dropout = 0.5
     model.config.attention_dropout = 0.5
     zoo.set_attention(model, "eager")
-    seam, ones = install(model, "test", None), Sums(torch.ones(1, 9, 1), aside=True)
-    seam.ask(0, ones)
+    seam, ones = install(model, "test", None), Sums(torch.ones(1, 9, 1), separate_pass=True)
+    seam.request_sums(0, ones)
     with pytest.raises(HostError, match="dropped out"):
         model(**zoo.batch("llama", "9"))
     model.eval()(**zoo.batch("llama", "9"))
@@ -180,7 +180,7 @@ def test_an_implementation_that_cannot_be_asked_is_refused() -> None:
     zoo.set_attention(model, "of_somebody")
     seam = install(model, "test", None)
     with pytest.raises(HostError, match="'of_somebody'") as told:
-        seam.ask(0, Sums(torch.ones(1, 9, 1)))
+        seam.request_sums(0, Sums(torch.ones(1, 9, 1)))
     assert 'set_attn_implementation("sdpa")' in str(told.value)
     seam.release("test")
     assert decoder_attention(model) == "of_somebody"
@@ -190,7 +190,7 @@ def test_attention_may_be_set_to_eager_while_asked() -> None:
     """As transformers' own advice has it, for `output_attentions`."""
     model = zoo.build("llama")
     seam, ones = install(model, "test", None), Sums(torch.ones(1, 9, 1))
-    seam.ask(0, ones)
+    seam.request_sums(0, ones)
     zoo.set_attention(model, "eager")
     with torch.no_grad():
         out = model(**zoo.batch("llama", "9"), output_attentions=True)
@@ -206,7 +206,7 @@ def test_sums_of_attention_on_opt() -> None:
     batch = zoo.batch("opt", "9")
     ones = Sums(torch.ones(1, 9, 1))
     seam = install(model, "test", None)
-    seam.ask(0, ones)
+    seam.request_sums(0, ones)
     with torch.no_grad():
         model(**batch)
     torch.testing.assert_close(ones.sums[0], torch.ones(1, 9, 4, 1))
@@ -220,7 +220,7 @@ def test_sums_while_decoding_equal_the_whole(name: str) -> None:
     columns = torch.randn(1, 14, 3)
     with torch.no_grad():
         seam, asker = install(model, "test", None), Sums(columns)
-        seam.ask(1, asker)
+        seam.request_sums(1, asker)
         model(ids)
         whole, cache, steps = asker.sums[1], None, []
         for start, stop in ((0, 5), (5, 6), (6, 7), (7, 11), (11, 14)):

@@ -78,7 +78,7 @@ def fingerprint(model: nn.Module) -> str:
 def _adapters(model: nn.Module) -> dict[str, Any]:
     """What is put on the model besides its weights: the same weights answer otherwise when it is silent."""
     seam = find(model)
-    held = {} if seam is None else seam.holders
+    held = {} if seam is None else seam.owners
     found: dict[str, Any] = {
         name: [graft.enabled, graft.config.to_dict()] for name, graft in held.items() if isinstance(graft, Graft)
     }

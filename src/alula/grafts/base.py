@@ -99,7 +99,7 @@ class Graft(abc.ABC):
     def __init__(self, seam: Seam, name: str, config: Any) -> None:
         self.seam, self.name, self.config = seam, name, config
         self.layers: dict[int, nn.Module] = {}
-        self.token = uuid.uuid4().hex
+        self.owner_id = uuid.uuid4().hex
         self._handles: list[RemovableHandle] = []
 
     # -- for subclasses -------------------------------------------------------------------------------------------
@@ -149,11 +149,11 @@ class Graft(abc.ABC):
     @property
     def enabled(self) -> bool:
         """Whether it takes part in the forwards that this thread begins."""
-        return self.token not in marks()
+        return self.owner_id not in marks()
 
     def disabled(self) -> AbstractContextManager[None]:
         """The host without this graft, for the forwards that this thread (or asyncio task) begins inside the block."""
-        return marked(self.token)
+        return marked(self.owner_id)
 
     # -- parameters -----------------------------------------------------------------------------------------------
 

@@ -38,10 +38,10 @@ def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Gr
     seam = install(model, name, None)
     try:
         graft = kind(seam, name, config)
-        seam.holders[name] = graft
+        seam.set_owner(name, graft)
         graft.grow(layer_indices(config, seam.anatomy.num_layers))
     except BaseException:
-        graft_or_none = seam.holders.get(name)
+        graft_or_none = seam.owners.get(name)
         if isinstance(graft_or_none, Graft):
             graft_or_none.detach()
         else:
@@ -74,7 +74,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
 def grafts_of(model: nn.Module) -> dict[str, Graft]:
     """The grafts attached to `model`, by name."""
     seam = find(model)
-    return {} if seam is None else {n: graft for n, graft in seam.holders.items() if isinstance(graft, Graft)}
+    return {} if seam is None else {n: graft for n, graft in seam.owners.items() if isinstance(graft, Graft)}
 
 
 def get(model: nn.Module, name: str | None = None) -> Graft:

@@ -169,7 +169,7 @@ class Alignment(StateProbe):
         chosen = notes["groups"]
         if not chosen:
             return
-        counts = {"stream": forward.seam.anatomy.num_layers + 1}
+        counts = {"stream": forward.anatomy.num_layers + 1}
         states = {
             site: torch.stack(
                 [notes[site, state] for state in range(counts.get(site, counts["stream"] - 1))], dim=2

@@ -121,7 +121,7 @@ class AttentionShift(Probe):
     def watch(self, seam: Seam, stack: ExitStack) -> None:
         listener = _Listener(self)
         for layer in range(seam.anatomy.num_layers):
-            seam.ask(layer, listener)
+            seam.request_sums(layer, listener)
             stack.callback(partial(seam.cancel_sums, layer, listener))
 
     def segments(self, tokens: TokenMap) -> Tensor:
@@ -144,7 +144,7 @@ class AttentionShift(Probe):
         self.tally.add("without_queries", int((has_image & ~asked).sum()))
         if not bool(measured.any()):
             return
-        layers = range(forward.seam.anatomy.num_layers)
+        layers = range(forward.anatomy.num_layers)
         unheard = [layer for layer in layers if ("main", layer) not in notes]
         if unheard:
             raise HostError(
@@ -236,14 +236,14 @@ class AttentionShift(Probe):
 class _Listener:
     """Receives sums of attention over the segments (seam.LearnerSumsReader) and writes them down for the probe."""
 
-    aside = True
+    separate_pass = True
 
     def __init__(self, probe: AttentionShift) -> None:
         self.probe = self.mark = probe
 
     def key_values(self, forward: ForwardContext, layer: int) -> Tensor | None:
         notes = self.probe.notes(forward)
-        if notes is None or ("main", layer) in notes or not forward.has_perceptual:
+        if notes is None or ("main", layer) in notes or not forward.any_media:
             return None
         if "segments" not in notes:
             chosen = token_sets.select(forward.tokens, self.probe.queries).float()
@@ -251,7 +251,7 @@ class _Listener:
             notes["segments"] = self.probe.segments(forward.all_tokens)
         return notes["segments"]
 
-    def receive(self, forward: ForwardContext, layer: int, sums: Tensor) -> None:
+    def on_sums(self, forward: ForwardContext, layer: int, sums: Tensor) -> None:
         """Take (B, Q, H, C) sums of the main branch."""
         notes = self.probe.notes(forward)
         assert notes is not None

@@ -108,7 +108,7 @@ class Probe(abc.ABC):
             UsageError: this probe is on this model already. HostError: a class of host alula does not know.
         """
         seam = find(model)
-        if seam is not None and any(owner is self for owner in seam.holders.values()):
+        if seam is not None and any(owner is self for owner in seam.owners.values()):
             raise UsageError(f"this {type(self).__name__} is on this model already")
         name = f"probe-{next(_serial)}"
         seam = install(model, name, self)

@@ -201,7 +201,7 @@ class Geometry(StateProbe):
         valid = tokens.valid.any(dim=1)
         self.tally.add("samples", int(valid.sum()))
         self.tally.add("perceptual_first", int((tokens.is_perceptual & (tokens.position == 0)).sum()))
-        states = {site: forward.seam.anatomy.num_layers + (site == "stream") for site in self.sites}
+        states = {site: forward.anatomy.num_layers + (site == "stream") for site in self.sites}
         present = {kind: chosen.any(dim=1).cpu() for kind, chosen in notes["groups"].items()}
         for site, count in states.items():
             firsts = torch.stack([notes[site, state, "first"] for state in range(count)], dim=1).double().cpu()

@@ -150,7 +150,7 @@ class VocabularyLens(StateProbe):
     # -- listening ------------------------------------------------------------------------------------------------
 
     def read(self, forward: ForwardContext, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
-        anatomy = forward.seam.anatomy
+        anatomy = forward.anatomy
         if "tokens" not in notes:
             notes["tokens"] = self._choose(forward.tokens)
             notes["states"] = self._read_states(anatomy.num_layers + 1)
@@ -203,7 +203,7 @@ class VocabularyLens(StateProbe):
         if not len(sample):
             return
         states = notes["states"]
-        self.tally.raise_peak("stream", forward.seam.anatomy.num_layers + 1)
+        self.tally.raise_peak("stream", forward.anatomy.num_layers + 1)
         read = [notes["read", state] for state in states]
         cell, count = _cells(notes["tokens"])
         first = torch.zeros_like(count).scatter_reduce(0, cell, torch.arange(len(cell)), "amin", include_self=False)

@@ -1,10 +1,12 @@
 """The one place that touches transformers internals: attention function, forward context, cache layer, taps."""
 
-from alula.seam.attention import ATTENTION, LearnerSumsReader, SumsReader, use_attention
+from alula.seam.attention import ATTENTION, use_attention
+from alula.seam.cache import TokenCache
+from alula.seam.context import ForwardContext
 from alula.seam.declared import DECLARED, declare, declared, grafted_weights, retract
-from alula.seam.forward import ForwardContext, TokenCache
 from alula.seam.hooks import ByThread, with_keywords
 from alula.seam.install import NAME, Seam, find, install
+from alula.seam.requests import LearnerSumsReader, Requests, SumsReader
 from alula.seam.scope import marked, marks
 from alula.seam.taps import TapEvent, taps
 
@@ -14,11 +16,12 @@ __all__ = [
     "NAME",
     "ByThread",
     "ForwardContext",
-    "SumsReader",
     "LearnerSumsReader",
-    "TokenCache",
+    "Requests",
     "Seam",
+    "SumsReader",
     "TapEvent",
+    "TokenCache",
     "declare",
     "declared",
     "find",

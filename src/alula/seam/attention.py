@@ -11,14 +11,14 @@ What the decoder computes stays what it is, also where sums are asked for:
 
 Others are refused: their masks and kernels are not known here.
 
-Shapes: B batch, H query heads, G key/value heads, Q query tokens, K key tokens, D head width, C extra columns.
+Shapes: B batch, H query heads, G key/value heads, Q query tokens, K key tokens, D head width, C extra values per key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError
+from alula.seam.requests import SumsReader
 
 ATTENTION = "alula"
 EAGER = "eager"
@@ -54,31 +55,6 @@ _PLAIN = frozenset(
 )
 
 
-class SumsReader(Protocol):
-    """Something that wants sums of attention over keys of a layer, and receives them in the same forward.
-
-    An asker whose attribute `aside` is true gets its sums from a pass of its own, without gradients or dropout, which
-    leaves every bit of the forward as it is: for probes. The others share the forward's own pass and its gradients.
-    """
-
-    def key_values(self, forward: Any, layer: int) -> Tensor | None:
-        """(B, K_all, C) values per key over all tokens seen so far, or None when nothing is wanted this time."""
-
-    def receive(self, forward: Any, layer: int, sums: Tensor) -> None:
-        """Take the (B, Q, H, C) sums of the columns, weighted by attention."""
-
-
-class LearnerSumsReader(SumsReader, Protocol):
-    """An asker that also wants sums of the attention of grafts' own learners. They come after the main branch's."""
-
-    def learner_key_values(self, forward: Any, layer: int) -> Tensor | None:
-        """(B, K_all, C) values per key, or None when nothing is wanted this time."""
-
-    def on_learner_sums(self, forward: Any, layer: int, weight: Tensor, sums: Tensor) -> None:
-        """Take the (B, Q, H, C) sums of one learner's attention (0 where it is silent), and the weight, broadcastable
-        to (B, Q, 1), with which its output joins the stream."""
-
-
 def attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -101,32 +77,32 @@ def attention_forward(
         (B, Q, H, D) output and None for the weights.
     """
     options = {"scaling": scaling, "dropout": dropout, **kwargs}
-    aside, asked = _asked(module, alula, query.shape[2], key.shape[2])
-    if aside:
-        _answer_aside(sdpa_attention_forward, module, query, key, attention_mask, options, alula, aside)
-    if not asked:
+    apart, shared = _requested(module, alula, query.shape[2], key.shape[2])
+    if apart:
+        _answer_apart(sdpa_attention_forward, module, query, key, attention_mask, options, alula, apart)
+    if not shared:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
-    values = _columns(asked, key.shape[2]).to(value.dtype)
+    values = _key_values(shared, key.shape[2]).to(value.dtype)
     options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
-    split = alula.split([asker for asker, _ in asked])
+    split = alula.split([reader for reader, _ in shared])
     if split is None:
-        output, sums = _with_sums(module, query, key, value, attention_mask, columns=values, options=options)
+        output, sums = _with_sums(module, query, key, value, attention_mask, key_values=values, options=options)
     else:
-        asking, silent_ones = split
-        chosen = _samples(asking, query, key, value, attention_mask)
-        spoken, sums = _with_sums(
-            module, *chosen, columns=values[asking], options=_options_of(asking, options, len(query))
+        wanted, others = split
+        chosen = _samples(wanted, query, key, value, attention_mask)
+        with_sums, sums = _with_sums(
+            module, *chosen, key_values=values[wanted], options=_options_of(wanted, options, len(query))
         )
-        silent, _ = sdpa_attention_forward(
+        without, _ = sdpa_attention_forward(
             module,
-            *_samples(silent_ones, query, key, value, attention_mask),
-            **_options_of(silent_ones, options, len(query)),
+            *_samples(others, query, key, value, attention_mask),
+            **_options_of(others, options, len(query)),
         )
         back = torch.cat(split).argsort()
-        output = torch.cat([spoken, silent])[back]
-        sums = torch.cat([sums, sums.new_zeros(len(silent), *sums.shape[1:])])[back]
-    _deliver(asked, sums, alula, module)
+        output = torch.cat([with_sums, without])[back]
+        sums = torch.cat([sums, sums.new_zeros(len(without), *sums.shape[1:])])[back]
+    _deliver(shared, sums, alula, module)
     return output, None
 
 
@@ -135,64 +111,66 @@ def flex_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """What `flex_attention_forward` returns, plus the sums asked for through `alula`: see `attention_forward`."""
     output = flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    aside, asked = _asked(module, alula, query.shape[2], key.shape[2])
+    apart, shared = _requested(module, alula, query.shape[2], key.shape[2])
 
-    def run(module: nn.Module, query: Tensor, key: Tensor, columns: Tensor, mask: Any, **options: Any) -> Any:
+    def run(module: nn.Module, query: Tensor, key: Tensor, key_values: Tensor, mask: Any, **options: Any) -> Any:
         # laid out as the decoder's own values are, so that no kernel has to be compiled for them
-        return flex_attention_forward(module, query, key, torch.empty_like(value).copy_(columns), mask, **options)
+        return flex_attention_forward(module, query, key, torch.empty_like(value).copy_(key_values), mask, **options)
 
-    if aside:
-        _answer_aside(run, module, query, key, attention_mask, kwargs, alula, aside)
-    if asked:
-        _deliver(asked, _sums_apart(run, module, query, key, attention_mask, kwargs, asked), alula, module)
+    if apart:
+        _answer_apart(run, module, query, key, attention_mask, kwargs, alula, apart)
+    if shared:
+        _deliver(shared, _sums_apart(run, module, query, key, attention_mask, kwargs, shared), alula, module)
     return output
 
 
 def answer_from_weights(module: nn.Module, weights: Tensor | None, alula: Any) -> None:
-    """Give askers their sums from the (B, H, Q, K) weights that eager attention hands out.
+    """Give readers their sums from the (B, H, Q, K) weights that eager attention hands out.
 
     Raises:
-        SeamError: there are none. HostError: weights of which some were dropped out although an asker wants them whole.
+        SeamError: there are none. HostError: weights of which some were dropped out although a reader wants them whole.
     """
     where = f"{type(module).__name__} of layer {module.layer_idx}"
     if weights is None:
         raise SeamError("eager attention handed out no weights", where=where, remedy=_SDPA)
-    aside, asked = _asked(module, alula, *weights.shape[2:])
-    if aside and module.training and alula.seam.anatomy.config.attention_dropout:
+    apart, shared = _requested(module, alula, *weights.shape[2:])
+    if apart and module.training and alula.anatomy.config.attention_dropout:
         raise HostError(
             "attention weights are dropped out at random, and eager attention hands out no others",
             where=where,
             remedy=f"measure in eval mode; or {_SDPA}",
         )
-    for askers, shared in ((aside, False), (asked, True)):
-        if askers:
-            with torch.set_grad_enabled(shared and torch.is_grad_enabled()):
-                columns = _columns(askers, weights.shape[-1]).to(weights.dtype)
-                sums = weights.flatten(1, 2) @ columns  # (B, H * Q, C)
+    for requested, with_gradients in ((apart, False), (shared, True)):
+        if requested:
+            with torch.set_grad_enabled(with_gradients and torch.is_grad_enabled()):
+                values = _key_values(requested, weights.shape[-1]).to(weights.dtype)
+                sums = weights.flatten(1, 2) @ values  # (B, H * Q, C)
                 sums = sums.view(*weights.shape[:3], -1).transpose(1, 2)
-            _deliver(askers, sums, alula, module)
+            _deliver(requested, sums, alula, module)
 
 
-Asked = list[tuple[SumsReader, Tensor]]
+Requested = list[tuple[SumsReader, Tensor]]
 
 
-def _asked(module: nn.Module, alula: Any, queries: int, keys: int) -> tuple[Asked, Asked]:
-    """Who wants which sums in this layer: those who want them aside, and the others."""
+def _requested(module: nn.Module, alula: Any, queries: int, keys: int) -> tuple[Requested, Requested]:
+    """Who wants which sums in this layer: those who want them from a separate pass, and the others."""
     # vision towers of some hosts hand our keyword to attention modules that have no layer index
     if alula is None or not hasattr(module, "layer_idx"):
         return [], []
-    asked = alula.columns(module, queries, keys)
-    aside = [(asker, columns) for asker, columns in asked if getattr(asker, "aside", False)]
-    return aside, [(asker, columns) for asker, columns in asked if not getattr(asker, "aside", False)]
+    apart: Requested = []
+    shared: Requested = []
+    for reader, values in alula.requested_sums(module, queries, keys):
+        (apart if getattr(reader, "separate_pass", False) else shared).append((reader, values))
+    return apart, shared
 
 
-def _columns(asked: Asked, keys: int) -> Tensor:
-    """(B, keys, all columns)."""
-    return torch.cat([_align(columns, keys) for _, columns in asked], dim=-1)
+def _key_values(requested: Requested, keys: int) -> Tensor:
+    """(B, keys, all values)."""
+    return torch.cat([_align(values, keys) for _, values in requested], dim=-1)
 
 
 @torch.no_grad()
-def _answer_aside(
+def _answer_apart(
     run: Callable[..., tuple[Tensor, Any]],
     module: nn.Module,
     query: Tensor,
@@ -200,11 +178,11 @@ def _answer_aside(
     mask: Any,
     options: dict[str, Any],
     alula: Any,
-    asked: Asked,
+    requested: Requested,
 ) -> None:
-    """Give askers their sums from passes of their own."""
-    sums = _sums_apart(run, module, query, key, mask, {**options, "dropout": 0.0}, asked)
-    _deliver(asked, sums, alula, module)
+    """Give readers their sums from passes of their own."""
+    sums = _sums_apart(run, module, query, key, mask, {**options, "dropout": 0.0}, requested)
+    _deliver(requested, sums, alula, module)
 
 
 def _sums_apart(
@@ -214,24 +192,24 @@ def _sums_apart(
     key: Tensor,
     mask: Any,
     options: dict[str, Any],
-    asked: Asked,
+    requested: Requested,
 ) -> Tensor:
-    """(B, Q, H, all columns) from passes whose values are nothing but columns, as many at a time as a head is wide:
+    """(B, Q, H, all columns) from passes whose values are nothing but key_values, as many at a time as a head is wide:
     a kernel that can compute the decoder's heads can compute these."""
     width = query.shape[-1]
     sums = []
-    for columns in _columns(asked, key.shape[2]).to(query).split(width, dim=-1):
-        padded = F.pad(columns, (0, width - columns.shape[-1]))[:, None].expand(-1, key.shape[1], -1, -1)
+    for key_values in _key_values(requested, key.shape[2]).to(query).split(width, dim=-1):
+        padded = F.pad(key_values, (0, width - key_values.shape[-1]))[:, None].expand(-1, key.shape[1], -1, -1)
         output, _ = run(module, query, key, padded, mask, **options)
-        sums.append(output[..., : columns.shape[-1]])
+        sums.append(output[..., : key_values.shape[-1]])
     return torch.cat(sums, dim=-1)
 
 
-def _deliver(asked: Asked, sums: Tensor, alula: Any, module: nn.Module) -> None:
-    """Hand every asker its share of (B, Q, H, all columns)."""
+def _deliver(requested: Requested, sums: Tensor, alula: Any, module: nn.Module) -> None:
+    """Hand every reader its share of (B, Q, H, all columns)."""
     start = 0
-    for asker, wanted in asked:
-        asker.receive(alula, module.layer_idx, sums[..., start : start + wanted.shape[-1]])  # type: ignore[arg-type]
+    for reader, wanted in requested:
+        reader.on_sums(alula, module.layer_idx, sums[..., start : start + wanted.shape[-1]])  # type: ignore[arg-type]
         start += wanted.shape[-1]
 
 
@@ -242,19 +220,19 @@ def _with_sums(
     value: Tensor,
     mask: Tensor | None,
     *,
-    columns: Tensor,
+    key_values: Tensor,
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """(B, Q, H, D) output of attention and (B, Q, H, C') sums of the (B, K, C) columns, C' >= C."""
+    """(B, Q, H, D) output of attention and (B, Q, H, C') sums of the (B, K, C) key_values, C' >= C."""
     plain = not options["dropout"] and _PLAIN.issuperset(
         name for name, value in options.items() if value is not None and name != "dropout"
     )
     if plain and query.shape[2] <= _FEW_QUERIES and (mask is not None or query.shape[2] == 1):
-        return _few_with_sums(query, key, value, mask, columns=columns, scaling=options["scaling"])
+        return _few_with_sums(query, key, value, mask, key_values=key_values, scaling=options["scaling"])
     width = value.shape[-1]
-    padding = -(width + columns.shape[-1]) % 8 + columns.shape[-1]
-    columns = F.pad(columns, (0, padding - columns.shape[-1]))
-    widened = torch.cat([value, columns[:, None].expand(-1, value.shape[1], -1, -1)], dim=-1)
+    padding = -(width + key_values.shape[-1]) % 8 + key_values.shape[-1]
+    key_values = F.pad(key_values, (0, padding - key_values.shape[-1]))
+    widened = torch.cat([value, key_values[:, None].expand(-1, value.shape[1], -1, -1)], dim=-1)
     output, _ = sdpa_attention_forward(
         module, F.pad(query, (0, padding)), F.pad(key, (0, padding)), widened, mask, **options
     )
@@ -263,7 +241,7 @@ def _with_sums(
 
 
 def _few_with_sums(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, columns: Tensor, scaling: float
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, key_values: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """`_with_sums` for few queries, whose weights are cheaper to write out than keys and values are to widen."""
     batch, heads, queries, _ = query.shape
@@ -276,7 +254,7 @@ def _few_with_sums(
         scores = scores + keys if barred is None else barred
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     output = (weights.view(*grouped.shape[:3], -1) @ value).view(batch, heads, queries, -1)
-    sums = weights.flatten(1, 2) @ columns
+    sums = weights.flatten(1, 2) @ key_values
     return output.transpose(1, 2).contiguous(), sums.view(batch, heads, queries, -1).transpose(1, 2)
 
 
@@ -295,10 +273,10 @@ def _options_of(pick: Tensor, options: dict[str, Any], batch: int) -> dict[str, 
     }
 
 
-def _align(columns: Tensor, keys: int) -> Tensor:
+def _align(key_values: Tensor, keys: int) -> Tensor:
     """Fit (B, K_all, C) to the keys attention holds: a sliding cache keeps the last, a static one has a blank tail."""
-    have = columns.shape[1]
-    return columns[:, have - keys :] if have >= keys else F.pad(columns, (0, 0, 0, keys - have))
+    have = key_values.shape[1]
+    return key_values[:, have - keys :] if have >= keys else F.pad(key_values, (0, 0, 0, keys - have))
 
 
 AttentionInterface.register(ATTENTION, attention_forward)

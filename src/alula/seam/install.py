@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -18,9 +18,11 @@ from alula.anatomy import Anatomy, unwrap
 from alula.errors import AlulaError, SeamError, UsageError
 from alula.items import brings_media
 from alula.seam import dialect, preconditions
-from alula.seam.attention import EAGER, SumsReader, answer_from_weights, close_attention, open_attention
-from alula.seam.forward import ForwardContext, GraftCacheLayer, TokenCache
+from alula.seam.attention import EAGER, answer_from_weights, close_attention, open_attention
+from alula.seam.cache import GraftCacheLayer, TokenCache
+from alula.seam.context import ForwardContext
 from alula.seam.hooks import with_keywords
+from alula.seam.requests import Requests, SumsReader
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
 from alula.tokens import Modality, TokenMap
@@ -28,7 +30,7 @@ from alula.tokens import Modality, TokenMap
 NAME = "alula"  # of the seam in the host, of the per-layer containers, and of the keyword a `ForwardContext` travels as
 
 _changing = threading.RLock()  # held while it changes who is on a host
-_given_tokens: ContextVar[Mapping[nn.Module, TokenMap]] = ContextVar("alula_given_rows", default=MappingProxyType({}))
+_given_tokens: ContextVar[Mapping[nn.Module, TokenMap]] = ContextVar("alula_given_tokens", default=MappingProxyType({}))
 
 
 class Seam(nn.Module):
@@ -41,10 +43,8 @@ class Seam(nn.Module):
     def __init__(self, anatomy: Anatomy) -> None:
         super().__init__()
         self.anatomy = anatomy
-        self.holders: dict[str, Any] = {}
-        self._askers: dict[int, list[SumsReader]] = {}
-        self._gated: set[SumsReader] = set()
-        self._readers: dict[int, RemovableHandle] = {}
+        self.requests = Requests()
+        self._weight_hooks: dict[int, RemovableHandle] = {}
         self._previous_attention: str | None = None
         self._input_users: set[str] = set()
         self._names = dialect.positional_names(anatomy.backbone)
@@ -59,10 +59,10 @@ class Seam(nn.Module):
 
     # -- who needs what -------------------------------------------------------------------------------------------
 
-    def ask(self, layer: int, asker: SumsReader, *, gated: bool = False) -> None:
-        """Have `asker` receive sums of attention in `layer`.
+    def request_sums(self, layer: int, reader: SumsReader, *, gated: bool = False) -> None:
+        """Have `reader` receive sums of attention in `layer`.
 
-        A gated asker needs no sums of samples that have seen nothing perceptual (it may receive zeros); those samples
+        A gated reader needs no sums of samples that have no media so far (it may receive zeros); those samples
         keep the decoder's own attention, bit for bit, also in one batch with others.
 
         Raises:
@@ -71,43 +71,56 @@ class Seam(nn.Module):
         with _changing:
             if self._previous_attention is None:
                 self._previous_attention = open_attention(self.anatomy)
-            if gated:
-                self._gated.add(asker)
-            if not self.askers(layer):
+            if not self.readers(layer):
                 # in front of the hooks of grafts, which need what is read here
-                self._readers[layer] = self.anatomy.attention(layer).register_forward_hook(
+                self._weight_hooks[layer] = self.anatomy.attention(layer).register_forward_hook(
                     self._read_weights, with_kwargs=True, prepend=True
                 )
-            self._askers[layer] = [*self.askers(layer), asker]
+            self._set_readers(
+                layer, (*self.readers(layer), reader), {*self.requests.gated, *([reader] if gated else [])}
+            )
 
-    def cancel_sums(self, layer: int, asker: SumsReader) -> None:
-        """Undo `ask`; the last one to stop gives the decoder its own attention function back."""
+    def cancel_sums(self, layer: int, reader: SumsReader) -> None:
+        """Undo `request_sums`; the last one to stop gives the decoder its own attention function back."""
         with _changing:
-            self._askers[layer] = [each for each in self.askers(layer) if each is not asker]
-            self._gated.discard(asker)
-            if not self._askers[layer] and layer in self._readers:
-                self._readers.pop(layer).remove()
-            if not any(self._askers.values()) and self._previous_attention is not None:
+            left = tuple(each for each in self.readers(layer) if each is not reader)
+            self._set_readers(layer, left, self.requests.gated)
+            if not left and layer in self._weight_hooks:
+                self._weight_hooks.pop(layer).remove()
+            if not self.requests.readers and self._previous_attention is not None:
                 close_attention(self.anatomy, self._previous_attention)
                 self._previous_attention = None
 
-    def askers(self, layer: int) -> list[SumsReader]:
-        return self._askers.get(layer, [])
+    def readers(self, layer: int) -> tuple[SumsReader, ...]:
+        """Those who request sums of attention in a layer."""
+        return self.requests.readers.get(layer, ())
 
-    def is_gated(self, asker: SumsReader) -> bool:
-        return asker in self._gated
+    def _set_readers(self, layer: int, readers: tuple[SumsReader, ...], gated: Iterable[SumsReader]) -> None:
+        every = {index: here for index, here in {**self.requests.readers, layer: readers}.items() if here}
+        left = {reader for here in every.values() for reader in here}
+        self.requests = replace(self.requests, readers=every, gated=frozenset(gated) & left)
 
-    def keep_inputs(self, holder: str) -> None:
-        """Have the first layer's inputs kept in the cache for `holder` until it lets go of the seam."""
-        self._input_users = self._input_users | {holder}
+    @property
+    def owners(self) -> Mapping[str, Any]:
+        """The grafts, policies and probes on the host, by name."""
+        return self.requests.owners
 
-    def release(self, holder: str) -> None:
-        """Let go of the seam; the last holder takes the hooks and the seam itself out of the host."""
+    def set_owner(self, name: str, owner: Any) -> None:
+        """Put `owner` in the place of who has the seam under `name`."""
         with _changing:
-            # others may be looking through the old ones
-            self.holders = {name: owner for name, owner in self.holders.items() if name != holder}
-            self._input_users = self._input_users - {holder}
-            if not self.holders:
+            self.requests = replace(self.requests, owners={**self.owners, name: owner})
+
+    def keep_inputs(self, name: str) -> None:
+        """Have the first layer's inputs stored in the cache for the owner of that name until it lets go of the seam."""
+        self._input_users = self._input_users | {name}
+
+    def release(self, name: str) -> None:
+        """Let go of the seam; the last owner takes the hooks and the seam itself out of the host."""
+        with _changing:
+            owners = {each: owner for each, owner in self.owners.items() if each != name}
+            self.requests = replace(self.requests, owners=owners)
+            self._input_users = self._input_users - {name}
+            if not owners:
                 for handle in self._handles:
                     handle.remove()
                 delattr(self.anatomy.host, NAME)
@@ -170,11 +183,21 @@ class Seam(nn.Module):
         preconditions.check(
             self.anatomy, kwargs, tokens, past_tokens, past.offset if past is not None and known else None
         )
-        wanted = kwargs.get("use_cache")
-        keeps = cache is not None or bool(getattr(self.anatomy.config, "use_cache", True) if wanted is None else wanted)
+        use_cache = kwargs.get("use_cache")
+        if use_cache is None:
+            use_cache = getattr(self.anatomy.config, "use_cache", True)
+        is_caching = cache is not None or bool(use_cache)
         tokens, past = tokens.to(reference.device), past if known else None
         kwargs[NAME] = ForwardContext(
-            self, tokens, past_tokens, past, GraftCacheLayer.of(cache), keeps=keeps, cache=cache, marks=marks()
+            self.anatomy,
+            self.requests,
+            tokens,
+            past_tokens,
+            past,
+            GraftCacheLayer.of(cache),
+            is_caching=is_caching,
+            cache=cache,
+            marks=marks(),
         )
         return (), kwargs
 
@@ -219,7 +242,7 @@ class Seam(nn.Module):
             return
         index = self.anatomy.layers.index(layer)
         if index == 0:
-            forward.handed = self._handed(layer, kwargs, forward)
+            forward.layer_cache = self._layer_cache(layer, kwargs, forward)
             hidden = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
             forward.inputs = hidden if self._input_users else hidden[..., :0]
         rope = self.anatomy.rope(dialect.rope_of(kwargs))
@@ -227,7 +250,7 @@ class Seam(nn.Module):
             forward.rope[self.anatomy.layer_type(index)] = rope
 
     @staticmethod
-    def _handed(layer: nn.Module, kwargs: dict[str, Any], forward: ForwardContext) -> Any:
+    def _layer_cache(layer: nn.Module, kwargs: dict[str, Any], forward: ForwardContext) -> Any:
         """The cache that decoder layers add their keys to, which has to be the one this forward began with.
 
         Raises:
@@ -247,7 +270,7 @@ class Seam(nn.Module):
     def _read_weights(
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]
     ) -> None:
-        """Answer askers where attention is eager; other implementations do so themselves."""
+        """Answer readers where attention is eager; other implementations do so themselves."""
         forward = kwargs.get(NAME)
         if isinstance(forward, ForwardContext) and self.anatomy.config._attn_implementation == EAGER:
             answer_from_weights(attention, output[1], forward)
@@ -258,7 +281,7 @@ class Seam(nn.Module):
         forward = kwargs.get(NAME)
         if not isinstance(forward, ForwardContext):  # it began before the seam was there
             return
-        cache, returned = forward.handed, dialect.cache_of_output(output)
+        cache, returned = forward.layer_cache, dialect.cache_of_output(output)
         # the decoder's own, which stays empty under gradient checkpointing, is none
         if returned is not None and returned is not cache and int(returned.get_seq_length()):
             raise SeamError(
@@ -285,9 +308,9 @@ class Seam(nn.Module):
             }
             past.append(forward.past_tokens, forward.inputs.new_zeros(*forward.past_tokens.shape, 0), blank)
         past.append(forward.tokens, forward.inputs, forward.rope)
-        past.know(forward.all_tokens, forward.seeing)
+        past.remember(forward.all_tokens, forward.has_media)
         past.offset = preconditions.current_offset(self.anatomy)
-        forward.shelve(cache)
+        forward.commit(cache)
 
     @contextmanager
     def given_tokens(self, tokens: TokenMap) -> Iterator[None]:
@@ -304,12 +327,12 @@ class Seam(nn.Module):
             _given_tokens.set(before)
 
 
-def install(model: nn.Module, holder: str, owner: Any) -> Seam:
-    """Return the host's seam, installing it when `holder` is the first to need it.
+def install(model: nn.Module, name: str, owner: Any) -> Seam:
+    """Return the host's seam, installing it when `name` is the first to need it.
 
     Args:
         model: a host (PEFT wrappers are looked through).
-        holder: name under which `owner` holds the seam; `Seam.release(holder)` gives it back.
+        name: under which `owner` has the seam; `Seam.release(name)` gives it back.
         owner: the graft, policy or probe.
 
     Raises:
@@ -322,11 +345,11 @@ def install(model: nn.Module, holder: str, owner: Any) -> Seam:
         if seam is None:
             seam = Seam(Anatomy.of(host))
             host.add_module(NAME, seam)
-        if holder in seam.holders:
+        if name in seam.owners:
             raise UsageError(
-                f"the name {holder!r} is already in use on this model", remedy="detach it, or give another name"
+                f"the name {name!r} is already in use on this model", remedy="detach it, or give another name"
             )
-        seam.holders = {**seam.holders, holder: owner}
+        seam.set_owner(name, owner)
     return seam
 
 

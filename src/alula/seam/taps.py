@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alula.errors import UsageError
 from alula.seam import dialect
-from alula.seam.forward import ForwardContext
+from alula.seam.context import ForwardContext
 from alula.seam.hooks import ByThread, with_keywords
 from alula.seam.install import NAME, Seam, install
 from alula.seam.scope import marked

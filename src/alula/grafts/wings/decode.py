@@ -112,7 +112,7 @@ class DecodeEngine(Engine):
 
     def fits(self, learners: LayerLearners, ctx: ForwardContext) -> bool:
         """Whether a layer can attend so: keys that no cache holds have to be made, segment by segment."""
-        return bool(self.segments) or ctx.is_kept(learners.graft_name, learners.index)
+        return bool(self.segments) or ctx.is_cached(learners.graft_name, learners.index)
 
     @torch.compiler.disable  # lengths change with every step, and each would be compiled anew
     def attend(self, learners: LayerLearners, ctx: ForwardContext, query: Tensor) -> Tensor:
@@ -126,17 +126,17 @@ class DecodeEngine(Engine):
     ) -> tuple[Tensor, Tensor]:
         """(B, H, N, D) rotated keys and (B, N, r) value factors of all tokens; the cache gets those of new ones."""
         owner = learners.graft_name, learners.index
-        is_kept = ctx.is_kept(*owner)
-        tokens = self.tokens[:, -ctx.tokens.shape[1] :] if is_kept else self.tokens
-        segments = self.new_segments if is_kept else self.segments
+        is_cached = ctx.is_cached(*owner)
+        tokens = self.tokens[:, -ctx.tokens.shape[1] :] if is_cached else self.tokens
+        segments = self.new_segments if is_cached else self.segments
         assert segments is not None
         key_factors, value_factors = _factors(modules, tokens, segments)[:, None].chunk(2, dim=-1)
         if learners.config.cache == "keys":
-            angles = self.angles(learners, ctx, "new" if is_kept else "all")
+            angles = self.angles(learners, ctx, "new" if is_cached else "all")
             new = _expand_keys(modules, tokens, key_factors[:, 0], segments, angles)
-            keys, value_factors = ctx.keep(*owner, new, value_factors)
+            keys, value_factors = ctx.to_cache(*owner, new, value_factors)
         else:
-            key_factors, value_factors = ctx.keep(*owner, key_factors, value_factors)
+            key_factors, value_factors = ctx.to_cache(*owner, key_factors, value_factors)
             assert self.segments is not None
             angles = self.angles(learners, ctx, "all")
             keys = _expand_keys(modules, self.tokens, key_factors[:, 0], self.segments, angles, self._buffers)

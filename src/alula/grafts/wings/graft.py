@@ -42,7 +42,7 @@ class WingsLayer(LayerLearners):
         engine = self.state(forward).engine if self._is_active(forward) else None
         return None if engine is None else engine.key_values(self, forward)
 
-    def receive(self, forward: ForwardContext, layer: int, sums: Tensor) -> None:
+    def on_sums(self, forward: ForwardContext, layer: int, sums: Tensor) -> None:
         self.state(forward).sums = sums
 
     # -- hooks ----------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class WingsLayer(LayerLearners):
         """Whether any token of this batch can attend to a learner's keys."""
         if ctx.is_disabled(self.graft_name):
             return False
-        return ctx.has_perceptual or (self.config.gate == "paper" and "textual" in self.config.learners)
+        return ctx.any_media or (self.config.gate == "paper" and "textual" in self.config.learners)
 
     def _engine(self, ctx: ForwardContext) -> Engine:
         """What computes the learners of this forward; layers of equal settings share one."""
@@ -152,7 +152,7 @@ class WingsGraft(Graft):
     def hook_layer(self, index: int, module: WingsLayer) -> list[RemovableHandle]:
         if module.router is not None and not isinstance(module.router, ConstantRouter):
             # first, since a host whose attention cannot give sums is refused
-            self.seam.ask(index, module, gated=self.config.gate == "exact")
+            self.seam.request_sums(index, module, gated=self.config.gate == "exact")
         anatomy = self.seam.anatomy
         attention, out = anatomy.attention(index), anatomy.attention_out(index)
         handles = [anatomy.layers[index].register_forward_pre_hook(module.enter, with_kwargs=True)]
@@ -165,7 +165,7 @@ class WingsGraft(Graft):
 
     def unhook(self) -> None:
         for index, module in self.layers.items():
-            if module in self.seam.askers(index):
+            if module in self.seam.readers(index):
                 self.seam.cancel_sums(index, module)  # type: ignore[arg-type]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -492,7 +492,7 @@ class LayerLearners(nn.Module):
         if sums is None and not isinstance(self.router, ConstantRouter):
             raise AlulaError(
                 f"the graft {self.graft_name!r} routes by attention, but the decoder's attention implementation was "
-                f"changed to {ctx.seam.anatomy.config._attn_implementation!r} while it is attached",
+                f"changed to {ctx.anatomy.config._attn_implementation!r} while it is attached",
                 remedy='set it to "eager", or detach the graft before changing it',
             )
         return self.router(sums)

@@ -212,11 +212,11 @@ class PrefillEngine(Engine):
             key_factors, value_factors = module.factors(each.tokens).chunk(2, dim=-1)
             factors[name] = key_factors, value_factors
             keys[name] = module.expand_keys(each.tokens, key_factors, None if angles is None else angles.keys[name])
-        if ctx.keeps and not torch.is_grad_enabled():
+        if ctx.is_caching and not torch.is_grad_enabled():
             whole = learners.config.cache == "keys"
             kept = {name: keys[name].transpose(1, 2) if whole else factors[name][0][:, :, None] for name in keys}
             values = {name: factors[name][1][:, :, None] for name in keys}
-            ctx.keep(learners.graft_name, learners.index, self._as_tokens(kept), self._as_tokens(values))
+            ctx.to_cache(learners.graft_name, learners.index, self._as_tokens(kept), self._as_tokens(values))
         return {name: (keys[name], factors[name][1]) for name in keys}
 
     def _continued(
@@ -227,12 +227,12 @@ class PrefillEngine(Engine):
         modules = {name: learners.learner(name) for name in learners.config.learners}
         # tokens the graft kept nothing of, e.g. because it was inactive, are made anew
         assert ctx.inputs is not None, "the first decoder layer has not been entered"
-        tokens = prepared(ctx.inputs if ctx.is_kept(*owner) else ctx.all_inputs(), learners.config)
+        tokens = prepared(ctx.inputs if ctx.is_cached(*owner) else ctx.all_inputs(), learners.config)
         made = self._by_owner(ctx, [module.factors(tokens) for module in modules.values()])
         key_factors, value_factors = made.chunk(2, dim=-1)
         known = {}
         if learners.config.cache == "factors":
-            of_keys, of_values = ctx.keep(*owner, key_factors[:, None], value_factors[:, None])
+            of_keys, of_values = ctx.to_cache(*owner, key_factors[:, None], value_factors[:, None])
             for name, each in self.keys.items():
                 own_angles = None if angles is None else angles.keys[name]
                 keys = modules[name].expand_keys(each.tokens, self._pick(name, of_keys[:, 0]), own_angles)
@@ -242,7 +242,7 @@ class PrefillEngine(Engine):
         new = next(iter(modules.values())).heads(expanded)
         if angles is not None:
             new = rotate(new, angles.last(tokens.shape[1]))
-        of_keys, of_values = ctx.keep(*owner, new, value_factors[:, None])
+        of_keys, of_values = ctx.to_cache(*owner, new, value_factors[:, None])
         for name in self.keys:
             keys = self._pick(name, of_keys.transpose(1, 2)).transpose(1, 2)
             known[name] = keys, self._pick(name, of_values[:, 0])
@@ -321,7 +321,7 @@ class PrefillEngine(Engine):
 
 def sums_readers(learners: LayerLearners, ctx: ForwardContext) -> list[Any]:
     """Who wants sums of the attention of this layer's learners."""
-    return [reader for reader in ctx.askers(learners.index) if hasattr(reader, "on_learner_sums")]
+    return [reader for reader in ctx.readers(learners.index) if hasattr(reader, "on_learner_sums")]
 
 
 def _find_keys(

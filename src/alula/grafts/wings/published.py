@@ -92,9 +92,9 @@ def _plan_samples(ctx: ForwardContext, config: WingsConfig) -> PublishedEngine:
     """For evaluation: every sample as if alone."""
     every, new = ctx.all_tokens, ctx.tokens
     inputs = ctx.all_inputs()
-    sees = torch.tensor(ctx.seeing, device=inputs.device)[:, None, None]
+    sees = torch.tensor(ctx.has_media, device=inputs.device)[:, None, None]
     visual = textual = None
-    if ctx.has_perceptual:
+    if ctx.any_media:
         index, real = first_tokens(every.is_perceptual)
         visual = PublishedKeys(pick_tokens(inputs, index), index, _additive(real[:, None, :], inputs.dtype))
     if "textual" in config.learners:
@@ -106,7 +106,7 @@ def _plan_samples(ctx: ForwardContext, config: WingsConfig) -> PublishedEngine:
     double = 2.0 if len(config.learners) == 2 else 1.0
     visual_factor = torch.where(sees, double, 0.0)
     textual_factor = torch.where(sees, double, 1.0)
-    routed = sees if double == 2.0 and ctx.has_perceptual else None
+    routed = sees if double == 2.0 and ctx.any_media else None
     return PublishedEngine(visual, textual, torch.cat([visual_factor, textual_factor], dim=-1), routed)
 
 
@@ -114,7 +114,7 @@ def _plan_batch(ctx: ForwardContext, config: WingsConfig) -> PublishedEngine:
     """For training: the batch as one computation."""
     tokens, inputs = ctx.tokens, ctx.all_inputs()
     length = tokens.shape[1]
-    sees = torch.tensor(ctx.seeing, device=inputs.device)
+    sees = torch.tensor(ctx.has_media, device=inputs.device)
     inputs = inputs * tokens.valid[..., None].to(inputs.dtype)
     column = torch.arange(length, device=inputs.device)
     two = len(config.learners) == 2
@@ -122,12 +122,12 @@ def _plan_batch(ctx: ForwardContext, config: WingsConfig) -> PublishedEngine:
     index, real = first_tokens(tokens.is_perceptual)
     visual = PublishedKeys(pick_tokens(inputs, index), index, None)
     shortened = False
-    if two and not all(ctx.seeing):
-        blank = _blank_image(ctx.seam.anatomy, inputs)
+    if two and not all(ctx.has_media):
+        blank = _blank_image(ctx.anatomy, inputs)
         shortened = length < blank.shape[1]
         blank = blank[:, :length]
         size = blank.shape[1]
-        if not ctx.has_perceptual:
+        if not ctx.any_media:
             index, keys = column[None, :size], blank
         else:
             index = torch.where(sees[:, None], index, column[:size])
@@ -148,7 +148,7 @@ def _plan_batch(ctx: ForwardContext, config: WingsConfig) -> PublishedEngine:
         blinded = column[None, :] >= length - (index.shape[1] - counts)
         textual = PublishedKeys(pick_tokens(inputs, index), index, _additive(legal & ~blinded[..., None], inputs.dtype))
 
-    mixed_batch = ctx.has_perceptual and not all(ctx.seeing)
+    mixed_batch = ctx.any_media and not all(ctx.has_media)
     single = shortened | (mixed_batch & ~sees) if two else torch.ones_like(sees)
     visual_factor = torch.where(single, 1.0, 2.0)
     if not two:
@@ -164,7 +164,7 @@ def _check(tokens: TokenMap, ctx: ForwardContext, training: bool) -> None:
     Raises:
         AlulaError: a cache with an image, several images, an image in front, left padding in training.
     """
-    if ctx.has_perceptual:
+    if ctx.any_media:
         if ctx.past_tokens is not None:
             raise AlulaError(
                 "released Wings weights cannot continue a cache once there is an image: in the released arithmetic "

@@ -217,7 +217,7 @@ class TestInputsEmbeds:
         model = zoo.build("llama")
         listener = Listener(model)
         model(inputs_embeds=model.get_input_embeddings()(torch.tensor([[1, 2, 3]])))
-        assert not listener.forwards[-1].has_perceptual
+        assert not listener.forwards[-1].any_media
 
 
 def test_a_cache_from_before_is_refused_where_its_inputs_are_needed() -> None:
@@ -265,5 +265,5 @@ def test_two_models_and_a_copy_do_not_meet() -> None:
     assert find(twin) is not find(model)
     assert find(twin).anatomy.host is twin
     # the listener's own hook is a closure, which a copy shares; what it saw belongs to the copy
-    assert [forward.seam for forward in listener.forwards] == [find(twin)]
+    assert [forward.anatomy for forward in listener.forwards] == [find(twin).anatomy]
     assert other.forwards == []

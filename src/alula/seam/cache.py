@@ -1,0 +1,204 @@
+"""What the seam and grafts store in a KV cache: layers behind the decoder's own, which follow what is done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from alula.seam.preconditions import Offset
+from alula.tokens import TokenMap
+
+
+class _TokenLayer(DynamicLayer):
+    """A cache layer that grows by tokens like a decoder's, whose keys and values have dtypes and widths of their own.
+
+    Being an ordinary cache layer it follows every crop, reorder, repeat and selection of the cache.
+    """
+
+    # A cache is compileable if all its layers are: this one has no say in it. Where a static cache stopped being so,
+    # transformers would build no mask for its blank tail.
+    is_compileable = True
+
+    keys: Tensor
+    values: Tensor
+    _room: dict[str, Tensor]  # what `keys` and `values` are the filled beginnings of, once they grow
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._room = {}
+
+    def _grown(self, name: str, new: Tensor) -> Tensor:
+        """The tensor called `name` followed by `new`, in place where there is room behind it."""
+        old: Tensor = getattr(self, name)
+        if torch.is_grad_enabled():  # a backward may yet need the old tokens as they are, whoever asked for it
+            return torch.cat([old, new], dim=-2)
+        filled, length = old.shape[-2], old.shape[-2] + new.shape[-2]
+        longer = self._roomy(name, length)[..., :length, :]
+        longer[..., filled:, :] = new
+        return longer
+
+    def _roomy(self, name: str, length: int) -> Tensor:
+        """A tensor of at least `length` tokens whose first ones are those of the tensor called `name`."""
+        old: Tensor = getattr(self, name)
+        room = self._room.get(name)
+        if room is None or not _begins(old, room) or length > room.shape[-2]:
+            room = old.new_empty(*old.shape[:-2], length + max(length // 8, 32), old.shape[-1])
+            room[..., : old.shape[-2], :] = old
+            setattr(self, name, room[..., : old.shape[-2], :])
+            self._room[name] = room
+        return room
+
+    def _peek(self, name: str, new: Tensor, heads: slice = slice(None)) -> Tensor:
+        """Some heads of the tensor called `name`, followed by `new`, which is not stored by that."""
+        filled, length = getattr(self, name).shape[-2], getattr(self, name).shape[-2] + new.shape[-2]
+        whole = self._roomy(name, length)[:, heads, :length]
+        whole[..., filled:, :] = new
+        return whole
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.keys, self.values = key_states, value_states
+            self.is_initialized = True
+        else:
+            self.keys, self.values = self._grown("keys", key_states), self._grown("values", value_states)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        # one of the two may have width 0, which the inherited test takes for an empty cache
+        return self.values.shape[-2] if self.is_initialized else 0
+
+
+def _begins(part: Tensor, whole: Tensor) -> bool:
+    """Whether `part` is the first tokens of `whole`, which may be written to behind them."""
+    if whole.is_inference() and not torch.is_inference_mode_enabled():
+        return False
+    return (
+        part.data_ptr() == whole.data_ptr()
+        and part.stride() == whole.stride()
+        and part.shape[:-2] == whole.shape[:-2]
+        and part.dtype == whole.dtype
+    )
+
+
+class GraftCacheLayer(_TokenLayer):
+    """What one graft keeps per token, for some decoder layers: two tensors, `keys` and `values`.
+
+    Each is (B, layers * h, S, w), with as many heads h and numbers w as the graft likes, e.g. one head for numbers that
+    belong to the token as a whole.
+    """
+
+    def __init__(self, name: str, owner_id: str | None, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.name, self.owner_id, self.layers = name, owner_id, tuple(layers)
+
+    def peek(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Each (B, h, S + tokens, w): what is stored for a layer, followed by (B, h, tokens, w) that are not yet."""
+        place = self.layers.index(layer)
+        mine = [slice(place * new.shape[1], (place + 1) * new.shape[1]) for new in (keys, values)]
+        return self._peek("keys", keys, mine[0]), self._peek("values", values, mine[1])
+
+    def append(self, new: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        """Add (B, h, tokens, w) keys and values per layer."""
+        keys, values = zip(*(new[layer] for layer in self.layers), strict=True)
+        self.update(torch.cat(keys, dim=1), torch.cat(values, dim=1))
+
+    @staticmethod
+    def of(cache: Cache | None) -> dict[str, GraftCacheLayer]:
+        """The graft layers of a cache, by name."""
+        layers = getattr(cache, "layers", None) or []
+        return {layer.name: layer for layer in layers if isinstance(layer, GraftCacheLayer)}
+
+
+class TokenCache(_TokenLayer):
+    """A cache layer behind the decoder's own that remembers, per token, its TokenMap entry, block input and RoPE
+    angles.
+
+    `keys` holds the block inputs (B, 1, S, d) (width 0 when no graft asked for them); `values` the TokenMap entries and
+    the first halves of cos and sin per attention type (B, 1, S, 4 + R * types), float32 (exact for integers up to
+    2**24).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # what `tokens` and `has_media` return; None = to be read from what is stored
+        self._known: tuple[TokenMap, tuple[bool, ...]] | None = None
+        self.rope_types: list[str] = []
+        self.offset: Offset | None = None
+
+    def append(self, tokens: TokenMap, inputs: Tensor, rope: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Store the tokens of a finished forward."""
+        batch, count = tokens.shape
+        if not self.rope_types:
+            self.rope_types = list(rope)
+        halves = [half(table).expand(batch, count, -1).float() for name in self.rope_types for table in rope[name]]
+        facts = torch.cat([tokens.stack().float(), *halves], dim=-1)
+        self.update(inputs[:, None], facts[:, None])
+        self._known = None
+
+    def remember(self, tokens: TokenMap, has_media: tuple[bool, ...]) -> None:
+        """Remember what is stored in the form it is asked for, until the cache is rearranged."""
+        self._known = tokens, has_media
+
+    @property
+    def tokens(self) -> TokenMap:
+        return TokenMap.unstack(self.values[:, 0, :, :4]) if self._known is None else self._known[0]
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether the block inputs were kept, and not only the TokenMap."""
+        return self.is_initialized and self.keys.shape[-1] > 0
+
+    @property
+    def inputs(self) -> Tensor:
+        """(B, S, d)."""
+        return self.keys[:, 0]
+
+    def peek_inputs(self, new: Tensor) -> Tensor:
+        """(B, S + tokens, d): the stored inputs followed by (B, tokens, d) not stored yet; without gradients."""
+        return self._peek("keys", new[:, None])[:, 0]
+
+    def half_rope(self, layer_type: str) -> tuple[Tensor, Tensor]:
+        """The first halves of (cos, sin) of all stored tokens, each (B, S, R / 2)."""
+        width = (self.values.shape[-1] - 4) // (2 * len(self.rope_types))
+        start = 4 + 2 * width * self.rope_types.index(layer_type)
+        cos, sin = self.values[:, 0, :, start : start + 2 * width].split(width, dim=-1)
+        return cos, sin
+
+    def has_media(self) -> tuple[bool, ...]:
+        """Per sample, whether any stored token is perceptual; reads the device only after the cache was rearranged."""
+        if self._known is None:
+            tokens = self.tokens
+            self._known = tokens, tuple(tokens.is_perceptual.any(dim=1).tolist())
+        return self._known[1]
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        self._known = None
+        super().reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._known = None
+        super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._known = None
+        super().batch_select_indices(indices)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self._known = None
+        super().crop(tokens_to_remove)
+
+    @staticmethod
+    def of(cache: Cache | None) -> TokenCache | None:
+        """The token cache riding on `cache`, if any."""
+        layers = getattr(cache, "layers", None) or []
+        return next((layer for layer in layers if isinstance(layer, TokenCache)), None)
+
+
+def half(table: Tensor) -> Tensor:
+    """The first half of a (.., R) cos or sin table; RoPE tables repeat their half-width angles twice."""
+    return table[..., : table.shape[-1] // 2]

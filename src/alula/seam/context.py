@@ -1,0 +1,227 @@
+"""The state of one forward pass.
+
+Nothing here is global: a `ForwardContext` travels as a keyword argument through the host's own call chain, so it
+survives gradient checkpointing and serves two models side by side; what the next step needs lives in the cache object
+itself (see `cache`). It knows who takes part in it (`Requests`) and nothing of the seam that made it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from alula.anatomy import Anatomy
+from alula.errors import SeamError
+from alula.seam.cache import GraftCacheLayer, TokenCache, half
+from alula.seam.dialect import REMEDY
+from alula.seam.requests import Requests, SumsReader
+from alula.tokens import TokenMap
+
+
+def _has_media(tokens: TokenMap, past: TokenCache | None) -> tuple[bool, ...]:
+    """Per sample, whether any token so far is perceptual. Reads the device only while some sample has seen nothing."""
+    before = past.has_media() if past is not None else (False,) * tokens.shape[0]
+    if all(before):
+        return before
+    now = tokens.is_perceptual.any(dim=1).tolist()
+    return tuple(a or b for a, b in zip(before, now, strict=True))
+
+
+class ForwardContext:
+    """What one forward pass knows: its tokens, past and new, and what the grafts of the seam keep during it.
+
+    Attributes:
+        tokens: TokenMap of the new tokens, (B, S).
+        all_tokens: TokenMap of the cached tokens followed by the new ones, (B, P + S).
+        past_tokens: TokenMap of the P cached tokens, or None.
+        past: the token cache that remembers them as it was before this forward (a shallow copy: the cache itself grows
+            when the forward ends), or None, also for a cache that was filled without the seam.
+        growing: that token cache itself.
+        is_caching: whether a cache will take what this forward leaves.
+        cache: the KV cache the model was given, or None.
+        layer_cache: the one its layers were given; set when the first of them is entered.
+        requests: who takes part, as it was when this forward began.
+        marks: of the thread that began it (see `scope`).
+        has_media: per sample, whether any of its tokens so far is perceptual.
+        any_media: whether any token so far, of any sample, is perceptual.
+        inputs: (B, S, d) input of the first decoder layer; set when that layer is entered.
+        rope: per attention type the (cos, sin) of the new tokens, each (1 or B, S, R); empty for hosts without RoPE.
+        memo: results grafts share between layers, keyed by whatever they like; lives and dies with this forward.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        requests: Requests,
+        tokens: TokenMap,
+        past_tokens: TokenMap | None = None,
+        past: TokenCache | None = None,
+        cached: Mapping[str, GraftCacheLayer] | None = None,
+        *,
+        is_caching: bool = True,
+        cache: Cache | None = None,
+        marks: frozenset[Hashable] = frozenset(),
+    ) -> None:
+        self.anatomy = anatomy
+        self.requests = requests
+        self.cache = cache
+        self.layer_cache: Cache | None = None
+        self.marks = marks
+        self.past_tokens = past_tokens
+        self.past, self.growing = copy.copy(past), past
+        self.all_tokens = tokens if past_tokens is None else past_tokens.append(tokens)
+        self.tokens = self.all_tokens.last(tokens.shape[1])
+        self.has_media = _has_media(tokens, past)
+        self.any_media = any(self.has_media)
+        self.inputs: Tensor | None = None
+        self._all_inputs: Tensor | None = None
+        self.rope: dict[str, tuple[Tensor, Tensor]] = {}
+        self.memo: dict[Any, Any] = {}
+        known = past.get_seq_length() if past is not None else -1
+        self.is_caching = is_caching
+        # what another graft of this name left, or this one before a gap, is of no use
+        self._cached = {
+            name: layer
+            for name, layer in (cached or {}).items()
+            if layer.get_seq_length() == known and layer.owner_id == requests.owner_id(name)
+        }
+        self._new: dict[str, dict[int, tuple[Tensor, Tensor]]] = defaultdict(dict)
+        self._layer_state: dict[int, dict[Any, Any]] = defaultdict(dict)
+
+    def layer(self, index: int) -> dict[Any, Any]:
+        """The state grafts keep for one layer of this forward. It is kept until the forward dies, so that a layer
+        recomputed by gradient checkpointing finds what it found the first time."""
+        return self._layer_state[index]
+
+    # -- values stored per token for later forwards --------------------------------------------------------------------
+
+    def is_cached(self, name: str, layer: int) -> bool:
+        """Whether the values that `to_cache` was given are known for all past tokens."""
+        return name in self._cached and layer in self._cached[name].layers
+
+    @torch.compiler.disable  # lengths change with every step, and each would be compiled anew
+    def to_cache(self, name: str, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Have two tensors of tokens stored in the cache when this forward ends, if it has one.
+
+        Args:
+            name: of the graft, which must store something for the same layers in every forward.
+            layer: the decoder layer they belong to.
+            keys, values: (B, h, S, w) of the new tokens; (B, h, P + S, w) where nothing `is_cached`.
+
+        Returns:
+            (B, h, P + S, w) of all tokens; not to be written to.
+        """
+        if self.is_caching:
+            self._new[name][layer] = keys, values
+        return self._cached[name].peek(layer, keys, values) if self.is_cached(name, layer) else (keys, values)
+
+    def commit(self, cache: Cache) -> None:
+        """Store what grafts gave for it in the cache, and take away what was not kept up."""
+        for name, layer in GraftCacheLayer.of(cache).items():
+            if name not in self._cached or set(self._new.get(name, ())) != set(layer.layers):
+                cache.layers.remove(layer)
+        for name, new in self._new.items():
+            if name not in self._cached:
+                self._cached[name] = GraftCacheLayer(name, self.requests.owner_id(name), sorted(new))
+                cache.layers.append(self._cached[name])
+            if set(new) == set(self._cached[name].layers):
+                self._cached[name].append(new)
+        self._new.clear()
+
+    def is_disabled(self, name: str) -> bool:
+        """Whether the graft of that name takes no part in this forward."""
+        return name not in self.requests.owners or self.requests.owner_id(name) in self.marks
+
+    def readers(self, layer: int) -> list[SumsReader]:
+        """Those who may request sums of attention in a layer of this forward; probes of other threads may not."""
+        found = []
+        for reader in self.requests.readers.get(layer, ()):
+            mark = getattr(reader, "mark", None)
+            if mark is None or mark in self.marks:  # looked up, never gone through: torch 2.7 cannot compile that
+                found.append(reader)
+        return found
+
+    def requested_sums(self, module: nn.Module, queries: int, keys: int) -> list[tuple[SumsReader, Tensor]]:
+        """Who wants which sums of attention in this attention module's layer.
+
+        Raises:
+            SeamError: the module has other queries or keys than this forward knows of.
+        """
+        index: int = module.layer_idx  # type: ignore[assignment]
+        given = [(reader, reader.key_values(self, index)) for reader in self.readers(index)]
+        wanted = [(reader, values) for reader, values in given if values is not None]
+        if wanted:
+            self._check_lengths(index, queries, keys)
+        return wanted
+
+    def _check_lengths(self, layer: int, queries: int, keys: int) -> None:
+        """What attention is given has to be what is known of the past and the new tokens: columns are matched by it."""
+        new, known = self.tokens.shape[1], self.all_tokens.shape[1]
+        layers = getattr(self.layer_cache, "layers", None) or []
+        cached: Any = layers[layer] if layer < len(layers) else None
+        window = getattr(cached, "is_sliding", False)  # keeps the last keys only
+        room = getattr(cached, "is_compileable", False)  # has a blank tail
+        if queries != new or (keys < known and not window) or (keys > known and not room):
+            raise SeamError(
+                f"the attention of layer {layer} was given {queries} queries and {keys} keys, where {new} new and "
+                f"{known} tokens in all are known",
+                remedy=REMEDY,
+            )
+
+    def split(self, readers: Sequence[SumsReader]) -> tuple[Tensor, Tensor] | None:
+        """Indices of the samples whose sums `readers` want, and of the others; None when they want those of all."""
+        if all(self.has_media) or not all(reader in self.requests.gated for reader in readers):
+            return None
+        if "split" not in self.memo:
+            picks = [[i for i, has in enumerate(self.has_media) if has is wanted] for wanted in (True, False)]
+            self.memo["split"] = tuple(torch.tensor(pick, device=self.tokens.device) for pick in picks)
+        return self.memo["split"]
+
+    def all_inputs(self) -> Tensor:
+        """(B, P + S, d) first-layer inputs of all tokens."""
+        assert self.inputs is not None, "the first decoder layer has not been entered"
+        if self.past is None:
+            return self.inputs
+        if self._all_inputs is None:
+            alike = self.past.inputs.dtype == self.inputs.dtype and self.past.inputs.device == self.inputs.device
+            if alike and self.growing is not None and not torch.is_grad_enabled():
+                self._all_inputs = self.growing.peek_inputs(self.inputs)
+            else:
+                self._all_inputs = torch.cat([self.past.inputs.to(self.inputs), self.inputs], dim=1)
+        return self._all_inputs
+
+    def new_half_rope(self, layer_type: str) -> tuple[Tensor, Tensor] | None:
+        """The first halves of (cos, sin) of the new tokens, each (B, S, R / 2): the second ones repeat them."""
+        if layer_type not in self.rope:
+            return None
+        cos, sin = (half(table).expand(self.tokens.shape[0], -1, -1) for table in self.rope[layer_type])
+        return cos, sin
+
+    def all_half_rope(self, layer_type: str) -> tuple[Tensor, Tensor] | None:
+        """Those of all tokens, each (B, P + S, R / 2)."""
+        halves = self.new_half_rope(layer_type)
+        if halves is None or self.past is None:
+            return halves
+        cos, sin = (
+            torch.cat([old.to(new), new], dim=1)
+            for old, new in zip(self.past.half_rope(layer_type), halves, strict=True)
+        )
+        return cos, sin
+
+    def all_rope(self, layer_type: str) -> tuple[Tensor, Tensor] | None:
+        """(cos, sin) of all tokens for an attention type, each (B, P + S, R); None for hosts without RoPE."""
+        halves = self.all_half_rope(layer_type)
+        if halves is None:
+            return None
+        cos, sin = (torch.cat([table, table], dim=-1) for table in halves)
+        return cos, sin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A forward in flight is never part of a copied model."""
+        return
