@@ -1,9 +1,9 @@
 """Wings written down as its equations stand: every attention matrix materialised, nothing cached.
 
 The baseline of `wings.py`. It shares no code with alula. It computes what `alula.WingsConfig(router="mass")` or
-`router="attention"` computes under the exact gate, for batches whose samples all have the same layout of rows.
+`router="attention"` computes under the exact gate, for batches whose samples all have the same layout of tokens.
 
-Shapes: B batch, S rows, K key rows of one learner, H heads, D their width, d stream width.
+Shapes: B batch, S tokens, K key tokens of one learner, H heads, D their width, d stream width.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class NaiveWings(nn.Module):
 
     Args:
         model: a causal language model of a pre-norm family whose d is a multiple of D; set to eager attention here.
-        weights: tensors named ``layers.{i}.{visual,textual}.{q,k,v,o}.{a,b}`` and ``layers.{i}.router.{weight,bias}``,
-            float32 whatever the model is in, as alula has them.
+        weights: tensors named ``layers.{i}.{visual,textual}.{q,k,v,o}.{down,up}`` and
+            ``layers.{i}.router.{weight,bias}``, float32 whatever the model is in, as alula has them.
         router: "mass" or "attention".
     """
 
@@ -31,13 +31,13 @@ class NaiveWings(nn.Module):
         self.head_dim = model.config.head_dim
         self.weights = nn.ParameterDict({name.replace(".", "/"): tensor.clone() for name, tensor in weights.items()})
         self.kinds = torch.empty(0)
-        self.rows = torch.empty(0)
+        self.inputs = torch.empty(0)
         for index, layer in enumerate(model.model.layers):
             layer.register_forward_pre_hook(self._entering(index), with_kwargs=True)
             layer.self_attn.register_forward_hook(self._attended(index))
 
     def forward(self, kinds: Tensor, **inputs: Any) -> Any:
-        """The model's output; `kinds` (S,) is 1 at image rows and 0 at text rows."""
+        """The model's output; `kinds` (S,) is 1 at image tokens and 0 at text tokens."""
         self.kinds = kinds
         return self.model(**inputs, use_cache=False)
 
@@ -46,18 +46,18 @@ class NaiveWings(nn.Module):
             self.stream = args[0] if args else kwargs["hidden_states"]
             self.cos, self.sin = kwargs["position_embeddings"]
             if index == 0:
-                self.rows = self.stream
+                self.inputs = self.stream
 
         return hook
 
     def _attended(self, index: int) -> Any:
         def hook(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             branch, attention = output
-            share = self._route(index, attention).to(branch.dtype)
+            weights = self._route(index, attention).to(branch.dtype)
             query = self.stream + branch
-            for place, learner in enumerate(("visual", "textual")):
-                voice = self._listen(f"layers/{index}/{learner}", query, self.kinds == 1 - place)
-                branch = branch + share[..., place : place + 1] * voice
+            for i, learner in enumerate(("visual", "textual")):
+                output = self._attend(f"layers/{index}/{learner}", query, self.kinds == 1 - i)
+                branch = branch + weights[..., i : i + 1] * output
             return branch, attention
 
         return hook
@@ -66,13 +66,13 @@ class NaiveWings(nn.Module):
         """(B, S, 2) float32 weights from the (B, H, S, S) attention of the main branch."""
         weight, bias = self.weights[f"layers/{index}/router/weight"], self.weights[f"layers/{index}/router/bias"]
         if self.router == "mass":
-            told = attention[..., self.kinds == 1].sum(dim=-1, dtype=weight.dtype).transpose(1, 2) @ weight.T
+            logits = attention[..., self.kinds == 1].sum(dim=-1, dtype=weight.dtype).transpose(1, 2) @ weight.T
         else:
-            told = attention.mean(dim=1, dtype=weight.dtype) @ weight[:, : attention.shape[-1]].T
-        return torch.softmax(told + bias, dim=-1)
+            logits = attention.mean(dim=1, dtype=weight.dtype) @ weight[:, : attention.shape[-1]].T
+        return torch.softmax(logits + bias, dim=-1)
 
-    def _listen(self, name: str, query: Tensor, chosen: Tensor) -> Tensor:
-        """(B, S, d) what a learner says to every query, having looked at the chosen rows at or before it."""
+    def _attend(self, name: str, query: Tensor, chosen: Tensor) -> Tensor:
+        """(B, S, d) the output of a learner for every query, over the chosen tokens at or before it."""
 
         def low(part: str, x: Tensor) -> Tensor:
             first, second = (self.weights[f"{name}/{part}/{factor}"].to(x.dtype) for factor in ("down", "up"))
@@ -81,12 +81,12 @@ class NaiveWings(nn.Module):
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-        x = self.rows[:, chosen]
+        x = self.inputs[:, chosen]
         q, k, v = heads(query + low("q", query)), heads(x + low("k", x)), heads(x + low("v", x))
         q, k = _rope(q, self.cos, self.sin), _rope(k, self.cos[:, chosen], self.sin[:, chosen])
-        place = torch.arange(len(chosen), device=chosen.device)
+        column = torch.arange(len(chosen), device=chosen.device)
         seen = (self.kinds == 1).cumsum(dim=0) > 0
-        legal = (place[chosen] <= place[:, None]) & seen[:, None]
+        legal = (column[chosen] <= column[:, None]) & seen[:, None]
         scores = (q @ k.transpose(-1, -2) * self.head_dim**-0.5).masked_fill(~legal, -torch.inf)
         weights = torch.softmax(scores.float(), dim=-1).nan_to_num(0.0).to(v.dtype)
         return low("o", (weights @ v).transpose(1, 2).flatten(2))

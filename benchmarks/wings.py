@@ -10,12 +10,12 @@ In every round each contender runs once, right after the other; figures are rati
 and the extremes over rounds. On CPU one thread runs and the clock is the process's CPU time, so that neighbours on the
 machine disturb caches and memory but are not billed. Rounds are saved one by one: killing this loses at most one.
 
-All contenders share the host's weights, random unless it is the fledgling. One image stands behind 14 rows of text.
+All contenders share the host's weights, random unless it is the fledgling. One image stands behind 14 tokens of text.
 
-- host: the decoder alone. Its training step is what tuning a projector costs: gradients down to the input rows.
+- host: the decoder alone. Its training step is what tuning a projector costs: gradients down to the input tokens.
 - lora: PEFT, on all linear layers, at the rank of the learners.
 - mass, attention: alula's Wings with both learners in all layers, routed by attention mass or by position.
-- keys: mass, with `cache="keys"`: raised keys kept in place of their factors. Only where a cache is read.
+- keys: mass, with `cache="keys"`: keys kept in place of their factors. Only where a cache is read.
 - sdpa: the fused attention kernel alone, called as the learners call it, layer by layer. Only where prompts are read.
 - naive: `naive_wings.py`; every matrix materialised, nothing cached.
 """
@@ -69,7 +69,7 @@ _QWEN = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "max_po
 
 @dataclass(frozen=True)
 class Plan:
-    """One decoder: its configuration, the learners' rank, rows per image, and the rows of a training batch."""
+    """One decoder: its configuration, the learners' rank, tokens per image, and the tokens of a training batch."""
 
     config: Callable[[], PreTrainedConfig]
     rank: int
@@ -77,7 +77,7 @@ class Plan:
     train: tuple[int, int]
     accelerated: bool  # measured where there is an accelerator, else on the CPU
     dtype: torch.dtype
-    naive_stride: int  # naive generation times every so many steps and integrates between
+    naive_stride: int  # naive generation times every n-th step and integrates between
 
 
 def _fledgling() -> PreTrainedConfig:
@@ -129,7 +129,7 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 class Bench:
-    """One decoder on its device, and its contenders, built when they are first asked for."""
+    """One decoder on its device, and its contenders, built when they are first used."""
 
     def __init__(self, name: str, device: str, dtype: torch.dtype | None, *, shrink: bool) -> None:
         self.plan, self.shrink, self.device = PLANS[name], shrink, device
@@ -160,7 +160,7 @@ class Bench:
         )
         self._models: dict[str, Any] = {}
 
-    @torch.inference_mode(mode=False)  # whoever asks first: what is made inside could never be trained
+    @torch.inference_mode(mode=False)  # whoever comes first: what is made inside could never be trained
     def model(self, contender: str) -> Any:
         """The contender's model; all of them share the host's weights."""
         if contender not in self._models:
@@ -173,9 +173,9 @@ class Bench:
                         model, peft.LoraConfig(r=self.plan.rank, target_modules="all-linear", init_lora_weights=False)
                     )
                 case "mass" | "attention":
-                    self._speak(alula.attach(model, alula.WingsConfig(rank=self.plan.rank, router=contender)))
+                    self._awaken(alula.attach(model, alula.WingsConfig(rank=self.plan.rank, router=contender)))
                 case "keys":
-                    self._speak(alula.attach(model, alula.WingsConfig(rank=self.plan.rank, cache="keys")))
+                    self._awaken(alula.attach(model, alula.WingsConfig(rank=self.plan.rank, cache="keys")))
                 case "naive":
                     graft = self.graft("mass")
                     model = NaiveWings(model, graft.state_dict(), "mass")
@@ -185,38 +185,38 @@ class Bench:
     def graft(self, contender: str) -> Graft:
         return lifecycle.get(self.model(contender))
 
-    def _speak(self, graft: Graft) -> None:
+    def _awaken(self, graft: Graft) -> None:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in graft.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
     def size(self, number: int, least: int = 32) -> int:
-        """A number of rows, samples or tokens: a part of it, and no fewer than `least`, where all is tiny."""
+        """A number of tokens or samples: a part of it, and no fewer than `least`, where all is tiny."""
         return max(least, number // 32) if self.shrink else number
 
     @property
     def train_size(self) -> tuple[int, int]:
-        """Samples and rows of a training batch."""
-        batch, rows = self.plan.train
-        return self.size(batch, least=1), self.size(rows)
+        """Samples and tokens of a training batch."""
+        batch, tokens = self.plan.train
+        return self.size(batch, least=1), self.size(tokens)
 
-    def kinds(self, rows: int) -> Tensor:
-        """(rows,) 1 at image rows."""
-        kinds = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        kinds[IMAGE_START : IMAGE_START + self.image_tokens(rows)] = 1
+    def kinds(self, tokens: int) -> Tensor:
+        """(tokens,) 1 at image tokens."""
+        kinds = torch.zeros(tokens, dtype=torch.int64, device=self.device)
+        kinds[IMAGE_START : IMAGE_START + self.image_tokens(tokens)] = 1
         return kinds
 
-    def image_tokens(self, rows: int) -> int:
-        return min(self.plan.image_tokens, rows // 2)
+    def image_tokens(self, tokens: int) -> int:
+        return min(self.plan.image_tokens, tokens // 2)
 
-    def ids(self, rows: int, batch: int = 1) -> Tensor:
-        generator = torch.Generator().manual_seed(rows)
-        return torch.randint(3, 500, (batch, rows), generator=generator).to(self.device)
+    def ids(self, tokens: int, batch: int = 1) -> Tensor:
+        generator = torch.Generator().manual_seed(tokens)
+        return torch.randint(3, 500, (batch, tokens), generator=generator).to(self.device)
 
-    def run(self, contender: str, rows: int, batch: int = 1, **inputs: Any) -> Any:
-        """A forward over a prompt of `rows` rows."""
-        kinds = self.kinds(rows)
+    def run(self, contender: str, tokens: int, batch: int = 1, **inputs: Any) -> Any:
+        """A forward over a prompt of `tokens` tokens."""
+        kinds = self.kinds(tokens)
         if contender == "naive":
             inputs.pop("use_cache", None)
             return self.model(contender)(kinds, **inputs)
@@ -228,54 +228,54 @@ class Bench:
 # -- workloads --------------------------------------------------------------------------------------------------------
 
 
-def prefill(bench: Bench, contender: str, rows: int) -> tuple[Callable[[], Any], int]:
+def prefill(bench: Bench, contender: str, tokens: int) -> tuple[Callable[[], Any], int]:
     """A prompt into an empty cache, to its last logits."""
-    ids = bench.ids(rows)
+    ids = bench.ids(tokens)
 
     @torch.inference_mode()
     def once() -> Any:
-        return bench.run(contender, rows, input_ids=ids, logits_to_keep=1)
+        return bench.run(contender, tokens, input_ids=ids, logits_to_keep=1)
 
     return once, 1
 
 
-def attention_alone(bench: Bench, rows: int, batch: int = 1, *, train: bool = False) -> Callable[[], Any]:
-    """The attention of the learners of all layers and nothing else: `rows` rows with one image, both learners."""
-    images, heads = bench.image_tokens(rows), bench.shape.width // bench.shape.head_dim
-    texts = rows - images
+def attention_alone(bench: Bench, tokens: int, batch: int = 1, *, train: bool = False) -> Callable[[], Any]:
+    """The attention of the learners of all layers and nothing else: `tokens` tokens with one image, both learners."""
+    images, heads = bench.image_tokens(tokens), bench.shape.width // bench.shape.head_dim
+    texts = tokens - images
 
-    def rows_of(count: int) -> Tensor:
+    def random_tokens(count: int) -> Tensor:
         shape = (batch, count, heads, bench.shape.head_dim)
         return torch.randn(shape, device=bench.device, dtype=bench.host.dtype).transpose(1, 2).requires_grad_(train)
 
-    text, image, opening, closing = (rows_of(n) for n in (texts, images, IMAGE_START, texts - IMAGE_START))
-    # who asks whom: the rows of either kind themselves; the image the text before it; the text behind it the image
-    asked = ((text, text, True), (image, opening, False), (image, image, True), (closing, image, False))
+    text, image, opening, closing = (random_tokens(n) for n in (texts, images, IMAGE_START, texts - IMAGE_START))
+    # queries and keys: the tokens of either kind themselves; the image the text before it; the text behind it the image
+    pairs = ((text, text, True), (image, opening, False), (image, image, True), (closing, image, False))
 
     def once() -> None:
         with torch.set_grad_enabled(train):
             for _ in range(bench.shape.layers):
-                outs = [scaled_dot_product_attention(q, k, k, is_causal=causal) for q, k, causal in asked]
+                outs = [scaled_dot_product_attention(q, k, k, is_causal=causal) for q, k, causal in pairs]
                 if train:
                     torch.autograd.backward(outs, outs)
 
     return once
 
 
-def decode(bench: Bench, contender: str, rows: int) -> tuple[Callable[[], Any], int]:
-    """Steps of one token behind `rows` cached ones; the naive form has no cache and recomputes."""
+def decode(bench: Bench, contender: str, tokens: int) -> tuple[Callable[[], Any], int]:
+    """Steps of one token behind `tokens` cached ones; the naive form has no cache and recomputes."""
     count = bench.size(DECODED, least=2)
-    tokens = bench.ids(count)
+    new_ids = bench.ids(count)
     if contender == "naive":
-        return prefill(bench, contender, rows + 1)
+        return prefill(bench, contender, tokens + 1)
     with torch.inference_mode():
-        cache = cache_of_output(bench.run(contender, rows, input_ids=bench.ids(rows), logits_to_keep=1))
+        cache = cache_of_output(bench.run(contender, tokens, input_ids=bench.ids(tokens), logits_to_keep=1))
     model = bench.model(contender)
 
     @torch.inference_mode()
     def steps() -> Any:
         for i in range(count):
-            model(input_ids=tokens[:, i : i + 1], **{CACHE: cache})
+            model(input_ids=new_ids[:, i : i + 1], **{CACHE: cache})
         cache.crop(-count)
         return cache
 
@@ -283,18 +283,18 @@ def decode(bench: Bench, contender: str, rows: int) -> tuple[Callable[[], Any], 
 
 
 def train(bench: Bench, contender: str) -> tuple[Callable[[], Any], int]:
-    """ForwardContext, backward and optimizer step; input rows need gradients, as behind a projector in training."""
-    batch, rows = bench.train_size
+    """Forward, backward and optimizer step; input tokens need gradients, as behind a projector in training."""
+    batch, tokens = bench.train_size
     model = bench.model(contender)
     trained = [] if contender == "host" else [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6) if trained else None
-    labels = bench.ids(rows, batch)
+    labels = bench.ids(tokens, batch)
     embedded = bench.host.get_input_embeddings()(labels).detach()
 
     def step() -> None:
         model.train()
         leaf = embedded.clone().requires_grad_()
-        bench.run(contender, rows, batch, inputs_embeds=leaf, labels=labels, use_cache=False).loss.backward()
+        bench.run(contender, tokens, batch, inputs_embeds=leaf, labels=labels, use_cache=False).loss.backward()
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -305,8 +305,8 @@ def train(bench: Bench, contender: str) -> tuple[Callable[[], Any], int]:
 
 def generate(bench: Bench, contender: str) -> tuple[Callable[[], Any], int]:
     """`GENERATED` tokens behind a prompt of as many, greedily, through `generate`."""
-    rows, new = bench.size(GENERATED), bench.size(GENERATED, least=4)
-    model, ids = bench.model(contender), bench.ids(rows)
+    tokens, new = bench.size(GENERATED), bench.size(GENERATED, least=4)
+    model, ids = bench.model(contender), bench.ids(tokens)
     options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
 
     @torch.inference_mode()
@@ -314,27 +314,27 @@ def generate(bench: Bench, contender: str) -> tuple[Callable[[], Any], int]:
         seam = find(model)
         if seam is None:
             return model.generate(input_ids=ids, **options)
-        with seam.given_tokens(alula.TokenMap.from_modalities(bench.kinds(rows)[None])):
+        with seam.given_tokens(alula.TokenMap.from_modalities(bench.kinds(tokens)[None])):
             return model.generate(input_ids=ids, **options)
 
     return whole, 1
 
 
 def _time_naive_generation(bench: Bench, clock: Callable[[], float]) -> float:
-    """Seconds of `GENERATED` recomputations, from every so many of them and straight lines between."""
-    rows, new = bench.size(GENERATED), bench.size(GENERATED, least=4)
-    lengths = sorted({*range(rows, rows + new, bench.plan.naive_stride), rows + new - 1})
+    """Seconds of `GENERATED` recomputations, from every n-th of them and straight lines between."""
+    tokens, new = bench.size(GENERATED), bench.size(GENERATED, least=4)
+    lengths = sorted({*range(tokens, tokens + new, bench.plan.naive_stride), tokens + new - 1})
     seconds = []
     for length in lengths:
         ids = bench.ids(length)
-        kinds = bench.kinds(rows).new_zeros(length)
-        kinds[:rows] = bench.kinds(rows)
+        kinds = bench.kinds(tokens).new_zeros(length)
+        kinds[:tokens] = bench.kinds(tokens)
         model = bench.model("naive")
         begin = clock()
         with torch.inference_mode():
             int(model(kinds, input_ids=ids, logits_to_keep=1).logits.argmax())
         seconds.append(clock() - begin)
-    return float(np.interp(range(rows, rows + new), lengths, seconds).sum())
+    return float(np.interp(range(tokens, tokens + new), lengths, seconds).sum())
 
 
 def contenders_of(workload: str) -> tuple[str, ...]:
@@ -346,17 +346,17 @@ def contenders_of(workload: str) -> tuple[str, ...]:
 def task_of(bench: Bench, workload: str, contender: str) -> tuple[Callable[[], Any], int]:
     """What to run, and how many units (forwards, steps, generations) one run is."""
     if contender == "sdpa":
-        batch, rows = bench.train_size if workload == "train" else (1, rows_of(bench, workload))
-        return attention_alone(bench, rows, batch, train=workload == "train"), 1
+        batch, tokens = bench.train_size if workload == "train" else (1, tokens_of(bench, workload))
+        return attention_alone(bench, tokens, batch, train=workload == "train"), 1
     if workload.startswith("prefill-"):
-        return prefill(bench, contender, rows_of(bench, workload))
+        return prefill(bench, contender, tokens_of(bench, workload))
     if workload == "decode":
         return decode(bench, contender, bench.size(1024))
     return train(bench, contender) if workload == "train" else generate(bench, contender)
 
 
-def rows_of(bench: Bench, workload: str) -> int:
-    """The rows of a prompt that is read."""
+def tokens_of(bench: Bench, workload: str) -> int:
+    """The tokens of a prompt that is read."""
     return bench.size(int(workload.removeprefix("prefill-")))
 
 
@@ -460,7 +460,7 @@ def _resident(field: str) -> int:
 
 
 def cache_bytes(cache: Any) -> dict[str, int]:
-    """Bytes of a cache by owner: the host's keys and values, rows shared by the learners, their factors."""
+    """Bytes of a cache by owner: the host's keys and values, tokens shared by the learners, their factors."""
 
     def size(*tensors: Tensor) -> int:
         return sum(t.numel() * t.element_size() for t in tensors)
@@ -478,7 +478,7 @@ def cache_bytes(cache: Any) -> dict[str, int]:
 
 
 def agreement(bench: Bench) -> float:
-    """Largest difference of naive from fused logits over 96 rows, relative to the largest logit."""
+    """Largest difference of naive from fused logits over 96 tokens, relative to the largest logit."""
     ids = bench.ids(96)
     with torch.inference_mode():
         ours, theirs = (bench.run(c, 96, input_ids=ids).logits.float() for c in ("mass", "naive"))
@@ -488,11 +488,11 @@ def agreement(bench: Bench) -> float:
 def floor_of(bench: Bench, workload: str) -> dict[str, wings_floor.Floor]:
     """What the learners must do in this workload."""
     if workload.startswith("prefill-"):
-        rows = rows_of(bench, workload)
-        return {"floor": wings_floor.prefill(bench.shape, rows, IMAGE_START, bench.image_tokens(rows))}
+        tokens = tokens_of(bench, workload)
+        return {"floor": wings_floor.prefill(bench.shape, tokens, IMAGE_START, bench.image_tokens(tokens))}
     if workload == "train":
-        batch, rows = bench.train_size
-        return {"floor": wings_floor.training_step(bench.shape, rows, IMAGE_START, bench.image_tokens(rows), batch)}
+        batch, tokens = bench.train_size
+        return {"floor": wings_floor.training_step(bench.shape, tokens, IMAGE_START, bench.image_tokens(tokens), batch)}
     if workload == "decode":
         past = bench.size(1024)
         return {f"floor, {kept} kept": wings_floor.decode(bench.shape, past, kept) for kept in ("factors", "keys")}

@@ -2,17 +2,17 @@
 
 Per layer, with r the rank, d the stream width and both learners (a multiply-add is two operations):
 
-- a query that hears the learners goes through two low-rank projections of each learner (Q and O): 2 * 2 * 4dr;
-- a key row goes through two of the one learner it is a key of (K and V): 2 * 4dr;
+- a query that attends goes through two low-rank projections of each learner (Q and O): 2 * 2 * 4dr;
+- a key token goes through two of the one learner it is a key of (K and V): 2 * 4dr;
 - a (query, key) pair costs a score and a weighted sum: 4d;
-- the router's sum of attention over image rows costs 2H per pair of the main branch.
+- the router's sum of attention over image tokens costs 2H per pair of the main branch.
 
-While decoding, keys and values of earlier rows come from what was kept. Either their factors (2r numbers per row and
-layer, and the input rows once for all layers), from which K must be raised again in every step, 2dr per row; or keys
-and values themselves (2d numbers per row and layer), which need no arithmetic but are read in full. Values are not
-raised: the sum over factors (2rH per row and head set) is raised once. Both floors are given.
+While decoding, keys and values of earlier tokens come from what was kept. Either their factors (2r numbers per token
+and layer, and the input tokens once for all layers), from which K must be made again in every step, 2dr per token; or
+keys and values themselves (2d numbers per token and layer), which need no arithmetic but are read in full. Values are
+not made: the sum over factors (2rH per token and head set) is projected up once. Both floors are given.
 
-Bytes: every weight that is used once, what is kept of the past once, new rows in and out of the stream. Activations
+Bytes: every weight that is used once, what is kept of the past once, new tokens in and out of the stream. Activations
 that fit caches are not counted. The time floor is the larger of operations over the machine's matrix-multiply rate and
 bytes over its read rate, both measured in the same run.
 """
@@ -47,28 +47,28 @@ class Floor:
         return max(self.flops / flops_per_second, self.bytes / bytes_per_second)
 
 
-def prefill(shape: Shape, rows: int, image_start: int, image_tokens: int, batch: int = 1) -> Floor:
-    """Floor of one pass over `rows` rows with one image, under the exact gate (rows before the image hear nothing)."""
-    speaking = rows - image_start
-    visual = sum(min(q - image_start + 1, image_tokens) for q in range(image_start, rows))
-    textual = sum(q + 1 - min(q - image_start + 1, image_tokens) for q in range(image_start, rows))
+def prefill(shape: Shape, tokens: int, image_start: int, image_tokens: int, batch: int = 1) -> Floor:
+    """Floor of one pass over tokens with one image, under the exact gate (those before the image attend to nothing)."""
+    active = tokens - image_start
+    visual = sum(min(q - image_start + 1, image_tokens) for q in range(image_start, tokens))
+    textual = sum(q + 1 - min(q - image_start + 1, image_tokens) for q in range(image_start, tokens))
     low_rank = 4 * shape.width * shape.rank
     per_layer = (
-        speaking * 4 * low_rank + rows * 2 * low_rank + (visual + textual) * 4 * shape.width + visual * 2 * shape.heads
+        active * 4 * low_rank + tokens * 2 * low_rank + (visual + textual) * 4 * shape.width + visual * 2 * shape.heads
     )
     weights = 2 * 8 * shape.width * shape.rank * shape.weight_size
-    stream = 3 * batch * rows * shape.width * shape.itemsize  # queries and input rows in, the routed sum out
+    stream = 3 * batch * tokens * shape.width * shape.itemsize  # queries and input tokens in, the routed sum out
     return Floor(batch * per_layer * shape.layers, (weights + stream) * shape.layers)
 
 
-def training_step(shape: Shape, rows: int, image_start: int, image_tokens: int, batch: int = 1) -> Floor:
+def training_step(shape: Shape, tokens: int, image_start: int, image_tokens: int, batch: int = 1) -> Floor:
     """Floor of forward and backward: backward costs twice the forward where both factors need gradients."""
-    forward = prefill(shape, rows, image_start, image_tokens, batch)
+    forward = prefill(shape, tokens, image_start, image_tokens, batch)
     return Floor(3 * forward.flops, 3 * forward.bytes)
 
 
 def decode(shape: Shape, past: int, kept: str) -> Floor:
-    """Floor of one step for one sample after `past` rows; `kept` is "factors" or "keys"."""
+    """Floor of one step for one sample after `past` tokens; `kept` is "factors" or "keys"."""
     d, r = shape.width, shape.rank
     flops = 4 * 4 * d * r + 2 * 2 * d * r
     weights = 2 * 4 * d * r + 2 * d * r  # Q and O of both learners, A_k and A_v of one
@@ -84,6 +84,6 @@ def decode(shape: Shape, past: int, kept: str) -> Floor:
 
 
 def learner_memory(shape: Shape, kept: str = "factors") -> float:
-    """Bytes kept per row for the learners, over those of the host's own keys and values."""
+    """Bytes kept per token for the learners, over those of the host's own keys and values."""
     mine = 2 * shape.rank * shape.layers + shape.width if kept == "factors" else 2 * shape.width * shape.layers
     return mine / (2 * shape.kv_heads * shape.head_dim * shape.layers)

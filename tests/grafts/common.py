@@ -1,4 +1,4 @@
-"""What the tests of this room share: configurations, grafts that speak, and one way to call every host of the zoo."""
+"""What the tests of this room share: configurations, awakened grafts, and one way to call every host of the zoo."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def wake(graft: Graft, seed: int = 1) -> Graft:
 def grafted(
     model_name: str, config: str | WingsConfig = "mass", *, seed: int = 0, name: str = "wings"
 ) -> tuple[Any, Graft]:
-    """A zoo model with a graft that speaks."""
+    """A zoo model with a graft whose every part counts."""
     model = zoo.build(model_name, seed)
     settings = CONFIGS[config] if isinstance(config, str) else config
     return model, wake(alula.attach(model, settings, name))
@@ -67,7 +67,7 @@ def token_map(inputs: dict[str, Tensor]) -> TokenMap:
 
 
 def run(model: Any, model_name: str, inputs: dict[str, Any], **options: Any) -> Tensor:
-    """Logits (B, S, V). A text decoder with a seam is told which tokens are images."""
+    """Logits (B, S, V). A text decoder with a seam gets a map of which tokens are images."""
     if model_name in zoo.TEXT and find(model) is not None and "token_map" not in options:
         options["token_map"] = token_map(inputs)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""No token hears the future, its neighbours in the batch, or padding; images may stand anywhere."""
+"""No token depends on later ones, its neighbors in the batch, or padding; images may stand anywhere."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_no_future_influence(host: str, config: str, layout: str) -> None:
     length = inputs["input_ids"].shape[1]
     for cut in range(0, length - 1, 2):
         changed = run(model, host, _perturbed(host, inputs, cut))
-        assert torch.equal(changed[:, : cut + 1], whole[:, : cut + 1]), f"token {cut} or before heard a later one"
+        assert torch.equal(changed[:, : cut + 1], whole[:, : cut + 1]), f"token {cut} or before depends on a later one"
     assert not torch.allclose(changed[:, -1], whole[:, -1], atol=1e-4)
 
 

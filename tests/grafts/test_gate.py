@@ -1,4 +1,4 @@
-"""The exact gate: where no image was seen, the host speaks alone, bit for bit."""
+"""The exact gate: where no image was seen, the host computes alone, bit for bit."""
 
 from __future__ import annotations
 
@@ -202,9 +202,9 @@ def test_only_the_image_of_the_own_sample_opens_the_gate() -> None:
 
 
 def test_system_rows_can_be_left_out() -> None:
-    """With roles known, the textual learner can ignore the system prompt, which then hears nothing itself."""
+    """With roles known, the textual learner can ignore the system prompt, which then attends to nothing itself."""
     host, length = "llama", 9
-    voices = {}
+    differences = {}
     for system_keys in (True, False):
         config = WingsConfig(rank=4, learners=("textual",), layers=(0,), gate="paper", system_keys=system_keys)
         model, _ = grafted(host, config)
@@ -214,22 +214,22 @@ def test_system_rows_can_be_left_out() -> None:
             ids[0, :3] = torch.tensor(zoo.prompt("3", seed=10 + seed))
             roles = torch.tensor([[Role.SYSTEM] * 3 + [Role.USER] * (length - 3)])
             tokens = TokenMap.from_modalities(torch.zeros(1, length, dtype=torch.long), roles=roles)
-            said: list[torch.Tensor] = []
-            handle = attention.register_forward_hook(lambda m, a, o, said=said: said.append(o[0]))
+            outputs: list[torch.Tensor] = []
+            handle = attention.register_forward_hook(lambda m, a, o, outputs=outputs: outputs.append(o[0]))
             with torch.no_grad():
                 model(ids, token_map=tokens)
             handle.remove()
             with alula.grafts_of(model)["wings"].disabled():
-                handle = attention.register_forward_hook(lambda m, a, o, said=said: said.append(o[0]))
+                handle = attention.register_forward_hook(lambda m, a, o, outputs=outputs: outputs.append(o[0]))
                 with torch.no_grad():
                     model(ids, token_map=tokens)
                 handle.remove()
-            voices[system_keys, seed] = said[0] - said[1]
-    assert voices[True, 1][:, :3].abs().max() > 1e-2
-    assert voices[False, 1][:, :3].abs().max() == 0
+            differences[system_keys, seed] = outputs[0] - outputs[1]
+    assert differences[True, 1][:, :3].abs().max() > 1e-2
+    assert differences[False, 1][:, :3].abs().max() == 0
     # tokens after the system prompt: their own stream changes with the main branch, so only presence is checked here;
     # the values are checked against the loops in test_reference
-    assert voices[False, 1][:, 3:].abs().max() > 1e-2
+    assert differences[False, 1][:, 3:].abs().max() > 1e-2
 
 
 def test_every_named_config_is_covered() -> None:

@@ -64,12 +64,12 @@ def test_cached_steps_equal_one_pass_over_what_was_said(host: str, config: str) 
     """Teacher-forced: the logits of every generated token from a single forward over prompt and answer."""
     model, _ = grafted(host, config)
     inputs = zoo.batch(host, "3I2")
-    said = _generate(model, host, inputs, do_sample=False)
-    whole = dict(inputs, input_ids=said.sequences, attention_mask=torch.ones_like(said.sequences))
+    generated = _generate(model, host, inputs, do_sample=False)
+    whole = dict(inputs, input_ids=generated.sequences, attention_mask=torch.ones_like(generated.sequences))
     if "mm_token_type_ids" in inputs:
-        whole["mm_token_type_ids"] = (said.sequences == zoo.IMAGE).long()
+        whole["mm_token_type_ids"] = (generated.sequences == zoo.IMAGE).long()
     logits = run(model, host, whole)[:, -TOKENS - 1 : -1]
-    torch.testing.assert_close(torch.stack(said.logits, dim=1), logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.stack(generated.logits, dim=1), logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layouts", [("3I4",), ("3I4", "I2I1", "5"), ("5",)])
@@ -95,7 +95,7 @@ def test_static_caches_under_a_probe(probed: bool) -> None:
 
 
 def test_static_caches_compiled_by_generate() -> None:
-    """On a GPU `generate` compiles the whole model by itself where a cache is static; here it is asked to."""
+    """On a GPU `generate` compiles the whole model by itself where a cache is static; here the test does."""
     model, _ = grafted("llava-qwen3", "mass")
     inputs = zoo.batch("llava-qwen3", "3I4", "I2I1")
     expected = _generate(model, "llava-qwen3", inputs, do_sample=False)
@@ -141,9 +141,9 @@ def test_a_second_turn_on_a_kept_cache(host: str, config: str, second: str) -> N
     """The first turn's cache, answer included, then new text, perhaps with a new image: as if read at once."""
     model, _ = grafted(host, config)
     first = zoo.batch(host, "2I2")
-    said = _generate(model, host, first, do_sample=False)
+    generated = _generate(model, host, first, do_sample=False)
     turn = zoo.batch(host, second, seed=5)
-    ids = torch.cat([said.sequences, turn["input_ids"]], dim=1)
+    ids = torch.cat([generated.sequences, turn["input_ids"]], dim=1)
     whole: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     for name in ("pixel_values", "image_grid_thw"):
         parts = [part[name] for part in (first, turn) if name in part]
@@ -153,7 +153,7 @@ def test_a_second_turn_on_a_kept_cache(host: str, config: str, second: str) -> N
         whole["mm_token_type_ids"] = (ids == zoo.IMAGE).long()
     expected = run(model, host, whole)
 
-    cache = cache_of_output(said)
+    cache = cache_of_output(generated)
     known = cache.get_seq_length()
     rest = {"input_ids": ids[:, known:], "attention_mask": whole["attention_mask"]}
     rest |= {name: turn[name] for name in ("pixel_values", "image_grid_thw") if name in turn}
@@ -177,8 +177,8 @@ def test_generate_goes_on_with_a_kept_cache(host: str, config: str) -> None:
     model, _ = grafted(host, config)
     first, turn = zoo.batch(host, "2I2"), zoo.batch(host, "1I2", seed=5)
     cache = DynamicCache(config=model.config.get_text_config())
-    said = _generate(model, host, first, do_sample=False, **{CACHE: cache})
-    ids = torch.cat([said.sequences, turn["input_ids"]], dim=1)
+    generated = _generate(model, host, first, do_sample=False, **{CACHE: cache})
+    ids = torch.cat([generated.sequences, turn["input_ids"]], dim=1)
     mask = torch.ones_like(ids)
     continued = model.generate(
         input_ids=ids,
@@ -250,9 +250,9 @@ def test_under_autocast_short_and_long_forwards_agree() -> None:
     model, _ = grafted("llava-llama", "mass")
     inputs = zoo.batch("llava-llama", "3I2", "I3")
     with torch.autocast("cpu", torch.bfloat16):
-        said = _generate(model, "llava-llama", inputs, do_sample=False)
+        generated = _generate(model, "llava-llama", inputs, do_sample=False)
         again = _generate(model, "llava-llama", inputs, do_sample=False, use_cache=False)
-    torch.testing.assert_close(said.logits[0], again.logits[0], atol=0.05, rtol=0.05)
+    torch.testing.assert_close(generated.logits[0], again.logits[0], atol=0.05, rtol=0.05)
 
 
 # -- what is kept between steps -------------------------------------------------------------------------------------
@@ -274,14 +274,14 @@ def test_what_a_layer_keeps_per_row(cache: str) -> None:
 
 @pytest.mark.parametrize(("host", "config"), covering(("llava-llama", "llava-gemma3", "qwen3"), list(CONFIGS), each=3))
 def test_text_first_and_an_image_on_the_kept_cache(host: str, config: str) -> None:
-    """A graft that was silent for a turn knows what it needs of that turn when it begins to speak."""
+    """A graft that was inactive for a turn knows what it needs of that turn when it becomes active."""
     model, _ = grafted(host, config)
     first, turn = zoo.batch(host, "5"), zoo.batch(host, "1I2", seed=5)
-    said = _generate(model, host, first, do_sample=False)
-    ids = torch.cat([said.sequences, turn["input_ids"], torch.tensor([[7, 8, 9]])], dim=1)
+    generated = _generate(model, host, first, do_sample=False)
+    ids = torch.cat([generated.sequences, turn["input_ids"], torch.tensor([[7, 8, 9]])], dim=1)
     pixels = {name: turn[name] for name in ("pixel_values",) if name in turn}
     expected = run(model, host, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels})
-    cache, logits = cache_of_output(said), []
+    cache, logits = cache_of_output(generated), []
     known = cache.get_seq_length()
     cuts = (known, ids.shape[1] - 3, ids.shape[1] - 2, ids.shape[1] - 1, ids.shape[1])
     for start, stop in itertools.pairwise(cuts):

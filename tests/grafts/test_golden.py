@@ -362,10 +362,10 @@ def test_generation_recomputes_and_a_cache_is_refused_where_it_would_lie() -> No
     with pytest.raises(AlulaError, match="cannot continue a cache") as caught:
         model.generate(**image, **options)
     assert "use_cache=False" in str(caught.value.remedy)
-    said = model.generate(**image, **options, use_cache=False)
-    for n in range(said.shape[1] - 4, said.shape[1]):
-        begun = {**image, "input_ids": said[:, :n], "attention_mask": torch.ones(1, n)}
-        assert run(model, "llava-qwen2", begun)[0, -1].argmax() == said[0, n]
+    generated = model.generate(**image, **options, use_cache=False)
+    for n in range(generated.shape[1] - 4, generated.shape[1]):
+        begun = {**image, "input_ids": generated[:, :n], "attention_mask": torch.ones(1, n)}
+        assert run(model, "llava-qwen2", begun)[0, -1].argmax() == generated[0, n]
     text = zoo.batch("llava-qwen2", "7")
     assert torch.equal(model.generate(**text, **options), model.generate(**text, **options, use_cache=False))
 

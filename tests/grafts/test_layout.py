@@ -1,4 +1,4 @@
-"""The order many queries are asked in: a rearrangement that loses nothing and makes each learner's keys neighbours."""
+"""How prefilling lays out queries: a rearrangement that loses nothing and makes each learner's keys neighbors."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def plan_of(tokens: TokenMap) -> PrefillEngine:
     model, _ = grafted("llama", WingsConfig(rank=4))
     plans: list[PrefillEngine] = []
 
-    def listen(layer: object, args: object, kwargs: dict[str, ForwardContext]) -> None:
+    def collect(layer: object, args: object, kwargs: dict[str, ForwardContext]) -> None:
         plans.extend(value for value in kwargs[NAME].memo.values() if isinstance(value, PrefillEngine))
 
-    model.model.layers[-1].register_forward_pre_hook(listen, with_kwargs=True)
+    model.model.layers[-1].register_forward_pre_hook(collect, with_kwargs=True)
     kind = tokens.kind.repeat_interleave(2, dim=1)  # long enough not to be taken for few queries
     with torch.no_grad():
         model(input_ids=torch.randint(0, 50, kind.shape), token_map=TokenMap.from_modalities(kind))

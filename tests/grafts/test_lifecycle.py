@@ -115,8 +115,8 @@ def test_two_grafts_of_one_weight_add_up() -> None:
     host, config = "llava-llama", WingsConfig(rank=4, learners=("visual",), layers=(-1,), query="block_input")
     model = zoo.build(host)
     inputs = zoo.batch(host, "3I2")
-    said: list[torch.Tensor] = []
-    model.model.language_model.layers[-1].self_attn.register_forward_hook(lambda m, a, o: said.append(o[0]))
+    outputs: list[torch.Tensor] = []
+    model.model.language_model.layers[-1].self_attn.register_forward_hook(lambda m, a, o: outputs.append(o[0]))
 
     def branch() -> torch.Tensor:
         # a hook registered before the graft's sees attention alone, one registered after it sees both
@@ -127,9 +127,9 @@ def test_two_grafts_of_one_weight_add_up() -> None:
         return out[0]
 
     wake(alula.attach(model, config, "one"))
-    single = branch() - said[-1]
+    single = branch() - outputs[-1]
     wake(alula.attach(model, config, "two"))
-    double = branch() - said[-1]
+    double = branch() - outputs[-1]
     assert single.abs().max() > 1e-2
     torch.testing.assert_close(double, 2 * single, atol=1e-5, rtol=1e-5)
 
@@ -296,10 +296,10 @@ class TestRefusals:
 
 
 def test_learners_are_one_thing_in_any_order_and_any_sequence() -> None:
-    asked = WingsConfig(rank=4, learners=["textual", "visual"], layers=[-1])  # type: ignore[arg-type]
-    assert asked == WingsConfig(rank=4, layers=(-1,))
+    config = WingsConfig(rank=4, learners=["textual", "visual"], layers=[-1])  # type: ignore[arg-type]
+    assert config == WingsConfig(rank=4, layers=(-1,))
     inputs = zoo.batch("llava-llama", "3I2")
-    model, _ = grafted("llava-llama", asked)
+    model, _ = grafted("llava-llama", config)
     with torch.enable_grad():
         expected = model(**inputs).logits.detach()
     torch.testing.assert_close(run(model, "llava-llama", inputs), expected, atol=1e-5, rtol=1e-5)

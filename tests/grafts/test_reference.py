@@ -53,7 +53,7 @@ def loop_lorra(
     query_angles: np.ndarray | None,
     key_angles: list[np.ndarray | None],
 ) -> np.ndarray:
-    """What one query hears from its legal keys."""
+    """What one query attends to among its legal keys."""
     if not keys:
         return np.zeros_like(query)
     q = query + _low_rank(weights, "q", query)
@@ -65,8 +65,8 @@ def loop_lorra(
             k, v = x + _low_rank(weights, "k", x), x + _low_rank(weights, "v", x)
             scores.append(_turn(q[part], query_angles) @ _turn(k[part], angles) / math.sqrt(head_dim))
             values.append(v[part])
-        share = np.exp(np.array(scores) - max(scores))
-        out[part] = sum(p * v for p, v in zip(share / share.sum(), values, strict=True))
+        softmax = np.exp(np.array(scores) - max(scores))
+        out[part] = sum(p * v for p, v in zip(softmax / softmax.sum(), values, strict=True))
     return _low_rank(weights, "o", out)
 
 
@@ -93,8 +93,8 @@ def loop_weights(
             for h in range(attention.shape[0]):
                 mass = sum(attention[h, k] for k in range(attention.shape[1]) if is_image[k])
                 logits[token] += router["weight"][token, h] * mass
-    share = np.exp(logits - logits.max())
-    return share / share.sum()
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
 
 
 @pytest.mark.parametrize("queries", [1, 3, 5, 9])  # few (without values written out) below the head width of 4
@@ -166,7 +166,9 @@ def test_queries_that_are_the_keys_need_no_mask() -> None:
         (2, 8, True),
         (8, 11, False),
     ]
-    assert blocks[0].min_keys == blocks[0].max_keys == 2  # who sees nothing is silenced afterwards, and needs no mask
+    assert (
+        blocks[0].min_keys == blocks[0].max_keys == 2
+    )  # who sees nothing is set to zero afterwards, and needs no mask
     torch.testing.assert_close(module(q, x, counts, blocks=blocks), whole, atol=1e-6, rtol=1e-5)
 
 
@@ -245,7 +247,7 @@ def test_a_layer_equals_the_loops(host: str, config: str, layer: int) -> None:
     head_dim = math.gcd(anatomy.hidden_size, anatomy.head_dim)
     base = _rope_base(model, anatomy, layer)
     shape = (*inputs["input_ids"].shape, -1)
-    said = _np((seen["both"] - seen["branch"]).view(*shape))
+    added = _np((seen["both"] - seen["branch"]).view(*shape))
     stream, branch = _np(seen["stream"].view(*shape)), _np(seen["branch"].view(*shape))
     first = _np(seen["inputs"].view(*shape))
     query = stream + branch if settings.query == "post_attention" else stream
@@ -262,24 +264,26 @@ def test_a_layer_equals_the_loops(host: str, config: str, layer: int) -> None:
         return np.array([float(places[b, s]) * f for f in frequencies])
 
     ids, mask = inputs["input_ids"].tolist(), inputs["attention_mask"].tolist()
-    spoke = 0
+    active = 0
     for b in range(len(ids)):
         real = [s for s in range(len(ids[b])) if mask[b][s]]
         image = [ids[b][s] == zoo.IMAGE for s in range(len(ids[b]))]
         for s in real:
             before = [k for k in real if k <= s]
-            heard = any(image[k] for k in before)
+            has_seen = any(image[k] for k in before)
             expected = np.zeros(anatomy.hidden_size)
-            share = np.ones(2)
+            weights = np.ones(2)
             if len(settings.learners) == 2:
                 positions = [real.index(k) if k in real else -1 for k in range(len(ids[b]))]
                 attention = probabilities[b, :, s] if probabilities is not None else np.zeros((1, 1))
-                share = loop_weights(_weights_of(graft, layer, "router"), settings.router, attention, image, positions)
+                weights = loop_weights(
+                    _weights_of(graft, layer, "router"), settings.router, attention, image, positions
+                )
             for learner in settings.learners:
                 keys = [k for k in before if image[k] == (learner == "visual")]
-                if learner == "textual" and settings.gate == "exact" and not heard:
+                if learner == "textual" and settings.gate == "exact" and not has_seen:
                     keys = []
-                voice = loop_lorra(
+                output = loop_lorra(
                     _weights_of(graft, layer, learner),
                     query[b, s],
                     [first[b, k] for k in keys],
@@ -287,10 +291,10 @@ def test_a_layer_equals_the_loops(host: str, config: str, layer: int) -> None:
                     angles(b, s),
                     [angles(b, k) for k in keys],
                 )
-                expected += settings.gain * share[0 if learner == "visual" else 1] * voice
-            np.testing.assert_allclose(said[b, s], expected, atol=2e-5, rtol=1e-4)
-            spoke += bool(np.abs(expected).max() > 1e-2)
-    assert spoke >= 4
+                expected += settings.gain * weights[0 if learner == "visual" else 1] * output
+            np.testing.assert_allclose(added[b, s], expected, atol=2e-5, rtol=1e-4)
+            active += bool(np.abs(expected).max() > 1e-2)
+    assert active >= 4
 
 
 def _rope_base(model: Any, anatomy: Any, layer: int) -> float:

@@ -88,8 +88,8 @@ def released(*, stage: int = 2, columns: int = 4096) -> dict[str, Tensor]:
             for projection in "qkvo":
                 name = f"model.layers.{i}.{pool}.{projection}_proj"
                 tensors[f"{name}.0.weight"] = random(RANK, WIDTH)
-                silent = stage == 1 and pool == "attn_t_pool"
-                tensors[f"{name}.1.weight"] = random(WIDTH, RANK, std=0.0 if silent else 0.25)
+                unused = stage == 1 and pool == "attn_t_pool"
+                tensors[f"{name}.1.weight"] = random(WIDTH, RANK, std=0.0 if unused else 0.25)
         if stage == 2:
             tensors[f"model.layers.{i}.reweight_module.linear.weight"] = random(2, columns, std=1.0)
             tensors[f"model.layers.{i}.reweight_module.linear.bias"] = random(2, std=1.0)
@@ -187,8 +187,8 @@ def test_an_imported_model_answers_as_the_released_tensors_do(tmp_path: Path, st
         ours = model(**inputs).logits[..., :vocabulary]
     theirs = by_hand(tensors, PICTURE, inputs["input_ids"], model.config.image_token_id, stage)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    said = model.generate(**inputs, max_new_tokens=4, do_sample=False)  # the cache is off by default
-    assert said.shape[1] <= inputs["input_ids"].shape[1] + 4
+    generated = model.generate(**inputs, max_new_tokens=4, do_sample=False)  # the cache is off by default
+    assert generated.shape[1] <= inputs["input_ids"].shape[1] + 4
 
 
 def test_the_host_is_stock_and_the_text_is_the_released_decoder(tmp_path: Path) -> None:
@@ -399,9 +399,9 @@ def test_command_line(tmp_path: Path) -> None:
         app, ["import", "wings", str(path), str(tmp_path / "out"), *parts, "--system-tokens", "4", "--json"]
     )
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert told["config"]["compat"] == "published"
-    model, processor = alula.load_model(told["adapter"])
+    result_facts = json.loads(result.stdout)
+    assert result_facts["config"]["compat"] == "published"
+    model, processor = alula.load_model(result_facts["adapter"])
     with torch.no_grad():
         assert torch.isfinite(model(**prompt(processor, PICTURE)).logits).all()
     again = CliRunner().invoke(app, ["import", "wings", str(path), str(tmp_path / "out"), *parts])

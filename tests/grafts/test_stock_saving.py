@@ -37,7 +37,7 @@ def inputs(model: Any) -> dict[str, Tensor]:
     return {"input_ids": ids, "pixel_values": torch.randn(1, 3, 32, 32, generator=generator)}
 
 
-def said(model: Any) -> Tensor:
+def logits(model: Any) -> Tensor:
     with torch.no_grad():
         return model(**inputs(model)).logits
 
@@ -71,14 +71,14 @@ def test_a_graft_comes_back(host: Path, tmp_path: Path, how: str) -> None:
     assert {name: graft.config for name, graft in alula.grafts_of(again).items()} == {
         name: graft.config for name, graft in alula.grafts_of(model).items()
     }
-    assert torch.equal(said(again), said(model))
+    assert torch.equal(logits(again), logits(model))
     with pytest.raises(HostError, match=r"the graft 'one', 'two', which would be left out\n.*alula\.load_model"):
         alula.load_host(tmp_path / "saved")
     # what stock classes make of it is the host
     stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved")
     alula.detach(model, "one")
     alula.detach(model, "two")
-    assert torch.equal(said(stock.eval()), said(model))
+    assert torch.equal(logits(stock.eval()), logits(model))
 
 
 def test_a_decoder_brings_its_graft_back(tmp_path: Path) -> None:
@@ -117,13 +117,13 @@ def test_trainer_goes_on_from_its_checkpoint(host: Path, tmp_path: Path) -> None
 
     model, whole = begun()
     whole.train()
-    expected = said(model.eval())
+    expected = logits(model.eval())
     first = alula.load_model(tmp_path / "checkpoint-1").model
-    assert not torch.equal(said(first), expected)
-    assert torch.equal(said(alula.load_model(tmp_path / "checkpoint-2").model), expected)
+    assert not torch.equal(logits(first), expected)
+    assert torch.equal(logits(alula.load_model(tmp_path / "checkpoint-2").model), expected)
     model, rest = begun()
     rest.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    assert torch.equal(said(model.eval()), expected)
+    assert torch.equal(logits(model.eval()), expected)
 
 
 def _edit_config(folder: Path, **changes: Any) -> None:

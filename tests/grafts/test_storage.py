@@ -111,7 +111,7 @@ def test_trained_host_modules_travel_along(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_float32_adapter_loads_into_half_a_host(saved: Path, dtype: torch.dtype) -> None:
-    """The fingerprint looks through bfloat16; other roundings are told to say so."""
+    """The fingerprint looks through bfloat16; other roundings have to say so."""
     host = zoo.build("llava-llama").to(dtype)
     if dtype == torch.bfloat16:
         graft = alula.load(host, saved)

@@ -50,18 +50,18 @@ def test_a_graft_disabled_in_one_thread_speaks_in_the_other(name: str, config: s
     model, graft = grafted(name, config)
     inputs = zoo.batch(name, "3I4", "2I1")
 
-    def speaking() -> torch.Tensor:
+    def with_graft() -> torch.Tensor:
         return model(**inputs).logits
 
-    def silent() -> torch.Tensor:
+    def without_graft() -> torch.Tensor:
         with graft.disabled():
             assert not graft.enabled
             return model(**inputs).logits
 
     with torch.no_grad():
-        expected = [speaking(), silent()]
+        expected = [with_graft(), without_graft()]
     assert not torch.equal(*expected)
-    for given, alone in zip(_side_by_side(speaking, silent), expected, strict=True):
+    for given, alone in zip(_side_by_side(with_graft, without_graft), expected, strict=True):
         assert all(torch.equal(each, alone) for each in given)
     assert graft.enabled
 

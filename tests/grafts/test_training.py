@@ -127,7 +127,7 @@ def test_a_fresh_graft_learns_from_its_first_step() -> None:
 
 
 def test_a_batch_of_text_has_a_backward() -> None:
-    """Nothing speaks and nothing breaks: the loss has a graph through the host alone."""
+    """Nothing is active and nothing breaks: the loss has a graph through the host alone."""
     model, graft = grafted("llava-llama", "mass")
     model.train()
     assert _gradients(model, graft, "llava-llama", zoo.batch("llava-llama", "5", "7", side="right")) == {}

@@ -1,4 +1,4 @@
-"""The contract of a graft: a config, per-layer modules that live inside the host, and hooks that let them speak."""
+"""The contract of a graft: a config, per-layer modules that live inside the host, and the hooks that run them."""
 
 from __future__ import annotations
 
