@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from alula import Modality
+from alula.tokens import Modality
 from tests import zoo
 
 IMAGE, VIDEO, AUDIO = zoo.IMAGE, 59, 58

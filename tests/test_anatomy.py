@@ -15,8 +15,9 @@ from transformers import (
     MptForCausalLM,
 )
 
-from alula import Anatomy, Modality
+from alula.anatomy import Anatomy
 from alula.errors import HostError
+from alula.tokens import Modality
 from tests import zoo
 
 

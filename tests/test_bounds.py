@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from alula import audit
+from alula.auditing import audit
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli import app as cli
 from alula.errors import UsageError

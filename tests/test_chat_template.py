@@ -12,7 +12,7 @@ import alula
 from alula.chat_template import TemplateSettings, fixed
 from alula.data import Collator, Sample
 from alula.errors import EvaluationError, UsageError
-from alula.evaluation import ItemTask, RunResult, TaskItem, exact_match, paired, run
+from alula.evaluation import ItemTask, RunResult, TaskItem, compare, evaluate, exact_match
 from alula.hosts.templates import adapt
 from tests.hosts import tiny
 
@@ -37,7 +37,7 @@ def test_settings_reach_the_prompt_and_the_record(kind: str) -> None:
     model, processor = parts(kind)
 
     def asked(template: TemplateSettings | None) -> RunResult:
-        return run(model, processor, [TASK], template=template)
+        return evaluate(model, processor, [TASK], template=template)
 
     plain, silent = asked(None), asked(SILENT)
     spoken = asked(TemplateSettings({"enable_thinking": True}))
@@ -50,7 +50,7 @@ def test_settings_reach_the_prompt_and_the_record(kind: str) -> None:
 def test_what_no_template_reads_is_refused(kind: str) -> None:
     model, processor = parts(kind)
     with pytest.raises(UsageError, match="without effect") as caught:
-        run(model, processor, [TASK], template=TemplateSettings({"thinking": False}))
+        evaluate(model, processor, [TASK], template=TemplateSettings({"thinking": False}))
     assert caught.value.where == "template: thinking"
     assert "enable_thinking" in str(caught.value.remedy)
 
@@ -94,14 +94,14 @@ def literal(date: str) -> str:
 @pytest.mark.parametrize("kind", ["llm", "host"])
 def test_a_template_that_writes_todays_date_is_told_a_fixed_one(kind: str) -> None:
     (model, processor), (_, plain) = parts(kind, DATED), parts(kind, literal("26 Jul 2024"))
-    today, written = run(model, processor, [TASK], name="today"), run(model, plain, [TASK])
+    today, written = evaluate(model, processor, [TASK], name="today"), evaluate(model, plain, [TASK])
     assert today.tasks["one"].items[0].token_ids == written.tasks["one"].items[0].token_ids
     assert (today.conditions.template, written.conditions.template) == ({"date": "2024-07-26"}, {})
-    other = run(model, processor, [TASK], template=TemplateSettings.parse(["date=2025-01-02"]))
+    other = evaluate(model, processor, [TASK], template=TemplateSettings.parse(["date=2025-01-02"]))
     _, expected = parts(kind, literal("02 Jan 2025"))
-    assert other.tasks["one"].items[0].token_ids == run(model, expected, [TASK]).tasks["one"].items[0].token_ids
+    assert other.tasks["one"].items[0].token_ids == evaluate(model, expected, [TASK]).tasks["one"].items[0].token_ids
     with pytest.raises(EvaluationError, match=r"template: \{'date': '2024-07-26'\} against \{'date': '2025-01-02'\}"):
-        paired(today, other)
+        compare(today, other)
 
 
 def test_a_conversation_is_told_todays_date_unless_another_is_set() -> None:

@@ -10,13 +10,13 @@ import torch
 from transformers import CONFIG_MAPPING
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
-from alula import Modality, WingsConfig, attach
+from alula import WingsConfig, attach
 from alula.anatomy import Anatomy
 from alula.errors import UsageError
 from alula.items import FEATURES, MEDIA
 from alula.seam import NAME, install
 from alula.seam.dialect import cache_keyword, cache_of_output
-from alula.tokens import UNKNOWN, TokenMap
+from alula.tokens import UNKNOWN, Modality, TokenMap
 from tests import zoo
 from tests.media_hosts import AUDIO, BREAK, END, FRAMES, HOSTS, IMAGE, VIDEO, Host, frame_mask, noise
 

@@ -54,7 +54,7 @@ def wings(host: Path, tmp_path: Path) -> tuple[Path, torch.Tensor]:
     graft = alula.attach(loaded.model, alula.WingsConfig(rank=4))
     scramble(graft.parameters())
     scramble(loaded.model.model.multi_modal_projector.parameters())
-    alula.save(loaded.model, tmp_path / "wings", modules=["model.multi_modal_projector"], base=host)
+    alula.save_adapter(loaded.model, tmp_path / "wings", modules=["model.multi_modal_projector"], base=host)
     return tmp_path / "wings", logits(loaded)
 
 
@@ -110,7 +110,7 @@ def test_adapter_and_base_move_together(host: Path, wings: tuple[Path, torch.Ten
 def test_what_a_kill_between_the_renames_of_a_save_hid_is_found(
     host: Path, wings: tuple[Path, torch.Tensor], tmp_path: Path
 ) -> None:
-    """As it lies after a kill inside `alula.save` and `save_host`: the earlier content has stepped aside."""
+    """As it lies after a kill inside `alula.save_adapter` and `save_host`: the earlier content has stepped aside."""
     shutil.copytree(host, tmp_path / "host")
     facts = json.loads((wings[0] / "adapter_config.json").read_text())
     (wings[0] / "adapter_config.json").write_text(json.dumps({**facts, "base_model_name_or_path": "../host"}))
@@ -124,9 +124,9 @@ def test_what_a_kill_between_the_renames_of_a_save_hid_is_found(
     hide(tmp_path / "host")
     assert torch.equal(logits(alula.load_model(wings[0])), wings[1])
     hide(tmp_path / "host")
-    loaded = alula.load_host(tmp_path / "host")
+    loaded = alula.hosts.load_host(tmp_path / "host")
     hide(wings[0])
-    alula.load(loaded.model, wings[0])
+    alula.load_adapter(loaded.model, wings[0])
     assert torch.equal(logits(loaded), wings[1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["host", "wings"]
 
@@ -136,7 +136,7 @@ def test_a_wings_adapter_that_no_longer_fits_its_base(
 ) -> None:
     other = alula.load_model(host)
     scramble([other.model.model.language_model.layers[0].mlp.up_proj.weight])
-    save_host(alula.load_host(host)._replace(model=other.model), tmp_path / "tuned")
+    save_host(alula.hosts.load_host(host)._replace(model=other.model), tmp_path / "tuned")
     facts = json.loads((wings[0] / "adapter_config.json").read_text())
     facts["base_model_name_or_path"] = "../tuned"
     (wings[0] / "adapter_config.json").write_text(json.dumps(facts))

@@ -102,12 +102,12 @@ def test_a_processor_beside_a_graft_counts_too(bases: Path, tmp_path: Path) -> N
     model, processor = alula.load_model(bases / "host")
     alula.attach(model, alula.WingsConfig(rank=2))
     processor.chat_template = MARK + processor.chat_template
-    alula.save(model, tmp_path / "adapter", base=bases / "host", processor=processor)
+    alula.save_adapter(model, tmp_path / "adapter", base=bases / "host", processor=processor)
     assert alula.load_model(tmp_path / "adapter").processor.chat_template.startswith(MARK)
     rows = len(model.get_input_embeddings().weight)
     processor.tokenizer.add_tokens([f"<{i}>" for i in range(rows - len(processor.tokenizer))])
     processor.tokenizer.add_tokens(["<one>", "<two>"])
-    alula.save(model, tmp_path / "adapter", base=bases / "host", processor=processor)
+    alula.save_adapter(model, tmp_path / "adapter", base=bases / "host", processor=processor)
     with pytest.raises(AdapterError, match=r"none for '<one>', '<two>'\n.*save_host"):
         alula.load_model(tmp_path / "adapter")
 

@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llm.save_pretrained(root / "llm")
     tiny.tokenizer().save_pretrained(root / "llm")
     alula.attach(llm, alula.WingsConfig(rank=2))
-    alula.save(llm, root / "adapter", base="../llm")
+    alula.save_adapter(llm, root / "adapter", base="../llm")
     return root
 
 
@@ -69,7 +69,7 @@ def test_in_model_directories(model: Path, tmp_path: Path, directory: str, file:
     os.mkfifo(pipe)
     refused(lambda: alula.load_model(tmp_path / directory), pipe)
     if directory == "adapter":
-        refused(lambda: alula.load(alula.load_model(tmp_path / "llm").model, tmp_path / directory), pipe)
+        refused(lambda: alula.load_adapter(alula.load_model(tmp_path / "llm").model, tmp_path / directory), pipe)
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alula import Modality, Role, TokenMap
+from alula import TokenMap
 from alula.errors import UsageError
+from alula.tokens import Modality, Role
 from tests import zoo
 
 

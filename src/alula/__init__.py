@@ -5,7 +5,7 @@
     model, processor = alula.build_host("path/to/llm", "path/to/vision")
     graft = alula.attach(model, alula.WingsConfig(rank=64))
     ...
-    alula.save(model, "my-adapter")
+    alula.save_adapter(model, "my-adapter")
     model, processor = alula.load_model("my-adapter")
 
 Names are loaded when first used, so that `import alula` stays cheap.
@@ -17,40 +17,36 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Anatomy": "alula.anatomy",
-    "Modality": "alula.tokens",
-    "Role": "alula.tokens",
     "TokenMap": "alula.tokens",
     "WingsConfig": "alula.grafts",
     "attach": "alula.grafts",
+    "audit": "alula.auditing",
     "build_host": "alula.hosts",
+    "compare": "alula.evaluation",
     "detach": "alula.grafts",
+    "evaluate": "alula.evaluation",
     "grafts_of": "alula.grafts",
-    "load": "alula.grafts",
-    "load_host": "alula.hosts",
+    "load_adapter": "alula.grafts",
     "load_model": "alula.loading",
-    "paired": "alula.evaluation",
-    "save": "alula.grafts",
-    "taps": "alula.seam",
+    "save_adapter": "alula.grafts",
+    "save_host": "alula.hosts",
     "train": "alula.training",
 }
 
 # the redundant aliases tell type checkers that these are public
 if TYPE_CHECKING:
-    from alula.anatomy import Anatomy as Anatomy
-    from alula.evaluation import paired as paired
+    from alula.auditing import audit as audit
+    from alula.evaluation import compare as compare
+    from alula.evaluation import evaluate as evaluate
     from alula.grafts import WingsConfig as WingsConfig
     from alula.grafts import attach as attach
     from alula.grafts import detach as detach
     from alula.grafts import grafts_of as grafts_of
-    from alula.grafts import load as load
-    from alula.grafts import save as save
+    from alula.grafts import load_adapter as load_adapter
+    from alula.grafts import save_adapter as save_adapter
     from alula.hosts import build_host as build_host
-    from alula.hosts import load_host as load_host
+    from alula.hosts import save_host as save_host
     from alula.loading import load_model as load_model
-    from alula.seam import taps as taps
-    from alula.tokens import Modality as Modality
-    from alula.tokens import Role as Role
     from alula.tokens import TokenMap as TokenMap
     from alula.training import train as train
 

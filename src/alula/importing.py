@@ -12,7 +12,7 @@ from transformers import AutoConfig, LlavaImageProcessorPil
 from alula.anatomy import Anatomy
 from alula.errors import UsageError
 from alula.files import atomic_directory
-from alula.grafts import attach, save
+from alula.grafts import attach, save_adapter
 from alula.grafts.wings import Release, WingsConfig
 from alula.hosts import build_host, fledgling, save_host
 
@@ -75,7 +75,7 @@ def import_wings(
     )
     model.generation_config.use_cache = False
     with atomic_directory(out) as partial:
-        save(model, partial / ADAPTER, base=f"../{HOST}")
+        save_adapter(model, partial / ADAPTER, base=f"../{HOST}")
         graft.detach()
         save_host(host, partial / HOST)
     return Imported(out / HOST, out / ADAPTER, config)

@@ -20,11 +20,11 @@ from alula.evaluation import (
     ItemTask,
     RunResult,
     TaskItem,
+    compare,
     evaluate,
     exact_match,
-    paired,
-    run,
     run_harness,
+    run_session,
     token_ids,
 )
 from alula.evaluation.prompts import encode
@@ -84,7 +84,7 @@ def test_an_untrained_host_is_asked_what_its_llm_is_asked(llm: Any, host: Any, f
     tokenizer = writing_bos()
     tasks = HarnessTasks(["choose", "say:exact_match"], folder)
     before, after = run_harness(llm, tokenizer, tasks), run_harness(*host, tasks)
-    for name, result in paired(before, after).tasks.items():
+    for name, result in compare(before, after).tasks.items():
         assert result.identical_answers == result.overall.n == 5
         assert before.tasks[name].settings["opening"] == ["<s>"]
         assert rows(before, name) == rows(after, name)
@@ -112,7 +112,7 @@ def test_a_tokenizer_that_ends_texts_by_itself_does_not_end_prompts(llm: Any, fo
     plain, ending = (
         run_harness(llm, tiny.tokenizer(add_bos_token=True, add_eos_token=eos), tasks) for eos in (False, True)
     )
-    for result in paired(plain, ending).tasks.values():
+    for result in compare(plain, ending).tasks.values():
         assert result.identical_answers == result.overall.n
 
 
@@ -122,14 +122,14 @@ def test_other_ids_are_refused_with_the_place(llm: Any, folder: Path) -> None:
     first = token_ids.read(without.tasks["choose"].items[0].token_ids)[0][0]
     told = f"token ids of item 'choose/0' differ from position 0 on, 1 against {first}"
     with pytest.raises(EvaluationError, match=told):
-        paired(with_bos, without)
+        compare(with_bos, without)
     assert [item.prompt_hash for item in with_bos.tasks["choose"].items] == [
         item.prompt_hash for item in without.tasks["choose"].items
     ]  # the texts are the same
     for item in without.tasks["choose"].items:  # a file of an earlier version
         item.token_ids = ""
     without.model = "old"
-    assert any("old: token ids were not recorded" in note for note in paired(with_bos, without).tasks["choose"].notes)
+    assert any("old: token ids were not recorded" in note for note in compare(with_bos, without).tasks["choose"].notes)
 
 
 @pytest.mark.parametrize("base_writes", [True, False])
@@ -138,7 +138,7 @@ def test_the_bases_rule_counts_for_both(llm: Any, folder: Path, base_writes: boo
     tokenizers = {"base": writing_bos(), "tuned": tiny.tokenizer()}
     if not base_writes:
         tokenizers = {"base": tokenizers["tuned"], "tuned": tokenizers["base"]}
-    session = evaluate(
+    session = run_session(
         "tuned",
         lambda name: (llm, tokenizers[name]),
         lambda processor: [],
@@ -180,7 +180,7 @@ def test_chat_prompts_are_dated_alike(llm: Any, folder: Path) -> None:
     assert rows(today, "choose") == rows(then, "choose")
     assert today.conditions.template == {"date": "2024-07-26"}
     with pytest.raises(EvaluationError, match=r"template: .*2024-07-26.* against .*2025-01-02"):
-        paired(today, other)
+        compare(today, other)
     with pytest.raises(UsageError, match="without effect"):
         run_harness(llm, tiny.tokenizer(), HarnessTasks(["say"], folder), template=later)
 
@@ -192,7 +192,7 @@ def test_two_bos_are_refused_wherever_prompts_are_made(llm: Any, folder: Path) -
     ask = {"role": "user", "content": [{"type": "text", "text": "what do you see?"}]}
     task = ItemTask("one", "one", [TaskItem("a", "f", [ask], "gold")], exact_match, max_new_tokens=2)
     with pytest.raises(EvaluationError, match="BOS twice"):
-        run(llm, twice, [task])
+        evaluate(llm, twice, [task])
 
 
 def test_a_token_the_vocabulary_lacks_is_refused(llm: Any, folder: Path) -> None:

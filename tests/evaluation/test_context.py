@@ -11,7 +11,7 @@ import transformers as hf
 from peft import PrefixTuningConfig
 
 from alula.errors import EvaluationError
-from alula.evaluation import ItemTask, RunResult, TaskItem, exact_match, paired, run
+from alula.evaluation import ItemTask, RunResult, TaskItem, compare, evaluate, exact_match
 from alula.hosts.context import context_length
 from alula.hosts.prompted import PromptedModel
 from alula.reports import run_report
@@ -39,8 +39,8 @@ def answers(result: RunResult) -> dict[str, str]:
 
 
 def test_prompts_that_do_not_fit_are_left_out_and_named(llm: Any, tokenizer: Any) -> None:
-    free = run(llm, tokenizer, [task(*LENGTHS)])
-    bound = run(within(llm, 50 + FRAME), tokenizer, [task(*LENGTHS)], name="bound")
+    free = evaluate(llm, tokenizer, [task(*LENGTHS)])
+    bound = evaluate(within(llm, 50 + FRAME), tokenizer, [task(*LENGTHS)], name="bound")
     assert answers(bound) == {name: answers(free)[name] for name in ("of-10", "of-40", "of-20")}
     found = bound.tasks["t"]
     assert [(item.id, item.tokens) for item in found.too_long] == [("of-60", 60 + FRAME)]
@@ -52,8 +52,8 @@ def test_prompts_that_do_not_fit_are_left_out_and_named(llm: Any, tokenizer: Any
 
 @pytest.mark.parametrize("room", [1, 3])
 def test_an_answer_ends_where_the_context_does(llm: Any, tokenizer: Any, room: int) -> None:
-    whole = answers(run(llm, tokenizer, [task(40, max_new_tokens=12)]))["of-40"]
-    (item,) = run(within(llm, 40 + FRAME + room), tokenizer, [task(40, max_new_tokens=12)]).tasks["t"].items
+    whole = answers(evaluate(llm, tokenizer, [task(40, max_new_tokens=12)]))["of-40"]
+    (item,) = evaluate(within(llm, 40 + FRAME + room), tokenizer, [task(40, max_new_tokens=12)]).tasks["t"].items
     assert whole.startswith(item.answer)
     assert len(item.answer) <= room
     assert item.truncated
@@ -69,13 +69,13 @@ def test_learned_positions_are_never_overrun(tokenizer: Any, prompt: int) -> Non
     model: Any = hf.GPT2LMHeadModel(config).eval()
     if prompt:
         model = PromptedModel(model, PrefixTuningConfig(num_virtual_tokens=prompt, task_type="CAUSAL_LM")).eval()
-    result = run(model, tokenizer, [task(10, 46, 47, 48, max_new_tokens=8)]).tasks["t"]
+    result = evaluate(model, tokenizer, [task(10, 46, 47, 48, max_new_tokens=8)]).tasks["t"]
     assert [item.id for item in result.items] == ["of-10", "of-46", "of-47"]
 
 
 def test_a_task_that_does_not_fit_at_all_is_refused(llm: Any, tokenizer: Any) -> None:
     with pytest.raises(EvaluationError, match="none of its items fits into the model's context of 20 tokens"):
-        run(within(llm, 20), tokenizer, [task(40, 60)])
+        evaluate(within(llm, 20), tokenizer, [task(40, 60)])
 
 
 def test_turns_behind_one_that_does_not_fit_are_left_out_too(llm: Any, tokenizer: Any) -> None:
@@ -89,20 +89,20 @@ def test_turns_behind_one_that_does_not_fit_are_left_out_too(llm: Any, tokenizer
         TaskItem("a", "f", first, "z", scored=False),
         TaskItem("b", "f", talk, "z", follows=((1, "a"),)),
     ]
-    result = run(within(llm, 30 + FRAME), tokenizer, [ItemTask("t", "t", items, exact_match, 2)]).tasks["t"]
+    result = evaluate(within(llm, 30 + FRAME), tokenizer, [ItemTask("t", "t", items, exact_match, 2)]).tasks["t"]
     assert [item.id for item in result.items] == ["short", "other"]
     assert result.notes[0].endswith("by family: f 1")
     assert [item.id for item in result.too_long] == ["b"]
 
 
 def test_only_the_same_questions_are_compared(llm: Any, tokenizer: Any) -> None:
-    runs = {n: run(within(llm, n + FRAME), tokenizer, [task(*LENGTHS)], name=f"up-to-{n}") for n in (30, 50, 52)}
-    pairs = paired(runs[50], runs[52]).tasks["t"]
+    runs = {n: evaluate(within(llm, n + FRAME), tokenizer, [task(*LENGTHS)], name=f"up-to-{n}") for n in (30, 50, 52)}
+    pairs = compare(runs[50], runs[52]).tasks["t"]
     assert pairs.overall.n == 3
     assert any(note.startswith("up-to-50: 1 of 4 questions were not asked") for note in pairs.notes)
     for first, second in ((30, 50), (50, 30)):
         with pytest.raises(EvaluationError, match=r"up-to-30 was not asked item 'of-40'.*62 of the 52 tokens"):
-            paired(runs[first], runs[second])
+            compare(runs[first], runs[second])
 
 
 @pytest.mark.parametrize(

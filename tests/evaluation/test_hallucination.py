@@ -17,7 +17,7 @@ import pytest
 from alula.cli import app as cli
 from alula.data.annotations import AnnotatedPicture, read_annotations, read_questions
 from alula.errors import AlulaError, DataError, EvaluationError, UsageError
-from alula.evaluation import ObjectFiles, PairedRun, RunResult, chair, object_tasks, pope, pope_of_questions, run
+from alula.evaluation import ObjectFiles, PairedRun, RunResult, chair, evaluate, object_tasks, pope, pope_of_questions
 from alula.evaluation.chair import chair_of_annotations, count_objects
 from alula.evaluation.items import TaskItem, images_of
 from alula.evaluation.mentions import COCO_PHRASES, ObjectWords
@@ -310,7 +310,7 @@ def test_a_ratio_over_nothing_is_none() -> None:
 def test_question_files_are_settings(coco: Path, host: Any, processor: Any) -> None:
     files = [coco / f"coco_pope_{name}.json" for name in ("random", "adversarial")]
     task = pope_of_questions(itertools.chain(*(read_questions(f, images=coco / "images") for f in files)), n=3)
-    found = run(host, processor, [task], max_new_tokens=2).tasks["pope_questions"]
+    found = evaluate(host, processor, [task], max_new_tokens=2).tasks["pope_questions"]
     assert Counter(item.family for item in found.items) == {"random": 3, "adversarial": 3}
     assert set(found.figures) == {"all", "random", "adversarial"}
     assert [item.gold for item in found.items] == ["yes", "no", "yes"] * 2

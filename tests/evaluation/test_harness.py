@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 import alula
 from alula.cli import app as cli
 from alula.errors import EvaluationError, UsageError
-from alula.evaluation import HarnessTasks, PairedRun, RunResult, paired, run_harness
+from alula.evaluation import HarnessTasks, PairedRun, RunResult, compare, run_harness
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
@@ -105,7 +105,7 @@ def test_hosts_adapters_and_grafts_answer_as_their_base(
     alula.attach(grafted, alula.WingsConfig(rank=4))
     for base, tuned, reads in ((llm, lora, tokenizer), (host, grafted, processor)):
         before, after = (run_harness(model, reads, tasks, batch_size=4) for model in (base, tuned))
-        result = paired(before, after).tasks["both"]
+        result = compare(before, after).tasks["both"]
         assert (result.overall.n, result.identical_answers) == (6, 6)
         assert list(result.families) == ["choose", "say"]
 
@@ -116,7 +116,7 @@ def test_flips_are_counted_and_kept(llm: Any, tokenizer: Any, folder: Path) -> N
         other.lm_head.weight.neg_()
     tasks = HarnessTasks(["choose:acc_norm"], folder)
     before, after = run_harness(llm, tokenizer, tasks, name="a"), run_harness(other, tokenizer, tasks, name="b")
-    result = paired(before, after).tasks["choose:acc_norm"]
+    result = compare(before, after).tasks["choose:acc_norm"]
     runs = (run.tasks["choose:acc_norm"].items for run in (before, after))
     pairs = list(zip(*runs, strict=True))
     lost = [one.id for one, two in pairs if one.score > two.score]
@@ -135,7 +135,7 @@ def test_other_prompts_are_refused(llm: Any, tokenizer: Any, folder: Path) -> No
         result = run_harness(llm, tokenizer, other)
         assert result.tasks["say"].settings["seed"] == other.seed
         with pytest.raises(EvaluationError, match="token ids of item 'say/0' differ from position"):
-            paired(bare, result)
+            compare(bare, result)
         bare = result
     assert bare.tasks["say"].items[0].prompt[0].content[0].text == "<|user|>number 0 is<|end|><|assistant|>"
 
@@ -205,7 +205,7 @@ def test_a_score_that_is_not_a_number_is_left_out_by_name(llm: Any, tokenizer: A
     whole.tasks["several"].items.insert(1, task.items[0].model_copy(update={"id": "several/1"}))
     whole.tasks["several"].unscored = []
     for before, after in ((whole, sharp), (sharp, whole)):
-        result = paired(before, after).tasks["several"]
+        result = compare(before, after).tasks["several"]
         assert result.overall.n == 2
         assert result.notes == ["sharp: left out, since the score is not a number (1): several/1"]
 
@@ -224,7 +224,7 @@ def test_other_metrics_are_refused(llm: Any, tokenizer: Any, several: Path) -> N
     )
     by_rank.tasks = {"several:mass": by_rank.tasks["several:acc"]}
     with pytest.raises(EvaluationError, match=r"other metrics: several=mass .* against several=acc"):
-        paired(by_mass, by_rank)
+        compare(by_mass, by_rank)
 
 
 def test_nothing_is_left_behind(llm: Any, tokenizer: Any, folder: Path) -> None:

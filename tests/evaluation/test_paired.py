@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from alula.errors import EvaluationError
-from alula.evaluation import Conditions, Decoding, ItemResult, PairedRun, RunResult, TaskResult, across_seeds, paired
+from alula.evaluation import Conditions, Decoding, ItemResult, PairedRun, RunResult, TaskResult, across_seeds, compare
 
 CONDITIONS = Conditions(
     decoding=Decoding(), batch_size=8, dtype="float32", device="cpu", backend={"model": "sdpa"}, versions={"torch": "2"}
@@ -42,7 +42,7 @@ TUNED = np.where(RNG.random(90) < 0.3, RNG.random(90) < 0.5, BASE).astype(int).t
 
 
 def test_counts_and_values_against_a_loop() -> None:
-    result = paired(made_run(BASE, "base"), made_run(TUNED, "tuned")).tasks["t"]
+    result = compare(made_run(BASE, "base"), made_run(TUNED, "tuned")).tasks["t"]
     lost = [k for k in range(90) if BASE[k] and not TUNED[k]]
     gained = [k for k in range(90) if TUNED[k] and not BASE[k]]
     assert (result.overall.lost, result.overall.gained) == (len(lost), len(gained))
@@ -62,33 +62,33 @@ def test_counts_and_values_against_a_loop() -> None:
 
 
 def test_a_model_against_itself_changes_nothing() -> None:
-    result = paired(made_run(BASE), made_run(BASE)).tasks["t"].overall
+    result = compare(made_run(BASE), made_run(BASE)).tasks["t"].overall
     assert (result.lost, result.gained, result.p_value) == (0, 0, 1.0)
     assert (result.retention.low, result.retention.value, result.retention.high) == (1, 1, 1)
 
 
 def test_swapping_the_models_mirrors_the_result() -> None:
-    there = paired(made_run(BASE), made_run(TUNED)).tasks["t"].overall
-    back = paired(made_run(TUNED), made_run(BASE)).tasks["t"].overall
+    there = compare(made_run(BASE), made_run(TUNED)).tasks["t"].overall
+    back = compare(made_run(TUNED), made_run(BASE)).tasks["t"].overall
     assert there.difference.value == -back.difference.value
     assert there.difference.low == pytest.approx(-back.difference.high, abs=0.02)
     assert (there.lost, there.gained, there.p_value) == (back.gained, back.lost, back.p_value)
 
 
 def test_a_base_that_knows_nothing_has_no_retention() -> None:
-    result = paired(made_run([0] * 9), made_run([1] * 9)).tasks["t"].overall
+    result = compare(made_run([0] * 9), made_run([1] * 9)).tasks["t"].overall
     assert result.retention is None
     assert result.difference.value == 1
 
 
 def test_flips_are_spread_over_families_and_counted_in_full() -> None:
-    result = paired(made_run([1] * 90), made_run([0] * 90), kept_flips=7).tasks["t"]
+    result = compare(made_run([1] * 90), made_run([0] * 90), kept_flips=7).tasks["t"]
     assert result.overall.lost == 90
     assert sorted(flip.family for flip in result.lost) == ["f0", "f0", "f0", "f1", "f1", "f2", "f2"]
 
 
 def test_columns_recompute_the_result() -> None:
-    result = paired(made_run(BASE, clusters=3), made_run(TUNED, clusters=3)).tasks["t"]
+    result = compare(made_run(BASE, clusters=3), made_run(TUNED, clusters=3)).tasks["t"]
     assert np.mean(result.columns.base) == result.overall.base.value
     assert max(result.columns.cluster) == 29
     assert [result.columns.labels["family"].values[k] for k in result.columns.labels["family"].index[:3]] == [
@@ -102,7 +102,7 @@ def test_items_with_the_same_prompt_are_one_unit() -> None:
     base, tuned = made_run([1, 0, 1, 1]), made_run([1, 0, 0, 1])
     for run in (base, tuned):
         run.tasks["t"].items[3].prompt_hash = run.tasks["t"].items[0].prompt_hash
-    assert paired(base, tuned).tasks["t"].columns.cluster == [0, 1, 2, 0]
+    assert compare(base, tuned).tasks["t"].columns.cluster == [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_items_with_the_same_prompt_are_one_unit() -> None:
 )
 def test_runs_that_cannot_be_compared_are_refused(other: RunResult, message: str) -> None:
     with pytest.raises(EvaluationError, match=message):
-        paired(made_run(BASE), other)
+        compare(made_run(BASE), other)
 
 
 def test_the_first_differing_item_is_named() -> None:
@@ -124,40 +124,40 @@ def test_the_first_differing_item_is_named() -> None:
     for k in (40, 17):
         other.tasks["t"].items[k].prompt_hash = "else"
     with pytest.raises(EvaluationError, match="'i17'"):
-        paired(made_run(BASE), other)
+        compare(made_run(BASE), other)
     renamed = made_run(BASE)
     renamed.tasks["t"].items[3].id = "other"
     with pytest.raises(EvaluationError, match="'i3' against 'other'"):
-        paired(made_run(BASE), renamed)
+        compare(made_run(BASE), renamed)
     rescored = made_run(BASE)
     rescored.tasks["t"].items[5].gold = "else"
     with pytest.raises(EvaluationError, match="item 'i5' was scored against"):
-        paired(made_run(BASE), rescored)
+        compare(made_run(BASE), rescored)
 
 
 def test_no_common_task() -> None:
     other = made_run(BASE)
     other.tasks = {"u": other.tasks["t"]}
     with pytest.raises(EvaluationError, match="no task in common"):
-        paired(made_run(BASE), other)
+        compare(made_run(BASE), other)
 
 
 def test_what_may_move_scores_is_noted() -> None:
     other = made_run(BASE, batch_size=1, backend={"model": "alula"}, versions={"torch": "3"})
     other.tasks["t"].items[0].truncated = True
-    notes = paired(made_run(BASE), other).tasks["t"].notes
+    notes = compare(made_run(BASE), other).tasks["t"].notes
     assert [note.split(" differs")[0] for note in notes[:3]] == ["batch size", "backend", "torch"]
     assert "1 of 90 answers did not end within 8 tokens" in notes[3]
 
 
 def test_paired_file_round_trip(tmp_path: Path) -> None:
-    result = paired(made_run(BASE), made_run(TUNED))
+    result = compare(made_run(BASE), made_run(TUNED))
     assert PairedRun.load(result.save(tmp_path / "paired.json")) == result
 
 
 def seeds(*tuned: list[int], tags: tuple[str, ...] = ("", "", "")) -> list[Any]:
     pairs = zip(tuned, tags, strict=False)
-    return [paired(made_run(BASE, tag=tag), made_run(scores, tag=tag)).tasks["t"] for scores, tag in pairs]
+    return [compare(made_run(BASE, tag=tag), made_run(scores, tag=tag)).tasks["t"] for scores, tag in pairs]
 
 
 def test_seeds_are_averaged() -> None:
@@ -198,7 +198,7 @@ def test_seeds_by_another_label() -> None:
     for run in (base, tuned):
         for k, item in enumerate(run.tasks["t"].items):
             item.tags = {"kind": "text" if k < 60 else "visual", "same": "x"}
-    result = paired(base, tuned).tasks["t"]
+    result = compare(base, tuned).tasks["t"]
     assert list(result.columns.labels) == ["family", "kind"]  # a tag that never varies says nothing
     groups = across_seeds([result], by="kind").groups
     assert groups["text"].n == 60

@@ -12,7 +12,7 @@ from transformers import PaliGemmaProcessor, PreTrainedTokenizerFast, SiglipImag
 
 from alula.data import Collator
 from alula.errors import EvaluationError, UsageError
-from alula.evaluation import ItemTask, TaskItem, exact_match, run
+from alula.evaluation import ItemTask, TaskItem, evaluate, exact_match
 from alula.hosts.chat import Conversation, Decoding
 from tests import media_hosts
 
@@ -56,7 +56,7 @@ def test_prompts_hold_no_labels(model: Any, processor: PaliGemmaProcessor) -> No
     prompts = [asked("what?", RED), asked("what is the colour?", BLUE)]
     items = [TaskItem(str(n), "f", messages, "red") for n, messages in enumerate(prompts)]
     task = ItemTask("color", "color", items, exact_match, max_new_tokens=5)
-    answers = run(model, processor, [task], batch_size=2).tasks["color"].items
+    answers = evaluate(model, processor, [task], batch_size=2).tasks["color"].items
     assert [item.answer for item in answers] == [expected(model, processor, messages).strip() for messages in prompts]
     conversation = Conversation(model, processor, Decoding(max_new_tokens=5))
     conversation.attach(RED)
@@ -72,4 +72,4 @@ def test_training_and_dialogues_are_refused_by_name(processor: PaliGemmaProcesso
 def test_a_prompt_without_an_image_is_refused_by_name(model: Any, processor: PaliGemmaProcessor) -> None:
     task = ItemTask("text", "text", [TaskItem("a", "f", asked("what?"), "red")], exact_match, max_new_tokens=5)
     with pytest.raises(EvaluationError, match=r"the PaliGemmaProcessor refuses the prompt: `images` are expected"):
-        run(model, processor, [task])
+        evaluate(model, processor, [task])

@@ -21,10 +21,10 @@ from alula.evaluation import (
     ItemTask,
     RunResult,
     TaskItem,
+    compare,
+    evaluate,
     exact_match,
     native_tasks,
-    paired,
-    run,
     run_harness,
     runner,
 )
@@ -71,7 +71,7 @@ def answers(result: RunResult) -> dict[str, list[str]]:
 def test_batches_and_answers_of_no_size_are_refused(llm: Any, tokenizer: Any, size: str) -> None:
     sizes: dict[str, Any] = {size: 0}
     for ask in (
-        lambda: run(llm, tokenizer, [text_task()], **sizes),
+        lambda: evaluate(llm, tokenizer, [text_task()], **sizes),
         lambda: run_harness(llm, tokenizer, HarnessTasks(["t"]), **sizes),
     ):
         with pytest.raises(UsageError, match=f"{size}: must be at least 1, not 0"):
@@ -80,7 +80,7 @@ def test_batches_and_answers_of_no_size_are_refused(llm: Any, tokenizer: Any, si
 
 def test_answers_are_those_of_unbatched_greedy_generation(host: Any, processor: Any, picture: Image.Image) -> None:
     tasks = [text_task(), image_task(picture)]
-    result = run(host, processor, tasks, batch_size=4)
+    result = evaluate(host, processor, tasks, batch_size=4)
     for task in tasks:
         for item, got in zip(task.items(), result.tasks[task.name].items, strict=True):
             images = [part["image"].load() for part in item.messages[0]["content"] if part["type"] == "image"]
@@ -94,11 +94,13 @@ def test_answers_are_those_of_unbatched_greedy_generation(host: Any, processor: 
 
 def test_batch_size_does_not_change_answers(host: Any, processor: Any, picture: Image.Image) -> None:
     tasks = [text_task(), image_task(picture)]
-    assert answers(run(host, processor, tasks, batch_size=1)) == answers(run(host, processor, tasks, batch_size=8))
+    assert answers(evaluate(host, processor, tasks, batch_size=1)) == answers(
+        evaluate(host, processor, tasks, batch_size=8)
+    )
 
 
 def test_text_llm_with_its_tokenizer(llm: Any, tokenizer: Any, processor: Any) -> None:
-    result = run(llm, tokenizer, [text_task()], name="llm")
+    result = evaluate(llm, tokenizer, [text_task()], name="llm")
     assert result.model == "llm"
     assert result.conditions.dtype == "float32"
     assert result.conditions.backend["model"] == "sdpa"
@@ -106,42 +108,42 @@ def test_text_llm_with_its_tokenizer(llm: Any, tokenizer: Any, processor: Any) -
 
 
 def test_an_answer_cut_at_the_limit_says_so(llm: Any, tokenizer: Any) -> None:
-    short = run(llm, tokenizer, [text_task()], max_new_tokens=2).tasks["plain"]
+    short = evaluate(llm, tokenizer, [text_task()], max_new_tokens=2).tasks["plain"]
     assert short.max_new_tokens == 2
-    long = run(llm, tokenizer, [text_task()], max_new_tokens=40).tasks["plain"]
+    long = evaluate(llm, tokenizer, [text_task()], max_new_tokens=40).tasks["plain"]
     for one, two in zip(short.items, long.items, strict=True):
         assert two.answer.startswith(one.answer)
         assert one.truncated == (len(two.answer) > 2 or two.truncated)
 
 
 def test_host_and_llm_ask_the_same(llm: Any, host: Any, tokenizer: Any, processor: Any) -> None:
-    first = run(llm, tokenizer, [text_task()]).tasks["plain"].items
-    second = run(host, processor, [text_task()]).tasks["plain"].items
+    first = evaluate(llm, tokenizer, [text_task()]).tasks["plain"].items
+    second = evaluate(host, processor, [text_task()]).tasks["plain"].items
     assert [item.prompt_hash for item in first] == [item.prompt_hash for item in second]
 
 
 def test_prompt_hash_sees_pixels(host: Any, processor: Any, picture: Image.Image) -> None:
     other = picture.copy()
     other.putpixel((3, 3), (1, 2, 3))
-    first, second = (run(host, processor, [image_task(image)]).tasks["look"].items for image in (picture, other))
+    first, second = (evaluate(host, processor, [image_task(image)]).tasks["look"].items for image in (picture, other))
     same = [one.prompt_hash == two.prompt_hash for one, two in zip(first, second, strict=True)]
     assert same == [True, False, False, True, False]  # k % 3 images each
 
 
 def test_images_for_a_plain_tokenizer_are_refused_before_any_work(llm: Any, tokenizer: Any, picture: Any) -> None:
     with pytest.raises(UsageError, match=r"'look'.*takes text only"):
-        run(llm, tokenizer, [text_task(), image_task(picture)])
+        evaluate(llm, tokenizer, [text_task(), image_task(picture)])
 
 
 def test_no_chat_template(llm: Any, tokenizer: Any) -> None:
     bare = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|end|>")
     with pytest.raises(UsageError, match="no chat template"):
-        run(llm, bare, [text_task()])
+        evaluate(llm, bare, [text_task()])
 
 
 def test_lora_wrapped_model(llm: Any, tokenizer: Any) -> None:
     wrapped = get_peft_model(copy.deepcopy(llm), LoraConfig(target_modules=["q_proj", "v_proj"]))
-    plain, tuned = run(llm, tokenizer, [text_task()]), run(wrapped, tokenizer, [text_task()])
+    plain, tuned = evaluate(llm, tokenizer, [text_task()]), evaluate(wrapped, tokenizer, [text_task()])
     assert answers(plain) == answers(tuned)  # LoRA starts at zero
     assert plain.fingerprint != tuned.fingerprint
 
@@ -149,17 +151,17 @@ def test_lora_wrapped_model(llm: Any, tokenizer: Any) -> None:
 def test_modes_are_left_as_found(llm: Any, tokenizer: Any) -> None:
     llm.train()
     llm.lm_head.eval()
-    run(llm, tokenizer, [text_task(2)])
+    evaluate(llm, tokenizer, [text_task(2)])
     assert llm.training
     assert not llm.lm_head.training
     llm.eval()
 
 
 def test_checkpoint_generation_defaults_do_not_leak(llm: Any, tokenizer: Any) -> None:
-    expected = answers(run(llm, tokenizer, [text_task()]))
+    expected = answers(evaluate(llm, tokenizer, [text_task()]))
     llm.generation_config.update(do_sample=True, temperature=0.3, top_k=3, repetition_penalty=1.9, max_length=3)
     try:
-        assert answers(run(llm, tokenizer, [text_task()])) == expected
+        assert answers(evaluate(llm, tokenizer, [text_task()])) == expected
     finally:
         llm.generation_config.update(
             do_sample=None, temperature=None, top_k=None, repetition_penalty=None, max_length=None
@@ -168,7 +170,9 @@ def test_checkpoint_generation_defaults_do_not_leak(llm: Any, tokenizer: Any) ->
 
 def test_sampling_is_seeded_and_leaves_the_global_generator_alone(llm: Any, tokenizer: Any) -> None:
     before = torch.random.get_rng_state()
-    runs = [answers(run(llm, tokenizer, [text_task()], decoding=Decoding(do_sample=True, seed=s))) for s in (1, 1, 2)]
+    runs = [
+        answers(evaluate(llm, tokenizer, [text_task()], decoding=Decoding(do_sample=True, seed=s))) for s in (1, 1, 2)
+    ]
     assert runs[0] == runs[1] != runs[2]
     assert torch.equal(before, torch.random.get_rng_state())
 
@@ -177,16 +181,16 @@ def test_generated_history_quotes_own_answers(llm: Any, tokenizer: Any) -> None:
     first = TaskItem("a", "f", [user("hello")], "gold")
     second = TaskItem("b", "f", [user("hello"), assistant("gold"), user("again")], "x", follows=((1, "a"),))
     given = TaskItem("b", "f", second.messages, "x")
-    own = run(llm, tokenizer, [ItemTask("t", "t", [first, second], exact_match, 5)]).tasks["t"].items
-    gold = run(llm, tokenizer, [ItemTask("t", "t", [first, given], exact_match, 5)]).tasks["t"].items
+    own = evaluate(llm, tokenizer, [ItemTask("t", "t", [first, second], exact_match, 5)]).tasks["t"].items
+    gold = evaluate(llm, tokenizer, [ItemTask("t", "t", [first, given], exact_match, 5)]).tasks["t"].items
     assert own[1].prompt[1].content[0].text == own[0].answer
     assert own[1].prompt_hash == gold[1].prompt_hash  # comparable: the hash is of what was given, not of what was said
     with pytest.raises(EvaluationError, match="does not come before"):
-        run(llm, tokenizer, [ItemTask("t", "t", [second, first], exact_match)])
+        evaluate(llm, tokenizer, [ItemTask("t", "t", [second, first], exact_match)])
 
 
 def test_result_file_round_trip(tmp_path: Path, host: Any, processor: Any, picture: Image.Image) -> None:
-    result = run(host, processor, [image_task(picture)])
+    result = evaluate(host, processor, [image_task(picture)])
     assert RunResult.load(result.save(tmp_path / "run.json")) == result
     thumbnails = [part.image for item in result.tasks["look"].items for part in item.prompt[0].content if part.image]
     assert len(thumbnails) == 4
@@ -201,7 +205,7 @@ class KilledError(Exception):
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, llm: Any, tokenizer: Any, monkeypatch: Any) -> None:
-    whole = run(llm, tokenizer, [text_task(20)], batch_size=4)
+    whole = evaluate(llm, tokenizer, [text_task(20)], batch_size=4)
     calls = 0
     generate = llm.generate
 
@@ -215,28 +219,28 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, llm: Any, tokenizer:
     journal = tmp_path / "answers.jsonl"
     monkeypatch.setattr(llm, "generate", dying)
     with pytest.raises(KilledError):
-        run(llm, tokenizer, [text_task(20)], batch_size=4, journal=journal)
+        evaluate(llm, tokenizer, [text_task(20)], batch_size=4, journal=journal)
     with journal.open("a") as stream:
         stream.write('{"task": "plain", "item": {"id": "i')  # torn by the kill
-    resumed = run(llm, tokenizer, [text_task(20)], batch_size=4, journal=journal)
+    resumed = evaluate(llm, tokenizer, [text_task(20)], batch_size=4, journal=journal)
     assert calls == 3 + 3  # two batches were kept, three answered anew
     assert resumed.tasks == whole.tasks
     lenient = replace(text_task(20), scorer=lambda item, answer: 1.0)
-    again = run(llm, tokenizer, [lenient], batch_size=4, journal=journal)
+    again = evaluate(llm, tokenizer, [lenient], batch_size=4, journal=journal)
     assert calls == 6  # nothing is answered twice, but everything is scored as it is asked now
     assert again.tasks["plain"].accuracy == 1
 
 
 def test_a_journal_of_another_model_is_refused(tmp_path: Path, llm: Any, host: Any, tokenizer: Any) -> None:
     journal = tmp_path / "answers.jsonl"
-    run(llm, tokenizer, [text_task(2)], journal=journal)
+    evaluate(llm, tokenizer, [text_task(2)], journal=journal)
     with pytest.raises(EvaluationError, match=r"another run \(.*fingerprint differ"):
-        run(host, tokenizer, [text_task(2)], journal=journal)
+        evaluate(host, tokenizer, [text_task(2)], journal=journal)
     with pytest.raises(EvaluationError, match=r"decoding differ"):
-        run(llm, tokenizer, [text_task(2)], journal=journal, decoding=Decoding(num_beams=2))
+        evaluate(llm, tokenizer, [text_task(2)], journal=journal, decoding=Decoding(num_beams=2))
     journal.write_text(journal.read_text() + "{}\n")
     with pytest.raises(EvaluationError, match=r"answers.jsonl:4: is damaged"):
-        run(llm, tokenizer, [text_task(2)], journal=journal)
+        evaluate(llm, tokenizer, [text_task(2)], journal=journal)
 
 
 def test_a_journal_outlives_odd_characters_and_any_kill(tmp_path: Path) -> None:
@@ -256,12 +260,12 @@ def test_a_journal_outlives_odd_characters_and_any_kill(tmp_path: Path) -> None:
 
 def test_answers_that_were_edited_are_not_taken(tmp_path: Path, llm: Any, tokenizer: Any) -> None:
     journal = tmp_path / "answers.jsonl"
-    run(llm, tokenizer, [text_task(3)], journal=journal)
+    evaluate(llm, tokenizer, [text_task(3)], journal=journal)
     written = journal.read_text().splitlines(keepends=True)
     edited = json.loads(written[2])
     edited["item"]["answer"] = edited["item"]["gold"]
     other = tmp_path / "other.jsonl"
-    run(copy.deepcopy(llm).double(), tokenizer, [text_task(3)], journal=other)
+    evaluate(copy.deepcopy(llm).double(), tokenizer, [text_task(3)], journal=other)
     for line, told in (
         (json.dumps(edited) + "\n", "is not as it was written"),
         (other.read_text().splitlines(keepends=True)[2], "is not as it was written"),  # of another model
@@ -270,9 +274,9 @@ def test_answers_that_were_edited_are_not_taken(tmp_path: Path, llm: Any, tokeni
     ):
         journal.write_text("".join([*written[:2], line, *written[3:]]))
         with pytest.raises(EvaluationError, match=rf"answers.jsonl:3: {told}"):
-            run(llm, tokenizer, [text_task(3)], journal=journal)
+            evaluate(llm, tokenizer, [text_task(3)], journal=journal)
     journal.write_text("".join([*written[:2], *written[3:]]))  # one question is asked again
-    assert len(run(llm, tokenizer, [text_task(3)], journal=journal).tasks["plain"].items) == 3
+    assert len(evaluate(llm, tokenizer, [text_task(3)], journal=journal).tasks["plain"].items) == 3
 
 
 @pytest.mark.parametrize(
@@ -299,7 +303,7 @@ def test_a_journal_of_other_circumstances_is_refused(
     tmp_path: Path, llm: Any, tokenizer: Any, monkeypatch: Any
 ) -> None:
     journal = tmp_path / "answers.jsonl"
-    run(llm, tokenizer, [text_task(2)], journal=journal)
+    evaluate(llm, tokenizer, [text_task(2)], journal=journal)
     found = runner.conditions
 
     def elsewhere(*arguments: Any) -> Any:
@@ -307,11 +311,11 @@ def test_a_journal_of_other_circumstances_is_refused(
 
     monkeypatch.setattr(runner, "conditions", elsewhere)
     with pytest.raises(EvaluationError, match=r"another run \(device differ"):
-        run(llm, tokenizer, [text_task(2)], journal=journal)
+        evaluate(llm, tokenizer, [text_task(2)], journal=journal)
 
 
 def test_results_without_tasks_or_items_are_no_results(tmp_path: Path, llm: Any, tokenizer: Any) -> None:
-    result = run(llm, tokenizer, [text_task(2)])
+    result = evaluate(llm, tokenizer, [text_task(2)])
     for key, found in (("tasks", {**result.model_dump(), "tasks": {}}), ("items", result.model_dump())):
         if key == "items":
             found["tasks"]["plain"]["items"] = []
@@ -325,9 +329,9 @@ def test_a_journal_tells_a_graft_that_speaks_from_one_that_is_silent(
 ) -> None:
     graft = alula.attach(host, alula.WingsConfig(rank=2))
     try:
-        run(host, processor, [image_task(picture, 2)], journal=tmp_path / "answers.jsonl")
+        evaluate(host, processor, [image_task(picture, 2)], journal=tmp_path / "answers.jsonl")
         with graft.disabled(), pytest.raises(EvaluationError, match="another run"):
-            run(host, processor, [image_task(picture, 2)], journal=tmp_path / "answers.jsonl")
+            evaluate(host, processor, [image_task(picture, 2)], journal=tmp_path / "answers.jsonl")
     finally:
         alula.detach(host)
 
@@ -343,7 +347,7 @@ def test_a_journal_tells_a_graft_that_speaks_from_one_that_is_silent(
 )
 def test_bad_task_lists(llm: Any, tokenizer: Any, tasks: list[Any], message: str) -> None:
     with pytest.raises((UsageError, EvaluationError), match=message):
-        run(llm, tokenizer, tasks)
+        evaluate(llm, tokenizer, tasks)
 
 
 def test_a_prompt_must_end_with_the_user() -> None:
@@ -352,7 +356,7 @@ def test_a_prompt_must_end_with_the_user() -> None:
 
 
 def test_microworld_tasks_run_on_an_image_host(host: Any, processor: Any) -> None:
-    result = run(host, processor, native_tasks(n=8), max_new_tokens=3, batch_size=16)
+    result = evaluate(host, processor, native_tasks(n=8), max_new_tokens=3, batch_size=16)
     assert list(result.tasks) == ["text_bare", "text_after_image", "visual", "visual_unseen", "dialogue"]
     assert all(task.items for task in result.tasks.values())
 
@@ -361,8 +365,8 @@ def test_grafted_host_answers_like_its_host_while_the_graft_is_fresh(host: Any, 
     grafted = copy.deepcopy(host)
     alula.attach(grafted, alula.WingsConfig(rank=4))
     tasks = [text_task(), image_task(picture)]
-    before, after = run(host, processor, tasks, name="host"), run(grafted, processor, tasks, name="wings")
+    before, after = evaluate(host, processor, tasks, name="host"), evaluate(grafted, processor, tasks, name="wings")
     assert answers(before) == answers(after)
     assert before.fingerprint != after.fingerprint
-    pairs = paired(before, after)
+    pairs = compare(before, after)
     assert all(result.identical_answers == result.overall.n for result in pairs.tasks.values())

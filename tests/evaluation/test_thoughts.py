@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alula.chat_template import TemplateSettings
-from alula.evaluation import HarnessTasks, ItemTask, TaskItem, exact_match, paired, pope, run, run_harness
+from alula.evaluation import HarnessTasks, ItemTask, TaskItem, compare, evaluate, exact_match, pope, run_harness
 from alula.hosts import thoughts
 from alula.hosts.chat import Conversation, Decoding
 from alula.hosts.thoughts import Said
@@ -66,7 +66,7 @@ THINKING = ("<|assistant|>", "<think>", "hm", "</think>", "red", "<|end|>")
 @pytest.mark.parametrize("template", [{}, {"opening": True}, {"enable_thinking": False}], ids=str)
 def test_the_answer_is_scored_without_its_thought(tokenizer: Any, template: dict[str, Any]) -> None:
     settings = TemplateSettings(template)
-    (item,) = run(saying(*THINKING), tokenizer, [COLOR], template=settings).tasks["color"].items
+    (item,) = evaluate(saying(*THINKING), tokenizer, [COLOR], template=settings).tasks["color"].items
     thought = "" if template == {"enable_thinking": False} else "hm"
     assert (item.answer, item.thought, item.score, item.unfinished) == ("red", thought, 1.0, False)
 
@@ -75,13 +75,13 @@ def test_answers_that_never_leave_their_thought_are_wrong_and_counted(tokenizer:
     ever = saying("<|assistant|>", "<think>", "hm", "well", "hm")
     lenient = ItemTask("color", "color", COLOR.items(), lambda item, answer: 1.0, max_new_tokens=8)
     for _ in range(2):  # asked, then read from the journal
-        task = run(ever, tokenizer, [lenient], journal=tmp_path / "answers.jsonl").tasks["color"]
+        task = evaluate(ever, tokenizer, [lenient], journal=tmp_path / "answers.jsonl").tasks["color"]
         (item,) = task.items
         assert (item.answer, item.score, item.unfinished, item.truncated) == ("", 0.0, True, True)
         assert item.thought.startswith("hm")
         assert "1 of 1 answers never left their thought and count as wrong" in task.notes
-    thinking = run(saying(*THINKING), tokenizer, [COLOR], name="thinking")
-    notes = paired(run(ever, tokenizer, [COLOR], name="ever"), thinking).tasks["color"].notes
+    thinking = evaluate(saying(*THINKING), tokenizer, [COLOR], name="thinking")
+    notes = compare(evaluate(ever, tokenizer, [COLOR], name="ever"), thinking).tasks["color"].notes
     assert "ever: 1 of 1 answers never left their thought and count as wrong" in notes
 
 

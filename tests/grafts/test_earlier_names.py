@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alula import WingsConfig, attach, load, save
+from alula import WingsConfig, attach, load_adapter, save_adapter
 from tests import zoo
 
 
@@ -18,14 +18,14 @@ def test_an_adapter_with_the_settings_names_of_an_earlier_version_loads(
 ) -> None:
     config = WingsConfig(rank=4, router="attention", router_tokens=77)
     graft = attach(zoo.build("llava-llama"), config)
-    save(graft.seam.anatomy.host, tmp_path / "adapter")
+    save_adapter(graft.seam.anatomy.host, tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     facts = json.loads(file.read_text())
     facts["config"]["router_rows"] = facts["config"].pop("router_tokens")
     facts["config"]["system_rows"] = facts["config"].pop("system_tokens")
     file.write_text(json.dumps(facts))
     with caplog.at_level(logging.WARNING):
-        loaded = load(zoo.build("llava-llama"), tmp_path / "adapter")
+        loaded = load_adapter(zoo.build("llava-llama"), tmp_path / "adapter")
     assert loaded.config == config
     assert "router_rows" in caplog.text
     for key, value in graft.state_dict().items():

@@ -10,8 +10,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import alula
-from alula import Role, TokenMap, WingsConfig
+from alula import TokenMap, WingsConfig
 from alula.errors import UsageError
+from alula.tokens import Role
 from tests import zoo
 from tests.grafts.common import CONFIGS, EXACT, covering, grafted, run, wake
 

@@ -419,7 +419,7 @@ def test_system_rows_belong_to_compat() -> None:
 
 def test_compat_survives_a_save(tmp_path: Path) -> None:
     model, inputs = host()
-    alula.save(model, tmp_path / "adapter")
+    alula.save_adapter(model, tmp_path / "adapter")
     again = zoo.build("llava-qwen2")
-    alula.load(again, tmp_path / "adapter")
+    alula.load_adapter(again, tmp_path / "adapter")
     assert torch.equal(run(again, "llava-qwen2", inputs), run(model, "llava-qwen2", inputs))

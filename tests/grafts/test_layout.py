@@ -7,11 +7,11 @@ import itertools
 import pytest
 import torch
 
-from alula import Modality, TokenMap, WingsConfig
+from alula import TokenMap, WingsConfig
 from alula.grafts.wings.learners import MOST_SEGMENTS, keys_of
 from alula.grafts.wings.prefill import PARTS, PrefillEngine, lay_out
 from alula.seam import NAME, ForwardContext
-from alula.tokens import Role
+from alula.tokens import Modality, Role
 from tests.grafts.common import grafted
 
 TEXT, IMAGE, PADDING = int(Modality.TEXT), int(Modality.IMAGE), int(Modality.PADDING)

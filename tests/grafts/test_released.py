@@ -25,7 +25,8 @@ from transformers import (
 from typer.testing import CliRunner
 
 import alula
-from alula import Anatomy, TokenMap, WingsConfig
+from alula import TokenMap, WingsConfig
+from alula.anatomy import Anatomy
 from alula.cli import import_
 from alula.errors import AdapterError, AlulaError, UsageError
 from alula.grafts.wings.released import TRAINED_TOKENS, Release

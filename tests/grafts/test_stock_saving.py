@@ -73,7 +73,7 @@ def test_a_graft_comes_back(host: Path, tmp_path: Path, how: str) -> None:
     }
     assert torch.equal(logits(again), logits(model))
     with pytest.raises(HostError, match=r"the graft 'one', 'two', which would be left out\n.*alula\.load_model"):
-        alula.load_host(tmp_path / "saved")
+        alula.hosts.load_host(tmp_path / "saved")
     # what stock classes make of it is the host
     stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved")
     alula.detach(model, "one")
@@ -207,7 +207,7 @@ def test_a_sparse_checkpoint_is_refused(host: Path, tmp_path: Path, kind: str) -
         tiny.decoder("llama").save_pretrained(tmp_path)
         tiny.tokenizer().save_pretrained(tmp_path)
     else:
-        save_host(alula.load_host(host), tmp_path)
+        save_host(alula.hosts.load_host(host), tmp_path)
     weights: dict[str, Tensor] = {}
     for name, value in load_file(tmp_path / "model.safetensors").items():
         if name.endswith("gate_proj.weight"):
@@ -216,7 +216,7 @@ def test_a_sparse_checkpoint_is_refused(host: Path, tmp_path: Path, kind: str) -
         else:
             weights[name] = value
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    loads = [alula.load_model] if kind == "decoder" else [alula.load_model, alula.load_host]
+    loads = [alula.load_model] if kind == "decoder" else [alula.load_model, alula.hosts.load_host]
     for load in loads:
         with pytest.raises(AlulaError, match=r"lack 2 parameters, .*gate_proj\.bitmask.*\n.*decompress"):
             load(tmp_path)

@@ -30,16 +30,16 @@ PROJECTOR = "model.multi_modal_projector"
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     model, _ = grafted("llava-llama", "attention")
-    return alula.save(model, tmp_path / "adapter", modules=[PROJECTOR])
+    return alula.save_adapter(model, tmp_path / "adapter", modules=[PROJECTOR])
 
 
 @pytest.mark.parametrize(("host", "config"), covering(zoo.ALL, list(CONFIGS), each=2))
 def test_round_trip_is_exact(host: str, config: str, tmp_path: Path) -> None:
     model, graft = grafted(host, config)
     inputs = zoo.batch(host, "3I2", "5")
-    alula.save(model, tmp_path / "adapter")
+    alula.save_adapter(model, tmp_path / "adapter")
     fresh = zoo.build(host)
-    again = alula.load(fresh, tmp_path / "adapter")
+    again = alula.load_adapter(fresh, tmp_path / "adapter")
     assert again.config == graft.config
     assert torch.equal(run(fresh, host, inputs), run(model, host, inputs))
 
@@ -47,16 +47,16 @@ def test_round_trip_is_exact(host: str, config: str, tmp_path: Path) -> None:
 def test_settings_can_be_given_while_loading(tmp_path: Path) -> None:
     model, graft = grafted("llava-llama", "mass")
     inputs = zoo.batch("llava-llama", "3I2", "5")
-    alula.save(model, tmp_path / "adapter")
+    alula.save_adapter(model, tmp_path / "adapter")
     fresh = zoo.build("llava-llama")
     with pytest.raises(UsageError, match="cache"):
-        alula.load(fresh, tmp_path / "adapter", cache="everything")
+        alula.load_adapter(fresh, tmp_path / "adapter", cache="everything")
     with pytest.raises(UsageError, match="'rank' is not a setting that can be changed"):
-        alula.load(fresh, tmp_path / "adapter", rank=2)
+        alula.load_adapter(fresh, tmp_path / "adapter", rank=2)
     with pytest.raises(UsageError, match="dropout must lie"):
-        alula.load(fresh, tmp_path / "adapter", dropout="much")
+        alula.load_adapter(fresh, tmp_path / "adapter", dropout="much")
     assert alula.grafts_of(fresh) == {}
-    again = alula.load(fresh, tmp_path / "adapter", cache="keys")
+    again = alula.load_adapter(fresh, tmp_path / "adapter", cache="keys")
     assert again.config == dataclasses.replace(graft.config, cache="keys")
     assert torch.equal(run(fresh, "llava-llama", inputs), run(model, "llava-llama", inputs))
 
@@ -77,12 +77,12 @@ def test_two_grafts_are_saved_apart(tmp_path: Path) -> None:
     for seed, name in enumerate(("one", "two")):
         wake(alula.attach(model, CONFIGS["mass"], name), seed)
     with pytest.raises(UsageError, match="one, two"):
-        alula.save(model, tmp_path / "which")
+        alula.save_adapter(model, tmp_path / "which")
     for name in ("one", "two"):
-        alula.save(model, tmp_path / name, name)
+        alula.save_adapter(model, tmp_path / name, name)
     fresh = zoo.build("llava-llama")
-    alula.load(fresh, tmp_path / "one")
-    alula.load(fresh, tmp_path / "two", name="zwei")
+    alula.load_adapter(fresh, tmp_path / "one")
+    alula.load_adapter(fresh, tmp_path / "two", name="zwei")
     assert set(alula.grafts_of(fresh)) == {"one", "zwei"}
     inputs = zoo.batch("llava-llama", "3I2")
     assert torch.equal(run(fresh, "llava-llama", inputs), run(model, "llava-llama", inputs))
@@ -91,22 +91,22 @@ def test_two_grafts_are_saved_apart(tmp_path: Path) -> None:
 def test_saving_over_an_adapter_replaces_it_whole(saved: Path) -> None:
     model, _ = grafted("llava-llama", "visual")
     (saved / "stale.txt").write_text("left over")
-    alula.save(model, saved)
+    alula.save_adapter(model, saved)
     assert not (saved / "stale.txt").exists()
-    assert alula.load(zoo.build("llava-llama"), saved).config.learners == ("visual",)
+    assert alula.load_adapter(zoo.build("llava-llama"), saved).config.learners == ("visual",)
 
 
 def test_trained_host_modules_travel_along(tmp_path: Path) -> None:
     model, _ = grafted("llava-llama", "mass")
     with torch.no_grad():
         model.get_submodule(PROJECTOR).linear_1.weight.add_(0.5)
-    alula.save(model, tmp_path / "adapter", modules=[PROJECTOR])
+    alula.save_adapter(model, tmp_path / "adapter", modules=[PROJECTOR])
     fresh = zoo.build("llava-llama")
-    alula.load(fresh, tmp_path / "adapter")
+    alula.load_adapter(fresh, tmp_path / "adapter")
     inputs = zoo.batch("llava-llama", "3I2")
     assert torch.equal(run(fresh, "llava-llama", inputs), run(model, "llava-llama", inputs))
     with pytest.raises(UsageError, match=r"no module 'model\.projector'"):
-        alula.save(model, tmp_path / "other", modules=["model.projector"])
+        alula.save_adapter(model, tmp_path / "other", modules=["model.projector"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -114,10 +114,10 @@ def test_a_float32_adapter_loads_into_half_a_host(saved: Path, dtype: torch.dtyp
     """The fingerprint looks through bfloat16; other roundings have to say so."""
     host = zoo.build("llava-llama").to(dtype)
     if dtype == torch.bfloat16:
-        graft = alula.load(host, saved)
+        graft = alula.load_adapter(host, saved)
         assert {p.dtype for p in graft.parameters()} == {torch.float32}
     else:
-        assert len(list(alula.load(host, saved, check_base=False).parameters())) > 0
+        assert len(list(alula.load_adapter(host, saved, check_base=False).parameters())) > 0
 
 
 def test_fingerprint_is_of_the_decoder_alone() -> None:
@@ -225,7 +225,7 @@ def test_whatever_does_not_fit_is_refused_and_the_model_left_alone(saved: Path, 
     logits = run(model, "llava-llama", inputs)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises((AdapterError, FilesError), match=message) as caught:
-        alula.load(model, saved)
+        alula.load_adapter(model, saved)
     assert caught.value.where, "the error does not say where"
     assert caught.value.remedy, "the error does not say what to do"
     after = model.state_dict()
@@ -245,17 +245,17 @@ def test_facts_of_other_types_are_refused_by_name(saved: Path, field: str) -> No
             continue
         _edit_config(saved, **{field: value})
         with pytest.raises(AdapterError) as caught:
-            alula.load(model, saved)
+            alula.load_adapter(model, saved)
         assert field in str(caught.value) or "not an alula adapter" in str(caught.value) or field == "config"
         assert CONFIG_FILE in str(caught.value.where)
     assert alula.grafts_of(model) == {}
     del facts[field]
     (saved / CONFIG_FILE).write_text(json.dumps(facts))
     if field in _SINCE:  # what earlier versions did not write
-        alula.load(model, saved)
+        alula.load_adapter(model, saved)
     else:
         with pytest.raises(AdapterError, match=field):
-            alula.load(model, saved)
+            alula.load_adapter(model, saved)
 
 
 @pytest.mark.parametrize("setting", [field.name for field in dataclasses.fields(alula.WingsConfig)])
@@ -265,7 +265,7 @@ def test_settings_of_other_types_are_refused_by_name(saved: Path, setting: str) 
     for value in (None, True, 3, -0.5, "x", [], [None], {}):
         _edit_config(saved, config={**whole, setting: value})
         try:
-            alula.load(model, saved).detach()
+            alula.load_adapter(model, saved).detach()
         except AdapterError as error:
             # a setting that is right by itself may not fit the weights
             assert setting in str(error) or "weights are" in str(error) or "has shape" in str(error)  # noqa: PT017
@@ -290,34 +290,34 @@ def test_settings_of_other_types_are_refused_by_name(saved: Path, setting: str) 
 )
 def test_a_base_with_another_part_is_refused(tmp_path: Path, part: str, changed: str) -> None:
     model, _ = grafted("llava-llama", "mass")
-    alula.save(model, tmp_path / "adapter")
-    alula.save(model, tmp_path / "with its projector", modules=[PROJECTOR])
+    alula.save_adapter(model, tmp_path / "adapter")
+    alula.save_adapter(model, tmp_path / "with its projector", modules=[PROJECTOR])
     other = zoo.build("llava-llama")
     with torch.no_grad():
         other.get_parameter(changed).add_(0.5)
     with pytest.raises(AdapterError, match=f"trained with another {part} than") as caught:
-        alula.load(other, tmp_path / "adapter")
+        alula.load_adapter(other, tmp_path / "adapter")
     assert "modules" in str(caught.value.remedy)
-    alula.load(other, tmp_path / "adapter", check_base=False).detach()
+    alula.load_adapter(other, tmp_path / "adapter", check_base=False).detach()
     if part == "projector":
-        alula.load(other, tmp_path / "with its projector")
+        alula.load_adapter(other, tmp_path / "with its projector")
     else:
         with pytest.raises(AdapterError, match=part):
-            alula.load(other, tmp_path / "with its projector")
+            alula.load_adapter(other, tmp_path / "with its projector")
 
 
 def test_parts_are_known_beside_peft_adapters(saved: Path) -> None:
     model = zoo.build("llava-llama")
     peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "fc1"], modules_to_save=["lm_head"]))
-    alula.load(peft_model, saved)
+    alula.load_adapter(peft_model, saved)
 
 
 def test_another_size_of_host_is_refused(saved: Path) -> None:
     model = zoo.build("llava-qwen3")
     with pytest.raises(AdapterError, match="other weights"):
-        alula.load(model, saved)
+        alula.load_adapter(model, saved)
     with pytest.raises(AdapterError, match="and this is a Qwen3ForCausalLM"):
-        alula.load(zoo.build("qwen3"), saved, check_base=False)
+        alula.load_adapter(zoo.build("qwen3"), saved, check_base=False)
 
 
 # -- whole directories --------------------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def test_load_model_round_trip_with_a_trained_projector(host_directory: Path, tm
     with torch.no_grad():
         for parameter in model.get_submodule(PROJECTOR).parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.1)
-    alula.save(model, tmp_path / "adapter", modules=[PROJECTOR])
+    alula.save_adapter(model, tmp_path / "adapter", modules=[PROJECTOR])
     expected = {image: _say(model, processor, image) for image in (True, False)}
     again, processor = alula.load_model(tmp_path / "adapter")
     assert not again.training
@@ -364,18 +364,18 @@ def test_an_adapter_of_a_resized_host(host_directory: Path, tmp_path: Path) -> N
     wake(alula.attach(model, CONFIGS["mass"]))
     modules = ["model.language_model.embed_tokens", "lm_head"]
     for name, trained in (("graft", ()), ("embeddings too", modules)):
-        alula.save(model, tmp_path / name, base=host_directory, modules=trained)
+        alula.save_adapter(model, tmp_path / name, base=host_directory, modules=trained)
         with pytest.raises(AdapterError, match=rf"{tokens + 8} token embeddings, and this .* has {tokens}") as caught:
             alula.load_model(tmp_path / name)
         assert "save_host" in str(caught.value.remedy)
         base = save_host((model, processor), tmp_path / "resized")
-        alula.save(model, tmp_path / name, base=base, modules=trained)
+        alula.save_adapter(model, tmp_path / name, base=base, modules=trained)
         assert torch.equal(_say(*alula.load_model(tmp_path / name), True), _say(model, processor, True))
     # what the graft itself needs is the same on either
     fresh, _ = alula.load_model(host_directory)
-    alula.load(fresh, tmp_path / "graft", check_base=False)
+    alula.load_adapter(fresh, tmp_path / "graft", check_base=False)
     with pytest.raises(AdapterError, match="has shape"):
-        alula.load(alula.load_model(host_directory).model, tmp_path / "embeddings too", check_base=False)
+        alula.load_adapter(alula.load_model(host_directory).model, tmp_path / "embeddings too", check_base=False)
 
 
 def test_host_and_adapter_move_together(host_directory: Path, tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ def test_host_and_adapter_move_together(host_directory: Path, tmp_path: Path) ->
     shutil.copytree(host_directory, here / "host")
     model, processor = alula.load_model(here / "host")
     wake(alula.attach(model, CONFIGS["attention"]))
-    alula.save(model, here / "adapter")
+    alula.save_adapter(model, here / "adapter")
     expected = _say(model, processor, True)
     shutil.move(here, tmp_path / "there")
     again, processor = alula.load_model(tmp_path / "there" / "adapter")
@@ -398,15 +398,15 @@ def test_an_adapter_that_names_no_base_is_refused(saved: Path) -> None:
 def test_a_host_that_was_built_and_not_saved_has_no_name_to_quote(tmp_path: Path) -> None:
     host = alula.build_host("fledgling", "fledgling")
     alula.attach(host.model, alula.WingsConfig(rank=2))
-    alula.save(host.model, tmp_path / "nameless")
+    alula.save_adapter(host.model, tmp_path / "nameless")
     with pytest.raises(AdapterError, match="does not say which model"):
         alula.load_model(tmp_path / "nameless")
     save_host((host.model, host.processor), tmp_path / "host")
-    alula.save(host.model, tmp_path / "named", base=tmp_path / "host", modules=["model.multi_modal_projector"])
+    alula.save_adapter(host.model, tmp_path / "named", base=tmp_path / "host", modules=["model.multi_modal_projector"])
     loaded = alula.load_model(tmp_path / "named")
     assert type(loaded.model) is type(host.model)
-    alula.save(host.model, tmp_path / "wrong", base="fledgling", modules=["model.multi_modal_projector"])
+    alula.save_adapter(host.model, tmp_path / "wrong", base="fledgling", modules=["model.multi_modal_projector"])
     with pytest.raises(AdapterError, match="of a LlavaForConditionalGeneration, and this is a Qwen3ForCausalLM"):
         alula.load_model(tmp_path / "wrong")
     with pytest.raises(UsageError, match=r"did you mean 'model\.multi_modal_projector'"):
-        alula.save(host.model, tmp_path / "typo", modules=["model.multi_modal_projecter"])
+        alula.save_adapter(host.model, tmp_path / "typo", modules=["model.multi_modal_projecter"])

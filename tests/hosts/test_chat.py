@@ -296,7 +296,7 @@ def test_paths_with_spaces_and_several_images(parts: Path) -> None:
 def test_a_grafted_host_talks(parts: Path) -> None:
     host = load_host(parts / "host")
     alula.attach(host.model, alula.WingsConfig(rank=4))
-    alula.save(host.model, parts / "wings", processor=host.processor)
+    alula.save_adapter(host.model, parts / "wings", processor=host.processor)
     lines = [f"/image {parts / 'red.png'}", "what?"]
     grafted, bare = invoke(str(parts / "wings"), lines=lines), invoke(str(parts / "host"), lines=lines)
     assert grafted.exit_code == 0, grafted.stderr

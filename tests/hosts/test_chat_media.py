@@ -11,7 +11,7 @@ from rich.console import Console
 
 from alula.data import FilmRef, SoundRef
 from alula.errors import HostError, UsageError
-from alula.evaluation import native_tasks, paired, run
+from alula.evaluation import compare, evaluate, native_tasks
 from alula.evaluation.native import default_tasks
 from alula.evaluation.prompts import takes
 from alula.evaluation.session import choose_tasks
@@ -76,7 +76,7 @@ def test_models_that_take_none_say_so(files: Path) -> None:
     with pytest.raises(HostError, match="takes no films"):
         terminal(plain)._line(f"/film {next((files / 'films').iterdir())}")
     with pytest.raises(UsageError, match="shows films, but LlavaProcessor takes image only"):
-        run(plain.model, plain.processor, native_tasks(["film"], n=2))
+        evaluate(plain.model, plain.processor, native_tasks(["film"], n=2))
 
 
 def test_only_hosts_of_ours_are_asked_about_films_unasked(host: Host) -> None:
@@ -88,7 +88,7 @@ def test_only_hosts_of_ours_are_asked_about_films_unasked(host: Host) -> None:
 
 def test_tasks_over_films_and_sounds_are_answered_and_kept(host: Host) -> None:
     assert default_tasks(takes(host.processor))[-4:] == ("film", "film_unseen", "sound", "sound_unseen")
-    result = run(host.model, host.processor, native_tasks(["film", "sound"], n=6), max_new_tokens=3)
+    result = evaluate(host.model, host.processor, native_tasks(["film", "sound"], n=6), max_new_tokens=3)
     for name in ("film", "sound"):
         items = result.tasks[name].items
         assert len(items) == 6
@@ -97,7 +97,7 @@ def test_tasks_over_films_and_sounds_are_answered_and_kept(host: Host) -> None:
     assert shown is not None
     assert shown.startswith("data:image/png")
     assert result.tasks["sound"].items[0].prompt[0].content[0].text == "[a sound of 20,480 samples]"
-    outcome = comparison_outcome(paired(result, result), command="", seconds=0)
+    outcome = comparison_outcome(compare(result, result), command="", seconds=0)
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(experiment_table(outcome))
     shown = console.export_text()

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 import alula
 from alula.errors import AdapterError, HostError
-from alula.evaluation import native_tasks, run
+from alula.evaluation import evaluate, native_tasks
 from alula.hosts.chat import Conversation
 from alula.hosts.prompted import PromptedModel, check_prompt
 from alula.seam.dialect import cache_keyword
@@ -159,6 +159,6 @@ def test_evaluation_and_chat_take_no_model_that_loses_its_prompt() -> None:
     base, tokenizer = alula.load_model("fledgling")
     model = learned(base, "prefix", _Forgetful)
     with pytest.raises(AdapterError, match=r"lost or repeated.*\n.*alula.load_model"):
-        run(model, tokenizer, native_tasks(["text_bare"], n=2, seed=0))
+        evaluate(model, tokenizer, native_tasks(["text_bare"], n=2, seed=0))
     with pytest.raises(AdapterError, match="lost or repeated"):
         Conversation(model, tokenizer)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from alula.errors import EvaluationError
-from alula.evaluation import native_tasks, paired
+from alula.evaluation import compare, native_tasks
 from alula.reports import (
     Document,
     Outcome,
@@ -145,7 +145,7 @@ def test_what_models_say_cannot_become_markup(outcome: Outcome) -> None:
 
 def test_one_training_of_one_method_on_text_alone() -> None:
     tasks = native_tasks(["text_bare"], n=30)
-    pairs = paired(
+    pairs = compare(
         made_run(tasks, "a/base", lambda t, k, kind: k % 5 > 0),
         made_run(tasks, "b/tuned", lambda t, k, kind: k % 4 > 0),
     )
@@ -160,13 +160,15 @@ def test_one_training_of_one_method_on_text_alone() -> None:
 def test_models_of_the_same_folder_name_are_told_apart() -> None:
     tasks = native_tasks(["text_bare"], n=10)
     one, two = (made_run(tasks, name, lambda t, k, kind: True) for name in ("runs/x/final", "runs/y/final"))
-    assert comparison_outcome(paired(one, two), command="", seconds=0).title == "y/final against x/final"
-    assert comparison_outcome(paired(one, one), command="", seconds=0).title == "runs/x/final against runs/x/final"
+    assert comparison_outcome(compare(one, two), command="", seconds=0).title == "y/final against x/final"
+    assert comparison_outcome(compare(one, one), command="", seconds=0).title == "runs/x/final against runs/x/final"
 
 
 def test_a_base_that_knows_nothing(tmp_path: Path) -> None:
     tasks = native_tasks(["text_bare", "visual"], n=20)
-    pairs = paired(made_run(tasks, "base", lambda t, k, kind: False), made_run(tasks, "tuned", lambda t, k, kind: True))
+    pairs = compare(
+        made_run(tasks, "base", lambda t, k, kind: False), made_run(tasks, "tuned", lambda t, k, kind: True)
+    )
     outcome = comparison_outcome(pairs, command="", seconds=0)
     assert "n/a" in Page(experiment_report(outcome)).words
     Console(width=100, file=(tmp_path / "x").open("w")).print(experiment_table(outcome))

@@ -11,7 +11,8 @@ from tests import zoo
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from alula import Anatomy, WingsConfig, attach
+from alula import WingsConfig, attach
+from alula.anatomy import Anatomy
 from alula.errors import HostError
 from alula.seam import ATTENTION, ForwardContext, install, use_attention
 from alula.seam.dialect import cache_keyword, cache_of_output

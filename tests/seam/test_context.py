@@ -12,10 +12,11 @@ from tests import zoo
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 
-from alula import Modality, TokenMap
+from alula import TokenMap
 from alula.errors import AlulaError, UsageError
 from alula.seam import NAME, ForwardContext, TokenCache, find, install
 from alula.seam.dialect import cache_keyword, cache_of_output
+from alula.tokens import Modality
 
 CACHE = cache_keyword()
 

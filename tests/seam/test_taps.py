@@ -8,9 +8,8 @@ import pytest
 import torch
 from tests import zoo
 
-from alula import taps
 from alula.errors import UsageError
-from alula.seam import TapEvent, find
+from alula.seam import TapEvent, find, taps
 
 
 @pytest.mark.parametrize("name", zoo.ALL)

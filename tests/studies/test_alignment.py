@@ -12,7 +12,7 @@ from transformers import SiglipVisionModel
 import alula
 from alula.data import Collator
 from alula.errors import UsageError
-from alula.evaluation import pope, run
+from alula.evaluation import evaluate, pope
 from alula.evaluation.statistics import Resampling
 from alula.hosts import fledgling, load_host
 from alula.probes import Alignment
@@ -60,7 +60,7 @@ def test_what_is_measured_is_what_the_saved_model_gives(
     found = probe.result().pairs["image-text"]
     assert one.last.figures["score"] == pytest.approx(found.score.value, abs=1e-5)
     assert one.last.curves["aligned/mlp"] == pytest.approx([p.value for p in found.sites["mlp"].all_pairs], abs=1e-5)
-    asked = run(model, processor, [pope(n=plan.items, seed=plan.task_seed)], batch_size=64).tasks["pope"]
+    asked = evaluate(model, processor, [pope(n=plan.items, seed=plan.task_seed)], batch_size=64).tasks["pope"]
     assert one.last.figures["pope_accuracy"] == asked.figures["all"]["accuracy"].value
 
 

@@ -15,7 +15,7 @@ import alula
 from alula.cli import app as cli
 from alula.data import Collator
 from alula.errors import UsageError
-from alula.evaluation import native_tasks, run
+from alula.evaluation import evaluate, native_tasks
 from alula.probes import AttentionShift
 from alula.reports import render
 from alula.studies.attention_shift import ShiftPlan, ShiftRecord, attention_shift, figures, report, verdict
@@ -60,7 +60,7 @@ def test_the_last_measurement_is_of_the_model_that_was_saved(finished: tuple[Shi
     result = probe.result()
     assert last.shift[PRIMARY] == pytest.approx(result.shift["main"].value, abs=1e-5)
     assert last.curves["after"] == pytest.approx([point.value for point in result.curves["main"]["after"]], abs=1e-5)
-    answers = run(model, processor, native_tasks(["text_bare"], n=plan.items), batch_size=64)
+    answers = evaluate(model, processor, native_tasks(["text_bare"], n=plan.items), batch_size=64)
     assert last.accuracy["text_bare"] == answers.tasks["text_bare"].accuracy
 
 

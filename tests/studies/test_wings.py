@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from alula.errors import UsageError
-from alula.evaluation import RunResult, across_seeds, paired
+from alula.evaluation import RunResult, across_seeds, compare
 from alula.files import write_json
 from alula.hosts.fledgling import digest
 from alula.quickstart import jobs
 from alula.reports import Outcome, render
 from alula.studies.wings import ARMS, QUESTIONS, WingsPlan, figures, markdown, report, table, verdict, wings
-from alula.studies.wings.contrasts import compare, contrasts
+from alula.studies.wings import contrasts as contrasting
+from alula.studies.wings.contrasts import contrasts
 
 SMALL: dict[str, Any] = {"items": 4, "steps": 0.004, "arms": ("full", "wings", "wings-visual")}
 
@@ -100,8 +101,8 @@ def test_contrasts_are_paired_by_item(finished: tuple[WingsPlan, Outcome]) -> No
     plan, outcome = finished
     runs = {name: RunResult.load(jobs.answers_path(plan.own, 0, name)) for name in ("full", "wings")}
     for task in ("text_bare", "visual"):
-        found = compare(outcome.methods["full"], outcome.methods["wings"], task)
-        expected = across_seeds([paired(runs["full"], runs["wings"]).tasks[task]]).overall
+        found = contrasting.compare(outcome.methods["full"], outcome.methods["wings"], task)
+        expected = across_seeds([compare(runs["full"], runs["wings"]).tasks[task]]).overall
         assert found == expected
         scores = [np.mean([item.score for item in runs[name].tasks[task].items]) for name in ("full", "wings")]
         assert found.difference.mean.value == pytest.approx(scores[1] - scores[0])

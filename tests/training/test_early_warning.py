@@ -20,7 +20,7 @@ from alula import microworld
 from alula.cli import app as cli
 from alula.data import Collator
 from alula.errors import DataError, RecipeError
-from alula.evaluation import ItemTask, exact_match, run
+from alula.evaluation import ItemTask, evaluate, exact_match
 from alula.evaluation.native import turns
 from alula.hosts import load_host
 from alula.probes import Alignment, AttentionShift
@@ -92,7 +92,7 @@ def test_one_pass_tells_what_greedy_decoding_would_answer() -> None:
     chosen = {"microworld": "text", "split": "test", "seed": 41, "families": families}
     reading = Meters(spec.model_copy(update={"text": chosen}), processor).read(model)
     asked = [turns(item)[-1] for item in microworld.text_items(60, split="test", seed=41, families=families)]
-    found = run(model, processor, [ItemTask("t", "t", asked, exact_match)]).tasks["t"].items
+    found = evaluate(model, processor, [ItemTask("t", "t", asked, exact_match)]).tasks["t"].items
     assert list(reading.right) == [item.answer == item.gold for item in found]
     assert 0 < sum(reading.right) < 60 or all(reading.right)
 

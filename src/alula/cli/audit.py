@@ -69,8 +69,8 @@ def audit(
 
     from rich.console import Console
 
-    from alula.audit import Plan, audit_json, audit_report, findings
-    from alula.audit import audit as run
+    from alula.auditing import Plan, audit_json, audit_report, findings
+    from alula.auditing import audit as run
     from alula.chat_template import TemplateSettings
     from alula.files import write_json, write_text
     from alula.hosts.placement import device_named, dtype_named

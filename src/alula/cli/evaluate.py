@@ -111,8 +111,7 @@ def evaluate(
     from rich.console import Console
 
     from alula.chat_template import TemplateSettings
-    from alula.evaluation import HarnessTasks, ObjectFiles, choose_tasks
-    from alula.evaluation import evaluate as run
+    from alula.evaluation import HarnessTasks, ObjectFiles, choose_tasks, run_session
     from alula.files import write_text
     from alula.hosts.placement import device_named, dtype_named
     from alula.loading import load_model
@@ -134,7 +133,7 @@ def evaluate(
     if lm_eval is not None:
         specs = [name.strip() for name in lm_eval.split(",") if name.strip()]
         harness = HarnessTasks(specs, lm_eval_include, num_fewshot=lm_eval_fewshot, chat=lm_eval_chat, n=n, seed=seed)
-    session = run(
+    session = run_session(
         model,
         lambda name: load_model(name, dtype=kind, device=place),
         lambda processor: choose_tasks(

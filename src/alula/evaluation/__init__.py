@@ -1,7 +1,7 @@
 """Asking models questions and comparing what they say, item by item.
 
-`run` puts tasks to one model; `paired` compares two runs of the same questions; `across_seeds` combines the comparisons
-of several trainings. Results are records that save to JSON and load from it.
+`evaluate` puts tasks to one model; `compare` compares two runs of the same questions; `across_seeds` combines the
+comparisons of several trainings. Results are records that save to JSON and load from it.
 """
 
 from alula.evaluation.across_seeds import SeedsComparison, SeedsResult, Spread, across_seeds
@@ -11,7 +11,7 @@ from alula.evaluation.harness import HarnessTasks, run_harness
 from alula.evaluation.items import ItemTask, Task, TaskItem
 from alula.evaluation.native import DEFAULT, NATIVE, TEXT_ONLY, native_tasks
 from alula.evaluation.own_data import data_task
-from alula.evaluation.pairing import paired
+from alula.evaluation.pairing import compare
 from alula.evaluation.pope import pope, pope_of_annotations, pope_of_questions
 from alula.evaluation.results import (
     Comparison,
@@ -27,9 +27,9 @@ from alula.evaluation.results import (
     RunResult,
     TaskResult,
 )
-from alula.evaluation.runner import run
+from alula.evaluation.runner import evaluate
 from alula.evaluation.scoring import exact_match, normalise
-from alula.evaluation.session import Session, choose_tasks, evaluate
+from alula.evaluation.session import Session, choose_tasks, run_session
 
 __all__ = [
     "DEFAULT",
@@ -62,15 +62,15 @@ __all__ = [
     "chair_of_annotations",
     "choose_tasks",
     "data_task",
-    "evaluate",
+    "run_session",
     "exact_match",
     "native_tasks",
     "normalise",
     "object_tasks",
-    "paired",
+    "compare",
     "pope",
     "pope_of_annotations",
     "pope_of_questions",
-    "run",
+    "evaluate",
     "run_harness",
 ]

@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness (extra ``eval``), put to any model alula loads and kept item by item.
 
 The harness makes the prompts, the few-shot examples and the metrics; what comes back is a `RunResult` like that of
-`alula.evaluation.run`, so two models can be paired and every flip looked at. Only text goes through: image tasks of the
+`alula.evaluation.evaluate`, so two models can be paired and flips looked at. Only text goes through: image tasks of the
 harness are refused by it.
 """
 

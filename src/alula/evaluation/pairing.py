@@ -32,7 +32,7 @@ KIND = "kind"
 _CORRECT = 1.0
 
 
-def paired(
+def compare(
     base: RunResult,
     tuned: RunResult,
     *,
@@ -84,7 +84,7 @@ def paired(
     )
 
 
-def compare(
+def compare_scores(
     base: NDArray[np.float64],
     tuned: NDArray[np.float64],
     cluster: NDArray[np.int64],
@@ -122,7 +122,7 @@ def _pair(before: TaskResult, after: TaskResult, kept_flips: int, how: Resamplin
     base, tuned, cluster = np.array(columns.base), np.array(columns.tuned), np.array(columns.cluster)
     names, family = columns.labels["family"].values, np.array(columns.labels["family"].index)
     parts = {
-        name: compare(base[family == index], tuned[family == index], cluster[family == index], how)
+        name: compare_scores(base[family == index], tuned[family == index], cluster[family == index], how)
         for index, name in enumerate(names)
     }
     corrected = statistics.holm([part.p_value for part in parts.values()])
@@ -131,7 +131,7 @@ def _pair(before: TaskResult, after: TaskResult, kept_flips: int, how: Resamplin
         task=before.name,
         title=before.title,
         confidence=how.confidence,
-        overall=compare(base, tuned, cluster, how),
+        overall=compare_scores(base, tuned, cluster, how),
         families={
             name: FamilyComparison(**part.model_dump(), p_holm=p)
             for (name, part), p in zip(parts.items(), corrected, strict=True)

@@ -26,7 +26,7 @@ _WINDOW = 16
 """batches encoded ahead and sorted by length together: bounds the memory held by decoded images"""
 
 
-def run(
+def evaluate(
     model: Any,
     processor: Any,
     tasks: Sequence[Task],

@@ -17,10 +17,10 @@ from alula.evaluation.harness import HarnessTasks, run_harness
 from alula.evaluation.items import Task, media_of
 from alula.evaluation.native import NATIVE, default_tasks, native_tasks
 from alula.evaluation.own_data import data_task
-from alula.evaluation.pairing import paired
+from alula.evaluation.pairing import compare
 from alula.evaluation.prompts import takes
 from alula.evaluation.results import PairedRun, RunResult, TaskResult
-from alula.evaluation.runner import run
+from alula.evaluation.runner import evaluate
 from alula.files import restore_directories
 from alula.hosts.multimodal import AlulaProcessor
 from alula.hosts.opening import opening_of
@@ -94,7 +94,7 @@ def choose_tasks(
     return tasks
 
 
-def evaluate(
+def run_session(
     model: str,
     load: Loader,
     tasks_for: Callable[[Any], list[Task]],
@@ -135,7 +135,7 @@ def evaluate(
         if tasks or harness is None:
             journal = folder / f"{role}-answers.jsonl" if folder is not None else None
             parts.append(
-                run(
+                evaluate(
                     loaded,
                     processor,
                     tasks,
@@ -169,7 +169,7 @@ def evaluate(
                 remedy="compare with a host of the same media, or choose text tasks",
             )
         before = ask("base", base, common)
-        pairs = paired(before, tuned)
+        pairs = compare(before, tuned)
     if folder is not None:
         for name, record in (("tuned", tuned), ("base", before), ("paired", pairs)):
             if record is not None:

@@ -40,7 +40,7 @@ _SINCE = ("base_parts", "base_vocabulary")  # which adapters of earlier versions
 _JSON = {str: "a text", int: "a whole number", dict: "an object", list: "a list"}
 
 
-def save(
+def save_adapter(
     model: nn.Module,
     directory: str | os.PathLike[str],
     name: str | None = None,
@@ -92,7 +92,7 @@ def save(
     return directory
 
 
-def load(
+def load_adapter(
     model: nn.Module,
     directory: str | os.PathLike[str],
     *,

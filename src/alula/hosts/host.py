@@ -172,12 +172,12 @@ def load_strictly(
             "settings it was attached",
             where=source,
             remedy="load the host it was attached to, attach it with its settings (alula.attach), have the model load "
-            "these weights (load_state_dict), and write it by alula.save",
+            "these weights (load_state_dict), and write it by alula.save_adapter",
         )
     if grafts and not grafted:
         raise HostError(
             f"the weights hold the graft {', '.join(map(repr, sorted(grafts)))}, which would be left out",
             where=source,
-            remedy="alula.load_model loads both; then alula.save writes the graft and save_host the host by itself",
+            remedy="alula.load_model loads both; then save_adapter writes the graft and save_host the host by itself",
         )
     return model.eval()

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from alula.anatomy import unwrap
 from alula.errors import AdapterError
 from alula.files import recovered
-from alula.grafts import load
+from alula.grafts import load_adapter
 from alula.grafts.checkpoint import restore
 from alula.grafts.storage import CONFIG_FILE, check_fact, read_facts
 from alula.hosts import fledgling
@@ -70,7 +70,7 @@ def _load_adapter(path: Path, dtype: torch.dtype | str | None) -> Loaded:
         raise AdapterError(
             "the adapter does not say which model it belongs to",
             where=str(path / CONFIG_FILE),
-            remedy="build the host again and alula.load(model, directory); or save the host by save_host and "
+            remedy="build the host again and alula.load_adapter(model, directory); or save the host by save_host and "
             "name its directory as base when saving, or as base_model_name_or_path here",
         )
     beside = recovered(path / base)
@@ -80,14 +80,14 @@ def _load_adapter(path: Path, dtype: torch.dtype | str | None) -> Loaded:
             f"the base it names, {base!r}, is not there (a relative path counts from the adapter's directory)",
             where=str(path / CONFIG_FILE),
             remedy="copy the base along or correct base_model_name_or_path; or load the base from where it is and "
-            "put the adapter on: alula.load(model, directory), for PEFT's PeftModel.from_pretrained(model, directory)",
+            "put the adapter on: alula.load_adapter(model, directory), or PeftModel.from_pretrained(model, directory)",
         )
     model, processor = load_model(base, dtype=dtype)
     own = processor_beside(path, processor)
     if "peft_type" in facts:
         model = load_peft(model, path)
     else:
-        load(model, path)
+        load_adapter(model, path)
     if own is None:
         return Loaded(model, processor)
     check_vocabulary(unwrap(model), own, processor, where=str(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from alula.evaluation import run
+from alula.evaluation import evaluate
 from alula.files import read_json
 from alula.jobs import lines
 from alula.loading import load_model
@@ -48,7 +48,7 @@ def answer(plan: Plan, seed: int, name: str, directory: Path) -> None:
         return
     model, processor = load_model(directory)
     journal = journal_path(plan, seed, name)
-    run(model, processor, plan.questions(), name=name, batch_size=BATCH, journal=journal).save(path)
+    evaluate(model, processor, plan.questions(), name=name, batch_size=BATCH, journal=journal).save(path)
 
 
 def progress_of(plan: Plan, seed: int, name: str) -> int:

@@ -10,7 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from alula.errors import EvaluationError
-from alula.evaluation import RunResult, paired
+from alula.evaluation import RunResult, compare
 from alula.evaluation.pairing import KEPT_FLIPS
 from alula.evaluation.results import Conditions, PairedResult, Record
 from alula.files import regular
@@ -53,7 +53,7 @@ class SeedOutcome(Record):
         Reports show the flips of the first seed only: ``kept_flips=0`` keeps the files of the others small.
         """
         return cls(
-            tasks=paired(base, tuned, kept_flips=kept_flips).tasks,
+            tasks=compare(base, tuned, kept_flips=kept_flips).tasks,
             curve=read_curve(metrics) if metrics is not None else [],
             trainable_parameters=trainable_parameters,
             seconds=seconds,

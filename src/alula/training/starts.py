@@ -112,7 +112,7 @@ def _begin(stage: Stage, host: Host, base: str, previous: Path | None) -> Start:
             model = add_lora(host.model, stage.lora or LoraSpec(), train_projector="projector" in rates)
     elif stage.method == "wings":
         if previous is not None:
-            graft = grafts.load(model, previous)
+            graft = grafts.load_adapter(model, previous)
             whole.update(read_config(previous)["modules"])
         else:
             graft = grafts.attach(model, stage.wings or WingsConfig())
@@ -145,7 +145,7 @@ def export(start: Start, stage: Stage, directory: Path, host: Path) -> None:
             assert isinstance(model, PreTrainedModel)
             with quiet_loading():
                 base = str(save_host(Host(model, start.processor), host))
-        grafts.save(model, directory, base=base, modules=start.whole, processor=start.processor)
+        grafts.save_adapter(model, directory, base=base, modules=start.whole, processor=start.processor)
     else:
         assert isinstance(model, PreTrainedModel)
         with quiet_loading():

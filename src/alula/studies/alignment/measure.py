@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, SiglipVisionModel
 
 from alula.data import Collator, Sample
-from alula.evaluation import chair, native_tasks, pope, run
+from alula.evaluation import chair, evaluate, native_tasks, pope
 from alula.files import atomic_directory, write_json
 from alula.hosts import Host, fledgling, load_host
 from alula.hosts.quiet import quiet_loading
@@ -76,7 +76,7 @@ class _Measure:
         return Collator(self.start.processor)
 
     def __call__(self, model: Any) -> dict[str, Any]:
-        answers = run(model, self.start.processor, self.tasks, batch_size=BATCH)
+        answers = evaluate(model, self.start.processor, self.tasks, batch_size=BATCH)
         figures, curves = look_inside(model, self.collator, self.samples)
         figures["visual"] = answers.tasks["visual"].accuracy
         for task in ("pope", "chair"):

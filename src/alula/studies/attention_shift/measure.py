@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from alula.data import Collator
-from alula.evaluation import native_tasks, run
+from alula.evaluation import evaluate, native_tasks
 from alula.files import write_json
 from alula.loading import load_model
 from alula.probes import AttentionShift, watch
@@ -48,7 +48,7 @@ def measurer(plan: ShiftPlan, processor: Any) -> Callable[[Any], dict[str, Any]]
     }
 
     def measure(model: Any) -> dict[str, Any]:
-        answers = run(model, processor, tasks, batch_size=BATCH)
+        answers = evaluate(model, processor, tasks, batch_size=BATCH)
         found: dict[str, Any] = {
             "accuracy": {name: task.accuracy for name, task in answers.tasks.items()},
             "shift": {},

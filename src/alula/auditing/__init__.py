@@ -3,12 +3,12 @@
 `audit` measures, `audit_report` draws one HTML page of it. Nothing is trained, and the model is left as it was.
 """
 
-from alula.audit.export import audit_json
-from alula.audit.plan import SECTIONS, Plan
-from alula.audit.record import Audit, Memory, TextAnswers
-from alula.audit.report import audit_report
-from alula.audit.run import audit
-from alula.audit.verdicts import Finding, findings
+from alula.auditing.export import audit_json
+from alula.auditing.plan import SECTIONS, Plan
+from alula.auditing.record import Audit, Memory, TextAnswers
+from alula.auditing.report import audit_report
+from alula.auditing.run import audit
+from alula.auditing.verdicts import Finding, findings
 
 __all__ = [
     "SECTIONS",

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from alula.audit.record import Audit
-from alula.audit.text import AFTER_IMAGE, BARE
-from alula.audit.verdicts import (
+from alula.auditing.record import Audit
+from alula.auditing.text import AFTER_IMAGE, BARE
+from alula.auditing.verdicts import (
     Finding,
     Status,
     findings,

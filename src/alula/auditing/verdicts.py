@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from alula.audit.record import Audit
-from alula.audit.text import BARE
+from alula.auditing.record import Audit
+from alula.auditing.text import BARE
 from alula.evaluation import Comparison
 from alula.evaluation.statistics import wilson
 from alula.probes import AlignmentResult, OverlapResult
@@ -45,7 +45,7 @@ class Finding:
     """A section in a line.
 
     Attributes:
-        section: of `alula.audit.SECTIONS`.
+        section: of `alula.auditing.SECTIONS`.
         title: the section's question.
         status: fine, look, act or open.
         figure: the number it rests on, with its interval.

@@ -12,7 +12,7 @@ import transformers as hf
 from tokenizers import AddedToken
 
 import alula
-from alula.audit import Audit, Plan, audit
+from alula.auditing import Audit, Plan, audit
 from alula.hosts import save_host
 from tests import zoo
 from tests.hosts import tiny
@@ -84,7 +84,7 @@ def wings(llava: Path) -> Path:
     path = llava.parent / "wings"
     loaded = alula.load_model(llava)
     alula.attach(loaded.model, alula.WingsConfig(rank=2))
-    alula.save(loaded.model, path, base=llava)
+    alula.save_adapter(loaded.model, path, base=llava)
     return path
 
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 import alula
 from alula.anatomy import Anatomy
-from alula.audit import SECTIONS, Audit, Plan, audit, audit_json, audit_report, memory
-from alula.audit import run as audit_run
-from alula.audit.text import BARE
+from alula.auditing import SECTIONS, Audit, Plan, audit, audit_json, audit_report, memory
+from alula.auditing import run as audit_run
+from alula.auditing.text import BARE
 from alula.cli import app as cli
 from alula.errors import AlulaError, DataError, HostError, UsageError
 from alula.microworld import export_llava, visual_items

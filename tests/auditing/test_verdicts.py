@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alula.audit import Audit, Finding, Plan, findings
-from alula.audit.text import BARE
-from alula.audit.verdicts import Status, length_ratio, shared_use, unrelated
+from alula.auditing import Audit, Finding, Plan, findings
+from alula.auditing.text import BARE
+from alula.auditing.verdicts import Status, length_ratio, shared_use, unrelated
 from alula.probes import Estimate
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from alula.audit.plan import Plan
+from alula.auditing.plan import Plan
 from alula.data import BadSampleError, Collator, EmptyBatchError, MicroworldSource, Mixture, Sample, open_file
 from alula.errors import DataError
 

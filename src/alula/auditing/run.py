@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from alula.anatomy import Anatomy
-from alula.audit import memory
-from alula.audit.measuring import CHECKPOINT_SECONDS, measure
-from alula.audit.plan import Plan
-from alula.audit.record import Audit, Memory, TextAnswers
-from alula.audit.samples import Chosen, choose
-from alula.audit.text import AFTER_IMAGE, BARE, InTheWordsOf, asking, tasks_of
+from alula.auditing import memory
+from alula.auditing.measuring import CHECKPOINT_SECONDS, measure
+from alula.auditing.plan import Plan
+from alula.auditing.record import Audit, Memory, TextAnswers
+from alula.auditing.samples import Chosen, choose
+from alula.auditing.text import AFTER_IMAGE, BARE, InTheWordsOf, asking, tasks_of
 from alula.data import Collator, Quarantine
 from alula.errors import DataError, HostError
-from alula.evaluation import Comparison, RunResult, Task, paired, run
+from alula.evaluation import Comparison, RunResult, Task, compare, evaluate
 from alula.evaluation.conditions import conditions, decisive, fingerprint
-from alula.evaluation.pairing import compare
+from alula.evaluation.pairing import compare_scores
 from alula.evaluation.progress import Bar, bar
 from alula.evaluation.prompts import takes_images
 from alula.evaluation.results import Decoding
@@ -240,7 +240,7 @@ def _answers(
     # answers are short and prompts without images small: larger batches than those of the probes
     journal = plan.output / f"{role}-answers.jsonl"
     size = max(16, plan.batch_size)
-    return run(
+    return evaluate(
         model,
         processor,
         tasks,
@@ -259,7 +259,7 @@ def _text(plan: Plan, tuned: RunResult, load: Loader, tasks: list[Task], process
     base, base_processor = load(plan.base)
     asker = asking(base_processor, processor)
     bare = [task for task in tasks if task.name == BARE]
-    pairs = paired(_answers(plan, base, asker, bare, "base", plan.base, progress), tuned)
+    pairs = compare(_answers(plan, base, asker, bare, "base", plan.base, progress), tuned)
     return TextAnswers(tuned, pairs, after, isinstance(asker, InTheWordsOf))
 
 
@@ -272,7 +272,7 @@ def _after_image(answers: RunResult) -> Comparison | None:
     bare = [item for item in answers.tasks[BARE].items if item.id in behind]
     after = [behind[item.id] for item in bare]
     units = {mark: number for number, mark in enumerate(dict.fromkeys(item.prompt_hash for item in bare))}
-    return compare(
+    return compare_scores(
         np.array([item.score for item in bare]),
         np.array([item.score for item in after]),
         np.array([units[item.prompt_hash] for item in bare]),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from alula.audit.record import Audit
-from alula.audit.verdicts import findings
+from alula.auditing.record import Audit
+from alula.auditing.verdicts import findings
 
 
 def audit_json(audit: Audit) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alula.audit.plan import Plan
+from alula.auditing.plan import Plan
 from alula.evaluation import Task, data_task, native_tasks
 from alula.evaluation.prompts import takes_images
 from alula.hosts.host import tokenizer_of

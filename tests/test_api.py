@@ -1,0 +1,33 @@
+"""The names at the top: what a user needs, loaded when first used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import alula
+
+
+def test_every_name_is_there_and_documented() -> None:
+    names = set(alula._HOMES)
+    expected = {"build_host", "load_model", "save_host", "attach", "detach", "load_adapter", "save_adapter"}
+    assert names >= expected | {"train", "evaluate", "compare", "audit"}
+    for name in names:
+        assert getattr(alula, name).__doc__, name
+
+
+def test_names_are_not_hidden_by_rooms() -> None:
+    """`alula.audit` is the function also once its room was imported."""
+    program = (
+        "import importlib, pkgutil, alula\n"
+        "rooms = [room.name for room in pkgutil.iter_modules(alula.__path__) if room.name != '__main__']\n"
+        "[importlib.import_module(f'alula.{room}') for room in rooms]\n"
+        "assert not set(rooms) & set(alula._HOMES)\n"
+        "assert all(callable(getattr(alula, name)) for name in alula._HOMES)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_importing_is_cheap() -> None:
+    program = "import sys, alula; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
