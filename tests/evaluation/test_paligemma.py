@@ -13,7 +13,7 @@ from transformers import PaliGemmaProcessor, PreTrainedTokenizerFast, SiglipImag
 from alula.data import Collator
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import ItemTask, TaskItem, evaluate, exact_match
-from alula.hosts.chat import Conversation, Decoding
+from alula.serving import Conversation
 from tests import media_hosts
 
 RED, BLUE = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (9, 5), "blue")
@@ -58,7 +58,7 @@ def test_prompts_hold_no_labels(model: Any, processor: PaliGemmaProcessor) -> No
     task = ItemTask("color", "color", items, exact_match, max_new_tokens=5)
     answers = evaluate(model, processor, [task], batch_size=2).tasks["color"].items
     assert [item.answer for item in answers] == [expected(model, processor, messages).strip() for messages in prompts]
-    conversation = Conversation(model, processor, Decoding(max_new_tokens=5))
+    conversation = Conversation(model, processor, max_new_tokens=5)
     conversation.attach(RED)
     assert conversation.ask("what?", lambda text: None).text == expected(model, processor, prompts[0])
 

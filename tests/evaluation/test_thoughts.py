@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from alula.chat_template import TemplateSettings
 from alula.evaluation import HarnessTasks, ItemTask, TaskItem, compare, evaluate, exact_match, pope, run_harness
 from alula.hosts import thoughts
-from alula.hosts.chat import Conversation, Decoding
 from alula.hosts.thoughts import Said
+from alula.serving import Conversation
 
 WORDS = ["<pad>", "<|end|>", "<|user|>", "<|assistant|>", "<think>", "</think>", "<unk>", "red", "hm", "well", "blue"]
 TEMPLATE = (
@@ -143,10 +143,10 @@ def test_where_a_thought_ends(text: str, opened: bool, said: Said) -> None:
 
 
 def test_a_chat_remembers_answers_without_thoughts(tokenizer: Any) -> None:
-    talk = Conversation(saying(*THINKING), tokenizer, Decoding(max_new_tokens=8))
+    talk = Conversation(saying(*THINKING), tokenizer, max_new_tokens=8)
     talk.ask("blue", lambda text: None)
     assert talk.messages[-1]["content"] == [{"type": "text", "text": "red"}]
     silent = Conversation(
-        saying(*THINKING), tokenizer, Decoding(max_new_tokens=8), template=TemplateSettings({"enable_thinking": False})
+        saying(*THINKING), tokenizer, max_new_tokens=8, template=TemplateSettings({"enable_thinking": False})
     )
     assert silent.ask("blue", lambda text: None).text == "red"

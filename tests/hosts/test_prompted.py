@@ -15,9 +15,9 @@ from transformers import DynamicCache
 import alula
 from alula.errors import AdapterError, HostError
 from alula.evaluation import evaluate, native_tasks
-from alula.hosts.chat import Conversation
 from alula.hosts.prompted import PromptedModel, check_prompt
 from alula.seam.dialect import cache_keyword
+from alula.serving import Conversation
 from tests import zoo
 
 KINDS: dict[str, Callable[[], Any]] = {

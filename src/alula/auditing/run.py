@@ -27,9 +27,9 @@ from alula.evaluation.conditions import conditions, decisive, fingerprint
 from alula.evaluation.pairing import compare_scores
 from alula.evaluation.progress import Bar, bar
 from alula.evaluation.prompts import takes_images
-from alula.evaluation.results import Decoding
 from alula.evaluation.runner import evaluating
 from alula.hosts.context import context_length
+from alula.hosts.decoding import Decoding
 from alula.hosts.host import tokenizer_of
 from alula.jobs import add_session, claim, refuse_others
 from alula.probes import (

@@ -33,32 +33,26 @@ def chat(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default: as saved.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
 ) -> None:
-    """Talk to a model: type a question, or /image (/film, /sound) PATH and then a question. /help lists the commands.
+    """Talk to a model: type a question, or /image (/video, /audio) PATH and then a question. /help lists the commands.
 
-    Down a pipe, every line is a question or a command, and standard output gets the answers alone.
+    Piped input: every line is a question or a command; standard output gets the answers alone.
 
     Exit code 0: all lines done; 1: one failed, or the model cannot be loaded; 2: wrong usage.
     """
     from alula.chat_template import TemplateSettings
-    from alula.data.films import DEFAULT_FRAMES, FilmRef
-    from alula.data.images import ImageRef
-    from alula.data.sounds import SoundRef
-    from alula.hosts.chat import Conversation, Decoding
+    from alula.hosts.decoding import Decoding
     from alula.hosts.placement import device_named, dtype_named
-    from alula.hosts.terminal import Terminal
     from alula.loading import load_model
+    from alula.serving import Conversation, Terminal
 
-    decoding, settings = Decoding(max_new_tokens, temperature, seed), TemplateSettings.parse(template or ())
+    decoding, settings = Decoding.at(temperature, seed), TemplateSettings.parse(template or ())
     with Console(stderr=True).status(f"loading {model}"):
         loaded = load_model(model, dtype=dtype_named(dtype), device=device_named(device))
-    conversation = Conversation(loaded.model, loaded.processor, decoding, settings)
-    conversation.instruct(system)
-    terminal = Terminal(
-        conversation,
-        lambda path: ImageRef.from_path(path).load(),
-        read_film=lambda path, frames: FilmRef.from_path(path).load(frames or DEFAULT_FRAMES),
-        read_sound=lambda path, rate: SoundRef.from_path(path).load(rate),
+    conversation = Conversation(
+        loaded.model, loaded.processor, decoding, max_new_tokens=max_new_tokens, template=settings
     )
+    conversation.instruct(system)
+    terminal = Terminal(conversation)
     failures = terminal.run()
     if failures and not terminal.interactive:
         raise typer.Exit(1)

@@ -16,7 +16,6 @@ from alula.evaluation.pope import pope, pope_of_annotations, pope_of_questions
 from alula.evaluation.results import (
     Comparison,
     Conditions,
-    Decoding,
     Estimate,
     Flip,
     ItemResult,
@@ -30,6 +29,7 @@ from alula.evaluation.results import (
 from alula.evaluation.runner import evaluate
 from alula.evaluation.scoring import exact_match, normalise
 from alula.evaluation.session import Session, choose_tasks, run_session
+from alula.hosts.decoding import Decoding
 
 __all__ = [
     "DEFAULT",

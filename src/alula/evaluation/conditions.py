@@ -13,8 +13,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from alula.evaluation.results import Conditions, Decoding
+from alula.evaluation.results import Conditions
 from alula.grafts import Graft
+from alula.hosts.decoding import Decoding
 from alula.seam import find
 
 _PACKAGES = ("alula", "torch", "transformers", "peft", "tokenizers", "numpy", "pillow", "scipy")

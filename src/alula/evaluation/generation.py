@@ -11,10 +11,9 @@ from transformers import GenerationConfig
 
 from alula.errors import EvaluationError
 from alula.evaluation.prompts import Prompt
-from alula.evaluation.results import Decoding
 from alula.hosts import thoughts
+from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.host import tokenizer_of
-from alula.hosts.stops import stop_ids
 
 _PADDING = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0}
 """per-row tensors and what their padding holds (None: the pad token)"""
@@ -75,32 +74,19 @@ def collate(prompts: Sequence[Prompt], pad_id: int) -> dict[str, torch.Tensor]:
     return batch
 
 
-def generation_config(model: Any, processor: Any, decoding: Decoding, max_new_tokens: int) -> GenerationConfig:
-    """Return a generation config in which nothing is left to the checkpoint's own defaults but its stop tokens."""
-    tokenizer = tokenizer_of(processor)
-    stops = stop_ids(model, tokenizer)
-    if not stops:
+def neutral_config(model: Any, processor: Any, decoding: Decoding, max_new_tokens: int) -> GenerationConfig:
+    """`alula.hosts.decoding.generation_config` without the checkpoint's own defaults.
+
+    Raises:
+        EvaluationError: nothing says where an answer ends.
+    """
+    config = generation_config(model, processor, decoding, max_new_tokens)
+    if not config.eos_token_id:
         raise EvaluationError(
             "neither the model's generation config nor the tokenizer names an end-of-turn token",
             remedy="set model.generation_config.eos_token_id",
         )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        max_length=None,
-        min_length=0,
-        do_sample=decoding.do_sample,
-        temperature=decoding.temperature,
-        top_p=decoding.top_p,
-        top_k=0 if decoding.do_sample else 50,  # 50 is the library's neutral value when not sampling
-        num_beams=decoding.num_beams,
-        repetition_penalty=1.0,
-        length_penalty=1.0,
-        no_repeat_ngram_size=0,
-        eos_token_id=stops,
-        pad_token_id=pad,
-        use_cache=True,
-    )
+    return config
 
 
 @torch.no_grad()

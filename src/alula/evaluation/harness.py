@@ -30,10 +30,11 @@ from alula.chat_template import TemplateSettings
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import token_ids
 from alula.evaluation.conditions import conditions, fingerprint
-from alula.evaluation.results import Decoding, ItemResult, Part, RunResult, TaskResult, TooLong, Turn
+from alula.evaluation.results import ItemResult, Part, RunResult, TaskResult, TooLong, Turn
 from alula.evaluation.runner import check_sizes, evaluating
 from alula.hosts.configs import first_line
 from alula.hosts.context import context_length
+from alula.hosts.decoding import Decoding
 from alula.hosts.host import tokenizer_of
 from alula.hosts.opening import opening_of
 from alula.hosts.prompted import refuse_lost_prompt

@@ -15,10 +15,10 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 
 from alula.chat_template import TemplateSettings
 from alula.errors import EvaluationError
-from alula.evaluation.generation import generation_config
-from alula.evaluation.results import Decoding
+from alula.evaluation.generation import neutral_config
 from alula.hosts import thoughts
 from alula.hosts.context import context_length
+from alula.hosts.decoding import Decoding
 
 _BOUNDLESS = 2**31
 """context of a model that names none; the harness would take 2,048 and cut what is longer"""
@@ -177,7 +177,7 @@ class HarnessModel(HFLM):
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> torch.Tensor:
         """Generate under neutral defaults and the task's own settings; the checkpoint's defaults do not leak in."""
-        config = generation_config(self.model, self.tokenizer, Decoding(), max_length - context.shape[1])
+        config = neutral_config(self.model, self.tokenizer, Decoding(), max_length - context.shape[1])
         if not generation_kwargs.get("do_sample"):
             generation_kwargs.pop("temperature", None)  # the harness writes greedy as temperature 0
         inputs = config.update(**generation_kwargs)  # what is no setting is an input

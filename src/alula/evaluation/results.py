@@ -10,9 +10,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from alula.bounds import MAX_SEED
 from alula.errors import EvaluationError
 from alula.files import regular, write_text
+from alula.hosts.decoding import Decoding
 
 _NAMED = 5
 """items that a note names"""
@@ -60,16 +60,6 @@ class Turn(Record):
 
     role: str
     content: list[Part]
-
-
-class Decoding(Record):
-    """How answers are generated; everything not named here is at its neutral value (no penalties)."""
-
-    do_sample: bool = False
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    num_beams: int = Field(default=1, ge=1)
-    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
 
 class Conditions(Record):

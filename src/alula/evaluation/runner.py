@@ -17,8 +17,9 @@ from alula.evaluation.items import CountingTask, Task, TaskItem, media_of
 from alula.evaluation.journal import Journal
 from alula.evaluation.progress import Bar, bar
 from alula.evaluation.ratios import figures
-from alula.evaluation.results import Decoding, ItemResult, RunResult, TaskResult, TooLong
+from alula.evaluation.results import ItemResult, RunResult, TaskResult, TooLong
 from alula.hosts.context import context_length
+from alula.hosts.decoding import Decoding
 from alula.hosts.prompted import refuse_lost_prompt
 from alula.hosts.templates import PLURALS
 
@@ -180,7 +181,7 @@ class _TaskRun:
             replies = [reply for reply in kept if reply is not None]
             anew = len(replies) < len(batch)
             if anew:
-                config = generation.generation_config(self.model, self.processor, self.decoding, limit)
+                config = generation.neutral_config(self.model, self.processor, self.decoding, limit)
                 seed = self.decoding.seed + number
                 replies = generation.answer(self.model, self.processor, [asked[i] for i in batch], config, seed)
             fresh = [

@@ -90,7 +90,7 @@ _MEDIUM = r"""                {%- elif part['type'] == '@TYPE@' -%}
                     {%- set alula.text = alula.text + @TOKEN@ -%}
 """
 
-PLURALS = {"image": "images", "video": "films", "audio": "sounds"}
+PLURALS = {"image": "images", "video": "videos", "audio": "audio clips"}
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

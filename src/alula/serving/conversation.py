@@ -1,10 +1,9 @@
-"""A conversation with a model: history, images, films, sounds, streamed answers. No terminal in here."""
+"""A conversation with a model: history, images, videos, audio, streamed answers. No terminal in here."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,42 +13,17 @@ import jinja2
 import numpy as np
 import torch
 from PIL import Image
-from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin, TextStreamer, set_seed
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TextStreamer, set_seed
 
 from alula.anatomy import unwrap
-from alula.bounds import check_seed
 from alula.chat_template import TemplateSettings
 from alula.errors import HostError, UsageError
 from alula.hosts import thoughts
 from alula.hosts.context import context_length
+from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.prompted import refuse_lost_prompt
-from alula.hosts.stops import stop_ids
 from alula.hosts.templates import PLURALS, default_template
 from alula.literals import Literals
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are drawn.
-
-    Args:
-        max_new_tokens: most tokens of an answer.
-        temperature: 0 takes the likeliest token each time; above 0 samples.
-        seed: of the sampling.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UsageError(f"{self.max_new_tokens} leaves no room for an answer", where="max_new_tokens")
-        if self.temperature < 0:
-            raise UsageError(f"{self.temperature} is negative", where="temperature", remedy="0 for greedy decoding")
-        if not math.isfinite(self.temperature):
-            raise UsageError(f"{self.temperature} is no temperature", where="temperature", remedy="a finite number")
-        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -70,11 +44,12 @@ class Conversation:
     Args:
         model: anything with ``generate``: a text model, a host, either with grafts or PEFT adapters.
         processor: its processor, or its tokenizer for a text model.
-        decoding: how answers are drawn.
+        decoding: how answers are drawn; greedily by default. What it does not name is as the checkpoint sets it.
+        max_new_tokens: most tokens of an answer.
         template: what the chat template is told beside the messages, such as ``enable_thinking``.
 
     Raises:
-        UsageError: the template does not read a setting.
+        UsageError: the template does not read a setting, or there is no room for an answer.
     """
 
     def __init__(
@@ -82,9 +57,13 @@ class Conversation:
         model: Any,
         processor: ProcessorMixin | PreTrainedTokenizerBase,
         decoding: Decoding | None = None,
+        *,
+        max_new_tokens: int = 256,
         template: TemplateSettings | None = None,
     ) -> None:
         decoding = decoding or Decoding()
+        if max_new_tokens < 1:
+            raise UsageError(f"{max_new_tokens} leaves no room for an answer", where="max_new_tokens")
         refuse_lost_prompt(model)
         self.model, self.processor = model, processor
         self.takes_images = isinstance(processor, ProcessorMixin)
@@ -93,7 +72,7 @@ class Conversation:
         self.messages: list[dict[str, Any]] = []
         self.waiting: list[tuple[str, Any]] = []
         self.system: str | None = None
-        self._generation = _generation_config(model, self.tokenizer, decoding)
+        self._generation = generation_config(model, processor, decoding, max_new_tokens, model_defaults=True)
         self._template: str | None = None
         if getattr(processor, "chat_template", None) is None:
             self._template, stop = default_template(self.tokenizer)
@@ -287,19 +266,3 @@ class _Stream(TextStreamer):
         if text:
             self.text += text
             self.on_text(text)
-
-
-def _generation_config(model: Any, tokenizer: Any, decoding: Decoding) -> GenerationConfig:
-    """The model's own settings with ours on top; greedy decoding clears what only sampling reads."""
-    config = copy.deepcopy(model.generation_config)
-    config.max_new_tokens, config.max_length = decoding.max_new_tokens, None
-    stops = stop_ids(model, tokenizer)
-    config.eos_token_id = stops or None
-    config.do_sample = decoding.temperature > 0
-    if config.do_sample:
-        config.temperature = decoding.temperature
-    else:
-        config.temperature = config.top_p = config.top_k = config.min_p = None
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stops), None)
-    return config

@@ -20,12 +20,12 @@ import alula
 from alula.cli import chat as command
 from alula.errors import AlulaError, HostError, UsageError
 from alula.hosts import Host, build_host, load_host, save_host
-from alula.hosts.chat import Conversation, Decoding, Reply
-from alula.hosts.terminal import Terminal
+from alula.hosts.decoding import Decoding
+from alula.serving import Conversation, Reply, Terminal
 from tests.hosts import tiny
 
 RED, BLUE = Image.new("RGB", (50, 40), (255, 0, 0)), Image.new("RGB", (30, 70), (0, 0, 255))
-SHORT = Decoding(max_new_tokens=6)
+SHORT: dict[str, int] = {"max_new_tokens": 6}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def content(text: str, *images: Image.Image) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def test_the_answer_is_what_generate_gives_with_the_whole_history(host: Host) -> None:
-    conversation = Conversation(*host, SHORT)
+    conversation = Conversation(*host, **SHORT)
     turns: list[dict[str, Any]] = []
     for text, images in (("what?", [RED]), ("left or right?", []), ("how many?", [BLUE, RED])):
         turns.append({"role": "user", "content": content(text, *images)})
@@ -87,12 +87,12 @@ def test_answers_stop_where_those_of_an_evaluation_do(parts: Path) -> None:
     ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("</s>")
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[2])
-    reply, _ = ask(Conversation(model, tokenizer, SHORT), "what?")
+    reply, _ = ask(Conversation(model, tokenizer, **SHORT), "what?")
     assert reply.tokens == ids.index(ids[2]) + 1
 
 
 def test_reset_forgets_turns_and_images_but_not_the_system_prompt(host: Host) -> None:
-    conversation = Conversation(*host, SHORT)
+    conversation = Conversation(*host, **SHORT)
     conversation.instruct("be brief")
     first, _ = ask(conversation, "what?")
     ask(conversation, "and?")
@@ -105,7 +105,7 @@ def test_reset_forgets_turns_and_images_but_not_the_system_prompt(host: Host) ->
 
 
 def test_an_interrupt_ends_the_answer_and_keeps_what_was_said(host: Host) -> None:
-    conversation = Conversation(*host, Decoding(max_new_tokens=200))
+    conversation = Conversation(*host, max_new_tokens=200)
     heard: list[str] = []
 
     def listen(text: str) -> None:
@@ -123,14 +123,14 @@ def test_an_interrupt_ends_the_answer_and_keeps_what_was_said(host: Host) -> Non
 
 def test_sampling_is_seeded(host: Host) -> None:
     def drawn(seed: int) -> str:
-        return ask(Conversation(*host, Decoding(12, temperature=1.5, seed=seed)), "what?")[0].text
+        return ask(Conversation(*host, Decoding.at(1.5, seed), max_new_tokens=12), "what?")[0].text
 
     assert drawn(1) == drawn(1)
     assert len({drawn(seed) for seed in range(4)}) > 1
 
 
 def test_what_cannot_be_asked_leaves_the_conversation_as_it_was(host: Host) -> None:
-    conversation = Conversation(*host, SHORT)
+    conversation = Conversation(*host, **SHORT)
     conversation.attach(RED)
     with pytest.raises(HostError, match=r"U\+FDD3, which is no character"):
         conversation.ask("a literal <image> and \ufdd3 here", print)
@@ -139,7 +139,7 @@ def test_what_cannot_be_asked_leaves_the_conversation_as_it_was(host: Host) -> N
     assert conversation.messages == []
     assert conversation.waiting == [("image", RED)]
     with pytest.raises(UsageError, match="negative"):
-        Decoding(temperature=-1)
+        Decoding.at(-1)
 
 
 def test_a_brought_host_sees_images_as_its_processor_says() -> None:
@@ -147,7 +147,7 @@ def test_a_brought_host_sees_images_as_its_processor_says() -> None:
     model, processor = tiny.gemma3_host()
     first: list[Any] = []
     model.model.register_forward_pre_hook(lambda m, args, named: first.append(named), with_kwargs=True)
-    conversation = Conversation(model, processor, SHORT)
+    conversation = Conversation(model, processor, **SHORT)
     conversation.attach(RED)
     ask(conversation, "what do you see?")
     inputs = processor.apply_chat_template(
@@ -163,7 +163,7 @@ def test_a_brought_host_sees_images_as_its_processor_says() -> None:
 
 def test_a_text_model_talks_but_takes_no_images(parts: Path) -> None:
     loaded = alula.load_model(parts / "llm")
-    conversation = Conversation(loaded.model, loaded.processor, SHORT)
+    conversation = Conversation(loaded.model, loaded.processor, **SHORT)
     assert ask(conversation, "what?")[0].tokens > 0
     with pytest.raises(HostError, match="takes no images"):
         conversation.attach(RED)
@@ -173,7 +173,7 @@ def test_a_text_model_talks_but_takes_no_images(parts: Path) -> None:
 
 
 def test_a_base_model_without_template_still_talks() -> None:
-    conversation = Conversation(tiny.decoder("llama"), tiny.tokenizer(None, eos_token="</s>"), SHORT)
+    conversation = Conversation(tiny.decoder("llama"), tiny.tokenizer(None, eos_token="</s>"), **SHORT)
     assert ask(conversation, "what?")[0].tokens > 0
 
 
@@ -232,15 +232,15 @@ def test_names_of_files_are_shown_and_not_obeyed(parts: Path, capsys: pytest.Cap
 def test_bytes_that_are_not_text_spoil_their_line_only(host: Host, monkeypatch: Any, capsys: Any) -> None:
     lines = b"what\xff\xfe?\nwhat?\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
-    assert Terminal(Conversation(*host, SHORT), lambda path: RED, interactive=False).run() == 1
+    assert Terminal(Conversation(*host, **SHORT), interactive=False).run() == 1
     streams = capsys.readouterr()
     assert r"what\udcff\udcfe?: the line is not UTF-8" in streams.err
-    assert streams.out == ask(Conversation(*host, SHORT), "what?")[0].text + "\n"
+    assert streams.out == ask(Conversation(*host, **SHORT), "what?")[0].text + "\n"
 
 
 def test_an_answer_ends_where_the_context_does(host: Host) -> None:
     host.model.config.text_config.max_position_embeddings = 24
-    conversation = Conversation(*host, Decoding(max_new_tokens=100))
+    conversation = Conversation(*host, max_new_tokens=100)
     prompt = conversation._inputs([{"role": "user", "content": content("what?")}])["input_ids"].shape[1]
     reply, _ = ask(conversation, "what?")
     assert reply.tokens <= 24 - prompt
@@ -249,7 +249,7 @@ def test_an_answer_ends_where_the_context_does(host: Host) -> None:
 
 
 def test_placeholders_are_words_where_people_or_the_model_write_them(host: Host) -> None:
-    conversation, word = Conversation(*host, SHORT), host.processor.image_token
+    conversation, word = Conversation(*host, **SHORT), host.processor.image_token
     conversation.instruct(f"{word} is an element")
     conversation.attach(RED)
     ask(conversation, f"is it {word}?")
@@ -260,7 +260,7 @@ def test_placeholders_are_words_where_people_or_the_model_write_them(host: Host)
     shown = tokenizer.decode([token for token in ids if token != host.processor.image_token_id])
     assert [shown.count(text) for text in (word, f"is it {word}?", f"an {word} of", f"{word}{word}")] == [5, 1, 1, 1]
     assert inputs["pixel_values"].shape[0] == 1
-    alone = Conversation(*host, SHORT)
+    alone = Conversation(*host, **SHORT)
     alone.attach(RED)
     ask(alone, "is it?")
     assert ids.count(host.processor.image_token_id) == alone._inputs(alone.messages[:1])["input_ids"][0].tolist().count(
@@ -380,5 +380,5 @@ def test_a_terminal_does_not_obey_the_model(
     host.model.generation_config.suppress_tokens = others  # it can say nothing but ESC
     for interactive, said in ((True, "\N{REPLACEMENT CHARACTER}"), (False, "\x1b")):
         monkeypatch.setattr(sys, "stdin", io.StringIO("what?\n"))
-        Terminal(Conversation(*host, SHORT), Image.open, interactive=interactive).run()
+        Terminal(Conversation(*host, **SHORT), interactive=interactive).run()
         assert capsys.readouterr().out.replace("\n> ", "") == said * 6 + "\n"

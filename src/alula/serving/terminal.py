@@ -1,4 +1,4 @@
-"""A chat in the terminal, or down a pipe: lines in, streamed answers out.
+"""A chat in the terminal, or through pipes: lines in, streamed answers out.
 
 Answers go to standard output and everything else to standard error, so ``echo question | alula chat MODEL > answer``
 leaves the answer alone in the file.
@@ -12,22 +12,22 @@ import os
 import shlex
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
+from alula.data import FilmRef, ImageRef, SoundRef
+from alula.data.films import DEFAULT_FRAMES
 from alula.errors import AlulaError, UsageError, visible
-from alula.hosts.chat import Conversation
 from alula.hosts.templates import PLURALS
+from alula.serving.conversation import Conversation
 
 COMMANDS = {
     "/image PATH ...": "attach images to the next question",
-    "/film PATH ...": "attach films (animated GIF, WebP or PNG)",
-    "/sound PATH ...": "attach sounds (WAV)",
+    "/video PATH ...": "attach videos (animated GIF, WebP or PNG)",
+    "/audio PATH ...": "attach audio clips (WAV)",
     "/reset": "forget the conversation (the system prompt stays)",
     "/system TEXT": "set the system prompt and start over; without TEXT, drop it",
     "/help": "this list",
@@ -40,23 +40,11 @@ class Terminal:
 
     Args:
         conversation: with whom.
-        read_image: opens an image file; raises an :class:`AlulaError` for what is not one.
-        read_film: opens a film: frames (F, H, W, 3), so many if a number is given; raises likewise.
-        read_sound: opens a sound: samples (N,) of the given rate; raises likewise.
         interactive: a person types: prompts, line editing, speed after each answer. None looks at the streams.
     """
 
-    def __init__(
-        self,
-        conversation: Conversation,
-        read_image: Callable[[Path], Image.Image],
-        *,
-        read_film: Callable[[Path, int | None], np.ndarray] | None = None,
-        read_sound: Callable[[Path, int | None], np.ndarray] | None = None,
-        interactive: bool | None = None,
-    ) -> None:
-        self.conversation, self.read_image = conversation, read_image
-        self.read_film, self.read_sound = read_film, read_sound
+    def __init__(self, conversation: Conversation, *, interactive: bool | None = None) -> None:
+        self.conversation = conversation
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty() if interactive is None else interactive
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.failures = 0
@@ -122,16 +110,16 @@ class Terminal:
                 self._say("system prompt set, starting over" if rest else "no system prompt, starting over")
             case "/image":
                 self._attach(rest)
-            case "/film" | "/video":
+            case "/video" | "/film":
                 self._attach_clips("video", rest)
-            case "/sound" | "/audio":
+            case "/audio" | "/sound":
                 self._attach_clips("audio", rest)
             case _:
                 raise UsageError(f"no command {command!r}", remedy=f"one of: {', '.join(COMMANDS)}")
         return True
 
     def _attach(self, rest: str) -> None:
-        read = [(path, self.read_image(path)) for path in _paths(rest)]
+        read = [(path, ImageRef.from_path(path).load()) for path in _paths(rest)]
         for path, image in read:
             self.conversation.attach(image)
             self._say(f"{path.name}, {image.width}x{image.height} px, goes with the next question")
@@ -139,13 +127,13 @@ class Terminal:
     def _attach_clips(self, kind: str, rest: str) -> None:
         talk = self.conversation
         talk.require(kind)  # before the file is opened: what is wrong with it would be no help
+        paths = _paths(rest, f"/{kind}")
         if kind == "video":
-            read, wanted, command = self.read_film, talk.num_frames, "/film"
+            frames = talk.num_frames or DEFAULT_FRAMES
+            clips = [FilmRef.from_path(path).load(frames) for path in paths]
         else:
-            read, wanted, command = self.read_sound, talk.sampling_rate, "/sound"
-        if read is None:
-            raise UsageError("films and sounds cannot be read here", where=command)
-        for path, clip in [(path, read(path, wanted)) for path in _paths(rest, command)]:
+            clips = [SoundRef.from_path(path).load(talk.sampling_rate) for path in paths]
+        for path, clip in zip(paths, clips, strict=True):
             talk.attach_clip(kind, clip)
             size = f"{len(clip)} frames" if kind == "video" else f"{len(clip):,} samples"
             self._say(f"{path.name}, {size}, goes with the next question")

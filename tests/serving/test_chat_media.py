@@ -9,17 +9,15 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from alula.data import FilmRef, SoundRef
 from alula.errors import HostError, UsageError
 from alula.evaluation import compare, evaluate, native_tasks
 from alula.evaluation.native import default_tasks
 from alula.evaluation.prompts import takes
 from alula.evaluation.session import choose_tasks
 from alula.hosts import Host, build_host
-from alula.hosts.chat import Conversation, Decoding
-from alula.hosts.terminal import Terminal
 from alula.microworld import export_jsonl, film_items, sound_items
 from alula.reports import comparison_outcome, experiment_table
+from alula.serving import Conversation, Terminal
 from tests.hosts import tiny
 from tests.hosts.test_multimodal import EARS_FOR_MICROWORLD, SMALL
 
@@ -44,12 +42,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def terminal(host: Host) -> Terminal:
-    conversation = Conversation(host.model, host.processor, Decoding(4))
+    conversation = Conversation(host.model, host.processor, max_new_tokens=4)
     return Terminal(
         conversation,
-        lambda path: None,  # type: ignore[arg-type,return-value]
-        read_film=lambda path, frames: FilmRef.from_path(path).load(frames or 8),
-        read_sound=lambda path, rate: SoundRef.from_path(path).load(rate),
         interactive=False,
     )
 
@@ -57,25 +52,25 @@ def terminal(host: Host) -> Terminal:
 def test_films_and_sounds_can_be_talked_about(host: Host, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     talk = terminal(host)
     film, sound = next((files / "films").iterdir()), next((files / "sounds").iterdir())
-    assert talk._line(f"/film {film}")
-    assert talk._line(f"/sound {sound}")
+    assert talk._line(f"/video {film}")
+    assert talk._line(f"/audio {sound}")
     assert [kind for kind, _ in talk.conversation.waiting] == ["video", "audio"]
     assert talk._line("what do you see?")
     assert talk.conversation.waiting == []
     assert [part["type"] for part in talk.conversation.messages[0]["content"]] == ["video", "audio", "text"]
     assert talk._line("and now?")
     assert len(talk.conversation.messages) == 4
-    with pytest.raises(UsageError, match="which film"):
-        talk._line("/film")
+    with pytest.raises(UsageError, match="which video"):
+        talk._line("/video")
     assert talk._line("a <video> of lines")  # the word, not the place of a film
     assert talk.conversation.messages[4]["content"] == [{"type": "text", "text": "a <video> of lines"}]
 
 
 def test_models_that_take_none_say_so(files: Path) -> None:
     plain = build_host(tiny.decoder("llama"), tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer())
-    with pytest.raises(HostError, match="takes no films"):
-        terminal(plain)._line(f"/film {next((files / 'films').iterdir())}")
-    with pytest.raises(UsageError, match="shows films, but LlavaProcessor takes image only"):
+    with pytest.raises(HostError, match="takes no videos"):
+        terminal(plain)._line(f"/video {next((files / 'films').iterdir())}")
+    with pytest.raises(UsageError, match="shows videos, but LlavaProcessor takes image only"):
         evaluate(plain.model, plain.processor, native_tasks(["film"], n=2))
 
 
