@@ -15,17 +15,14 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from alula.anatomy import Anatomy
-from alula.errors import FilesError, HostError, RecipeError, UsageError
+from alula.errors import FilesError, HostError, RecipeError
 from alula.files import telling
-from alula.grafts import WingsConfig
-from alula.grafts.lifecycle import layer_indices
 from alula.hosts.build import foresee
 from alula.hosts.configs import read_config
 from alula.hosts.directories import locate
 from alula.hosts.parts import weightless
-from alula.hosts.prompted import refuse_host
-from alula.training.lora import decoder_sites
-from alula.training.recipe import HostSpec, LoraSpec, Recipe, Stage
+from alula.training.methods import METHODS
+from alula.training.recipe import HostSpec, Recipe, Stage
 
 
 def check_feasible(recipe: Recipe) -> None:
@@ -76,22 +73,7 @@ def _host(spec: HostSpec) -> PreTrainedModel | None:
 
 def _check_stage(stage: Stage, anatomy: Anatomy) -> None:
     """Refuse what the decoder does not have or is too narrow for; keys are those below the stage."""
-    if stage.method == "lora":
-        decoder_sites(anatomy, stage.lora or LoraSpec())
-    elif stage.method == "prefix":
-        refuse_host(anatomy.host.config, type(anatomy.host))
-    elif stage.wings is not None:
-        try:
-            layer_indices(stage.wings, anatomy.num_layers)
-        except UsageError as error:
-            raise RecipeError(error.message, where="wings.layers", remedy=error.remedy) from None
-        most = max(anatomy.hidden_size, WingsConfig.rank)  # tiny decoders are narrower than the default
-        if stage.wings.rank > most:
-            raise RecipeError(
-                f"{stage.wings.rank} is more than the decoder is wide, beyond which a rank adds nothing",
-                where="wings.rank",
-                remedy=f"at most {most}",
-            )
+    METHODS[stage.method].check(anatomy, stage.settings)
 
 
 def _check_place(place: str, where: str) -> None:

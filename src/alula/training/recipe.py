@@ -7,82 +7,25 @@ trains with their learning rates, the data, and the optimisation. Everything is 
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, create_model, field_validator, model_validator
 
 from alula.chat_template import TemplateSettings
 from alula.data import SourceSpec, TextReplaySpec
 from alula.data.specs import Int, Number
 from alula.errors import UsageError
-from alula.grafts.wings.config import LEARNERS, WingsConfig
-
-Method = Literal["projector", "full", "lora", "prefix", "wings"]
-
-#: The parts each method may train, with the learning rates it uses when the recipe names none. The rates are the
-#: published ones of LLaVA-1.5 (projector, full, LoRA), P-Tuning v2 (prefix) and Wings' paper (learners), meant for 7B
-#: decoders; a tiny host wants rates some hundred times larger and should name them. None: only where it is named.
-METHOD_PARTS: dict[Method, dict[str, float | None]] = {
-    "projector": {
-        "projector": 1e-3,
-        "connector.image": None,
-        "connector.video": None,
-        "connector.audio": None,
-        "connector.shared": None,
-    },
-    "full": {"llm": 2e-5, "projector": 2e-5, "tower": None},
-    "lora": {"lora": 2e-4, "projector": 2e-5},
-    "prefix": {"prefix": 5e-3, "projector": 2e-5},
-    "wings": {"wings.visual": 1e-3, "wings.textual": 1e-3, "wings.router": 1e-3, "projector": 1e-3, "llm": None},
-}
-#: The parts (or beginnings of their names) without one of which a method would be another one.
-DEFINING_PARTS: dict[Method, tuple[str, ...]] = {
-    "projector": ("projector", "connector."),
-    "full": ("llm",),
-    "lora": ("lora",),
-    "prefix": ("prefix",),
-    "wings": ("wings.",),
-}
-#: Methods whose output is an adapter on a base, which only the same method can go on training.
-ADAPTER_METHODS: tuple[Method, ...] = ("lora", "prefix", "wings")
-
+from alula.training.fields import ITEMS, MANY, WIDE, Beta, Bool, Count, Name, Place, Rate, Section, Seed, Size
+from alula.training.methods import METHODS
 
 # another seed than evaluation's, so that a model is not chosen by the questions it is judged by
 _TEXT: Any = {"microworld": "text", "split": "test", "seed": 41}
 _PICTURES: Any = {"microworld": "visual", "split": "test", "seed": 41}
 
-# beyond these, a number is a slip, or more than the machinery below counts to
-_MANY, _WIDE, _ITEMS = 2**31 - 1, 2**16, 1_000_000
 
-Count = Annotated[Int, Field(ge=1, le=_MANY)]
-Size = Annotated[Int, Field(ge=1, le=_WIDE)]
-Seed = Annotated[Int, Field(ge=0, le=_MANY)]
-Bool = Annotated[bool, Strict()]
-Rate = Annotated[Number, Field(gt=0, le=10)]
-Beta = Annotated[Number, Field(ge=0, lt=1)]
-Place = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-class HostSpec(_Model):
+class HostSpec(Section):
     """The model the first stage starts from: a directory or hub id (`path`), or an LLM and a tower to join."""
 
     path: Place | None = Field(
@@ -91,7 +34,7 @@ class HostSpec(_Model):
     llm: Place | None = Field(default=None, description="text LLM: hub id, directory, or `fledgling`")
     vision: Place | None = Field(default=None, description="vision tower: hub id, directory, or `fledgling`")
     connector: str = Field(default="mlp2x_gelu", description="what maps tower features to the LLM's width")
-    connector_options: dict[str, Annotated[Int, Field(ge=0, le=_WIDE)]] | None = Field(
+    connector_options: dict[str, Annotated[Int, Field(ge=0, le=WIDE)]] | None = Field(
         default=None, description="of `queries`: num_queries, width, layers, heads, feedforward, up_width"
     )
     audio: Place | None = Field(default=None, description="spectrogram tower (AST): hub id, directory, or `fledgling`")
@@ -112,12 +55,12 @@ class HostSpec(_Model):
         return self
 
 
-class Schedule(_Model):
+class Schedule(Section):
     """How the learning rates move: up during `warmup`, then along `kind`. All parts share the shape."""
 
     kind: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: Number = Field(
-        default=0.03, ge=0, le=_MANY, description="below 1: share of the stage's steps; from 1: number of steps"
+        default=0.03, ge=0, le=MANY, description="below 1: share of the stage's steps; from 1: number of steps"
     )
 
     @model_validator(mode="after")
@@ -127,39 +70,7 @@ class Schedule(_Model):
         return self
 
 
-class LoraSpec(_Model):
-    """LoRA through PEFT, on the decoder's linear layers only unless `tower` asks for more."""
-
-    rank: Size = 16
-    alpha: Number | None = Field(
-        default=None, gt=0, le=_ITEMS, description="scaling numerator; default: twice the rank"
-    )
-    dropout: Number = Field(default=0.0, ge=0, lt=1)
-    targets: Literal["all-linear"] | tuple[str, ...] = Field(
-        default="all-linear", description="last names of the decoder's linear layers, e.g. [q_proj, v_proj]"
-    )
-    tower: Bool = Field(default=False, description="also adapt the vision tower's linear layers")
-
-    @model_validator(mode="after")
-    def _some_target(self) -> LoraSpec:
-        if not self.targets:
-            raise ValueError("`targets` is empty: name layers, or leave it out for all linear layers")
-        return self
-
-
-class PrefixSpec(_Model):
-    """Prefix tuning through PEFT: learned keys and values that every layer's attention finds before the first row."""
-
-    tokens: Int = Field(default=16, ge=1, le=1024, description="rows of the prefix")
-    init_std: Number = Field(
-        default=0.02,
-        ge=0,
-        le=10,
-        description="spread the prefix starts with; PEFT's own, 1, would drown a small decoder",
-    )
-
-
-class DataSpec(_Model):
+class DataSpec(Section):
     """What a stage learns from: weighted sources, and the share of text replay as one number.
 
     Each position of the resulting stream is a function of the seed alone, so a resumed run needs only its step count.
@@ -172,7 +83,7 @@ class DataSpec(_Model):
     )
 
 
-class FeatureCache(_Model):
+class FeatureCache(Section):
     """Keeps a frozen tower's output per image (see `feature_cache`)."""
 
     memory_mb: Number = Field(default=512, gt=0, le=2**24, description="bound of the in-memory cache, in MiB")
@@ -181,7 +92,7 @@ class FeatureCache(_Model):
     )
 
 
-class Retention(_Model):
+class Retention(Section):
     """A budget of text skill, watched while the run trains (see `early_warning`)."""
 
     min: Number = Field(default=0.99, gt=0, le=1, description="least share of the start's text skill to be kept")
@@ -194,48 +105,23 @@ class Retention(_Model):
         default="exact", description="answers given exactly; or exp(loss at the start - loss now), for free text"
     )
     text: SourceSpec = Field(default=_TEXT, description="text-only questions with answers")
-    items: Int = Field(default=200, ge=1, le=_ITEMS, description="how many of them")
+    items: Int = Field(default=200, ge=1, le=ITEMS, description="how many of them")
     probes: Bool = Field(default=True, description="also attention shift and alignment")
     pictures: SourceSpec = Field(default=_PICTURES, description="samples the probes look at")
-    samples: Int = Field(default=64, ge=2, le=_ITEMS, description="how many of them")
+    samples: Int = Field(default=64, ge=2, le=ITEMS, description="how many of them")
     batch_size: Size = Field(default=32, description="samples per forward of a measurement, on every process")
 
 
-def _as_python_takes_them(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """The settings of a graft, refused by key where its own config refuses them; pydantic would turn '8' into 8."""
-    if not isinstance(value, Mapping):
-        return check(value)
-    with contextlib.suppress(UsageError):  # of what pydantic made of the values; those given are told below
-        check(value)
-    try:
-        return WingsConfig.from_dict(value)
-    except UsageError as error:
-        told = error.message.removeprefix("wings: ") + (f" ({error.remedy})" if error.remedy else "")
-        key = next((key for key in value if _refusal({key: value[key]}) == error.message), None)
-    if key is None:  # two settings that do not go together
-        raise ValueError(told)
-    problem = PydanticCustomError("setting", "{told}", {"told": told})
-    raise ValidationError.from_exception_data("wings", [{"type": problem, "loc": (key,), "input": value[key]}])
-
-
-def _refusal(settings: Mapping[str, Any]) -> str | None:
-    try:
-        WingsConfig.from_dict(settings)
-    except UsageError as error:
-        return error.message
-    return None
-
-
-class Stage(_Model):
+class _Stage(Section):
     """One pass of training: from the previous stage's output (or the host) to a directory of its own."""
 
     name: Name
-    method: Method
+    method: str
     train: dict[str, Rate] = Field(default_factory=dict, description="part -> learning rate; default: the method's own")
     data: DataSpec
     steps: Count | None = Field(default=None, description="optimizer steps")
     epochs: Number | None = Field(
-        default=None, gt=0, le=_ITEMS, description="passes over the data; needs sources of known length"
+        default=None, gt=0, le=ITEMS, description="passes over the data; needs sources of known length"
     )
     batch_size: Size = Field(default=32, description="samples per optimizer step, over all processes")
     micro_batch_size: Size | None = Field(default=None, description="samples per forward on one process; default: all")
@@ -252,39 +138,33 @@ class Stage(_Model):
     log_every: Count = Field(default=1, description="steps between rows of metrics.jsonl; a row is about its own step")
     workers: Int = Field(default=0, ge=0, le=1024, description="data loading processes")
     feature_cache: FeatureCache | None = None
-    lora: LoraSpec | None = None
-    prefix: PrefixSpec | None = None
-    wings: Annotated[WingsConfig, WrapValidator(_as_python_takes_them)] | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_wings(cls, value: Any) -> Any:
-        """`train: {wings: 1e-3}` is short for all wings parts at that rate."""
-        if isinstance(value, Mapping) and isinstance(value.get("train"), Mapping) and "wings" in value["train"]:
-            train = dict(value["train"])
-            rate = train.pop("wings")
-            wings = value.get("wings")
-            learners = wings.get("learners") if isinstance(wings, Mapping) else getattr(wings, "learners", None)
-            if not isinstance(learners, list | tuple):  # none named, or refused where it stands
-                learners = None
-            return {**value, "train": {**dict.fromkeys(_wings_parts(learners), rate), **train}}
+    def _expand(cls, value: Any) -> Any:
+        """Methods' abbreviations of `train`, written out."""
+        if isinstance(value, Mapping) and isinstance(value.get("train"), Mapping):
+            train = value["train"]
+            for name, method in METHODS.items():
+                train = method.expand(train, value.get(name))
+            return {**value, "train": train}
         return value
 
     @model_validator(mode="after")
-    def _possible(self) -> Stage:
-        legal = METHOD_PARTS[self.method]
-        wrong = sorted(set(self.train) - set(legal))
+    def _possible(self) -> _Stage:
+        method = METHODS[self.method]
+        wrong = sorted(set(self.train) - set(method.parts))
         if wrong:
-            known = {part for parts in METHOD_PARTS.values() for part in parts}
+            known = {part for each in METHODS.values() for part in each.parts}
             frozen = [part for part in wrong if part in known]
             what = "freezes" if frozen else "does not know"
-            raise ValueError(f"train: method `{self.method}` {what} {_and(frozen or wrong)}; it trains {_or(legal)}")
-        defining = DEFINING_PARTS[self.method]
-        if self.train and not any(part.startswith(defining) for part in self.train):
-            need = _or(part + ("*" if part.endswith(".") else "") for part in defining)
+            legal = _or(method.parts)
+            raise ValueError(f"train: method `{self.method}` {what} {_and(frozen or wrong)}; it trains {legal}")
+        if self.train and not any(part.startswith(method.defining) for part in self.train):
+            need = _or(part + ("*" if part.endswith(".") else "") for part in method.defining)
             raise ValueError(f"train: method `{self.method}` without the part {need} would not be `{self.method}`")
-        for section in ADAPTER_METHODS:
-            if getattr(self, section) is not None and self.method != section:
+        for section in METHODS:
+            if getattr(self, section, None) is not None and self.method != section:
                 raise ValueError(f"`{section}` configures method {section}, but this stage's method is {self.method}")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give `steps` or `epochs`, exactly one of them")
@@ -297,19 +177,41 @@ class Stage(_Model):
         return self
 
     @property
+    def settings(self) -> Any:
+        """Those of the stage's method: the section of its name, or the method's defaults; None where it has none."""
+        given, kind = getattr(self, self.method, None), METHODS[self.method].settings
+        return kind() if given is None and kind is not None else given
+
+    @property
     def learning_rates(self) -> dict[str, float]:
         """Part -> peak learning rate, the method's defaults when the recipe named none."""
-        if self.train:
-            return dict(self.train)
-        there = {*_wings_parts(self.wings.learners if self.wings else None), "llm", "projector", "lora", "prefix"}
-        return {part: rate for part, rate in METHOD_PARTS[self.method].items() if rate is not None and part in there}
+        return dict(self.train) if self.train else METHODS[self.method].rates(self.settings)
 
     @property
     def trains_tower(self) -> bool:
-        return "tower" in self.learning_rates or (self.lora is not None and self.lora.tower)
+        return "tower" in self.learning_rates or bool(getattr(self.settings, "tower", False))
 
 
-class Recipe(_Model):
+if TYPE_CHECKING:
+
+    class Stage(_Stage):
+        """One pass of training, with a section of settings for each method that has some."""
+else:
+    Stage = create_model(
+        "Stage",
+        __base__=_Stage,
+        __module__=__name__,
+        __doc__=_Stage.__doc__,
+        method=(Literal[tuple(METHODS)], ...),
+        **{
+            name: ((method.section or method.settings) | None, None)
+            for name, method in METHODS.items()
+            if method.settings is not None
+        },
+    )
+
+
+class Recipe(Section):
     """A whole run."""
 
     name: Name
@@ -337,12 +239,11 @@ class Recipe(_Model):
             raise ValueError(f"{error.where}: {error.message}") from error
 
     @model_validator(mode="after")
-    def _no_recomputed_prefix(self) -> Recipe:
-        if self.gradient_checkpointing and any(stage.method == "prefix" for stage in self.stages):
-            raise ValueError(
-                "gradient_checkpointing: method prefix keeps its prefix in the cache, which a recomputed block would "
-                "fill twice; leave one of the two"
-            )
+    def _recomputable(self) -> Recipe:
+        for stage in self.stages:
+            why = METHODS[stage.method].no_checkpointing
+            if self.gradient_checkpointing and why is not None:
+                raise ValueError(f"gradient_checkpointing: method {stage.method} {why}")
         return self
 
     @model_validator(mode="after")
@@ -352,25 +253,19 @@ class Recipe(_Model):
         if twice:
             raise ValueError(f"stages: the name {_and(twice)} is used twice; a stage's directory is named after it")
         for before, after in zip(self.stages, self.stages[1:], strict=False):
-            if before.method not in ADAPTER_METHODS:
+            if not METHODS[before.method].leaves_adapter:
                 continue
             if after.method != before.method:
                 raise ValueError(
                     f"stages: `{before.name}` leaves a {before.method} adapter, which `{after.name}` "
                     f"(method {after.method}) cannot go on with; use method {before.method}, or put it first"
                 )
-            if getattr(after, after.method) is not None:
+            if getattr(after, after.method, None) is not None:
                 raise ValueError(
                     f"stages: `{after.name}` goes on with the adapter of `{before.name}`; leave its "
                     f"`{after.method}` section out, the adapter's own shape is kept"
                 )
         return self
-
-
-def _wings_parts(learners: Any) -> list[str]:
-    """The parts of a Wings graft with these learners: a router chooses between two, so one alone has none."""
-    names = [str(name) for name in (LEARNERS if learners is None else learners)]
-    return [*(f"wings.{name}" for name in names), *(["wings.router"] if len(names) > 1 else [])]
 
 
 def slug(index: int, stage: Stage) -> str:

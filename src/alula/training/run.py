@@ -21,10 +21,11 @@ from alula.training.feasibility import check_feasible
 from alula.training.inputs import record_data, refuse_other_data
 from alula.training.layout import RunDirectory
 from alula.training.meters import probe_set
+from alula.training.methods import METHODS
 from alula.training.notation import read_yaml
 from alula.training.progress import Display
 from alula.training.reading import dump_recipe, load_recipe, parse_recipe
-from alula.training.recipe import ADAPTER_METHODS, Recipe
+from alula.training.recipe import Recipe
 from alula.training.stage import StageResult, open_data, run_stage, stage_result, stage_steps
 from alula.training.starts import assemble
 
@@ -117,7 +118,7 @@ def train(
             if results[-1].stopped is not None:
                 display.say(f"stopped: {results[-1].stopped}")
                 break
-            if stage.method in ADAPTER_METHODS:
+            if METHODS[stage.method].leaves_adapter:
                 previous = paths.model
                 base = str(paths.host) if paths.host.is_dir() else base
             else:

@@ -1,0 +1,27 @@
+"""What sections of a recipe are made of: one frozen, forbidding model, and numbers within bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+from alula.data.specs import Int, Number
+
+# beyond these, a number is a slip, or more than the machinery below counts to
+MANY, WIDE, ITEMS = 2**31 - 1, 2**16, 1_000_000
+
+Count = Annotated[Int, Field(ge=1, le=MANY)]
+Size = Annotated[Int, Field(ge=1, le=WIDE)]
+Seed = Annotated[Int, Field(ge=0, le=MANY)]
+Bool = Annotated[bool, Strict()]
+Rate = Annotated[Number, Field(gt=0, le=10)]
+Beta = Annotated[Number, Field(ge=0, lt=1)]
+Place = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+
+
+class Section(BaseModel):
+    """A section of a recipe: nothing in it changes, and an unknown key is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
