@@ -6,19 +6,19 @@ There a graft's weights lie among the host's, and the host's config says how to 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from alula.errors import AdapterError, UsageError
 from alula.files import telling
-from alula.grafts.lifecycle import GRAFTS, attach
-from alula.seam import DECLARED, declared, grafted_weights
+from alula.grafts.lifecycle import GRAFTS, attach, grafts_of
+from alula.seam import DECLARED, NAME, declared, grafted_weights
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -66,6 +66,15 @@ def restore(model: Any, source: str) -> None:
         except BaseException:
             graft.detach()
             raise
+
+
+def with_current_names(model: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Weights by the names of `model`'s parameters, those of its grafts under today's names; see `GraftConfig`."""
+    for name, graft in grafts_of(model).items():
+        own = {key: value for key, value in weights.items() if f".{NAME}.{name}." in key}
+        others = {key: value for key, value in weights.items() if key not in own}
+        weights = {**others, **graft.config.with_current_names(own)}
+    return weights
 
 
 def _stored(source: str) -> dict[str, dict[str, Tensor]]:

@@ -21,6 +21,7 @@ from transformers.trainer import SCHEDULER_NAME
 
 from alula.errors import AlulaError
 from alula.files import telling
+from alula.grafts.checkpoint import with_current_names
 from alula.training.optimizer import build_optimizer
 from alula.training.participation import fill_missing_gradients, zero_touch
 from alula.training.parts import Named
@@ -200,11 +201,12 @@ class StageTrainer(Trainer):
 
 
 def load_trained(model: nn.Module, parts: Mapping[str, Named], tensors: Mapping[str, Tensor]) -> None:
-    """Copy ``tensors`` into the trained parameters of ``model``.
+    """Copy ``tensors`` into the trained parameters of ``model``; those that an earlier version named are read, too.
 
     Raises:
         AlulaError: a trained parameter is missing, another one is there, or a shape differs.
     """
+    tensors = with_current_names(model, tensors)
     wanted = {name for named in parts.values() for name, _ in named}
     if wanted != set(tensors):
         odd = sorted(wanted ^ set(tensors))
