@@ -32,7 +32,7 @@ from alula.grafts.wings.router import PublishedRouter
 from tests import zoo
 from tests.grafts.common import run, true_positions, wake
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 NUMBERS = load_file(GOLDEN / "wings.safetensors")
 GEOMETRY = json.loads((GOLDEN / "wings.json").read_text())["geometry"]
 IMAGE_TOKENS, HEADS = GEOMETRY["image_tokens"], GEOMETRY["heads"]

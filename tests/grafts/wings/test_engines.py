@@ -1,0 +1,67 @@
+"""Which engine computes a forward, and that two of them compute the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alula import WingsConfig
+from alula.grafts.wings.decode import DecodeEngine
+from alula.grafts.wings.learners import Engine
+from alula.grafts.wings.prefill import PrefillEngine
+from alula.grafts.wings.published import PublishedEngine
+from alula.seam import NAME
+from tests import zoo
+from tests.grafts.common import CONFIGS, grafted
+
+HOST = "llava-llama"
+SHORT, LONG = "1I2", "2I9I9I7"
+
+
+def engines_of(model: Any, inputs: dict[str, Any], *, grad: bool = False) -> tuple[set[type], Tensor]:
+    """The engines that one forward made, and its logits."""
+    made: set[type] = set()
+
+    def collect(layer: object, args: object, kwargs: dict[str, Any]) -> None:
+        made.update(type(value) for value in kwargs[NAME].memo.values() if isinstance(value, Engine))
+
+    handle = model.model.language_model.layers[-1].self_attn.register_forward_pre_hook(collect, with_kwargs=True)
+    with torch.set_grad_enabled(grad):
+        logits = model(**inputs).logits.detach()
+    handle.remove()
+    return made, logits
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_decoding_and_prefilling_compute_the_same(config: str) -> None:
+    model, _ = grafted(HOST, config)
+    inputs = zoo.batch(HOST, SHORT)
+    few, decoded = engines_of(model, inputs)
+    many, prefilled = engines_of(model, inputs, grad=True)
+    assert few == {DecodeEngine}
+    assert many == {PrefillEngine}
+    torch.testing.assert_close(decoded, prefilled, atol=2e-5, rtol=1e-4)
+
+
+def test_many_queries_are_prefilled() -> None:
+    model, _ = grafted(HOST)
+    assert engines_of(model, zoo.batch(HOST, LONG))[0] == {PrefillEngine}
+
+
+def test_few_queries_are_prefilled_where_images_stand_in_many_ways() -> None:
+    model, _ = grafted(HOST)
+    assert engines_of(model, zoo.batch(HOST, "1I2", "2I1"))[0] == {PrefillEngine}
+
+
+@pytest.mark.parametrize("layout", [SHORT, "2I30"])
+def test_released_weights_have_an_engine_of_their_own(layout: str) -> None:
+    model, _ = grafted(HOST, WingsConfig(compat="published", rank=4, router_tokens=96))
+    assert engines_of(model, zoo.batch(HOST, layout))[0] == {PublishedEngine}
+
+
+def test_without_an_image_there_is_nothing_to_compute() -> None:
+    model, _ = grafted(HOST)
+    assert engines_of(model, zoo.batch(HOST, "5"))[0] == set()
