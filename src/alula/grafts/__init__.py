@@ -2,7 +2,18 @@
 
 from alula.grafts.base import Graft, GraftConfig
 from alula.grafts.lifecycle import attach, detach, grafts_of
+from alula.grafts.registry import register
 from alula.grafts.storage import load_adapter, save_adapter
 from alula.grafts.wings import WingsConfig
 
-__all__ = ["Graft", "GraftConfig", "WingsConfig", "attach", "detach", "grafts_of", "load_adapter", "save_adapter"]
+__all__ = [
+    "Graft",
+    "GraftConfig",
+    "WingsConfig",
+    "attach",
+    "detach",
+    "grafts_of",
+    "load_adapter",
+    "register",
+    "save_adapter",
+]

@@ -17,7 +17,8 @@ from transformers.utils import cached_file
 
 from alula.errors import AdapterError, UsageError
 from alula.files import telling
-from alula.grafts.lifecycle import GRAFTS, attach, grafts_of
+from alula.grafts.lifecycle import attach, grafts_of
+from alula.grafts.registry import graft_types, kind_of
 from alula.seam import DECLARED, NAME, declared, grafted_weights
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -45,15 +46,15 @@ def restore(model: Any, source: str) -> None:
                 remedy=f"take {DECLARED!r} out of config.json to use the host alone",
             )
         facts = told[name] if isinstance(told[name], dict) else {}
-        kind, settings = facts.get("alula_type"), facts.get("config")
-        if not isinstance(kind, str) or kind not in GRAFTS or not isinstance(settings, dict):
+        kind, settings = kind_of(facts.get("alula_type")), facts.get("config")
+        if kind is None or not isinstance(settings, dict):
             raise AdapterError(
                 f"config.json does not say what it is ({json.dumps(told[name])[:80]})",
                 where=where,
-                remedy=f"{DECLARED!r} there must hold its alula_type ({', '.join(GRAFTS)}) and config",
+                remedy=f"{DECLARED!r} there must hold its alula_type ({', '.join(graft_types())}) and config",
             )
         try:
-            graft = attach(model, GRAFTS[kind][0].from_dict(settings), name)
+            graft = attach(model, kind.config.from_dict(settings), name)
         except UsageError as error:
             raise AdapterError(
                 error.message,

@@ -6,10 +6,8 @@ from torch import nn
 
 from alula.errors import UsageError
 from alula.grafts.base import Graft, GraftConfig
-from alula.grafts.wings import WingsConfig, WingsGraft
+from alula.grafts.registry import kind_of
 from alula.seam import declare, find, install
-
-GRAFTS: dict[str, tuple[type[GraftConfig], type[Graft]]] = {WingsConfig.graft_type: (WingsConfig, WingsGraft)}
 
 
 def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Graft:
@@ -32,12 +30,17 @@ def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Gr
         raise UsageError(
             f"a {type(config).__name__} is no graft's settings", remedy="give them as alula.WingsConfig(rank=64)"
         )
-    kind = GRAFTS[config.graft_type][1]
+    kind = kind_of(config.graft_type)
+    if kind is None or not isinstance(config, kind.config):
+        raise UsageError(
+            f"no graft is registered for settings of type {type(config).__name__}",
+            remedy="call alula.grafts.register(config class, graft class) in the graft's package",
+        )
     name = config.graft_type if name is None else name
     check_name(name)
     seam = install(model, name, None)
     try:
-        graft = kind(seam, name, config)
+        graft = kind.graft(seam, name, config)
         seam.set_owner(name, graft)
         graft.grow(layer_indices(config, seam.anatomy.num_layers))
     except BaseException:

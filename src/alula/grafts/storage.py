@@ -21,7 +21,8 @@ from alula.anatomy import Anatomy, unwrap
 from alula.errors import AdapterError, UsageError
 from alula.files import atomic_directory, recovered, regular, regular_files, telling, write_json, write_text
 from alula.grafts.base import Graft, check_keys, check_values
-from alula.grafts.lifecycle import GRAFTS, attach, check_name, get, layer_indices
+from alula.grafts.lifecycle import attach, check_name, get, layer_indices
+from alula.grafts.registry import graft_types, kind_of
 from alula.seam import NAME
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -129,7 +130,9 @@ def load_adapter(
     stored_name = facts["name"]
     try:
         expected = _module_weights(unwrap(model), facts["modules"])
-        config = GRAFTS[facts["alula_type"]][0].from_dict(facts["config"])
+        kind_of_graft = kind_of(facts["alula_type"])
+        assert kind_of_graft is not None  # `read_config` has seen to it
+        config = kind_of_graft.config.from_dict(facts["config"])
         check_name(stored_name)
         layer_indices(config, Anatomy.of(model).num_layers)
     except UsageError as error:
@@ -170,9 +173,11 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(directory) / CONFIG_FILE
     facts = read_facts(directory)
-    if not isinstance(facts.get("alula_type"), str) or facts["alula_type"] not in GRAFTS:
+    if kind_of(facts.get("alula_type")) is None:
         raise AdapterError(
-            "not an alula adapter", where=str(path), remedy=f"alula_type must be one of: {', '.join(GRAFTS)}"
+            "not an alula adapter",
+            where=str(path),
+            remedy=f"alula_type must be one of: {', '.join(graft_types())}; or install the package of that graft",
         )
     for name, kind in _FACTS.items():
         if name not in facts and name not in _SINCE:
