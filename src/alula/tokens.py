@@ -15,6 +15,8 @@ from torch import Tensor
 
 from alula.errors import UsageError
 
+TOKEN_ROLES = "token_roles"  # keyword of a forward: (B, S) values of `Role`, for what reads its inputs by itself
+
 UNKNOWN = -2  # item of a perceptual token of which it cannot be told to which medium of its sample it belongs
 
 

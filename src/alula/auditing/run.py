@@ -19,7 +19,7 @@ from alula.auditing.measuring import CHECKPOINT_SECONDS, measure
 from alula.auditing.plan import Plan
 from alula.auditing.record import Audit, Memory, TextAnswers
 from alula.auditing.samples import Chosen, choose
-from alula.auditing.text import AFTER_IMAGE, BARE, InTheWordsOf, asking, tasks_of
+from alula.auditing.text import AFTER_IMAGE, BARE, asking, tasks_of
 from alula.data import Collator, Quarantine
 from alula.errors import DataError, HostError
 from alula.evaluation import Comparison, RunResult, Task, compare, evaluate
@@ -31,6 +31,7 @@ from alula.evaluation.runner import evaluating
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
 from alula.hosts.host import tokenizer_of
+from alula.inputs import Intake
 from alula.jobs import add_session, claim, refuse_others
 from alula.probes import (
     Alignment,
@@ -260,7 +261,7 @@ def _text(plan: Plan, tuned: RunResult, load: Loader, tasks: list[Task], process
     asker = asking(base_processor, processor)
     bare = [task for task in tasks if task.name == BARE]
     pairs = compare(_answers(plan, base, asker, bare, "base", plan.base, progress), tuned)
-    return TextAnswers(tuned, pairs, after, isinstance(asker, InTheWordsOf))
+    return TextAnswers(tuned, pairs, after, isinstance(asker, Intake))
 
 
 def _after_image(answers: RunResult) -> Comparison | None:

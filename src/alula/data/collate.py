@@ -1,6 +1,6 @@
 """From samples to what a model's ``forward`` (or ``generate``) takes.
 
-Tensors: B samples, L tokens after padding, with image placeholders already expanded to one token per image row.
+Tensors: B samples, L tokens after padding, with image placeholders already expanded.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from alula.data.errors import (
     UnsupervisedError,
 )
 from alula.data.quarantine import Quarantine
-from alula.data.samples import MEDIA, Sample, message_text
+from alula.data.samples import MEDIA, Sample
 from alula.errors import HostError, UsageError
-from alula.literals import Literals
+from alula.inputs import Intake
+from alula.tokens import TOKEN_ROLES, Role
 
 IGNORED = -100
 """Label of a token that is not learnt from."""
@@ -71,6 +72,8 @@ class Collator:
         padding_side: default right for training, left for prompts.
         train: training batches, or prompts for generation.
         labels: whether training batches say what is learnt from.
+        roles: add ``token_roles`` (B, L) int64, whose turn each token belongs to (`alula.tokens.Role`), for grafts and
+            probes that tell the system prompt from the user's words; the template has to write turn by turn.
         stops: ids of the tokens that end the model's generation; default: the tokenizer's end token.
         pad_to_multiple_of: round L up (tensor cores like 8 or 64).
         fingerprints: add ``image_fingerprints``, the images' ``ImageRef.fingerprint()`` in the order of
@@ -95,6 +98,7 @@ class Collator:
         padding_side: Literal["left", "right"] | None = None,
         train: bool = True,
         labels: bool = True,
+        roles: bool = False,
         stops: Sequence[int] | None = None,
         pad_to_multiple_of: int | None = None,
         fingerprints: bool = False,
@@ -103,21 +107,21 @@ class Collator:
         replacer: Replacer | None = None,
     ) -> None:
         self.processor = processor
-        self.multimodal = isinstance(processor, ProcessorMixin)
-        self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer if self.multimodal else processor  # type: ignore[assignment]
+        tokenizer: Any = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer
         self.max_length, self.context = max_length, context
         self.padding_side = padding_side or ("right" if train else "left")
-        self.train, self.labels = train, train and labels
+        self.train, self.labels, self.roles = train, train and labels, roles
         self.pad_to_multiple_of = pad_to_multiple_of
         self.fingerprints = fingerprints
         self.quarantine, self.replacer = quarantine, replacer
-        self._literals = Literals(processor)
         self._refuse_own_labels()
         self.pad_token_id = self._pad_token_id()
         checked = self._checked_template()
-        self._told = (template or TemplateSettings()).keywords(processor)
+        self.intake = Intake(processor, template)
         if self.labels:
-            self._told["chat_template"] = self._ended(self._told.pop("chat_template", checked), stops or [])
+            told = self.intake.keywords
+            told["chat_template"] = self._ended(told.pop("chat_template", checked), stops or [])
 
     def __call__(self, samples: Sequence[Sample]) -> BatchFeature:
         """Make the batch.
@@ -176,33 +180,23 @@ class Collator:
                     self._refuse_untaken(kind, place)
                     try:
                         refs.append(MEDIA[kind].from_object(part[kind]))
-                        part = {"type": kind, kind: refs[-1].load(**self._decoding(kind))}
+                        part = {"type": kind, kind: refs[-1].load(**self.intake.loading(kind))}
                     except BadSampleError as error:
                         raise error.at(place) from error
                 content.append(part)
             messages.append({"role": message["role"], "content": content})
         try:
-            told = self._literals.hidden(messages)
+            told = self.intake.hidden(messages)
         except HostError as error:
             raise PlaceholderError(error.message, place=place, remedy=error.remedy) from error
         return _Entry(replace(sample, place=place), told, refs, literal=told is not messages)
 
-    def _token(self, kind: str) -> str | None:
-        return getattr(self.processor, f"{kind}_token", None) if self.multimodal else None
-
     def _refuse_untaken(self, kind: str, place: Place) -> None:
         noun = {"image": "an image", "video": "a video", "audio": "audio"}[kind]
-        if not self.multimodal:
+        if not self.intake.is_multimodal:
             raise RecordError(f"it holds {noun}, but the model reads text only", place=place)
-        if kind != "image" and self._token(kind) is None:
+        if kind not in self.intake.takes:
             raise RecordError(f"it holds {noun}, which the model does not take", place=place)
-
-    def _decoding(self, kind: str) -> dict[str, Any]:
-        """How the processor wants its films and sounds."""
-        processor: Any = self.processor
-        if kind == "video" and hasattr(processor, "num_frames"):
-            return {"frames": processor.num_frames}
-        return {"rate": processor.feature_extractor.sampling_rate} if kind == "audio" else {}
 
     def _encoded(self, entries: list[_Entry]) -> tuple[dict[str, Any], dict[int, BadSampleError]]:
         """Render and tokenize once; the result unpadded, and what is wrong with which entry."""
@@ -223,27 +217,13 @@ class Collator:
         return rows, {number: fault for number, fault in found if fault is not None}
 
     def _processed(self, entries: list[_Entry]) -> dict[str, Any]:
-        options: dict[str, Any] = {
-            "tokenize": True,
-            "return_dict": True,
-            "add_generation_prompt": not self.train,
-            "return_assistant_tokens_mask": self.labels,
-        }
-        chats: list[Any] = [entry.messages for entry in entries]
-        if self.multimodal:
-            extra = {"return_mm_token_type_ids": True} if self.train else {}
-            options["processor_kwargs"] = {"padding": False, "images_kwargs": {"return_tensors": "pt"}, **extra}
-        else:
-            # the templates of text models expect strings and would print a list as Python writes it
-            chats = [[{**message, "content": message_text(message)} for message in chat] for chat in chats]
-        reader: Any = self._literals.reader if any(entry.literal for entry in entries) else self.processor
-        encoded: Any = reader.apply_chat_template(chats, **options, **self._told)
-        rows = dict(encoded)
-        if self.multimodal and self.train and "mm_token_type_ids" not in rows:
-            # some processors make them only for batches with images (Idefics3), or under another name (Gemma-3)
-            images = set(self.processor.image_token_ids)
-            rows["mm_token_type_ids"] = [[int(token in images) for token in row] for row in rows["input_ids"]]
-        return rows
+        return self.intake.rows(
+            [entry.messages for entry in entries],
+            prompt=not self.train,
+            literal=any(entry.literal for entry in entries),
+            assistant_mask=self.labels,
+            roles=self.roles,
+        )
 
     def _fault(self, rows: dict[str, Any], number: int, entry: _Entry) -> BadSampleError | None:
         place, length = entry.sample.place, len(rows["input_ids"][number])
@@ -307,7 +287,7 @@ class Collator:
         length = max(map(len, ids))
         if self.pad_to_multiple_of:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        fills = {"input_ids": self.pad_token_id, "labels": IGNORED}
+        fills = {"input_ids": self.pad_token_id, "labels": IGNORED, TOKEN_ROLES: int(Role.UNKNOWN)}
         batch = {
             key: self._stacked(value, length, fills.get(key, 0)) if _per_token(value, ids) else value
             for key, value in rows.items()
@@ -336,8 +316,9 @@ class Collator:
         Their processors add to the rendered text, so that no assistant mask fits it, and label what they call a suffix:
         nothing of a dialogue, for which the loss is not a number.
         """
-        if self.multimodal and "labels" in self.processor.model_input_names:
-            name = type(self.processor).__name__
+        processor = self.processor
+        if isinstance(processor, ProcessorMixin) and "labels" in processor.model_input_names:
+            name = type(processor).__name__
             raise UsageError(
                 f"{name} makes labels by itself, from a prefix and a suffix, and cannot put dialogues into batches",
                 where=name,
@@ -365,10 +346,10 @@ class Collator:
         names = [self.tokenizer.eos_token, *self.tokenizer.convert_ids_to_tokens(list(stops))]
         return ended(
             template,
-            {**self.tokenizer.special_tokens_map, **self._told},
+            {**self.tokenizer.special_tokens_map, **self.intake.keywords},
             [name for name in dict.fromkeys(names) if name],
             [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special],
-            lists=self.multimodal,
+            lists=self.intake.is_multimodal,
             where=f"{type(self.processor).__name__}.chat_template",
         )
 

@@ -41,7 +41,7 @@ class Session:
     seconds: float
 
 
-def _asked_about(processor: Any) -> set[str]:
+def _asked_about(processor: Any) -> frozenset[str]:
     """The media native questions are about by default: films and sounds only with alula's own hosts for them.
 
     Others take films too, but hundreds of questions about them are nothing to ask somebody's image model unasked.

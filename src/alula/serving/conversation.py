@@ -23,7 +23,7 @@ from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.prompted import refuse_lost_prompt
 from alula.hosts.templates import PLURALS, default_template
-from alula.literals import Literals
+from alula.inputs import Intake
 
 
 @dataclass(frozen=True)
@@ -66,37 +66,17 @@ class Conversation:
             raise UsageError(f"{max_new_tokens} leaves no room for an answer", where="max_new_tokens")
         refuse_lost_prompt(model)
         self.model, self.processor = model, processor
-        self.takes_images = isinstance(processor, ProcessorMixin)
         self.tokenizer: Any = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
-        self._literals = Literals(processor)
         self.messages: list[dict[str, Any]] = []
         self.waiting: list[tuple[str, Any]] = []
         self.system: str | None = None
         self._generation = generation_config(model, processor, decoding, max_new_tokens, model_defaults=True)
-        self._template: str | None = None
+        default: str | None = None
         if getattr(processor, "chat_template", None) is None:
-            self._template, stop = default_template(self.tokenizer)
+            default, stop = default_template(self.tokenizer)
             self._generation.eos_token_id = [*self._stops, self.tokenizer.get_vocab()[stop]]
-        self._told = (template or TemplateSettings()).keywords(processor, live=True)
+        self.intake = Intake(processor, template, live=True, chat_template=default)
         set_seed(decoding.seed)
-
-    @property
-    def taken(self) -> tuple[str, ...]:
-        """What the model takes beside text: of ``image``, ``video`` and ``audio``."""
-        if not self.takes_images:
-            return ()
-        more = (kind for kind in ("video", "audio") if getattr(self.processor, f"{kind}_token", None))
-        return ("image", *more)
-
-    @property
-    def num_frames(self) -> int | None:
-        """Frames of a film, where the model says how many it takes."""
-        return getattr(self.processor, "num_frames", None)
-
-    @property
-    def sampling_rate(self) -> int | None:
-        """Samples per second of the sounds the model takes."""
-        return getattr(getattr(self.processor, "feature_extractor", None), "sampling_rate", None)
 
     def attach_clip(self, kind: str, clip: np.ndarray) -> None:
         """Put a film or a sound before the text of the next question.
@@ -112,7 +92,7 @@ class Conversation:
 
     def require(self, kind: str) -> None:
         """Raise a HostError unless the model takes films (``video``) or sounds (``audio``)."""
-        if kind not in self.taken:
+        if kind not in self.intake.takes:
             raise HostError(
                 f"{type(self.model).__name__} takes no {PLURALS[kind]}",
                 remedy="chat with a host that does (alula.build_host with video=True or audio=)",
@@ -124,7 +104,7 @@ class Conversation:
         Raises:
             HostError: the model takes no images.
         """
-        if not self.takes_images:
+        if "image" not in self.intake.takes:
             raise HostError(
                 f"{type(self.model).__name__} takes no images",
                 remedy="chat with an image host (alula.build_host makes one of this model)",
@@ -193,7 +173,7 @@ class Conversation:
         return self._generation.eos_token_id or []
 
     def _refuse_unsayable(self, text: str) -> None:
-        self._literals.hidden([{"content": [{"type": "text", "text": text}]}])
+        self.intake.hidden([{"content": [{"type": "text", "text": text}]}])
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -206,21 +186,10 @@ class Conversation:
             [] if self.system is None else [{"role": "system", "content": [{"type": "text", "text": self.system}]}]
         )
         messages = [*opening, *turns]
-        hidden = self._literals.hidden(messages)
-        reader: Any = self.processor if hidden is messages else self._literals.reader
-        messages = hidden
-        if not self.takes_images:  # templates of text models want plain strings
-            messages = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in messages]
-        options = {**self._told, **({"chat_template": self._template} if self._template else {})}
         try:
-            inputs: Any = reader.apply_chat_template(
-                messages,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                **options,
-            )
+            inputs, _ = self.intake.tensors(messages)
+        except HostError:
+            raise
         except jinja2.TemplateError as error:
             raise HostError(
                 f"the chat template refuses the conversation: {error}", remedy="drop the system prompt, or start over"
@@ -230,8 +199,7 @@ class Conversation:
         dtype = self.model.dtype
         # some tokenizers of text models make token types that `generate` refuses; Gemma-3 sees its images by them
         known = inspect.signature(type(unwrap(self.model)).forward).parameters
-        # and what a processor says is to be learnt (PaliGemma's does) is no part of a prompt
-        unused = {"token_type_ids"} - known.keys() | {"labels"}
+        unused = {"token_type_ids"} - known.keys()
         # towers take their own type; ids stay integers
         return {
             key: value.to(self.model.device, dtype if value.is_floating_point() else None)

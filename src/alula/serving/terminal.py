@@ -129,10 +129,10 @@ class Terminal:
         talk.require(kind)  # before the file is opened: what is wrong with it would be no help
         paths = _paths(rest, f"/{kind}")
         if kind == "video":
-            frames = talk.num_frames or DEFAULT_FRAMES
+            frames = talk.intake.num_frames or DEFAULT_FRAMES
             clips = [FilmRef.from_path(path).load(frames) for path in paths]
         else:
-            clips = [SoundRef.from_path(path).load(talk.sampling_rate) for path in paths]
+            clips = [SoundRef.from_path(path).load(talk.intake.sampling_rate) for path in paths]
         for path, clip in zip(paths, clips, strict=True):
             talk.attach_clip(kind, clip)
             size = f"{len(clip)} frames" if kind == "video" else f"{len(clip):,} samples"
@@ -157,7 +157,7 @@ class Terminal:
     def _greet(self) -> None:
         model = self.conversation.model
         millions = sum(p.numel() for p in model.parameters()) / 1e6
-        *most, last = ["text", *(PLURALS[kind] for kind in self.conversation.taken)]
+        *most, last = ["text", *(PLURALS[kind] for kind in PLURALS if kind in self.conversation.intake.takes)]
         takes = f"{', '.join(most)} and {last}" if most else last
         dtype = str(model.dtype).removeprefix("torch.")
         where = f"{dtype} on {model.device}"

@@ -1,0 +1,236 @@
+"""What a processor (or tokenizer) makes of conversations.
+
+Conversations are lists of ``{"role": ..., "content": [parts]}`` with decoded media; signs of the processor in their
+texts are text (`alula.literals`). S tokens, image placeholders expanded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from alula.chat_template import TemplateSettings
+from alula.inputs.roles import Messages, token_roles
+from alula.literals import Literals
+from alula.tokens import TOKEN_ROLES
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A rendered prompt.
+
+    Args:
+        inputs: tensors for the model with a leading batch axis of one; ``input_ids`` (1, S) int64.
+        hash: sha256 (hex) over the token ids and the content of the media.
+        roles: (S,) values of `alula.tokens.Role`; None where they were not asked for.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    hash: str
+    roles: tuple[int, ...] | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        """The token ids, those of media included."""
+        ids: list[int] = self.inputs["input_ids"][0].tolist()
+        return ids
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt, those of media included."""
+        return int(self.inputs["input_ids"].shape[1])
+
+
+class Intake:
+    """The way from messages to a model's inputs, for one processor.
+
+    Args:
+        processor: a multimodal processor, or a plain tokenizer.
+        template: what the chat template is told beside the messages.
+        live: for a conversation of today, see `TemplateSettings.keywords`.
+        chat_template: rendered with instead of the processor's own.
+        text_only: take no media and give no inputs but ids and mask, for a text model that is asked in the words of a
+            host which shares its vocabulary.
+
+    Raises:
+        UsageError: the template does not read a setting.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin | PreTrainedTokenizerBase,
+        template: TemplateSettings | None = None,
+        *,
+        live: bool = False,
+        chat_template: str | None = None,
+        text_only: bool = False,
+    ) -> None:
+        self.processor: Any = processor
+        self.is_multimodal = isinstance(processor, ProcessorMixin)
+        self.tokenizer: Any = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
+        self.is_text_only = text_only
+        self.keywords = (template or TemplateSettings()).keywords(processor, live=live)
+        if chat_template is not None:
+            self.keywords["chat_template"] = chat_template
+        self._literals = Literals(processor)
+
+    @classmethod
+    def of(cls, processor: Any, template: TemplateSettings | None = None) -> Intake:
+        """The intake of ``processor``; of an intake, one alike that is told ``template``."""
+        if isinstance(processor, Intake):
+            return cls(processor.processor, template, text_only=processor.is_text_only)
+        return cls(processor, template)
+
+    @property
+    def chat_template(self) -> Any:
+        """The processor's own."""
+        return getattr(self.processor, "chat_template", None)
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """Media it prepares: of ``image``, ``video`` and ``audio``."""
+        if self.is_text_only:
+            return frozenset()
+        found = {"image"} if getattr(self.processor, "image_processor", None) is not None else set()
+        if getattr(self.processor, "video_token", None):
+            found.add("video")
+        if getattr(self.processor, "audio_token", None) and self.sampling_rate is not None:
+            found.add("audio")
+        return frozenset(found)
+
+    @property
+    def num_frames(self) -> int | None:
+        """Frames of a video, where the processor says how many it takes."""
+        return getattr(self.processor, "num_frames", None)
+
+    @property
+    def sampling_rate(self) -> int | None:
+        """Samples per second of the audio it takes."""
+        return getattr(getattr(self.processor, "feature_extractor", None), "sampling_rate", None)
+
+    def loading(self, medium: str) -> dict[str, Any]:
+        """Arguments with which a reference to a medium is loaded for this processor."""
+        if medium == "video" and self.num_frames is not None:
+            return {"frames": self.num_frames}
+        return {"rate": self.sampling_rate} if medium == "audio" else {}
+
+    def hidden(self, messages: list[Any]) -> list[Any]:
+        """The conversation with the processor's signs in its texts hidden; itself where it holds none.
+
+        Raises:
+            HostError: the tokenizer cannot read them as text, see `Literals.hidden`.
+        """
+        return self._literals.hidden(messages)
+
+    def tensors(self, messages: list[Any], *, roles: bool = False) -> tuple[dict[str, Any], list[int] | None]:
+        """One prompt that ends with the generation prompt: inputs with a batch axis of one, and the tokens' roles.
+
+        Raises:
+            HostError: as `hidden`. UsageError: roles are asked for and cannot be told (`token_roles`). What templates
+                and processors raise passes through.
+        """
+        hidden = self.hidden(messages)
+        reader = self._reader(hidden is not messages)
+        inputs = dict(
+            reader.apply_chat_template(
+                self._content(hidden),
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                **self.keywords,
+            )
+        )
+        inputs.pop("labels", None)  # what a processor says is to be learnt (PaliGemma's does) is no part of a prompt
+        if self.is_text_only:
+            inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        found = self._roles(reader, inputs["input_ids"][0].tolist(), hidden, prompt=True) if roles else None
+        return inputs, found
+
+    def render(self, messages: list[Any], *, roles: bool = False) -> Rendered:
+        """`tensors` with the hash of what is asked."""
+        inputs, found = self.tensors(messages, roles=roles)
+        digest = hashlib.sha256(json.dumps(inputs["input_ids"][0].tolist(), separators=(",", ":")).encode())
+        for part in (part for message in messages for part in message["content"] if part["type"] != "text"):
+            digest.update(_content_bytes(part["type"], part[part["type"]]))
+        return Rendered(inputs, digest.hexdigest(), None if found is None else tuple(found))
+
+    def rows(
+        self,
+        chats: Sequence[list[Any]],
+        *,
+        prompt: bool,
+        literal: bool,
+        assistant_mask: bool = False,
+        roles: bool = False,
+    ) -> dict[str, Any]:
+        """Many conversations at once, unpadded: lists per token, media tensors of all conversations together.
+
+        Args:
+            chats: conversations as `hidden` gives them.
+            prompt: end with the generation prompt; else ``mm_token_type_ids`` are made whatever the processor does.
+            literal: signs are hidden in some of them.
+            assistant_mask: add ``assistant_masks``, 1 for tokens that the template marks as the assistant's.
+            roles: add `TOKEN_ROLES`, values of `alula.tokens.Role`.
+        """
+        options: dict[str, Any] = {
+            "tokenize": True,
+            "return_dict": True,
+            "add_generation_prompt": prompt,
+            "return_assistant_tokens_mask": assistant_mask,
+        }
+        if self.is_multimodal:
+            extra = {} if prompt else {"return_mm_token_type_ids": True}
+            options["processor_kwargs"] = {"padding": False, "images_kwargs": {"return_tensors": "pt"}, **extra}
+        reader = self._reader(literal)
+        encoded: Any = reader.apply_chat_template([self._content(chat) for chat in chats], **options, **self.keywords)
+        rows = dict(encoded)
+        if self.is_multimodal and not prompt and "mm_token_type_ids" not in rows:
+            # some processors make them only for batches with images (Idefics3), or under another name (Gemma-3)
+            images = set(self.processor.image_token_ids)
+            rows["mm_token_type_ids"] = [[int(token in images) for token in row] for row in rows["input_ids"]]
+        if roles:
+            pairs = zip(rows["input_ids"], chats, strict=True)
+            rows[TOKEN_ROLES] = [self._roles(reader, ids, chat, prompt=prompt) for ids, chat in pairs]
+        return rows
+
+    def _reader(self, literal: bool) -> Any:
+        return self._literals.reader if literal else self.processor
+
+    def _content(self, messages: Messages) -> list[Any]:
+        """Templates of text models want plain strings and would print a list as Python writes it."""
+        if self.is_multimodal:
+            return list(messages)
+        return [{**m, "content": "".join(p["text"] for p in m["content"] if p["type"] == "text")} for m in messages]
+
+    def _text(self, reader: Any, messages: Messages, prompt: bool) -> str:
+        text: str = reader.apply_chat_template(
+            self._content(messages), add_generation_prompt=prompt, tokenize=False, **self.keywords
+        )
+        return text
+
+    def _roles(self, reader: Any, ids: list[int], messages: Messages, *, prompt: bool) -> list[int]:
+        tokenizer = getattr(reader, "tokenizer", reader)
+        return token_roles(ids, messages, partial(self._text, reader), tokenizer, prompt=prompt)
+
+
+def fingerprint_image(image: Image.Image) -> str:
+    """Return the sha256 (hex) of the image's size and RGB bytes."""
+    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _content_bytes(medium: str, value: Any) -> bytes:
+    if medium == "image":
+        return fingerprint_image(value).encode()
+    return f"{medium} {value.shape} {value.dtype}".encode() + np.ascontiguousarray(value).tobytes()
