@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from alula.auditing import audit
+from alula import auditing
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli import app as cli
 from alula.errors import UsageError
@@ -20,8 +20,8 @@ from alula.studies.wings import WingsPlan
 HUGE = 10**12
 
 
-def audit_plan(**options: Any) -> audit.Plan:
-    return audit.Plan(output=Path("out"), model="m", **options)
+def audit_plan(**options: Any) -> auditing.Plan:
+    return auditing.Plan(output=Path("out"), model="m", **options)
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,9 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
 
 def test_impossible_orders_are_refused(tmp_path: Path) -> None:
     one = Job("one", note, (tmp_path / "log", "one"), after=("two",))
-    with pytest.raises(UsageError, match="behind \\['two'\\]"):
+    with pytest.raises(UsageError, match="after the jobs it depends on: two"):
         run_jobs([one, Job("two", note, ())], label="test", quiet=True)
-    with pytest.raises(UsageError, match="must stand once"):
+    with pytest.raises(UsageError, match="must be listed once"):
         run_jobs([Job("a", note, ()), Job("a", note, ())], label="test", quiet=True)
 
 

@@ -14,7 +14,7 @@ Names are loaded when first used, so that `import alula` stays cheap.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from alula._version import __version__ as __version__
 
 _HOMES = {
     "TokenMap": "alula.tokens",

@@ -1,4 +1,4 @@
-"""What chat templates are told beside the messages, the same for every prompt of a run.
+"""Variables for chat templates beside the messages, the same for every prompt of a run.
 
 Some templates write today's date into the prompt (Llama's, Granite's, SmolLM's). What is trained or measured with one
 must be the same tomorrow, so they are told one fixed date, `DATE` unless another is set.

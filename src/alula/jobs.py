@@ -215,7 +215,8 @@ def _check_order(jobs: Sequence[Job]) -> None:
     for job in jobs:
         missing = [title for title in job.after if title not in known]
         if missing or job.title in known:
-            raise UsageError(f"the job {job.title!r} must stand once, behind {missing or 'those it comes after'}")
+            needed = f", after the jobs it depends on: {', '.join(job.after)}" if job.after else ""
+            raise UsageError(f"job {job.title!r} must be listed once{needed}")
         known.add(job.title)
 
 

@@ -319,7 +319,7 @@ def test_a_host_with_a_peft_adapter_talks(parts: Path) -> None:
 def test_models_and_devices_that_do_not_exist(tmp_path: Path, parts: Path) -> None:
     for arguments, reason in (
         ([str(tmp_path / "none" / "such")], "no such directory"),
-        ([str(parts / "host"), "--dtype", "int8"], "no floating-point type"),
+        ([str(parts / "host"), "--dtype", "int8"], "not a floating-point type"),
         ([str(parts / "host"), "--device", "abacus"], "cannot be used"),
     ):
         app = typer.Typer()

@@ -33,7 +33,7 @@ class Plan:
         batch_size: conversations per forward.
         dtype: of the weights, by name; None keeps the checkpoint's.
         seed: draws the microworld's items, samples kept, resamples and noise.
-        template: what chat templates are told beside the messages, see `alula.chat_template.TemplateSettings`.
+        template: variables for chat templates beside the messages, see `alula.chat_template.TemplateSettings`.
 
     Raises:
         UsageError: an unknown section, none at all, or a number out of bounds.

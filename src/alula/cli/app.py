@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import shlex
 import sys
 import traceback
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -16,6 +16,7 @@ from rich.markup import escape
 
 import alula
 from alula.allocator import keep_freed_memory
+from alula.cli.command import command_line
 from alula.errors import AlulaError, visible
 
 app = typer.Typer(
@@ -23,7 +24,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="alula --debug VERB ... shows the traceback of an error.",
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -32,7 +32,14 @@ app = typer.Typer(
 VERBS = ("quickstart", "train", "evaluate", "audit", "chat", "data", "import_", "fledgling", "study")
 
 
-def _tell(version: bool) -> None:
+@dataclass
+class _Session:
+    """What was asked of the command line as a whole."""
+
+    debug: bool = False
+
+
+def _print_version(version: bool) -> None:
     if version:
         typer.echo(f"alula {alula.__version__}")
         raise typer.Exit
@@ -40,9 +47,15 @@ def _tell(version: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_tell, is_eager=True, help="Say which one.")] = False,
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Give a language model eyes without costing it its words."""
+    if isinstance(context.obj, _Session):
+        context.obj.debug = debug
 
 
 def _register() -> None:
@@ -52,9 +65,7 @@ def _register() -> None:
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    debug = "--debug" in sys.argv
-    if debug:
-        sys.argv.remove("--debug")
+    session = _Session()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # half surrogates, or an encoding other than UTF-8: shown as escapes
@@ -62,25 +73,25 @@ def main() -> None:
     try:
         _register()
         keep_freed_memory()
-        app()
+        app(obj=session)
     except KeyboardInterrupt:
         _console().print("stopped")
         raise SystemExit(130) from None
     except Exception as error:
-        if debug:
+        if session.debug:
             traceback.print_exc()
-        told = error if isinstance(error, AlulaError) else _told(error)
-        _tell_error(told)
-        raise SystemExit(told.exit_code) from None
+        reported = error if isinstance(error, AlulaError) else _as_alula_error(error)
+        _print_error(reported)
+        raise SystemExit(reported.exit_code) from None
 
 
-def _told(error: Exception) -> AlulaError:
-    """An error of somebody else's in one sentence."""
+def _as_alula_error(error: Exception) -> AlulaError:
+    """An error of another library in one sentence."""
     from alula.files import files_error
 
-    told = files_error(error)
-    if told is not None:
-        return told
+    found = files_error(error)
+    if found is not None:
+        return found
     # data workers send a whole traceback as the text of an error: its last line is the error itself
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     words = lines[-1] if "Traceback (most recent call last)" in str(error) else lines[0]
@@ -89,11 +100,11 @@ def _told(error: Exception) -> AlulaError:
         return AlulaError("memory ran out", remedy="ask for smaller batches, fewer workers or a smaller dtype")
     return AlulaError(
         words if words.startswith(kind) else f"{kind}: {words}" if words else kind,
-        remedy=f"`{shlex.join(['alula', '--debug', *sys.argv[1:]])}` shows where; alula did not expect this error",
+        remedy=f"`{command_line('--debug')}` shows where; alula did not expect this error",
     )
 
 
-def _tell_error(error: AlulaError) -> None:
+def _print_error(error: AlulaError) -> None:
     def shown(text: str) -> str:
         return escape(visible(text))
 

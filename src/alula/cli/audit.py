@@ -1,4 +1,4 @@
-"""``alula audit``: look inside a model that is there already."""
+"""``alula audit``: look inside any existing model with images."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
+from alula.cli.command import command_line
 from alula.cli.options import Template
 
 
@@ -20,7 +21,7 @@ def audit(
     model: Annotated[str, typer.Argument(help="A model or adapter directory, or a hub id, of a model with images.")],
     base: Annotated[
         str | None,
-        typer.Option(help="The model before tuning, or the text LLM inside: text answers are compared with its."),
+        typer.Option(help="The model before tuning, or the text LLM inside it, to compare text answers with."),
     ] = None,
     data: Annotated[
         Path | None,
@@ -34,12 +35,12 @@ def audit(
         typer.Option(help="Own text conversations for the text answers; the last turn is the reference."),
     ] = None,
     output: Annotated[
-        Path, typer.Option(help="Directory for measurements, answers and report; a second call goes on there.")
+        Path, typer.Option(help="Directory for measurements, answers and report; a second run resumes there.")
     ] = Path("runs/audit"),
     samples: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Conversations with images to measure.")] = 128,
     items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Text questions to ask.")] = 200,
     sections: Annotated[
-        str, typer.Option(help="Comma separated, out of text, attention, alignment, geometry, lens, overlap.")
+        str, typer.Option(help="Comma separated, from text, attention, alignment, geometry, lens, overlap.")
     ] = "text,attention,alignment,geometry,lens,overlap",
     controls: Annotated[
         bool,
@@ -51,12 +52,10 @@ def audit(
     ] = 0,
     template: Template = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU where there is one)")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU if there is one)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON on stdout.")] = False,
 ) -> None:
-    """Look inside any model with images: what it kept of its words, and what its images do to it.
+    """Inspect any model with images: the text skill it kept, and how images move through it.
 
     Nothing is trained. Text answers (against --base), attention shift, alignment, geometry, vocabulary lens and weight
     overlap, with intervals and nulls, in one HTML page that says what each figure means for this model. Without --data
@@ -64,8 +63,6 @@ def audit(
     stopped goes on where it was.
     """
     import json
-    import shlex
-    import sys
 
     from rich.console import Console
 
@@ -77,7 +74,6 @@ def audit(
     from alula.loading import load_model
     from alula.reports import findings_table
 
-    kind, place = dtype_named(dtype), device_named(device)
     plan = Plan(
         output=output,
         model=model,
@@ -96,8 +92,8 @@ def audit(
     )
     found = run(
         plan,
-        lambda name: load_model(name, dtype=kind, device=place),
-        command=shlex.join(["alula", *sys.argv[1:]]),
+        lambda name: load_model(name, dtype=dtype_named(dtype), device=device_named(device)),
+        command=command_line(),
         progress=True,
     )
     record = audit_json(found)

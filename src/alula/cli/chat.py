@@ -23,19 +23,18 @@ def chat(
             help="A model or adapter directory, a hub id, or 'fledgling', the tiny model that ships with alula."
         ),
     ],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above 0 samples.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the sampling.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: greedy; above 0: sample.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="RNG seed for sampling.")] = 0,
     template: Template = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: a GPU where there is one.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default: as saved.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU if there is one)")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
 ) -> None:
-    """Talk to a model: type a question, or /image (/video, /audio) PATH and then a question. /help lists the commands.
+    """Chat with a model in the terminal, with images, video and audio.
 
-    Piped input: every line is a question or a command; standard output gets the answers alone.
+    Type a question, or /image (/video, /audio) PATH and then a question; /help lists the commands. Piped input: every
+    line is a question or a command; standard output gets the answers alone.
 
     Exit code 0: all lines done; 1: one failed, or the model cannot be loaded; 2: wrong usage.
     """

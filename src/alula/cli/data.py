@@ -30,7 +30,7 @@ SPLIT = Annotated[str | None, typer.Option(help="Split of a dataset that holds s
 
 def register(app: typer.Typer) -> None:
     """Add ``data check``, ``data show``, ``data export`` and ``data interleave``."""
-    data = typer.Typer(name="data", help="Check, look at, export and interleave data.", no_args_is_help=True)
+    data = typer.Typer(name="data", help="Check, show, export and interleave data.", no_args_is_help=True)
     data.command()(check)
     data.command()(show)
     data.command()(export)
@@ -104,7 +104,7 @@ def show(
     form: FORMAT = "auto",
     split: SPLIT = None,
     first: Annotated[int, typer.Option(min=0, help="Index of the first record to show.")] = 0,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many records.")] = 3,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of records.")] = 3,
 ) -> None:
     """Print records the way alula reads them: roles, texts, and each image, film and sound with its size."""
     from alula.data.samples import Sample
@@ -137,7 +137,7 @@ def export(
     ],
     directory: Annotated[Path, typer.Argument(help="New folder to write.")],
     form: Annotated[str, typer.Option("--format", help="jsonl (messages) or llava (conversations).")] = "jsonl",
-    n: Annotated[int, typer.Option("-n", min=1, max=MAX_ITEMS, help="How many items.")] = 1000,
+    n: Annotated[int, typer.Option("-n", min=1, max=MAX_ITEMS, help="Number of items.")] = 1000,
     split: Annotated[str, typer.Option(help="train, test or unseen.")] = "train",
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed, other items.")] = 0,
     family: Annotated[list[str] | None, typer.Option(help="Only this family of skill; may be repeated.")] = None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
+from alula.cli.command import command_line
 from alula.cli.options import Template
 
 
@@ -21,7 +22,8 @@ def evaluate(
         str, typer.Argument(help="A model or adapter directory, a hub id, or 'fledgling' (the model that ships here).")
     ],
     base: Annotated[
-        str | None, typer.Option(help="The model before tuning: both answer the same questions and are compared.")
+        str | None,
+        typer.Option(help="The model before tuning; both answer the same questions and are compared item by item."),
     ] = None,
     tasks: Annotated[
         str | None,
@@ -78,7 +80,7 @@ def evaluate(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option(help="Directory for answers, results and report; a second call goes on there.")
+        Path, typer.Option(help="Directory for answers, results and report; a second run resumes there.")
     ] = Path("runs/eval"),
     n: Annotated[
         int | None,
@@ -90,24 +92,19 @@ def evaluate(
         int,
         typer.Option(min=0, max=MAX_SEED, help="Draws the questions of the native tasks, and what harness tasks draw."),
     ] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per batch.")] = 32,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of an answer. (default: by task)")
+        int | None, typer.Option(min=1, help="Maximum tokens per answer. (default: depends on the task)")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU where there is one)")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU if there is one)")] = None,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
-    """Ask a model questions whose answers are known; with --base, show item by item what tuning kept, lost and gained.
+    """Evaluate a model; with --base, compare item by item: what tuning kept, lost and gained.
 
     Answers are greedy. Exit code 0: done; 1: failed; 2: wrong usage.
     """
-    import shlex
-    import sys
-
     from rich.console import Console
 
     from alula.chat_template import TemplateSettings
@@ -126,7 +123,6 @@ def evaluate(
     )
 
     settings = TemplateSettings.parse(template or ())
-    kind, place = dtype_named(dtype), device_named(device)
     names = None if tasks is None else [name.strip() for name in tasks.split(",")]
     objects = ObjectFiles(images, annotations, captions, synonyms, tuple(pope or ()))
     harness = None
@@ -135,7 +131,7 @@ def evaluate(
         harness = HarnessTasks(specs, lm_eval_include, num_fewshot=lm_eval_fewshot, chat=lm_eval_chat, n=n, seed=seed)
     session = run_session(
         model,
-        lambda name: load_model(name, dtype=kind, device=place),
+        lambda name: load_model(name, dtype=dtype_named(dtype), device=device_named(device)),
         lambda processor: choose_tasks(
             processor,
             names=names,
@@ -155,7 +151,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         progress=True,
     )
-    command = shlex.join(["alula", *sys.argv[1:]])
+    command = command_line()
     talk = Console(stderr=True)
     if session.paired is None:
         html = run_report(session.tuned, command=command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
+from alula.cli.command import command_line
 
 OUTPUT = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; replaced when everything is done.")]
 SEED = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed, another fledgling.")]
@@ -40,7 +40,7 @@ JSON = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 def register(app: typer.Typer) -> None:
     """Add ``fledgling raise``, ``fledgling show``, ``fledgling score`` and ``fledgling ears``."""
     fledgling = typer.Typer(
-        name="fledgling", help="Raise, show and score the tiny model that ships with alula.", no_args_is_help=True
+        name="fledgling", help="Train, show and score the tiny model that ships with alula.", no_args_is_help=True
     )
     fledgling.command("raise")(raise_)
     fledgling.command()(show)
@@ -88,7 +88,7 @@ def raise_(
             upbringing,
             device=where,
             dtype=pick_precision(precision, where),
-            command=" ".join(["alula", *sys.argv[1:]]),
+            command=command_line(),
             report=report,
         )
     _show(card, as_json)
@@ -140,7 +140,7 @@ def ears(
             EarPlan(),
             seed=seed,
             device=pick_device(device),
-            command=" ".join(["alula", *sys.argv[1:]]),
+            command=command_line(),
             progress=report,
         )
     if as_json:

@@ -1,4 +1,4 @@
-"""``alula import``: take in weights that others released."""
+"""``alula import``: import released weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 def register(app: typer.Typer) -> None:
     """Add ``import wings``."""
-    group = typer.Typer(name="import", help="Take in weights that others released.", no_args_is_help=True)
+    group = typer.Typer(name="import", help="Import released weights.", no_args_is_help=True)
     group.callback()(_group)
     group.command()(wings)
     app.add_typer(group)
@@ -28,7 +28,8 @@ def wings(
     llm: Annotated[str, typer.Option(help="The LLM it was tuned from: hub id or directory.")],
     vision: Annotated[str, typer.Option(help="The SigLIP tower it was trained with: hub id or directory.")],
     system_tokens: Annotated[
-        int, typer.Option(min=0, help="Rows of system prompt and user header; 14 for Qwen1.5 and its default prompt.")
+        int,
+        typer.Option(min=0, help="Tokens of the system prompt and user header; 14 for Qwen1.5 and its default prompt."),
     ] = 14,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. (default: the LLM's)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the paths and settings as JSON.")] = False,

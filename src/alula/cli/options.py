@@ -10,6 +10,6 @@ Template = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=VALUE",
-        help="What the chat template is told, such as enable_thinking=false; may be given several times.",
+        help="Variable for the chat template, such as enable_thinking=false; repeatable.",
     ),
 ]

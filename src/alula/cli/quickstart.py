@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from alula.bounds import MAX_ITEMS
+from alula.cli.command import command_line
 
 
 def register(app: typer.Typer) -> None:
@@ -27,16 +28,13 @@ def quickstart(
     steps: Annotated[float, typer.Option(min=0.001, help="Factor on the trainings' steps, for a quick look.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")] = False,
 ) -> None:
-    """Tune one base four ways on the same pictures and prove which words each way kept.
+    """Tune one model four ways on the same images and measure how much text skill each way keeps.
 
     Joins the LLM and the vision tower that ship with alula, aligns them once, then tunes them by full fine-tuning (at
     the shared and at ten times the learning rate), LoRA and Wings. Base and tuned models answer the same held-out
     questions: text bare, text after an image, visual skill, interleaved dialogues. Ends with a table and a
     self-contained HTML report.
     """
-    import shlex
-    import sys
-
     from rich.console import Console
 
     from alula.errors import UsageError
@@ -52,8 +50,7 @@ def quickstart(
             f"--seeds {seeds!r} is not a list of whole numbers", remedy="write e.g. --seeds 0,1,2"
         ) from None
     plan = Plan(output=output, seeds=chosen, methods=tuple(methods.split(",")), items=items, steps=steps)
-    command = shlex.join(["alula", *sys.argv[1:]])
-    outcome = run(plan, command=command, workers=workers)
+    outcome = run(plan, command=command_line(), workers=workers)
     report = write_text(output / "report.html", experiment_report(outcome))
     if as_json:
         typer.echo(outcome.model_dump_json())

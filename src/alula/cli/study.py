@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from alula.bounds import MAX_ITEMS
+from alula.cli.command import command_line
 
 Seeds = Annotated[str, typer.Option(help="Training seeds, comma separated; each repeats all trainings.")]
 Workers = Annotated[
@@ -21,7 +22,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON o
 
 
 def register(app: typer.Typer) -> None:
-    study = typer.Typer(help="Answer a question by training and measuring many small models.", no_args_is_help=True)
+    study = typer.Typer(
+        help="Answer a research question by training and measuring many small models.", no_args_is_help=True
+    )
     study.command(name="attention-shift")(attention_shift)
     study.command(name="wings")(wings)
     study.command(name="early-warning")(early_warning)
@@ -61,7 +64,7 @@ def attention_shift(
         steps=steps,
         reuse=reuse,
     )
-    record = run(plan, command=_command(), workers=workers)
+    record = run(plan, command=command_line(), workers=workers)
     _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
 
 
@@ -97,7 +100,7 @@ def wings(
         steps=steps,
         reuse=reuse,
     )
-    outcome = run(plan, command=_command(), workers=workers)
+    outcome = run(plan, command=command_line(), workers=workers)
     write_text(output / "tables.md", markdown(outcome))
     _show(output, outcome, report(outcome), figures(outcome), table(outcome), verdict(outcome), as_json=as_json)
 
@@ -126,7 +129,7 @@ def early_warning(
     from alula.studies.early_warning import early_warning as run
 
     plan = WarningPlan.over(output, population, seeds=_numbers(seeds, "--seeds", int), reuse=reuse, budget=budget)
-    record = run(plan, command=_command(), workers=workers)
+    record = run(plan, command=command_line(), workers=workers)
     _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
 
 
@@ -164,7 +167,7 @@ def alignment(
         items=items,
         steps=steps,
     )
-    record = run(plan, command=_command(), workers=workers)
+    record = run(plan, command=command_line(), workers=workers)
     _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
 
 
@@ -177,13 +180,6 @@ def _numbers(text: str, option: str, kind: Any) -> tuple[Any, ...]:
         raise UsageError(
             f"{option} {text!r} is not a list of numbers", remedy="separate them by commas, e.g. 0,1,2"
         ) from None
-
-
-def _command() -> str:
-    import shlex
-    import sys
-
-    return shlex.join(["alula", *sys.argv[1:]])
 
 
 def _show(

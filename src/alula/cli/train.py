@@ -43,10 +43,10 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table, no progress.")] = False,
 ) -> None:
-    """Train a multimodal model in stages, as a recipe says.
+    """Train a multimodal model in stages, following a recipe.
 
-    Every stage leaves a normal model or adapter directory; a run that was killed goes on where it stopped when the same
-    command is given again.
+    Every stage leaves a normal model or adapter directory; a killed run resumes when the same command is given
+    again.
 
     [bold]Several processes[/bold]: torchrun --nproc-per-node 8 -m alula train RECIPE
     """

@@ -78,7 +78,7 @@ class Collator:
         pad_to_multiple_of: round L up (tensor cores like 8 or 64).
         fingerprints: add ``image_fingerprints``, the images' ``ImageRef.fingerprint()`` in the order of
             ``pixel_values``; to be taken out before the model is called.
-        template: what the chat template is told beside the messages.
+        template: variables for the chat template beside the messages.
         quarantine: where unusable samples go instead of raising; they are replaced through ``replacer``, or, without
             one, left out of the batch.
         replacer: the mixture the samples come from.

@@ -48,7 +48,7 @@ class FileSource:
         reader: how to understand a record.
         images: folder relative image paths start from; default: the file's folder, then ``images`` in it.
         name: default: the file's name without suffix.
-        limit: use only the first so many records.
+        limit: use only the first n records.
 
     Raises:
         DataError: the file is missing, empty or not parseable as a whole.
@@ -155,7 +155,7 @@ class DigitsSource(StreamSource):
         digits: a family of `DIGIT_FAMILIES`, or ``all``.
         split: ``train``, or ``test`` for held-out writers.
         seed: of the stream.
-        limit: only the first so many items; None: endless.
+        limit: only the first n items; None: endless.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class MicroworldSource(StreamSource):
         split: ``train``, ``test`` or ``unseen``.
         seed: of the stream.
         families: only these.
-        limit: only the first so many items; None: endless.
+        limit: only the first n items; None: endless.
 
     Raises:
         UsageError: an unknown stream, split or family, with the legal ones.

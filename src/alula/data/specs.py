@@ -47,7 +47,7 @@ class _Spec(BaseModel):
 class _FileSpec(_Spec):
     images: Path | None = Field(None, description="folder relative image paths start from; default: beside the file")
     max_pixels: Int = Field(DEFAULT_MAX_PIXELS, gt=0, le=HARD_MAX_PIXELS, description="largest image accepted")
-    limit: Int | None = Field(None, gt=0, description="use only the first so many records")
+    limit: Int | None = Field(None, gt=0, description="use only the first n records")
 
 
 class JsonlSpec(_FileSpec):
@@ -76,7 +76,7 @@ class MicroworldSpec(_Spec):
     split: Literal["train", "test", "unseen"] = "train"
     seed: Int = 0
     families: list[str] | None = Field(None, description="only these families of skill")
-    limit: Int | None = Field(None, gt=0, description="draw only so many different items")
+    limit: Int | None = Field(None, gt=0, description="draw only n different items")
 
 
 class DigitsSpec(_Spec):
@@ -85,7 +85,7 @@ class DigitsSpec(_Spec):
     digits: Literal["all", "read", "row", "larger", "sum"] = Field(description="what is asked")
     split: Literal["train", "test"] = Field("train", description="test: held-out writers")
     seed: Int = 0
-    limit: Int | None = Field(None, gt=0, description="draw only so many different items")
+    limit: Int | None = Field(None, gt=0, description="draw only n different items")
 
 
 def _kind(value: Any) -> str | None:

@@ -154,7 +154,7 @@ def run_harness(
     Args:
         processor: the model's processor or tokenizer; left as it is.
         max_new_tokens: bounds generated answers instead of each task's own limit.
-        template: what the chat template is told beside the messages.
+        template: variables for the chat template beside the messages.
         opening: tokens that go before every text that does not start with them, such as ``("<s>",)``. By default what
             the language model's own tokenizer writes (`alula.hosts.opening.opening_of`); a model that is compared with
             another is asked with the other's.
@@ -374,7 +374,7 @@ def _split(spec: str) -> tuple[str, str | None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness logs what it is told here on purpose, such as a model that is no path."""
+    """The harness logs warnings about inputs passed on purpose, such as a model that is not a path."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

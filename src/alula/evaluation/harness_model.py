@@ -34,7 +34,7 @@ class HarnessModel(HFLM):
         tokenizer: of the model; the harness changes a copy (padding).
         processor: where the chat template comes from if the tokenizer has none.
         batch_size: requests at a time, fixed.
-        template: what the chat template is told beside the messages.
+        template: variables for the chat template beside the messages.
         opening: the tokens that go before every text that does not start with them, see `alula.hosts.opening`.
 
     Raises:
@@ -180,7 +180,7 @@ class HarnessModel(HFLM):
         config = neutral_config(self.model, self.tokenizer, Decoding(), max_length - context.shape[1])
         if not generation_kwargs.get("do_sample"):
             generation_kwargs.pop("temperature", None)  # the harness writes greedy as temperature 0
-        inputs = config.update(**generation_kwargs)  # what is no setting is an input
+        inputs = config.update(**generation_kwargs)  # what is not a setting is an input
         return self.model.generate(
             input_ids=context,
             generation_config=config,

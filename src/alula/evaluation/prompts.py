@@ -68,7 +68,7 @@ def encode(
     Args:
         processor: a multimodal processor, or a tokenizer for prompts without images.
         where: named in errors.
-        template: what the chat template is told beside the messages.
+        template: variables for the chat template beside the messages.
         roles: whether to tell whose turn each token belongs to.
 
     Raises:

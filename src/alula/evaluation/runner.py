@@ -54,7 +54,7 @@ def evaluate(
         batch_size: prompts per ``generate`` call, similar lengths together, padded on the left.
         max_new_tokens: bounds answers instead of each task's own limit.
         decoding: greedy by default.
-        template: what the chat template is told beside the messages, such as ``enable_thinking``.
+        template: variables for the chat template beside the messages, such as ``enable_thinking``.
         journal: a JSONL file that collects finished items; a later call with the same model, decoding, device, versions
             and file answers only what is missing.
         progress: draw a progress bar with the time left on stderr.

@@ -117,7 +117,7 @@ def run_session(
         tasks_for: chooses the tasks, given the processor of ``model``; there may be none where there is ``harness``.
         harness: tasks of lm-evaluation-harness asked as well, of both models behind the tokens that the tokenizer of
             ``base`` writes before a text.
-        template: what both models' chat templates are told beside the messages.
+        template: variables for both models' chat templates beside the messages.
 
     Returns:
         the session; with ``output`` also written there as ``tuned.json``, ``base.json`` and ``paired.json``.

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import alula
+from alula._version import __version__
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import AdapterError, UsageError
 from alula.files import atomic_directory, recovered, regular, regular_files, telling, write_json, write_text
@@ -72,7 +72,7 @@ def save_adapter(
     base = str(base or getattr(host, "name_or_path", "") or "")
     facts = {
         "alula_type": graft.config.graft_type,
-        "alula_version": alula.__version__,
+        "alula_version": __version__,
         "name": graft.name,
         "base_model_name_or_path": _portable(base, directory),
         "base_class": type(host).__name__,

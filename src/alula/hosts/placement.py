@@ -18,7 +18,7 @@ def dtype_named(dtype: torch.dtype | str | None) -> torch.dtype | None:
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         remedy = "float32, bfloat16 or float16"
-        raise UsageError(f"{dtype!r} is no floating-point type", where="dtype", remedy=remedy)
+        raise UsageError(f"{dtype!r} is not a floating-point type", where="dtype", remedy=remedy)
     return found
 
 

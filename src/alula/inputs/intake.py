@@ -55,7 +55,7 @@ class Intake:
 
     Args:
         processor: a multimodal processor, or a plain tokenizer.
-        template: what the chat template is told beside the messages.
+        template: variables for the chat template beside the messages.
         live: for a conversation of today, see `TemplateSettings.keywords`.
         chat_template: rendered with instead of the processor's own.
         text_only: take no media and give no inputs but ids and mask, for a text model that is asked in the words of a

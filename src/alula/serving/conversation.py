@@ -46,7 +46,7 @@ class Conversation:
         processor: its processor, or its tokenizer for a text model.
         decoding: how answers are drawn; greedily by default. What it does not name is as the checkpoint sets it.
         max_new_tokens: most tokens of an answer.
-        template: what the chat template is told beside the messages, such as ``enable_thinking``.
+        template: variables for the chat template beside the messages, such as ``enable_thinking``.
 
     Raises:
         UsageError: the template does not read a setting, or there is no room for an answer.

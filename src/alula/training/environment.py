@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-import alula
+from alula._version import __version__
 from alula.files import read_json, write_json
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "pillow")
@@ -27,11 +27,11 @@ def describe_environment(processes: int, seeds: dict[str, int]) -> dict[str, Any
         "seeds": seeds,
         "processes": processes,
         "versions": {
-            "alula": alula.__version__,
+            "alula": __version__,
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in _PACKAGES},
         },
-        "git": _git(Path(alula.__file__).parent),
+        "git": _git(Path(__file__).parents[1]),
         "machine": {
             "platform": platform.platform(),
             "processor": platform.machine(),

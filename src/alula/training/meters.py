@@ -57,12 +57,12 @@ class Meters:
     Args:
         spec: which items, and how many.
         processor: the host's.
-        template: what its chat template is told beside the messages.
+        template: variables for its chat template beside the messages.
         context: rows that the model was made for (`alula.hosts.context.context_length`).
 
     Raises:
-        DataError: a source that cannot be read, text items that show something, pictures that are none; while reading,
-            an item that does not fit into the context.
+        DataError: a source that cannot be read, text items that show something, image items without an image; while
+            reading, an item that does not fit into the context.
     """
 
     def __init__(

@@ -226,7 +226,7 @@ class Recipe(Section):
     distributed: Literal["fsdp", "ddp"] = Field(default="fsdp", description="how several processes share the work")
     retention: Retention | None = Field(default=None, description="watch text skill and probes during training")
     template: dict[str, Any] | None = Field(
-        default=None, description="what the chat template is told, e.g. {enable_thinking: false, date: 2026-01-31}"
+        default=None, description="variables for the chat template, e.g. {enable_thinking: false, date: 2026-01-31}"
     )
     stages: tuple[Stage, ...] = Field(min_length=1)
 

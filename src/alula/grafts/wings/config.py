@@ -107,8 +107,8 @@ class WingsConfig(GraftConfig):
             raise UsageError("wings needs at least one learner", remedy=f"learners: any of {', '.join(LEARNERS)}")
         for learner in self.learners:
             _choose("learners", learner, LEARNERS)
-        if len(set(self.learners)) < len(self.learners):
-            raise UsageError(f"wings: learners names one twice: {', '.join(self.learners)}")
+            if self.learners.count(learner) > 1:
+                raise UsageError(f"wings: learners lists {learner!r} twice")
         if self.layers == ():
             raise UsageError("wings: layers is empty", remedy="name some, or leave it out for all")
         for name in ("normalize", "rope", "system_keys"):
