@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from alula.grafts import Graft, GraftConfig, register
-from alula.seam import NAME, with_keywords
+from alula.seam import LayerView, Point
 
 
 @dataclass(frozen=True)
@@ -27,20 +26,18 @@ class Shift(nn.Module):
         self.graft_name = name
         self.vector = nn.Parameter(torch.zeros(like.shape[-1:], dtype=like.dtype, device=like.device))
 
-    @with_keywords
-    def after_layer(self, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        ctx = kwargs.get(NAME)
-        if ctx is None or ctx.is_disabled(self.graft_name) or not ctx.any_media:
-            return output
-        return torch.where(ctx.tokens.is_perceptual[..., None], output + self.vector, output)
+    def add(self, view: LayerView, hidden: Tensor) -> Tensor | None:
+        if view.ctx.is_disabled(self.graft_name) or not view.ctx.any_media:
+            return None
+        return torch.where(view.tokens.is_perceptual[..., None], hidden + self.vector, hidden)
 
 
 class ShiftGraft(Graft):
     def build_layer(self, index: int) -> nn.Module:
         return Shift(self.name, next(self.seam.anatomy.layers[index].parameters()))
 
-    def hook_layer(self, index: int, module: Any) -> list[RemovableHandle]:
-        return [self.seam.anatomy.layers[index].register_forward_hook(module.after_layer, with_kwargs=True)]
+    def place(self, index: int, module: Any) -> None:
+        self.on(Point.BLOCK_OUTPUT, index, module.add)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"toy_shift": list(self.parameters())}

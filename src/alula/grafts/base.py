@@ -7,16 +7,15 @@ import dataclasses
 import difflib
 import logging
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from alula.errors import AdapterError, UsageError
-from alula.seam import NAME, Seam, marked, marks, retract
+from alula.seam import NAME, LayerView, Phase, Point, PointHandle, Seam, marked, marks, retract
 
 logger = logging.getLogger(__name__)
 _TRAINED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -100,7 +99,7 @@ class Graft(abc.ABC):
         self.seam, self.name, self.config = seam, name, config
         self.layers: dict[int, nn.Module] = {}
         self.owner_id = uuid.uuid4().hex
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[PointHandle] = []
 
     # -- for subclasses -------------------------------------------------------------------------------------------
 
@@ -109,15 +108,25 @@ class Graft(abc.ABC):
         """The module for decoder layer `index`, on that layer's device."""
 
     @abc.abstractmethod
-    def hook_layer(self, index: int, module: Any) -> list[RemovableHandle]:
-        """Register the module's hooks (bound methods of it) on the host's layer."""
+    def place(self, index: int, module: Any) -> None:
+        """Put the module's functions (bound methods of it) at points of decoder layer `index`, with `on`."""
 
     @abc.abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by part name, e.g. "wings.visual"; together all of them, none twice."""
 
-    def unhook(self) -> None:  # noqa: B027  most grafts have nothing to undo
-        """Undo what `hook_layer` did besides registering hooks."""
+    def displace(self) -> None:  # noqa: B027  most grafts have nothing to undo
+        """Undo what `place` did besides calling `on`."""
+
+    def on(self, point: Point, index: int, function: Callable[[LayerView, Tensor], Tensor | None]) -> None:
+        """Have ``function(view, hidden)`` called at a point of a decoder layer, until the graft is detached.
+
+        Args:
+            point: where in the layer.
+            index: index of the decoder layer.
+            function: a bound method of the layer's module, which returns other hidden states, or None.
+        """
+        self._handles.append(self.seam.on(point, index, function, phase=Phase.ADD, owner=self.name))
 
     # -- lifecycle ------------------------------------------------------------------------------------------------
 
@@ -130,13 +139,13 @@ class Graft(abc.ABC):
             container[self.name] = module
             layer.add_module(NAME, container)
             self.layers[index] = module
-            self._handles.extend(self.hook_layer(index, module))
+            self.place(index, module)
 
     def detach(self) -> None:
         """Take every part and hook out of the host again."""
         for handle in self._handles:
             handle.remove()
-        self.unhook()
+        self.displace()
         for index in self.layers:
             layer = self.seam.anatomy.layers[index]
             container: Any = layer.get_submodule(NAME)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError, UsageError
-from alula.seam import NAME, dialect, install, marked, with_keywords
+from alula.seam import LayerView, Phase, Point, install, marked
 
 Noise = Literal["gaussian", "uniform"]
 
@@ -41,21 +41,15 @@ def noise_prompt(model: nn.Module, noise: Noise = "gaussian", *, seed: int = 0) 
     seam = install(model, name, None)
     generator = torch.Generator().manual_seed(seed)
 
-    @with_keywords
-    def replace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        forward = kwargs.get(NAME)
-        if forward is None or name not in forward.marks:
-            return None
-        chosen = forward.tokens.is_perceptual
-        hidden = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
+    def replace(view: LayerView, hidden: Tensor) -> Tensor | None:
+        chosen = view.tokens.is_perceptual
         if not bool(chosen.any()):
             return None
         hidden = hidden.clone()
         hidden[chosen] = _draw(hidden[chosen].float(), noise, generator).to(hidden)
-        return dialect.with_hidden(args, kwargs, hidden)
+        return hidden
 
-    # in front of every other hook, so that grafts and taps meet the noise too
-    handle = seam.anatomy.layers[0].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
+    handle = seam.on(Point.BLOCK_INPUT, 0, replace, phase=Phase.EDIT, owner=name, mark=name)
     try:
         with marked(name):
             yield

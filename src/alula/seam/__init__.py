@@ -2,10 +2,11 @@
 
 from alula.seam.attention import ATTENTION, use_attention
 from alula.seam.cache import TokenCache
-from alula.seam.context import ForwardContext
+from alula.seam.context import NAME, ForwardContext, LayerView
 from alula.seam.declared import DECLARED, declare, declared, grafted_weights, retract
 from alula.seam.hooks import ByThread, with_keywords
-from alula.seam.install import NAME, Seam, find, install
+from alula.seam.install import Seam, find, install
+from alula.seam.points import Phase, Point, PointHandle
 from alula.seam.requests import LearnerSumsReader, Requests, SumsReader
 from alula.seam.scope import marked, marks
 from alula.seam.taps import TapEvent, taps
@@ -16,6 +17,10 @@ __all__ = [
     "NAME",
     "ByThread",
     "ForwardContext",
+    "LayerView",
+    "Phase",
+    "Point",
+    "PointHandle",
     "LearnerSumsReader",
     "Requests",
     "Seam",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +19,27 @@ from transformers.cache_utils import Cache
 
 from alula.anatomy import Anatomy
 from alula.errors import SeamError
+from alula.seam import dialect
 from alula.seam.cache import GraftCacheLayer, TokenCache, half
-from alula.seam.dialect import REMEDY
 from alula.seam.requests import Requests, SumsReader
 from alula.tokens import TokenMap
+
+NAME = "alula"  # of the seam in the host, of the per-layer containers, and of the keyword a `ForwardContext` travels as
+
+
+@dataclass(frozen=True, eq=False)
+class LayerView:
+    """One decoder layer in one forward: which of the forward's new tokens stand in it.
+
+    Attributes:
+        ctx: the forward.
+        layer: index of the decoder layer.
+        tokens: TokenMap of the tokens in it, (B, M).
+    """
+
+    ctx: ForwardContext
+    layer: int
+    tokens: TokenMap
 
 
 def _has_media(tokens: TokenMap, past: TokenCache | None) -> tuple[bool, ...]:
@@ -43,6 +61,8 @@ class ForwardContext:
         past: the token cache that remembers them as it was before this forward (a shallow copy: the cache itself grows
             when the forward ends), or None, also for a cache that was filled without the seam.
         growing: that token cache itself.
+        keeps_inputs: whether the first layer's inputs are wanted; they have width 0 otherwise.
+        left: the decoder layers that have given their output. What runs in them later is a recomputation.
         is_caching: whether a cache will take what this forward leaves.
         cache: the KV cache the model was given, or None.
         layer_cache: the one its layers were given; set when the first of them is entered.
@@ -64,6 +84,7 @@ class ForwardContext:
         past: TokenCache | None = None,
         cached: Mapping[str, GraftCacheLayer] | None = None,
         *,
+        keeps_inputs: bool = True,
         is_caching: bool = True,
         cache: Cache | None = None,
         marks: frozenset[Hashable] = frozenset(),
@@ -84,7 +105,8 @@ class ForwardContext:
         self.rope: dict[str, tuple[Tensor, Tensor]] = {}
         self.memo: dict[Any, Any] = {}
         known = past.get_seq_length() if past is not None else -1
-        self.is_caching = is_caching
+        self.is_caching, self.keeps_inputs = is_caching, keeps_inputs
+        self.left: set[int] = set()
         # what another graft of this name left, or this one before a gap, is of no use
         self._cached = {
             name: layer
@@ -98,6 +120,43 @@ class ForwardContext:
         """The state grafts keep for one layer of this forward. It is kept until the forward dies, so that a layer
         recomputed by gradient checkpointing finds what it found the first time."""
         return self._layer_state[index]
+
+    def at(self, layer: int) -> LayerView:
+        """The tokens of this forward as they stand in a decoder layer."""
+        return LayerView(self, layer, self.tokens)
+
+    def enter(self, index: int, layer: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> None:
+        """Note what a decoder layer is given.
+
+        Args:
+            index, layer: the decoder layer.
+            hidden: (B, S, d) its input.
+            kwargs: its keyword arguments.
+
+        Raises:
+            SeamError: another cache than the one this forward began with.
+        """
+        if index == 0:
+            self.layer_cache = self._checked_cache(layer, kwargs)
+            self.inputs = hidden if self.keeps_inputs else hidden[..., :0]
+        kind = self.anatomy.layer_type(index)
+        if kind not in self.rope or index == 0:
+            rope = self.anatomy.rope(dialect.rope_of(kwargs))
+            if rope is not None:
+                self.rope[kind] = rope
+
+    def _checked_cache(self, layer: nn.Module, kwargs: Mapping[str, Any]) -> Any:
+        """The cache that decoder layers add their keys to, which has to be the one this forward began with, or an
+        empty one that the decoder made."""
+        cache = dialect.cache_of(kwargs, where=type(layer).__name__)
+        lost = self.cache is not None and cache is None and self.past_tokens is not None
+        if lost or (cache is not self.cache and cache is not None and int(cache.get_seq_length())):
+            raise SeamError(
+                f"{type(layer).__name__} was handed another cache than the model, with "
+                f"{0 if cache is None else int(cache.get_seq_length())} tokens in it",
+                remedy="hand the model the cache to continue, and turn gradient checkpointing off while continuing one",
+            )
+        return cache
 
     # -- values stored per token for later forwards --------------------------------------------------------------------
 
@@ -171,7 +230,7 @@ class ForwardContext:
             raise SeamError(
                 f"the attention of layer {layer} was given {queries} queries and {keys} keys, where {new} new and "
                 f"{known} tokens in all are known",
-                remedy=REMEDY,
+                remedy=dialect.REMEDY,
             )
 
     def split(self, readers: Sequence[SumsReader]) -> tuple[Tensor, Tensor] | None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from alula.seam.install import NAME
+from alula.seam.context import NAME
 
 DECLARED = "alula_grafts"  # the config's key: settings of each graft by its name
 _WEIGHT = re.compile(rf"(?:^|\.)layers\.(\d+)\.{NAME}\.([^.]+)\.(.+)")

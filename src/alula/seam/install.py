@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -12,22 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import AlulaError, SeamError, UsageError
 from alula.items import brings_media
 from alula.seam import dialect, preconditions
-from alula.seam.attention import EAGER, answer_from_weights, close_attention, open_attention
+from alula.seam.attention import close_attention, open_attention
 from alula.seam.cache import GraftCacheLayer, TokenCache
-from alula.seam.context import ForwardContext
+from alula.seam.context import NAME, ForwardContext
 from alula.seam.hooks import with_keywords
+from alula.seam.points import Entry, LayerHooks, Phase, Point, PointFunction, PointHandle, check_point
 from alula.seam.requests import Requests, SumsReader
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
 from alula.tokens import Modality, TokenMap
-
-NAME = "alula"  # of the seam in the host, of the per-layer containers, and of the keyword a `ForwardContext` travels as
 
 _changing = threading.RLock()  # held while it changes who is on a host
 _given_tokens: ContextVar[Mapping[nn.Module, TokenMap]] = ContextVar("alula_given_tokens", default=MappingProxyType({}))
@@ -44,17 +42,16 @@ class Seam(nn.Module):
         super().__init__()
         self.anatomy = anatomy
         self.requests = Requests()
-        self._weight_hooks: dict[int, RemovableHandle] = {}
         self._previous_attention: str | None = None
         self._input_users: set[str] = set()
         self._names = dialect.positional_names(anatomy.backbone)
         types = [anatomy.layer_type(index) for index in range(anatomy.num_layers)]
-        firsts = sorted({types.index(kind) for kind in types})
+        firsts = {types.index(kind) for kind in types}
+        self._layers = [LayerHooks(anatomy, i, is_watched=i in firsts) for i in range(anatomy.num_layers)]
         self._handles = [
             anatomy.host.register_forward_pre_hook(self._settle, with_kwargs=True),
             anatomy.backbone.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             anatomy.backbone.register_forward_hook(self._after_forward, with_kwargs=True),
-            *(anatomy.layers[i].register_forward_pre_hook(self._enter_layer, with_kwargs=True) for i in firsts),
         ]
 
     # -- who needs what -------------------------------------------------------------------------------------------
@@ -71,11 +68,6 @@ class Seam(nn.Module):
         with _changing:
             if self._previous_attention is None:
                 self._previous_attention = open_attention(self.anatomy)
-            if not self.readers(layer):
-                # in front of the hooks of grafts, which need what is read here
-                self._weight_hooks[layer] = self.anatomy.attention(layer).register_forward_hook(
-                    self._read_weights, with_kwargs=True, prepend=True
-                )
             self._set_readers(
                 layer, (*self.readers(layer), reader), {*self.requests.gated, *([reader] if gated else [])}
             )
@@ -85,8 +77,6 @@ class Seam(nn.Module):
         with _changing:
             left = tuple(each for each in self.readers(layer) if each is not reader)
             self._set_readers(layer, left, self.requests.gated)
-            if not left and layer in self._weight_hooks:
-                self._weight_hooks.pop(layer).remove()
             if not self.requests.readers and self._previous_attention is not None:
                 close_attention(self.anatomy, self._previous_attention)
                 self._previous_attention = None
@@ -99,6 +89,42 @@ class Seam(nn.Module):
         every = {index: here for index, here in {**self.requests.readers, layer: readers}.items() if here}
         left = {reader for here in every.values() for reader in here}
         self.requests = replace(self.requests, readers=every, gated=frozenset(gated) & left)
+        self._layers[layer].answers_sums = bool(readers)
+        self._layers[layer].update()
+
+    def on(
+        self,
+        point: Point,
+        layer: int,
+        function: PointFunction,
+        *,
+        phase: Phase,
+        owner: str,
+        mark: Hashable | None = None,
+    ) -> PointHandle:
+        """Call ``function(view, hidden)`` at a point of a decoder layer; what it returns takes the place of `hidden`.
+
+        Args:
+            point: where in the layer.
+            layer: index of the decoder layer.
+            function: given the `LayerView` and the (B, M, d) hidden states; returns others, or None to leave them.
+            phase: when at that point: edits first, then what grafts add, then readings.
+            owner: name under which its owner holds the seam.
+            mark: call it only in forwards that carry this mark (see `scope`).
+
+        Raises:
+            HostError: the host has no such point, or it can only be read.
+        """
+        check_point(self.anatomy, point, layer, phase)
+        entry, hooks = Entry(phase, function, owner, mark), self._layers[layer]
+        with _changing:
+            hooks.put(point, entry)
+
+        def remove() -> None:
+            with _changing:
+                hooks.take(point, entry)
+
+        return PointHandle(remove)
 
     @property
     def owners(self) -> Mapping[str, Any]:
@@ -121,8 +147,8 @@ class Seam(nn.Module):
             self.requests = replace(self.requests, owners=owners)
             self._input_users = self._input_users - {name}
             if not owners:
-                for handle in self._handles:
-                    handle.remove()
+                for hooks in (*self._handles, *self._layers):
+                    hooks.remove()
                 delattr(self.anatomy.host, NAME)
 
     # -- one forward ----------------------------------------------------------------------------------------------
@@ -195,6 +221,7 @@ class Seam(nn.Module):
             past_tokens,
             past,
             GraftCacheLayer.of(cache),
+            keeps_inputs=bool(self._input_users),
             is_caching=is_caching,
             cache=cache,
             marks=marks(),
@@ -234,46 +261,6 @@ class Seam(nn.Module):
             return TokenMap.from_modalities(kinds)
         kinds, items = self.anatomy.items(kwargs, kinds, input_ids)
         return replace(TokenMap.from_modalities(kinds), item=items)
-
-    @with_keywords
-    def _enter_layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        forward = kwargs.get(NAME)
-        if not isinstance(forward, ForwardContext):
-            return
-        index = self.anatomy.layers.index(layer)
-        if index == 0:
-            forward.layer_cache = self._layer_cache(layer, kwargs, forward)
-            hidden = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
-            forward.inputs = hidden if self._input_users else hidden[..., :0]
-        rope = self.anatomy.rope(dialect.rope_of(kwargs))
-        if rope is not None:
-            forward.rope[self.anatomy.layer_type(index)] = rope
-
-    @staticmethod
-    def _layer_cache(layer: nn.Module, kwargs: dict[str, Any], forward: ForwardContext) -> Any:
-        """The cache that decoder layers add their keys to, which has to be the one this forward began with.
-
-        Raises:
-            SeamError: it is another one, and not an empty one that the decoder made.
-        """
-        cache = dialect.cache_of(kwargs, where=type(layer).__name__)
-        lost = forward.cache is not None and cache is None and forward.past_tokens is not None
-        if lost or (cache is not forward.cache and cache is not None and int(cache.get_seq_length())):
-            raise SeamError(
-                f"{type(layer).__name__} was handed another cache than the model, with "
-                f"{0 if cache is None else int(cache.get_seq_length())} tokens in it",
-                remedy="hand the model the cache to continue, and turn gradient checkpointing off while continuing one",
-            )
-        return cache
-
-    @with_keywords
-    def _read_weights(
-        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]
-    ) -> None:
-        """Answer readers where attention is eager; other implementations do so themselves."""
-        forward = kwargs.get(NAME)
-        if isinstance(forward, ForwardContext) and self.anatomy.config._attn_implementation == EAGER:
-            answer_from_weights(attention, output[1], forward)
 
     @with_keywords
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse

@@ -1,19 +1,15 @@
-"""The Wings graft: learners beside the attention of each chosen decoder layer, and the hooks that add their output.
+"""The Wings graft: learners beside the attention of each chosen decoder layer, and what adds their output.
 
 Shapes: B batch, S new tokens, d stream width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, TypeVar
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from alula.errors import AlulaError
 from alula.grafts.base import Graft
@@ -23,18 +19,13 @@ from alula.grafts.wings.learners import Engine, LayerLearners, prepared, zero_of
 from alula.grafts.wings.prefill import PrefillEngine, sums_readers
 from alula.grafts.wings.published import PublishedEngine
 from alula.grafts.wings.router import ConstantRouter
-from alula.seam import NAME, ForwardContext, Seam, dialect
+from alula.seam import ForwardContext, LayerView, Point, Seam
 
-# In sandwich-norm layers the attention's hook hands its context to the same graft's hook on the norm right behind it,
-# by the identity of the graft's module in that layer. An error between the two must not keep anything alive.
-_between: ContextVar[Mapping[int, ref[ForwardContext]]] = ContextVar(
-    "alula_wings_between", default=MappingProxyType({})
-)
 _Made = TypeVar("_Made")
 
 
 class WingsLayer(LayerLearners):
-    """The learners of one decoder layer, and the hooks that add their output to the stream."""
+    """The learners of one decoder layer, and what adds their output to the stream."""
 
     # -- sums of attention for the router (seam.SumsReader) -------------------------------------------------------
 
@@ -45,48 +36,37 @@ class WingsLayer(LayerLearners):
     def on_sums(self, forward: ForwardContext, layer: int, sums: Tensor) -> None:
         self.state(forward).sums = sums
 
-    # -- hooks ----------------------------------------------------------------------------------------------------
+    # -- at points of the layer -----------------------------------------------------------------------------------
 
     @torch.compiler.disable  # bookkeeping with data-dependent sizes: nothing in it to fuse
-    def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, view: LayerView, hidden: Tensor) -> None:
         """Before the layer: keep the stream, choose the engine (outside any checkpoint, so that it happens once)."""
-        ctx = kwargs.get(NAME)
-        if not isinstance(ctx, ForwardContext):
-            raise AlulaError(
-                f"a decoder layer with the graft {self.graft_name!r} was run without its host",
-                remedy="call the whole model; its forward tells the graft which tokens are images",
-            )
-        if self._is_active(ctx):
-            state = self.state(ctx)
-            state.stream = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
+        if self._is_active(view.ctx):
+            state = self.state(view.ctx)
+            state.stream = hidden
             state.is_differentiable = torch.is_grad_enabled()
-            state.engine = self._engine(ctx)
+            state.engine = self._engine(view.ctx)
 
-    def after_attention(
-        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        """In pre-norm layers: add the learners to what attention adds to the stream."""
-        return (self._add(kwargs[NAME], output[0]), *output[1:])
-
-    def between(
-        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]
-    ) -> None:
-        """In sandwich-norm layers: remember the context until the norm behind attention has run."""
-        waiting = {key: ctx for key, ctx in _between.get().items() if ctx() is not None}
-        _between.set({**waiting, id(self): ref(kwargs[NAME])})
-
-    def after_norm(self, norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """In sandwich-norm layers: add the learners to what the norm behind attention adds to the stream."""
-        waiting = dict(_between.get())
-        handed = waiting.pop(id(self), None)
-        _between.set(waiting)
-        ctx = handed() if handed is not None else None
-        if ctx is None:
+    def add(self, view: LayerView, branch: Tensor) -> Tensor:
+        """Behind attention: `branch` (B, S, d), about to join the stream, plus the routed learners."""
+        ctx = view.ctx
+        if not self._is_active(ctx):
+            return self._without_learners(branch)
+        state = self.state(ctx)
+        assert state.engine is not None, "the decoder layer has not been entered"
+        assert state.stream is not None
+        if state.is_differentiable and not torch.is_grad_enabled():
             raise AlulaError(
-                f"the norm behind attention of layer {self.index}, with the graft {self.graft_name!r}, was run alone",
-                remedy="call the whole model; its forward tells the graft which tokens are images",
+                "reentrant gradient checkpointing would lose the gradients that flow through the learners' keys",
+                remedy='gradient_checkpointing_kwargs={"use_reentrant": False}, which is the default of transformers',
             )
-        return self._add(ctx, output)
+        query = state.stream + branch if self.config.query == "post_attention" else state.stream
+        output = state.engine.attend(self, ctx, prepared(query, self.config))
+        if not state.is_differentiable:
+            state.stream = None
+        if output is None:
+            return self._without_learners(branch)
+        return branch + (output if self.config.gain == 1.0 else output * self.config.gain)
 
     # -- the method -----------------------------------------------------------------------------------------------
 
@@ -113,26 +93,6 @@ class WingsLayer(LayerLearners):
                 return decode
         return _made_once(ctx, (PrefillEngine, *shared), lambda: PrefillEngine.plan(ctx, config))
 
-    def _add(self, ctx: ForwardContext, branch: Tensor) -> Tensor:
-        """`branch` (B, S, d), about to join the stream, plus the routed learners."""
-        if not self._is_active(ctx):
-            return self._without_learners(branch)
-        state = self.state(ctx)
-        assert state.engine is not None, "the decoder layer has not been entered"
-        assert state.stream is not None
-        if state.is_differentiable and not torch.is_grad_enabled():
-            raise AlulaError(
-                "reentrant gradient checkpointing would lose the gradients that flow through the learners' keys",
-                remedy='gradient_checkpointing_kwargs={"use_reentrant": False}, which is the default of transformers',
-            )
-        query = state.stream + branch if self.config.query == "post_attention" else state.stream
-        output = state.engine.attend(self, ctx, prepared(query, self.config))
-        if not state.is_differentiable:
-            state.stream = None
-        if output is None:
-            return self._without_learners(branch)
-        return branch + (output if self.config.gain == 1.0 else output * self.config.gain)
-
     def _without_learners(self, branch: Tensor) -> Tensor:
         return branch + zero_of(self) if self.must_take_part else branch
 
@@ -149,21 +109,14 @@ class WingsGraft(Graft):
     def build_layer(self, index: int) -> WingsLayer:
         return WingsLayer(self.seam, self.name, self.config, index)
 
-    def hook_layer(self, index: int, module: WingsLayer) -> list[RemovableHandle]:
+    def place(self, index: int, module: WingsLayer) -> None:
         if module.router is not None and not isinstance(module.router, ConstantRouter):
             # first, since a host whose attention cannot give sums is refused
             self.seam.request_sums(index, module, gated=self.config.gate == "exact")
-        anatomy = self.seam.anatomy
-        attention, out = anatomy.attention(index), anatomy.attention_out(index)
-        handles = [anatomy.layers[index].register_forward_pre_hook(module.enter, with_kwargs=True)]
-        if out is attention:
-            handles.append(attention.register_forward_hook(module.after_attention, with_kwargs=True))
-        else:
-            handles.append(attention.register_forward_hook(module.between, with_kwargs=True))
-            handles.append(out.register_forward_hook(module.after_norm))
-        return handles
+        self.on(Point.BLOCK_INPUT, index, module.enter)
+        self.on(Point.ATTENTION, index, module.add)
 
-    def unhook(self) -> None:
+    def displace(self) -> None:
         for index, module in self.layers.items():
             if module in self.seam.readers(index):
                 self.seam.cancel_sums(index, module)  # type: ignore[arg-type]

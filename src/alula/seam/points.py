@@ -1,0 +1,285 @@
+"""Named points of a decoder layer, and the one hook the seam has at each: who reads or changes what, in which order.
+
+At a point stand functions. They run in order of their phases, within a phase in the order in which they were put there,
+so what a graft sees does not depend on what else was attached before it or after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from alula.anatomy import Anatomy
+from alula.errors import HostError, SeamError
+from alula.seam import dialect
+from alula.seam.attention import EAGER, answer_from_weights
+from alula.seam.context import NAME, ForwardContext, LayerView
+from alula.seam.hooks import ByThread, with_keywords
+
+# The functions at a point are compiled, the way to them is not: torch.compile guards no hooks, and would run those of
+# one layer in another.
+_untraced = torch.compiler.disable(recursive=False)
+
+
+class Point(StrEnum):
+    """Where in a decoder layer: the block's input and output, the output of a norm, the input of attention or MLP, and
+    what attention ("attention", grafts included) and the MLP ("mlp") add to the stream."""
+
+    BLOCK_INPUT = "block_input"
+    ATTENTION_NORM = "attention_norm"
+    ATTENTION_INPUT = "attention_input"
+    ATTENTION = "attention"
+    MLP_NORM = "mlp_norm"
+    MLP_INPUT = "mlp_input"
+    MLP = "mlp"
+    BLOCK_OUTPUT = "block_output"
+
+
+class Phase(IntEnum):
+    """When at a point. Functions of all phases but READ run again where gradient checkpointing recomputes the layer."""
+
+    EDIT = 1  # interventions: the hidden states become others
+    ADD = 2  # grafts: something is added to them
+    READ = 3  # taps and probes: they are looked at
+
+
+PointFunction = Callable[[LayerView, Tensor], Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A function at a point, and the mark that a forward has to carry for it to be called (None: every one)."""
+
+    phase: Phase
+    function: PointFunction
+    owner: str
+    mark: Hashable | None
+
+
+class PointHandle:
+    """Takes a function away from its point again."""
+
+    def __init__(self, remove: Callable[[], None]) -> None:
+        self._remove = remove
+
+    def remove(self) -> None:
+        self._remove()
+
+
+class LayerHooks:
+    """The hooks of one decoder layer. Each is there only while something needs it.
+
+    Attributes:
+        answers_sums: whether eager attention's weights are read in this layer.
+    """
+
+    def __init__(self, anatomy: Anatomy, index: int, *, is_watched: bool) -> None:
+        """
+        Args:
+            is_watched: whether forwards have to see this layer entered, whoever stands in it.
+        """
+        self.anatomy, self.index, self.is_watched = anatomy, index, is_watched
+        self.answers_sums = False
+        self._entries: dict[Point, tuple[Entry, ...]] = {}
+        self._handles: dict[str, RemovableHandle] = {}
+        self._inside: ByThread[ref[ForwardContext]] = ByThread()
+        self.update()
+
+    # -- who stands here ------------------------------------------------------------------------------------------
+
+    def put(self, point: Point, entry: Entry) -> None:
+        """Add a function to a point, behind those of its phase."""
+        there = sorted((*self._entries.get(point, ()), entry), key=lambda each: each.phase)
+        self._entries = {**self._entries, point: tuple(there)}
+        self.update()
+
+    def take(self, point: Point, entry: Entry) -> None:
+        """Undo `put`."""
+        left = tuple(each for each in self._entries.get(point, ()) if each is not entry)
+        self._entries = {**self._entries, point: left}
+        self.update()
+
+    def update(self) -> None:
+        """Register the hooks that are needed now, and remove the others."""
+        used = {point for point, entries in self._entries.items() if entries}
+        inner = used - {Point.BLOCK_INPUT, Point.BLOCK_OUTPUT}
+        layer, attention = self.anatomy.layers[self.index], self.anatomy.attention(self.index)
+        after = self.anatomy.attention_out(self.index)
+        wanted: dict[str, Callable[[], RemovableHandle]] = {}
+        if self.is_watched or used:
+            wanted["enter"] = lambda: layer.register_forward_pre_hook(self._enter, with_kwargs=True)
+        # attention alone is told of its forward; what runs behind it asks what was put down by those that know
+        told = {Point.ATTENTION_INPUT} | ({Point.ATTENTION} if after is attention else set())
+        is_read = any(entry.phase is Phase.READ for point in inner for entry in self._entries[point])
+        if is_read or used - told - {Point.BLOCK_INPUT}:
+            wanted["leave"] = lambda: layer.register_forward_hook(self._leave)
+        if inner - told or Point.ATTENTION_INPUT in used:
+            wanted["before attention"] = lambda: attention.register_forward_pre_hook(
+                self._before_attention, with_kwargs=True
+            )
+        if self.answers_sums or (Point.ATTENTION in used and after is attention):
+            wanted["after attention"] = lambda: attention.register_forward_hook(self._after_attention, with_kwargs=True)
+        if Point.ATTENTION in used and after is not attention:
+            wanted["behind attention"] = lambda: after.register_forward_hook(self._after_attention_norm)
+        if Point.ATTENTION_NORM in used:
+            norm = self.anatomy.attention_norm(self.index)
+            wanted["attention norm"] = lambda: norm.register_forward_hook(self._after_input_norm)
+        if Point.MLP_NORM in used:
+            mlp_norm = self.anatomy.mlp_norm(self.index)
+            wanted["mlp norm"] = lambda: mlp_norm.register_forward_hook(self._after_mlp_norm)
+        if Point.MLP_INPUT in used:
+            mlp = self.anatomy.mlp(self.index)
+            wanted["before mlp"] = lambda: mlp.register_forward_pre_hook(self._before_mlp, with_kwargs=True)
+        if Point.MLP in used:
+            mlp_out = self.anatomy.mlp_out(self.index)
+            wanted["after mlp"] = lambda: mlp_out.register_forward_hook(self._after_mlp)
+        for name in self._handles.keys() - wanted.keys():
+            self._handles.pop(name).remove()
+        for name, register in wanted.items():
+            if name not in self._handles:
+                self._handles[name] = register()
+
+    def remove(self) -> None:
+        """Take every hook out of the layer."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
+
+    # -- one forward ----------------------------------------------------------------------------------------------
+
+    @_untraced
+    def _run(self, point: Point, ctx: ForwardContext | None, hidden: Tensor, phases: range) -> Tensor:
+        """`hidden` as the functions of some phases leave it."""
+        for entry in self._entries.get(point, ()):
+            if entry.phase not in phases or (entry.mark is not None and (ctx is None or entry.mark not in ctx.marks)):
+                continue
+            if ctx is None:
+                if entry.phase is Phase.READ:
+                    continue
+                raise SeamError(
+                    f"the {point} of decoder layer {self.index}, with {entry.owner!r} there, was run without its host",
+                    remedy="call the whole model; its forward tells the graft which tokens are images",
+                )
+            if entry.phase is Phase.READ and self.index in ctx.left:
+                continue  # gradient checkpointing computes it again
+            changed = entry.function(ctx.at(self.index), hidden)
+            hidden = hidden if changed is None else changed
+        return hidden
+
+    @torch.compiler.disable  # threads and weak references, which cannot be traced
+    def _put(self, ctx: ForwardContext) -> None:
+        self._inside.put(ref(ctx))
+
+    @torch.compiler.disable
+    def _current(self, *, drop: bool = False) -> ForwardContext | None:
+        """The forward that is in this layer in this thread, which `drop` lets go of."""
+        inside = self._inside.get()
+        if drop:
+            self._inside.drop()
+        return None if inside is None else inside()
+
+    @with_keywords
+    @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
+    def _enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._inside.drop()  # a forward that failed there
+        ctx: ForwardContext | None = kwargs.get(NAME)
+        if ctx is None and not self._entries.get(Point.BLOCK_INPUT):
+            return None
+        given = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
+        hidden = self._run(Point.BLOCK_INPUT, ctx, given, range(Phase.ADD))
+        if ctx is not None:
+            if "leave" in self._handles:
+                self._put(ctx)
+            ctx.enter(self.index, layer, hidden, kwargs)
+        hidden = self._run(Point.BLOCK_INPUT, ctx, hidden, range(Phase.ADD, Phase.READ + 1))
+        return None if hidden is given else dialect.with_hidden(args, kwargs, hidden)
+
+    @_untraced
+    def _leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        ctx = self._current(drop=True)
+        if ctx is None and not self._entries.get(Point.BLOCK_OUTPUT):
+            return None
+        changed = self._at(Point.BLOCK_OUTPUT, ctx, output)
+        if ctx is not None:
+            ctx.left.add(self.index)
+        return changed
+
+    @_untraced
+    def _at(self, point: Point, ctx: ForwardContext | None, output: Any) -> Any:
+        """A module's output as the functions at a point leave it; None where they leave it as it is."""
+        given = dialect.hidden_of_output(output)
+        hidden = self._run(point, ctx, given, range(Phase.READ + 1))
+        return None if hidden is given else dialect.output_with_hidden(output, hidden)
+
+    @with_keywords
+    @_untraced
+    def _before_attention(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        ctx = kwargs.get(NAME)
+        if ctx is not None:
+            self._put(ctx)
+        return self._before(Point.ATTENTION_INPUT, ctx, attention, args, kwargs)
+
+    @with_keywords
+    @_untraced
+    def _before_mlp(self, mlp: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._before(Point.MLP_INPUT, self._current(), mlp, args, kwargs)
+
+    @_untraced
+    def _before(
+        self, point: Point, ctx: ForwardContext | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if not self._entries.get(point):
+            return None
+        given = dialect.hidden_of(args, kwargs, where=type(module).__name__)
+        hidden = self._run(point, ctx, given, range(Phase.READ + 1))
+        return None if hidden is given else dialect.with_hidden(args, kwargs, hidden)
+
+    @with_keywords
+    @_untraced
+    def _after_attention(
+        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]
+    ) -> Any:
+        ctx = kwargs.get(NAME)
+        if self.answers_sums and ctx is not None and self.anatomy.config._attn_implementation == EAGER:
+            answer_from_weights(attention, output[1], ctx)
+        if self.anatomy.attention_out(self.index) is not attention:
+            return None
+        return self._at(Point.ATTENTION, ctx, output)
+
+    @_untraced
+    def _after_attention_norm(self, norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        return self._at(Point.ATTENTION, self._current(), output)
+
+    @_untraced
+    def _after_input_norm(self, norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        return self._at(Point.ATTENTION_NORM, self._current(), output)
+
+    @_untraced
+    def _after_mlp_norm(self, norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        return self._at(Point.MLP_NORM, self._current(), output)
+
+    @_untraced
+    def _after_mlp(self, mlp: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        return self._at(Point.MLP, self._current(), output)
+
+
+def check_point(anatomy: Anatomy, point: Point, layer: int, phase: Phase) -> None:
+    """Refuse what cannot be had.
+
+    Raises:
+        HostError: the host's layers have no such point, or it can only be read.
+    """
+    if point is Point.MLP_INPUT and isinstance(anatomy.mlp(layer), nn.Linear):
+        raise HostError(
+            f"{type(anatomy.host).__name__} has no MLP module whose input could be read", remedy='take "mlp_norm"'
+        )
+    if point is Point.ATTENTION_NORM and phase is not Phase.READ:
+        # under gradient checkpointing the norm is run again before anything says which forward it belongs to
+        raise HostError('"attention_norm" can only be read', remedy='change "attention_input", or "block_input"')

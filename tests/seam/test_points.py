@@ -1,0 +1,94 @@
+"""What stands at a point of a layer runs in order of phases, whatever was attached first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests import zoo
+from tests.grafts.common import wake
+from torch import Tensor
+
+import alula
+from alula import WingsConfig
+from alula.errors import AlulaError, HostError
+from alula.seam import LayerView, Phase, Point, Seam, find, install, taps
+
+BLOCK_INPUT = WingsConfig(rank=4, router="constant", query="block_input")
+
+
+def steer(model: Any, layer: int = 1) -> Seam:
+    """Shift the stream that enters a layer."""
+
+    def shift(view: LayerView, hidden: Tensor) -> Tensor:
+        return hidden + view.tokens.is_perceptual[..., None] * 0.5
+
+    seam = install(model, "steering", None)
+    seam.on(Point.BLOCK_INPUT, layer, shift, phase=Phase.EDIT, owner="steering")
+    return seam
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("name", ["llava-llama", "llava-gemma3"])
+def test_order_of_attachment_does_not_matter(name: str, layer: int) -> None:
+    batch = zoo.batch(name, "3I4", "2I1")
+
+    def logits(*, graft_first: bool) -> tuple[Tensor, Tensor]:
+        model = zoo.build(name)
+        if not graft_first:
+            steer(model, layer)
+        wake(alula.attach(model, BLOCK_INPUT))
+        if graft_first:
+            steer(model, layer)
+        seen: list[Any] = []
+        with torch.no_grad(), taps(model, ["block_input"], seen.append, layers=[layer]):
+            return model(**batch).logits, seen[0].hidden
+
+    ours, theirs = logits(graft_first=True), logits(graft_first=False)
+    assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+    model = zoo.build(name)
+    wake(alula.attach(model, BLOCK_INPUT))
+    with torch.no_grad():
+        assert not torch.equal(model(**batch).logits, ours[0])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("point", [point for point in Point if point is not Point.ATTENTION_NORM])
+def test_an_edit_reaches_readers_and_gradients_also_under_checkpointing(name: str, point: Point) -> None:
+    def run(*, checkpointing: bool) -> tuple[list[Tensor], Tensor]:
+        model, seen = zoo.build(name).train(), []
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        seam = install(model, "test", None)
+        with taps(model, [point], seen.append, layers=[1]):
+            handle = seam.on(point, 1, lambda view, hidden: hidden * 1.5, phase=Phase.EDIT, owner="test")
+            model(**zoo.batch(name, "9"), use_cache=False).logits.square().sum().backward()
+        handle.remove()
+        seam.release("test")
+        assert find(model) is None
+        return [event.hidden for event in seen], model.get_input_embeddings().weight.grad
+
+    (plain, gradient), (recomputed, again) = run(checkpointing=False), run(checkpointing=True)
+    assert len(plain) == len(recomputed) == 1
+    assert torch.equal(plain[0], recomputed[0])
+    torch.testing.assert_close(gradient, again)
+    model, seen = zoo.build(name).train(), []
+    with taps(model, [point], seen.append, layers=[1]):
+        model(**zoo.batch(name, "9"), use_cache=False)
+    torch.testing.assert_close(seen[0].hidden * 1.5, plain[0])
+
+
+def test_what_cannot_be_had_is_refused() -> None:
+    seam = install(zoo.build("opt"), "test", None)
+    with pytest.raises(HostError, match="no MLP module"):
+        seam.on(Point.MLP_INPUT, 0, lambda view, hidden: None, phase=Phase.READ, owner="test")
+    with pytest.raises(HostError, match="can only be read"):
+        seam.on(Point.ATTENTION_NORM, 0, lambda view, hidden: None, phase=Phase.EDIT, owner="test")
+
+
+def test_a_layer_without_its_host_is_refused() -> None:
+    model = zoo.build("llama")
+    alula.attach(model, BLOCK_INPUT)
+    with pytest.raises(AlulaError, match="without its host"):
+        model.model.layers[0](torch.zeros(1, 3, model.config.hidden_size))
