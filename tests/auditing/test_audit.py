@@ -18,11 +18,11 @@ import alula
 from alula.anatomy import Anatomy
 from alula.auditing import SECTIONS, Audit, Plan, audit, audit_json, audit_report, memory
 from alula.auditing import run as audit_run
-from alula.auditing.text import BARE
+from alula.auditing.sections.text import BARE
 from alula.cli import app as cli
 from alula.errors import AlulaError, DataError, HostError, UsageError
 from alula.microworld import export_llava, visual_items
-from alula.probes import Alignment, AttentionShift, Geometry, Overlap, VocabularyLens, watch
+from alula.probes import watch
 from tests import zoo
 from tests.hosts import tiny
 
@@ -33,6 +33,26 @@ def figures(result: Audit) -> dict[str, Any]:
     """What two audits of the same model and data must agree on."""
     record = audit_json(result)
     return {key: record[key] for key in (*SECTIONS, "findings", "controls", "data", "words")}
+
+
+def test_measurements_lie_where_earlier_versions_put_them(small: tuple[Plan, Audit]) -> None:
+    """An audit that an earlier version began goes on, and readers of audit.json find what they found."""
+    folder = small[0].output / "measured"
+    (checkpoint,) = (folder / "model").iterdir()
+    assert {path.stem for path in checkpoint.glob("*.safetensors")} == {
+        "attention", "alignment", "geometry", "lens", "overlap"
+    }  # fmt: skip
+    assert {path.name for path in folder.iterdir()} == {"model", "noise", "untrained"}
+    assert small[0].facts()["sections"] == ["text", "attention", "alignment", "geometry", "lens", "overlap"]
+    record = audit_json(small[1])
+    assert set(record) == {
+        "format", "model", "base", "model_class", "parameters", "layers", "device", "dtype", "created", "command",
+        "seconds", "settings", "environment", "data", "findings", "text", "attention", "alignment", "geometry", "lens",
+        "overlap", "controls", "words", "memory",
+    }  # fmt: skip
+    nothing = audit_json(replace(small[1], results={}))
+    assert [nothing[name] for name in SECTIONS] == [None] * 6
+    assert nothing["controls"] == nothing["words"] == {}
 
 
 def test_every_section_is_measured_and_json(small: tuple[Plan, Audit]) -> None:
@@ -63,10 +83,10 @@ def test_other_kinds_of_models(kind: str, request: pytest.FixtureRequest, tmp_pa
     )
     result = audit(plan, alula.load_model if kind != "qwen" else lambda name: model)
     assert result.measured == 6
-    assert result.text is None
+    assert "text" not in result.results
     # Qwen-VL merges patches inside its tower and has no connector to start afresh
-    assert set(result.controls) == ({"noise"} if kind == "qwen" else {"noise", "untrained"})
-    assert ("total" in result.attention.shift) == (kind == "wings")
+    assert set(result.results["alignment"].controls) == ({"noise"} if kind == "qwen" else {"noise", "untrained"})
+    assert ("total" in result.results["attention"].shift) == (kind == "wings")
     assert audit_report(result)
 
 
@@ -200,7 +220,7 @@ def test_settings_of_the_template_reach_everything_that_is_asked(llava: Path, tm
 
     plain, greeted = audit(plan("plain"), opening), audit(plan("greeted", greeting="hello there"), opening)
     assert figures(plain)["lens"] != figures(greeted)["lens"]
-    hashes = [result.text.run.tasks[BARE].items[0].prompt_hash for result in (plain, greeted)]
+    hashes = [result.results["text"].run.tasks[BARE].items[0].prompt_hash for result in (plain, greeted)]
     assert hashes[0] != hashes[1]
     assert "hello there" in audit_report(greeted)
     with pytest.raises(UsageError, match="without effect"):
@@ -226,7 +246,8 @@ def test_other_weights_and_other_settings_are_refused(llava: Path, tmp_path: Pat
 def test_the_memory_bound_is_true_and_does_not_grow() -> None:
     model = zoo.build("llava-qwen3")
     options = {"keep": 4}
-    probes = [kind(**options) for kind in (AttentionShift, Alignment, Geometry, VocabularyLens, Overlap)]
+    measurements = [section.measurement for section in SECTIONS.values() if section.measurement is not None]
+    probes = [each.probe(**options) for each in measurements]
     sizes = []
     with watch(model, probes), torch.no_grad():
         for seed in range(8):
@@ -234,7 +255,7 @@ def test_the_memory_bound_is_true_and_does_not_grow() -> None:
             sizes.append(memory.held(probes))
     assert len(set(sizes[1:])) == 1, sizes
     slack = len(probes) * 64 * 1024
-    bound = memory.bound(probes, Anatomy.of(model))
+    bound = memory.bound(zip(measurements, probes, strict=True), Anatomy.of(model))
     assert sizes[-1] <= bound - slack, "the formula alone must hold"
     assert bound - slack <= 3 * sizes[-1], "a bound that says nothing"
 
@@ -253,8 +274,8 @@ def test_own_conversations_and_own_questions(llava: Path, tmp_path: Path) -> Non
     )  # fmt: skip
     result = audit(plan, alula.load_model)
     assert (result.measured, result.unusable) == (5, 1)
-    assert len(result.text.run.tasks[BARE].items) == 3
-    assert result.text.after_image is None
+    assert len(result.results["text"].run.tasks[BARE].items) == 3
+    assert result.results["text"].after_image is None
 
 
 def test_one_conversation_is_reported_as_far_as_it_says_anything(llava: Path, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alula.auditing import Audit, Finding, Plan, findings
-from alula.auditing.text import BARE
-from alula.auditing.verdicts import Status, length_ratio, shared_use, unrelated
+from alula.auditing import Audit, Finding, Plan, Status, findings
+from alula.auditing.sections.attention import unrelated
+from alula.auditing.sections.geometry import length_ratio
+from alula.auditing.sections.overlap import shared_use
+from alula.auditing.sections.text import BARE
 from alula.probes import Estimate
 
 
@@ -20,9 +22,14 @@ def finding(result: Audit, section: str) -> Finding:
     return next(found for found in findings(result) if found.section == section)
 
 
+def put(result: Audit, **results: Any) -> Audit:
+    """The audit with other results of the sections named."""
+    return replace(result, results={**result.results, **results})
+
+
 def with_shift(result: Audit, layers: int, value: float, half: float) -> Audit:
     shift = {"main": Estimate(value, value - half, value + half)}
-    return replace(result, layers=layers, attention=replace(result.attention, shift=shift))
+    return replace(put(result, attention=replace(result.results["attention"], shift=shift)), layers=layers)
 
 
 @pytest.mark.parametrize(
@@ -52,15 +59,17 @@ def test_unrelated_is_the_critical_correlation(layers: int) -> None:
 
 
 def with_contrast(result: Audit, own: Estimate, noise: Estimate) -> Audit:
-    def put(found: Any, estimate: Estimate) -> Any:
+    def moved(found: Any, estimate: Estimate) -> Any:
         pair = replace(found.pairs["image-text"], contrast_score=estimate, kept=64, samples=64)
         return replace(found, pairs={"image-text": pair})
 
-    return replace(
-        result,
-        alignment=put(result.alignment, own),
-        controls={"noise": put(result.controls["noise"], noise)},
-    )
+    measured = result.results["alignment"]
+    controls = {"noise": moved(measured.controls["noise"], noise)}
+    return put(result, alignment=replace(measured, result=moved(measured.result, own), controls=controls))
+
+
+def without_controls(result: Audit) -> Audit:
+    return put(result, alignment=replace(result.results["alignment"], controls={}))
 
 
 @pytest.mark.parametrize(
@@ -82,25 +91,26 @@ def test_alignment_without_its_control_is_open(small: tuple[Plan, Audit]) -> Non
     measured = with_contrast(small[1], near, nowhere)
     assert finding(measured, "alignment").status is Status.FINE
     undefined = with_contrast(small[1], near, Estimate(math.nan, math.nan, math.nan))
-    for unknown in (replace(measured, controls={}), undefined):
+    for unknown in (without_controls(measured), undefined):
         found = finding(unknown, "alignment")
         assert found.status is Status.OPEN
         assert "control" in found.says
         assert "--no-controls" in found.do
     lost = with_contrast(small[1], Estimate(0.02, -0.03, 0.07), nowhere)
-    assert finding(replace(lost, controls={}), "alignment").status is Status.ACT  # needs no control
+    assert finding(without_controls(lost), "alignment").status is Status.ACT  # needs no control
 
 
 def test_few_samples_decide_nothing(small: tuple[Plan, Audit]) -> None:
-    pair = replace(small[1].alignment.pairs["image-text"], kept=8, samples=8)
-    few = replace(small[1], alignment=replace(small[1].alignment, pairs={"image-text": pair}))
+    measured = small[1].results["alignment"]
+    pair = replace(measured.result.pairs["image-text"], kept=8, samples=8)
+    few = put(small[1], alignment=replace(measured, result=replace(measured.result, pairs={"image-text": pair})))
     assert finding(few, "alignment").status is Status.OPEN
 
 
 def with_text(
     result: Audit, *, lost: int, gained: int, n: int, low: float, identical: int, spread: float = 0.1
 ) -> Audit:
-    task = result.text.pairs.tasks[BARE]
+    task = result.results["text"].pairs.tasks[BARE]
     p = stats.binomtest(min(lost, gained), lost + gained, 0.5).pvalue if lost + gained else 1.0
     change = (gained - lost) / n
     overall = task.overall.model_copy(
@@ -114,10 +124,10 @@ def with_text(
             "retention": task.overall.base.model_copy(update={"value": 1 - (lost - gained) / n, "low": low, "high": 1}),
         }
     )
-    pairs = result.text.pairs.model_copy(
+    pairs = result.results["text"].pairs.model_copy(
         update={"tasks": {BARE: task.model_copy(update={"overall": overall, "identical_answers": identical})}}
     )
-    return replace(result, text=replace(result.text, pairs=pairs, after_image=None))
+    return put(result, text=replace(result.results["text"], pairs=pairs, after_image=None))
 
 
 def test_text(small: tuple[Plan, Audit]) -> None:
@@ -135,7 +145,8 @@ def test_text(small: tuple[Plan, Audit]) -> None:
 
 
 def test_without_a_base_nothing_is_claimed(small: tuple[Plan, Audit]) -> None:
-    alone = replace(small[1], base=None, text=replace(small[1].text, pairs=None, after_image=None))
+    text = replace(small[1].results["text"], pairs=None, after_image=None)
+    alone = replace(put(small[1], text=text), base=None)
     found = finding(alone, "text")
     assert found.status is Status.OPEN
     assert "--base" in found.do
@@ -147,7 +158,7 @@ def test_length_ratio_is_as_wide_as_its_parts_allow() -> None:
 
 
 def test_shared_use_lies_between_null_and_ceiling(small: tuple[Plan, Audit]) -> None:
-    result = small[1].overlap
+    result = small[1].results["overlap"]
     pair = result.pairs["image-text"]
     layers = tuple(
         replace(m, shared_magnitude=0.6, ceiling=1.0, iou=v) for m, v in zip(pair.layers, (0.7, 0.9), strict=True)
@@ -155,4 +166,4 @@ def test_shared_use_lies_between_null_and_ceiling(small: tuple[Plan, Audit]) -> 
     moved = replace(result, pairs={"image-text": replace(pair, layers=layers)})
     share = shared_use(moved, "image-text")
     assert (share.value, share.low, share.high) == pytest.approx((0.5, 0.25, 0.75))
-    assert finding(replace(small[1], overlap=moved), "overlap").status is Status.LOOK
+    assert finding(put(small[1], overlap=moved), "overlap").status is Status.LOOK

@@ -3,12 +3,13 @@
 `audit` measures, `audit_report` draws one HTML page of it. Nothing is trained, and the model is left as it was.
 """
 
-from alula.auditing.export import audit_json
-from alula.auditing.plan import SECTIONS, Plan
-from alula.auditing.record import Audit, Memory, TextAnswers
+from alula.auditing.export import audit_json, findings
+from alula.auditing.finding import Finding, Status
+from alula.auditing.plan import Plan
+from alula.auditing.record import Audit, Memory
 from alula.auditing.report import audit_report
 from alula.auditing.run import audit
-from alula.auditing.verdicts import Finding, findings
+from alula.auditing.sections import SECTIONS, Section
 
 __all__ = [
     "SECTIONS",
@@ -16,7 +17,8 @@ __all__ = [
     "Finding",
     "Memory",
     "Plan",
-    "TextAnswers",
+    "Section",
+    "Status",
     "audit",
     "audit_json",
     "audit_report",

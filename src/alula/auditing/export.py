@@ -1,17 +1,22 @@
-"""An audit as JSON values."""
+"""What the sections say of an audit, and the audit as JSON values."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from alula.auditing.finding import Finding
 from alula.auditing.record import Audit
-from alula.auditing.verdicts import findings
+from alula.auditing.sections import SECTIONS
+
+
+def findings(audit: Audit) -> list[Finding]:
+    """One finding per measured section, in the order of the report."""
+    made = (section.verdict(audit, audit.results[name]) for name, section in SECTIONS.items() if name in audit.results)
+    return [finding for finding in made if finding is not None]
 
 
 def audit_json(audit: Audit) -> dict[str, Any]:
     """The audit as JSON values; undefined numbers are None."""
-    probes = {name: getattr(audit, name) for name in ("attention", "alignment", "geometry", "lens", "overlap")}
-    text = audit.text
     about = ("model", "base", "model_class", "parameters", "layers", "device", "dtype", "created", "command")
     return {
         "format": "alula-audit-1",
@@ -26,18 +31,7 @@ def audit_json(audit: Audit) -> dict[str, Any]:
             "unusable": audit.unusable,
         },
         "findings": [finding.to_dict() for finding in findings(audit)],
-        "text": None
-        if text is None
-        else {
-            "accuracy": {name: task.accuracy for name, task in text.run.tasks.items()},
-            "notes": {name: task.notes for name, task in text.run.tasks.items()},
-            "paired": None if text.pairs is None else text.pairs.model_dump(mode="json"),
-            "after_image": None if text.after_image is None else text.after_image.model_dump(mode="json"),
-            "base_asked_in_model_words": text.in_its_words,
-        },
-        **{name: None if result is None else result.to_dict() for name, result in probes.items()},
-        "controls": {name: result.to_dict() for name, result in audit.controls.items()},
-        "words": {str(token): word for token, word in audit.words.items()},
+        **{key: value for section in SECTIONS.values() for key, value in section.exported(audit).items()},
         "memory": None
         if audit.memory is None
         else {"held": audit.memory.held, "bound": audit.memory.bound, "peak": dict(audit.memory.peak)},

@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alula.auditing.sections import SECTIONS, Measurement, Questions
 from alula.bounds import check_count, check_seed
 from alula.chat_template import TemplateSettings
 from alula.errors import UsageError
-
-SECTIONS = ("text", "attention", "alignment", "geometry", "lens", "overlap")
-"""in the order of the report"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,7 @@ class Plan:
     text: Path | None = None
     samples: int = 128
     items: int = 200
-    sections: tuple[str, ...] = SECTIONS
+    sections: tuple[str, ...] = tuple(SECTIONS)
     controls: bool = True
     batch_size: int = 8
     dtype: str | None = None
@@ -66,7 +64,7 @@ class Plan:
             check_count(getattr(self, name), f"--{name.replace('_', '-')}")
         check_seed(self.seed, "--seed")
         TemplateSettings(self.template)  # refuses what is none
-        if self.base is not None and "text" not in self.sections:
+        if self.base is not None and not self.questions:
             raise UsageError("a base is compared by its text answers only", where="--base", remedy="add section text")
 
     @property
@@ -75,9 +73,16 @@ class Plan:
         return TemplateSettings(self.template)
 
     @property
-    def probing(self) -> tuple[str, ...]:
-        """The sections that need images, in the order of the report."""
-        return tuple(name for name in SECTIONS if name in self.sections and name != "text")
+    def measurements(self) -> dict[str, Measurement]:
+        """Of the chosen sections that look at images, by name, in the order of the report."""
+        found = {name: section.measurement for name, section in SECTIONS.items() if name in self.sections}
+        return {name: measurement for name, measurement in found.items() if measurement is not None}
+
+    @property
+    def questions(self) -> dict[str, Questions]:
+        """Of the chosen sections that ask something, by name, in the order of the report."""
+        found = {name: section.questions for name, section in SECTIONS.items() if name in self.sections}
+        return {name: questions for name, questions in found.items() if questions is not None}
 
     def facts(self) -> dict[str, Any]:
         """All that decides the figures, as JSON values."""

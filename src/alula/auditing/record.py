@@ -6,33 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from alula.evaluation import Comparison, PairedRun, RunResult
-from alula.probes import (
-    AlignmentResult,
-    AttentionShiftResult,
-    GeometryResult,
-    LensResult,
-    OverlapResult,
-)
-
-
-@dataclass(frozen=True)
-class TextAnswers:
-    """Answers to text.
-
-    Attributes:
-        run: the model's answers.
-        pairs: compared with the base's; None without a base.
-        after_image: the model's answers after an image compared with its own to the bare question; None where the
-            questions were not asked after an image.
-        in_its_words: the base was asked in the model's own template and tokens.
-    """
-
-    run: RunResult
-    pairs: PairedRun | None = None
-    after_image: Comparison | None = None
-    in_its_words: bool = False
-
 
 @dataclass(frozen=True)
 class Memory:
@@ -46,7 +19,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Audit:
-    """The result of an audit; sections that were not asked for are None.
+    """The result of an audit.
 
     Attributes:
         model, base: as they were named.
@@ -55,8 +28,7 @@ class Audit:
         model_class: of the host; ``parameters`` and ``layers`` describe it.
         data: what the samples are from; ``measured`` of them passed, ``without_image`` and ``unusable`` were passed
             over.
-        controls: alignment with noise for images ("noise") and with an untrained connector ("untrained").
-        words: the tokens that the lens found, as text.
+        results: what each section found, by its name; a section that was not asked for is not there.
     """
 
     model: str
@@ -76,12 +48,5 @@ class Audit:
     measured: int = 0
     without_image: int = 0
     unusable: int = 0
-    text: TextAnswers | None = None
-    attention: AttentionShiftResult | None = None
-    alignment: AlignmentResult | None = None
-    controls: Mapping[str, AlignmentResult] = field(default_factory=dict)
-    geometry: GeometryResult | None = None
-    lens: LensResult | None = None
-    words: Mapping[int, str] = field(default_factory=dict)
-    overlap: OverlapResult | None = None
+    results: Mapping[str, Any] = field(default_factory=dict)
     memory: Memory | None = None

@@ -5,26 +5,22 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from alula.anatomy import Anatomy
 from alula.auditing import memory
 from alula.auditing.measuring import CHECKPOINT_SECONDS, measure
 from alula.auditing.plan import Plan
-from alula.auditing.record import Audit, Memory, TextAnswers
+from alula.auditing.record import Audit, Memory
 from alula.auditing.samples import Chosen, choose
-from alula.auditing.text import AFTER_IMAGE, BARE, asking, tasks_of
+from alula.auditing.sections import Pass
 from alula.data import Collator, Quarantine
 from alula.errors import DataError, HostError
-from alula.evaluation import Comparison, RunResult, Task, compare, evaluate
+from alula.evaluation import RunResult, Task, compare, evaluate
 from alula.evaluation.conditions import conditions, decisive, fingerprint
-from alula.evaluation.pairing import compare_scores
 from alula.evaluation.progress import Bar, bar
 from alula.evaluation.prompts import takes_images
 from alula.evaluation.runner import evaluating
@@ -33,30 +29,11 @@ from alula.hosts.decoding import Decoding
 from alula.hosts.host import tokenizer_of
 from alula.inputs import Intake
 from alula.jobs import add_session, claim, refuse_others
-from alula.probes import (
-    Alignment,
-    AttentionShift,
-    Geometry,
-    LensResult,
-    Overlap,
-    Probe,
-    Resampling,
-    VocabularyLens,
-    noise_prompt,
-    untrained_connector,
-)
+from alula.probes import Probe, Resampling
 from alula.training.environment import readable_environment
 
 Loader = Callable[[str], tuple[Any, Any]]
 """a model's name -> (model, processor)"""
-
-_PROBES: Mapping[str, Callable[..., Probe]] = {
-    "attention": AttentionShift,
-    "alignment": Alignment,
-    "geometry": Geometry,
-    "lens": VocabularyLens,
-    "overlap": Overlap,
-}
 
 
 def audit(
@@ -83,8 +60,8 @@ def audit(
     """
     began = time.perf_counter()
     refuse_others(plan.output, plan.facts(), "audit")
-    chosen = choose(plan) if plan.probing else None
-    tasks = tasks_of(plan) if "text" in plan.sections else []
+    chosen = choose(plan) if plan.measurements else None
+    asked = {name: section.tasks(plan.text, plan.items, plan.seed) for name, section in plan.questions.items()}
     model, processor = load(plan.model)
     if not takes_images(processor):
         raise HostError(
@@ -105,11 +82,14 @@ def audit(
         "device": state.device,
         "dtype": state.dtype,
     }
-    text = None
-    if tasks:
-        tuned = _answers(plan, model, processor, tasks, "model", plan.model, progress)
+    results = found.pop("results", {})
+    if asked:
+        answers = {
+            name: _answers(plan, model, processor, tasks, "model", plan.model, progress)
+            for name, tasks in asked.items()
+        }
         del model, anatomy  # before the base is loaded
-        text = _text(plan, tuned, load, tasks, processor, progress)
+        results |= _questions(plan, answers, load, asked, processor, progress)
     return Audit(
         model=plan.model,
         base=plan.base,
@@ -119,7 +99,7 @@ def audit(
         command=command,
         environment=readable_environment(),
         seconds=add_session(plan.output, time.perf_counter() - began),
-        text=text,
+        results=results,
         **facts,
         **found,
     )
@@ -137,12 +117,13 @@ def _probe(
     collate = Collator(processor, labels=False, template=plan.told, context=context_length(model), quarantine=bad)
     state = conditions(model, Decoding(), plan.batch_size)
     identity = {"weights": fingerprint(model), "samples": chosen.digest, **decisive(state)}
+    measurements = plan.measurements
     passes = _passes(plan, model, anatomy)
     total = chosen.count(plan.batch_size)
     done: dict[str, dict[str, Probe]] = {}
     with bar(total * len(passes), progress) as advancing:
-        for name, (probes, around, whole) in passes.items():
-            with whole():
+        for name, (probes, surroundings) in passes.items():
+            with surroundings.whole():
                 done[name] = measure(
                     model,
                     chosen.batches(collate, plan.batch_size),
@@ -150,7 +131,7 @@ def _probe(
                     plan.output / "measured" / name,
                     total=total,
                     identity=identity,
-                    around=around,
+                    around=surroundings.around,
                     done=partial(_advance, advancing, f"{_title(plan.model)}: {name}"),
                     every=every,
                 )
@@ -162,25 +143,22 @@ def _probe(
                 remedy="each line says what is wrong with one of them",
             )
         advancing.advance(f"{_title(plan.model)}: figures", 0)
-        every_probe = [probe for probes in done.values() for probe in probes.values()]
+        taken = [(name, probe) for probes in done.values() for name, probe in probes.items()]
         how = Resampling(seed=plan.seed)
-        results: dict[str, Any] = {
-            # masks are made from the weights, which a probe read from a file does not know
-            name: probe.result(how, model=model) if isinstance(probe, Overlap) else probe.result(how)
-            for name, probe in done["model"].items()
+        results = {
+            name: measurement.result(
+                {of: probes[name] for of, probes in done.items() if name in probes}, how, model, processor
+            )
+            for name, measurement in measurements.items()
         }
-    if "lens" in results:
-        results["words"] = _words(results["lens"], processor)
+    bound = memory.bound(((measurements[name], probe) for name, probe in taken), anatomy)
     return {
-        **results,
-        "controls": {
-            name: probe.result(how) for name, probes in done.items() if name != "model" for probe in probes.values()
-        },
+        "results": results,
         "data": chosen.title,
         "measured": len(chosen.indices) - unusable,
         "without_image": chosen.without_image,
         "unusable": chosen.unusable + unusable,
-        "memory": Memory(memory.held(every_probe), memory.bound(every_probe, anatomy), memory.peak()),
+        "memory": Memory(memory.held(probe for _, probe in taken), bound, memory.peak()),
     }
 
 
@@ -188,51 +166,17 @@ def _advance(advancing: Bar, label: str, count: int) -> None:
     advancing.advance(label, count)
 
 
-_Pass = tuple[dict[str, Probe], Callable[[int], AbstractContextManager[Any]], Callable[[], AbstractContextManager[Any]]]
-"""probes, what surrounds batch n, what surrounds the pass"""
-
-
-def _passes(plan: Plan, model: Any, anatomy: Anatomy) -> dict[str, _Pass]:
-    def nothing(number: int = 0) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    found: dict[str, _Pass] = {}
-    probes = {name: _PROBES[name](seed=plan.seed) for name in plan.probing}
-    found["model"] = (probes, nothing, nothing)
-    if "alignment" in plan.probing and plan.controls:
-        # noise by number of batch, so that a pass that was killed goes on with the noise it would have had
-        seed = plan.seed * 1_000_003
-        found["noise"] = (
-            {"alignment": Alignment(seed=plan.seed)},
-            lambda number: noise_prompt(model, seed=seed + number),
-            nothing,
-        )
-        if anatomy.projector is not None and _can_start_afresh(model):
-            found["untrained"] = (
-                {"alignment": Alignment(seed=plan.seed)},
-                nothing,
-                lambda: untrained_connector(model, seed=plan.seed),
-            )
+def _passes(plan: Plan, model: Any, anatomy: Anatomy) -> dict[str, tuple[dict[str, Probe], Pass]]:
+    """Probes and surroundings of every pass: of the model as it is, and of each control."""
+    measurements = plan.measurements
+    found = {"model": ({name: each.probe(seed=plan.seed) for name, each in measurements.items()}, Pass())}
+    for name, each in measurements.items() if plan.controls else ():
+        for control, surroundings in each.controls(model, anatomy, plan.seed).items():
+            found[control] = ({name: each.probe(seed=plan.seed)}, surroundings)
     return found
 
 
-def _can_start_afresh(model: Any) -> bool:
-    try:
-        with untrained_connector(model):
-            return True
-    except HostError:
-        return False
-
-
-def _words(lens: LensResult, processor: Any) -> dict[int, str]:
-    """The text of every token the lens names."""
-    tokenizer = tokenizer_of(processor)
-    named = {token for kind in lens.kinds.values() for state in kind.top for token, _ in state}
-    named |= {tokens[0] for example in lens.examples for row in example.tokens for tokens in row}
-    return {token: tokenizer.decode([token]) for token in sorted(named)}
-
-
-# -- text -------------------------------------------------------------------------------------------------------------
+# -- questions ---------------------------------------------------------------------------------------------------------
 
 
 def _answers(
@@ -253,31 +197,35 @@ def _answers(
     )
 
 
-def _text(plan: Plan, tuned: RunResult, load: Loader, tasks: list[Task], processor: Any, progress: bool) -> TextAnswers:
-    after = _after_image(tuned)
+def _questions(
+    plan: Plan,
+    answers: dict[str, RunResult],
+    load: Loader,
+    asked: dict[str, list[Task]],
+    processor: Any,
+    progress: bool,
+) -> dict[str, Any]:
+    """What the sections that ask make of the answers, beside the base's where there is one."""
     if plan.base is None:
-        return TextAnswers(tuned, after_image=after)
+        return {name: each.result(answers[name], None, False) for name, each in plan.questions.items()}
     base, base_processor = load(plan.base)
     asker = asking(base_processor, processor)
-    bare = [task for task in tasks if task.name == BARE]
-    pairs = compare(_answers(plan, base, asker, bare, "base", plan.base, progress), tuned)
-    return TextAnswers(tuned, pairs, after, isinstance(asker, Intake))
+    results = {}
+    for name, each in plan.questions.items():
+        theirs = _answers(plan, base, asker, each.of_base(asked[name]), "base", plan.base, progress)
+        results[name] = each.result(answers[name], compare(theirs, answers[name]), isinstance(asker, Intake))
+    return results
 
 
-def _after_image(answers: RunResult) -> Comparison | None:
-    """The same questions after an image (second) against bare (first), through one model."""
-    if AFTER_IMAGE not in answers.tasks:
-        return None
-    # questions that fit into the context bare may not fit behind an image
-    behind = {item.id.removesuffix("@image"): item for item in answers.tasks[AFTER_IMAGE].items}
-    bare = [item for item in answers.tasks[BARE].items if item.id in behind]
-    after = [behind[item.id] for item in bare]
-    units = {mark: number for number, mark in enumerate(dict.fromkeys(item.prompt_hash for item in bare))}
-    return compare_scores(
-        np.array([item.score for item in bare]),
-        np.array([item.score for item in after]),
-        np.array([units[item.prompt_hash] for item in bare]),
-    )
+def asking(base_processor: Any, processor: Any) -> Any:
+    """The processor to ask the base with: the audited host's own words where the base is a text LLM that shares its
+    vocabulary, else the base's."""
+    if takes_images(base_processor):
+        return base_processor
+    own, host = tokenizer_of(base_processor).get_vocab(), tokenizer_of(processor).get_vocab()
+    # tokens added for the host, such as its image placeholder, do not occur in text
+    shared = all(host.get(token) == number for token, number in own.items())
+    return Intake(processor, text_only=True) if shared else base_processor
 
 
 def _title(name: str) -> str:

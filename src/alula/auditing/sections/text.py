@@ -1,0 +1,221 @@
+"""Answers to text: bare and after an image, against the base's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alula.auditing.finding import Finding, Status
+from alula.auditing.record import Audit
+from alula.auditing.sections.base import Questions, Section
+from alula.evaluation import Comparison, PairedRun, RunResult, Task, data_task, native_tasks
+from alula.evaluation.pairing import compare_scores
+from alula.evaluation.statistics import wilson
+from alula.reports import comparison_outcome
+from alula.reports.document import Block, Cell, Table
+from alula.reports.experiment import item_flips, text_families
+from alula.reports.summary import Summary
+from alula.reports.wording import bounds, percent, probability
+
+BARE, AFTER_IMAGE = "text_bare", "text_after_image"
+KEPT = 0.99
+"""share of the base's text skill that counts as kept, as in the project's retention budget"""
+
+
+@dataclass(frozen=True)
+class TextAnswers:
+    """Answers to text.
+
+    Attributes:
+        run: the model's answers.
+        pairs: compared with the base's; None without a base.
+        after_image: the model's answers after an image compared with its own to the bare question; None where the
+            questions were not asked after an image.
+        in_its_words: the base was asked in the model's own template and tokens.
+    """
+
+    run: RunResult
+    pairs: PairedRun | None = None
+    after_image: Comparison | None = None
+    in_its_words: bool = False
+
+
+def _tasks(own: Path | None, items: int, seed: int) -> list[Task]:
+    """The user's own questions, or the microworld's bare and after an unrelated image."""
+    if own is not None:
+        return [data_task(own, name=BARE, n=items)]
+    return native_tasks([BARE, AFTER_IMAGE], n=items, seed=seed)
+
+
+def _of_base(tasks: Sequence[Task]) -> list[Task]:
+    return [task for task in tasks if task.name == BARE]
+
+
+def _answers(run: RunResult, pairs: PairedRun | None, in_its_words: bool) -> TextAnswers:
+    return TextAnswers(run, pairs, _after_image(run), in_its_words)
+
+
+def _after_image(answers: RunResult) -> Comparison | None:
+    """The same questions after an image (second) against bare (first), through one model."""
+    if AFTER_IMAGE not in answers.tasks:
+        return None
+    # questions that fit into the context bare may not fit behind an image
+    behind = {item.id.removesuffix("@image"): item for item in answers.tasks[AFTER_IMAGE].items}
+    bare = [item for item in answers.tasks[BARE].items if item.id in behind]
+    after = [behind[item.id] for item in bare]
+    units = {mark: number for number, mark in enumerate(dict.fromkeys(item.prompt_hash for item in bare))}
+    return compare_scores(
+        np.array([item.score for item in bare]),
+        np.array([item.score for item in after]),
+        np.array([units[item.prompt_hash] for item in bare]),
+    )
+
+
+def _verdict(audit: Audit, measured: TextAnswers) -> Finding | None:
+    title = "Are the words still there?"
+    after = measured.after_image
+    hurt = after is not None and after.difference.high is not None and after.difference.high < 0
+    extra = (
+        f" An image before the question costs {100 * -after.difference.value:.1f} points more "
+        f"({bounds(after.difference)})."
+        if after is not None and hurt
+        else " An image before the question costs nothing that can be measured here."
+        if after is not None
+        else ""
+    )
+    if measured.pairs is None:
+        bare = measured.run.tasks[BARE]
+        share = wilson(sum(item.score for item in bare.items), len(bare.items))
+        return Finding(
+            "text", title, Status.LOOK if hurt else Status.OPEN,
+            f"{percent(share.value)} right ({bounds(share)})", "no base was given",
+            f"It answers {percent(share.value)} of {len(bare.items)} text questions; how much of that tuning cost "
+            f"cannot be said without the base.{extra}",
+            "Name the model before tuning, or the LLM inside, with --base.",
+        )  # fmt: skip
+    whole = measured.pairs.tasks[BARE].overall
+    kept = whole.retention
+    if kept is None:
+        return Finding(
+            "text", title, Status.OPEN, "undefined", "the base answers none",
+            f"The base answers none of the {whole.n} questions, so nothing can have been lost.",
+            "Ask questions that the base can answer: --text FILE.",
+        )  # fmt: skip
+    figure = f"{percent(kept.value)} kept ({bounds(kept)})"
+    against = (
+        f"base {percent(whole.base.value)}; {whole.lost} lost, {whole.gained} gained, {probability(whole.p_value)}"
+    )
+    lost_surely = surely_lost(whole)
+    same = measured.pairs.tasks[BARE].identical_answers == whole.n
+    low = _surely_kept(whole)
+    if same or low >= KEPT:
+        says = (
+            f"It kept its words: all {whole.n} answers are the base's, character for character.{extra}"
+            if same
+            else f"It kept its words: at least {percent(low)} of what the base knows, with 95 % confidence.{extra}"
+        )
+        status, do = (Status.LOOK, _AFTER_IMAGE) if hurt else (Status.FINE, "Nothing to do.")
+    elif lost_surely:
+        says = (
+            f"It lost words: {percent(kept.value)} of the base's text skill is left, and {whole.lost} lost against "
+            f"{whole.gained} gained items is more than chance ({probability(whole.p_value)}).{extra}"
+        )
+        status = Status.ACT
+        do = (
+            "Read the lost items below for what they share. Then tune again with the LLM frozen (projector, Wings or "
+            "LoRA), with a lower learning rate for the LLM, or with text replayed: docs/training.md."
+        )
+    else:
+        says = (
+            f"It lost nothing that {whole.n} questions can prove, but the interval reaches down to "
+            f"{percent(low)}, which is less than the {percent(KEPT, 0)} that would count as kept.{extra}"
+        )
+        status, do = Status.OPEN, f"Ask more questions to decide: --items {4 * whole.n}."
+    return Finding("text", title, status, figure, against, says, do)
+
+
+def surely_lost(whole: Comparison) -> bool:
+    """More lost than chance gives: by McNemar's test, and by the bootstrap, which knows what belongs together."""
+    high = whole.difference.high
+    return whole.p_value < 0.05 and whole.lost > whole.gained and high is not None and high < 0
+
+
+def _surely_kept(whole: Comparison) -> float:
+    """The lower bound of retention. Where nothing was lost the bootstrap has nothing to vary, and the exact binomial
+    bound of the share lost speaks instead (Clopper and Pearson 1934)."""
+    assert whole.retention is not None
+    if whole.lost or whole.retention.low is None:
+        return whole.retention.low or 0.0
+    right = round(whole.base.value * whole.n)
+    return min(whole.retention.low, float(0.025 ** (1 / right)))
+
+
+_AFTER_IMAGE = "Interleave text turns with images in tuning, or route by attention (Wings): docs/training.md."
+
+
+def _blocks(audit: Audit, measured: TextAnswers) -> list[Block]:
+    blocks: list[Block] = []
+    rows = []
+    for name in (BARE, AFTER_IMAGE):
+        task = measured.run.tasks.get(name)
+        if task is not None:
+            share = wilson(sum(item.score for item in task.items), len(task.items))
+            rows.append([Cell(task.title), Cell(str(len(task.items))), Cell(percent(share.value), note=bounds(share))])
+    columns = ["questions", "asked", "right"]
+    pairs = measured.pairs
+    if pairs is not None:
+        columns.append("base right")
+        whole = pairs.tasks[BARE].overall
+        rows[0].append(Cell(percent(whole.base.value), note=bounds(whole.base)))
+        for row in rows[1:]:
+            row.append(Cell("", hint="a text LLM is asked without images"))
+    caption = "Answers to text, greedy." + (
+        " The base was asked in the model's own template, token by token the same." if measured.in_its_words else ""
+    )
+    blocks.append(Table(columns, rows, caption))
+    if pairs is not None:
+        only_bare = pairs.model_copy(update={"tasks": {BARE: pairs.tasks[BARE]}})
+        summary = Summary(comparison_outcome(only_bare, command=audit.command, seconds=audit.seconds))
+        kept = text_families(summary)
+        blocks += kept.blocks if kept is not None else ()
+        if pairs.tasks[BARE].overall.lost + pairs.tasks[BARE].overall.gained:
+            blocks += item_flips(summary).blocks
+    return blocks
+
+
+def _notes(measured: TextAnswers) -> list[str]:
+    """What the figures of text leave out."""
+    own = [f"{task.title}: {note}" for task in measured.run.tasks.values() for note in task.notes]
+    pairs = measured.pairs
+    return [f"Note: {note}." for note in [*own, *(pairs.tasks[BARE].notes if pairs is not None else ())]]
+
+
+def _export(measured: TextAnswers | None) -> dict[str, Any]:
+    if measured is None:
+        return {"text": None}
+    pairs, after = measured.pairs, measured.after_image
+    found = {
+        "accuracy": {name: task.accuracy for name, task in measured.run.tasks.items()},
+        "notes": {name: task.notes for name, task in measured.run.tasks.items()},
+        "paired": None if pairs is None else pairs.model_dump(mode="json"),
+        "after_image": None if after is None else after.model_dump(mode="json"),
+        "base_asked_in_model_words": measured.in_its_words,
+    }
+    return {"text": found}
+
+
+TEXT = Section(
+    name="text",
+    result=TextAnswers,
+    verdict=_verdict,
+    blocks=_blocks,
+    notes=_notes,
+    export=_export,
+    questions=Questions(
+        _tasks, _of_base, _answers, lambda answers: f"{len(answers.run.tasks[BARE].items)} text questions"
+    ),
+)
