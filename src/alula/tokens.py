@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -188,6 +188,16 @@ class TokenMap:
         """The last `tokens` tokens, with the positions they have in this map."""
         start = self.shape[1] - tokens
         return TokenMap(**{f.name: getattr(self, f.name)[:, start:] for f in fields(self)})
+
+    def with_roles(self, roles: Tensor) -> TokenMap:
+        """This map with the (B, S) roles given for its valid tokens.
+
+        Raises:
+            UsageError: they are of another shape.
+        """
+        if roles.shape != self.kind.shape:
+            raise UsageError(f"roles {tuple(roles.shape)} do not fit tokens {self.shape}")
+        return replace(self, role=torch.where(self.valid, roles.to(self.role), int(Role.UNKNOWN)))
 
     def select(self, samples: Tensor) -> TokenMap:
         """The samples named by the index tensor, in its order (beams, sub-batches)."""

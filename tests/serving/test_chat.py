@@ -241,7 +241,7 @@ def test_bytes_that_are_not_text_spoil_their_line_only(host: Host, monkeypatch: 
 def test_an_answer_ends_where_the_context_does(host: Host) -> None:
     host.model.config.text_config.max_position_embeddings = 24
     conversation = Conversation(*host, max_new_tokens=100)
-    prompt = conversation._inputs([{"role": "user", "content": content("what?")}])["input_ids"].shape[1]
+    prompt = conversation._inputs([{"role": "user", "content": content("what?")}])[0]["input_ids"].shape[1]
     reply, _ = ask(conversation, "what?")
     assert reply.tokens <= 24 - prompt
     with pytest.raises(HostError, match="tokens long, the model takes 24"):
@@ -254,7 +254,7 @@ def test_placeholders_are_words_where_people_or_the_model_write_them(host: Host)
     conversation.attach(RED)
     ask(conversation, f"is it {word}?")
     conversation.messages[-1]["content"] = content(f"an {word} of")
-    inputs = conversation._inputs([*conversation.messages, {"role": "user", "content": content(f"{word}{word}")}])
+    inputs = conversation._inputs([*conversation.messages, {"role": "user", "content": content(f"{word}{word}")}])[0]
     ids = inputs["input_ids"][0].tolist()
     tokenizer = host.processor.tokenizer
     shown = tokenizer.decode([token for token in ids if token != host.processor.image_token_id])
@@ -263,9 +263,9 @@ def test_placeholders_are_words_where_people_or_the_model_write_them(host: Host)
     alone = Conversation(*host, **SHORT)
     alone.attach(RED)
     ask(alone, "is it?")
-    assert ids.count(host.processor.image_token_id) == alone._inputs(alone.messages[:1])["input_ids"][0].tolist().count(
-        host.processor.image_token_id
-    )
+    assert ids.count(host.processor.image_token_id) == alone._inputs(alone.messages[:1])[0]["input_ids"][
+        0
+    ].tolist().count(host.processor.image_token_id)
     assert tokenizer(word)["input_ids"] == [host.processor.image_token_id]  # the tokenizer itself is as it was
 
 

@@ -31,6 +31,7 @@ class Plan:
         batch_size: conversations per forward.
         dtype: of the weights, by name; None keeps the checkpoint's.
         seed: draws the microworld's items, samples kept, resamples and noise.
+        probes: settings of probes by section, such as ``{"attention": {"system": "apart"}}``.
         template: variables for chat templates beside the messages, see `alula.chat_template.TemplateSettings`.
 
     Raises:
@@ -50,6 +51,7 @@ class Plan:
     batch_size: int = 8
     dtype: str | None = None
     seed: int = 0
+    probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     template: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,6 +66,13 @@ class Plan:
             check_count(getattr(self, name), f"--{name.replace('_', '-')}")
         check_seed(self.seed, "--seed")
         TemplateSettings(self.template)  # refuses what is none
+        for name in self.probes:
+            if name not in self.measurements:
+                raise UsageError(
+                    f"there are settings for {name!r}, which is not measured",
+                    where="probes",
+                    remedy=f"sections with probes: {', '.join(self.measurements)}",
+                )
         if self.base is not None and not self.questions:
             raise UsageError("a base is compared by its text answers only", where="--base", remedy="add section text")
 
@@ -89,4 +98,6 @@ class Plan:
         values = {**asdict(self), "template": dict(self.told.arguments)}
         facts = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
         del facts["output"]
+        if not self.probes:  # as audits of earlier versions wrote it
+            del facts["probes"]
         return {**facts, "sections": [name for name in SECTIONS if name in self.sections]}

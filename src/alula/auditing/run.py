@@ -16,9 +16,9 @@ from alula.auditing.measuring import CHECKPOINT_SECONDS, measure
 from alula.auditing.plan import Plan
 from alula.auditing.record import Audit, Memory
 from alula.auditing.samples import Chosen, choose
-from alula.auditing.sections import Pass
+from alula.auditing.sections import Measurement, Pass
 from alula.data import Collator, Quarantine
-from alula.errors import DataError, HostError
+from alula.errors import DataError, HostError, UsageError
 from alula.evaluation import RunResult, Task, compare, evaluate
 from alula.evaluation.conditions import conditions, decisive, fingerprint
 from alula.evaluation.progress import Bar, bar
@@ -30,6 +30,7 @@ from alula.hosts.host import tokenizer_of
 from alula.inputs import Intake
 from alula.jobs import add_session, claim, refuse_others
 from alula.probes import Probe, Resampling
+from alula.seam import needs_roles
 from alula.training.environment import readable_environment
 
 Loader = Callable[[str], tuple[Any, Any]]
@@ -114,11 +115,19 @@ def _probe(
     """Everything that is measured on images, as fields of an `Audit`."""
     bad = Quarantine(plan.output / "unusable.jsonl")
     bad.path.unlink(missing_ok=True)  # of an earlier call; every call looks at all conversations
-    collate = Collator(processor, labels=False, template=plan.told, context=context_length(model), quarantine=bad)
-    state = conditions(model, Decoding(), plan.batch_size)
-    identity = {"weights": fingerprint(model), "samples": chosen.digest, **decisive(state)}
     measurements = plan.measurements
     passes = _passes(plan, model, anatomy)
+    watching = [probe for probes, _ in passes.values() for probe in probes.values()]
+    collate = Collator(
+        processor,
+        labels=False,
+        roles=needs_roles(model) or any(probe.needs_roles for probe in watching),
+        template=plan.told,
+        context=context_length(model),
+        quarantine=bad,
+    )
+    state = conditions(model, Decoding(), plan.batch_size)
+    identity = {"weights": fingerprint(model), "samples": chosen.digest, **decisive(state)}
     total = chosen.count(plan.batch_size)
     done: dict[str, dict[str, Probe]] = {}
     with bar(total * len(passes), progress) as advancing:
@@ -169,11 +178,22 @@ def _advance(advancing: Bar, label: str, count: int) -> None:
 def _passes(plan: Plan, model: Any, anatomy: Anatomy) -> dict[str, tuple[dict[str, Probe], Pass]]:
     """Probes and surroundings of every pass: of the model as it is, and of each control."""
     measurements = plan.measurements
-    found = {"model": ({name: each.probe(seed=plan.seed) for name, each in measurements.items()}, Pass())}
+    found = {"model": ({name: _made(plan, name, each) for name, each in measurements.items()}, Pass())}
     for name, each in measurements.items() if plan.controls else ():
         for control, surroundings in each.controls(model, anatomy, plan.seed).items():
-            found[control] = ({name: each.probe(seed=plan.seed)}, surroundings)
+            found[control] = ({name: _made(plan, name, each)}, surroundings)
     return found
+
+
+def _made(plan: Plan, section: str, measurement: Measurement) -> Probe:
+    own = plan.probes.get(section, {})
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    try:
+        return measurement.probe(**{"seed": plan.seed, **settings})
+    except TypeError as error:
+        raise UsageError(
+            str(error), where=f"probes: {section}", remedy="docs/probes.md lists the settings of every probe"
+        ) from error
 
 
 # -- questions ---------------------------------------------------------------------------------------------------------

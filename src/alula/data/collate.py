@@ -130,6 +130,7 @@ class Collator:
             ImageError, VideoError, AudioError, TooLongError, UnsupervisedError, PlaceholderError, RecordError: a sample
                 is unusable and there is no quarantine; names its file and line.
             EmptyBatchError: every sample of the batch is unusable and none can be replaced.
+            UsageError: roles are asked for, and the template does not write turn by turn.
         """
         entries = [entry for sample in samples if (entry := self._opened(sample)) is not None]
         while entries:
@@ -202,6 +203,8 @@ class Collator:
         """Render and tokenize once; the result unpadded, and what is wrong with which entry."""
         try:
             rows = self._processed(entries)
+        except UsageError:  # roles that the template does not tell: no fault of a sample
+            raise
         except Exception as error:  # processors and templates raise what they like: find out whose fault it is
             faults: dict[int, BadSampleError] = {}
             for number, entry in enumerate(entries):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from alula.evaluation.prompts import Prompt
 from alula.hosts import thoughts
 from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.host import tokenizer_of
+from alula.seam import find
+from alula.tokens import Role
 
 _PADDING = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0}
 """per-row tensors and what their padding holds (None: the pad token)"""
@@ -99,18 +102,33 @@ def answer(model: Any, processor: Any, prompts: Sequence[Prompt], config: Genera
         key: value.to(parameter.device, parameter.dtype) if value.is_floating_point() else value.to(parameter.device)
         for key, value in inputs.items()
     }
-    if config.do_sample:
-        with torch.random.fork_rng(devices=[parameter.device] if parameter.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            output = model.generate(**inputs, generation_config=config)
-    else:
-        output = model.generate(**inputs, generation_config=config)
-    new_tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
+    width = inputs["input_ids"].shape[1]
+    with _given_roles(model, prompts, width):
+        output = _generated(model, inputs, config, seed, parameter.device)
+    new_tokens = output[:, width:].tolist()
     stops = set(config.eos_token_id)
     return [
         _read(tokenizer, row, stops, opened=thoughts.opened(tokenizer, prompt.inputs["input_ids"][0].tolist()))
         for prompt, row in zip(prompts, new_tokens, strict=True)
     ]
+
+
+def _generated(model: Any, inputs: dict[str, Any], config: GenerationConfig, seed: int, device: torch.device) -> Any:
+    if not config.do_sample:
+        return model.generate(**inputs, generation_config=config)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        return model.generate(**inputs, generation_config=config)
+
+
+def _given_roles(model: Any, prompts: Sequence[Prompt], width: int) -> AbstractContextManager[None]:
+    """Tells what is attached to the model whose turn a prompt's tokens belong to, where it asks."""
+    seam = find(model)
+    known = [prompt.roles for prompt in prompts if prompt.roles is not None]
+    if seam is None or len(known) < len(prompts):
+        return nullcontext()
+    rows = [[int(Role.UNKNOWN)] * (width - len(roles)) + list(roles) for roles in known]
+    return seam.given_roles(torch.tensor(rows))
 
 
 def _read(tokenizer: Any, row: list[int], stops: set[int], *, opened: bool) -> Answer:

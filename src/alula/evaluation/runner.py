@@ -22,6 +22,7 @@ from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
 from alula.hosts.prompted import refuse_lost_prompt
 from alula.hosts.templates import PLURALS
+from alula.seam import needs_roles
 
 _WINDOW = 16
 """batches encoded ahead and sorted by length together: bounds the memory held by decoded images"""
@@ -154,15 +155,16 @@ class _TaskRun:
 
     def _window(self, items: Sequence[TaskItem], done: dict[str, ItemResult]) -> Iterator[ItemResult]:
         chosen, asked, given, shown = [], [], [], []
+        roles = needs_roles(self.model)
         for item in items:
             where = f"task {self.task.name!r}, item {item.id!r}"
             messages = prompts.loaded(item.messages, self.processor)
-            written = prompts.encode(self.processor, messages, where=where, template=self.template)
+            written = prompts.encode(self.processor, messages, where=where, template=self.template, roles=roles)
             followed = all(earlier in done for _, earlier in item.follows)
             for index, earlier in item.follows if followed else ():
                 messages[index]["content"] = [{"type": "text", "text": done[earlier].answer}]
             put = (
-                prompts.encode(self.processor, messages, where=where, template=self.template)
+                prompts.encode(self.processor, messages, where=where, template=self.template, roles=roles)
                 if item.follows and followed
                 else written
             )

@@ -128,6 +128,11 @@ class Graft(abc.ABC):
         """
         self._handles.append(self.seam.on(point, index, function, phase=Phase.ADD, owner=self.name))
 
+    @property
+    def needs_roles(self) -> bool:
+        """Whether it asks whose turn a token belongs to: then inputs have to say it (`token_roles`)."""
+        return False
+
     # -- lifecycle ------------------------------------------------------------------------------------------------
 
     def grow(self, indices: list[int]) -> None:

@@ -153,6 +153,9 @@ class Alignment(StateProbe):
         if self.neighbours < 1:
             raise UsageError(f"neighbours must be at least 1, not {self.neighbours}")
 
+    def token_sets(self) -> tuple[str, ...]:
+        return (self.text,)
+
     # -- listening ------------------------------------------------------------------------------------------------
 
     def read(self, forward: ForwardContext, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:

@@ -116,6 +116,9 @@ class AttentionShift(Probe):
         if not 0 <= self.portion < math.inf:
             raise UsageError(f"portion must be a number of at least 0, not {self.portion}")
 
+    def token_sets(self) -> tuple[str, ...]:
+        return (self.queries, *(("system",) if self.system == "apart" else ()))
+
     # -- listening ------------------------------------------------------------------------------------------------
 
     def watch(self, seam: Seam, stack: ExitStack) -> None:

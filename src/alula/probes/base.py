@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from alula.errors import DataError, UsageError
 from alula.files import atomic_file, regular
+from alula.probes import token_sets
 from alula.probes.accumulate import Reservoir, Tally
 from alula.probes.resampling import DEFAULT, Resampling
 from alula.probes.results import Result
@@ -90,6 +91,15 @@ class Probe(abc.ABC):
     def reservoir(self, name: str) -> Reservoir:
         """The bounded sample called `name`."""
         return self.kept.setdefault(name, Reservoir(self.capacity(name), self.seed))
+
+    @property
+    def needs_roles(self) -> bool:
+        """Whether it asks whose turn a token belongs to: then inputs have to say it (`token_roles`)."""
+        return any(token_sets.by_role(name) for name in self.token_sets())
+
+    def token_sets(self) -> tuple[str, ...]:
+        """Names of the sets of tokens (`probes.token_sets`) it looks at."""
+        return ()
 
     def capacity(self, name: str) -> int:
         """How many samples the bounded sample called `name` keeps."""

@@ -141,6 +141,9 @@ class Geometry(StateProbe):
         if any(offset < 1 for offset in self.offsets) or self.slots < 1 or not self.sink_factor > 1:
             raise UsageError("offsets and slots must be at least 1, and sink_factor above 1")
 
+    def token_sets(self) -> tuple[str, ...]:
+        return (self.text,)
+
     # -- listening ------------------------------------------------------------------------------------------------
 
     def read(self, forward: ForwardContext, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:

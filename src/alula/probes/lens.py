@@ -147,6 +147,9 @@ class VocabularyLens(StateProbe):
     def capacity(self, name: str) -> int:
         return self.examples if name == "examples" else self.keep
 
+    def token_sets(self) -> tuple[str, ...]:
+        return (self.text,)
+
     # -- listening ------------------------------------------------------------------------------------------------
 
     def read(self, forward: ForwardContext, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:

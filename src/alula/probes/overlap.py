@@ -109,6 +109,9 @@ class Overlap(Probe):
             raise UsageError("permutations must be at least 1")
         self._anatomy: Anatomy | None = None
 
+    def token_sets(self) -> tuple[str, ...]:
+        return self.streams
+
     # -- listening ------------------------------------------------------------------------------------------------
 
     def watch(self, seam: Seam, stack: ExitStack) -> None:

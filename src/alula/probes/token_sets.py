@@ -32,6 +32,11 @@ def check(name: str, where: str) -> None:
         raise UsageError(f"{where} cannot be {name!r}", remedy=f"use one of: {', '.join(get_args(TokenSet))}")
 
 
+def by_role(name: str) -> bool:
+    """Whether a set is one of turns, which a TokenMap has to know the roles for."""
+    return name in _ROLES
+
+
 def select(tokens: TokenMap, name: str) -> Tensor:
     """(B, S) bool: the tokens of the named set.
 
@@ -70,7 +75,7 @@ def of_role(tokens: TokenMap, role: Role) -> Tensor:
     if not bool((tokens.role != Role.UNKNOWN).any()):
         raise UsageError(
             f"{role.name.lower()} tokens were asked for, but nothing says which tokens they are",
-            remedy="pass token_map=TokenMap.from_modalities(..., roles=...) to the model",
+            remedy="give the model token_roles, as Collator(processor, roles=True) makes them",
         )
     return tokens.is_text & (tokens.role == role)
 

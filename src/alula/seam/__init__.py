@@ -5,7 +5,7 @@ from alula.seam.cache import TokenCache
 from alula.seam.context import NAME, ForwardContext, LayerView
 from alula.seam.declared import DECLARED, declare, declared, grafted_weights, retract
 from alula.seam.hooks import ByThread, with_keywords
-from alula.seam.install import Seam, find, install
+from alula.seam.install import Seam, find, install, needs_roles
 from alula.seam.points import Phase, Point, PointHandle
 from alula.seam.requests import LearnerSumsReader, Requests, SumsReader
 from alula.seam.scope import marked, marks
@@ -34,6 +34,7 @@ __all__ = [
     "install",
     "marked",
     "marks",
+    "needs_roles",
     "retract",
     "taps",
     "use_attention",

@@ -25,10 +25,11 @@ from alula.seam.points import Entry, LayerHooks, Phase, Point, PointFunction, Po
 from alula.seam.requests import Requests, SumsReader
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
-from alula.tokens import Modality, TokenMap
+from alula.tokens import TOKEN_ROLES, Modality, Role, TokenMap
 
 _changing = threading.RLock()  # held while it changes who is on a host
 _given_tokens: ContextVar[Mapping[nn.Module, TokenMap]] = ContextVar("alula_given_tokens", default=MappingProxyType({}))
+_given_roles: ContextVar[Mapping[nn.Module, Tensor]] = ContextVar("alula_given_roles", default=MappingProxyType({}))
 
 
 class Seam(nn.Module):
@@ -198,7 +199,7 @@ class Seam(nn.Module):
             # a cache filled without the seam, e.g. by prefix tuning: its tokens are taken for text
             kinds = torch.zeros(reference.shape[0], length, dtype=torch.int64, device=reference.device)
             past_tokens = TokenMap.from_modalities(kinds, None if mask is None else mask[:, :length])
-        given = kwargs.pop("token_map", None)
+        given, roles = kwargs.pop("token_map", None), kwargs.pop(TOKEN_ROLES, None)
         lent = _given_tokens.get().get(self)
         if given is None and lent is not None and past_tokens is None:
             given = _expand(lent, *reference.shape)
@@ -206,6 +207,10 @@ class Seam(nn.Module):
         tokens = given if given is not None else self._read_tokens(input_ids, reference, kwargs, new_mask, length > 0)
         if tokens.shape != tuple(reference.shape):
             raise UsageError(f"token_map describes {tokens.shape} tokens, the forward has {tuple(reference.shape)}")
+        if roles is None and self in (lent_roles := _given_roles.get()):
+            roles = _expand_roles(lent_roles[self], *reference.shape, continued=past_tokens is not None)
+        if roles is not None:
+            tokens = tokens.with_roles(roles.to(tokens.device))
         preconditions.check(
             self.anatomy, kwargs, tokens, past_tokens, past.offset if past is not None and known else None
         )
@@ -299,6 +304,23 @@ class Seam(nn.Module):
         past.offset = preconditions.current_offset(self.anatomy)
         forward.commit(cache)
 
+    @property
+    def needs_roles(self) -> bool:
+        """Whether anybody here asks whose turn a token belongs to."""
+        return any(getattr(owner, "needs_roles", False) for owner in self.owners.values())
+
+    @contextmanager
+    def given_roles(self, roles: Tensor | None) -> Iterator[None]:
+        """Use (B, S) `roles` for the first forward of every empty cache, e.g. the prompt of a `generate` call, in this
+        thread; all that follows is the assistant's. None: nothing is known.
+        """
+        before = _given_roles.get()
+        _given_roles.set(before if roles is None else {**before, self: roles})
+        try:
+            yield
+        finally:
+            _given_roles.set(before)
+
     @contextmanager
     def given_tokens(self, tokens: TokenMap) -> Iterator[None]:
         """Use `tokens` for the first forward of every empty cache, e.g. the prompt of a `generate` call, in this
@@ -370,6 +392,22 @@ def _key_mask(mask: Any, length: int, new: int) -> Tensor | None:
     allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     themselves = allowed[:, 0, -new:, length : length + new].diagonal(dim1=-2, dim2=-1)
     return torch.cat([allowed[:, 0, :, :length].any(dim=1), themselves], dim=1)
+
+
+def needs_roles(model: nn.Module) -> bool:
+    """Whether what is attached to `model` asks whose turn a token belongs to, so that its inputs have to say it."""
+    seam = find(model)
+    return seam is not None and seam.needs_roles
+
+
+def _expand_roles(roles: Tensor, batch: int, length: int, *, continued: bool) -> Tensor:
+    """As `_expand`, for roles: what is generated is the assistant's."""
+    if continued:
+        return torch.full((batch, length), int(Role.ASSISTANT), device=roles.device)
+    have, known = roles.shape
+    if have != batch and batch % have == 0:
+        roles = roles.repeat_interleave(batch // have, dim=0)
+    return torch.nn.functional.pad(roles, (0, max(0, length - known)), value=int(Role.ASSISTANT))
 
 
 def _expand(tokens: TokenMap, batch: int, length: int) -> TokenMap:

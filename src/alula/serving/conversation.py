@@ -6,6 +6,7 @@ import copy
 import inspect
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.prompted import refuse_lost_prompt
 from alula.hosts.templates import PLURALS, default_template
 from alula.inputs import Intake
+from alula.seam import find, needs_roles
 
 
 @dataclass(frozen=True)
@@ -145,14 +147,14 @@ class Conversation:
         self._refuse_unsayable(text)
         media = [{"type": kind, kind: value} for kind, value in self.waiting]
         question = {"role": "user", "content": [*media, {"type": "text", "text": text}]}
-        inputs = self._inputs([*self.messages, question])
+        inputs, roles = self._inputs([*self.messages, question])
         generation = copy.copy(self._generation)
         generation.max_new_tokens = min(generation.max_new_tokens, self._room(inputs["input_ids"].shape[1]))
 
         stream = _Stream(self.tokenizer, on_text)
         start, interrupted = time.perf_counter(), False
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._given_roles(roles):
                 self.model.generate(**inputs, generation_config=generation, streamer=stream)
         except KeyboardInterrupt:
             interrupted = True
@@ -181,14 +183,14 @@ class Conversation:
                 f"the text holds half of a surrogate pair, U+{ord(text[error.start]):04X}, which is no character"
             ) from None
 
-    def _inputs(self, turns: list[dict[str, Any]]) -> dict[str, Any]:
+    def _inputs(self, turns: list[dict[str, Any]]) -> tuple[dict[str, Any], list[int] | None]:
         opening = (
             [] if self.system is None else [{"role": "system", "content": [{"type": "text", "text": self.system}]}]
         )
         messages = [*opening, *turns]
         try:
-            inputs, _ = self.intake.tensors(messages)
-        except HostError:
+            inputs, roles = self.intake.tensors(messages, roles=needs_roles(self.model))
+        except (HostError, UsageError):
             raise
         except jinja2.TemplateError as error:
             raise HostError(
@@ -201,11 +203,16 @@ class Conversation:
         known = inspect.signature(type(unwrap(self.model)).forward).parameters
         unused = {"token_type_ids"} - known.keys()
         # towers take their own type; ids stay integers
-        return {
+        placed = {
             key: value.to(self.model.device, dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
             if key not in unused
         }
+        return placed, roles
+
+    def _given_roles(self, roles: list[int] | None) -> AbstractContextManager[None]:
+        seam = find(self.model)
+        return nullcontext() if seam is None or roles is None else seam.given_roles(torch.tensor([roles]))
 
     def _room(self, prompt: int) -> int:
         """Tokens that an answer may take."""

@@ -58,6 +58,7 @@ class Meters:
         spec: which items, and how many.
         processor: the host's.
         template: variables for its chat template beside the messages.
+        roles: whether the model asks whose turn a token belongs to.
         context: rows that the model was made for (`alula.hosts.context.context_length`).
 
     Raises:
@@ -71,9 +72,11 @@ class Meters:
         processor: Any,
         template: TemplateSettings | None = None,
         context: int | None = None,
+        *,
+        roles: bool = False,
     ) -> None:
         self.spec = spec
-        self.collate = Collator(processor, template=template, context=context)
+        self.collate = Collator(processor, template=template, context=context, roles=roles)
         self.text, self.pictures = probe_set(spec)
         self.stop = self.collate.tokenizer.eos_token_id
 

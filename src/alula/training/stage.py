@@ -21,6 +21,7 @@ from alula.errors import RecipeError
 from alula.files import write_json
 from alula.hosts.context import context_length
 from alula.hosts.stops import stop_ids
+from alula.seam import needs_roles
 from alula.training.checkpoint import Sealing, newest, step_of
 from alula.training.early_warning import EarlyWarning, Stopped
 from alula.training.feature_cache import FeatureStore, frozen_audio_tower, frozen_tower, tower_fingerprint
@@ -126,7 +127,13 @@ def run_stage(
         if recipe.retention is not None:
             warning = EarlyWarning(
                 recipe.retention,
-                Meters(recipe.retention, start.processor, template, context_length(start.model)),
+                Meters(
+                    recipe.retention,
+                    start.processor,
+                    template,
+                    context_length(start.model),
+                    roles=needs_roles(start.model),
+                ),
                 stage=stage.name,
                 paths=paths,
                 origin=origin,
@@ -147,6 +154,7 @@ def run_stage(
                 max_length=stage.max_length,
                 context=context_length(start.model),
                 template=template,
+                roles=needs_roles(start.model),
                 stops=stop_ids(start.model, start.processor.tokenizer),
                 quarantine=quarantine,
                 replacer=mixture if quarantine is not None else None,

@@ -106,6 +106,10 @@ class WingsGraft(Graft):
         super().__init__(seam, name, config)
         seam.keep_inputs(name)
 
+    @property
+    def needs_roles(self) -> bool:
+        return not self.config.system_keys
+
     def build_layer(self, index: int) -> WingsLayer:
         return WingsLayer(self.seam, self.name, self.config, index)
 

@@ -354,7 +354,7 @@ def keys_of(learner: str, tokens: TokenMap, config: WingsConfig) -> Tensor:
     if not bool((tokens.role != Role.UNKNOWN).any()):
         raise UsageError(
             "wings: system_keys=False leaves out the system prompt, but nothing says which tokens it is",
-            remedy="pass token_map=TokenMap.from_modalities(..., roles=...) to the model, or leave system_keys at True",
+            remedy="give the model token_roles, as Collator(processor, roles=True) makes them, or leave it at True",
         )
     return tokens.is_text & (tokens.role != Role.SYSTEM)
 
