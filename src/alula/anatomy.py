@@ -22,16 +22,24 @@ class _Family:
     """How one family of decoder layers names its parts (attribute paths below the layer).
 
     `attention_out` is the module whose output is added to the residual stream after attention: the attention itself in
-    pre-norm layers, a norm behind it in "sandwich" layers. `mlp_out` likewise for the feed-forward half.
+    pre-norm layers, a norm behind it in "sandwich" layers. `mlp_out` likewise for the feed-forward half. None: a layer
+    of this family has no such part.
     """
+
+    layers: str = "layers"
 
     attention: str = "self_attn"
     attention_out: str = "self_attn"
     mlp: str = "mlp"
     mlp_out: str = "mlp"
-    attention_norm: str = "input_layernorm"
-    mlp_norm: str = "post_attention_layernorm"
+    attention_norm: str | None = "input_layernorm"
+    mlp_norm: str | None = "post_attention_layernorm"
     final_norm: str = "norm"
+
+    def parts(self) -> list[str]:
+        """Paths below a layer that have to be there."""
+        names = (self.attention, self.attention_out, self.mlp, self.mlp_out, self.attention_norm, self.mlp_norm)
+        return [name for name in names if name is not None]
 
 
 _PRE_NORM = _Family()
@@ -39,6 +47,13 @@ _SANDWICH = _Family(
     attention_out="post_attention_layernorm",
     mlp_out="post_feedforward_layernorm",
     mlp_norm="pre_feedforward_layernorm",
+)
+_POST_NORM = _Family(
+    attention_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm", attention_norm=None, mlp_norm=None
+)
+_GPT_NEOX = _Family(attention="attention", attention_out="attention", final_norm="final_layer_norm")
+_GPT2 = _Family(
+    layers="h", attention="attn", attention_out="attn", attention_norm="ln_1", mlp_norm="ln_2", final_norm="ln_f"
 )
 _OPT = _Family(
     attention_norm="self_attn_layer_norm",
@@ -54,6 +69,7 @@ FAMILIES: Mapping[str, _Family] = {
     "mistral": _PRE_NORM,
     "qwen2": _PRE_NORM,
     "qwen3": _PRE_NORM,
+    "qwen3_moe": _PRE_NORM,
     "gemma": _PRE_NORM,
     "phi3": _PRE_NORM,
     "smollm3": _PRE_NORM,
@@ -61,6 +77,9 @@ FAMILIES: Mapping[str, _Family] = {
     "qwen2_5_vl_text": _PRE_NORM,
     "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,
+    "olmo2": _POST_NORM,
+    "gpt_neox": _GPT_NEOX,
+    "gpt2": _GPT2,
     "opt": _OPT,
 }
 
@@ -130,14 +149,22 @@ class Anatomy:
         if not hasattr(backbone, "language_model"):
             backbone = decoder  # OPTForCausalLM calls its decoder, not the model around it
         family = FAMILIES[model_type]
-        if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+        layers = getattr(decoder, family.layers, None)
+        if not isinstance(layers, nn.ModuleList) or not len(layers):
             raise HostError(f"no decoder layers were found in {type(host).__name__}")
+        missing = sorted({path for path in family.parts() for layer in layers if not _has(layer, path)})
+        if missing:
+            raise HostError(
+                f"{type(layers[0]).__name__} (decoder type {model_type!r}) lacks {', '.join(missing)}, by which alula "
+                "knows its parts",
+                remedy="use a release of transformers that alula was tested with (docs/versions.md)",
+            )
         return cls(
             host=host,
             backbone=backbone,
             decoder=decoder,
             config=text_config,
-            layers=list(decoder.layers),
+            layers=list(layers),
             embeddings=decoder.get_input_embeddings(),
             final_norm=getattr(decoder, family.final_norm, None),
             head=host.get_output_embeddings(),
@@ -195,12 +222,20 @@ class Anatomy:
         return self.layers[index].get_submodule(self.family.mlp_out)
 
     def attention_norm(self, index: int) -> nn.Module:
-        """The norm in front of attention."""
-        return self.layers[index].get_submodule(self.family.attention_norm)
+        """The norm in front of attention; HostError where the family has none."""
+        return self._norm(index, self.family.attention_norm)
 
     def mlp_norm(self, index: int) -> nn.Module:
-        """The norm in front of the feed-forward half."""
-        return self.layers[index].get_submodule(self.family.mlp_norm)
+        """The norm in front of the feed-forward half; HostError where the family has none."""
+        return self._norm(index, self.family.mlp_norm)
+
+    def _norm(self, index: int, path: str | None) -> nn.Module:
+        if path is None:
+            raise HostError(
+                f"{type(self.layers[index]).__name__} has no norms in front of its halves, only behind them",
+                remedy='look at other points, such as "block_input" or "attention"',
+            )
+        return self.layers[index].get_submodule(path)
 
     # -- rotary positions -----------------------------------------------------------------------------------------
 
@@ -260,6 +295,14 @@ def unwrap(model: Any) -> Any:
             model = model.module
         else:
             return model
+
+
+def _has(layer: nn.Module, path: str) -> bool:
+    try:
+        layer.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def _first(parent: nn.Module, names: Sequence[str]) -> nn.Module | None:

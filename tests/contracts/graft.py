@@ -28,7 +28,7 @@ CASES: dict[str, GraftConfig] = {
     "toy": ShiftConfig(),
     "toy, one layer": ShiftConfig(layers=(1,)),
 }
-HOSTS = ("qwen3", "gemma3", "llava-llama", "llava-mistral", "qwen2_5_vl")
+HOSTS = ("olmo2", "qwen3_moe", "gpt_neox", "gpt2", "qwen3", "gemma3", "llava-llama", "llava-mistral", "qwen2_5_vl")
 PAIRS = [(host, case) for i, host in enumerate(HOSTS) for j, case in enumerate(CASES) if (i + j) % 2 == 0]
 
 every_case = pytest.mark.parametrize("case", CASES)

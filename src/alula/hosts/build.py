@@ -34,6 +34,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from alula.anatomy import Anatomy
 from alula.errors import HostError, UsageError
 from alula.hosts.audio_tower import AudioPart, audio_config, audio_part
 from alula.hosts.configs import first_line
@@ -255,6 +256,10 @@ def _finished(
         )
     host = Host(model, processor)
     _prove_text(host, language.model)
+    try:
+        Anatomy.of(model)
+    except HostError as error:  # told here, not only when it is to be trained
+        logger.warning("transformers runs this host, and no graft, probe or recipe of alula does: %s", error.message)
     _prove_tokens(host, geometry)
     return host
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from alula.anatomy import Anatomy
-from alula.errors import UsageError
+from alula.errors import HostError, UsageError
 from alula.probes import token_sets
 from alula.probes.base import Probe
 from alula.probes.masks import WeightMask, keep_highest
@@ -118,6 +118,7 @@ class Overlap(Probe):
         self._anatomy = seam.anatomy
         for index in range(seam.anatomy.num_layers):
             layer = seam.anatomy.layers[index]
+            refuse_other_matrices(layer, index)
             tap = _LayerTap(self)
             handles = [
                 layer.register_forward_pre_hook(tap.enter, with_kwargs=True),
@@ -276,6 +277,20 @@ class _LayerTap:
             last = (inputs, notes["chosen"].to(x) @ x.square())
             self.last.put(last)
         notes["squares"][name] = last[1]
+
+
+def refuse_other_matrices(layer: nn.Module, index: int) -> None:
+    """Raise a HostError where a layer has matrices that are no linear layers: what they weigh would not be counted."""
+    for path, module in layer.named_modules():
+        own = {NAME, "lora_A", "lora_B"} & set(path.split("."))
+        if own or isinstance(module, (nn.Linear, nn.Embedding)):
+            continue
+        if any(weight.dim() > 1 for weight in module.parameters(recurse=False)):
+            raise HostError(
+                f"{path} of layer {index} is a {type(module).__name__}, whose matrices are no linear layers",
+                where="overlap",
+                remedy="measure a decoder of linear layers; fused experts and Conv1D are not read",
+            )
 
 
 def linears(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Linear]]:

@@ -125,19 +125,21 @@ class ForwardContext:
         """The tokens of this forward as they stand in a decoder layer."""
         return LayerView(self, layer, self.tokens)
 
-    def enter(self, index: int, layer: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> None:
+    def enter(
+        self, index: int, layer: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
         """Note what a decoder layer is given.
 
         Args:
             index, layer: the decoder layer.
             hidden: (B, S, d) its input.
-            kwargs: its keyword arguments.
+            args, kwargs: its arguments, by position and by name.
 
         Raises:
             SeamError: another cache than the one this forward began with.
         """
         if index == 0:
-            self.layer_cache = self._checked_cache(layer, kwargs)
+            self.layer_cache = self._checked_cache(layer, args, kwargs)
             self.inputs = hidden if self.keeps_inputs else hidden[..., :0]
         kind = self.anatomy.layer_type(index)
         if kind not in self.rope or index == 0:
@@ -145,10 +147,11 @@ class ForwardContext:
             if rope is not None:
                 self.rope[kind] = rope
 
-    def _checked_cache(self, layer: nn.Module, kwargs: Mapping[str, Any]) -> Any:
+    def _checked_cache(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The cache that decoder layers add their keys to, which has to be the one this forward began with, or an
         empty one that the decoder made."""
-        cache = dialect.cache_of(kwargs, where=type(layer).__name__)
+        given = dialect.cache_in(args)
+        cache = dialect.cache_of(kwargs, where=type(layer).__name__) if given is None else given
         lost = self.cache is not None and cache is None and self.past_tokens is not None
         if lost or (cache is not self.cache and cache is not None and int(cache.get_seq_length())):
             raise SeamError(

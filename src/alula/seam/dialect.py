@@ -7,7 +7,7 @@ found by type: a name that changes again is an error that says so, never a cache
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache as once
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ class Spelling(NamedTuple):
 CACHE_NAMES = (
     Spelling("cache", "5.24.0", "models/llama/modeling_llama.py, utils/generic.py"),
     Spelling("past_key_values", "5.0.0", "models/llama/modeling_llama.py"),
+    Spelling("layer_past", "5.0.0", "models/gpt_neox/modeling_gpt_neox.py, whose layers alone call it so"),
 )
 
 HIDDEN, ROPE = "hidden_states", "position_embeddings"  # keywords of decoder layers and of what is in them
@@ -95,10 +96,14 @@ def settled(named: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     return {key: value for key, value in named.items() if key not in names} | {cache_keyword(): given}
 
 
+def cache_in(args: Iterable[Any]) -> Cache | None:
+    """The cache among positional arguments, as GPT-2 hands it to its layers; None where there is none."""
+    return next((value for value in args if isinstance(value, Cache)), None)
+
+
 def cache_of_output(output: Any) -> Cache | None:
     """The cache a model gave back, in a `ModelOutput` or a tuple; None where it gave none."""
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
-    return next((value for value in values if isinstance(value, Cache)), None)
+    return cache_in(output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ())
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, where: str) -> Tensor:

@@ -96,9 +96,14 @@ class LayerHooks:
 
     def put(self, point: Point, entry: Entry) -> None:
         """Add a function to a point, behind those of its phase."""
-        there = sorted((*self._entries.get(point, ()), entry), key=lambda each: each.phase)
-        self._entries = {**self._entries, point: tuple(there)}
-        self.update()
+        before = self._entries
+        there = sorted((*before.get(point, ()), entry), key=lambda each: each.phase)
+        self._entries = {**before, point: tuple(there)}
+        try:
+            self.update()
+        except BaseException:  # a point that this layer does not have
+            self._entries = before
+            raise
 
     def take(self, point: Point, entry: Entry) -> None:
         """Undo `put`."""
@@ -197,7 +202,7 @@ class LayerHooks:
         if ctx is not None:
             if "leave" in self._handles:
                 self._put(ctx)
-            ctx.enter(self.index, layer, hidden, kwargs)
+            ctx.enter(self.index, layer, hidden, args, kwargs)
         hidden = self._run(Point.BLOCK_INPUT, ctx, hidden, range(Phase.ADD, Phase.READ + 1))
         return None if hidden is given else dialect.with_hidden(args, kwargs, hidden)
 
