@@ -46,7 +46,7 @@ def test_paths_that_cannot_be_are_wrong_usage(alula: Run, tmp_path: Path) -> Non
         ("quickstart", "--output", tmp_path / ("x" * 300)),
         ("study", "wings", "--output", file / "there"),
         ("audit", "fledgling", "--output", file),
-        ("eval", "fledgling", "--tasks", "text_bare", "--n", 1, "--max-new-tokens", 1, "--output", file),
+        ("eval", "fledgling", "--task", "text_bare", "--n", 1, "--max-new-tokens", 1, "--output", file),
     ):
         code, said = alula(*arguments)
         assert code == 2, (arguments, said)

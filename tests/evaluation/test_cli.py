@@ -66,7 +66,16 @@ def test_own_data_with_images(folders: Path, tmp_path: Path, monkeypatch: Any) -
 
     export_llava(visual_items(4, split="test", seed=0), tmp_path / "mine")
     file = next((tmp_path / "mine").glob("*.json"))
-    arguments = (folders / "host", "--base", folders / "host", "--data", file, "--output", tmp_path / "o", *SMALL)
+    arguments = (
+        folders / "host",
+        "--base",
+        folders / "host",
+        "--task",
+        f"data:{file}",
+        "--output",
+        tmp_path / "o",
+        *SMALL,
+    )
     assert alula(*arguments, monkeypatch=monkeypatch) == 0
     (task,) = PairedRun.load(tmp_path / "o" / "paired.json").tasks.values()
     assert (task.overall.n, task.identical_answers) == (4, 4)
@@ -75,10 +84,22 @@ def test_own_data_with_images(folders: Path, tmp_path: Path, monkeypatch: Any) -
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("--tasks", "nonsense"), 2, "there is no task 'nonsense'"),
-        (("--tasks", "visual"), 2, "takes text only"),
+        (("--task", "nonsense"), 2, "there is no task 'nonsense'"),
+        (("--task", "visual"), 2, "takes text only"),
         (("--n", "0"), 2, ""),
-        (("--data", "missing.jsonl"), 1, "missing.jsonl"),
+        (("--tasks", "text_bare"), 2, "--task NAME, once per task"),
+        (("--lm-eval=arc_easy",), 2, "--task lm_eval:NAME"),
+        (("--data", "mine.jsonl"), 2, "--task data:FILE"),
+        (("--task", "text_bare,visual"), 2, "--task text_bare --task visual"),
+        (("--task", "nothing:x"), 2, "one of data:, lm_eval:"),
+        (("--task", "data:"), 2, "--task data:FILE"),
+        (("--task", "pope:a.json"), 2, "--images"),
+        (("--task", "pope:a.json", "--task", "chair:b.json"), 2, "once for each"),
+        (("--task", "chair:a.json,words=b.txt"), 2, "captions=, synonyms="),
+        (("--task", "lm_eval:a,b"), 2, "--task lm_eval:a --task lm_eval:b"),
+        (("--task", "lm_eval:a,fewshot=x"), 2, "fewshot=5"),
+        (("--task", "lm_eval:a", "--task", "lm_eval:b,fewshot=1"), 2, "differ in their settings"),
+        (("--task", "data:missing.jsonl"), 1, "missing.jsonl"),
         (("--dtype", "float99"), 2, "float99"),
         (("--base", "no/such/model/here"), 1, "no/such/model/here"),
     ],

@@ -322,9 +322,13 @@ def test_the_command_line_takes_coco_files_and_compares(
 ) -> None:
     host.save_pretrained(tmp_path / "host")
     processor.save_pretrained(tmp_path / "host")
-    files = ["--annotations", "instances.json", "--captions", "captions.json", "--synonyms", "synonyms.txt"]
-    files += ["--pope", "coco_pope_random.json", "--images", "images"]
-    arguments = [str(coco / value) if not value.startswith("--") else value for value in files]
+    about = f"{coco}/instances.json,captions={coco}/captions.json"
+    tasks = [
+        f"pope:{about}",
+        f"chair:{about},synonyms={coco}/synonyms.txt",
+        f"pope_questions:{coco}/coco_pope_random.json",
+    ]
+    arguments = [word for task in tasks for word in ("--task", task)] + ["--images", str(coco / "images")]
     call = ["alula", "eval", str(tmp_path / "host"), "--base", str(tmp_path / "host"), "--output", str(tmp_path / "o")]
     monkeypatch.setattr(sys, "argv", [*call, *arguments, "--max-new-tokens", "2", "--device", "cpu"])
     with pytest.raises(SystemExit) as stop:

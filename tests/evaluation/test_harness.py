@@ -263,7 +263,15 @@ def test_on_the_command_line(
 ) -> None:
     llm.save_pretrained(tmp_path / "llm")
     tokenizer.save_pretrained(tmp_path / "llm")
-    arguments = ["--lm-eval", "choose,say", "--lm-eval-include", folder, "--base", tmp_path / "llm", "--json"]
+    arguments = [
+        "--task",
+        f"lm_eval:choose,include={folder}",
+        "--task",
+        f"lm_eval:say,include={folder}",
+        "--base",
+        tmp_path / "llm",
+        "--json",
+    ]
     call = ["alula", "eval", tmp_path / "llm", *arguments, "--output", tmp_path / "out", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", list(map(str, call)))
     with pytest.raises(SystemExit) as stop:

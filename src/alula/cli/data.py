@@ -174,7 +174,7 @@ def interleave(
         str | None, typer.Option(help="A sentence-transformers model to pair by. (default: TF-IDF)")
     ] = None,
 ) -> None:
-    """Pair text and visual questions about similar things into dialogues, a benchmark for alula eval --data.
+    """Pair text and visual questions about similar things into dialogues, a benchmark for alula eval --task data:FILE.
 
     Takes the first question and answer of every record. Settings that end with the same kind of turn end with the same
     questions.

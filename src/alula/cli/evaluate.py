@@ -10,11 +10,12 @@ import typer
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
 from alula.cli.options import Template
+from alula.cli.tasks import HELP, EvalCommand, requested
 
 
 def register(app: typer.Typer) -> None:
     """Add ``eval``."""
-    app.command(name="eval")(evaluate)
+    app.command(name="eval", cls=EvalCommand)(evaluate)
 
 
 def evaluate(
@@ -25,58 +26,16 @@ def evaluate(
         str | None,
         typer.Option(help="The model before tuning; both answer the same questions and are compared item by item."),
     ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma separated: text_bare, text_after_image, text_after_text, visual, visual_unseen, dialogue, "
-            "interleaved, film, film_unseen, sound, sound_unseen; pope and chair: objects a model makes up. "
-            "(default: what MODEL can take)"
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Own conversations (as for training): the last assistant turn is the reference answer."),
-    ] = None,
+    task: Annotated[list[str] | None, typer.Option(metavar="TASK", help=HELP)] = None,
     images: Annotated[
-        Path | None,
-        typer.Option(file_okay=False, help="Folder that image paths in --data, --annotations and --pope start from."),
+        Path | None, typer.Option(file_okay=False, help="Folder that image paths in the files of tasks start from.")
     ] = None,
-    annotations: Annotated[
-        Path | None,
-        typer.Option(help="Instances file as COCO's: pope and chair ask about its pictures, not the microworld's."),
-    ] = None,
-    captions: Annotated[
-        Path | None, typer.Option(help="Captions file of the same pictures: for chair, what people name is there too.")
-    ] = None,
-    synonyms: Annotated[
-        Path | None, typer.Option(help="For chair: per line an object and the words for it, separated by commas.")
-    ] = None,
-    pope: Annotated[
-        list[Path] | None,
-        typer.Option(help="File of questions as POPE publishes them (JSONL); may be given several times."),
-    ] = None,
-    lm_eval: Annotated[
-        str | None,
-        typer.Option(
-            help="Tasks of lm-evaluation-harness, comma separated; NAME:METRIC scores by that metric. "
-            r"Needs pip install 'alula\[eval]'."
-        ),
-    ] = None,
-    lm_eval_include: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder of your own harness task files (YAML).")
-    ] = None,
-    lm_eval_fewshot: Annotated[
-        int | None, typer.Option(min=0, help="Examples before each harness question. (default: the task's own number)")
-    ] = None,
-    lm_eval_chat: Annotated[
-        bool, typer.Option("--lm-eval-chat", help="Put harness prompts through the chat template.")
-    ] = False,
     template: Template = None,
     history: Annotated[
         str | None,
         typer.Option(
             help="Earlier answers in dialogues: gold (as written) or generated (the model's own). "
-            "(default: gold, or as the records of --data say)"
+            "(default: gold, or as the records of data:FILE say)"
         ),
     ] = None,
     output: Annotated[
@@ -84,9 +43,7 @@ def evaluate(
     ] = Path("runs/eval"),
     n: Annotated[
         int | None,
-        typer.Option(
-            "--n", min=1, max=MAX_ITEMS, help="Questions per task. (default: 400; all of --data and --lm-eval)"
-        ),
+        typer.Option("--n", min=1, max=MAX_ITEMS, help="Questions per task. (default: 400; all of data: and lm_eval:)"),
     ] = None,
     seed: Annotated[
         int,
@@ -108,7 +65,7 @@ def evaluate(
     from rich.console import Console
 
     from alula.chat_template import TemplateSettings
-    from alula.evaluation import HarnessTasks, ObjectFiles, choose_tasks, run_session
+    from alula.evaluation import choose_tasks, run_session
     from alula.files import write_text
     from alula.hosts.placement import device_named, dtype_named
     from alula.loading import load_model
@@ -123,28 +80,23 @@ def evaluate(
     )
 
     settings = TemplateSettings.parse(template or ())
-    names = None if tasks is None else [name.strip() for name in tasks.split(",")]
-    objects = ObjectFiles(images, annotations, captions, synonyms, tuple(pope or ()))
-    harness = None
-    if lm_eval is not None:
-        specs = [name.strip() for name in lm_eval.split(",") if name.strip()]
-        harness = HarnessTasks(specs, lm_eval_include, num_fewshot=lm_eval_fewshot, chat=lm_eval_chat, n=n, seed=seed)
+    asked = requested(task or (), images=images, n=n, seed=seed)
     session = run_session(
         model,
         lambda name: load_model(name, dtype=dtype_named(dtype), device=device_named(device)),
         lambda processor: choose_tasks(
             processor,
-            names=names,
-            data=data,
+            names=asked.names,
+            data=asked.data,
             images=images,
             n=n,
             seed=seed,
             history=history,  # type: ignore[arg-type]
-            objects=objects,
-            more=harness is not None,
+            objects=asked.objects,
+            more=asked.harness is not None,
         ),
         base=base,
-        harness=harness,
+        harness=asked.harness,
         template=settings,
         output=output,
         batch_size=batch_size,
@@ -167,9 +119,9 @@ def evaluate(
             soft_wrap=True,
         )
     for result in filter(None, (session.tuned, session.base)):
-        for task in result.tasks.values():
-            for note in task.notes:
-                talk.print(f"{result.model}, {task.title}: {note}", highlight=False, soft_wrap=True, markup=False)
+        for answers in result.tasks.values():
+            for note in answers.notes:
+                talk.print(f"{result.model}, {answers.title}: {note}", highlight=False, soft_wrap=True, markup=False)
     if as_json:
         typer.echo((session.paired or session.tuned).model_dump_json())
     else:

@@ -50,7 +50,7 @@ class ObjectFiles:
             )
         for name in ("captions", "synonyms"):
             if getattr(self, name) is not None and self.annotations is None:
-                raise UsageError(f"{name} say nothing without annotations", where=name, remedy="give --annotations too")
+                raise UsageError(f"{name} say nothing without annotations", where=name, remedy="give annotations too")
 
     def __bool__(self) -> bool:
         return self.annotations is not None or bool(self.questions)

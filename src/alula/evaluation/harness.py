@@ -171,13 +171,13 @@ def run_harness(
 
     started = time.perf_counter()
     if tasks.chat and getattr(processor, "chat_template", None) is None:
-        raise UsageError("has no chat template", where=type(processor).__name__, remedy="leave out --lm-eval-chat")
+        raise UsageError("has no chat template", where=type(processor).__name__, remedy="leave out chat=true")
     template = template or TemplateSettings()
     if template.arguments and not tasks.chat:
         raise UsageError(
             "plain prompts pass no template, so its settings would be without effect",
             where="template",
-            remedy="leave them out, or put prompts through the template (--lm-eval-chat)",
+            remedy="leave them out, or put prompts through the template (chat=true)",
         )
     refuse_lost_prompt(model)
     told = template.recorded(processor) if tasks.chat else {}
