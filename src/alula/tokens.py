@@ -199,6 +199,10 @@ class TokenMap:
             raise UsageError(f"roles {tuple(roles.shape)} do not fit tokens {self.shape}")
         return replace(self, role=torch.where(self.valid, roles.to(self.role), int(Role.UNKNOWN)))
 
+    def pick(self, index: Tensor) -> TokenMap:
+        """The tokens at (B, M) `index`."""
+        return TokenMap(**{f.name: getattr(self, f.name).gather(1, index) for f in fields(self)})
+
     def select(self, samples: Tensor) -> TokenMap:
         """The samples named by the index tensor, in its order (beams, sub-batches)."""
         return TokenMap(**{f.name: getattr(self, f.name).index_select(0, samples) for f in fields(self)})

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alula.errors import HostError, UsageError
+from alula.errors import HostError, SeamError, UsageError
 from alula.probes import token_sets
 from alula.probes.base import Probe
 from alula.probes.resampling import DEFAULT, Resampling, means, weighted
@@ -258,8 +258,22 @@ class _Listener:
         """Take (B, Q, H, C) sums of the main branch."""
         notes = self.probe.notes(forward)
         assert notes is not None
-        shares = _over_queries(notes["queries"], sums)
+        shares = _over_queries(self._queries(forward, layer, notes), sums)
         notes["main", layer] = shares if self.probe.heads == "each" else shares.mean(dim=1, keepdim=True)
+
+    def _queries(self, forward: ForwardContext, layer: int, notes: dict[Any, Any]) -> Tensor:
+        """(B, M) shares of the chosen queries among the tokens that stand in this layer."""
+        queries: Tensor = notes["queries"]
+        view = forward.at(layer)
+        if view.index is None:
+            return queries
+        left = view.pick(queries)
+        if bool(((queries.sum(dim=1) > 0) & (left.sum(dim=1) == 0)).any()):
+            raise SeamError(
+                f"none of the tokens whose attention is measured ({self.probe.queries!r}) is left in layer {layer}",
+                remedy='measure queries that are, e.g. AttentionShift(queries="after")',
+            )
+        return left / left.sum(dim=1, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny)
 
     def learner_key_values(self, forward: ForwardContext, layer: int) -> Tensor | None:
         notes = self.probe.notes(forward)
@@ -271,7 +285,8 @@ class _Listener:
         assert notes is not None
         if self.probe.learners == "routed":
             sums = sums * weight[..., None]
-        share = _over_queries(notes["queries"], sums).mean(dim=1)
+        view = forward.at(layer)
+        share = _over_queries(view.spread(self._queries(forward, layer, notes)), sums).mean(dim=1)
         notes["learned", layer] = notes.get(("learned", layer), 0) + share
 
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from alula.errors import DataError, UsageError
+from alula.errors import DataError, SeamError, UsageError
 from alula.files import atomic_file, regular
 from alula.probes import token_sets
 from alula.probes.accumulate import Reservoir, Tally
@@ -87,6 +87,19 @@ class Probe(abc.ABC):
             return None
         notes = forward.memo.setdefault(self, {})
         return None if _DONE in notes else notes
+
+    def require_all(self, forward: ForwardContext, layer: int, count: int) -> None:
+        """Refuse a layer that was given `count` tokens per sample where the forward has more.
+
+        Raises:
+            SeamError: some are not there any more.
+        """
+        if count != forward.tokens.shape[1]:
+            raise SeamError(
+                f"{self.name} measures all tokens in every layer, and layer {layer} has {count} of "
+                f"{forward.tokens.shape[1]}",
+                remedy="measure without the hook that takes tokens out",
+            )
 
     def reservoir(self, name: str) -> Reservoir:
         """The bounded sample called `name`."""

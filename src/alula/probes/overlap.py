@@ -119,7 +119,7 @@ class Overlap(Probe):
         for index in range(seam.anatomy.num_layers):
             layer = seam.anatomy.layers[index]
             refuse_other_matrices(layer, index)
-            tap = _LayerTap(self)
+            tap = _LayerTap(self, index)
             handles = [
                 layer.register_forward_pre_hook(tap.enter, with_kwargs=True),
                 layer.register_forward_hook(tap.leave),
@@ -246,8 +246,8 @@ class Overlap(Probe):
 class _LayerTap:
     """Reads the inputs of one layer's matrices, once per forward, also when checkpointing runs the layer again."""
 
-    def __init__(self, probe: Overlap) -> None:
-        self.probe = probe
+    def __init__(self, probe: Overlap, layer: int) -> None:
+        self.probe, self.layer = probe, layer
         self.inside_layer: ByThread[ForwardContext] = ByThread()
         self.last: ByThread[tuple[Tensor, Tensor]] = ByThread()
 
@@ -267,6 +267,8 @@ class _LayerTap:
         notes = None if forward is None else self.probe.notes(forward)
         if notes is None or forward is None:
             return
+        batch = forward.tokens.shape[0]
+        self.probe.require_all(forward, self.layer, args[0].numel() // args[0].shape[-1] // batch)
         if "chosen" not in notes:
             notes["chosen"], notes["squares"] = self.probe.chosen(forward), {}
         inputs, last = args[0], self.last.get()

@@ -58,6 +58,7 @@ class StateProbe(Probe):
         notes = self.notes(event.forward)
         if notes is None:
             return
+        self.require_all(event.forward, event.layer, event.tokens.shape[1])
         hidden = event.hidden.detach()
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         self.read(event.forward, notes, site, event.layer if index is None else index, hidden)

@@ -2,7 +2,7 @@
 
 from alula.seam.attention import ATTENTION, use_attention
 from alula.seam.cache import TokenCache
-from alula.seam.context import NAME, ForwardContext, LayerView
+from alula.seam.context import NAME, ForwardContext
 from alula.seam.declared import DECLARED, declare, declared, grafted_weights, retract
 from alula.seam.hooks import ByThread, with_keywords
 from alula.seam.install import Seam, find, install, needs_roles
@@ -10,6 +10,7 @@ from alula.seam.points import Phase, Point, PointHandle
 from alula.seam.requests import LearnerSumsReader, Requests, SumsReader
 from alula.seam.scope import marked, marks
 from alula.seam.taps import TapEvent, taps
+from alula.seam.view import LayerView
 
 __all__ = [
     "ATTENTION",

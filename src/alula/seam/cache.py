@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from alula.errors import SeamError
 from alula.seam.preconditions import Offset
 from alula.tokens import TokenMap
 
@@ -197,6 +198,44 @@ class TokenCache(_TokenLayer):
         """The token cache riding on `cache`, if any."""
         layers = getattr(cache, "layers", None) or []
         return next((layer for layer in layers if isinstance(layer, TokenCache)), None)
+
+
+_BITS = 24  # integers up to 2**24 are exact in float32
+
+
+class TokenPresence(_TokenLayer):
+    """A cache layer that remembers, per token, which decoder layers it stands in; only where some lack some.
+
+    `keys` holds (B, 1, S, ceil(layers / 24)) numbers in float32, whose bits are the layers; `values` has width 0.
+    """
+
+    def append(self, present: Tensor) -> None:
+        """Store (B, S, layers) bool of new tokens."""
+        parts = present.split(_BITS, dim=-1)
+        numbers = [(part * 2 ** torch.arange(part.shape[-1], device=part.device)).sum(dim=-1) for part in parts]
+        stacked = torch.stack(numbers, dim=-1)[:, None].float()
+        self.update(stacked, stacked[..., :0])
+
+    def index(self, layer: int) -> Tensor | None:
+        """(B, K) of the tokens that stand in a decoder layer; None where all do.
+
+        Raises:
+            SeamError: samples have different numbers of them.
+        """
+        numbers = self.keys[:, 0, :, layer // _BITS].to(torch.int64)
+        present = numbers.bitwise_right_shift(layer % _BITS).bitwise_and(1).bool()
+        counts = present.sum(dim=1)
+        if bool((counts == present.shape[1]).all()):
+            return None
+        if not bool((counts == counts[0]).all()):
+            raise SeamError(f"the samples of a cache have different numbers of tokens in decoder layer {layer}")
+        return present.nonzero()[:, 1].view(len(present), -1)
+
+    @staticmethod
+    def of(cache: Cache | None) -> TokenPresence | None:
+        """The one riding on `cache`, if any."""
+        layers = getattr(cache, "layers", None) or []
+        return next((layer for layer in layers if isinstance(layer, TokenPresence)), None)
 
 
 def half(table: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,26 +19,12 @@ from transformers.cache_utils import Cache
 from alula.anatomy import Anatomy
 from alula.errors import SeamError
 from alula.seam import dialect
-from alula.seam.cache import GraftCacheLayer, TokenCache, half
+from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence, half
 from alula.seam.requests import Requests, SumsReader
+from alula.seam.view import LayerView, gather, located
 from alula.tokens import TokenMap
 
 NAME = "alula"  # of the seam in the host, of the per-layer containers, and of the keyword a `ForwardContext` travels as
-
-
-@dataclass(frozen=True, eq=False)
-class LayerView:
-    """One decoder layer in one forward: which of the forward's new tokens stand in it.
-
-    Attributes:
-        ctx: the forward.
-        layer: index of the decoder layer.
-        tokens: TokenMap of the tokens in it, (B, M).
-    """
-
-    ctx: ForwardContext
-    layer: int
-    tokens: TokenMap
 
 
 def _has_media(tokens: TokenMap, past: TokenCache | None) -> tuple[bool, ...]:
@@ -61,6 +46,7 @@ class ForwardContext:
         past: the token cache that remembers them as it was before this forward (a shallow copy: the cache itself grows
             when the forward ends), or None, also for a cache that was filled without the seam.
         growing: that token cache itself.
+        presence: which cached tokens stand in which layers; None: all in all.
         keeps_inputs: whether the first layer's inputs are wanted; they have width 0 otherwise.
         left: the decoder layers that have given their output. What runs in them later is a recomputation.
         is_caching: whether a cache will take what this forward leaves.
@@ -84,6 +70,7 @@ class ForwardContext:
         past: TokenCache | None = None,
         cached: Mapping[str, GraftCacheLayer] | None = None,
         *,
+        presence: TokenPresence | None = None,
         keeps_inputs: bool = True,
         is_caching: bool = True,
         cache: Cache | None = None,
@@ -107,6 +94,10 @@ class ForwardContext:
         known = past.get_seq_length() if past is not None else -1
         self.is_caching, self.keeps_inputs = is_caching, keeps_inputs
         self.left: set[int] = set()
+        self.presence = presence
+        # by layer the tokens in it, and the indices of a `LayerView`: a view itself would keep this forward alive
+        self._standing: dict[int, tuple[TokenMap, Tensor | None, Tensor | None]] = {}
+        self._all_positions: dict[str, list[Tensor]] = {}
         # what another graft of this name left, or this one before a gap, is of no use
         self._cached = {
             name: layer
@@ -123,7 +114,83 @@ class ForwardContext:
 
     def at(self, layer: int) -> LayerView:
         """The tokens of this forward as they stand in a decoder layer."""
-        return LayerView(self, layer, self.tokens)
+        if layer not in self._standing:
+            if self.presence is None:
+                return LayerView(self, layer, self.tokens)
+            self._stand(layer, None)
+        return LayerView(self, layer, *self._standing[layer])
+
+    def _stand(self, layer: int, index: Tensor | None) -> None:
+        """Note which new tokens stand in a layer, and thereby which keys."""
+        tokens = self.tokens if index is None else self.tokens.pick(index)
+        cached = None if self.presence is None else self.presence.index(layer)
+        keys = None
+        if index is not None or cached is not None:
+            known, (batch, count) = self.all_tokens.shape[1] - self.tokens.shape[1], self.tokens.shape
+            places = torch.arange(known + count, device=self.tokens.device).expand(batch, -1)
+            new = places[:, known:] if index is None else index + known
+            keys = torch.cat([places[:, :known] if cached is None else cached, new], dim=1)
+        self._standing[layer] = tokens, index, keys
+
+    def meet(self, layer: int, count: int, kwargs: Mapping[str, Any]) -> None:
+        """Find out which tokens a decoder layer or its attention was given.
+
+        Args:
+            layer: index of the decoder layer.
+            count: how many tokens per sample it was given.
+            kwargs: its keyword arguments.
+
+        Raises:
+            SeamError: it was given some of the tokens, and which of them cannot be known.
+        """
+        if count == self.tokens.shape[1]:
+            if self._index(layer) is not None:
+                self._stand(layer, None)
+            return
+        left = [table for table in self._positions(kwargs) if table.shape[1] == count]
+        every = self._all_positions.get(self.anatomy.layer_type(layer), []) if left else []
+        index = None
+        for guess in (self._index(layer), self._index(layer - 1)):
+            # as in the layer before, unless the positions say otherwise
+            if guess is not None and guess.shape[1] == count and (not every or _stand_at(left, every, guess)):
+                index = guess
+                break
+        if index is None and every and len(left) == len(every):
+            index = located(left, every, self.tokens.shape[0])
+        if index is None:
+            raise SeamError(
+                f"decoder layer {layer} was given {count} tokens of {self.tokens.shape[1]}, and their positions do not "
+                "say which",
+                remedy="a hook that takes tokens out has to pick position_embeddings (and position_ids) with them, in "
+                "that layer and all later ones, behind the first; padding whose positions repeat cannot be told apart",
+            )
+        self._stand(layer, index)
+
+    def _index(self, layer: int) -> Tensor | None:
+        """(B, M) of the new tokens that stand in a layer; None where all do, as far as is known."""
+        return self._standing[layer][1] if layer in self._standing else None
+
+    def _positions(self, kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """What says where the tokens of a layer stand: (B or 1, M, R) RoPE tables, else (B or 1, M, 1) positions."""
+        rope = self.anatomy.rope(dialect.rope_of(kwargs))
+        if rope is not None:
+            return list(rope)
+        positions = dialect.positions_of(kwargs)
+        return [] if positions is None or positions.dim() != 2 else [positions[..., None]]
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether some decoder layer that was looked at did not get all tokens."""
+        return any(index is not None for _, index, _ in self._standing.values())
+
+    def presence_of_tokens(self) -> Tensor:
+        """(B, S, layers) bool: the new token stands in the layer."""
+        present = torch.ones(*self.tokens.shape, self.anatomy.num_layers, dtype=torch.bool, device=self.tokens.device)
+        for layer, (_, index, _) in self._standing.items():
+            if index is not None:
+                present[..., layer] = False
+                present[..., layer].scatter_(1, index, True)
+        return present
 
     def enter(
         self, index: int, layer: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -142,10 +209,18 @@ class ForwardContext:
             self.layer_cache = self._checked_cache(layer, args, kwargs)
             self.inputs = hidden if self.keeps_inputs else hidden[..., :0]
         kind = self.anatomy.layer_type(index)
-        if kind not in self.rope or index == 0:
-            rope = self.anatomy.rope(dialect.rope_of(kwargs))
-            if rope is not None:
-                self.rope[kind] = rope
+        if kind in self._all_positions:
+            return
+        told = self._positions(kwargs)
+        has_rope = dialect.rope_of(kwargs) is not None
+        if has_rope and told[0].shape[1] != self.tokens.shape[1]:
+            raise SeamError(
+                f"decoder layer {index}, the first of its kind ({kind}), was not given the positions of all tokens",
+                remedy="attach before the hook that takes tokens out is put there, or take them out in a later layer",
+            )
+        self._all_positions[kind] = told
+        if has_rope:
+            self.rope[kind] = told[0], told[1]
 
     def _checked_cache(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The cache that decoder layers add their keys to, which has to be the one this forward began with, or an
@@ -220,11 +295,13 @@ class ForwardContext:
         wanted = [(reader, values) for reader, values in given if values is not None]
         if wanted:
             self._check_lengths(index, queries, keys)
-        return wanted
+        return [(reader, self.at(index).pick_keys(values)) for reader, values in wanted]
 
     def _check_lengths(self, layer: int, queries: int, keys: int) -> None:
-        """What attention is given has to be what is known of the past and the new tokens: columns are matched by it."""
-        new, known = self.tokens.shape[1], self.all_tokens.shape[1]
+        """What attention is given has to be what is known to stand in its layer."""
+        view = self.at(layer)
+        new = view.tokens.shape[1]
+        known = self.all_tokens.shape[1] if view.key_index is None else view.key_index.shape[1]
         layers = getattr(self.layer_cache, "layers", None) or []
         cached: Any = layers[layer] if layer < len(layers) else None
         window = getattr(cached, "is_sliding", False)  # keeps the last keys only
@@ -287,3 +364,8 @@ class ForwardContext:
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A forward in flight is never part of a copied model."""
         return
+
+
+def _stand_at(left: Sequence[Tensor], every: Sequence[Tensor], index: Tensor) -> bool:
+    """Whether the tokens of (B or 1, M, R) tables are those at (B, M) of (B or 1, S, R) ones."""
+    return all(bool((gather(b, index) == a).all()) for a, b in zip(left, every, strict=True))

@@ -35,7 +35,8 @@ CACHE_NAMES = (
     Spelling("layer_past", "5.0.0", "models/gpt_neox/modeling_gpt_neox.py, whose layers alone call it so"),
 )
 
-HIDDEN, ROPE = "hidden_states", "position_embeddings"  # keywords of decoder layers and of what is in them
+# keywords of decoder layers and of what is in them
+HIDDEN, ROPE, POSITIONS = "hidden_states", "position_embeddings", "position_ids"
 
 REMEDY = "pin the newest transformers of docs/versions.md; `make test-versions` checks another"
 
@@ -142,6 +143,11 @@ def output_with_hidden(output: Any, hidden: Tensor) -> Any:
 def rope_of(kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
     """The (cos, sin) a decoder layer was given, or None."""
     return kwargs.get(ROPE)
+
+
+def positions_of(kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The position ids a decoder layer was given, or None."""
+    return kwargs.get(POSITIONS)
 
 
 def positional_names(module: nn.Module) -> tuple[str, ...]:

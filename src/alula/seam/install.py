@@ -18,7 +18,7 @@ from alula.errors import AlulaError, SeamError, UsageError
 from alula.items import brings_media
 from alula.seam import dialect, preconditions
 from alula.seam.attention import close_attention, open_attention
-from alula.seam.cache import GraftCacheLayer, TokenCache
+from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.hooks import with_keywords
 from alula.seam.points import Entry, LayerHooks, Phase, Point, PointFunction, PointHandle, check_point
@@ -226,6 +226,7 @@ class Seam(nn.Module):
             past_tokens,
             past,
             GraftCacheLayer.of(cache),
+            presence=TokenPresence.of(cache) if known else None,
             keeps_inputs=bool(self._input_users),
             is_caching=is_caching,
             cache=cache,
@@ -302,6 +303,15 @@ class Seam(nn.Module):
         past.append(forward.tokens, forward.inputs, forward.rope)
         past.remember(forward.all_tokens, forward.has_media)
         past.offset = preconditions.current_offset(self.anatomy)
+        presence = TokenPresence.of(cache)
+        if presence is None and forward.is_withdrawn:
+            presence = TokenPresence()
+            cache.layers.append(presence)
+            if forward.past_tokens is not None:
+                known_tokens, layers = forward.past_tokens.shape, self.anatomy.num_layers
+                presence.append(torch.ones(*known_tokens, layers, dtype=torch.bool, device=forward.tokens.device))
+        if presence is not None:
+            presence.append(forward.presence_of_tokens())
         forward.commit(cache)
 
     @property

@@ -20,8 +20,9 @@ from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError
 from alula.seam import dialect
 from alula.seam.attention import EAGER, answer_from_weights
-from alula.seam.context import NAME, ForwardContext, LayerView
+from alula.seam.context import NAME, ForwardContext
 from alula.seam.hooks import ByThread, with_keywords
+from alula.seam.view import LayerView
 
 # The functions at a point are compiled, the way to them is not: torch.compile guards no hooks, and would run those of
 # one layer in another.
@@ -125,7 +126,7 @@ class LayerHooks:
         is_read = any(entry.phase is Phase.READ for point in inner for entry in self._entries[point])
         if is_read or used - told - {Point.BLOCK_INPUT}:
             wanted["leave"] = lambda: layer.register_forward_hook(self._leave)
-        if inner - told or Point.ATTENTION_INPUT in used:
+        if inner or Point.BLOCK_OUTPUT in used or self.answers_sums:
             wanted["before attention"] = lambda: attention.register_forward_pre_hook(
                 self._before_attention, with_kwargs=True
             )
@@ -174,8 +175,16 @@ class LayerHooks:
                 )
             if entry.phase is Phase.READ and self.index in ctx.left:
                 continue  # gradient checkpointing computes it again
-            changed = entry.function(ctx.at(self.index), hidden)
-            hidden = hidden if changed is None else changed
+            view, shape = ctx.at(self.index), hidden.shape
+            if hidden.numel() != view.tokens.kind.numel() * shape[-1]:
+                raise SeamError(
+                    f"the {point} of decoder layer {self.index} is of {tuple(shape[:-1])} tokens, where "
+                    f"{view.tokens.shape} are known",
+                    remedy=dialect.REMEDY,
+                )
+            # OPT's MLP is given the tokens of all samples in one line
+            changed = entry.function(view, hidden if hidden.dim() == 3 else hidden.view(*view.tokens.shape, -1))
+            hidden = hidden if changed is None else changed.view(shape)
         return hidden
 
     @torch.compiler.disable  # threads and weak references, which cannot be traced
@@ -198,6 +207,8 @@ class LayerHooks:
         if ctx is None and not self._entries.get(Point.BLOCK_INPUT):
             return None
         given = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
+        if ctx is not None:
+            ctx.meet(self.index, given.shape[1], kwargs)
         hidden = self._run(Point.BLOCK_INPUT, ctx, given, range(Phase.ADD))
         if ctx is not None:
             if "leave" in self._handles:
@@ -228,7 +239,9 @@ class LayerHooks:
     def _before_attention(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ctx = kwargs.get(NAME)
         if ctx is not None:
-            self._put(ctx)
+            ctx.meet(self.index, dialect.hidden_of(args, kwargs, where=type(attention).__name__).shape[1], kwargs)
+            if "leave" in self._handles:
+                self._put(ctx)
         return self._before(Point.ATTENTION_INPUT, ctx, attention, args, kwargs)
 
     @with_keywords

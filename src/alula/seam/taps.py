@@ -11,10 +11,11 @@ from functools import partial
 from torch import Tensor, nn
 
 from alula.errors import UsageError
-from alula.seam.context import ForwardContext, LayerView
+from alula.seam.context import ForwardContext
 from alula.seam.install import Seam, install
 from alula.seam.points import Phase, Point
 from alula.seam.scope import marked
+from alula.seam.view import LayerView
 from alula.tokens import TokenMap
 
 _serial = itertools.count()
@@ -27,8 +28,8 @@ class TapEvent:
     Attributes:
         point: the block's input or output, the output of a norm, or what attention or the MLP adds to the stream.
         layer: index of the decoder layer.
-        hidden: (B, S, d), the host's own tensor (do not write into it).
-        tokens: TokenMap of these S tokens.
+        hidden: (B, M, d), the host's own tensor (do not write into it).
+        tokens: TokenMap of these M tokens, all new ones of the forward unless a hook took some out of this layer.
         forward: the forward it happened in.
     """
 
@@ -75,7 +76,7 @@ def taps(
 
 
 def _report(sink: Callable[[TapEvent], None], point: Point, view: LayerView, hidden: Tensor) -> None:
-    sink(TapEvent(point, view.layer, hidden.view(*view.tokens.shape, -1), view.tokens, view.ctx))
+    sink(TapEvent(point, view.layer, hidden, view.tokens, view.ctx))
 
 
 def _layer_indices(layers: Sequence[int] | None, count: int) -> list[int]:

@@ -34,7 +34,7 @@ class WingsLayer(LayerLearners):
         return None if engine is None else engine.key_values(self, forward)
 
     def on_sums(self, forward: ForwardContext, layer: int, sums: Tensor) -> None:
-        self.state(forward).sums = sums
+        self.state(forward).sums = forward.at(layer).spread(sums)
 
     # -- at points of the layer -----------------------------------------------------------------------------------
 
@@ -60,12 +60,15 @@ class WingsLayer(LayerLearners):
                 "reentrant gradient checkpointing would lose the gradients that flow through the learners' keys",
                 remedy='gradient_checkpointing_kwargs={"use_reentrant": False}, which is the default of transformers',
             )
-        query = state.stream + branch if self.config.query == "post_attention" else state.stream
-        output = state.engine.attend(self, ctx, prepared(query, self.config))
+        query = view.matched(state.stream)
+        query = query + branch if self.config.query == "post_attention" else query
+        # where tokens were taken out of this layer, the learners go on seeing all of them
+        output = state.engine.attend(self, ctx, prepared(view.spread(query), self.config))
         if not state.is_differentiable:
             state.stream = None
         if output is None:
             return self._without_learners(branch)
+        output = view.pick(output)
         return branch + (output if self.config.gain == 1.0 else output * self.config.gain)
 
     # -- the method -----------------------------------------------------------------------------------------------

@@ -1,0 +1,95 @@
+"""Which of a forward's tokens stand in one decoder layer, where something took tokens out on the way.
+
+Usually all of them do, and a layer's cache holds all tokens so far. Hooks that withdraw tokens (image tokens behind
+some layer, say) leave fewer; what is known of tokens is then matched to those that are left by index, never by length.
+
+Shapes: B batch, S new tokens of the forward, M of them in the layer, P cached tokens, K keys of the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alula.errors import SeamError
+from alula.tokens import TokenMap
+
+
+@dataclass(frozen=True, eq=False)
+class LayerView:
+    """One decoder layer in one forward.
+
+    Attributes:
+        ctx: the `ForwardContext`.
+        layer: index of the decoder layer.
+        tokens: TokenMap of the tokens in it, (B, M).
+        index: (B, M) of them among the forward's new tokens; None where all are there.
+        key_index: (B, K) of the keys its attention is given, among all P + S tokens; None where all are there.
+    """
+
+    ctx: Any
+    layer: int
+    tokens: TokenMap
+    index: Tensor | None = None
+    key_index: Tensor | None = None
+
+    def pick(self, values: Tensor) -> Tensor:
+        """(B, M, ..) of the tokens in this layer, from the (B, S, ..) of all."""
+        return values if self.index is None else gather(values, self.index)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(B, S, ..) of all tokens, from the (B, M, ..) of those in this layer; 0 at the others."""
+        if self.index is None:
+            return values
+        index = _widened(self.index, values)
+        every = values.new_zeros(len(values), self.ctx.tokens.shape[1], *values.shape[2:])
+        return every.scatter(1, index.expand_as(values), values)
+
+    def pick_keys(self, values: Tensor) -> Tensor:
+        """(B, K, ..) of the keys in this layer, from the (B, P + S, ..) of all tokens."""
+        return values if self.key_index is None else gather(values, self.key_index)
+
+    def matched(self, hidden: Tensor) -> Tensor:
+        """(B, M, d) of this layer's tokens, from hidden states of these or of all tokens.
+
+        Raises:
+            SeamError: they are of other tokens.
+        """
+        if hidden.shape[1] == self.tokens.shape[1]:
+            return hidden
+        if hidden.shape[1] == self.ctx.tokens.shape[1]:
+            return self.pick(hidden)
+        raise SeamError(
+            f"decoder layer {self.layer} was entered by {hidden.shape[1]} tokens and holds {self.tokens.shape[1]}",
+            remedy="take tokens out of a layer once",
+        )
+
+
+def gather(values: Tensor, index: Tensor) -> Tensor:
+    """(B, M, ..) entries of (B or 1, N, ..) at (B, M)."""
+    values = values.expand(len(index), *values.shape[1:])
+    index = _widened(index.to(values.device), values)
+    return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
+
+
+def _widened(index: Tensor, values: Tensor) -> Tensor:
+    return index.view(*index.shape, *(1 for _ in values.shape[2:]))
+
+
+def located(left: Sequence[Tensor], every: Sequence[Tensor], batch: int) -> Tensor | None:
+    """(B, M) where the tokens of (B or 1, M, R) tables stand among those of (B or 1, S, R) ones, e.g. of RoPE angles.
+
+    None where a token is not found, or could be one of several.
+    """
+    found = None
+    for a, b in zip(left, every, strict=True):
+        for channel in range(a.shape[-1]):
+            same = a[:, :, None, channel] == b[:, None, :, channel]
+            found = same if found is None else found & same
+    if found is None or not bool((found.sum(dim=-1) == 1).all()):
+        return None
+    return found.to(torch.int64).argmax(dim=-1).expand(batch, -1)
