@@ -13,7 +13,8 @@ from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREF
 from alula import WingsConfig, attach
 from alula.anatomy import Anatomy
 from alula.errors import UsageError
-from alula.items import FEATURES, MEDIA
+from alula.items import FEATURES
+from alula.media import MEDIA
 from alula.seam import NAME, install
 from alula.seam.dialect import cache_keyword, cache_of_output
 from alula.tokens import UNKNOWN, Modality, TokenMap
@@ -261,4 +262,4 @@ def test_a_new_turn_of_placeholders_is_perceptual_whatever_keyword_brought_it() 
 def test_every_medium_that_generate_drops_after_the_prompt_is_known() -> None:
     data = {name for name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL if "mask" not in name}
     data -= {name for name in data if any(part in name for part in ("sizes", "grid", "num_", "indices", "pooling"))}
-    assert data <= {*MEDIA, FEATURES}
+    assert data <= {keyword for medium in MEDIA.values() for keyword in medium.inputs} | {FEATURES}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from alula.errors import HostError
 from alula.items import Host, locate
+from alula.media import MEDIA
 from alula.tokens import UNKNOWN, Modality
 
 
@@ -91,7 +92,6 @@ _NEVER = {
 
 _TOWERS = ("vision_tower", "visual", "vision_model")
 _PROJECTORS = ("multi_modal_projector",)
-_PLACEHOLDERS = {Modality.IMAGE: "image_token_id", Modality.VIDEO: "video_token_id", Modality.AUDIO: "audio_token_id"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,5 +310,5 @@ def _first(parent: nn.Module, names: Sequence[str]) -> nn.Module | None:
 
 
 def _placeholders(config: Any) -> dict[Modality, int]:
-    found = {kind: getattr(config, name, None) for kind, name in _PLACEHOLDERS.items()}
+    found = {Modality.of(name): getattr(config, f"{medium.token}_id", None) for name, medium in MEDIA.items()}
     return {kind: token for kind, token in found.items() if token is not None}

@@ -22,31 +22,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alula.media import MEDIA
 from alula.tokens import UNKNOWN, Modality
 
 Tokens = NDArray[np.int64]
 
-# keyword of a forward that brings media -> their kind
-MEDIA: Mapping[str, Modality] = {
-    "pixel_values": Modality.IMAGE,
-    "pixel_values_images": Modality.IMAGE,
-    "pixel_values_local": Modality.IMAGE,
-    "high_res_pixel_values": Modality.IMAGE,
-    "image_patches": Modality.IMAGE,
-    "pixel_values_videos": Modality.VIDEO,
-    "input_features": Modality.AUDIO,
-    "input_values": Modality.AUDIO,
-}
 FEATURES = "mm_encoder_outputs"  # what towers and projectors made of media beforehand, by kind: `generate` does so
 
 
-SIGHT = (*(keyword for keyword, kind in MEDIA.items() if kind is not Modality.AUDIO), FEATURES)  # for the image tower
+def inputs_of(tower: str) -> tuple[str, ...]:
+    """Keywords of a forward that bring media for a tower ("vision", "audio")."""
+    return (*(keyword for medium in MEDIA.values() if medium.tower == tower for keyword in medium.inputs), FEATURES)
 
 
 def brings_media(inputs: Mapping[str, Any]) -> bool:
     """Whether a forward's inputs hold any media, raw or as features."""
     given = any(value is not None for value in (inputs.get(FEATURES) or {}).values())
-    return given or any(inputs.get(keyword) is not None for keyword in MEDIA)
+    return given or any(inputs.get(keyword) is not None for medium in MEDIA.values() for keyword in medium.inputs)
+
+
+def _keywords(kind: Modality) -> tuple[str, ...]:
+    medium = MEDIA.numbered(kind)
+    return () if medium is None else medium.inputs
 
 
 class Host(NamedTuple):
@@ -387,7 +384,7 @@ def _only_one(kind: Modality) -> Count:
 
     def count(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
         made = _made(inputs, kind)
-        if len(_given(inputs, *(name for name in MEDIA if MEDIA[name] is kind)) if made is None else made) != 1:
+        if len(_given(inputs, *_keywords(kind)) if made is None else made) != 1:
             raise UnknownItems
         return [Piece(tokens)]
 

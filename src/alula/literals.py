@@ -17,10 +17,10 @@ from tokenizers import normalizers
 from transformers import ProcessorMixin
 
 from alula.errors import HostError
+from alula.media import MEDIA
 
 _FIRST, _MOST = 0xFDD3, 29
 """noncharacters, which no text holds: U+FDD3 to U+FDEF"""
-_MEDIA = ("image_token", "video_token", "audio_token")
 
 
 class Literals:
@@ -86,7 +86,7 @@ class Literals:
             if _bare(read.decode(ids)) == _bare(sign) and tokenizer.convert_tokens_to_ids(sign) not in ids:
                 return
         kind = next(
-            (name.removesuffix("_token") for name in _MEDIA if getattr(self._processor, name, None) == sign), ""
+            (name.removesuffix("_token") for name in _media() if getattr(self._processor, name, None) == sign), ""
         )
         raise HostError(
             f"the text contains the {kind or 'special'} token {sign!r}, and {type(tokenizer).__name__} cannot take it "
@@ -96,12 +96,16 @@ class Literals:
         )
 
 
+def _media() -> list[str]:
+    return [medium.token for medium in MEDIA.values()]
+
+
 def _signs(processor: Any) -> tuple[str, ...]:
     tokenizer = processor.tokenizer
     own = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
-    names = dict.fromkeys([*_MEDIA, *(name for name in vars(processor) if name.endswith(("_token", "_tag")))])
+    names = dict.fromkeys([*_media(), *(name for name in vars(processor) if name.endswith(("_token", "_tag")))])
     # what stands for a row is not always what a template writes: Gemma-3's processor calls what begins an image so
-    rows = [getattr(processor, f"{name}_id", None) for name in _MEDIA]
+    rows = [getattr(processor, f"{name}_id", None) for name in _media()]
     named = [getattr(holder, name, None) for holder in (processor, tokenizer) for name in names]
     named += [tokenizer.convert_ids_to_tokens(row) for row in rows if isinstance(row, int)]
     signs = {sign for sign in named if isinstance(sign, str) and sign.strip()} - own

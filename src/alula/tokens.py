@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from alula.errors import UsageError
+from alula.media import MEDIA
 
 TOKEN_ROLES = "token_roles"  # keyword of a forward: (B, S) values of `Role`, for what reads its inputs by itself
 
@@ -21,13 +22,30 @@ UNKNOWN = -2  # item of a perceptual token of which it cannot be told to which m
 
 
 class Modality(enum.IntEnum):
-    """What a token holds. The non-negative values are those of transformers' ``mm_token_type_ids``."""
+    """What a token holds. The non-negative values are those of transformers' ``mm_token_type_ids``.
+
+    Numbers of media that are registered in `alula.media` later have members too: ``Modality(4)``.
+    """
 
     PADDING = -1
     TEXT = 0
     IMAGE = 1
     VIDEO = 2
     AUDIO = 3
+
+    @classmethod
+    def _missing_(cls, value: object) -> Modality | None:
+        medium = MEDIA.numbered(value) if isinstance(value, int) else None
+        if medium is None:
+            return None
+        member = int.__new__(cls, medium.modality)
+        member._name_, member._value_ = medium.name.upper(), medium.modality
+        return member
+
+    @classmethod
+    def of(cls, medium: str) -> Modality:
+        """The modality of a medium by its name."""
+        return cls(MEDIA[medium].modality)
 
 
 class Role(enum.IntEnum):

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from alula import media
 from alula.answers import ended
 from alula.chat_template import TemplateSettings, template_of
 from alula.data.errors import (
@@ -193,7 +194,7 @@ class Collator:
         return _Entry(replace(sample, place=place), told, refs, literal=told is not messages)
 
     def _refuse_untaken(self, kind: str, place: Place) -> None:
-        noun = {"image": "an image", "video": "a video", "audio": "audio"}[kind]
+        noun = media.MEDIA[kind].a
         if not self.intake.is_multimodal:
             raise RecordError(f"it holds {noun}, but the model reads text only", place=place)
         if kind not in self.intake.takes:

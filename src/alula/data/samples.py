@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from alula import media
 from alula.data.errors import Place, RecordError
 from alula.data.films import FilmRef
 from alula.data.images import ImageRef
@@ -74,9 +75,6 @@ def message_text(message: Mapping[str, Any]) -> str:
     return "".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
-_A = {"image": "an image", "video": "a video", "audio": "audio"}
-
-
 def check_turns(messages: Sequence[Mapping[str, Any]], place: Place) -> None:
     """Refuse conversations no chat template can render faithfully.
 
@@ -102,7 +100,7 @@ def check_turns(messages: Sequence[Mapping[str, Any]], place: Place) -> None:
             expected = "assistant" if role == "user" else "user"
         held = next((part["type"] for part in message["content"] if part["type"] in MEDIA), None)
         if held and role == "assistant":
-            raise RecordError(f"messages[{number}]: an assistant turn cannot hold {_A[held]}", place=place)
+            raise RecordError(f"messages[{number}]: an assistant turn cannot hold {media.MEDIA[held].a}", place=place)
         if not held and not message_text(message).strip():
             raise RecordError(f"messages[{number}]: the {role} turn is empty", place=place)
     if not any(message["role"] == "user" for message in messages):

@@ -21,7 +21,7 @@ from alula.evaluation.results import ItemResult, RunResult, TaskResult, TooLong
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
 from alula.hosts.prompted import refuse_lost_prompt
-from alula.hosts.templates import PLURALS
+from alula.media import MEDIA
 from alula.seam import needs_roles
 
 _WINDOW = 16
@@ -254,7 +254,7 @@ def _items(tasks: Sequence[Task], processor: Any) -> dict[str, Sequence[TaskItem
                 kind = type(processor).__name__
                 what = f"{kind} takes {' and '.join(sorted(taken))} only" if taken else "the model takes text only"
                 raise UsageError(
-                    f"shows {PLURALS[min(untaken)]}, but {what}",
+                    f"shows {MEDIA[min(untaken)].plural}, but {what}",
                     where=f"task {task.name!r}",
                     remedy="choose other tasks, or build a host that takes them with alula.hosts.build_host",
                 )

@@ -25,6 +25,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from alula.answers import captured, literal
 from alula.chat_template import DATE, fixed
 from alula.errors import HostError
+from alula.media import MEDIA
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,6 @@ _CHATML = r"""{%- for message in messages -%}
 _MEDIUM = r"""                {%- elif part['type'] == '@TYPE@' -%}
                     {%- set alula.text = alula.text + @TOKEN@ -%}
 """
-
-PLURALS = {"image": "images", "video": "videos", "audio": "audio clips"}
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -159,7 +158,7 @@ def _flatten(original: str, placeholders: Mapping[str, str], mark: str = "", lis
     media = "".join(
         _MEDIUM.replace("@TYPE@", kind).replace("@TOKEN@", literal(token)) for kind, token in placeholders.items()
     )
-    *most, last = ["text", *(PLURALS[kind] for kind in placeholders)]
+    *most, last = ["text", *(MEDIA[kind].plural for kind in placeholders)]
     filled = _FLATTEN.replace("@MEDIA@", media).replace("@TAKEN@", f"{', '.join(most)} and {last}")
     return filled.replace("@MARK@", mark).replace("@CONTENT@", content) + original
 

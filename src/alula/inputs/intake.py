@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from alula.chat_template import TemplateSettings
 from alula.inputs.roles import Messages, token_roles
 from alula.literals import Literals
+from alula.media import MEDIA
 from alula.tokens import TOKEN_ROLES
 
 
@@ -97,15 +98,16 @@ class Intake:
 
     @property
     def takes(self) -> frozenset[str]:
-        """Media it prepares: of ``image``, ``video`` and ``audio``."""
+        """Names of the media it prepares (`alula.media`)."""
         if self.is_text_only:
             return frozenset()
-        found = {"image"} if getattr(self.processor, "image_processor", None) is not None else set()
-        if getattr(self.processor, "video_token", None):
-            found.add("video")
-        if getattr(self.processor, "audio_token", None) and self.sampling_rate is not None:
-            found.add("audio")
-        return frozenset(found)
+        return frozenset(name for name in MEDIA if self._prepares(name))
+
+    def _prepares(self, name: str) -> bool:
+        if name == "image":  # processors of images do not always name a placeholder
+            return getattr(self.processor, "image_processor", None) is not None
+        has_token = bool(getattr(self.processor, MEDIA[name].token, None))
+        return has_token and (name != "audio" or self.sampling_rate is not None)
 
     @property
     def num_frames(self) -> int | None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from alula.errors import AdapterError
 from alula.hosts.host import read_processor, read_tokenizer, tokenizer_of
+from alula.media import MEDIA
 
 _PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
@@ -40,7 +41,7 @@ def processor_beside(path: Path, base: Any) -> Any | None:
         found = _with_template(base, (path / _TEMPLATE).read_text(encoding="utf-8"))
     else:
         return None
-    for kind in ("image", "video", "audio"):
+    for kind in MEDIA:
         theirs = getattr(base, f"{kind}_token_id", None)
         ours = _placeholder(found, kind)
         if theirs is not None and ours != theirs:

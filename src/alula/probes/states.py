@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from alula.errors import UsageError
+from alula.media import MEDIA
 from alula.probes import token_sets
 from alula.probes.base import Probe
 from alula.seam import ForwardContext, Seam, TapEvent, taps
@@ -23,7 +24,7 @@ output of the last. The others have one state per block: the output of a norm, o
 and the MLP add to the stream."""
 
 TEXT = "text"
-GROUPS = (TEXT, "image", "video", "audio")
+GROUPS = (TEXT, *MEDIA)  # of the media known when the probes are imported: saved probes count by place in it
 
 
 @dataclass(eq=False, kw_only=True)
@@ -76,7 +77,7 @@ def groups(tokens: TokenMap, text: str, *, skip_first: bool) -> dict[str, Tensor
         skip_first: leave out each sample's first token, the usual attention sink.
     """
     sets = {TEXT: token_sets.select(tokens, text)}
-    sets |= {name: tokens.kind == Modality[name.upper()] for name in GROUPS[1:]}
+    sets |= {name: tokens.kind == int(Modality.of(name)) for name in GROUPS[1:]}
     if skip_first:
         sets = {name: chosen & (tokens.position != 0) for name, chosen in sets.items()}
     return {name: chosen for name, chosen in sets.items() if bool(chosen.any())}

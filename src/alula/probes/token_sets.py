@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from alula.errors import UsageError
+from alula.media import MEDIA
 from alula.tokens import Modality, Role, TokenMap
 
 TokenSet = Literal[
@@ -28,7 +29,7 @@ _ROLES = {"system": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT}
 
 def check(name: str, where: str) -> None:
     """Raise a UsageError unless `name` is a token set; `where` says which option it was given to."""
-    if name not in get_args(TokenSet):
+    if name not in get_args(TokenSet) and name not in MEDIA:
         raise UsageError(f"{where} cannot be {name!r}", remedy=f"use one of: {', '.join(get_args(TokenSet))}")
 
 
@@ -50,8 +51,6 @@ def select(tokens: TokenMap, name: str) -> Tensor:
             return tokens.is_text
         case "perceptual":
             return tokens.is_perceptual
-        case "image" | "video" | "audio":
-            return tokens.kind == Modality[name.upper()]
         case "before":
             return tokens.is_text & ~_passed(tokens)
         case "between":
@@ -62,6 +61,8 @@ def select(tokens: TokenMap, name: str) -> Tensor:
             return tokens.is_text & _passed(tokens)
         case "last":
             return tokens.valid & (tokens.position == tokens.position.max(dim=1, keepdim=True).values)
+        case _ if name in MEDIA:
+            return tokens.kind == int(Modality.of(name))
         case _:
             return of_role(tokens, _ROLES[name])
 

@@ -23,8 +23,9 @@ from alula.hosts import thoughts
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.prompted import refuse_lost_prompt
-from alula.hosts.templates import PLURALS, default_template
+from alula.hosts.templates import default_template
 from alula.inputs import Intake
+from alula.media import MEDIA
 from alula.seam import find, needs_roles
 
 
@@ -96,7 +97,7 @@ class Conversation:
         """Raise a HostError unless the model takes films (``video``) or sounds (``audio``)."""
         if kind not in self.intake.takes:
             raise HostError(
-                f"{type(self.model).__name__} takes no {PLURALS[kind]}",
+                f"{type(self.model).__name__} takes no {MEDIA[kind].plural}",
                 remedy="chat with a host that does (alula.build_host with video=True or audio=)",
             )
 

@@ -21,7 +21,7 @@ from rich.markup import escape
 from alula.data import FilmRef, ImageRef, SoundRef
 from alula.data.films import DEFAULT_FRAMES
 from alula.errors import AlulaError, UsageError, visible
-from alula.hosts.templates import PLURALS
+from alula.media import MEDIA
 from alula.serving.conversation import Conversation
 
 COMMANDS = {
@@ -157,7 +157,10 @@ class Terminal:
     def _greet(self) -> None:
         model = self.conversation.model
         millions = sum(p.numel() for p in model.parameters()) / 1e6
-        *most, last = ["text", *(PLURALS[kind] for kind in PLURALS if kind in self.conversation.intake.takes)]
+        *most, last = [
+            "text",
+            *(medium.plural for name, medium in MEDIA.items() if name in self.conversation.intake.takes),
+        ]
         takes = f"{', '.join(most)} and {last}" if most else last
         dtype = str(model.dtype).removeprefix("torch.")
         where = f"{dtype} on {model.device}"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from alula.anatomy import Anatomy
-from alula.items import SIGHT
+from alula.items import inputs_of
 from alula.training.parts import Named
 
 
@@ -75,7 +75,7 @@ class _BlankImage:
         self._wanted = False
 
     def enter(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._wanted = backbone.training and all(kwargs.get(name) is None for name in SIGHT)
+        self._wanted = backbone.training and all(kwargs.get(name) is None for name in inputs_of("vision"))
 
     def embedded(self, embeddings: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if not self._wanted:

@@ -30,10 +30,11 @@ from transformers.activations import ACT2FN
 from alula.errors import UsageError
 from alula.hosts.connectors import find_connector
 from alula.hosts.multimodal.configuration import AlulaConfig
+from alula.media import MEDIA
 
 QUERIES = "queries"
 SHARED = "shared"
-TOWER_OF = {"image": "vision", "video": "vision", "audio": "audio"}
+TOWER_OF = {name: medium.tower for name, medium in MEDIA.items()}
 
 
 @dataclass(frozen=True)

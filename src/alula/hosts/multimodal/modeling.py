@@ -22,10 +22,10 @@ from transformers.utils.generic import can_return_tuple
 
 from alula.hosts.multimodal.configuration import AlulaConfig
 from alula.hosts.multimodal.connectors import Connector, Connectors, Queries
+from alula.media import MEDIA
 from alula.seam.dialect import cache_keyword, cache_of, cache_of_output
 
 _CACHE = cache_keyword()
-_INPUTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features"}
 _SPECIAL_TOKENS = 2  # AST's class and distillation tokens stand in front
 
 
@@ -154,7 +154,7 @@ class AlulaModel(AlulaPreTrainedModel):
         outputs: dict[str, Any] = {name: out for name, out in (mm_encoder_outputs or {}).items() if out is not None}
         for medium, value in given.items():
             if value is not None and medium in outputs:
-                raise ValueError(f"{_INPUTS[medium]} and the features of the same medium were both given")
+                raise ValueError(f"{MEDIA[medium].inputs[0]} and the features of the same medium were both given")
             if value is not None:
                 outputs[medium] = read[medium](value)
         if inputs_embeds is None:
