@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help:
 	@echo "make quickstart     install and run the main job; prints where the report is"
 	@echo "make test           install and run lint, types, import contract and tests"
-	@echo "make test-versions  the tests that outside releases can break, on the oldest and newest of them (writes docs/versions.md)"
+	@echo "make test-versions  the tests that outside releases can break, on the oldest and newest of them (writes docs/results/versions.md)"
 	@echo "make format         rewrite the sources in house style"
 	@echo "make clean          remove the virtual environments and run outputs"
 

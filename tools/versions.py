@@ -3,12 +3,12 @@
     make test-versions                         # every environment; goes on where it stopped
     make test-versions ONLY=lowest             # one of them: lowest, newest, lowest-torch
     python tools/versions.py --again           # although nothing has changed since the last run
-    python tools/versions.py --page            # only write docs/versions.md anew from what is recorded
+    python tools/versions.py --page            # only write docs/results/versions.md anew from what is recorded
 
 Every environment is a virtual environment of its own under `.versions/`. What "lowest" is stands in `pyproject.toml`;
-what "newest" is, pip says. Outcomes are recorded in `benchmarks/results/versions.json`, and `docs/versions.md` is
-written from them: both are committed. An environment whose packages, code and tests are those of its record is not run
-again. A release that cannot be installed leaves a row that says so.
+what "newest" is, pip says. Outcomes are recorded in `benchmarks/results/versions.json`, and `docs/results/versions.md`
+is written from them: both are committed. An environment whose packages, code and tests are those of its record is not
+run again. A release that cannot be installed leaves a row that says so.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from packaging.version import InvalidVersion, Version
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "versions.json"
-PAGE = ROOT / "docs" / "versions.md"
+PAGE = ROOT / "docs" / "results" / "versions.md"
 PLACE = ROOT / ".versions"
 WATCHED = ("transformers", "peft", "accelerate", "tokenizers", "datasets")
 """packages that are taken at their lowest and at their newest"""
@@ -205,7 +205,7 @@ def _node(case: ElementTree.Element) -> str:
 
 
 def page(record: dict[str, Any]) -> str:
-    """docs/versions.md."""
+    """docs/results/versions.md."""
     columns = ("torch", *WATCHED)
     lines = [
         INTRODUCTION,

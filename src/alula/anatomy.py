@@ -157,7 +157,7 @@ class Anatomy:
             raise HostError(
                 f"{type(layers[0]).__name__} (decoder type {model_type!r}) lacks {', '.join(missing)}, by which alula "
                 "knows its parts",
-                remedy="use a release of transformers that alula was tested with (docs/versions.md)",
+                remedy="use a release of transformers that alula was tested with (docs/results/versions.md)",
             )
         return cls(
             host=host,

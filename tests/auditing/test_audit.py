@@ -346,7 +346,7 @@ def test_the_command(small: tuple[Plan, Audit], llava: Path, tmp_path: Path, mon
 
 
 def test_the_page_runs(llava: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "usage" / "audit.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

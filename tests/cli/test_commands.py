@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -13,14 +14,18 @@ from typing import Any
 import pytest
 import typer
 
+from alula.auditing import SECTIONS
 from alula.cli import app as cli
+from alula.cli.tasks import TaskString
+from alula.evaluation import HALLUCINATION, NATIVE
+from alula.training import load_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "benchmarks" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 LAUNCHERS = ("python", "torchrun", "accelerate")
@@ -29,7 +34,7 @@ _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 def _lines(page: Path) -> Iterator[tuple[str, bool]]:
     """Everything on a page that may hold commands, and whether it is meant to be typed as it stands."""
-    text = page.read_text()
+    text = page.read_text().replace("\\\n", " ")
     if page.suffix == ".yaml":
         comments = "\n".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
         yield from ((line, True) for line in comments.splitlines())
@@ -95,7 +100,13 @@ def test_a_command_that_is_named_parses(root: Any, module: str, arguments: list[
 
 def test_commands_are_found_where_they_stand() -> None:
     found = {param.id.split(": ")[0] for param in NAMED}
-    assert {"README.md", "docs/training.md", "docs/chat.md", "recipes/wings-7b.yaml", "benchmarks/README.md"} <= found
+    assert {
+        "README.md",
+        "docs/usage/training.md",
+        "docs/usage/chat.md",
+        "recipes/wings-7b.yaml",
+        "benchmarks/README.md",
+    } <= found
     assert len(NAMED) > 80
 
 
@@ -103,3 +114,33 @@ def test_commands_are_found_where_they_stand() -> None:
 def test_the_command_line_can_be_started_as_a_module(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()[:1]) == (0, ["alula"])
+
+
+@pytest.mark.parametrize(("module", "arguments", "whole"), NAMED)
+def test_what_a_named_command_is_given_is_valid(module: str, arguments: list[str], whole: bool) -> None:
+    """Task strings are tasks, recipes load with their changes, sections and methods exist: nothing is run for it."""
+    if not whole:
+        return
+    given: dict[str, list[str]] = {}
+    for name, value in itertools.pairwise(arguments):
+        if name.startswith("--"):
+            given.setdefault(name, []).append(value)
+    if arguments[:1] == ["eval"]:
+        for task in map(TaskString.parse, given.get("--task", [])):
+            assert task.family or task.what in (*NATIVE, *HALLUCINATION)
+    if arguments[:1] == ["train"]:
+        for recipe in (word for word in arguments if word.startswith("recipes/")):
+            load_recipe(ROOT / recipe, given.get("--set", []))
+    if arguments[:1] == ["audit"]:
+        for sections in given.get("--sections", []):
+            assert set(sections.split(",")) <= set(SECTIONS)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_scripts_and_targets_that_are_named_are_there(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for line, _ in _lines(page):
+        if found := re.match(r"make ([a-z-]+)", line):
+            assert found[1] in targets, line
+        if found := re.match(r"python ([\w/]+\.py)", line):
+            assert (ROOT / found[1]).is_file(), line

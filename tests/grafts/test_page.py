@@ -1,4 +1,4 @@
-"""The examples of docs/adapters.md run on the fledgling."""
+"""The examples of docs/usage/adapters.md run on the fledgling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import alula
 from alula import WingsConfig
 from alula.grafts.wings.config import LEARNERS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "usage" / "adapters.md").read_text()
 
 
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The examples of docs/probes.md run, in order, on the fledgling."""
+"""The examples of docs/methods/probes.md run, in order, on the fledgling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import alula
 from alula.data import Collator, Sample
 from alula.microworld import visual_items
 
-PAGE = Path(__file__).parents[2] / "docs" / "probes.md"
+PAGE = Path(__file__).parents[2] / "docs" / "methods" / "probes.md"
 
 
 def test_the_page_runs(capsys: Any) -> None:

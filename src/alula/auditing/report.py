@@ -35,7 +35,7 @@ def audit_report(audit: Audit) -> str:
             lead=_lead(audit, found),
             head=[_glance(found)],
             sections=sections,
-            footer=f"alula, {audit.created}. Intervals: 95 %. Methods: docs/audit.md and docs/probes.md of alula.",
+            footer=f"alula, {audit.created}. Intervals: 95 %. Methods: docs/usage/audit.md and docs/methods/probes.md.",
         )
     )
 

@@ -192,7 +192,7 @@ def _made(plan: Plan, section: str, measurement: Measurement) -> Probe:
         return measurement.probe(**{"seed": plan.seed, **settings})
     except TypeError as error:
         raise UsageError(
-            str(error), where=f"probes: {section}", remedy="docs/probes.md lists the settings of every probe"
+            str(error), where=f"probes: {section}", remedy="docs/methods/probes.md lists the settings of every probe"
         ) from error
 
 

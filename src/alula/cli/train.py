@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 def train(
     recipe: Annotated[
         Path | None,
-        typer.Argument(help="The recipe: a YAML file (see recipes/ and docs/training.md).", show_default=False),
+        typer.Argument(help="The recipe: a YAML file (see recipes/ and docs/usage/training.md).", show_default=False),
     ] = None,
     overrides: Annotated[
         list[str] | None,

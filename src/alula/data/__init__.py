@@ -4,7 +4,7 @@
     mixture = Mixture([source, open_source({"microworld": "text"})], weights=[3, 1], seed=0)
     batch = Collator(processor, max_length=1024)([mixture[n] for n in range(8)])
 
-See ``docs/data.md``.
+See ``docs/usage/data.md``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The microworld: scenes, films, sounds, text skills and dialogues made from seeds, without end and without files.
 
 Every item is a conversation in plain chat messages with its gold answers, so that any claim about what a model keeps or
-learns can be checked offline in minutes. See ``docs/microworld.md``.
+learns can be checked offline in minutes. See ``docs/concepts/microworld.md``.
 """
 
 from alula.microworld.export import export_jsonl, export_llava

@@ -38,7 +38,7 @@ CACHE_NAMES = (
 # keywords of decoder layers and of what is in them
 HIDDEN, ROPE, POSITIONS = "hidden_states", "position_embeddings", "position_ids"
 
-REMEDY = "pin the newest transformers of docs/versions.md; `make test-versions` checks another"
+REMEDY = "pin the newest transformers of docs/results/versions.md; `make test-versions` checks another"
 
 
 @once

@@ -11,7 +11,7 @@ from packaging.version import Version
 logger = logging.getLogger(__name__)
 
 TESTED = {"transformers": "5.24.0", "peft": "0.21.2"}
-"""As `docs/versions.md` has them: raised when `make test-versions` is green on newer ones."""
+"""As `docs/results/versions.md` has them: raised when `make test-versions` is green on newer ones."""
 
 
 @functools.cache

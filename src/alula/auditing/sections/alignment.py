@@ -87,7 +87,7 @@ def _verdict(audit: Audit, measured: AlignmentMeasured) -> Finding | None:
         )
         do = (
             "Make sure that images reach the decoder (processor, placeholders, image token id). If they do, the "
-            "connector has learned little: train it longer, on captions: docs/training.md."
+            "connector has learned little: train it longer, on captions: docs/usage/training.md."
         )
     elif noise is None or not math.isfinite(noise.high):
         status = Status.OPEN

@@ -79,7 +79,7 @@ def _according_to_text(audit: Audit) -> str:
         return "Check it where it counts: run the audit with --base and look at the text answers."
     whole = pairs.tasks[BARE].overall
     if surely_lost(whole):
-        return "The text answers above agree: words were lost. Tune with Wings or with text replayed: docs/training.md."
+        return "The text answers above agree: words were lost. Tune with Wings or replay text: docs/usage/training.md."
     return "The text answers above do not show such a loss; keep an eye on questions that follow images."
 
 

@@ -127,7 +127,7 @@ def _verdict(audit: Audit, measured: TextAnswers) -> Finding | None:
         status = Status.ACT
         do = (
             "Read the lost items below for what they share. Then tune again with the LLM frozen (projector, Wings or "
-            "LoRA), with a lower learning rate for the LLM, or with text replayed: docs/training.md."
+            "LoRA), with a lower learning rate for the LLM, or with text replayed: docs/usage/training.md."
         )
     else:
         says = (
@@ -154,7 +154,7 @@ def _surely_kept(whole: Comparison) -> float:
     return min(whole.retention.low, float(0.025 ** (1 / right)))
 
 
-_AFTER_IMAGE = "Interleave text turns with images in tuning, or route by attention (Wings): docs/training.md."
+_AFTER_IMAGE = "Interleave text turns with images in tuning, or route by attention (Wings): docs/usage/training.md."
 
 
 def _blocks(audit: Audit, measured: TextAnswers) -> list[Block]:

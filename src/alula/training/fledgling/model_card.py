@@ -42,7 +42,7 @@ shape that were never in any training picture.
 
 Ten families of text skill as turns of mixed dialogues, a third of the questions after unrelated material; answers are
 learned, prompts are not. The tower saw pictures with captions (contrastive) and was told what is centred in each patch.
-What the families are and what is held out of each: `docs/microworld.md`.
+What the families are and what is held out of each: `docs/concepts/microworld.md`.
 """
 
 
