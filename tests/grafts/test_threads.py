@@ -14,7 +14,7 @@ from alula import TokenMap
 from alula.probes import Alignment, AttentionShift, Overlap, noise_prompt
 from alula.seam import find
 from tests import zoo
-from tests.grafts.common import grafted
+from tests.grafts.common import grafted, prompt_tokens
 
 ROUNDS = 12
 
@@ -105,3 +105,28 @@ def test_a_probe_measures_its_own_thread_and_touches_no_other(make: Any) -> None
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[key], expected[key]) for key in expected)
     assert all(torch.equal(each, logits) for each in others)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
+@pytest.mark.parametrize(
+    ("name", "config"), [("llava-llama", "mass"), ("llava-gemma3", "keys kept"), ("qwen3", "paper")]
+)
+def test_two_threads_generate_what_each_generates_alone(name: str, config: str, options: dict[str, Any]) -> None:
+    """Caches, beams and maps of prompts belong to a request; nothing of them is kept on the model."""
+    model, _ = grafted(name, config)
+    settings = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+
+    def generating(layout: str, seed: int) -> Callable[[], torch.Tensor]:
+        inputs = zoo.batch(name, layout, seed=seed)
+
+        def job() -> torch.Tensor:
+            with prompt_tokens(model, name, inputs):
+                output = model.generate(**inputs, **options, **settings)
+            return torch.stack(output.logits)
+
+        return job
+
+    jobs = [generating("3I4", 0), generating("2I3I2", 3)]
+    expected = [job() for job in jobs]
+    for given, alone in zip(_side_by_side(*jobs), expected, strict=True):
+        assert all(torch.equal(each, alone) for each in given)
