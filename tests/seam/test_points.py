@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 from tests import zoo
 from tests.grafts.common import wake
-from torch import Tensor
+from torch import Tensor, nn
 
 import alula
 from alula import WingsConfig
-from alula.errors import AlulaError, HostError
+from alula.errors import AlulaError, HostError, UsageError
 from alula.seam import LayerView, Phase, Point, Seam, find, install, taps
 
 BLOCK_INPUT = WingsConfig(rank=4, router="constant", query="block_input")
@@ -92,3 +95,75 @@ def test_a_layer_without_its_host_is_refused() -> None:
     alula.attach(model, BLOCK_INPUT)
     with pytest.raises(AlulaError, match="without its host"):
         model.model.layers[0](torch.zeros(1, 3, model.config.hidden_size))
+
+
+class Nothing(nn.Module):
+    """A stand-in that adds nothing to the stream."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        return torch.zeros_like(hidden_states)
+
+
+class Weaker(nn.Module):
+    """A stand-in for attention: half of what it gives."""
+
+    def __init__(self, own: nn.Module) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output, weights = self.own(*args, **kwargs)
+        return output * 0.5, weights
+
+
+@pytest.mark.parametrize("tapped_first", [True, False])
+@pytest.mark.parametrize("point", [Point.ATTENTION, Point.MLP])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_stand_in_does_what_an_edit_does(name: str, point: Point, *, tapped_first: bool) -> None:
+    model, batch = zoo.build(name), zoo.batch(name, "9")
+    with torch.no_grad():
+        own = model(**batch).logits
+    seam = install(model, "test", None)
+    factor = 0.5 if point is Point.ATTENTION else 0.0
+    edit = seam.on(point, 1, lambda view, hidden: hidden * factor, phase=Phase.EDIT, owner="test")
+    with torch.no_grad():
+        expected = model(**batch).logits
+    edit.remove()
+    stand_in = Weaker(seam.anatomy.attention(1)) if point is Point.ATTENTION else Nothing()
+    seen: list[Any] = []
+    with ExitStack() as stack, torch.no_grad():
+        if tapped_first:
+            stack.enter_context(taps(model, [point], seen.append, layers=[1]))
+        stack.callback(seam.replace(point, 1, stand_in).remove)
+        if not tapped_first:
+            stack.enter_context(taps(model, [point], seen.append, layers=[1]))
+        torch.testing.assert_close(model(**batch).logits, expected)
+    assert len(seen) == 1
+    assert point is Point.ATTENTION or not bool(seen[0].hidden.any())
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, own)
+    with pytest.raises(UsageError, match="nothing can stand in"):
+        seam.replace(Point.BLOCK_INPUT, 1, stand_in)
+
+
+def test_stand_ins_go_in_reverse_order() -> None:
+    seam = install(zoo.build("llama"), "test", None)
+    first, second = seam.replace(Point.MLP, 0, Nothing()), seam.replace(Point.MLP, 0, Nothing())
+    with pytest.raises(UsageError, match="reverse order"):
+        first.remove()
+    second.remove()
+    first.remove()
+
+
+def test_a_forward_is_not_kept_alive() -> None:
+    """What stands at points, and the views it is given, hold no forward beyond its end."""
+    model = zoo.build("llava-gemma3")
+    wake(alula.attach(model, BLOCK_INPUT))
+    alive: list[Any] = []
+    gc.disable()
+    try:
+        with torch.no_grad(), taps(model, ["mlp"], lambda event: alive.append(weakref.ref(event.forward))):
+            model(**zoo.batch("llava-gemma3", "3I4"))
+        assert [forward() for forward in alive] == [None] * len(alive) != []
+    finally:
+        gc.enable()

@@ -127,6 +127,27 @@ class Seam(nn.Module):
 
         return PointHandle(remove)
 
+    def replace(self, point: Point, layer: int, module: nn.Module) -> PointHandle:
+        """Have `module` stand in for a decoder layer's attention or MLP until the handle is removed.
+
+        It is called as the host calls its own, and what stands at points of the layer stands there as before. The
+        host's own module is out of its module tree meanwhile; a stand-in that needs it may hold it.
+
+        Args:
+            point: "attention" or "mlp".
+            layer: index of the decoder layer.
+            module: the stand-in.
+
+        Raises:
+            UsageError: another point. HostError: the host has no MLP module.
+        """
+        if point not in (Point.ATTENTION, Point.MLP):
+            raise UsageError(f"nothing can stand in for {point}", remedy='replace "attention" or "mlp"')
+        if point is Point.MLP:
+            check_point(self.anatomy, Point.MLP_INPUT, layer, Phase.READ)
+        with _changing:
+            return self._layers[layer].replace(point, module)
+
     @property
     def owners(self) -> Mapping[str, Any]:
         """The grafts, policies and probes on the host, by name."""

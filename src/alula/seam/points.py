@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from alula.anatomy import Anatomy
-from alula.errors import HostError, SeamError
+from alula.errors import HostError, SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.attention import EAGER, answer_from_weights
 from alula.seam.context import NAME, ForwardContext
@@ -111,6 +111,29 @@ class LayerHooks:
         left = tuple(each for each in self._entries.get(point, ()) if each is not entry)
         self._entries = {**self._entries, point: left}
         self.update()
+
+    def replace(self, point: Point, module: nn.Module) -> PointHandle:
+        """Put `module` in the place of the layer's attention or MLP; see `Seam.replace`."""
+        layer = self.anatomy.layers[self.index]
+        own = self.anatomy.attention(self.index) if point is Point.ATTENTION else self.anatomy.mlp(self.index)
+        path = next(name for name, each in layer.named_modules() if each is own)
+
+        def put(there: nn.Module) -> None:
+            parent, _, name = path.rpartition(".")
+            self.remove()
+            setattr(layer.get_submodule(parent), name, there)
+            self.update()
+
+        def restore() -> None:
+            if layer.get_submodule(path) is not module:
+                raise UsageError(
+                    f"another module stands in for the {point} of decoder layer {self.index}",
+                    remedy="take stand-ins away in reverse order",
+                )
+            put(own)
+
+        put(module)
+        return PointHandle(restore)
 
     def update(self) -> None:
         """Register the hooks that are needed now, and remove the others."""
