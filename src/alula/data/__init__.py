@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from alula.data.audio import AudioRef
 from alula.data.errors import (
     AudioError,
     BadSampleError,
@@ -23,12 +24,10 @@ from alula.data.errors import (
     UnsupervisedError,
     VideoError,
 )
-from alula.data.films import FilmRef
 from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef, to_rgb
 from alula.data.mixture import Mixture, PositionBatches, Window, open_mixture
 from alula.data.quarantine import Quarantine
 from alula.data.samples import Sample, message_text
-from alula.data.sounds import SoundRef
 from alula.data.sources import (
     DatasetSource,
     FileSource,
@@ -39,12 +38,13 @@ from alula.data.sources import (
     source_files,
 )
 from alula.data.specs import MixtureSpec, SourceSpec, TextReplaySpec
+from alula.data.videos import VideoRef
 
 if TYPE_CHECKING:
     from alula.data.collate import IGNORED, Collator
 
 __all__ = [
-    "Sample", "ImageRef", "FilmRef", "SoundRef", "to_rgb", "message_text", "DEFAULT_MAX_PIXELS",
+    "Sample", "ImageRef", "VideoRef", "AudioRef", "to_rgb", "message_text", "DEFAULT_MAX_PIXELS",
     "Source", "FileSource", "DatasetSource", "MicroworldSource", "open_source", "open_file", "source_files",
     "SourceSpec",
     "Mixture", "MixtureSpec", "TextReplaySpec", "Window", "PositionBatches", "open_mixture", "Quarantine",

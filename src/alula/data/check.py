@@ -48,9 +48,9 @@ class CheckReport:
     Attributes:
         file: its path.
         samples: records, bad ones included.
-        text_only: usable samples without an image, film or sound.
+        text_only: usable samples without an image, video or audio clip.
         images: images of all records whose structure could be read, mismatched ones included.
-        videos, audios: likewise films and sounds.
+        videos, audios: likewise videos and audio clips.
         placeholders: places for them.
         turns: messages by role, of usable samples.
         bad: the unusable records, in file order.
@@ -98,7 +98,7 @@ def check(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Read every record and decode every image, film and sound of a data file or dataset folder.
+    """Read every record and decode every image, video and audio clip of a data file or dataset folder.
 
     Args:
         path: JSONL messages, LLaVA / ShareGPT JSON, a saved dataset or parquet.

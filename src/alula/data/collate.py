@@ -55,7 +55,7 @@ class Collator:
       put behind each answer;
     - ``mm_token_type_ids`` (B, L) int64, with a processor: 0 text, 1 image, 2 video, 3 audio;
     - ``pixel_values`` and whatever else the image processor makes, absent when no sample holds an image; the same of
-      films and sounds.
+      videos and audio clips.
 
     With ``labels=False`` it is the same batch without ``labels``, for measuring: any chat template will do.
 

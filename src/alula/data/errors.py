@@ -57,10 +57,10 @@ class RecordError(BadSampleError):
 
 
 class PlaceholderError(BadSampleError):
-    """The number of placeholders differs from the number of images (films, sounds).
+    """The number of placeholders differs from the number of images (videos, audio clips).
 
     Attributes:
-        counts: placeholders and images (films, sounds) of the record, where they were counted.
+        counts: placeholders and images (videos, audio clips) of the record, where they were counted.
         medium: ``image``, ``video`` or ``audio``.
     """
 
@@ -76,13 +76,13 @@ class ImageError(BadSampleError):
 
 
 class VideoError(BadSampleError):
-    """A film that is missing, corrupt, truncated, or too large."""
+    """A video that is missing, corrupt, truncated, or too large."""
 
     kind = "video"
 
 
 class AudioError(BadSampleError):
-    """A sound that is missing, corrupt, truncated, or too long."""
+    """An audio clip that is missing, corrupt, truncated, or too long."""
 
     kind = "audio"
 

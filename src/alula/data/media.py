@@ -1,4 +1,4 @@
-"""What references to pictures, films and sounds share: where the content is, and a stable name for it."""
+"""What references to images, videos and audio clips share: where the content is, and a stable name for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LoadableArray(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MediaRef:
-    """A picture, film or sound not yet decoded; picklable.
+    """An image, video or audio clip not yet decoded; picklable.
 
     Attributes:
         name: what error messages call it.

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alula import media
+from alula.data.audio import AudioRef
 from alula.data.errors import Place, RecordError
-from alula.data.films import FilmRef
 from alula.data.images import ImageRef
-from alula.data.sounds import SoundRef
+from alula.data.videos import VideoRef
 
 ROLES = ("system", "user", "assistant")
 
-MEDIA: dict[str, Any] = {"image": ImageRef, "video": FilmRef, "audio": SoundRef}
+MEDIA: dict[str, Any] = {"image": ImageRef, "video": VideoRef, "audio": AudioRef}
 """Type of a content part -> class of the reference it holds under a key of the same name."""
 
 
@@ -25,7 +25,7 @@ class Sample:
     Attributes:
         id: the record's own id, or one made from file and line.
         messages: ``{"role": ..., "content": [{"type": "text", "text": str} | {"type": "image", "image": ImageRef}
-            | {"type": "video", "video": FilmRef} | {"type": "audio", "audio": SoundRef}]}``, the plain transformers
+            | {"type": "video", "video": VideoRef} | {"type": "audio", "audio": AudioRef}]}``, the plain transformers
             chat shape with lists everywhere; ``"train": False`` beside an answer that is not to be learnt from.
         source: name of the source it came from.
         meta: whatever else the record carried.

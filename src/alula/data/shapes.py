@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from alula.data.audio import AudioRef
 from alula.data.errors import BadSampleError, ImageError, Place, PlaceholderError, RecordError
-from alula.data.films import FilmRef
 from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef
 from alula.data.keys import learnt, refuse_in_record, refuse_others
 from alula.data.samples import ROLES, Sample, check_turns, image_part, media_part, text_part
-from alula.data.sounds import SoundRef
+from alula.data.videos import VideoRef
 
 PLACEHOLDER = "<image>"
 _PLACE = re.compile(r"(\\*)" + re.escape(PLACEHOLDER))
@@ -46,7 +46,7 @@ _IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
 _CLIP_KEYS = ("url", "path")  # beside the kind's own name
 _ENTRY = ("bytes", "path", "url", "width", "height", "format")  # of what stands in a list of media
 _TURN = ("role", "content", "weight", "train")
-_CLIPS: dict[str, type[FilmRef] | type[SoundRef]] = {"video": FilmRef, "audio": SoundRef}
+_CLIPS: dict[str, type[VideoRef] | type[AudioRef]] = {"video": VideoRef, "audio": AudioRef}
 _PART_KEYS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "image": ("index", *_IMAGE_KEYS),
@@ -100,8 +100,8 @@ class ImageFolder:
             return self._from_base64(str(part[key]))
         return self.ref(part[key])
 
-    def clip(self, kind: str, value: Any) -> FilmRef | SoundRef:
-        """A film or sound: a path, ``file:`` address, bytes, or ``{"bytes", "path"}`` -> reference.
+    def clip(self, kind: str, value: Any) -> VideoRef | AudioRef:
+        """A video or audio clip: a path, ``file:`` address, bytes, or ``{"bytes", "path"}`` -> reference.
 
         Raises:
             VideoError, AudioError: a web address, or another type.
@@ -123,7 +123,7 @@ class ImageFolder:
             )
         else:
             ref = make.from_path(value.removeprefix("file://"), roots=self.roots)
-        return replace(ref, max_pixels=self.max_pixels) if isinstance(ref, FilmRef) else ref
+        return replace(ref, max_pixels=self.max_pixels) if isinstance(ref, VideoRef) else ref
 
     def _from_bytes(self, data: bytes, name: str) -> ImageRef:
         return ImageRef.from_bytes(data, name=name, max_pixels=self.max_pixels)
@@ -216,7 +216,7 @@ def from_conversations(record: Any, *, folder: ImageFolder, source: str, place: 
         raise RecordError(
             f"the record carries {other!r}; conversations hold text and images only",
             place=place,
-            remedy="write films and sounds as messages (source kind `jsonl`)",
+            remedy="write videos and audio clips as messages (source kind `jsonl`)",
         )
     images = _Media(_listed(record, ("image", "images"), place), folder)
     media = {"image": images}

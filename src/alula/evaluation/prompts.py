@@ -40,7 +40,7 @@ def load_image(image: Any) -> Image.Image:
 
 
 def loaded(messages: Sequence[Message], processor: Any = None) -> list[dict[str, Any]]:
-    """Return ``messages`` with every image decoded to RGB, and films and sounds to the arrays ``processor`` wants."""
+    """Return ``messages`` with every image decoded to RGB, videos and audio to the arrays ``processor`` wants."""
 
     intake = Intake.of(processor)
 
@@ -124,8 +124,8 @@ def _refuse_half_characters(messages: Sequence[Message], where: str) -> None:
 
 
 def turns(messages: Sequence[Message]) -> list[Turn]:
-    """Return decoded ``messages`` as they are kept in result files: texts, images and films as small inline PNGs (the
-    frames of a film side by side), and of a sound its length."""
+    """Return decoded ``messages`` as they are kept in result files: texts, images and videos as small inline PNGs (the
+    frames of a video side by side), and of an audio clip its length."""
 
     def kept(part: Mapping[str, Any]) -> Part:
         match part["type"]:

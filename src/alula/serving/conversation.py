@@ -82,7 +82,7 @@ class Conversation:
         set_seed(decoding.seed)
 
     def attach_clip(self, kind: str, clip: np.ndarray) -> None:
-        """Put a film or a sound before the text of the next question.
+        """Put a video or an audio clip before the text of the next question.
 
         Args:
             kind: ``video`` (frames, uint8 (F, H, W, 3)) or ``audio`` (samples of ``sampling_rate``, float (N,)).
@@ -94,7 +94,7 @@ class Conversation:
         self.waiting.append((kind, clip))
 
     def require(self, kind: str) -> None:
-        """Raise a HostError unless the model takes films (``video``) or sounds (``audio``)."""
+        """Raise a HostError unless the model takes videos (``video``) or audio clips (``audio``)."""
         if kind not in self.intake.takes:
             raise HostError(
                 f"{type(self.model).__name__} takes no {MEDIA[kind].plural}",
@@ -197,7 +197,7 @@ class Conversation:
             raise HostError(
                 f"the chat template refuses the conversation: {error}", remedy="drop the system prompt, or start over"
             ) from error
-        except Exception as error:  # processors raise what they like of pictures that they cannot take
+        except Exception as error:  # processors raise what they like of images that they cannot take
             raise HostError(f"the processor refuses the conversation: {error}", remedy="start over") from error
         dtype = self.model.dtype
         # some tokenizers of text models make token types that `generate` refuses; Gemma-3 sees its images by them

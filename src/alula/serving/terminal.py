@@ -18,8 +18,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from alula.data import FilmRef, ImageRef, SoundRef
-from alula.data.films import DEFAULT_FRAMES
+from alula.data import AudioRef, ImageRef, VideoRef
+from alula.data.videos import DEFAULT_FRAMES
 from alula.errors import AlulaError, UsageError, visible
 from alula.media import MEDIA
 from alula.serving.conversation import Conversation
@@ -130,9 +130,9 @@ class Terminal:
         paths = _paths(rest, f"/{kind}")
         if kind == "video":
             frames = talk.intake.num_frames or DEFAULT_FRAMES
-            clips = [FilmRef.from_path(path).load(frames) for path in paths]
+            clips = [VideoRef.from_path(path).load(frames) for path in paths]
         else:
-            clips = [SoundRef.from_path(path).load(talk.intake.sampling_rate) for path in paths]
+            clips = [AudioRef.from_path(path).load(talk.intake.sampling_rate) for path in paths]
         for path, clip in zip(paths, clips, strict=True):
             talk.attach_clip(kind, clip)
             size = f"{len(clip)} frames" if kind == "video" else f"{len(clip):,} samples"

@@ -1,7 +1,7 @@
-"""Sounds as references, decoded where they are needed to mono float samples of the rate a model wants.
+"""Audio clips as references, decoded where they are needed to mono float samples of the rate a model wants.
 
 Read is WAV, plain or extensible, with integers of 8, 16, 24 or 32 bits or floating-point numbers of 32 or 64; SciPy
-decodes. What it leaves open is settled here, before anything is decoded: limits, sounds cut short, and sizes that a
+decodes. What it leaves open is settled here, before anything is decoded: limits, clips cut short, and sizes that a
 program writing to a pipe could not know. Channels are averaged. Another rate is reached by polyphase filtering.
 """
 
@@ -19,15 +19,15 @@ from alula.data.errors import AudioError, BadSampleError
 from alula.data.media import LoadableArray, MediaRef
 
 MOST_SECONDS = 600.0
-"""Longest sound accepted."""
+"""Longest audio clip accepted."""
 
 MOST_RATE = 1_000_000
 """Most samples per second accepted: what filters to another rate cost grows with it, whatever the file's size."""
 
 
 @dataclass(frozen=True, slots=True)
-class SoundRef(MediaRef):
-    """A sound not yet decoded. Make one with ``from_path``, ``from_bytes`` or ``from_object``.
+class AudioRef(MediaRef):
+    """An audio clip not yet decoded. Make one with ``from_path``, ``from_bytes`` or ``from_object``.
 
     Attributes:
         rate: samples per second of what ``maker`` makes.
@@ -40,17 +40,19 @@ class SoundRef(MediaRef):
     rate: int = 0
 
     @classmethod
-    def from_object(cls, value: Any) -> SoundRef:
-        """A ``SoundRef`` (returned as it is), or anything with ``load()`` (int16 or float samples) and ``rate``.
+    def from_object(cls, value: Any) -> AudioRef:
+        """An ``AudioRef`` (returned as it is), or anything with ``load()`` (int16 or float samples) and ``rate``.
 
         Raises:
             AudioError: ``value`` is neither.
         """
-        if isinstance(value, SoundRef):
+        if isinstance(value, AudioRef):
             return value
         if isinstance(value, LoadableArray) and isinstance(getattr(value, "rate", None), int):
             return cls._from_loadable(value, rate=value.rate)  # type: ignore[attr-defined]
-        raise AudioError(f"a sound cannot be made from {type(value).__name__}", remedy="give an alula.data.SoundRef")
+        raise AudioError(
+            f"an audio clip cannot be made from {type(value).__name__}", remedy="give an alula.data.AudioRef"
+        )
 
     def load(self, rate: int | None = None) -> np.ndarray:
         """Decode to mono.
@@ -139,7 +141,7 @@ class SoundRef(MediaRef):
         return wav
 
 
-_REMEDY = "convert it: ffmpeg -i SOUND -c:a pcm_s16le sound.wav"
+_REMEDY = "convert it: ffmpeg -i AUDIO -c:a pcm_s16le audio.wav"
 
 _UNKNOWN = 2**32 - 1
 """The size that programs write, or leave at 0, where they cannot go back to correct it: into a pipe."""

@@ -1,9 +1,8 @@
-"""Films as references, decoded where they are needed to upright 8-bit RGB frames.
+"""Videos as references, decoded where they are needed to upright 8-bit RGB frames.
 
-Read are animated GIF, WebP and PNG (a still picture is a film of one frame), through Pillow. MP4 and its kin would
-need a codec library; convert them first (``ffmpeg -i film.mp4 -vf fps=8 film.webp``). Frames are taken evenly over the
-*time* that a film lasts, by the durations its file states, because writers merge equal
-frames into one.
+Read are animated GIF, WebP and PNG (a still image is a video of one frame), through Pillow. MP4 and its kin would need
+a codec library; convert them first (``ffmpeg -i video.mp4 -vf fps=8 video.webp``). Frames are taken evenly over the
+*time* that a video lasts, by the durations its file states, because writers merge equal frames into one.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from alula.data.images import DEFAULT_MAX_PIXELS, to_rgb
 from alula.data.media import LoadableArray, MediaRef
 
 MOST_FRAMES = 10_000
-"""Longest film accepted, in stored frames."""
+"""Longest video accepted, in stored frames."""
 
 DEFAULT_FRAMES = 32
-"""Frames of a film when nobody says how many."""
+"""Frames of a video when nobody says how many."""
 
 _DEFAULT_MS = 100.0  # of a frame without a duration, as browsers have it
 
 
 @dataclass(frozen=True, slots=True)
-class FilmRef(MediaRef):
-    """A film not yet decoded. Make one with ``from_path``, ``from_bytes`` or ``from_object``.
+class VideoRef(MediaRef):
+    """A video not yet decoded. Make one with ``from_path``, ``from_bytes`` or ``from_object``.
 
     Attributes:
         max_pixels: width x height of a frame above which ``load`` refuses.
@@ -42,22 +41,22 @@ class FilmRef(MediaRef):
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     @classmethod
-    def from_object(cls, value: Any) -> FilmRef:
-        """Frames as an array (F, H, W, 3) uint8, a ``FilmRef`` (returned as it is), or anything with ``load()``.
+    def from_object(cls, value: Any) -> VideoRef:
+        """Frames as an array (F, H, W, 3) uint8, a ``VideoRef`` (returned as it is), or anything with ``load()``.
 
         Raises:
             VideoError: ``value`` is none of these.
         """
-        if isinstance(value, FilmRef):
+        if isinstance(value, VideoRef):
             return value
         if isinstance(value, np.ndarray):
             return cls(f"<array {value.shape}>", maker=value.copy)
         if isinstance(value, LoadableArray):
             return cls._from_loadable(value)
-        raise VideoError(f"a film cannot be made from {type(value).__name__}", remedy="give an alula.data.FilmRef")
+        raise VideoError(f"a video cannot be made from {type(value).__name__}", remedy="give an alula.data.VideoRef")
 
     def load(self, frames: int = DEFAULT_FRAMES) -> np.ndarray:
-        """Decode ``frames`` frames, evenly spaced in time (some twice where the film has fewer), and close the file.
+        """Decode ``frames`` frames, evenly spaced in time (some twice where the video has fewer), and close the file.
 
         Returns:
             uint8 (frames, H, W, 3).
@@ -72,40 +71,40 @@ class FilmRef(MediaRef):
             return made[_picked([_DEFAULT_MS] * len(made), frames)]
         source = self._stream()
         try:
-            with Image.open(source) as film:
-                return self._decoded(film, frames)
+            with Image.open(source) as video:
+                return self._decoded(video, frames)
         except VideoError:
             raise
         except UnidentifiedImageError:
             raise VideoError(
                 f"video {self.name!r} is corrupt or of a format that Pillow does not read",
-                remedy="animated GIF, WebP and PNG are read; convert others: ffmpeg -i FILM -vf fps=8 film.webp",
+                remedy="animated GIF, WebP and PNG are read; convert others: ffmpeg -i VIDEO -vf fps=8 video.webp",
             ) from None
         except Exception as error:  # decoders raise anything
             raise VideoError(f"video {self.name!r} is truncated or corrupt: {error}") from error
 
-    def _decoded(self, film: Image.Image, frames: int) -> np.ndarray:
-        pixels = film.width * film.height
+    def _decoded(self, video: Image.Image, frames: int) -> np.ndarray:
+        pixels = video.width * video.height
         if pixels > self.max_pixels:
             raise VideoError(
-                f"video {self.name!r} has frames of {film.width} x {film.height} = {pixels:,} pixels, "
+                f"video {self.name!r} has frames of {video.width} x {video.height} = {pixels:,} pixels, "
                 f"more than the limit of {self.max_pixels:,}",
                 remedy="scale it down, or raise max_pixels if the file is to be trusted",
             )
-        stored = getattr(film, "n_frames", 1)
+        stored = getattr(video, "n_frames", 1)
         if stored > MOST_FRAMES:
             raise VideoError(f"video {self.name!r} has {stored:,} frames, more than {MOST_FRAMES:,}")
         durations = []
         for number in range(stored):
-            film.seek(number)
-            film.load()  # some formats know a frame's duration only then; and a film is whole or it is none
-            durations.append(float(film.info.get("duration") or _DEFAULT_MS))
+            video.seek(number)
+            video.load()  # some formats know a frame's duration only then; and a video is whole or it is none
+            durations.append(float(video.info.get("duration") or _DEFAULT_MS))
         wanted = _picked(durations, frames)
         decoded: dict[int, np.ndarray] = {}
         for number in sorted(set(wanted)):
-            film.seek(number)
+            video.seek(number)
             try:
-                decoded[number] = np.asarray(to_rgb(film.copy()))
+                decoded[number] = np.asarray(to_rgb(video.copy()))
             except ImageError as error:
                 raise VideoError(f"video {self.name!r}, frame {number}: {error.message}") from None
         return np.stack([decoded[number] for number in wanted])

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from scipy.signal import resample_poly
 
-from alula.data import AudioError, FilmRef, SoundRef, VideoError, open_file, open_source
+from alula.data import AudioError, AudioRef, VideoError, VideoRef, open_file, open_source
 from alula.data.check import check
 from alula.data.export import export_microworld
 from alula.microworld import source
@@ -44,12 +44,12 @@ def sound_bytes(samples: np.ndarray, width: int = 2, channels: int = 1, rate: in
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
 def test_frames_are_taken_evenly_over_time(form: str) -> None:
     frames = [np.asarray(frame) for frame in colours(4)]
-    even = FilmRef.from_bytes(film_bytes(form, [100] * 4))
+    even = VideoRef.from_bytes(film_bytes(form, [100] * 4))
     assert np.array_equal(even.load(4), np.stack(frames))
     assert np.array_equal(even.load(8), np.stack(frames).repeat(2, axis=0))
     assert np.array_equal(even.load(2), np.stack([frames[1], frames[3]]))
     # the third frame is on the screen for most of the time
-    slow = FilmRef.from_bytes(film_bytes(form, [100, 100, 700, 100]))
+    slow = VideoRef.from_bytes(film_bytes(form, [100, 100, 700, 100]))
     assert np.array_equal(slow.load(5), np.stack([frames[i] for i in (1, 2, 2, 2, 3)]))
 
 
@@ -77,21 +77,21 @@ def test_every_sample_width(width: int, scale: int) -> None:
         samples = np.frombuffer(raw, np.uint8)
     else:
         samples = (values + 128).astype(np.uint8) if width == 1 else values.astype(f"<i{width}")
-    decoded = SoundRef.from_bytes(sound_bytes(samples, width)).load()
+    decoded = AudioRef.from_bytes(sound_bytes(samples, width)).load()
     assert decoded.dtype == np.float32
     np.testing.assert_allclose(decoded, values / scale, atol=1e-7)
 
 
 def test_channels_are_averaged_and_rates_changed() -> None:
     left, right = np.full(800, 8000, "<i2"), np.full(800, -4000, "<i2")
-    stereo = SoundRef.from_bytes(sound_bytes(np.stack([left, right], axis=1), channels=2))
+    stereo = AudioRef.from_bytes(sound_bytes(np.stack([left, right], axis=1), channels=2))
     np.testing.assert_allclose(stereo.load(), np.full(800, 2000 / 32768), atol=1e-7)
     tone = (9000 * np.sin(2 * np.pi * 440 * np.arange(4410) / 44100)).astype("<i2")
-    ref = SoundRef.from_bytes(sound_bytes(tone, rate=44100))
+    ref = AudioRef.from_bytes(sound_bytes(tone, rate=44100))
     np.testing.assert_allclose(ref.load(16000), resample_poly(tone / 32768, 160, 441), atol=1e-6)
     assert len(ref.load(16000)) == 1600
     clip = source("sound", n=1)[0].messages[0]["content"][0]["audio"]
-    assert np.array_equal(SoundRef.from_object(clip).load(), clip.load().astype(np.float32) / 32768)
+    assert np.array_equal(AudioRef.from_object(clip).load(), clip.load().astype(np.float32) / 32768)
 
 
 GUID = bytes.fromhex("000000001000800000aa00389b71")  # behind the format's tag
@@ -129,7 +129,7 @@ def test_every_kind_of_number_under_both_headers(tag: int, bits: int, extensible
     else:  # the high bytes of 32 bits
         raw = (values * 2**31).astype("<i4").view(np.uint8).reshape(-1, 4)[:, 4 - bits // 8 :].tobytes()
     made = wav_bytes(raw, tag=tag, bits=bits, channels=2, extensible=extensible)
-    assert np.array_equal(SoundRef.from_bytes(made).load(), np.float32([-0.75, 0.125, 0.625]))
+    assert np.array_equal(AudioRef.from_bytes(made).load(), np.float32([-0.75, 0.125, 0.625]))
 
 
 def test_sizes_that_a_pipe_left_open_are_those_of_the_bytes_there(tmp_path: Path) -> None:
@@ -137,19 +137,19 @@ def test_sizes_that_a_pipe_left_open_are_those_of_the_bytes_there(tmp_path: Path
     for sizes in [(0, 0), (2**32 - 1, 2**32 - 1), (2**32 - 1, 0), (36, 0)]:
         path = tmp_path / "pipe.wav"
         path.write_bytes(wav_bytes(samples.tobytes() + b"h", sizes=sizes))  # ended in the middle of a sample
-        assert np.array_equal(SoundRef.from_path(path).load(), samples / np.float32(2**15))
+        assert np.array_equal(AudioRef.from_path(path).load(), samples / np.float32(2**15))
         endless = wav_bytes(bytes(2 * 16000 * 601), sizes=sizes)
         with pytest.raises(AudioError, match="lasts 601 seconds"):
-            SoundRef.from_bytes(endless).load()
+            AudioRef.from_bytes(endless).load()
     empty = wav_bytes(b"", behind=b"LIST" + struct.pack("<I", 4) + b"INFO")  # states truly that it holds nothing
     with pytest.raises(AudioError, match="holds no samples"):
-        SoundRef.from_bytes(empty).load()
+        AudioRef.from_bytes(empty).load()
 
 
 def test_other_chunks_are_stepped_over(recwarn: pytest.WarningsRecorder) -> None:
     odd = b"odd " + struct.pack("<I", 3) + b"abc\0"
     made = wav_bytes(np.full(9, 2**14, "<i2").tobytes(), before=odd, behind=odd)
-    assert np.array_equal(SoundRef.from_bytes(made).load(), np.full(9, 0.5))
+    assert np.array_equal(AudioRef.from_bytes(made).load(), np.full(9, 0.5))
     assert not recwarn.list
 
 
@@ -203,7 +203,7 @@ def test_broken_files_are_named_and_counted(tmp_path: Path) -> None:
     reasons = broken_files(tmp_path)
     lines = []
     for name, reason in reasons.items():
-        kind, ref = ("audio", SoundRef) if name.endswith("wav") else ("video", FilmRef)
+        kind, ref = ("audio", AudioRef) if name.endswith("wav") else ("video", VideoRef)
         with pytest.raises(AudioError if kind == "audio" else VideoError, match=reason):
             ref.from_path(tmp_path / name).load()
         question = {"role": "user", "content": [{"type": kind, kind: name}, {"type": "text", "text": "?"}]}
@@ -218,5 +218,5 @@ def test_broken_files_are_named_and_counted(tmp_path: Path) -> None:
 def test_huge_frames_are_refused_before_they_are_decoded() -> None:
     data = film_bytes("GIF", [100] * 2)
     with pytest.raises(VideoError, match="6 x 4 = 24 pixels, more than the limit of 23"):
-        FilmRef("film", data=data, max_pixels=23).load()
-    assert len(FilmRef("film", data=data, max_pixels=24).load(3)) == 3
+        VideoRef("film", data=data, max_pixels=23).load()
+    assert len(VideoRef("film", data=data, max_pixels=24).load(3)) == 3
