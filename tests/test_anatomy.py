@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from alula.anatomy import Anatomy
-from alula.errors import HostError
+from alula.errors import HostError, UsageError
 from alula.tokens import Modality
 from tests import zoo
 
@@ -112,3 +112,13 @@ def test_rows_per_item(name: str) -> None:
     assert anatomy.tokens_per_item(inputs, torch.ones(3, 4)) == [4, 4, 4]
     assert anatomy.tokens_per_item(inputs, torch.ones(1, 13)) is None
     assert anatomy.tokens_per_item({}, torch.ones(3, 4)) is None
+
+
+def test_layer_indices_are_counted_from_either_end_and_others_refused() -> None:
+    anatomy = Anatomy.of(zoo.build("llama"))
+    count = anatomy.num_layers
+    assert anatomy.layer_indices() == list(range(count))
+    assert anatomy.layer_indices([-1, 0]) == [count - 1, 0]
+    for beyond in (count, -count - 1):
+        with pytest.raises(UsageError, match=f"layer {beyond} does not exist"):
+            anatomy.layer_indices([beyond])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alula.errors import HostError
+from alula.errors import HostError, UsageError
 from alula.items import Host, locate
 from alula.media import MEDIA
 from alula.tokens import UNKNOWN, Modality
@@ -202,6 +202,20 @@ class Anatomy:
         """The layer's attention type as its config names it, e.g. "full_attention" or "sliding_attention"."""
         types = getattr(self.config, "layer_types", None)
         return types[index] if types else "full_attention"
+
+    def layer_indices(self, layers: Sequence[int] | None = None) -> list[int]:
+        """Indices of the named decoder layers, in the order given; negative ones count from the last, None means all.
+
+        Raises:
+            UsageError: a layer that the decoder does not have.
+        """
+        count = self.num_layers
+        if layers is None:
+            return list(range(count))
+        for layer in layers:
+            if not -count <= layer < count:
+                raise UsageError(f"layer {layer} does not exist", remedy=f"the decoder has layers 0 to {count - 1}")
+        return [layer % count for layer in layers]
 
     # -- parts of a layer -----------------------------------------------------------------------------------------
 

@@ -14,8 +14,8 @@ from torch import nn
 import alula
 from alula.errors import DataError, HostError, UsageError
 from alula.probes import Overlap, WeightMask
-from alula.probes.masks import keep_highest
 from alula.seam import find
+from alula.weights import keep_highest
 from tests import zoo
 from tests.probes.models import deep, singles
 

@@ -42,7 +42,7 @@ def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Gr
     try:
         graft = kind.graft(seam, name, config)
         seam.set_owner(name, graft)
-        graft.grow(layer_indices(config, seam.anatomy.num_layers))
+        graft.grow(sorted(set(seam.anatomy.layer_indices(getattr(config, "layers", None)))))
     except BaseException:
         graft_or_none = seam.owners.get(name)
         if isinstance(graft_or_none, Graft):
@@ -95,14 +95,3 @@ def get(model: nn.Module, name: str | None = None) -> Graft:
     if name is not None and name not in attached:
         raise UsageError(f"no graft named {name!r} on this model", remedy=f"attached: {listing}")
     return attached[name] if name is not None else next(iter(attached.values()))
-
-
-def layer_indices(config: GraftConfig, count: int) -> list[int]:
-    """The decoder layers, of `count`, that get a part of the graft; UsageError for one that does not exist."""
-    layers = getattr(config, "layers", None)
-    if layers is None:
-        return list(range(count))
-    for layer in layers:
-        if not -count <= layer < count:
-            raise UsageError(f"layer {layer} does not exist", remedy=f"the decoder has layers 0 to {count - 1}")
-    return sorted({layer % count for layer in layers})

@@ -21,7 +21,7 @@ from alula.anatomy import Anatomy, unwrap
 from alula.errors import AdapterError, UsageError
 from alula.files import atomic_directory, recovered, regular, regular_files, telling, write_json, write_text
 from alula.grafts.base import Graft, check_keys, check_values
-from alula.grafts.lifecycle import attach, check_name, get, layer_indices
+from alula.grafts.lifecycle import attach, check_name, get
 from alula.grafts.registry import graft_types, kind_of
 from alula.seam import NAME
 
@@ -134,7 +134,7 @@ def load_adapter(
         assert kind_of_graft is not None  # `read_config` has seen to it
         config = kind_of_graft.config.from_dict(facts["config"])
         check_name(stored_name)
-        layer_indices(config, Anatomy.of(model).num_layers)
+        Anatomy.of(model).layer_indices(getattr(config, "layers", None))
     except UsageError as error:
         raise AdapterError(
             error.message,

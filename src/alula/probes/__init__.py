@@ -5,11 +5,11 @@ from alula.probes.attention import AttentionShift, AttentionShiftResult
 from alula.probes.base import Probe, watch
 from alula.probes.geometry import Geometry, GeometryResult
 from alula.probes.lens import LensResult, VocabularyLens
-from alula.probes.masks import WeightMask
 from alula.probes.nulls import noise_prompt, untrained_connector
 from alula.probes.overlap import Overlap, OverlapResult
 from alula.probes.resampling import Resampling
 from alula.probes.results import Curve, Estimate, Result
+from alula.weights import WeightMask
 
 __all__ = [
     "Alignment",

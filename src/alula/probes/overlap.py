@@ -21,10 +21,10 @@ from alula.anatomy import Anatomy
 from alula.errors import HostError, UsageError
 from alula.probes import token_sets
 from alula.probes.base import Probe
-from alula.probes.masks import WeightMask, keep_highest
 from alula.probes.resampling import DEFAULT, Resampling
 from alula.probes.results import Result
 from alula.seam import NAME, ByThread, ForwardContext, Seam, with_keywords
+from alula.weights import WeightMask, keep_highest, linears, wanda_scores
 
 _HALVES = 2
 
@@ -293,21 +293,6 @@ def refuse_other_matrices(layer: nn.Module, index: int) -> None:
                 where="overlap",
                 remedy="measure a decoder of linear layers; fused experts and Conv1D are not read",
             )
-
-
-def linears(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Linear]]:
-    """The decoder's own matrices in one layer with their paths; grafts and adapters are looked past."""
-    for name, child in layer.named_children():
-        inner = getattr(child, "base_layer", child)  # PEFT wraps a matrix together with its adapters
-        if isinstance(inner, nn.Linear):
-            yield prefix + name, inner
-        elif name != NAME:
-            yield from linears(child, f"{prefix}{name}.")
-
-
-def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
-    """|W_ij| * norm of input channel j (Sun et al. 2023): (out, in) from a weight (out, in) and norms (in,)."""
-    return weight.abs() * norms.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
 
 def _iou(a: Tensor, b: Tensor) -> float:

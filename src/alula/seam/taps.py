@@ -67,7 +67,7 @@ def taps(
     seam = install(model, name, sink)
     with ExitStack() as stack:
         stack.callback(seam.release, name)
-        for index in _layer_indices(layers, seam.anatomy.num_layers):
+        for index in seam.anatomy.layer_indices(layers):
             for point in dict.fromkeys(map(Point, points)):
                 report = partial(_report, sink, point)
                 stack.callback(seam.on(point, index, report, phase=Phase.READ, owner=name, mark=name).remove)
@@ -77,12 +77,3 @@ def taps(
 
 def _report(sink: Callable[[TapEvent], None], point: Point, view: LayerView, hidden: Tensor) -> None:
     sink(TapEvent(point, view.layer, hidden, view.tokens, view.ctx))
-
-
-def _layer_indices(layers: Sequence[int] | None, count: int) -> list[int]:
-    if layers is None:
-        return list(range(count))
-    for layer in layers:
-        if not -count <= layer < count:
-            raise UsageError(f"layer {layer} does not exist", remedy=f"the host has layers 0 to {count - 1}")
-    return [layer % count for layer in layers]

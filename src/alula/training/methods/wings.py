@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from alula.anatomy import Anatomy
 from alula.errors import RecipeError, UsageError
 from alula.grafts import WingsConfig, attach, load_adapter, save_adapter
-from alula.grafts.lifecycle import layer_indices
 from alula.grafts.storage import read_config
 from alula.grafts.wings.config import LEARNERS
 from alula.hosts import Host, save_host
@@ -53,7 +52,7 @@ class Wings(Method):
 
     def check(self, anatomy: Anatomy, settings: WingsConfig) -> None:
         try:
-            layer_indices(settings, anatomy.num_layers)
+            anatomy.layer_indices(settings.layers)
         except UsageError as error:
             raise RecipeError(error.message, where="wings.layers", remedy=error.remedy) from None
         most = max(anatomy.hidden_size, WingsConfig.rank)  # tiny decoders are narrower than the default

@@ -1,10 +1,10 @@
-"""Sets of weights, one bit each: which weights of which matrices are kept."""
+"""Weights of a decoder: its matrices, their Wanda scores, and sets of weights, one bit each."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,11 @@ import safetensors
 import safetensors.numpy
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from alula.errors import DataError, UsageError
 from alula.files import atomic_file, regular
+from alula.seam import NAME
 
 Bits = NDArray[np.uint8]
 
@@ -146,3 +147,18 @@ def _order_statistic(values: Tensor, k: int) -> Tensor:
     if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
         return torch.from_numpy(np.partition(values.numpy(), k - 1, axis=1)[:, k - 1].copy())
     return torch.kthvalue(values, k, dim=1).values
+
+
+def linears(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Linear]]:
+    """The decoder's own matrices in one layer with their paths; grafts and adapters are looked past."""
+    for name, child in layer.named_children():
+        inner = getattr(child, "base_layer", child)  # PEFT wraps a matrix together with its adapters
+        if isinstance(inner, nn.Linear):
+            yield prefix + name, inner
+        elif name != NAME:
+            yield from linears(child, f"{prefix}{name}.")
+
+
+def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
+    """|W_ij| * norm of input channel j (Sun et al. 2023): (out, in) from a weight (out, in) and norms (in,)."""
+    return weight.abs() * norms.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
