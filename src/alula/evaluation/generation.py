@@ -11,10 +11,10 @@ import torch
 from transformers import GenerationConfig
 
 from alula.errors import EvaluationError
-from alula.evaluation.prompts import Prompt
 from alula.hosts import thoughts
 from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.host import tokenizer_of
+from alula.inputs import Rendered
 from alula.seam import find
 from alula.tokens import Role
 
@@ -48,7 +48,7 @@ def batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def collate(prompts: Sequence[Prompt], pad_id: int) -> dict[str, torch.Tensor]:
+def collate(prompts: Sequence[Rendered], pad_id: int) -> dict[str, torch.Tensor]:
     """Return the prompts as one left-padded batch: rows (B, S); media tensors concatenated along their first axis.
 
     Raises:
@@ -93,7 +93,9 @@ def neutral_config(model: Any, processor: Any, decoding: Decoding, max_new_token
 
 
 @torch.no_grad()
-def answer(model: Any, processor: Any, prompts: Sequence[Prompt], config: GenerationConfig, seed: int) -> list[Answer]:
+def answer(
+    model: Any, processor: Any, prompts: Sequence[Rendered], config: GenerationConfig, seed: int
+) -> list[Answer]:
     """Generate one answer per prompt. ``seed`` matters only when sampling."""
     tokenizer = tokenizer_of(processor)
     inputs = collate(prompts, config.pad_token_id)
@@ -121,7 +123,7 @@ def _generated(model: Any, inputs: dict[str, Any], config: GenerationConfig, see
         return model.generate(**inputs, generation_config=config)
 
 
-def _given_roles(model: Any, prompts: Sequence[Prompt], width: int) -> AbstractContextManager[None]:
+def _given_roles(model: Any, prompts: Sequence[Rendered], width: int) -> AbstractContextManager[None]:
     """Tells what is attached to the model whose turn a prompt's tokens belong to, where it asks."""
     seam = find(model)
     known = [prompt.roles for prompt in prompts if prompt.roles is not None]

@@ -20,9 +20,6 @@ from alula.inputs import Intake, Rendered
 THUMBNAIL_PX = 96
 
 
-Prompt = Rendered
-
-
 def takes_images(processor: Any) -> bool:
     """Whether ``processor`` is more than a tokenizer."""
     return getattr(processor, "image_processor", None) is not None
@@ -62,7 +59,7 @@ def encode(
     where: str = "prompt",
     template: TemplateSettings | None = None,
     roles: bool = False,
-) -> Prompt:
+) -> Rendered:
     """Render ``messages`` (decoded media, ends with a user turn) through the chat template, generation prompt added.
 
     Args:

@@ -21,6 +21,7 @@ from alula.evaluation.results import ItemResult, RunResult, TaskResult, TooLong
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
 from alula.hosts.prompted import refuse_lost_prompt
+from alula.inputs import Rendered
 from alula.media import MEDIA
 from alula.seam import needs_roles
 
@@ -210,11 +211,11 @@ class _TaskRun:
             self.bar.advance(self.label, len(fresh))
             yield from fresh
 
-    def _room(self, prompt: prompts.Prompt) -> int:
+    def _room(self, prompt: Rendered) -> int:
         """Tokens that an answer may take before the context is full, and no more than wanted."""
         return self.limit if self.context is None else min(self.limit, self.context - prompt.length)
 
-    def _batches(self, asked: Sequence[prompts.Prompt]) -> Iterator[tuple[list[int], int]]:
+    def _batches(self, asked: Sequence[Rendered]) -> Iterator[tuple[list[int], int]]:
         """Batches of indices with the most tokens of their answers; a prompt with less room than wanted goes alone."""
         rooms = [self._room(prompt) for prompt in asked]
         free = [index for index, room in enumerate(rooms) if room == self.limit]
