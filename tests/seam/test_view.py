@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import alula
 from alula import WingsConfig
-from alula.errors import SeamError
+from alula.errors import HostError, SeamError
 from alula.probes import Alignment, AttentionShift, Overlap
 from alula.probes.attention import SEGMENTS
-from alula.seam import taps
+from alula.seam import Phase, Point, install, taps
 from alula.seam.dialect import cache_keyword, cache_of_output
 
 HOST, LAYERS, FIRST = "llava-llama", 4, 2
@@ -182,3 +182,25 @@ def test_tokens_that_cannot_be_told_apart_are_refused() -> None:
     Withdraw(model, inputs["input_ids"])
     with torch.no_grad(), pytest.raises(SeamError, match="do not say which"):
         model(**inputs, position_ids=positions)
+
+
+@pytest.mark.parametrize("graft_first", [True, False])
+def test_whoever_takes_tokens_out_can_say_which_are_left(*, graft_first: bool) -> None:
+    inputs, model, oracle = batch(), deep(), deep()
+    ids = inputs["input_ids"]
+    same_places = {"position_ids": torch.zeros_like(ids)}
+    if graft_first:
+        wake(alula.attach(model, CONFIGS["mass"]))
+    withdrawn = Withdraw(model, ids)
+    if not graft_first:
+        wake(alula.attach(model, CONFIGS["mass"]))
+    wake(alula.attach(oracle, CONFIGS["mass"]))
+    seam = install(model, "withdrawal", withdrawn)
+    for layer in range(FIRST, LAYERS):
+        seam.on(Point.BLOCK_INPUT, layer, lambda view, hidden: withdrawn.keep, phase=Phase.TOKENS, owner="withdrawal")
+    with torch.no_grad():
+        expected = blinded(oracle, ids)(**inputs, **same_places, use_cache=False).logits
+        logits = model(**inputs, **same_places).logits
+    torch.testing.assert_close(logits, expected[ids != zoo.IMAGE].view_as(logits), atol=1e-4, rtol=1e-4)
+    with pytest.raises(HostError, match="where a block begins"):
+        seam.on(Point.MLP, 1, lambda view, hidden: None, phase=Phase.TOKENS, owner="withdrawal")

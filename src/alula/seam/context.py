@@ -97,6 +97,7 @@ class ForwardContext:
         self.presence = presence
         # by layer the tokens in it, and the indices of a `LayerView`: a view itself would keep this forward alive
         self._standing: dict[int, tuple[TokenMap, Tensor | None, Tensor | None]] = {}
+        self._said: dict[int, Tensor] = {}
         self._all_positions: dict[str, list[Tensor]] = {}
         # what another graft of this name left, or this one before a gap, is of no use
         self._cached = {
@@ -150,8 +151,8 @@ class ForwardContext:
         left = [table for table in self._positions(kwargs) if table.shape[1] == count]
         every = self._all_positions.get(self.anatomy.layer_type(layer), []) if left else []
         index = None
-        for guess in (self._index(layer), self._index(layer - 1)):
-            # as in the layer before, unless the positions say otherwise
+        for guess in (self._said.get(layer), self._index(layer), self._index(layer - 1)):
+            # as was said, or as in the layer before, unless the positions say otherwise
             if guess is not None and guess.shape[1] == count and (not every or _stand_at(left, every, guess)):
                 index = guess
                 break
@@ -162,9 +163,14 @@ class ForwardContext:
                 f"decoder layer {layer} was given {count} tokens of {self.tokens.shape[1]}, and their positions do not "
                 "say which",
                 remedy="a hook that takes tokens out has to pick position_embeddings (and position_ids) with them, in "
-                "that layer and all later ones, behind the first; padding whose positions repeat cannot be told apart",
+                "that layer and all later ones, behind the first; where positions repeat, say which tokens are left: "
+                "seam.on(Point.BLOCK_INPUT, layer, function, phase=Phase.TOKENS, ...)",
             )
         self._stand(layer, index)
+
+    def leave_tokens(self, layer: int, index: Tensor) -> None:
+        """Have it known that of the new tokens only those at (B, M) `index` are left in a decoder layer."""
+        self._said[layer] = index.to(self.tokens.device)
 
     def _index(self, layer: int) -> Tensor | None:
         """(B, M) of the new tokens that stand in a layer; None where all do, as far as is known."""

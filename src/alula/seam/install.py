@@ -109,7 +109,8 @@ class Seam(nn.Module):
             point: where in the layer.
             layer: index of the decoder layer.
             function: given the `LayerView` and the (B, M, d) hidden states; returns others, or None to leave them.
-            phase: when at that point: edits first, then what grafts add, then readings.
+            phase: when at that point: edits first, then what grafts add, then readings. A function of the phase TOKENS
+                changes nothing; it returns the (B, M) indices of the tokens that are left in this layer and later ones.
             owner: name under which its owner holds the seam.
             mark: call it only in forwards that carry this mark (see `scope`).
 

@@ -46,6 +46,7 @@ class Point(StrEnum):
 class Phase(IntEnum):
     """When at a point. Functions of all phases but READ run again where gradient checkpointing recomputes the layer."""
 
+    TOKENS = 0  # whoever takes tokens out says which are left: (B, M) of those it leaves, among the forward's new ones
     EDIT = 1  # interventions: the hidden states become others
     ADD = 2  # grafts: something is added to them
     READ = 3  # taps and probes: they are looked at
@@ -231,8 +232,13 @@ class LayerHooks:
             return None
         given = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
         if ctx is not None:
+            for entry in self._entries.get(Point.BLOCK_INPUT, ()):
+                if entry.phase is Phase.TOKENS and (entry.mark is None or entry.mark in ctx.marks):
+                    left = entry.function(ctx.at(self.index), given)
+                    if left is not None:
+                        ctx.leave_tokens(self.index, left)
             ctx.meet(self.index, given.shape[1], kwargs)
-        hidden = self._run(Point.BLOCK_INPUT, ctx, given, range(Phase.ADD))
+        hidden = self._run(Point.BLOCK_INPUT, ctx, given, range(Phase.EDIT, Phase.ADD))
         if ctx is not None:
             if "leave" in self._handles:
                 self._put(ctx)
@@ -254,7 +260,7 @@ class LayerHooks:
     def _at(self, point: Point, ctx: ForwardContext | None, output: Any) -> Any:
         """A module's output as the functions at a point leave it; None where they leave it as it is."""
         given = dialect.hidden_of_output(output)
-        hidden = self._run(point, ctx, given, range(Phase.READ + 1))
+        hidden = self._run(point, ctx, given, range(Phase.EDIT, Phase.READ + 1))
         return None if hidden is given else dialect.output_with_hidden(output, hidden)
 
     @with_keywords
@@ -279,7 +285,7 @@ class LayerHooks:
         if not self._entries.get(point):
             return None
         given = dialect.hidden_of(args, kwargs, where=type(module).__name__)
-        hidden = self._run(point, ctx, given, range(Phase.READ + 1))
+        hidden = self._run(point, ctx, given, range(Phase.EDIT, Phase.READ + 1))
         return None if hidden is given else dialect.with_hidden(args, kwargs, hidden)
 
     @with_keywords
@@ -321,6 +327,8 @@ def check_point(anatomy: Anatomy, point: Point, layer: int, phase: Phase) -> Non
         raise HostError(
             f"{type(anatomy.host).__name__} has no MLP module whose input could be read", remedy='take "mlp_norm"'
         )
+    if phase is Phase.TOKENS and point is not Point.BLOCK_INPUT:
+        raise HostError(f"which tokens are left is said where a block begins, not at {point!s}")
     if point is Point.ATTENTION_NORM and phase is not Phase.READ:
         # under gradient checkpointing the norm is run again before anything says which forward it belongs to
         raise HostError('"attention_norm" can only be read', remedy='change "attention_input", or "block_input"')
