@@ -121,7 +121,7 @@ def ended(
 
     Args:
         template: a chat template with ``{% generation %}`` markers.
-        special: what it is told of special tokens.
+        special: variables of the template that name special tokens.
         stops: texts of the tokens that end generation.
         tokens: texts of all special tokens; one that the template itself writes behind every answer ends it too.
         lists: whether it takes contents as lists of parts; else as strings.

@@ -1,7 +1,7 @@
 """Variables for chat templates beside the messages, the same for every prompt of a run.
 
 Some templates write today's date into the prompt (Llama's, Granite's, SmolLM's). What is trained or measured with one
-must be the same tomorrow, so they are told one fixed date, `DATE` unless another is set.
+must be the same tomorrow, so they are given one fixed date, `DATE` unless another is set.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CALLED = frozenset({"raise_exception", "strftime_now", "namespace", "dict", "ra
 _SPELLED = frozenset({"true", "false", "yes", "no", "on", "off", "none", "null"})
 
 DATE = datetime.date(2024, 7, 26)
-"""what templates that ask for today's date are told; the day Llama 3's templates name where they cannot ask"""
+"""what templates that ask for today's date are given; the day Llama 3's templates name where they cannot ask"""
 
 _CLOCK = "strftime_now"
 """transformers' function by which templates read the date"""
@@ -49,7 +49,7 @@ class TemplateSettings:
 
     Args:
         arguments: keyword arguments by name, such as ``{"enable_thinking": False}``; JSON values. ``date`` (a date, or
-            text as ``2024-07-26``) is the day that templates are told which write today's date; `DATE` by default.
+            text as ``2024-07-26``) is the day given to templates that write today's date; `DATE` by default.
 
     Raises:
         UsageError: an argument that every template gets from alula (``messages``), a truth value in quotes, or a date
@@ -109,7 +109,7 @@ class TemplateSettings:
 
         Args:
             processor: a processor or tokenizer.
-            live: for a conversation of today, which is told today's date unless another is set.
+            live: for a conversation of today, which is given today's date unless another is set.
 
         Raises:
             UsageError: the template of ``processor`` does not read an argument, which would be without effect.

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from PIL import Image
 
 import alula
@@ -325,11 +326,12 @@ def test_errors_say_what_to_do(llava: Path, llm: Path, tmp_path: Path) -> None:
 
 
 def test_an_unsupported_decoder_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "neox"
-    alula.hosts.save_host(
-        alula.build_host(tiny.decoder("gpt_neox"), tiny.TOWERS["clip"][0], tokenizer=tiny.tokenizer()), path
-    )
-    with pytest.raises(HostError, match="gpt_neox"):
+    path, tokenizer = tmp_path / "stablelm", tiny.tokenizer()
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = hf.StableLmConfig(**shape, num_key_value_heads=4, vocab_size=len(tokenizer), tie_word_embeddings=False)
+    llm = hf.AutoModelForCausalLM.from_config(config).eval()
+    alula.hosts.save_host(alula.build_host(llm, tiny.TOWERS["clip"][0], tokenizer=tokenizer), path)
+    with pytest.raises(HostError, match="stablelm"):
         audit(Plan(output=tmp_path / "out", model=str(path), samples=2), alula.load_model)
 
 

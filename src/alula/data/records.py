@@ -103,7 +103,7 @@ def _array_spans(path: Path) -> array[int]:
     except UnicodeDecodeError as error:
         raise DataError(f"not valid UTF-8: {error}", where=str(path)) from None
     del raw
-    decoder = json.JSONDecoder(parse_int=len)  # numbers too long to be read are told record by record
+    decoder = json.JSONDecoder(parse_int=len)  # numbers too long to be read are reported record by record
     spans, line, seen = array("q"), 1, 0
     at = _skip(text, text.index("[") + 1)
     while not text.startswith("]", at):

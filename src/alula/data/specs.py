@@ -106,7 +106,7 @@ SourceSpec = Annotated[
         custom_error_message=f"a source needs one of the keys {', '.join(KINDS)}",
     ),
 ]
-"""One source; which kind is told by its first key. Embed it in recipe models."""
+"""One source; its first key says which kind. Embed it in recipe models."""
 
 
 class TextReplaySpec(BaseModel):

@@ -1,6 +1,6 @@
 """Colours that stay apart for colour-blind eyes and reach a contrast of 3:1 on the page, light or dark.
 
-Hues follow Okabe and Ito's set; every series also has a marker of its own, so nothing is told by colour alone.
+Hues follow Okabe and Ito's set; every series also has a marker of its own, so nothing is shown by color alone.
 """
 
 from __future__ import annotations

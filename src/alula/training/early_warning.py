@@ -53,7 +53,7 @@ class Stopped:
 
 
 class EarlyWarning(TrainerCallback):
-    """Measures every so many steps, writes what it finds into the metrics rows, and acts on the budget.
+    """Measures every n steps, writes what it finds into the metrics rows, and acts on the budget.
 
     What it finds is compared with the beginning: text with the model the run started from, probes with this stage's
     own start. Both are kept in ``watch.json`` of their stage, so a resumed run measures nothing twice.

@@ -126,7 +126,7 @@ class _Problems:
 
 
 def _phantom(item: Mapping[str, Any]) -> bool:
-    """Whether pydantic counts a list as too short because what stands in it is wrong, which is told already."""
+    """Whether pydantic counts a list as too short because what stands in it is wrong, which is reported already."""
     return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
 
 
