@@ -24,7 +24,7 @@ from alula.evaluation.mentions import COCO_PHRASES, ObjectWords
 from alula.evaluation.pope import pope_items, pope_of_annotations, read_yes_no
 from alula.evaluation.ratios import compared_figures, figures
 from alula.evaluation.results import ItemResult, Ratio
-from alula.evaluation.statistics import Resampling
+from alula.stats import Resampling
 
 CATEGORIES = ["person", "dog", "cat", "dining table", "hot dog", "knife", "bus", "tie", "toilet", "bear"]
 

@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 
 from alula.evaluation import Estimate, statistics
-from alula.evaluation.statistics import Resampling, Sums
+from alula.evaluation.statistics import Sums
+from alula.stats import Resampling
 
 RNG = np.random.default_rng(11)
 

@@ -13,10 +13,10 @@ import alula
 from alula.data import Collator
 from alula.errors import UsageError
 from alula.evaluation import evaluate, pope
-from alula.evaluation.statistics import Resampling
 from alula.hosts import fledgling, load_host
 from alula.probes import Alignment
 from alula.reports import render
+from alula.stats import Resampling
 from alula.studies.alignment import AlignmentPlan, AlignmentRecord, alignment, figures, report, table, verdict
 from alula.studies.alignment.measure import BEFORE, OVERLAPS, SITES
 from alula.studies.alignment.record import HALLUCINATION, PREDICTORS, SKILLS, Measurement, RunRecord, answer

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from alula.errors import UsageError
-from alula.evaluation.statistics import Resampling
+from alula.stats import Resampling
 from alula.studies.association import associate
 
 HOW = Resampling(resamples=400)

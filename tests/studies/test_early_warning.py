@@ -15,8 +15,8 @@ from sklearn.metrics import roc_auc_score
 
 from alula.cli import app as cli
 from alula.errors import UsageError
-from alula.evaluation.statistics import Resampling
 from alula.reports import render
+from alula.stats import Resampling
 from alula.studies.attention_shift import ShiftPlan, ShiftRecord
 from alula.studies.early_warning import WarningPlan, WarningRecord, early_warning, figures, report, table, verdict
 from alula.studies.early_warning.record import LOOKS, MAIN, PROBES, SIGNALS, Watched, judge_all, judge_signal, lead

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from alula.errors import UsageError
-from alula.evaluation.statistics import Resampling
+from alula.stats import Resampling
 from alula.studies.ranking import difference, rank
 
 HOW = Resampling(resamples=2000)

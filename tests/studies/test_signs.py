@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from alula.errors import UsageError
-from alula.evaluation.statistics import Resampling
+from alula.stats import Resampling
 from alula.studies.signs import sign_test
 
 HOW = Resampling(resamples=500)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from alula.auditing.finding import interval
-from alula.probes.results import Curve, Estimate
 from alula.reports.document import Block, Figure, FigureRow
 from alula.reports.figures import Line, lines
+from alula.stats import Curve, Estimate
 
 SERIES = {"image": 1, "text": 0, "video": 2, "audio": 3, "before": 0, "after": 2, "between": 3, "system": 5}
 """colors and markers: words are blue and images orange in every figure"""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from alula.probes.results import Estimate
+from alula.stats import Estimate
 
 
 class Status(StrEnum):

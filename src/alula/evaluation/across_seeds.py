@@ -9,7 +9,6 @@ import numpy as np
 from alula.errors import EvaluationError
 from alula.evaluation.results import Columns, Estimate, Labels, PairedResult, Record
 from alula.evaluation.statistics import (
-    Resampling,
     Statistic,
     Sums,
     base_mean,
@@ -20,6 +19,7 @@ from alula.evaluation.statistics import (
     standard_error,
     tuned_mean,
 )
+from alula.stats import Resampling
 
 _DEFAULT = Resampling(resamples=2_000)
 """ample for a standard error (to about 1.6 %), which is all that intervals over seeds take from the bootstrap"""

@@ -24,7 +24,8 @@ from alula.evaluation.results import (
     RunResult,
     TaskResult,
 )
-from alula.evaluation.statistics import DEFAULT, Resampling
+from alula.evaluation.statistics import DEFAULT
+from alula.stats import Resampling
 
 KEPT_FLIPS = 12
 KIND = "kind"

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.evaluation.results import Estimate, ItemResult, Labels, Ratio, RatioComparison
-from alula.evaluation.statistics import DEFAULT, Resampling, percentile_interval, resample_totals
+from alula.evaluation.statistics import DEFAULT, percentile_interval, resample_totals
+from alula.stats import Resampling
 
 ALL = "all"
 """the group of all items"""

@@ -10,18 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from alula.evaluation.results import Estimate
+from alula.stats import Resampling
 
-
-@dataclass(frozen=True)
-class Resampling:
-    """How intervals are made: their confidence, the number of bootstrap resamples, and the seed of the draws."""
-
-    confidence: float = 0.95
-    resamples: int = 10_000
-    seed: int = 0
-
-
-DEFAULT = Resampling()
+DEFAULT = Resampling(resamples=10_000)
+"""of paired comparisons"""
 
 
 def wilson(correct: float, n: int, confidence: float = 0.95) -> Estimate:

@@ -7,8 +7,7 @@ from alula.probes.geometry import Geometry, GeometryResult
 from alula.probes.lens import LensResult, VocabularyLens
 from alula.probes.nulls import noise_prompt, untrained_connector
 from alula.probes.overlap import Overlap, OverlapResult
-from alula.probes.resampling import Resampling
-from alula.probes.results import Curve, Estimate, Result
+from alula.stats import Curve, Estimate, Resampling, Result
 from alula.weights import WeightMask
 
 __all__ = [

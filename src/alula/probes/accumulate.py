@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alula.errors import UsageError
-from alula.probes.results import Array
+from alula.stats import Array
 
 
 class Tally:

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from alula.errors import UsageError
 from alula.probes import token_sets
-from alula.probes.resampling import DEFAULT, Resampling
-from alula.probes.results import Array, Curve, Estimate, Result
 from alula.probes.similarity import (
     cka,
     mismatched_mean,
@@ -28,6 +26,7 @@ from alula.probes.similarity import (
 )
 from alula.probes.states import GROUPS, TEXT, StateProbe, groups, unit
 from alula.seam import ForwardContext
+from alula.stats import DEFAULT, Array, Curve, Estimate, Resampling, Result
 
 Reduction = Literal["mean", "each"]
 

@@ -19,9 +19,8 @@ from torch import Tensor
 from alula.errors import HostError, SeamError, UsageError
 from alula.probes import token_sets
 from alula.probes.base import Probe
-from alula.probes.resampling import DEFAULT, Resampling, means, weighted
-from alula.probes.results import Array, Curve, Estimate, Result
 from alula.seam import ForwardContext, Seam
+from alula.stats import DEFAULT, Array, Curve, Estimate, Resampling, Result, means, weighted
 from alula.tokens import Role, TokenMap
 
 SEGMENTS = ("system", "before", "image", "between", "after")

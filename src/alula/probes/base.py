@@ -21,9 +21,8 @@ from alula.errors import DataError, SeamError, UsageError
 from alula.files import atomic_file, regular
 from alula.probes import token_sets
 from alula.probes.accumulate import Reservoir, Tally
-from alula.probes.resampling import DEFAULT, Resampling
-from alula.probes.results import Result
 from alula.seam import NAME, ForwardContext, Seam, find, install, marked, with_keywords
+from alula.stats import DEFAULT, Resampling, Result
 
 _serial = itertools.count()
 _DONE = object()

@@ -18,10 +18,9 @@ from torch import Tensor
 from alula.errors import UsageError
 from alula.probes import token_sets
 from alula.probes.projection import Method, to_plane
-from alula.probes.resampling import DEFAULT, Resampling, means
-from alula.probes.results import Curve, Result
 from alula.probes.states import GROUPS, StateProbe, groups, unit
 from alula.seam import ForwardContext
+from alula.stats import DEFAULT, Curve, Resampling, Result, means
 
 Of = Literal["samples", "rows"]
 Change = Literal["same_row", "all_pairs"]

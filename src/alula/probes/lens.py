@@ -17,10 +17,9 @@ from torch import Tensor
 from alula.anatomy import Anatomy
 from alula.errors import HostError, UsageError
 from alula.probes import token_sets
-from alula.probes.resampling import DEFAULT, Resampling, means
-from alula.probes.results import Array, Curve, Result
 from alula.probes.states import GROUPS, TEXT, StateProbe, groups
 from alula.seam import ForwardContext
+from alula.stats import DEFAULT, Array, Curve, Resampling, Result, means
 from alula.tokens import TokenMap
 
 _CHUNK = 64  # tokens unembedded at a time

@@ -21,9 +21,8 @@ from alula.anatomy import Anatomy
 from alula.errors import HostError, UsageError
 from alula.probes import token_sets
 from alula.probes.base import Probe
-from alula.probes.resampling import DEFAULT, Resampling
-from alula.probes.results import Result
 from alula.seam import NAME, ByThread, ForwardContext, Seam, with_keywords
+from alula.stats import DEFAULT, Resampling, Result
 from alula.weights import WeightMask, keep_highest, linears, wanda_scores
 
 _HALVES = 2

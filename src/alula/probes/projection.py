@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from alula.errors import UsageError
-from alula.probes.results import Array
+from alula.stats import Array
 
 Method = Literal["pca", "tsne"]
 

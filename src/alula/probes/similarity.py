@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.probes.results import Array
+from alula.stats import Array
 
 Order = NDArray[np.intp]
 

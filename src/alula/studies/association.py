@@ -19,7 +19,8 @@ from scipy import stats
 
 from alula.errors import UsageError
 from alula.evaluation.results import Estimate, Record
-from alula.evaluation.statistics import DEFAULT, Resampling, percentile_interval
+from alula.evaluation.statistics import DEFAULT, percentile_interval
+from alula.stats import Resampling
 
 Within = Literal["all", "run", "step", "stratum"]
 MOST_PERMUTATIONS = 50_000

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from alula.errors import UsageError
 from alula.evaluation.results import Estimate, Record
-from alula.evaluation.statistics import DEFAULT, Resampling, percentile_interval
+from alula.evaluation.statistics import DEFAULT, percentile_interval
+from alula.stats import Resampling
 from alula.studies.association import MOST_PERMUTATIONS
 
 _Array = NDArray[np.float64]

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from alula.errors import UsageError
 from alula.evaluation.results import Estimate
-from alula.evaluation.statistics import DEFAULT, Resampling, percentile_interval
+from alula.evaluation.statistics import DEFAULT, percentile_interval
+from alula.stats import Resampling
 
 MOST_EXACT = 40
 """up to so many values all assignments of signs are counted; of more, `Resampling.resamples` are drawn"""

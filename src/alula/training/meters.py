@@ -26,7 +26,7 @@ from alula.data.samples import Sample
 from alula.errors import DataError
 from alula.evaluation.runner import evaluating
 from alula.probes import Alignment, AttentionShift, watch
-from alula.probes.resampling import Resampling
+from alula.stats import Resampling
 from alula.training.recipe import Retention
 
 _VALUES_ONLY = Resampling(resamples=1, permutations=1)

@@ -25,9 +25,9 @@ from alula.auditing.sections.base import (
 from alula.errors import HostError
 from alula.probes import Alignment, AlignmentResult, Resampling, noise_prompt, untrained_connector
 from alula.probes.alignment import PairAlignment
-from alula.probes.results import Curve, Estimate
 from alula.reports.document import Block, Cell, Table
 from alula.reports.palette import NEUTRAL
+from alula.stats import Curve, Estimate
 
 FEW = 20
 """below this number of samples, matched pairs are not judged"""

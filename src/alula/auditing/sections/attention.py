@@ -15,9 +15,9 @@ from alula.auditing.sections.base import KEPT_BYTES, SUM_BYTES, WINGS_PAPER, Mea
 from alula.auditing.sections.text import BARE, TextAnswers, surely_lost
 from alula.probes import AttentionShift, AttentionShiftResult
 from alula.probes.attention import SEGMENTS
-from alula.probes.results import Curve
 from alula.reports.document import Block, Cell, Table
 from alula.reports.figures import Line
+from alula.stats import Curve
 
 
 def unrelated(layers: int) -> float:

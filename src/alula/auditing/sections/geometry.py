@@ -12,10 +12,10 @@ from alula.auditing.record import Audit
 from alula.auditing.sections.base import IMA_PAPER, KEPT_BYTES, SUM_BYTES, Measurement, Section, kinds_of
 from alula.probes import Geometry, GeometryResult
 from alula.probes.geometry import KindGeometry
-from alula.probes.results import Estimate
 from alula.reports.document import Block, Cell, Figure, FigureRow, Key, Table
 from alula.reports.figures import cloud
 from alula.reports.palette import NEUTRAL
+from alula.stats import Estimate
 
 LENGTH = 3.0
 """a factor between the lengths of image and text rows that is worth a sentence"""

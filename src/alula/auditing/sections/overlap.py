@@ -14,10 +14,10 @@ from alula.auditing.finding import Finding, Status, number
 from alula.auditing.record import Audit
 from alula.auditing.sections.base import IMA_PAPER, SUM_BYTES, WANDA_PAPER, Measurement, Section
 from alula.probes import Overlap, OverlapResult, Resampling
-from alula.probes.results import Estimate
 from alula.reports.document import Block, Cell, Table
 from alula.reports.palette import NEUTRAL
 from alula.reports.wording import percent
+from alula.stats import Estimate
 from alula.weights import linears
 
 

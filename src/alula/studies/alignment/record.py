@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from alula.evaluation.results import Record
-from alula.evaluation.statistics import DEFAULT, Resampling
+from alula.evaluation.statistics import DEFAULT
+from alula.stats import Resampling
 from alula.studies.alignment.measure import BEFORE, SITES
 from alula.studies.association import Association, Within, associate
 from alula.studies.signs import SignTest, sign_test

@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from alula.evaluation.results import Record
-from alula.evaluation.statistics import DEFAULT, Resampling
+from alula.evaluation.statistics import DEFAULT
+from alula.stats import Resampling
 from alula.studies.association import Association, Within, associate
 from alula.studies.attention_shift.measure import PRIMARY
 

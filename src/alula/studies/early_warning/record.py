@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.evaluation.results import Estimate, Record
-from alula.evaluation.statistics import DEFAULT, Resampling, percentile_interval
+from alula.evaluation.statistics import DEFAULT, percentile_interval
+from alula.stats import Resampling
 from alula.studies.association import Association, associate
 from alula.studies.ranking import Ranking, difference, rank, roc_area
 
