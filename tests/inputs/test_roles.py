@@ -12,6 +12,7 @@ from PIL import Image
 
 import alula
 from alula.auditing import Plan, audit
+from alula.auditing.plan import probe_settings
 from alula.data import Collator, Sample
 from alula.errors import UsageError
 from alula.evaluation import data_task, evaluate
@@ -222,6 +223,16 @@ def test_an_audit_tells_turns_apart(host: Path, data: Path, tmp_path: Path) -> N
     assert result.measured == 6
     curves = result.results["attention"].curves["main"]
     assert min(point.value for point in curves["system"]) > 0
+    pairs = ["attention.system=apart", "attention.queries=assistant", "overlap.streams=[system, user]"]
+    assert probe_settings(pairs) == {
+        "attention": {"system": "apart", "queries": "assistant"},
+        "overlap": {"streams": ["system", "user"]},
+    }
+    for wrong_pair in ("attention=apart", "attention.system", "attention.system="):
+        with pytest.raises(UsageError, match=r"is not SECTION\.NAME=VALUE"):
+            probe_settings([wrong_pair])
+    with pytest.raises(UsageError, match="given twice"):
+        probe_settings(["lens.text=user", "lens.text=all"])
     with pytest.raises(UsageError, match="not measured"):
         Plan(output=tmp_path, model="m", sections=("lens",), probes={"attention": {}})
     wrong = Plan(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from alula.auditing.sections import SECTIONS, Measurement, Questions
 from alula.bounds import check_count, check_seed
@@ -101,3 +103,24 @@ class Plan:
         if not self.probes:  # as audits of earlier versions wrote it
             del facts["probes"]
         return {**facts, "sections": [name for name in SECTIONS if name in self.sections]}
+
+
+def probe_settings(pairs: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Read ``section.name=value`` pairs, values as YAML writes them: ``attention.system=apart``.
+
+    Raises:
+        UsageError: something else than such a pair, or the same setting twice.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        path, equals, value = pair.partition("=")
+        section, dot, name = path.partition(".")
+        if not (equals and dot and value and name):
+            raise UsageError(f"{pair!r} is not SECTION.NAME=VALUE", where="--probe", remedy="attention.system=apart")
+        if name in found.setdefault(section, {}):
+            raise UsageError(f"{path} is given twice", where="--probe")
+        try:
+            found[section][name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{value!r} is not a value", where=f"--probe {path}") from error
+    return found

@@ -50,6 +50,13 @@ def audit(
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="Draws the microworld's items, resamples and noise.")
     ] = 0,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SECTION.NAME=VALUE",
+            help="Setting of a section's probe, such as attention.system=apart; repeatable.",
+        ),
+    ] = None,
     template: Template = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU if there is one)")] = None,
@@ -68,6 +75,7 @@ def audit(
 
     from alula.auditing import Plan, audit_json, audit_report, findings
     from alula.auditing import audit as run
+    from alula.auditing.plan import probe_settings
     from alula.chat_template import TemplateSettings
     from alula.files import write_json, write_text
     from alula.hosts.placement import device_named, dtype_named
@@ -88,6 +96,7 @@ def audit(
         batch_size=batch_size,
         dtype=dtype,
         seed=seed,
+        probes=probe_settings(probe or ()),
         template=TemplateSettings.parse(template or ()).arguments,
     )
     found = run(
