@@ -6,40 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Strict,
-    Tag,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.errors import RecipeError
+from alula.settings import Int, Number, Settings, problems
 
 KINDS = ("jsonl", "llava", "dataset", "microworld", "digits")
 
 
-def _no_stand_in(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number is wanted here, not true or false")
-    if isinstance(value, str | bytes):
-        raise ValueError("a number is wanted here, not text")
-    return value
-
-
-#: Numbers as they are written: no text, true or false in their place.
-Int = Annotated[int, Strict()]
-Number = Annotated[float, BeforeValidator(_no_stand_in)]
-
-
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Spec(Settings):
     name: str | None = Field(None, description="what reports call the source; default: made from its path")
     weight: Number = Field(1.0, gt=0, allow_inf_nan=False, description="share of the mixture, relative to the others")
 
@@ -109,32 +85,19 @@ SourceSpec = Annotated[
 """One source; its first key says which kind. Embed it in recipe models."""
 
 
-class TextReplaySpec(BaseModel):
+class TextReplaySpec(Settings):
     """Text-only samples mixed in so that the decoder keeps its words."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     ratio: Number = Field(ge=0, lt=1, description="fraction of all samples that are text-only")
     sources: list[SourceSpec] = Field(min_length=1)
 
 
-class MixtureSpec(BaseModel):
+class MixtureSpec(Settings):
     """Weighted sources, and the share of text replay as one number."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sources: list[SourceSpec] = Field(min_length=1)
     text_replay: TextReplaySpec | None = None
     seed: Int = 0
-
-
-_OF_KIND: dict[str, type[BaseModel]] = {
-    "jsonl": JsonlSpec,
-    "llava": LlavaSpec,
-    "dataset": DatasetSpec,
-    "microworld": MicroworldSpec,
-    "digits": DigitsSpec,
-}
 
 
 def validated(kind: Any, value: Any, *, key: str) -> Any:
@@ -146,17 +109,7 @@ def validated(kind: Any, value: Any, *, key: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        first, count = error.errors()[0], error.error_count()
-    path, model = key, kind
-    for number, step in enumerate(first["loc"]):
-        if step in KINDS and (number == 0 or isinstance(first["loc"][number - 1], int)):
-            model = _OF_KIND[str(step)]  # the union's tag, not a key the user wrote
-            continue
-        path += f"[{step}]" if isinstance(step, int) else f".{step}"
-        model = TextReplaySpec if step == "text_replay" else model
-    more = f" (and {count - 1} more)" if count > 1 else ""
-    if first["type"] == "extra_forbidden":
-        legal = ", ".join(sorted(model.model_fields)) if hasattr(model, "model_fields") else ", ".join(KINDS)
-        raise RecipeError(f"unknown key{more}", where=path, remedy=f"legal keys: {legal}")
-    got = "" if first["type"] in ("missing", "source_kind") else f", not {first['input']!r:.80}"
-    raise RecipeError(f"{first['msg']}{got}{more}", where=path)
+        found = problems(error, kind, value)
+    first, more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    path = key + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first.loc)
+    raise RecipeError(first.what + more, where=path, remedy=first.remedy)

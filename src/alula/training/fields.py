@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import Field, Strict
 
-from alula.data.specs import Int, Number
+from alula.settings import Int, Number, Settings
 
 # beyond these, a number is a slip, or more than the machinery below counts to
 MANY, WIDE, ITEMS = 2**31 - 1, 2**16, 1_000_000
@@ -21,7 +21,5 @@ Place = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 
 
-class Section(BaseModel):
-    """A section of a recipe: nothing in it changes, and an unknown key is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+class Section(Settings):
+    """A section of a recipe."""

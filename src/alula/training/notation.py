@@ -10,10 +10,11 @@ from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from alula.errors import RecipeError
+from alula.settings import MOST_BITS
 
 #: Characters of a document; its values, those of anchors counted wherever they are used; how deep they may be nested;
 #: bits of a whole number.
-MOST_CHARACTERS, MOST_VALUES, MOST_LEVELS, MOST_BITS = 200_000, 20_000, 50, 1024
+MOST_CHARACTERS, MOST_VALUES, MOST_LEVELS = 200_000, 20_000, 50
 _TOO_DEEP = f"nested deeper than {MOST_LEVELS} levels"
 
 

@@ -15,8 +15,8 @@ from pydantic import Field, create_model, field_validator, model_validator
 
 from alula.chat_template import TemplateSettings
 from alula.data import SourceSpec, TextReplaySpec
-from alula.data.specs import Int, Number
 from alula.errors import UsageError
+from alula.settings import Int, Number
 from alula.training.fields import ITEMS, MANY, WIDE, Beta, Bool, Count, Name, Place, Rate, Section, Seed, Size
 from alula.training.methods import METHODS
 

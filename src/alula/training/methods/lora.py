@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from alula.anatomy import Anatomy
-from alula.data.specs import Number
 from alula.errors import RecipeError
+from alula.settings import Number
 from alula.training.fields import ITEMS, Bool, Section, Size
 from alula.training.methods.base import PeftMethod, projector_modules
 

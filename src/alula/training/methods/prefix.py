@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from alula.anatomy import Anatomy
-from alula.data.specs import Int, Number
 from alula.hosts.prompted import PromptedModel, check_prompt, refuse_host
+from alula.settings import Int, Number
 from alula.training.fields import Section
 from alula.training.methods.base import PeftMethod, projector_modules
 

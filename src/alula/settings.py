@@ -1,0 +1,161 @@
+"""Settings that users write: one frozen, forbidding base, and one translator of pydantic's errors into words."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError
+
+MOST_BITS = 1024
+"""of a whole number: longer ones are a slip, and slow to write out"""
+
+
+def _no_stand_in(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted here, not true or false")
+    if isinstance(value, str | bytes):
+        raise ValueError("a number is wanted here, not text")
+    return value
+
+
+#: Numbers as they are written: no text, true or false in their place.
+Int = Annotated[int, Strict()]
+Number = Annotated[float, BeforeValidator(_no_stand_in)]
+
+
+class Settings(BaseModel):
+    """Base of settings: nothing in them changes, an unknown key is refused, and so is a number that is not finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing wrong with settings.
+
+    Attributes:
+        loc: keys and list indices from the outermost settings to where it is, as the user wrote them.
+        what: what is wrong there.
+        remedy: what is legal there, where that is a list of keys.
+        line: line (from 1) in the YAML file, where there is one.
+    """
+
+    loc: tuple[Any, ...]
+    what: str
+    remedy: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        key = ".".join(str(part) for part in self.loc)
+        at = f"{key or 'recipe'}" + (f" (line {self.line})" if self.line else "")
+        between = " " if self.what.endswith("?") else "; "
+        return f"{at}: {self.what}" + (between + self.remedy if self.remedy else "")
+
+
+def problems(error: ValidationError, schema: Any, given: Any, lines: yaml.Node | None = None) -> list[Problem]:
+    """What is wrong with ``given``, each thing once.
+
+    Args:
+        error: pydantic's account of it.
+        schema: the model, or union of models, that ``given`` was validated as.
+        given: the settings as plain mappings, lists and values.
+        lines: YAML nodes of ``given``, for line numbers.
+    """
+    found = [item for item in error.errors(include_url=False) if not _phantom(item)]
+    return list(dict.fromkeys(_problem(item, schema, given, lines) for item in found))
+
+
+def _problem(item: Mapping[str, Any], schema: Any, given: Any, lines: yaml.Node | None) -> Problem:
+    loc = _as_written(item["loc"], given)
+    kind, message = item["type"], item["msg"]
+    remedy = None
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        legal = _legal_keys(schema, item["loc"][:-1])
+        close = difflib.get_close_matches(str(loc[-1]), legal, n=1)
+        what = "unknown key" + (f"; did you mean `{close[0]}`?" if close else "")
+        remedy = f"legal keys: {', '.join(legal)}"
+    elif kind in ("missing", "missing_argument"):
+        what = "this key is required"
+    elif kind in ("value_error", "setting"):
+        what = message.removeprefix("Value error, ")
+    elif kind in ("model_type", "model_attributes_type", "dataclass_type"):
+        what = f"a mapping is wanted here, with keys among: {', '.join(_legal_keys(schema, item['loc']))}"
+    elif kind == "dict_type":
+        what = "a mapping is wanted here"
+    elif kind in ("tuple_type", "list_type"):
+        what = "a list is wanted here"
+    else:
+        got = item.get("input")
+        plain = isinstance(got, str | int | float | bool | type(None))
+        shown = f", got {got!r:.80}" if plain and not (isinstance(got, int) and got.bit_length() > MOST_BITS) else ""
+        what = message[0].lower() + message[1:] + shown
+    return Problem(loc, what, remedy, _line(lines, loc))
+
+
+def _as_written(loc: tuple[Any, ...], given: Any) -> tuple[Any, ...]:
+    """Drop what pydantic adds to a path (union branches, the wrapped source spec) and the user did not write."""
+    kept: list[Any] = []
+    here = given
+    for index, part in enumerate(loc):
+        last = index == len(loc) - 1
+        if isinstance(here, list | tuple) and isinstance(part, int) and part < len(here):
+            kept, here = [*kept, part], here[part]
+        elif isinstance(here, Mapping) and part in here:
+            if last or isinstance(here[part], Mapping | list | tuple):  # otherwise a union's tag: a value has no keys
+                kept, here = [*kept, part], here[part]
+        elif isinstance(here, Mapping) and isinstance(part, str) and last:
+            kept.append(part)  # a missing key
+    return tuple(kept)
+
+
+def _phantom(item: Mapping[str, Any]) -> bool:
+    """Whether pydantic counts a list as too short because what stands in it is wrong, which is reported already."""
+    return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
+
+
+def _legal_keys(schema: Any, loc: tuple[Any, ...]) -> list[str]:
+    """Keys the schema allows at ``loc``."""
+    models = _models_in(schema)
+    for part in loc:
+        having = [model for model in models if part in _fields(model)]
+        inside = [found for model in having for found in _models_in(_fields(model)[part])]
+        # a union names the branch it took by a plain field of that branch
+        models = inside or having or models
+    return list(dict.fromkeys(key for model in models for key in _fields(model)))
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    """Field name -> annotation of a pydantic model or a dataclass."""
+    if issubclass(model, BaseModel):
+        return {name: field.annotation for name, field in model.model_fields.items()}
+    return {field.name: field.type for field in dataclasses.fields(model)}
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    """The models and dataclasses inside an annotation such as `tuple[Model, ...]` or `Model | None`."""
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _line(node: yaml.Node | None, loc: tuple[Any, ...]) -> int | None:
+    """Line (from 1) of the key at ``loc``, or of the nearest thing around it."""
+    if node is None:
+        return None
+    line: int | None = None
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            pair = next((pair for pair in node.value if pair[0].value == str(part)), None)
+            if pair is None:
+                return line or node.start_mark.line + 1
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line

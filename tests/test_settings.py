@@ -1,0 +1,73 @@
+"""One account of wrong settings, whoever reads them: recipes, mixtures, sources."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from alula.data import open_mixture
+from alula.errors import RecipeError, UsageError
+from alula.grafts import WingsConfig
+from alula.training import parse_recipe
+from alula.training.notation import read_yaml
+
+RECIPE = """
+name: run
+output_dir: out
+host: {path: fledgling}
+stages:
+  - name: wings
+    method: wings
+    steps: 3
+    data: {sources: [{microworld: text}]}
+    wings: {rank: 4}
+"""
+
+
+def refused(text: str) -> str:
+    raw, lines = read_yaml(text, where="r.yaml")
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(raw, where="r.yaml", lines=lines)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("slip", "words"),
+    [
+        ({"microworld": "smell"}, "input should be 'text'"),
+        ({"microworld": "text", "limit": True}, "valid integer"),
+        ({"microworld": "text", "weight": "1"}, "a number is wanted here, not text"),
+        ({"jsonl": "a", "imags": "b"}, "unknown key; did you mean `images`?"),
+        ({"json": "a"}, "a source needs one of the keys"),
+    ],
+)
+def test_recipes_and_mixtures_say_the_same_of_a_source(slip: dict[str, Any], words: str) -> None:
+    written = "{" + ", ".join(f"{key}: {value!r}" for key, value in slip.items()) + "}"
+    told = refused(RECIPE.replace("{microworld: text}", written))
+    assert "stages.0.data.sources.0" in told
+    assert "(line 9)" in told
+    assert "problems" not in told
+    with pytest.raises(RecipeError) as caught:
+        open_mixture({"sources": [slip]})
+    assert words in str(caught.value)
+    assert words in told
+    assert (caught.value.where or "").startswith("data.sources[0]")
+
+
+def test_a_list_whose_only_item_is_wrong_is_one_problem() -> None:
+    told = refused(RECIPE.replace("steps: 3", "steps: -3"))
+    assert "stages.0.steps (line 8)" in told
+    assert "at least 1 item" not in told
+
+
+@pytest.mark.parametrize(
+    "slip", [{"rank": True}, {"rank": "8"}, {"init_std": -3}, {"gain": "x"}, {"rope": "no"}, {"layers": [True]}]
+)
+def test_a_graft_refuses_a_slip_in_code_and_in_a_recipe(slip: dict[str, Any]) -> None:
+    ((key, value),) = slip.items()
+    with pytest.raises(UsageError, match=key):
+        WingsConfig(**slip)
+    yaml_value = str(value).lower() if isinstance(value, bool) else "[true]" if key == "layers" else repr(value)
+    assert f"stages.0.wings.{key}" in refused(RECIPE.replace("rank: 4", f"{key}: {yaml_value}"))
+    assert "(line 10)" in refused(RECIPE.replace("rank: 4", f"{key}: {yaml_value}"))
