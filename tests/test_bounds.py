@@ -15,7 +15,8 @@ from alula.cli import app as cli
 from alula.errors import UsageError
 from alula.evaluation import HarnessTasks, chair, native_tasks, pope
 from alula.quickstart import Plan as QuickstartPlan
-from alula.studies.wings import WingsPlan
+from studies.__main__ import commands as studies
+from studies.wings import WingsPlan
 
 HUGE = 10**12
 
@@ -66,14 +67,13 @@ def test_the_bounds_themselves_are_taken() -> None:
         ["chat", "m", "--seed", "-1"],
         ["data", "export", "text", "out", "-n", str(HUGE)],
         ["quickstart", "--items", str(HUGE)],
-        ["study", "wings", "--items", str(HUGE)],
+        ["wings", "--items", str(HUGE)],
         ["fledgling", "raise", "--seed", str(2**70)],
     ],
     ids=lambda arguments: " ".join(arguments),
 )
 def test_the_command_line_says_so_with_exit_code_2(arguments: list[str]) -> None:
-    if not cli.app.registered_commands:
-        cli._register()
-    result = CliRunner().invoke(cli.app, arguments)
+    app = studies() if arguments[0] == "wings" else cli.app if cli.app.registered_commands else cli._registered()
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert "Invalid value for" in result.stderr

@@ -19,6 +19,7 @@ from alula.cli import app as cli
 from alula.cli.tasks import TaskString
 from alula.evaluation import HALLUCINATION, NATIVE
 from alula.training import load_recipe
+from studies.__main__ import commands as studies
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -28,6 +29,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+PROGRAMS = ("alula", "studies")
 LAUNCHERS = ("python", "torchrun", "accelerate")
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
@@ -60,7 +62,7 @@ def _commands(line: str) -> Iterator[tuple[str, list[str]]]:
             yield "alula", command[1:]
         elif command and command[0] in LAUNCHERS and "-m" in command[:-1]:
             module, *arguments = command[command.index("-m") + 1 :]
-            if module.split(".")[0] == "alula":
+            if module.split(".")[0] in PROGRAMS:
                 yield module, arguments
 
 
@@ -74,18 +76,19 @@ NAMED = [
 
 
 @pytest.fixture(scope="module")
-def root() -> Any:
-    if not cli.app.registered_commands:
-        cli._register()
-    return typer.main.get_command(cli.app)
+def programs() -> dict[str, Any]:
+    alula = cli.app if cli.app.registered_commands else cli._registered()
+    return {name: typer.main.get_command(app) for name, app in (("alula", alula), ("studies", studies()))}
 
 
 @pytest.mark.parametrize(("module", "arguments", "whole"), NAMED)
-def test_a_command_that_is_named_parses(root: Any, module: str, arguments: list[str], whole: bool) -> None:
-    assert module == "alula"
+def test_a_command_that_is_named_parses(
+    programs: dict[str, Any], module: str, arguments: list[str], whole: bool
+) -> None:
+    assert module in PROGRAMS
     # the reader's own files; and what prose leaves out that names a verb or an option by itself
     forgiven = ["does not exist", *([] if whole else ["Missing", "requires an argument", "Usage:"])]
-    command, name, context = root, "alula", None
+    command, name, context = programs[module], module, None
     try:
         while True:
             context = command.make_context(name, list(arguments), parent=context)

@@ -44,7 +44,6 @@ def test_paths_that_cannot_be_are_wrong_usage(alula: Run, tmp_path: Path) -> Non
         ("train", tmp_path),
         ("quickstart", "--output", file),
         ("quickstart", "--output", tmp_path / ("x" * 300)),
-        ("study", "wings", "--output", file / "there"),
         ("audit", "fledgling", "--output", file),
         ("eval", "fledgling", "--task", "text_bare", "--n", 1, "--max-new-tokens", 1, "--output", file),
     ):

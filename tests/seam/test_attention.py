@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests import zoo
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -16,6 +15,7 @@ from alula.anatomy import Anatomy
 from alula.errors import HostError
 from alula.seam import ATTENTION, ForwardContext, install, use_attention
 from alula.seam.dialect import cache_keyword, cache_of_output
+from tests import zoo
 
 CACHE = cache_keyword()
 

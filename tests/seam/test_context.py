@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests import zoo
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 
@@ -17,6 +16,7 @@ from alula.errors import AlulaError, UsageError
 from alula.seam import NAME, ForwardContext, TokenCache, find, install
 from alula.seam.dialect import cache_keyword, cache_of_output
 from alula.tokens import Modality
+from tests import zoo
 
 CACHE = cache_keyword()
 

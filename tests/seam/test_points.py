@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests import zoo
-from tests.grafts.common import wake
 from torch import Tensor, nn
 
 import alula
 from alula import WingsConfig
 from alula.errors import AlulaError, HostError, UsageError
 from alula.seam import LayerView, Phase, Point, Seam, find, install, taps
+from tests import zoo
+from tests.grafts.common import wake
 
 BLOCK_INPUT = WingsConfig(rank=4, router="constant", query="block_input")
 

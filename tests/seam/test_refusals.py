@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests import zoo
-from tests.grafts.common import CONFIGS, grafted, wake
 from transformers import DynamicCache, Gemma3Config, Gemma3ForConditionalGeneration, LlavaForConditionalGeneration
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llava.modeling_llava import LlavaModel
@@ -17,6 +15,8 @@ import alula
 from alula.errors import AlulaError, SeamError, UsageError
 from alula.probes import AttentionShift
 from alula.seam.dialect import cache_keyword, cache_of_output
+from tests import zoo
+from tests.grafts.common import CONFIGS, grafted, wake
 
 CACHE = cache_keyword()
 STEP = torch.tensor([[5]])

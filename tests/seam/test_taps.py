@@ -6,10 +6,10 @@ from contextvars import Context
 
 import pytest
 import torch
-from tests import zoo
 
 from alula.errors import UsageError
 from alula.seam import TapEvent, find, taps
+from tests import zoo
 
 
 @pytest.mark.parametrize("name", zoo.ALL)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 
 import pytest
-from tests import zoo
 
 import alula
 from alula.probes import Geometry, watch
 from alula.seam import tested
+from tests import zoo
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests import zoo
-from tests.grafts.common import CONFIGS, wake
 from torch import Tensor, nn
 
 import alula
@@ -19,6 +17,8 @@ from alula.probes import Alignment, AttentionShift, Overlap
 from alula.probes.attention import SEGMENTS
 from alula.seam import Phase, Point, install, taps
 from alula.seam.dialect import cache_keyword, cache_of_output
+from tests import zoo
+from tests.grafts.common import CONFIGS, wake
 
 HOST, LAYERS, FIRST = "llava-llama", 4, 2
 CACHE = cache_keyword()

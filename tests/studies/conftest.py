@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alula.studies.attention_shift import ShiftPlan, ShiftRecord, attention_shift
+from studies.attention_shift import ShiftPlan, ShiftRecord, attention_shift
 
 
 @pytest.fixture(scope="session")
@@ -12,4 +12,4 @@ def population(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShiftPlan, Shi
     """Three trainings of the attention-shift study, four steps each, looked at after every one."""
     output = tmp_path_factory.mktemp("shift") / "study"
     plan = ShiftPlan(output=output, texts=(0.0, 0.3, 0.5), rates=(1e-2,), items=2, samples=3, steps=0.01)
-    return plan, attention_shift(plan, command="alula study attention-shift", workers=0, quiet=True)
+    return plan, attention_shift(plan, command="python -m studies attention-shift", workers=0, quiet=True)

@@ -17,10 +17,10 @@ from alula.hosts import fledgling, load_host
 from alula.probes import Alignment
 from alula.reports import render
 from alula.stats import Resampling
-from alula.studies.alignment import AlignmentPlan, AlignmentRecord, alignment, figures, report, table, verdict
-from alula.studies.alignment.measure import BEFORE, OVERLAPS, SITES
-from alula.studies.alignment.record import HALLUCINATION, PREDICTORS, SKILLS, Measurement, RunRecord, answer
-from alula.studies.passes import held_out, look
+from studies.alignment import AlignmentPlan, AlignmentRecord, alignment, figures, report, table, verdict
+from studies.alignment.measure import BEFORE, OVERLAPS, SITES
+from studies.alignment.record import HALLUCINATION, PREDICTORS, SKILLS, Measurement, RunRecord, answer
+from studies.passes import held_out, look
 
 HOW = Resampling(resamples=200)
 KEPT = ("first-layer", "queries", "untrained-tower")
@@ -30,7 +30,7 @@ KEPT = ("first-layer", "queries", "untrained-tower")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[AlignmentPlan, AlignmentRecord]:
     output = tmp_path_factory.mktemp("alignment") / "study"
     plan = AlignmentPlan(output=output, configurations=KEPT, samples=4, items=6, steps=0.004)
-    return plan, alignment(plan, command="alula study alignment", workers=0, quiet=True)
+    return plan, alignment(plan, command="python -m studies alignment", workers=0, quiet=True)
 
 
 def test_every_run_is_measured_before_and_at_every_milestone(

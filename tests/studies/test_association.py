@@ -10,7 +10,7 @@ from scipy import stats
 
 from alula.errors import UsageError
 from alula.stats import Resampling
-from alula.studies.association import associate
+from studies.association import associate
 
 HOW = Resampling(resamples=400)
 

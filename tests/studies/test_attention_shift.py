@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 
 import alula
-from alula.cli import app as cli
+from alula.cli.app import run as run_command_line
 from alula.data import Collator
 from alula.errors import UsageError
 from alula.evaluation import evaluate, native_tasks
 from alula.probes import AttentionShift
 from alula.reports import render
-from alula.studies.attention_shift import ShiftPlan, ShiftRecord, attention_shift, figures, report, verdict
-from alula.studies.attention_shift.measure import PRIMARY
-from alula.studies.attention_shift.record import Measurement, RunRecord, associations
-from alula.studies.passes import held_out, look
-from alula.studies.population import measurement
+from studies.__main__ import commands
+from studies.attention_shift import ShiftPlan, ShiftRecord, attention_shift, figures, report, verdict
+from studies.attention_shift.measure import PRIMARY
+from studies.attention_shift.record import Measurement, RunRecord, associations
+from studies.passes import held_out, look
+from studies.population import measurement
 
 
 @pytest.fixture
@@ -102,9 +103,9 @@ def test_the_command_line(finished: tuple[ShiftPlan, ShiftRecord], monkeypatch: 
     plan, record = finished
     arguments = ["--output", plan.output, "--texts", "0,0.3,0.5", "--rates", "1e-2", "--items", 2, "--samples", 3]
     arguments += ["--steps", 0.01, "--workers", 0, "--json"]
-    monkeypatch.setattr(sys, "argv", ["alula", "study", "attention-shift", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["studies", "attention-shift", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        run_command_line(commands)
     assert stop.value.code in (0, None)
     shown = ShiftRecord.model_validate_json(capsys.readouterr().out)
     assert shown.associations == record.associations

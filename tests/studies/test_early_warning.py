@@ -13,15 +13,16 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from alula.cli import app as cli
+from alula.cli.app import run as run_command_line
 from alula.errors import UsageError
 from alula.reports import render
 from alula.stats import Resampling
-from alula.studies.attention_shift import ShiftPlan, ShiftRecord
-from alula.studies.early_warning import WarningPlan, WarningRecord, early_warning, figures, report, table, verdict
-from alula.studies.early_warning.record import LOOKS, MAIN, PROBES, SIGNALS, Watched, judge_all, judge_signal, lead
 from alula.training.layout import RunDirectory
 from alula.training.metrics import read_rows
+from studies.__main__ import commands
+from studies.attention_shift import ShiftPlan, ShiftRecord
+from studies.early_warning import WarningPlan, WarningRecord, early_warning, figures, report, table, verdict
+from studies.early_warning.record import LOOKS, MAIN, PROBES, SIGNALS, Watched, judge_all, judge_signal, lead
 
 HOW = Resampling(resamples=300)
 
@@ -31,7 +32,7 @@ def finished(
     population: tuple[ShiftPlan, ShiftRecord], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[WarningPlan, WarningRecord]:
     plan = WarningPlan(tmp_path_factory.mktemp("warning") / "study", population[0])
-    return plan, early_warning(plan, command="alula study early-warning", workers=0, quiet=True)
+    return plan, early_warning(plan, command="python -m studies early-warning", workers=0, quiet=True)
 
 
 def test_signals_are_what_the_trainings_wrote_down(finished: tuple[WarningPlan, WarningRecord]) -> None:
@@ -57,9 +58,9 @@ def test_the_command_takes_a_population_that_is_there(
 ) -> None:
     plan, record = finished
     arguments = ["--population", plan.population.output, "--output", tmp_path / "again", "--workers", 0, "--json"]
-    monkeypatch.setattr(sys, "argv", ["alula", "study", "early-warning", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["studies", "early-warning", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        run_command_line(commands)
     assert not stop.value.code
     shown = WarningRecord.model_validate_json(capsys.readouterr().out)
     assert (shown.runs, shown.judged, shown.leads) == (record.runs, record.judged, record.leads)

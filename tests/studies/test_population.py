@@ -11,8 +11,8 @@ import torch
 
 import alula
 from alula.hosts import build_host, save_host
-from alula.studies.population import measured, read_measurement, train_measured
 from alula.training import Recipe, parse_recipe
+from studies.population import measured, read_measurement, train_measured
 from tests.hosts import tiny
 
 MakeRecipe = Callable[..., Recipe]

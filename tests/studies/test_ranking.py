@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from alula.errors import UsageError
 from alula.stats import Resampling
-from alula.studies.ranking import difference, rank
+from studies.ranking import difference, rank
 
 HOW = Resampling(resamples=2000)
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from alula.errors import UsageError
 from alula.stats import Resampling
-from alula.studies.signs import sign_test
+from studies.signs import sign_test
 
 HOW = Resampling(resamples=500)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from alula.cli.app import run as run_command_line
 from alula.errors import UsageError
 from alula.evaluation import RunResult, across_seeds, compare
 from alula.files import write_json
 from alula.hosts.fledgling import digest
 from alula.quickstart import jobs
 from alula.reports import Outcome, render
-from alula.studies.wings import ARMS, QUESTIONS, WingsPlan, figures, markdown, report, table, verdict, wings
-from alula.studies.wings import contrasts as contrasting
-from alula.studies.wings.contrasts import contrasts
+from studies.__main__ import commands
+from studies.wings import ARMS, QUESTIONS, WingsPlan, figures, markdown, report, table, verdict, wings
+from studies.wings import contrasts as contrasting
+from studies.wings.contrasts import contrasts
 
 SMALL: dict[str, Any] = {"items": 4, "steps": 0.004, "arms": ("full", "wings", "wings-visual")}
 
@@ -27,7 +30,7 @@ SMALL: dict[str, Any] = {"items": 4, "steps": 0.004, "arms": ("full", "wings", "
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[WingsPlan, Outcome]:
     plan = WingsPlan(output=tmp_path_factory.mktemp("wings") / "study", **SMALL)
-    return plan, wings(plan, command="alula study wings", workers=0, quiet=True)
+    return plan, wings(plan, command="python -m studies wings", workers=0, quiet=True)
 
 
 @pytest.fixture
@@ -144,3 +147,12 @@ def test_a_quickstart_of_other_settings_is_refused(quickstart: Path, tmp_path: P
 def test_unknown_arms_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no arm 'wing'"):
         WingsPlan(output=tmp_path, arms=("wing",))
+
+
+def test_an_output_that_cannot_be_is_wrong_usage(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["studies", "wings", "--output", str(tmp_path / "file" / "there")])
+    with pytest.raises(SystemExit) as stop:
+        run_command_line(commands)
+    assert stop.value.code == 2
+    assert "remedy" in capsys.readouterr().err

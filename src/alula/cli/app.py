@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -29,7 +30,7 @@ app = typer.Typer(
 )
 
 # each module registers its command(s) in `register(app)`; the order is the order of `alula --help`
-VERBS = ("quickstart", "train", "evaluate", "audit", "chat", "data", "import_", "fledgling", "study")
+VERBS = ("quickstart", "train", "evaluate", "audit", "chat", "data", "import_", "fledgling")
 
 
 @dataclass
@@ -58,22 +59,28 @@ def _options(
         context.obj.debug = debug
 
 
-def _register() -> None:
+def _registered() -> typer.Typer:
     for verb in VERBS:
         importlib.import_module(f"alula.cli.{verb}").register(app)
+    return app
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run the command line ``alula``."""
+    run(_registered)
+
+
+def run(make: Callable[[], typer.Typer]) -> None:
+    """Run a command line and report its errors. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     session = _Session()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # half surrogates, or an encoding other than UTF-8: shown as escapes
             stream.reconfigure(errors="backslashreplace")
     try:
-        _register()
+        commands = make()
         keep_freed_memory()
-        app(obj=session)
+        commands(obj=session)
     except KeyboardInterrupt:
         _console().print("stopped")
         raise SystemExit(130) from None

@@ -11,11 +11,11 @@ from alula.jobs import Job, lines, run_in
 from alula.quickstart import jobs
 from alula.quickstart.plan import BASE
 from alula.reports.outcome import BaseOutcome, MethodOutcome, Outcome, SeedOutcome
-from alula.studies.plan import logged_steps
-from alula.studies.wings.arms import Arm
-from alula.studies.wings.plan import TASKS, WingsPlan
 from alula.training import train
 from alula.training.environment import readable_environment
+from studies.plan import logged_steps
+from studies.wings.arms import Arm
+from studies.wings.plan import TASKS, WingsPlan
 
 
 def wings(plan: WingsPlan, *, command: str, workers: int | None = None, quiet: bool = False) -> Outcome:

@@ -7,12 +7,12 @@ from functools import partial
 
 from alula.files import read_json
 from alula.jobs import Job, run_in
-from alula.studies.attention_shift.measure import measure_base, train_run
-from alula.studies.attention_shift.plan import Run, ShiftPlan
-from alula.studies.attention_shift.record import Measurement, RunRecord, ShiftRecord, associations
-from alula.studies.plan import logged_steps
-from alula.studies.population import measured, read_measurement
 from alula.training.environment import readable_environment
+from studies.attention_shift.measure import measure_base, train_run
+from studies.attention_shift.plan import Run, ShiftPlan
+from studies.attention_shift.record import Measurement, RunRecord, ShiftRecord, associations
+from studies.plan import logged_steps
+from studies.population import measured, read_measurement
 
 _MEASURING = 20  # one measurement takes about as long as so many training steps
 

@@ -10,8 +10,8 @@ from pydantic import Field
 from alula.evaluation.results import Record
 from alula.evaluation.statistics import DEFAULT
 from alula.stats import Resampling
-from alula.studies.association import Association, Within, associate
-from alula.studies.attention_shift.measure import PRIMARY
+from studies.association import Association, Within, associate
+from studies.attention_shift.measure import PRIMARY
 
 MAIN_TASK = "text_bare"
 """the paper speaks of text-only performance"""

@@ -11,10 +11,10 @@ from alula.reports.document import Block, Cell, Document, Facts, Figure, FigureR
 from alula.reports.figures import Line, Trail, lines, trails
 from alula.reports.palette import NEUTRAL
 from alula.reports.wording import MISSING, duration, percent
-from alula.studies.association import Association, Coefficient, Within
-from alula.studies.attention_shift.measure import CURVES, PRIMARY
-from alula.studies.attention_shift.record import MAIN_TASK, Measurement, RunRecord, ShiftRecord
-from alula.studies.wording import WITHIN, coefficient, interval, judge, numbers, p_value
+from studies.association import Association, Coefficient, Within
+from studies.attention_shift.measure import CURVES, PRIMARY
+from studies.attention_shift.record import MAIN_TASK, Measurement, RunRecord, ShiftRecord
+from studies.wording import WITHIN, coefficient, interval, judge, numbers, p_value
 
 _TITLES = {"text_bare": "text, bare", "text_after_image": "text, after an image", "visual": "visual skill"}
 _TEXT = (MAIN_TASK, "text_after_image")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from alula.evaluation import SeedsComparison, across_seeds
 from alula.evaluation.results import Estimate, PairedResult
 from alula.reports.outcome import MethodOutcome, Outcome
-from alula.studies.wings.arms import QUESTIONS, Question
+from studies.wings.arms import QUESTIONS, Question
 
 
 @dataclass(frozen=True)

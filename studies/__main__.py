@@ -1,4 +1,4 @@
-"""``alula study``: questions answered by training many small models, each study resumable and parallel."""
+"""``python -m studies``: questions answered by training many small models, each study resumable and parallel."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from alula.bounds import MAX_ITEMS
+from alula.cli.app import run as run_command_line
 from alula.cli.command import command_line
 
 Seeds = Annotated[str, typer.Option(help="Training seeds, comma separated; each repeats all trainings.")]
@@ -21,15 +22,22 @@ Reuse = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")]
 
 
-def register(app: typer.Typer) -> None:
-    study = typer.Typer(
-        help="Answer a research question by training and measuring many small models.", no_args_is_help=True
+def commands() -> typer.Typer:
+    """The studies as commands."""
+    app = typer.Typer(
+        name="studies",
+        help="Answer a research question by training and measuring many small models.",
+        no_args_is_help=True,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
     )
-    study.command(name="attention-shift")(attention_shift)
-    study.command(name="wings")(wings)
-    study.command(name="early-warning")(early_warning)
-    study.command(name="alignment")(alignment)
-    app.add_typer(study, name="study")
+    app.command(name="attention-shift")(attention_shift)
+    app.command(name="wings")(wings)
+    app.command(name="early-warning")(early_warning)
+    app.command(name="alignment")(alignment)
+    return app
 
 
 def attention_shift(
@@ -51,8 +59,8 @@ def attention_shift(
     Trains a population by full fine-tuning (text shares x learning rates x seeds), measures each model's attention
     shift and text accuracy at four checkpoints, and correlates the two. Ends with a table, a verdict and a report.
     """
-    from alula.studies.attention_shift import ShiftPlan, figures, report, table, verdict
-    from alula.studies.attention_shift import attention_shift as run
+    from studies.attention_shift import ShiftPlan, figures, report, table, verdict
+    from studies.attention_shift import attention_shift as run
 
     plan = ShiftPlan(
         output=output,
@@ -89,8 +97,8 @@ def wings(
     questions. Ends with a table, an answer per question, a report, and the tables in Markdown (tables.md).
     """
     from alula.files import write_text
-    from alula.studies.wings import ARMS, WingsPlan, figures, markdown, report, table, verdict
-    from alula.studies.wings import wings as run
+    from studies.wings import ARMS, WingsPlan, figures, markdown, report, table, verdict
+    from studies.wings import wings as run
 
     plan = WingsPlan(
         output=output,
@@ -109,7 +117,7 @@ def early_warning(
     output: Annotated[Path, typer.Option(help="Directory of the record and the report.")] = Path("runs/early-warning"),
     population: Annotated[
         Path,
-        typer.Option(help="Directory of `alula study attention-shift`; its trainings are read, missing ones are done."),
+        typer.Option(help="Directory of the attention-shift study; its trainings are read, missing ones are done."),
     ] = Path("runs/attention-shift"),
     seeds: Seeds = "0",
     budget: Annotated[
@@ -125,8 +133,8 @@ def early_warning(
     signal (probes, text itself, the learning rate alone) by how early and how surely it tells the trainings that end
     below the budget from the others. Ends with a table, a verdict and a report.
     """
-    from alula.studies.early_warning import WarningPlan, figures, report, table, verdict
-    from alula.studies.early_warning import early_warning as run
+    from studies.early_warning import WarningPlan, figures, report, table, verdict
+    from studies.early_warning import early_warning as run
 
     plan = WarningPlan.over(output, population, seeds=_numbers(seeds, "--seeds", int), reuse=reuse, budget=budget)
     record = run(plan, command=command_line(), workers=workers)
@@ -152,11 +160,11 @@ def alignment(
     """What does implicit alignment of images with text say of a model?
 
     Trains connectors of several kinds to several towers (and one decoder with them), measures alignment, geometry and
-    overlap of weights on the way, and asks: do image rows differ from text rows, do both use the same weights, does
+    overlap of weights on the way, and asks: do image tokens differ from text tokens, do both use the same weights, does
     alignment rise inside blocks, does the IMA score go with skill, does it go against hallucination (POPE, CHAIR).
     """
-    from alula.studies.alignment import CONFIGURATIONS, AlignmentPlan, figures, report, table, verdict
-    from alula.studies.alignment import alignment as run
+    from studies.alignment import CONFIGURATIONS, AlignmentPlan, figures, report, table, verdict
+    from studies.alignment import alignment as run
 
     every = tuple(configuration.name for configuration in CONFIGURATIONS)
     plan = AlignmentPlan(
@@ -187,7 +195,7 @@ def _show(
 ) -> None:
     from rich.console import Console
 
-    from alula.studies.pages import write_pages
+    from studies.pages import write_pages
 
     page = write_pages(output, document, figures)
     if as_json:
@@ -199,3 +207,7 @@ def _show(
         console.print(sentence, highlight=False)
     typer.echo(f"report: {page}")
     typer.echo(f"record: {output / 'outcome.json'}")
+
+
+if __name__ == "__main__":
+    run_command_line(commands)

@@ -15,10 +15,10 @@ from alula.files import atomic_directory, write_json
 from alula.hosts import Host, fledgling, load_host
 from alula.hosts.quiet import quiet_loading
 from alula.probes import Alignment, Geometry, Overlap, Resampling, noise_prompt, watch
-from alula.studies.alignment.plan import AlignmentPlan, Run
-from alula.studies.passes import BATCH, held_out, look
-from alula.studies.population import measurement, train_measured
 from alula.training.layout import RunDirectory
+from studies.alignment.plan import AlignmentPlan, Run
+from studies.passes import BATCH, held_out, look
+from studies.population import measurement, train_measured
 
 PAIR = "image-text"
 SITES = ("stream", "attention_norm", "attention", "mlp_norm", "mlp")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from alula.files import read_json
 from alula.jobs import claim
-from alula.studies.attention_shift import ShiftRecord, attention_shift
-from alula.studies.early_warning.plan import WarningPlan
-from alula.studies.early_warning.record import WarningRecord, Watched, judge_all
 from alula.training.environment import readable_environment
 from alula.training.layout import RunDirectory
 from alula.training.metrics import read_rows
+from studies.attention_shift import ShiftRecord, attention_shift
+from studies.early_warning.plan import WarningPlan
+from studies.early_warning.record import WarningRecord, Watched, judge_all
 
 
 def early_warning(plan: WarningPlan, *, command: str, workers: int | None = None, quiet: bool = False) -> WarningRecord:

@@ -9,9 +9,9 @@ from alula.evaluation.results import Estimate
 from alula.reports.document import Cell, Document, Facts, Figure, FigureRow, Key, Section, Table
 from alula.reports.figures import Line, Trail, lines, trails
 from alula.reports.wording import MISSING, percent, probability
-from alula.studies.early_warning.record import KNOWN, MAIN, PROBES, TEXT, Judged, WarningRecord, Watched
-from alula.studies.ranking import Area
-from alula.studies.wording import coefficient, interval, judge, p_value
+from studies.early_warning.record import KNOWN, MAIN, PROBES, TEXT, Judged, WarningRecord, Watched
+from studies.ranking import Area
+from studies.wording import coefficient, interval, judge, p_value
 
 NAMES = {
     "attention_shift": "change of attention shift",

@@ -10,9 +10,9 @@ from alula.evaluation import evaluate, native_tasks
 from alula.files import write_json
 from alula.loading import load_model
 from alula.probes import AttentionShift, watch
-from alula.studies.attention_shift.plan import Run, ShiftPlan
-from alula.studies.passes import BATCH, held_out, look
-from alula.studies.population import train_measured
+from studies.attention_shift.plan import Run, ShiftPlan
+from studies.passes import BATCH, held_out, look
+from studies.population import train_measured
 
 TASKS = ("text_bare", "text_after_image", "visual")
 SAMPLES = {"dialogue": ("dialogue", ["TV"]), "question": ("visual", None)}

@@ -11,9 +11,9 @@ from pydantic import Field
 from alula.evaluation.results import Record
 from alula.evaluation.statistics import DEFAULT
 from alula.stats import Resampling
-from alula.studies.alignment.measure import BEFORE, SITES
-from alula.studies.association import Association, Within, associate
-from alula.studies.signs import SignTest, sign_test
+from studies.alignment.measure import BEFORE, SITES
+from studies.association import Association, Within, associate
+from studies.signs import SignTest, sign_test
 
 PREDICTORS = ("score", "score_input_prompt", "contrast")
 """IMA score, same layer (the study's main one) and input prompt; and what a picture's own text adds"""

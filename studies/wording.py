@@ -6,7 +6,7 @@ from typing import Literal
 
 from alula.evaluation.results import Estimate
 from alula.reports.wording import MISSING, probability
-from alula.studies.association import Association, Coefficient
+from studies.association import Association, Coefficient
 
 Judgement = Literal["supported", "opposite", "open"]
 

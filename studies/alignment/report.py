@@ -12,12 +12,12 @@ from rich.table import Table as TerminalTable
 from alula.reports.document import Cell, Document, Facts, Figure, FigureRow, Key, Section, Table
 from alula.reports.figures import Line, Trail, lines, trails
 from alula.reports.wording import MISSING, duration, listing, percent, probability
-from alula.studies.alignment.measure import OVERLAPS, SITES
-from alula.studies.alignment.plan import CONFIGURATIONS
-from alula.studies.alignment.record import HALLUCINATION, PREDICTORS, SKILLS, AlignmentRecord, RunRecord
-from alula.studies.association import Association
-from alula.studies.signs import SignTest
-from alula.studies.wording import LEVEL, coefficient, interval, judge, numbers, p_value
+from studies.alignment.measure import OVERLAPS, SITES
+from studies.alignment.plan import CONFIGURATIONS
+from studies.alignment.record import HALLUCINATION, PREDICTORS, SKILLS, AlignmentRecord, RunRecord
+from studies.association import Association
+from studies.signs import SignTest
+from studies.wording import LEVEL, coefficient, interval, judge, numbers, p_value
 
 _MAIN, _MAIN_HALLUCINATION = "score", "pope_accuracy"
 """chosen before any model was trained; the others stand beside them"""

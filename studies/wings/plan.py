@@ -9,9 +9,9 @@ from typing import Any
 from alula.errors import UsageError
 from alula.quickstart import Plan, jobs
 from alula.quickstart.plan import BASE
-from alula.studies.plan import StudyPlan
-from alula.studies.wings.arms import ARMS, NAMES, Arm
 from alula.training.recipe import Recipe
+from studies.plan import StudyPlan
+from studies.wings.arms import ARMS, NAMES, Arm
 
 TASKS = ("text_bare", "text_after_image", "visual")
 

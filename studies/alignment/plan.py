@@ -9,8 +9,8 @@ from typing import Any
 
 from alula.errors import UsageError
 from alula.quickstart.plan import ALIGN
-from alula.studies.plan import StudyPlan, scaled
 from alula.training.recipe import Recipe
+from studies.plan import StudyPlan, scaled
 
 STEPS = 300
 MILESTONES = (50, 100, 200, STEPS)

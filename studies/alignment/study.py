@@ -6,12 +6,12 @@ import datetime
 from functools import partial
 
 from alula.jobs import Job, run_in
-from alula.studies.alignment.measure import BEFORE, save_untrained_tower, train_run
-from alula.studies.alignment.plan import UNTRAINED_TOWER, AlignmentPlan, Run
-from alula.studies.alignment.record import AlignmentRecord, Measurement, RunRecord, answer
-from alula.studies.plan import logged_steps
-from alula.studies.population import measured, read_measurement
 from alula.training.environment import readable_environment
+from studies.alignment.measure import BEFORE, save_untrained_tower, train_run
+from studies.alignment.plan import UNTRAINED_TOWER, AlignmentPlan, Run
+from studies.alignment.record import AlignmentRecord, Measurement, RunRecord, answer
+from studies.plan import logged_steps
+from studies.population import measured, read_measurement
 
 _MEASURING = 40  # one measurement takes about as long as so many training steps
 _TOWER = "the untrained tower"

@@ -13,8 +13,8 @@ from alula.reports.figures import Point, scatter
 from alula.reports.outcome import Outcome
 from alula.reports.summary import Method, Summary
 from alula.reports.wording import MISSING, bounds, count, duration, listing, percent, points, rates
-from alula.studies.wings.arms import ARMS, GROUPS
-from alula.studies.wings.contrasts import Contrast, contrasts
+from studies.wings.arms import ARMS, GROUPS
+from studies.wings.contrasts import Contrast, contrasts
 
 _REFERENCES = {"parts": ("lora", "wings"), "rank": ("lora", "wings"), "rate": ("full", "wings")}
 """arms of another group that a group's figure shows as well"""

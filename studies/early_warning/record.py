@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from alula.evaluation.results import Estimate, Record
 from alula.evaluation.statistics import DEFAULT, percentile_interval
 from alula.stats import Resampling
-from alula.studies.association import Association, associate
-from alula.studies.ranking import Ranking, difference, rank, roc_area
+from studies.association import Association, associate
+from studies.ranking import Ranking, difference, rank, roc_area
 
 PROBES = ("attention_shift", "attention_moved", "alignment", "alignment_contrast")
 TEXT = ("text_lost", "text_loss")

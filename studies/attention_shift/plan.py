@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from alula.errors import UsageError
-from alula.studies.plan import StudyPlan, scaled
 from alula.training.recipe import Recipe, Retention
+from studies.plan import StudyPlan, scaled
 
 MILESTONES = (40, 80, 160, 240)
 WATCHED_EVERY = 10

@@ -8,7 +8,7 @@ from typing import Any
 
 from alula.errors import UsageError
 from alula.files import read_json
-from alula.studies.attention_shift import ShiftPlan
+from studies.attention_shift import ShiftPlan
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class WarningPlan:
                 raise UsageError(
                     "holds no population of watched trainings",
                     where=str(population),
-                    remedy="name the directory of `alula study attention-shift`, or an empty one",
+                    remedy="name the directory of `python -m studies attention-shift`, or an empty one",
                 )
             found = {name: facts[name] for name in ("items", "samples", "task_seed", "steps")}
             found |= {name: tuple(facts[name]) for name in ("texts", "rates")}

@@ -1,5 +1,5 @@
 """Studies: populations of models trained and measured to answer one question each, on the microworld."""
 
-from alula.studies.plan import StudyPlan
+from studies.plan import StudyPlan
 
 __all__ = ["StudyPlan"]

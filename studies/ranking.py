@@ -16,7 +16,7 @@ from alula.errors import UsageError
 from alula.evaluation.results import Estimate, Record
 from alula.evaluation.statistics import DEFAULT, percentile_interval
 from alula.stats import Resampling
-from alula.studies.association import MOST_PERMUTATIONS
+from studies.association import MOST_PERMUTATIONS
 
 _Array = NDArray[np.float64]
 _Measure = Callable[[_Array, NDArray[np.bool_], NDArray[np.intp]], _Array]

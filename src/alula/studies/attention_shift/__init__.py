@@ -1,8 +1,0 @@
-"""Does attention shift say how well a tuned model still reads? (Wings, section 2.2)"""
-
-from alula.studies.attention_shift.plan import ShiftPlan
-from alula.studies.attention_shift.record import ShiftRecord
-from alula.studies.attention_shift.report import figures, report, table, verdict
-from alula.studies.attention_shift.study import attention_shift, gather
-
-__all__ = ["ShiftPlan", "ShiftRecord", "attention_shift", "figures", "gather", "report", "table", "verdict"]

@@ -1,8 +1,0 @@
-"""How early, and how reliably, do the probes of the early warning tell that text will be lost?"""
-
-from alula.studies.early_warning.plan import WarningPlan
-from alula.studies.early_warning.record import WarningRecord
-from alula.studies.early_warning.report import figures, report, table, verdict
-from alula.studies.early_warning.study import early_warning, gather
-
-__all__ = ["WarningPlan", "WarningRecord", "early_warning", "figures", "gather", "report", "table", "verdict"]
