@@ -31,7 +31,7 @@ class _Family:
 
     attention: str = "self_attn"
     attention_out: str = "self_attn"
-    mlp: str = "mlp"
+    mlp: str | None = "mlp"
     mlp_out: str = "mlp"
     attention_norm: str | None = "input_layernorm"
     mlp_norm: str | None = "post_attention_layernorm"
@@ -58,7 +58,7 @@ _GPT2 = _Family(
 )
 _OPT = _Family(
     attention_norm="self_attn_layer_norm",
-    mlp="fc2",  # OPT has no MLP module; fc2 gives the feed-forward output
+    mlp=None,  # its two matrices stand in the layer itself
     mlp_out="fc2",
     mlp_norm="final_layer_norm",
     final_norm="final_layer_norm",
@@ -228,7 +228,12 @@ class Anatomy:
         return self.layers[index].get_submodule(self.family.attention_out)
 
     def mlp(self, index: int) -> nn.Module:
-        """The layer's feed-forward module."""
+        """The layer's feed-forward module; HostError where its matrices stand in the layer itself (OPT)."""
+        if self.family.mlp is None:
+            raise HostError(
+                f"{type(self.layers[index]).__name__} has no MLP module whose input could be read",
+                remedy='take "mlp_norm", or "mlp" for what the feed-forward half adds',
+            )
         return self.layers[index].get_submodule(self.family.mlp)
 
     def mlp_out(self, index: int) -> nn.Module:

@@ -323,10 +323,8 @@ def check_point(anatomy: Anatomy, point: Point, layer: int, phase: Phase) -> Non
     Raises:
         HostError: the host's layers have no such point, or it can only be read.
     """
-    if point is Point.MLP_INPUT and isinstance(anatomy.mlp(layer), nn.Linear):
-        raise HostError(
-            f"{type(anatomy.host).__name__} has no MLP module whose input could be read", remedy='take "mlp_norm"'
-        )
+    if point is Point.MLP_INPUT:
+        anatomy.mlp(layer)  # refuses where there is none
     if phase is Phase.TOKENS and point is not Point.BLOCK_INPUT:
         raise HostError(f"which tokens are left is said where a block begins, not at {point!s}")
     if point is Point.ATTENTION_NORM and phase is not Phase.READ:
