@@ -147,3 +147,25 @@ def test_scripts_and_targets_that_are_named_are_there(page: Path) -> None:
             assert found[1] in targets, line
         if found := re.match(r"python ([\w/]+\.py)", line):
             assert (ROOT / found[1]).is_file(), line
+
+
+@pytest.mark.parametrize("recipe", ["digits", "film-and-sound", "single-task"])
+def test_recipes_that_need_nothing_of_the_users_can_run(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["alula", "train", "--check", str(ROOT / "recipes" / f"{recipe}.yaml")])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert "the recipe is fine" in capsys.readouterr().out
+
+
+def test_every_verb_says_what_it_does(
+    programs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in programs["alula"].commands:
+        monkeypatch.setattr(sys, "argv", ["alula", verb, "--help"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        assert verb in capsys.readouterr().out
