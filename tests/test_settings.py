@@ -9,6 +9,7 @@ import pytest
 from alula.data import open_mixture
 from alula.errors import RecipeError, UsageError
 from alula.grafts import WingsConfig
+from alula.probes import AttentionShift, Overlap, Probe
 from alula.training import parse_recipe
 from alula.training.notation import read_yaml
 
@@ -71,3 +72,18 @@ def test_a_graft_refuses_a_slip_in_code_and_in_a_recipe(slip: dict[str, Any]) ->
     yaml_value = str(value).lower() if isinstance(value, bool) else "[true]" if key == "layers" else repr(value)
     assert f"stages.0.wings.{key}" in refused(RECIPE.replace("rank: 4", f"{key}: {yaml_value}"))
     assert "(line 10)" in refused(RECIPE.replace("rank: 4", f"{key}: {yaml_value}"))
+
+
+@pytest.mark.parametrize(
+    ("probe", "slip", "words"),
+    [
+        (AttentionShift, {"keep": "8"}, "keep must be a whole number, not '8'"),
+        (AttentionShift, {"keep": 2.5}, "keep must be a whole number"),
+        (AttentionShift, {"seed": True}, "seed must be a whole number, not True"),
+        (Overlap, {"sparsity": "half"}, "sparsity must be a number, not 'half'"),
+        (Overlap, {"skip_first": "no"}, "skip_first must be true or false"),
+    ],
+)
+def test_a_probe_refuses_settings_of_another_type(probe: type[Probe], slip: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        probe(**slip)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError
 
+from alula.errors import UsageError
+
 MOST_BITS = 1024
 """of a whole number: longer ones are a slip, and slow to write out"""
+
+_SCALARS: Mapping[str, tuple[type, str]] = {
+    "bool": (bool, "true or false"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+}
 
 
 def _no_stand_in(value: Any) -> Any:
@@ -31,6 +40,19 @@ class Settings(BaseModel):
     """Base of settings: nothing in them changes, an unknown key is refused, and so is a number that is not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+def check_scalars(settings: Any) -> None:
+    """Refuse fields of a dataclass that are declared bool, int or float and hold something else, such as text.
+
+    Raises:
+        UsageError: naming the first such field.
+    """
+    for field in dataclasses.fields(settings):
+        kind, words = _SCALARS.get(str(getattr(field.type, "__name__", field.type)), (object, ""))
+        value = getattr(settings, field.name)
+        if not isinstance(value, kind) or (kind in (Integral, Real) and isinstance(value, bool)):
+            raise UsageError(f"{field.name} must be {words}, not {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
