@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, StableLmConfig
 
 from alula.errors import AlulaError, HostError, RecipeError, UsageError
 from alula.training import check, parse_recipe, train
@@ -73,11 +74,14 @@ def test_hosts_that_cannot_be_joined(plain: Plain, case: str) -> None:
 
 @pytest.mark.parametrize("method", ["projector", "full", "lora", "prefix", "wings"])
 def test_decoders_without_a_seam_are_refused_before_a_host_is_built(plain: Plain, tmp_path: Path, method: str) -> None:
-    tiny.decoder("olmo2").save_pretrained(tmp_path / "llm")
+    config = StableLmConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llm")
     tiny.tokenizer().save_pretrained(tmp_path / "llm")
     raw = plain(method=method, train={})
     raw["host"] = {"llm": str(tmp_path / "llm"), "vision": "fledgling"}
-    with pytest.raises(HostError, match=r"decoder type 'olmo2'\) is not supported\n.*llama"):
+    with pytest.raises(HostError, match=r"decoder type 'stablelm'\) is not supported\n.*llama"):
         train(raw, quiet=True)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
     assert not (tmp_path / "run" / "host").exists()
