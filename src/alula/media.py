@@ -37,11 +37,6 @@ class Medium:
         """Name of the attribute by which processors know its placeholder."""
         return f"{self.name}_token"
 
-    @property
-    def placeholder(self) -> str:
-        """What stands for it in the templates of alula's own hosts."""
-        return f"<{self.name}>"
-
 
 class Media(Mapping[str, Medium]):
     """Media by name, in the order of their numbers."""

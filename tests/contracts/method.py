@@ -67,18 +67,39 @@ print(type(load_model(result.final).model).__name__)
 """
 
 
+def _site(directory: Path, code: str) -> Path:
+    """A folder that holds an installed package with a method, as pip leaves one."""
+    facts = directory / "toy_tuning-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (directory / "toy_tuning.py").write_text(code)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-tuning\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[alula.methods]\ntoy = toy_tuning:METHOD\n")
+    return directory
+
+
+def test_a_package_whose_method_does_not_load_is_named(tmp_path: Path) -> None:
+    site = _site(tmp_path / "site", "import nothing_of_that_name\n")
+    paths = [str(site), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-m", "alula", "train", "recipe.yaml"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "toy_tuning:METHOD" in done.stderr
+    assert "nothing_of_that_name" in done.stderr
+    assert "remedy" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_method_of_another_package_is_a_file_and_an_entry_point(tmp_path: Path) -> None:
     """Installed, it is legal in recipes with a section of its own, and trains; nothing of alula is changed."""
     decoder = tiny.decoder("llama", tied=True)
     host_directory = save_host(
         build_host(decoder, tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer()), tmp_path / "host"
     )
-    site = tmp_path / "site"
-    facts = site / "toy_tuning-1.0.dist-info"
-    facts.mkdir(parents=True)
-    (site / "toy_tuning.py").write_text(TOY)
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-tuning\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[alula.methods]\ntoy = toy_tuning:METHOD\n")
+    site = _site(tmp_path / "site", TOY)
     recipe = {
         "name": "toy",
         "output_dir": str(tmp_path / "run"),

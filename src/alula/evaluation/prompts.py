@@ -36,10 +36,8 @@ def load_image(image: Any) -> Image.Image:
     return loaded if loaded.mode == "RGB" else loaded.convert("RGB")
 
 
-def loaded(messages: Sequence[Message], processor: Any = None) -> list[dict[str, Any]]:
-    """Return ``messages`` with every image decoded to RGB, videos and audio to the arrays ``processor`` wants."""
-
-    intake = Intake.of(processor)
+def loaded(messages: Sequence[Message], intake: Intake) -> list[dict[str, Any]]:
+    """Return ``messages`` with every image decoded to RGB, videos and audio to the arrays that ``intake`` wants."""
 
     def decoded(part: Mapping[str, Any]) -> dict[str, Any]:
         kind = part["type"]
@@ -63,7 +61,7 @@ def encode(
     """Render ``messages`` (decoded media, ends with a user turn) through the chat template, generation prompt added.
 
     Args:
-        processor: a multimodal processor, or a tokenizer for prompts without images.
+        processor: a multimodal processor, or a tokenizer for prompts without images; or the intake of one.
         where: named in errors.
         template: variables for the chat template beside the messages.
         roles: whether to tell whose turn each token belongs to.
@@ -75,16 +73,17 @@ def encode(
     """
     images = list(images_of(messages))
     _refuse_half_characters(messages, where)
+    name = type(processor.processor if isinstance(processor, Intake) else processor).__name__
     if getattr(processor, "chat_template", None) is None:
         raise UsageError(
-            f"{type(processor).__name__} has no chat template, so the questions cannot be put to this model",
+            f"{name} has no chat template, so the questions cannot be put to this model",
             where=where,
             remedy="evaluate an instruction-tuned model, or set processor.chat_template",
         )
     intake = Intake.of(processor, template)
     if images and not intake.takes:
         raise UsageError(
-            f"the prompt shows {len(images)} image(s), but {type(processor).__name__} is a plain tokenizer",
+            f"the prompt shows {len(images)} image(s), but {name} is a plain tokenizer",
             where=where,
             remedy="choose text tasks for a text LLM, or build an image host with alula.hosts.build_host",
         )
@@ -93,7 +92,7 @@ def encode(
     except HostError as error:
         raise EvaluationError(error.message, where=where, remedy=error.remedy) from error
     except ValueError as error:  # PaliGemma's processor, for one, takes no prompt without an image
-        raise EvaluationError(f"the {type(processor).__name__} refuses the prompt: {error}", where=where) from error
+        raise EvaluationError(f"the {name} refuses the prompt: {error}", where=where) from error
     if not prompt.length:
         raise EvaluationError("the chat template rendered no tokens", where=where)
     bos = intake.tokenizer.bos_token_id

@@ -21,7 +21,7 @@ from alula.evaluation.results import ItemResult, RunResult, TaskResult, TooLong
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
 from alula.hosts.prompted import refuse_lost_prompt
-from alula.inputs import Rendered
+from alula.inputs import Intake, Rendered
 from alula.media import MEDIA
 from alula.seam import needs_roles
 
@@ -70,7 +70,7 @@ def evaluate(
     check_sizes(batch_size, max_new_tokens)
     decoding = decoding or Decoding()
     template = template or TemplateSettings()
-    template.keywords(processor)  # refuses before anything is generated
+    intake = Intake.of(processor, template)  # refuses a template's settings before anything is generated
     refuse_lost_prompt(model)
     items = _items(tasks, processor)
     started = time.perf_counter()
@@ -86,7 +86,7 @@ def evaluate(
     with evaluating(model), bar(sum(map(len, items.values())), progress) as advancing:
         for task in tasks:
             limit = max_new_tokens or task.max_new_tokens
-            work = _TaskRun(model, processor, task, limit, decoding, template, batch_size, book, advancing, name)
+            work = _TaskRun(model, processor, intake, task, limit, decoding, batch_size, book, advancing, name)
             answers = work.answers(items[task.name])
             if not answers:
                 raise EvaluationError(
@@ -126,17 +126,17 @@ class _TaskRun:
         self,
         model: Any,
         processor: Any,
+        intake: Intake,
         task: Task,
         limit: int,
         decoding: Decoding,
-        template: TemplateSettings,
         batch_size: int,
         book: Journal | None,
         bar: Bar,
         name: str,
     ) -> None:
         self.model, self.processor, self.task, self.decoding = model, processor, task, decoding
-        self.template, self.batch_size, self.book, self.bar = template, batch_size, book, bar
+        self.intake, self.batch_size, self.book, self.bar = intake, batch_size, book, bar
         self.key = f"{task.name}@{limit}"  # answers cut at another length are other answers
         self.label = f"{name}: {task.title}"
         self.limit = limit
@@ -159,13 +159,13 @@ class _TaskRun:
         roles = needs_roles(self.model)
         for item in items:
             where = f"task {self.task.name!r}, item {item.id!r}"
-            messages = prompts.loaded(item.messages, self.processor)
-            written = prompts.encode(self.processor, messages, where=where, template=self.template, roles=roles)
+            messages = prompts.loaded(item.messages, self.intake)
+            written = prompts.encode(self.intake, messages, where=where, roles=roles)
             followed = all(earlier in done for _, earlier in item.follows)
             for index, earlier in item.follows if followed else ():
                 messages[index]["content"] = [{"type": "text", "text": done[earlier].answer}]
             put = (
-                prompts.encode(self.processor, messages, where=where, template=self.template, roles=roles)
+                prompts.encode(self.intake, messages, where=where, roles=roles)
                 if item.follows and followed
                 else written
             )

@@ -86,10 +86,10 @@ class Intake:
 
     @classmethod
     def of(cls, processor: Any, template: TemplateSettings | None = None) -> Intake:
-        """The intake of ``processor``; of an intake, one alike that is told ``template``."""
-        if isinstance(processor, Intake):
-            return cls(processor.processor, template, text_only=processor.is_text_only)
-        return cls(processor, template)
+        """The intake of ``processor``; of an intake itself, or one alike that is told ``template``."""
+        if not isinstance(processor, Intake):
+            return cls(processor, template)
+        return processor if template is None else cls(processor.processor, template, text_only=processor.is_text_only)
 
     @property
     def chat_template(self) -> Any:

@@ -432,21 +432,25 @@ def needs_roles(model: nn.Module) -> bool:
     return seam is not None and seam.needs_roles
 
 
+def _repeats(have: int, batch: int) -> int:
+    """How many beams or samples `generate` made of each of `have` prompts; 1 where the batch is no multiple of them."""
+    return 1 if batch % have else batch // have
+
+
 def _expand_roles(roles: Tensor, batch: int, length: int, *, continued: bool) -> Tensor:
     """As `_expand`, for roles: what is generated is the assistant's."""
     if continued:
         return torch.full((batch, length), int(Role.ASSISTANT), device=roles.device)
     have, known = roles.shape
-    if have != batch and batch % have == 0:
-        roles = roles.repeat_interleave(batch // have, dim=0)
+    roles = roles.repeat_interleave(_repeats(have, batch), dim=0)
     return torch.nn.functional.pad(roles, (0, max(0, length - known)), value=int(Role.ASSISTANT))
 
 
 def _expand(tokens: TokenMap, batch: int, length: int) -> TokenMap:
     """Repeat each sample for the beams or samples `generate` made of it; tokens beyond the map are generated text."""
     have, known = tokens.shape
-    if have != batch and batch % have == 0:
-        tokens = tokens.select(torch.arange(have, device=tokens.device).repeat_interleave(batch // have))
+    if (repeats := _repeats(have, batch)) > 1:
+        tokens = tokens.select(torch.arange(have, device=tokens.device).repeat_interleave(repeats))
     return (
         tokens.append(TokenMap.text(tokens.shape[0], length - known, device=tokens.device))
         if length > known

@@ -64,6 +64,10 @@ class Entry:
     owner: str
     mark: Hashable | None
 
+    def is_for(self, ctx: ForwardContext | None) -> bool:
+        """Whether it is called in that forward."""
+        return self.mark is None or (ctx is not None and self.mark in ctx.marks)
+
 
 class PointHandle:
     """Takes a function away from its point again."""
@@ -188,7 +192,7 @@ class LayerHooks:
     def _run(self, point: Point, ctx: ForwardContext | None, hidden: Tensor, phases: range) -> Tensor:
         """`hidden` as the functions of some phases leave it."""
         for entry in self._entries.get(point, ()):
-            if entry.phase not in phases or (entry.mark is not None and (ctx is None or entry.mark not in ctx.marks)):
+            if entry.phase not in phases or not entry.is_for(ctx):
                 continue
             if ctx is None:
                 if entry.phase is Phase.READ:
@@ -233,7 +237,7 @@ class LayerHooks:
         given = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
         if ctx is not None:
             for entry in self._entries.get(Point.BLOCK_INPUT, ()):
-                if entry.phase is Phase.TOKENS and (entry.mark is None or entry.mark in ctx.marks):
+                if entry.phase is Phase.TOKENS and entry.is_for(ctx):
                     left = entry.function(ctx.at(self.index), given)
                     if left is not None:
                         ctx.leave_tokens(self.index, left)
@@ -296,9 +300,8 @@ class LayerHooks:
         ctx = kwargs.get(NAME)
         if self.answers_sums and ctx is not None and self.anatomy.config._attn_implementation == EAGER:
             answer_from_weights(attention, output[1], ctx)
-        if self.anatomy.attention_out(self.index) is not attention:
-            return None
-        return self._at(Point.ATTENTION, ctx, output)
+        # behind a norm, "attention" is what the norm gives
+        return None if "behind attention" in self._handles else self._at(Point.ATTENTION, ctx, output)
 
     @_untraced
     def _after_attention_norm(self, norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:

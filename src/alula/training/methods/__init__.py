@@ -28,14 +28,16 @@ def register(method: Method) -> None:
     METHODS[method.name] = method
 
 
-for _method in (
-    Projector(),
-    Full(),
-    Lora(),
-    Prefix(),
-    Wings(),
-    *(e.load() for e in entry_points(group="alula.methods")),
-):
+for _method in (Projector(), Full(), Lora(), Prefix(), Wings()):
     register(_method)
+for _entry in entry_points(group="alula.methods"):
+    try:
+        register(_entry.load())
+    except Exception as error:
+        raise UsageError(
+            f"the method {_entry.name!r} of another package does not load: {type(error).__name__}: {error}",
+            where=_entry.value,
+            remedy="mend or uninstall the package that brings it",
+        ) from error
 
 __all__ = ["METHODS", "Method", "Tunable", "register"]
