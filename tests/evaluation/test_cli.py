@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from alula.cli import app as cli
+from alula.cli.tasks import TaskString, task_strings
 from alula.evaluation import PairedRun, RunResult
 
 
@@ -87,9 +88,11 @@ def test_own_data_with_images(folders: Path, tmp_path: Path, monkeypatch: Any) -
         (("--task", "nonsense"), 2, "there is no task 'nonsense'"),
         (("--task", "visual"), 2, "takes text only"),
         (("--n", "0"), 2, ""),
-        (("--tasks", "text_bare"), 2, "--task NAME, once per task"),
-        (("--lm-eval=arc_easy",), 2, "--task lm_eval:NAME"),
-        (("--data", "mine.jsonl"), 2, "--task data:FILE"),
+        (("--tasks", "nonsense"), 2, "--task NAME, once per task"),
+        (("--lm-eval-fewshot=1",), 2, "--task lm_eval:NAME,fewshot=NUMBER"),
+        (("--data", "missing.jsonl"), 1, "--task data:FILE now"),
+        (("--data",), 2, "stands without its value"),
+        (("--annotations", "a.json", "--tasks", "visual"), 2, "--task pope:FILE and --task chair:FILE"),
         (("--task", "text_bare,visual"), 2, "--task text_bare --task visual"),
         (("--task", "nothing:x"), 2, "one of data:, lm_eval:"),
         (("--task", "data:"), 2, "--task data:FILE"),
@@ -112,3 +115,46 @@ def test_errors_have_codes_and_leave_no_result(
     assert said in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "o" / "paired.json").exists()
     assert not (tmp_path / "o" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("earlier", "expected"),
+    [
+        ({"--tasks": ["text_bare, visual"]}, ["text_bare", "visual"]),
+        ({"--data": ["a.jsonl"]}, ["data:a.jsonl"]),
+        ({"--pope": ["a.jsonl", "b.jsonl"]}, ["pope_questions:a.jsonl", "pope_questions:b.jsonl"]),
+        ({"--annotations": ["i.json"]}, ["pope:i.json", "chair:i.json"]),
+        ({"--annotations": ["i.json"], "--tasks": ["visual,pope"]}, ["visual", "pope:i.json"]),
+        (
+            {"--annotations": ["i.json"], "--tasks": ["chair"], "--captions": ["c.json"], "--synonyms": ["s.txt"]},
+            ["chair:i.json,captions=c.json,synonyms=s.txt"],
+        ),
+        (
+            {
+                "--lm-eval": ["a,b:acc"],
+                "--lm-eval-include": ["dir"],
+                "--lm-eval-fewshot": ["2"],
+                "--lm-eval-chat": [""],
+            },
+            ["lm_eval:a,include=dir,fewshot=2,chat=true", "lm_eval:b:acc,include=dir,fewshot=2,chat=true"],
+        ),
+    ],
+)
+def test_options_of_earlier_versions_are_read_as_task_strings(
+    earlier: dict[str, list[str]], expected: list[str]
+) -> None:
+    assert task_strings(earlier) == expected
+    assert all(TaskString.parse(text) for text in expected)
+
+
+def test_an_earlier_option_asks_what_its_task_string_asks(
+    folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    results = []
+    for number, given in enumerate((("--tasks", "text_bare"), ("--task", "text_bare"))):
+        call = (folders / "llm", "--n", 2, "--max-new-tokens", 2, "--device", "cpu", "--no-report", "--json", *given)
+        assert alula(*call, "--output", tmp_path / str(number), monkeypatch=monkeypatch) == 0
+        shown = capsys.readouterr()
+        assert ("is written --task NAME" in shown.err) == (number == 0)
+        results.append(RunResult.model_validate_json(shown.out).tasks)
+    assert results[0] == results[1]

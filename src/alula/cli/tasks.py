@@ -39,21 +39,86 @@ _EARLIER = {
     "--lm-eval-fewshot": "--task lm_eval:NAME,fewshot=NUMBER",
     "--lm-eval-chat": "--task lm_eval:NAME,chat=true",
 }
-"""options of earlier versions, and what is written now"""
+"""options of earlier versions, which scripts may hold, and what is written now"""
+_FLAGS = ("--lm-eval-chat",)
 
 
 class EvalCommand(typer.core.TyperCommand):
-    """Refuses options of earlier versions by naming what replaced them."""
+    """Reads options of earlier versions as the task strings that took their place, and says so."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse as any command does, once the options are known to be of today."""
-        for argument in args:
-            if argument == "--":
-                break
-            option = argument.partition("=")[0]
-            if option in _EARLIER:
-                raise UsageError(f"{option} is no longer an option", where="alula eval", remedy=_EARLIER[option])
-        return super().parse_args(ctx, args)
+        """Parse as any command does, earlier options rewritten."""
+        rest, earlier = _take_earlier(args)
+        for option in earlier:
+            typer.echo(f"{option} is written {_EARLIER[option]} now", err=True)
+        return super().parse_args(ctx, [*(part for text in task_strings(earlier) for part in ("--task", text)), *rest])
+
+
+def _take_earlier(args: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Take the earlier options out of arguments, with all their values.
+
+    Raises:
+        UsageError: one stands without its value.
+    """
+    rest: list[str] = []
+    found: dict[str, list[str]] = {}
+    left = iter(args)
+    for argument in left:
+        option, equals, value = argument.partition("=")
+        if argument == "--":
+            return [*rest, argument, *left], found
+        if option not in _EARLIER:
+            rest.append(argument)
+            continue
+        if option not in _FLAGS and not equals:
+            value = next(left, "")
+        if option not in _FLAGS and not value:
+            raise UsageError(f"{option} stands without its value", where="alula eval", remedy=_EARLIER[option])
+        found.setdefault(option, []).append(value)
+    return rest, found
+
+
+def task_strings(earlier: Mapping[str, Sequence[str]]) -> list[str]:
+    """The task strings that ask what options of earlier versions asked.
+
+    Raises:
+        UsageError: a setting without the tasks it is one of.
+    """
+    last = {option: values[-1] for option, values in earlier.items()}
+    for setting, of in (
+        ("--captions", "--annotations"),
+        ("--synonyms", "--annotations"),
+        *((option, "--lm-eval") for option in ("--lm-eval-include", "--lm-eval-fewshot", "--lm-eval-chat")),
+    ):
+        if setting in last and of not in last:
+            raise UsageError(f"{setting} needs {of}", where="alula eval", remedy=_EARLIER[setting])
+
+    def listed(option: str) -> list[str]:
+        return [name.strip() for name in last.get(option, "").split(",") if name.strip()]
+
+    def written(what: str, **settings: str) -> str:
+        return what + "".join(f",{key}={last[option]}" for key, option in settings.items() if option in last)
+
+    names, objects = listed("--tasks"), last.get("--annotations")
+    about: list[str] = []
+    if objects is not None:
+        about = [name for name in ("pope", "chair") if not names or name in names]
+        names = [name for name in names if name not in about]
+        if not about:
+            raise UsageError(
+                "--annotations is of pope and chair, and --tasks names neither",
+                where="alula eval",
+                remedy=_EARLIER["--annotations"],
+            )
+    texts = [*names, *([f"data:{last['--data']}"] if "--data" in last else [])]
+    if "pope" in about:
+        texts.append(written(f"pope:{objects}", captions="--captions"))
+    if "chair" in about:
+        texts.append(written(f"chair:{objects}", captions="--captions", synonyms="--synonyms"))
+    texts += [f"pope_questions:{file}" for file in earlier.get("--pope", ())]
+    harness = {"include": "--lm-eval-include", "fewshot": "--lm-eval-fewshot"}
+    chat = ",chat=true" if "--lm-eval-chat" in last else ""
+    return [*texts, *(written(f"lm_eval:{name}", **harness) + chat for name in listed("--lm-eval"))]
 
 
 @dataclass(frozen=True)
