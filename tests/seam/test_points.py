@@ -90,6 +90,29 @@ def test_what_cannot_be_had_is_refused() -> None:
         seam.on(Point.ATTENTION_NORM, 0, lambda view, hidden: None, phase=Phase.EDIT, owner="test")
 
 
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda seam: seam.on("nowhere", 0, print, phase=Phase.READ, owner="test"), "no point 'nowhere'"),
+        (lambda seam: seam.on(Point.MLP, 10**9, print, phase=Phase.READ, owner="test"), "does not exist"),
+        (lambda seam: seam.on(Point.MLP, 0, 5, phase=Phase.READ, owner="test"), "a int cannot be"),
+        (lambda seam: seam.replace(Point.MLP, 0, "module"), "a str is no module"),
+        (lambda seam: seam.replace(Point.MLP, 10**9, nn.Identity()), "does not exist"),
+        (lambda seam: seam.replace(Point.BLOCK_INPUT, 0, nn.Identity()), "nothing can stand in"),
+    ],
+)
+def test_what_is_no_point_layer_or_function_is_refused_and_nothing_changes(call: Any, told: str) -> None:
+    model, inputs = zoo.build("llama"), zoo.batch("llama", "7")
+    seam, seen = install(model, "test", None), []
+    seam.on(Point.MLP, -1, lambda view, hidden: seen.append(view.layer), phase=Phase.READ, owner="test")
+    before = model(**inputs).logits
+    with pytest.raises(UsageError, match=told):
+        call(seam)
+    assert torch.equal(model(**inputs).logits, before)
+    assert seen == [1, 1]
+    seam.release("test")
+
+
 def test_a_layer_without_its_host_is_refused() -> None:
     model = zoo.build("llama")
     alula.attach(model, BLOCK_INPUT)

@@ -21,7 +21,7 @@ from alula.seam.attention import close_attention, open_attention
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.hooks import with_keywords
-from alula.seam.points import Entry, LayerHooks, Phase, Point, PointFunction, PointHandle, check_point
+from alula.seam.points import Entry, LayerHooks, Phase, Point, PointFunction, PointHandle, check_named, check_point
 from alula.seam.requests import Requests, SumsReader
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
@@ -115,8 +115,12 @@ class Seam(nn.Module):
             mark: call it only in forwards that carry this mark (see `scope`).
 
         Raises:
-            HostError: the host has no such point, or it can only be read.
+            UsageError: no such point or layer, or no function. HostError: the host has no such point, or it can only be
+                read.
         """
+        if not callable(function):
+            raise UsageError(f"what stands at a point is called, and a {type(function).__name__} cannot be")
+        point, (layer,) = check_named(point), self.anatomy.layer_indices([layer])
         check_point(self.anatomy, point, layer, phase)
         entry, hooks = Entry(phase, function, owner, mark), self._layers[layer]
         with _changing:
@@ -140,8 +144,11 @@ class Seam(nn.Module):
             module: the stand-in.
 
         Raises:
-            UsageError: another point. HostError: the host has no MLP module.
+            UsageError: another point, no such layer, or no module. HostError: the host has no MLP module.
         """
+        if not isinstance(module, nn.Module):
+            raise UsageError(f"a {type(module).__name__} is no module", remedy="give a torch.nn.Module")
+        point, (layer,) = check_named(point), self.anatomy.layer_indices([layer])
         if point not in (Point.ATTENTION, Point.MLP):
             raise UsageError(f"nothing can stand in for {point}", remedy='replace "attention" or "mlp"')
         if point is Point.MLP:

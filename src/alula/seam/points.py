@@ -320,6 +320,17 @@ class LayerHooks:
         return self._at(Point.MLP, self._current(), output)
 
 
+def check_named(point: str) -> Point:
+    """The point of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if point not in set(Point):
+        raise UsageError(f"a decoder layer has no point {point!r}", remedy=f"use {', '.join(Point)}")
+    return Point(point)
+
+
 def check_point(anatomy: Anatomy, point: Point, layer: int, phase: Phase) -> None:
     """Refuse what cannot be had.
 
