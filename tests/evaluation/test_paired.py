@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alula.errors import EvaluationError
+from alula.errors import EvaluationError, UsageError
 from alula.evaluation import Conditions, Decoding, ItemResult, PairedRun, RunResult, TaskResult, across_seeds, compare
 
 CONDITIONS = Conditions(
@@ -213,3 +213,8 @@ def test_seeds_by_another_label() -> None:
 def test_nothing_to_combine() -> None:
     with pytest.raises(EvaluationError, match="no results"):
         across_seeds([])
+
+
+def test_what_is_no_run_is_refused() -> None:
+    with pytest.raises(UsageError, match="a int is no run"):
+        compare(1, 2)  # type: ignore[arg-type]

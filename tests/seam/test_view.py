@@ -116,6 +116,36 @@ def test_wings_equal_the_masked_oracle(config: str, graft_first: bool) -> None:
     torch.testing.assert_close(steps(model, inputs), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("change", ["reordered", "repeated", "selected", "cropped"])
+def test_what_is_known_of_the_cache_follows_what_is_done_to_it(change: str) -> None:
+    """As beams, several samples and drafts do; the next token then is as for a prompt of those samples."""
+    inputs, model = batch(), deep()
+    withdrawn = Withdraw(model, inputs["input_ids"])
+    graft = wake(alula.attach(model, CONFIGS["mass"]))
+
+    def following(output: Any, token: int, samples: int) -> Any:
+        return model(input_ids=torch.full((samples, 1), token), **{CACHE: cache_of_output(output)}, use_cache=True)
+
+    samples = {"reordered": [1, 0], "repeated": [0, 0, 1, 1], "selected": [1], "cropped": [0, 1]}[change]
+    with torch.no_grad():
+        output = model(**inputs, use_cache=True)
+        expected = following(copy.deepcopy(output), 5, 2).logits[samples]
+        cache = cache_of_output(output)
+        if change == "reordered":
+            cache.reorder_cache(torch.tensor(samples))
+        elif change == "repeated":
+            cache.batch_repeat_interleave(2)
+        elif change == "selected":
+            cache.batch_select_indices(torch.tensor(samples))
+        else:
+            following(output, 9, 2)
+            cache.crop(-1)
+        found = following(output, 5, len(samples)).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert withdrawn.handles
+    graft.detach()
+
+
 @pytest.mark.parametrize("probe_first", [True, False])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_attention_shift_equals_the_hosts_own_weights(attention: str, probe_first: bool) -> None:

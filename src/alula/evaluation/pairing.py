@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.errors import EvaluationError
+from alula.errors import EvaluationError, UsageError
 from alula.evaluation import ratios, statistics, token_ids
 from alula.evaluation.results import (
     Columns,
@@ -50,9 +50,15 @@ def compare(
         how: confidence, number and seed of the bootstrap resamples.
 
     Raises:
+        UsageError: what is to be compared is no run.
         EvaluationError: no common task, other prompts (the first item whose token ids differ is named, with the first
             place where they do), other decoding, dtype or metric, items that fit into the context of one model only.
     """
+    for run in (base, tuned):
+        if not isinstance(run, RunResult):
+            raise UsageError(
+                f"a {type(run).__name__} is no run", remedy="give what evaluate returns, or RunResult.load"
+            )
     common = [name for name in base.tasks if name in tuned.tasks]
     if not common:
         raise EvaluationError(
