@@ -146,7 +146,7 @@ def report(record: AlignmentRecord) -> Document:
 
     answers = record.answers
     sections = [
-        Section("Do image rows differ from text rows?", said[:1], [row("a", band), _gaps(record)]),
+        Section("Do image tokens differ from text tokens?", said[:1], [row("a", band), _gaps(record)]),
         Section("Do both use the same weights?", said[1:2], [row("b", band), _tests(answers.weights, _OVERLAPS)]),
         Section(
             "Does alignment rise inside blocks?",
@@ -173,13 +173,13 @@ def report(record: AlignmentRecord) -> Document:
 def _differ(record: AlignmentRecord) -> str:
     found = [test for test in record.answers.differ if test is not None]
     if not found:
-        return "Whether image rows differ from text rows is not defined here."
+        return "Whether image tokens differ from text tokens is not defined here."
     apart = [test for test in found if _sign(test) == 1]
     least = min(found, key=lambda test: test.value)
     head = {
-        len(found): "Image rows and text rows differ, and stay so: at every state",
-        0: "That image rows and text rows differ is not shown: at no state is it beyond chance that",
-    }.get(len(apart), f"Image rows and text rows differ in part: at {len(apart)} of {len(found)} states")
+        len(found): "Image tokens and text tokens differ, and stay so: at every state",
+        0: "That image tokens and text tokens differ is not shown: at no state is it beyond chance that",
+    }.get(len(apart), f"Image tokens and text tokens differ in part: at {len(apart)} of {len(found)} states")
     nearer = record.answers.nearer
     moved = {1: "grows", -1: "shrinks", 0: "is not shown to change"}[_sign(nearer)]
     return (

@@ -136,7 +136,7 @@ def report(record: ShiftRecord) -> Document:
         Section(
             "The curves behind it",
             [
-                "Share of attention per layer on rows before, of and after the image; attention shift is 1 minus the "
+                "Share of attention per layer on tokens before, of and after the image; attention shift is 1 minus the "
                 "correlation of the first and the last of these curves."
             ],
             [FigureRow([Figure(drawn[f"curves-{name}"], f"{title}.") for name, title, _ in _examples(record)])],

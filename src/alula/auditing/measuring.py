@@ -80,7 +80,7 @@ def measure(
 
 
 def _lean(model: nn.Module) -> dict[str, Any]:
-    """Options that spare the host what nobody reads: a cache, and logits of any row but the last."""
+    """Options that spare the host what nobody reads: a cache, and logits of any token but the last."""
     options: dict[str, Any] = {"use_cache": False}
     if "logits_to_keep" in inspect.signature(Anatomy.of(model).host.forward).parameters:
         options["logits_to_keep"] = 1

@@ -81,7 +81,7 @@ def choose(plan: Plan) -> Chosen:
         raise DataError(
             f"no conversation shows an image ({without} without one, {unusable} unusable)",
             where=str(plan.data),
-            remedy="an audit looks at what happens to image rows: give conversations with images, leave --data out "
+            remedy="an audit looks at what happens to image tokens: give conversations with images, leave --data out "
             "to use the microworld's, or ask for --sections text alone",
         )
     return Chosen(source, title, tuple(indices), without, unusable, digest.hexdigest())

@@ -82,7 +82,7 @@ def _verdict(audit: Audit, measured: AlignmentMeasured) -> Finding | None:
     if contrast.low <= 0:
         status = Status.ACT
         says = (
-            f"The {kind} rows are no nearer to their own text than to that of other samples: {interval(contrast)}, "
+            f"The {kind} tokens are no nearer to their own text than to that of other samples: {interval(contrast)}, "
             f"above 95 % of shuffled pairs in {above} of {states} states.{entering if first.low > 0 else ''}"
         )
         do = (
@@ -92,7 +92,7 @@ def _verdict(audit: Audit, measured: AlignmentMeasured) -> Finding | None:
     elif noise is None or not math.isfinite(noise.high):
         status = Status.OPEN
         says = (
-            f"The {kind} rows are nearer to their own text than to that of other samples: {interval(contrast)}. "
+            f"The {kind} tokens are nearer to their own text than to that of other samples: {interval(contrast)}. "
             "Whether that comes from what is seen cannot be said without the control: noise in place of the images can "
             "do the same, and so can a connector that was never trained."
         )
@@ -100,15 +100,15 @@ def _verdict(audit: Audit, measured: AlignmentMeasured) -> Finding | None:
     elif contrast.low <= noise.high:
         status = Status.LOOK
         says = (
-            f"The {kind} rows are nearer to their own text ({interval(contrast)}), but noise in their place does "
+            f"The {kind} tokens are nearer to their own text ({interval(contrast)}), but noise in their place does "
             f"nearly as well ({interval(noise)}): much of it does not come from what is seen."
         )
         do = "Train the connector longer, and repeat this with more samples."
     else:
         status = Status.FINE
         says = (
-            f"The {kind} rows are nearer to their own text than to that of other samples: {interval(contrast)}, above "
-            f"95 % of shuffled pairs in {above} of {states} states.{entering}"
+            f"The {kind} tokens are nearer to their own text than to that of other samples: {interval(contrast)}, "
+            f"above 95 % of shuffled pairs in {above} of {states} states.{entering}"
         )
         do = "Nothing to do. The published score, below, cannot tell this: it averages over all pairs."
     return Finding("alignment", title, status, figure, against, says, do)
@@ -132,8 +132,8 @@ def _blocks(audit: Audit, measured: AlignmentMeasured) -> list[Block]:
             own.append(line(label, series, found, dashed=True))
     matched = over_depth(
         own, "Grey: what 95 % of shuffled pairs stay below. Above it, images are near their own words.",
-        title=f"{kind} rows and text, common direction removed", x_title="state of the stream",
-        y_title=f"cosine of {kind} rows with text, common direction removed", null=null, least=0.05,
+        title=f"{kind} tokens and text, common direction removed", x_title="state of the stream",
+        y_title=f"cosine of {kind} tokens with text, common direction removed", null=null, least=0.05,
     )  # fmt: skip
     plain = over_depth(
         [
@@ -141,11 +141,11 @@ def _blocks(audit: Audit, measured: AlignmentMeasured) -> list[Block]:
             line("others' text", NEUTRAL, site.mismatched, dashed=True),
         ],
         "With the common direction left in, the two are hard to tell apart.",
-        title=f"{kind} rows and text as they are", x_title="state of the stream",
-        y_title=f"cosine of {kind} rows with text, as they are", least=0.05,
+        title=f"{kind} tokens and text as they are", x_title="state of the stream",
+        y_title=f"cosine of {kind} tokens with text, as they are", least=0.05,
     )  # fmt: skip
     raw = over_depth(
-        [line("same state", SERIES["text"], site.all_pairs), line("rows on entry", 4, site.input_prompt)],
+        [line("same state", SERIES["text"], site.all_pairs), line("tokens on entry", 4, site.input_prompt)],
         "Over all pairs, matched or not: how near the two kinds are as kinds.",
         title="The published alignment score by state", x_title="state of the stream",
         y_title="cosine over all pairs of samples (IMA score)", least=0.05,

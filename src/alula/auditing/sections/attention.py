@@ -117,7 +117,7 @@ def _blocks(audit: Audit, measured: AttentionShiftResult) -> list[Block]:
         "are alike, so the true range is wider)."
     )
     return [
-        *drawn_row(figures, "Bands: 95 % bootstrap intervals over samples. All rows ask, as in Eq. 1."),
+        *drawn_row(figures, "Bands: 95 % bootstrap intervals over samples. All tokens ask, as in Eq. 1."),
         Table(["branch", "attention shift"], tables, caption),
     ]
 

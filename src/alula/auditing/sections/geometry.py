@@ -18,7 +18,7 @@ from alula.reports.palette import NEUTRAL
 from alula.stats import Estimate
 
 LENGTH = 3.0
-"""a factor between the lengths of image and text rows that is worth a sentence"""
+"""a factor between the lengths of image and text tokens that is worth a sentence"""
 
 
 def length_ratio(first: Estimate, second: Estimate) -> Estimate:
@@ -30,7 +30,7 @@ def length_ratio(first: Estimate, second: Estimate) -> Estimate:
 
 
 def _turned(kinds: Mapping[str, KindGeometry], kind: str) -> str:
-    """What the first block does to rows of either kind, where the intervals tell them apart."""
+    """What the first block does to tokens of either kind, where the intervals tell them apart."""
     own, text = (kinds[name].change.get(1, ())[:1] for name in (kind, "text"))
     if not (own and text):
         return ""
@@ -44,7 +44,7 @@ def _turned(kinds: Mapping[str, KindGeometry], kind: str) -> str:
 
 
 def _verdict(audit: Audit, measured: GeometryResult) -> Finding | None:
-    title = "Do images enter as rows like any other?"
+    title = "Do images enter as tokens like any other?"
     kinds = measured.sites["stream"].kinds
     kind = next((name for name in kinds if name != "text"), None)
     if kind is None or "text" not in kinds:
@@ -53,21 +53,21 @@ def _verdict(audit: Audit, measured: GeometryResult) -> Finding | None:
     last = length_ratio(kinds[kind].norms["median"][-1], kinds["text"].norms["median"][-1])
     low = ratio.low if math.isfinite(ratio.low) else ratio.value
     high = ratio.high if math.isfinite(ratio.high) else ratio.value
-    figure = f"{kind} rows {interval(ratio, 1)} times as long as text rows on entry"
+    figure = f"{kind} tokens {interval(ratio, 1)} times as long as text tokens on entry"
     against = f"same length: 1; {number(last.value, 1)} after the last block"
     site = measured.sites["stream"]
     middle = len(site.kinds[kind].within) // 2
     within, between = site.kinds[kind].within[middle], site.between[f"{kind}-text"][middle]
     cone = (
-        f" Halfway up, {kind} rows resemble each other ({number(within)}) more than text ({number(between)}): they "
+        f" Halfway up, {kind} tokens resemble each other ({number(within)}) more than text ({number(between)}): they "
         "keep a cone of their own."
         if within > between
-        else f" Halfway up, {kind} rows resemble text ({number(between)}) as much as each other ({number(within)})."
+        else f" Halfway up, {kind} tokens resemble text ({number(between)}) as much as each other ({number(within)})."
     )
     if low > LENGTH or high < 1 / LENGTH:
         longer = low > LENGTH
         status = Status.LOOK
-        lengths = f"The {kind} rows enter {interval(ratio, 1 if longer else 2)} times as long as words."
+        lengths = f"The {kind} tokens enter {interval(ratio, 1 if longer else 2)} times as long as words."
         says = f"{lengths}{_turned(kinds, kind)}{cone}"
         do = (
             "Nothing by itself: it is common where the connector ends without a norm. If training is unstable or the "
@@ -75,7 +75,7 @@ def _verdict(audit: Audit, measured: GeometryResult) -> Finding | None:
         )
     else:
         status, do = Status.FINE, "Nothing to do."
-        says = f"The {kind} rows enter about as long as words: {interval(ratio, 2)} of their length.{cone}"
+        says = f"The {kind} tokens enter about as long as words: {interval(ratio, 2)} of their length.{cone}"
     return Finding("geometry", title, status, figure, against, says, do)
 
 
@@ -84,8 +84,8 @@ def _blocks(audit: Audit, measured: GeometryResult) -> list[Block]:
     kinds = {name: site.kinds[name] for name in ("text", *(k for k in site.kinds if k != "text")) if name in site.kinds}
     norms = over_depth(
         [line(name, SERIES[name], kind.norms["median"]) for name, kind in kinds.items()],
-        "First rows and sinks apart. Bands: 95 % bootstrap intervals over samples.",
-        title="Length of rows", x_title="state of the stream", y_title="median length of a row",
+        "First tokens and sinks apart. Bands: 95 % bootstrap intervals over samples.",
+        title="Length of tokens", x_title="state of the stream", y_title="median length of a token",
     )  # fmt: skip
     cones = over_depth(
         [
@@ -97,14 +97,14 @@ def _blocks(audit: Audit, measured: GeometryResult) -> list[Block]:
     )  # fmt: skip
     changes = [line(name, SERIES[name], kind.change[1]) for name, kind in kinds.items() if 1 in kind.change]
     changed = over_depth(
-        changes, "1: the block leaves the row's direction as it is.", title="How much a block changes a row",
-        x_title="decoder layer", y_title="cosine of a row before and after the block", least=0.05,
+        changes, "1: the block leaves the token's direction as it is.", title="How much a block changes a token",
+        x_title="decoder layer", y_title="cosine of a token before and after the block", least=0.05,
     )  # fmt: skip
     factor = f"{measured.settings['sink_factor']:g}"
     sinks = over_depth(
         [flat(name, SERIES[name], kind.sink_share) for name, kind in kinds.items()],
-        f"Rows more than {factor} times as long as the median of all rows of their sample.",
-        title="Sinks", x_title="state of the stream", y_title="rows that are sinks",
+        f"Tokens more than {factor} times as long as the median of all tokens of their sample.",
+        title="Sinks", x_title="state of the stream", y_title="tokens that are sinks",
         y_format=lambda v: f"{100 * v:.4g}%", least=0.01,
     )  # fmt: skip
     blocks: list[Block] = [*drawn_row([*norms, *cones, *changed, *sinks])]
@@ -116,7 +116,7 @@ def _blocks(audit: Audit, measured: GeometryResult) -> list[Block]:
         keys = [Key(name, SERIES[name]) for name in kinds]
         blocks.append(
             FigureRow(
-                panels, keys, "Each point: the mean of one sample's rows of a kind, in the plane (PCA).", small=True
+                panels, keys, "Each point: the mean of one sample's tokens of a kind, in the plane (PCA).", small=True
             )
         )
     rows = [
@@ -130,9 +130,9 @@ def _blocks(audit: Audit, measured: GeometryResult) -> list[Block]:
     ]
     blocks.append(
         Table(
-            ["kind", "samples", "longest sinks, on average", "longest row"],
+            ["kind", "samples", "longest sinks, on average", "longest token"],
             rows,
-            f"Over all states. First rows, the usual sink: {number(max(site.first_norm), 1)} long on average at the "
+            f"Over all states. First tokens, the usual sink: {number(max(site.first_norm), 1)} long on average at the "
             "state where they are longest.",
         )
     )

@@ -19,7 +19,7 @@ from alula.reports.palette import NEUTRAL
 from alula.reports.wording import percent
 
 COLLAPSED = 0.5
-"""one word for half of all image rows is a collapse"""
+"""one word for half of all image tokens is a collapse"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _verdict(audit: Audit, measured: LensMeasured) -> Finding | None:
     lens = measured.result
     if lens is None:
         return None
-    title = "Which words do image rows stand for?"
+    title = "Which words do image tokens stand for?"
     kind = next((name for name in lens.kinds if name != "text"), None)
     if kind is None:
         return None
@@ -58,26 +58,26 @@ def _verdict(audit: Audit, measured: LensMeasured) -> Finding | None:
     token, share = top[0]
     uniform = math.log(lens.vocabulary)
     jensen = lens.divergence[f"{kind}||text"].jensen_shannon[-1] if f"{kind}||text" in lens.divergence else math.nan
-    figure = f"{percent(share, 0)} of {kind} rows read {word(measured, token)!r} at the end"
+    figure = f"{percent(share, 0)} of {kind} tokens read {word(measured, token)!r} at the end"
     against = f"entropy {interval(entropy[-1], 1)} of {uniform:.1f} nats (no preference)"
     far = (
-        f" As distributions over words, {kind} and text rows differ by {number(jensen)} at the end (0: alike, "
+        f" As distributions over words, {kind} and text tokens differ by {number(jensen)} at the end (0: alike, "
         f"{math.log(2):.2f}: nothing in common)."
         if math.isfinite(jensen)
         else ""
     )
     if share > COLLAPSED:
         status = Status.LOOK
-        says = f"Most {kind} rows read as one word at the end: {word(measured, token)!r} in {percent(share, 0)} "
+        says = f"Most {kind} tokens read as one word at the end: {word(measured, token)!r} in {percent(share, 0)} "
         says += f"of them.{far}"
         do = (
-            "Harmless where that word ends a line or an image (rows behind it still see the states below). If answers "
-            "do not depend on the image either, look at the alignment above."
+            "Harmless where that word ends a line or an image (tokens behind it still see the states below). If "
+            "answers do not depend on the image either, look at the alignment above."
         )
     else:
         words = ", ".join(f"{word(measured, t)!r} {percent(s, 0)}" for t, s in top[:3])
         status = Status.FINE
-        says = f"The {kind} rows read as different words; at the end most often {words}.{far}"
+        says = f"The {kind} tokens read as different words; at the end most often {words}.{far}"
         do = "Read the table below: words that fit the image early on mean that it is understood early."
     return Finding("lens", title, status, figure, against, says, do)
 
@@ -94,7 +94,7 @@ def _blocks(audit: Audit, measured: LensMeasured) -> list[Block]:
             flat("no preference", NEUTRAL, [uniform] * len(lens.states), dashed=True),
         ],
         "0: one word for certain. Bands: 95 % bootstrap intervals over samples.",
-        title="How sure a row is of its word", xs=lens.states, x_title="state of the stream",
+        title="How sure a token is of its word", xs=lens.states, x_title="state of the stream",
         y_title="entropy over the vocabulary, nats",
     )  # fmt: skip
     pairs = [
@@ -118,10 +118,10 @@ def _blocks(audit: Audit, measured: LensMeasured) -> list[Block]:
                 Cell(_clip(word(measured, t[0])), shade=0.9 * s[0], hint=f"{word(measured, t[0])}: {percent(s[0], 0)}")
                 for t, s in zip(tokens, shares, strict=True)
             ]
-            rows.append([Cell(f"row {position}"), *cells])
+            rows.append([Cell(f"token {position}"), *cells])
         rows = rows[:: max(1, len(rows) // 8)][:8]
         caption = (
-            f"What some {example.kind} rows of one sample would say if a state were the last: the likeliest token, "
+            f"What some {example.kind} tokens of one sample would say if a state were the last: the likeliest token, "
             "darker where it is surer."
         )
         blocks.append(Table(["", *(f"state {state}" for state in lens.states)], rows, caption, heat=True))
@@ -135,8 +135,8 @@ def _blocks(audit: Audit, measured: LensMeasured) -> list[Block]:
         ]
         for at, state in enumerate(lens.states)
     ]
-    caption = "The tokens that most often come first, with the share of rows they come first in."
-    blocks.append(Table(["", *(f"{name} rows" for name in kinds)], tops, caption, words=True))
+    caption = "The tokens that most often come first, with the share of tokens they come first in."
+    blocks.append(Table(["", *(f"{name} tokens" for name in kinds)], tops, caption, words=True))
     return blocks
 
 

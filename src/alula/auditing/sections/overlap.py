@@ -70,15 +70,15 @@ def _verdict(audit: Audit, measured: OverlapResult) -> Finding | None:
     )
     if share.low >= 0.5:
         status = Status.FINE
-        says = f"The {kind} rows and the words rely on mostly the same weights: {way}"
+        says = f"The {kind} tokens and the words rely on mostly the same weights: {way}"
         do = "Weights that matter to one matter to the other; pruning calibrated on one is not far off for the other."
     else:
         status = Status.LOOK
         says = (
-            f"In {'some' if share.high >= 0.5 else 'all'} layers {kind} rows and words rely largely on different "
+            f"In {'some' if share.high >= 0.5 else 'all'} layers {kind} tokens and words rely largely on different "
             f"weights: {way}"
         )
-        do = "When pruning or quantising, calibrate on both kinds of rows; text alone would drop what images need."
+        do = "When pruning or quantising, calibrate on both kinds of tokens; text alone would drop what images need."
     return Finding("overlap", title, status, figure, against, says, do)
 
 
@@ -103,8 +103,8 @@ def _blocks(audit: Audit, measured: OverlapResult) -> list[Block]:
     weights = over_depth(
         drawn,
         f"The {percent(1 - result.sparsity, 0)} of each row's weights with the highest |weight| times activation, over "
-        "rows of either kind. Same kind: one kind on two halves of the samples, the most one can expect. Shared size: "
-        "what remains when channels are shuffled (null).",
+        "tokens of either kind. Same kind: one kind on two halves of the samples, the most one can expect. Shared "
+        "size: what remains when channels are shuffled (null).",
         title="Overlap of the weights that matter", x_title="decoder layer",
         y_title="kept by both over kept by either", least=0.1,
     )  # fmt: skip
