@@ -205,6 +205,8 @@ class TokenMap:
     def last(self, tokens: int) -> TokenMap:
         """The last `tokens` tokens, with the positions they have in this map."""
         start = self.shape[1] - tokens
+        if not start:
+            return self  # no views of it: torch.compile would guard their base beside them
         return TokenMap(**{f.name: getattr(self, f.name)[:, start:] for f in fields(self)})
 
     def with_roles(self, roles: Tensor) -> TokenMap:
