@@ -142,6 +142,7 @@ class LayerHooks:
 
     def update(self) -> None:
         """Register the hooks that are needed now, and remove the others."""
+        self._is_prepared = any(entry.phase < Phase.ADD for entry in self._entries.get(Point.BLOCK_INPUT, ()))
         used = {point for point, entries in self._entries.items() if entries}
         inner = used - {Point.BLOCK_INPUT, Point.BLOCK_OUTPUT}
         layer, attention = self.anatomy.layers[self.index], self.anatomy.attention(self.index)
@@ -150,11 +151,13 @@ class LayerHooks:
         if self.is_watched or used:
             wanted["enter"] = lambda: layer.register_forward_pre_hook(self._enter, with_kwargs=True)
         # attention alone is told of its forward; what runs behind it asks what was put down by those that know
-        told = {Point.ATTENTION_INPUT} | ({Point.ATTENTION} if after is attention else set())
+        own = {Point.ATTENTION} if after is attention else set()
+        told = own | {Point.ATTENTION_INPUT}
         is_read = any(entry.phase is Phase.READ for point in inner for entry in self._entries[point])
         if is_read or used - told - {Point.BLOCK_INPUT}:
             wanted["leave"] = lambda: layer.register_forward_hook(self._leave)
-        if inner or Point.BLOCK_OUTPUT in used or self.answers_sums:
+        # its own output is told, too, which tokens attention was given
+        if self.answers_sums or used - own - {Point.BLOCK_INPUT}:
             wanted["before attention"] = lambda: attention.register_forward_pre_hook(
                 self._before_attention, with_kwargs=True
             )
@@ -191,6 +194,7 @@ class LayerHooks:
     @_untraced
     def _run(self, point: Point, ctx: ForwardContext | None, hidden: Tensor, phases: range) -> Tensor:
         """`hidden` as the functions of some phases leave it."""
+        view = None
         for entry in self._entries.get(point, ()):
             if entry.phase not in phases or not entry.is_for(ctx):
                 continue
@@ -203,16 +207,22 @@ class LayerHooks:
                 )
             if entry.phase is Phase.READ and self.index in ctx.left:
                 continue  # gradient checkpointing computes it again
-            view, shape = ctx.at(self.index), hidden.shape
-            if hidden.numel() != view.tokens.kind.numel() * shape[-1]:
+            if view is None:
+                view = ctx.at(self.index)
+            shape, known = hidden.shape, view.tokens.kind.shape
+            if shape[:-1] == known:
+                changed = entry.function(view, hidden)
+            elif hidden.dim() == 2 and len(hidden) == known.numel():
+                # OPT's MLP is given the tokens of all samples in one line
+                changed = entry.function(view, hidden.view(*known, -1))
+                changed = None if changed is None else changed.view(shape)
+            else:
                 raise SeamError(
                     f"the {point} of decoder layer {self.index} is of {tuple(shape[:-1])} tokens, where "
                     f"{view.tokens.shape} are known",
                     remedy=dialect.REMEDY,
                 )
-            # OPT's MLP is given the tokens of all samples in one line
-            changed = entry.function(view, hidden if hidden.dim() == 3 else hidden.view(*view.tokens.shape, -1))
-            hidden = hidden if changed is None else changed.view(shape)
+            hidden = hidden if changed is None else changed
         return hidden
 
     @torch.compiler.disable  # threads and weak references, which cannot be traced
@@ -234,21 +244,27 @@ class LayerHooks:
         ctx: ForwardContext | None = kwargs.get(NAME)
         if ctx is None and not self._entries.get(Point.BLOCK_INPUT):
             return None
-        given = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
+        hidden = given = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
         if ctx is not None:
-            for entry in self._entries.get(Point.BLOCK_INPUT, ()):
-                if entry.phase is Phase.TOKENS and entry.is_for(ctx):
-                    left = entry.function(ctx.at(self.index), given)
-                    if left is not None:
-                        ctx.leave_tokens(self.index, left)
+            if self._is_prepared:
+                self._ask_for_tokens(ctx, given)
             ctx.meet(self.index, given.shape[1], kwargs)
-        hidden = self._run(Point.BLOCK_INPUT, ctx, given, range(Phase.EDIT, Phase.ADD))
+        if self._is_prepared:
+            hidden = self._run(Point.BLOCK_INPUT, ctx, given, range(Phase.EDIT, Phase.ADD))
         if ctx is not None:
             if "leave" in self._handles:
                 self._put(ctx)
             ctx.enter(self.index, layer, hidden, args, kwargs)
         hidden = self._run(Point.BLOCK_INPUT, ctx, hidden, range(Phase.ADD, Phase.READ + 1))
         return None if hidden is given else dialect.with_hidden(args, kwargs, hidden)
+
+    def _ask_for_tokens(self, ctx: ForwardContext, given: Tensor) -> None:
+        """Have those that take tokens out say which they leave."""
+        for entry in self._entries.get(Point.BLOCK_INPUT, ()):
+            if entry.phase is Phase.TOKENS and entry.is_for(ctx):
+                left = entry.function(ctx.at(self.index), given)
+                if left is not None:
+                    ctx.leave_tokens(self.index, left)
 
     @_untraced
     def _leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -275,6 +291,8 @@ class LayerHooks:
             ctx.meet(self.index, dialect.hidden_of(args, kwargs, where=type(attention).__name__).shape[1], kwargs)
             if "leave" in self._handles:
                 self._put(ctx)
+        if not self._entries.get(Point.ATTENTION_INPUT):
+            return None
         return self._before(Point.ATTENTION_INPUT, ctx, attention, args, kwargs)
 
     @with_keywords
@@ -286,8 +304,6 @@ class LayerHooks:
     def _before(
         self, point: Point, ctx: ForwardContext | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if not self._entries.get(point):
-            return None
         given = dialect.hidden_of(args, kwargs, where=type(module).__name__)
         hidden = self._run(point, ctx, given, range(Phase.EDIT, Phase.READ + 1))
         return None if hidden is given else dialect.with_hidden(args, kwargs, hidden)
@@ -300,8 +316,11 @@ class LayerHooks:
         ctx = kwargs.get(NAME)
         if self.answers_sums and ctx is not None and self.anatomy.config._attn_implementation == EAGER:
             answer_from_weights(attention, output[1], ctx)
-        # behind a norm, "attention" is what the norm gives
-        return None if "behind attention" in self._handles else self._at(Point.ATTENTION, ctx, output)
+        if "behind attention" in self._handles:
+            return None  # "attention" is what the norm gives
+        if ctx is not None and "before attention" not in self._handles:
+            ctx.meet(self.index, dialect.hidden_of_output(output).shape[1], kwargs)
+        return self._at(Point.ATTENTION, ctx, output)
 
     @_untraced
     def _after_attention_norm(self, norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
