@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from alula.evaluation import Conditions, Decoding, ItemResult, RunResult, Task, TaskResult, native_tasks
 from alula.evaluation.prompts import loaded, turns
+from alula.hosts import fledgling
+from alula.inputs import Intake
 from alula.reports import BaseOutcome, CurvePoint, MethodOutcome, Outcome, SeedOutcome
 
 CONDITIONS = Conditions(
@@ -30,6 +33,7 @@ ABILITIES = {
 
 
 def made_run(tasks: list[Task], name: str, score: Callable[[Task, int, str], bool]) -> RunResult:
+    intake = Intake(AutoTokenizer.from_pretrained(fledgling.directory() / "llm"))
     results = {}
     for task in tasks:
         items = []
@@ -46,7 +50,7 @@ def made_run(tasks: list[Task], name: str, score: Callable[[Task, int, str], boo
                     score=float(right),
                     cluster=item.cluster,
                     tags=dict(item.tags),
-                    prompt=turns(loaded(item.messages)),
+                    prompt=turns(loaded(item.messages, intake)),
                 )
             )
         results[task.name] = TaskResult(name=task.name, title=task.title, max_new_tokens=32, settings={}, items=items)
