@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import SiglipImageProcessorPil
 
-import alula
+from alula._version import __version__
 from alula.allocator import keep_freed_memory
 from alula.files import atomic_directory, write_json, write_text
 from alula.microworld import IMAGE_SIZE
@@ -99,7 +99,7 @@ def raise_fledgling(
         SiglipImageProcessorPil(size=size).save_pretrained(folder / "vision")
         card = {
             "name": "fledgling",
-            "alula": alula.__version__,
+            "alula": __version__,
             "command": command,
             "upbringing": asdict(upbringing),
             "llm": {"class": type(llm).__name__, "parameters": llm.num_parameters()},
