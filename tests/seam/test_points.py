@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import alula
 from alula import WingsConfig
 from alula.errors import AlulaError, HostError, UsageError
-from alula.seam import LayerView, Phase, Point, Seam, find, install, taps
+from alula.seam import InputOf, LayerView, Phase, Point, Seam, find, install, taps
 from tests import zoo
 from tests.grafts.common import wake
 
@@ -88,6 +88,8 @@ def test_what_cannot_be_had_is_refused() -> None:
         seam.on(Point.MLP_INPUT, 0, lambda view, hidden: None, phase=Phase.READ, owner="test")
     with pytest.raises(HostError, match="can only be read"):
         seam.on(Point.ATTENTION_NORM, 0, lambda view, hidden: None, phase=Phase.EDIT, owner="test")
+    with pytest.raises(HostError, match="input of fc2 can only be read"):
+        seam.on(InputOf("fc2"), 0, lambda view, hidden: None, phase=Phase.EDIT, owner="test")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,8 @@ def test_what_cannot_be_had_is_refused() -> None:
         (lambda seam: seam.on("nowhere", 0, print, phase=Phase.READ, owner="test"), "no point 'nowhere'"),
         (lambda seam: seam.on(Point.MLP, 10**9, print, phase=Phase.READ, owner="test"), "does not exist"),
         (lambda seam: seam.on(Point.MLP, 0, 5, phase=Phase.READ, owner="test"), "a int cannot be"),
+        (lambda seam: seam.on(InputOf("mlp.nothing"), 0, print, phase=Phase.READ, owner="test"), "no module"),
+        (lambda seam: seam.replace(InputOf("mlp"), 0, nn.Identity()), "nothing can stand in"),
         (lambda seam: seam.replace(Point.MLP, 0, "module"), "a str is no module"),
         (lambda seam: seam.replace(Point.MLP, 10**9, nn.Identity()), "does not exist"),
         (lambda seam: seam.replace(Point.BLOCK_INPUT, 0, nn.Identity()), "nothing can stand in"),
@@ -167,6 +171,25 @@ def test_a_stand_in_does_what_an_edit_does(name: str, point: Point, *, tapped_fi
         assert torch.equal(model(**batch).logits, own)
     with pytest.raises(UsageError, match="nothing can stand in"):
         seam.replace(Point.BLOCK_INPUT, 1, stand_in)
+
+
+def test_a_stand_in_without_the_module_that_is_read_is_not_read() -> None:
+    model, batch, seen = zoo.build("llama"), zoo.batch("llama", "9"), []
+    seam = install(model, "test", None)
+
+    def read(view: LayerView, inputs: Tensor) -> None:
+        seen.append((view.layer, inputs.shape))
+
+    seam.on(InputOf("mlp.down_proj"), 1, read, phase=Phase.READ, owner="test")
+    stand_in = seam.replace(Point.MLP, 1, Nothing())
+    model(**batch)
+    assert not seen
+    stand_in.remove()
+    model(**batch)
+    assert seen == [(1, (1, 9, model.config.intermediate_size))]
+    assert len(model.model.layers[1].mlp.down_proj._forward_pre_hooks) == 1
+    seam.release("test")
+    assert not model.model.layers[1].mlp.down_proj._forward_pre_hooks
 
 
 def test_stand_ins_go_in_reverse_order() -> None:

@@ -24,8 +24,8 @@ from alula.probes.similarity import (
     shared_neighbours,
     unit_rows,
 )
-from alula.probes.states import GROUPS, TEXT, StateProbe, groups, unit
-from alula.seam import ForwardContext
+from alula.probes.states import GROUPS, TEXT, StateProbe, groups, standing, unit
+from alula.seam import ForwardContext, LayerView
 from alula.stats import DEFAULT, Array, Curve, Estimate, Resampling, Result
 
 Reduction = Literal["mean", "each"]
@@ -157,13 +157,14 @@ class Alignment(StateProbe):
 
     # -- listening ------------------------------------------------------------------------------------------------
 
-    def read(self, forward: ForwardContext, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
+    def read(self, view: LayerView, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
         if "groups" not in notes:
-            chosen = groups(forward.tokens, self.text, skip_first=self.skip_first)
+            chosen = groups(view.ctx.tokens, self.text, skip_first=self.skip_first)
             notes["groups"] = chosen if TEXT in chosen and len(chosen) > 1 else {}
         if not notes["groups"]:
             return
-        share = torch.stack([chosen.float() for chosen in notes["groups"].values()], dim=1).to(hidden)  # (B, G, S)
+        here = [standing(chosen, view, f"{name} tokens") for name, chosen in notes["groups"].items()]
+        share = torch.stack([chosen.float() for chosen in here], dim=1).to(hidden)  # (B, G, S)
         share = share / share.sum(dim=-1, keepdim=True).clamp(min=1)
         notes[site, state] = share @ (unit(hidden) if self.tokens == "each" else hidden)  # (B, G, d)
 

@@ -17,11 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from alula.errors import DataError, SeamError, UsageError
+from alula.errors import DataError, UsageError
 from alula.files import atomic_file, regular
 from alula.probes import token_sets
 from alula.probes.accumulate import Reservoir, Tally
-from alula.seam import NAME, ForwardContext, Seam, find, install, marked, with_keywords
+from alula.seam import ForwardContext, Seam, find, install, marked
 from alula.settings import check_scalars
 from alula.stats import DEFAULT, Resampling, Result
 
@@ -89,19 +89,6 @@ class Probe(abc.ABC):
         notes = forward.memo.setdefault(self, {})
         return None if _DONE in notes else notes
 
-    def require_all(self, forward: ForwardContext, layer: int, count: int) -> None:
-        """Refuse a layer that was given `count` tokens per sample where the forward has more.
-
-        Raises:
-            SeamError: some are not there any more.
-        """
-        if count != forward.tokens.shape[1]:
-            raise SeamError(
-                f"{self.name} measures all tokens in every layer, and layer {layer} has {count} of "
-                f"{forward.tokens.shape[1]}",
-                remedy="measure without the hook that takes tokens out",
-            )
-
     def reservoir(self, name: str) -> Reservoir:
         """The bounded sample called `name`."""
         return self.kept.setdefault(name, Reservoir(self.capacity(name), self.seed))
@@ -139,17 +126,12 @@ class Probe(abc.ABC):
         with ExitStack() as stack:
             stack.callback(seam.release, name)
             self.watch(seam, stack)
-            handle = seam.anatomy.backbone.register_forward_hook(self._after_forward, with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.callback(seam.at_end(self._after_forward, mark=self).remove)
             stack.enter_context(marked(self))
             yield self
 
-    @with_keywords
     @torch.no_grad()
-    def _after_forward(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        forward: ForwardContext | None = kwargs.get(NAME)
-        if forward is None or self not in forward.marks:
-            return
+    def _after_forward(self, forward: ForwardContext) -> None:
         notes = self.notes(forward)
         if notes is None:
             self.tally.add("continued_forwards", 1)

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alula.errors import UsageError
+from alula.errors import SeamError, UsageError
 from alula.probes import token_sets
 from alula.probes.projection import Method, to_plane
-from alula.probes.states import GROUPS, StateProbe, groups, unit
-from alula.seam import ForwardContext
+from alula.probes.states import GROUPS, StateProbe, groups, standing, unit
+from alula.seam import ForwardContext, LayerView
 from alula.stats import DEFAULT, Curve, Resampling, Result, means
+from alula.tokens import TokenMap
 
 Of = Literal["samples", "rows"]
 Change = Literal["same_row", "all_pairs"]
@@ -145,20 +146,24 @@ class Geometry(StateProbe):
 
     # -- listening ------------------------------------------------------------------------------------------------
 
-    def read(self, forward: ForwardContext, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
-        tokens = forward.tokens
+    def read(self, view: LayerView, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
+        tokens: TokenMap = view.ctx.tokens
         if "groups" not in notes:
             notes["groups"] = groups(tokens, self.text, skip_first=True)
             notes["first"] = tokens.position == 0
-        valid, first = tokens.valid.to(hidden.device), notes["first"].to(hidden.device)
+        valid, first = tokens.valid.to(hidden.device), standing(notes["first"], view, "first token").to(hidden.device)
+        if view.present is not None:
+            valid = valid & view.present.to(hidden.device)
         length = hidden.norm(dim=-1)  # (B, S)
         sink = valid & ~first & (length > self.sink_factor * _median(length, valid)[:, None])
         directions = unit(hidden)
         if self.change == "same_row" and self.offsets:
             notes[site, state, "change"] = self._same_row(notes, site, state, directions)
+            notes[site, state, "valid"] = valid
         notes[site, state, "first"] = (length * first).sum(dim=1)
         for kind, chosen in notes["groups"].items():
-            chosen, of_kind = chosen.to(hidden.device), token_sets.select(tokens, kind).to(hidden.device)
+            every, of_kind = chosen.to(hidden.device), token_sets.select(tokens, kind).to(hidden.device)
+            chosen = standing(every, view, f"{kind} tokens")
             plain = chosen & ~sink
             plain = torch.where(plain.any(dim=1, keepdim=True), plain, chosen)
             count = plain.sum(dim=1).clamp(min=1).to(hidden)
@@ -181,7 +186,7 @@ class Geometry(StateProbe):
                 "rows": chosen.sum(dim=1).to(hidden),
             }
             if self.change == "all_pairs":
-                notes[site, state, kind]["slots"] = self._slots(chosen, directions)
+                notes[site, state, kind]["slots"] = self._slots(every, chosen, directions)
 
     def _same_row(self, notes: dict[Any, Any], site: str, state: int, directions: Tensor) -> dict[int, Tensor]:
         """(B, S) cosine of every token with itself n states earlier, for each offset n that reaches back far enough."""
@@ -191,10 +196,10 @@ class Geometry(StateProbe):
         held.pop(state - max(self.offsets), None)
         return found
 
-    def _slots(self, chosen: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    def _slots(self, every: Tensor, chosen: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Sum over samples of the unit vectors of their k-th tokens (K, d), and how many samples have a k-th token
-        (K,)."""
-        place = torch.where(chosen, chosen.cumsum(dim=1) - 1, self.slots).clamp(max=self.slots).flatten()
+        (K,), of those of `every` that are `chosen`."""
+        place = torch.where(chosen, every.cumsum(dim=1) - 1, self.slots).clamp(max=self.slots).flatten()
         sums = directions.new_zeros(self.slots + 1, directions.shape[-1]).index_add_(0, place, directions.flatten(0, 1))
         return sums[:-1], torch.bincount(place, minlength=self.slots + 1)[:-1]
 
@@ -233,7 +238,8 @@ class Geometry(StateProbe):
         if self.change == "all_pairs":
             slots = [notes[site, state, kind]["slots"] for state in range(count)]
             self.tally.add(f"slots/{key}", torch.stack([s.double().cpu() for s, _ in slots]))
-            self.tally.add(f"slot_counts/{kind}", slots[0][1]) if site == self.sites[0] else None
+            if site == self.sites[0]:  # a slot is used where every sample has a token in all states
+                self.tally.add(f"slot_counts/{kind}", torch.stack([count.cpu() for _, count in slots]).amin(dim=0))
         return sums, members
 
     def _add_between(self, key: str, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> None:
@@ -262,8 +268,12 @@ class Geometry(StateProbe):
         """(B, N - n) mean over a sample's tokens of their cosine with themselves n states later."""
         chosen = notes["groups"][kind]
         cosines = torch.stack([notes[site, state, "change"][n] for state in range(n, count)], dim=1)  # (B, N - n, S)
-        chosen = chosen.to(cosines)[:, None]
-        return ((cosines * chosen).sum(dim=-1) / chosen.sum(dim=-1).clamp(min=1)).double().cpu()
+        both = [notes[site, state, "valid"] & notes[site, state - n, "valid"] for state in range(n, count)]
+        chosen = chosen.to(cosines)[:, None] * torch.stack([there.to(cosines) for there in both], dim=1)
+        found = chosen.sum(dim=-1)
+        if bool(((found == 0) & (notes["groups"][kind].to(found.device).any(dim=1, keepdim=True))).any()):
+            raise SeamError(f"a sample has no {kind} token that stands in two states of {site} {n} blocks apart")
+        return ((cosines * chosen).sum(dim=-1) / found.clamp(min=1)).double().cpu()
 
     def _add_centres(self, notes: dict[Any, Any], count: int, present: dict[str, Tensor], valid: Tensor) -> None:
         """Keep sample means (B, kinds, states, d) for the projection; NaN where a sample lacks the kind."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from alula.anatomy import Anatomy
-from alula.errors import HostError, UsageError
+from alula.errors import HostError, SeamError, UsageError
 from alula.probes import token_sets
 from alula.probes.states import GROUPS, TEXT, StateProbe, groups
-from alula.seam import ForwardContext
+from alula.seam import ForwardContext, LayerView
 from alula.stats import DEFAULT, Array, Curve, Resampling, Result, means
 from alula.tokens import TokenMap
 
@@ -151,14 +151,19 @@ class VocabularyLens(StateProbe):
 
     # -- listening ------------------------------------------------------------------------------------------------
 
-    def read(self, forward: ForwardContext, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
-        anatomy = forward.anatomy
+    def read(self, view: LayerView, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
+        anatomy = view.ctx.anatomy
         if "tokens" not in notes:
-            notes["tokens"] = self._choose(forward.tokens)
+            notes["tokens"] = self._choose(view.ctx.tokens)
             notes["states"] = self._read_states(anatomy.num_layers + 1)
         sample, token, _, _ = notes["tokens"]
         if state not in notes["states"] or not len(sample):
             return
+        if view.present is not None and not bool(view.present.cpu()[sample, token].all()):
+            raise SeamError(
+                f"some of the tokens that are read are not left in decoder layer {view.layer}",
+                remedy="measure without the hook that takes tokens out, or read other states",
+            )
         rows = hidden[sample.to(hidden.device), token.to(hidden.device)].to(_dtype_of(anatomy))
         log_q = torch.cat([log_probabilities(anatomy, part) for part in rows.split(_CHUNK)])  # (M, V)
         q = log_q.exp()

@@ -21,11 +21,13 @@ from alula.anatomy import Anatomy
 from alula.errors import HostError, UsageError
 from alula.probes import token_sets
 from alula.probes.base import Probe
-from alula.seam import NAME, ByThread, ForwardContext, Seam, with_keywords
+from alula.seam import NAME, ForwardContext, InputOf, LayerView, Phase, Seam
 from alula.stats import DEFAULT, Resampling, Result
+from alula.tokens import TokenMap
 from alula.weights import WeightMask, keep_highest, linears, wanda_scores
 
 _HALVES = 2
+_WITHDRAWN = "measure without the hook that takes tokens out of that layer"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class MatrixOverlap(Result):
     shared_magnitude: float
     ceiling: float
     beyond_magnitude: float
+
+
+_UNDEFINED = MatrixOverlap(*(float("nan"),) * 5)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ class Overlap(Probe):
     """Scores every weight of the decoder's blocks by |W| * norm of its input channel, over the tokens of each stream.
 
     One forward serves all streams: tokens of either kind are measured in the context they have. (Streams of separate
-    prompts, as the published code uses: one probe per set of prompts, and `mask`.) Padding is never a live token.
+    prompts, as the published code uses: one probe per set of prompts, and `mask`.) Padding is never a live token. Where
+    hooks take tokens out of a layer, those left count there; where none of a stream is, its overlaps are NaN.
     Scores come from the unpruned model, not from blocks pruned one after another. Sums take streams * 2 * in * 8 bytes
     per matrix; `result` works through the matrices one at a time.
 
@@ -118,31 +124,40 @@ class Overlap(Probe):
         for index in range(seam.anatomy.num_layers):
             layer = seam.anatomy.layers[index]
             refuse_other_matrices(layer, index)
-            tap = _LayerTap(self, index)
-            handles = [
-                layer.register_forward_pre_hook(tap.enter, with_kwargs=True),
-                layer.register_forward_hook(tap.leave),
-                *(
-                    matrix.register_forward_pre_hook(partial(tap.read, f"layers.{index}.{name}"))
-                    for name, matrix in linears(layer)
-                ),
-            ]
-            for handle in handles:
-                stack.callback(handle.remove)
+            paths = {module: path for path, module in layer.named_modules()}
+            for name, matrix in linears(layer):
+                point, read = InputOf(paths[matrix]), partial(self._read, f"layers.{index}.{name}")
+                stack.callback(seam.on(point, index, read, phase=Phase.READ, owner=self.name, mark=self).remove)
 
-    def chosen(self, forward: ForwardContext) -> Tensor:
-        """(2 G, B * S) float: which tokens count for which stream, apart for the two halves of the samples."""
-        tokens = forward.tokens
+    @torch.no_grad()
+    def _read(self, name: str, view: LayerView, inputs: Tensor) -> None:
+        """Note the (B, M, in) inputs of one matrix."""
+        notes = self.notes(view.ctx)
+        if notes is None:
+            return
+        if "chosen" not in notes:
+            notes["chosen"], notes["squares"] = self.chosen(view.ctx.tokens), {}
+        # query, key and value matrices read one tensor, and so do gate and up
+        last = notes.get("last")
+        if last is None or last[0] is not inputs:
+            x = inputs.detach().flatten(0, 1)
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            here = view.pick(notes["chosen"].permute(1, 2, 0)).permute(2, 0, 1).flatten(1)
+            last = notes["last"] = (inputs, here.to(x) @ x.square())
+        notes["squares"][name] = last[1]
+
+    def chosen(self, tokens: TokenMap) -> Tensor:
+        """(2 G, B, S) float: which tokens count for which stream, apart for the two halves of the samples."""
         streams = torch.stack([token_sets.select(tokens, stream) for stream in self.streams])  # (G, B, S)
         if self.skip_first:
             streams = streams & (tokens.position != 0)
         parity = (self.tally.count("samples") + torch.arange(tokens.shape[0], device=tokens.device)) % _HALVES
         halves = torch.stack([streams & (parity == half)[:, None] for half in range(_HALVES)])
-        return halves.flatten(0, 1).flatten(1).float()
+        return halves.flatten(0, 1).float()
 
     def update(self, forward: ForwardContext, notes: dict[Any, Any]) -> None:
         self.tally.add("samples", forward.tokens.shape[0])
-        counts = notes["chosen"].sum(dim=1).view(_HALVES, -1)
+        counts = notes["chosen"].sum(dim=(1, 2)).view(_HALVES, -1)
         self.tally.add("rows", counts)
         for name, squares in notes["squares"].items():
             self.tally.add(f"squares/{name}", squares.double().cpu().view(_HALVES, len(self.streams), -1))
@@ -166,6 +181,8 @@ class Overlap(Probe):
         index, share = self.streams.index(stream), self.sparsity if sparsity is None else sparsity
         weights = dict(self._weights(model))
         norms = {name: self.tally.sums[f"squares/{name}"].sum(dim=0)[index].sqrt() for name in weights}
+        if empty := [name for name, channels in norms.items() if not bool(channels.any())]:
+            raise UsageError(f"no token of {stream!r} was measured in {empty[0]}", remedy=_WITHDRAWN)
         return WeightMask.of({n: keep_highest(wanda_scores(w, norms[n]), share) for n, w in weights.items()})
 
     def result(self, how: Resampling = DEFAULT, *, model: nn.Module | None = None) -> OverlapResult:
@@ -231,6 +248,8 @@ class Overlap(Probe):
                 ceiling=float(np.minimum(ceilings[a], ceilings[b])),
                 beyond_magnitude=_iou(masks[a] & ~large, masks[b] & ~large),
             )
+            if bool(norms[a].any() and norms[b].any())
+            else _UNDEFINED  # no token of one of them is in this layer
             for a, b in combinations(used, 2)
         }
 
@@ -240,44 +259,6 @@ class Overlap(Probe):
         if not bool((halves.sum(dim=1) > 0).all()):
             return float("nan")
         return _iou(keep(halves[0]), keep(halves[1]))
-
-
-class _LayerTap:
-    """Reads the inputs of one layer's matrices, once per forward, also when checkpointing runs the layer again."""
-
-    def __init__(self, probe: Overlap, layer: int) -> None:
-        self.probe, self.layer = probe, layer
-        self.inside_layer: ByThread[ForwardContext] = ByThread()
-        self.last: ByThread[tuple[Tensor, Tensor]] = ByThread()
-
-    @with_keywords
-    def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.leave()
-        if isinstance(kwargs.get(NAME), ForwardContext):
-            self.inside_layer.put(kwargs[NAME])
-
-    def leave(self, *args: Any) -> None:
-        self.inside_layer.drop()
-        self.last.drop()
-
-    @torch.no_grad()
-    def read(self, name: str, matrix: nn.Module, args: tuple[Any, ...]) -> None:
-        forward = self.inside_layer.get()
-        notes = None if forward is None else self.probe.notes(forward)
-        if notes is None or forward is None:
-            return
-        batch = forward.tokens.shape[0]
-        self.probe.require_all(forward, self.layer, args[0].numel() // args[0].shape[-1] // batch)
-        if "chosen" not in notes:
-            notes["chosen"], notes["squares"] = self.probe.chosen(forward), {}
-        inputs, last = args[0], self.last.get()
-        # query, key and value matrices read one tensor, and so do gate and up
-        if last is None or last[0] is not inputs:
-            x = inputs.detach().reshape(-1, inputs.shape[-1])
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            last = (inputs, notes["chosen"].to(x) @ x.square())
-            self.last.put(last)
-        notes["squares"][name] = last[1]
 
 
 def refuse_other_matrices(layer: nn.Module, index: int) -> None:

@@ -11,11 +11,11 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from alula.errors import UsageError
+from alula.errors import SeamError, UsageError
 from alula.media import MEDIA
 from alula.probes import token_sets
 from alula.probes.base import Probe
-from alula.seam import ForwardContext, Seam, TapEvent, taps
+from alula.seam import LayerView, Seam, TapEvent, taps
 from alula.tokens import Modality, TokenMap
 
 Site = Literal["stream", "attention_norm", "attention", "mlp_norm", "mlp"]
@@ -59,14 +59,18 @@ class StateProbe(Probe):
         notes = self.notes(event.forward)
         if notes is None:
             return
-        self.require_all(event.forward, event.layer, event.tokens.shape[1])
         hidden = event.hidden.detach()
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        self.read(event.forward, notes, site, event.layer if index is None else index, hidden)
+        view = event.forward.at(event.layer)
+        self.read(view, notes, site, event.layer if index is None else index, view.spread(hidden))
 
     @abc.abstractmethod
-    def read(self, forward: ForwardContext, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
-        """Note what is needed of one state: hidden (B, S, d) in float32 or float64."""
+    def read(self, view: LayerView, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
+        """Note what is needed of one state.
+
+        Args:
+            hidden: (B, S, d) in float32 or float64, of all tokens of the forward; 0 at those that `view` lacks.
+        """
 
 
 def groups(tokens: TokenMap, text: str, *, skip_first: bool) -> dict[str, Tensor]:
@@ -81,6 +85,26 @@ def groups(tokens: TokenMap, text: str, *, skip_first: bool) -> dict[str, Tensor
     if skip_first:
         sets = {name: chosen & (tokens.position != 0) for name, chosen in sets.items()}
     return {name: chosen for name, chosen in sets.items() if bool(chosen.any())}
+
+
+def standing(chosen: Tensor, view: LayerView, what: str) -> Tensor:
+    """(B, S) bool: those of the chosen tokens that stand in a layer.
+
+    Args:
+        what: what they are, for the error.
+
+    Raises:
+        SeamError: a sample has such tokens and none of them is left.
+    """
+    if view.present is None:
+        return chosen
+    left = chosen & view.present.to(chosen.device)
+    if bool((chosen.any(dim=1) & ~left.any(dim=1)).any()):
+        raise SeamError(
+            f"a sample has no {what} left in decoder layer {view.layer}, where they are measured",
+            remedy="measure without the hook that takes tokens out",
+        )
+    return left
 
 
 def unit(x: Tensor) -> Tensor:

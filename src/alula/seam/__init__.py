@@ -6,7 +6,7 @@ from alula.seam.context import NAME, ForwardContext
 from alula.seam.declared import DECLARED, declare, declared, grafted_weights, retract
 from alula.seam.hooks import ByThread, with_keywords
 from alula.seam.install import Seam, find, install, needs_roles
-from alula.seam.points import Phase, Point, PointHandle
+from alula.seam.points import InputOf, Phase, Point, PointHandle
 from alula.seam.requests import LearnerSumsReader, Requests, SumsReader
 from alula.seam.scope import marked, marks
 from alula.seam.taps import TapEvent, taps
@@ -18,6 +18,7 @@ __all__ = [
     "NAME",
     "ByThread",
     "ForwardContext",
+    "InputOf",
     "LayerView",
     "Phase",
     "Point",

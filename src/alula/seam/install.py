@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -21,8 +21,18 @@ from alula.seam.attention import close_attention, open_attention
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.hooks import with_keywords
-from alula.seam.points import Entry, LayerHooks, Phase, Point, PointFunction, PointHandle, check_named, check_point
-from alula.seam.requests import Requests, SumsReader
+from alula.seam.points import (
+    Entry,
+    InputOf,
+    LayerHooks,
+    Phase,
+    Point,
+    PointFunction,
+    PointHandle,
+    check_named,
+    check_point,
+)
+from alula.seam.requests import Ending, Requests, SumsReader
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
 from alula.tokens import TOKEN_ROLES, Modality, Role, TokenMap
@@ -95,7 +105,7 @@ class Seam(nn.Module):
 
     def on(
         self,
-        point: Point,
+        point: Point | InputOf,
         layer: int,
         function: PointFunction,
         *,
@@ -106,7 +116,7 @@ class Seam(nn.Module):
         """Call ``function(view, hidden)`` at a point of a decoder layer; what it returns takes the place of `hidden`.
 
         Args:
-            point: where in the layer.
+            point: where in the layer; an `InputOf` can only be read.
             layer: index of the decoder layer.
             function: given the `LayerView` and the (B, M, d) hidden states; returns others, or None to leave them.
             phase: when at that point: edits first, then what grafts add, then readings. A function of the phase TOKENS
@@ -132,6 +142,19 @@ class Seam(nn.Module):
 
         return PointHandle(remove)
 
+    def at_end(self, function: Callable[[ForwardContext], None], *, mark: Hashable) -> PointHandle:
+        """Call ``function(ctx)`` when a forward that carries `mark` (see `scope`) has ended, its cache filled."""
+        ending = Ending(function, mark)
+        with _changing:
+            self.requests = replace(self.requests, endings=(*self.requests.endings, ending))
+
+        def remove() -> None:
+            with _changing:
+                left = tuple(each for each in self.requests.endings if each is not ending)
+                self.requests = replace(self.requests, endings=left)
+
+        return PointHandle(remove)
+
     def replace(self, point: Point, layer: int, module: nn.Module) -> PointHandle:
         """Have `module` stand in for a decoder layer's attention or MLP until the handle is removed.
 
@@ -148,13 +171,13 @@ class Seam(nn.Module):
         """
         if not isinstance(module, nn.Module):
             raise UsageError(f"a {type(module).__name__} is no module", remedy="give a torch.nn.Module")
-        point, (layer,) = check_named(point), self.anatomy.layer_indices([layer])
-        if point not in (Point.ATTENTION, Point.MLP):
+        named, (layer,) = check_named(point), self.anatomy.layer_indices([layer])
+        if not isinstance(named, Point) or named not in (Point.ATTENTION, Point.MLP):
             raise UsageError(f"nothing can stand in for {point}", remedy='replace "attention" or "mlp"')
-        if point is Point.MLP:
+        if named is Point.MLP:
             check_point(self.anatomy, Point.MLP_INPUT, layer, Phase.READ)
         with _changing:
-            return self._layers[layer].replace(point, module)
+            return self._layers[layer].replace(named, module)
 
     @property
     def owners(self) -> Mapping[str, Any]:
@@ -303,6 +326,13 @@ class Seam(nn.Module):
         forward = kwargs.get(NAME)
         if not isinstance(forward, ForwardContext):  # it began before the seam was there
             return
+        self._fill_cache(forward, backbone, output)
+        for ending in forward.requests.endings:
+            if ending.mark in forward.marks:
+                ending.function(forward)
+
+    def _fill_cache(self, forward: ForwardContext, backbone: nn.Module, output: Any) -> None:
+        """Store a finished forward's tokens, and what grafts gave for them, in the cache it was given, if any."""
         cache, returned = forward.layer_cache, dialect.cache_of_output(output)
         # the decoder's own, which stays empty under gradient checkpointing, is none
         if returned is not None and returned is not cache and int(returned.get_seq_length()):

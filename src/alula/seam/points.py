@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -52,6 +53,20 @@ class Phase(IntEnum):
     READ = 3  # taps and probes: they are looked at
 
 
+@dataclass(frozen=True)
+class InputOf:
+    """Where a module below a decoder layer, such as "mlp.down_proj", is given its input.
+
+    Attributes:
+        path: of the module, below the layer.
+    """
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"input of {self.path}"
+
+
 PointFunction = Callable[[LayerView, Tensor], Tensor | None]
 
 
@@ -93,14 +108,14 @@ class LayerHooks:
         """
         self.anatomy, self.index, self.is_watched = anatomy, index, is_watched
         self.answers_sums = False
-        self._entries: dict[Point, tuple[Entry, ...]] = {}
+        self._entries: dict[Point | InputOf, tuple[Entry, ...]] = {}
         self._handles: dict[str, RemovableHandle] = {}
         self._inside: ByThread[ref[ForwardContext]] = ByThread()
         self.update()
 
     # -- who stands here ------------------------------------------------------------------------------------------
 
-    def put(self, point: Point, entry: Entry) -> None:
+    def put(self, point: Point | InputOf, entry: Entry) -> None:
         """Add a function to a point, behind those of its phase."""
         before = self._entries
         there = sorted((*before.get(point, ()), entry), key=lambda each: each.phase)
@@ -111,10 +126,11 @@ class LayerHooks:
             self._entries = before
             raise
 
-    def take(self, point: Point, entry: Entry) -> None:
+    def take(self, point: Point | InputOf, entry: Entry) -> None:
         """Undo `put`."""
         left = tuple(each for each in self._entries.get(point, ()) if each is not entry)
-        self._entries = {**self._entries, point: left}
+        others = {other: there for other, there in self._entries.items() if other != point}
+        self._entries = {**others, point: left} if left else others
         self.update()
 
     def replace(self, point: Point, module: nn.Module) -> PointHandle:
@@ -143,7 +159,7 @@ class LayerHooks:
     def update(self) -> None:
         """Register the hooks that are needed now, and remove the others."""
         self._is_prepared = any(entry.phase < Phase.ADD for entry in self._entries.get(Point.BLOCK_INPUT, ()))
-        used = {point for point, entries in self._entries.items() if entries}
+        used = set(self._entries)
         inner = used - {Point.BLOCK_INPUT, Point.BLOCK_OUTPUT}
         layer, attention = self.anatomy.layers[self.index], self.anatomy.attention(self.index)
         after = self.anatomy.attention_out(self.index)
@@ -177,6 +193,10 @@ class LayerHooks:
         if Point.MLP in used:
             mlp_out = self.anatomy.mlp_out(self.index)
             wanted["after mlp"] = lambda: mlp_out.register_forward_hook(self._after_mlp)
+        for point in used:
+            # a stand-in may lack the module
+            if isinstance(point, InputOf) and (module := _below(layer, point.path)) is not None:
+                wanted[str(point)] = partial(module.register_forward_pre_hook, partial(self._before_module, point))
         for name in self._handles.keys() - wanted.keys():
             self._handles.pop(name).remove()
         for name, register in wanted.items():
@@ -192,7 +212,7 @@ class LayerHooks:
     # -- one forward ----------------------------------------------------------------------------------------------
 
     @_untraced
-    def _run(self, point: Point, ctx: ForwardContext | None, hidden: Tensor, phases: range) -> Tensor:
+    def _run(self, point: Point | InputOf, ctx: ForwardContext | None, hidden: Tensor, phases: range) -> Tensor:
         """`hidden` as the functions of some phases leave it."""
         view = None
         for entry in self._entries.get(point, ()):
@@ -335,27 +355,47 @@ class LayerHooks:
         return self._at(Point.MLP_NORM, self._current(), output)
 
     @_untraced
+    def _before_module(self, point: InputOf, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args:
+            self._run(point, self._current(), args[0], range(Phase.READ, Phase.READ + 1))
+
+    @_untraced
     def _after_mlp(self, mlp: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
         return self._at(Point.MLP, self._current(), output)
 
 
-def check_named(point: str) -> Point:
+def _below(layer: nn.Module, path: str) -> nn.Module | None:
+    """The module of that path below a layer; None where there is none."""
+    try:
+        return layer.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def check_named(point: str | InputOf) -> Point | InputOf:
     """The point of that name.
 
     Raises:
         UsageError: there is none.
     """
+    if isinstance(point, InputOf):
+        return point
     if point not in set(Point):
         raise UsageError(f"a decoder layer has no point {point!r}", remedy=f"use {', '.join(Point)}")
     return Point(point)
 
 
-def check_point(anatomy: Anatomy, point: Point, layer: int, phase: Phase) -> None:
+def check_point(anatomy: Anatomy, point: Point | InputOf, layer: int, phase: Phase) -> None:
     """Refuse what cannot be had.
 
     Raises:
-        HostError: the host's layers have no such point, or it can only be read.
+        UsageError: a layer has no such module. HostError: it has no such point, or it can only be read.
     """
+    if isinstance(point, InputOf):
+        if _below(anatomy.layers[layer], point.path) is None:
+            raise UsageError(f"decoder layer {layer} has no module {point.path!r}")
+        if phase is not Phase.READ:
+            raise HostError(f"the {point} can only be read", remedy='change "attention_input" or "mlp_input"')
     if point is Point.MLP_INPUT:
         anatomy.mlp(layer)  # refuses where there is none
     if phase is Phase.TOKENS and point is not Point.BLOCK_INPUT:

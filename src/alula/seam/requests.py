@@ -5,7 +5,7 @@ Shapes: B batch, K key tokens, Q query tokens, H query heads, C values per key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -39,6 +39,14 @@ class LearnerSumsReader(SumsReader, Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Ending:
+    """A function that is given each finished forward (a `ForwardContext`) that carries its mark."""
+
+    function: Callable[[Any], None]
+    mark: Hashable
+
+
+@dataclass(frozen=True, eq=False)
 class Requests:
     """Who takes part in a forward. It is replaced as a whole, never changed: a forward sees what it began with.
 
@@ -46,11 +54,13 @@ class Requests:
         owners: the grafts, policies and probes on the host, by name.
         readers: those who request sums of attention, by decoder layer.
         gated: the readers that need no sums of samples without media.
+        endings: who is given a forward when it ends.
     """
 
     owners: Mapping[str, Any] = field(default_factory=dict)
     readers: Mapping[int, tuple[SumsReader, ...]] = field(default_factory=dict)
     gated: frozenset[SumsReader] = frozenset()
+    endings: tuple[Ending, ...] = ()
 
     def owner_id(self, name: str) -> str | None:
         """What tells the owner of that name from others that had or will have it; None where none is there."""

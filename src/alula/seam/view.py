@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ class LayerView:
         index = _widened(self.index, values)
         every = values.new_zeros(len(values), self.ctx.tokens.shape[1], *values.shape[2:])
         return every.scatter(1, index.expand_as(values), values)
+
+    @cached_property
+    def present(self) -> Tensor | None:
+        """(B, S) bool: the token stands in this layer; None where all do."""
+        return None if self.index is None else self.spread(torch.ones_like(self.index, dtype=torch.bool))
 
     def pick_keys(self, values: Tensor) -> Tensor:
         """(B, K, ..) of the keys in this layer, from the (B, P + S, ..) of all tokens."""
