@@ -79,7 +79,7 @@ class Listener:
     """Keeps the tokens of every forward while it is on a host."""
 
     def __init__(self, model: Any) -> None:
-        self.seam = install(model, "listener", self)
+        self.seam = install(model, "listener")
         self.tokens: list[TokenMap] = []
         layer = self.seam.anatomy.layers[-1]
         self._hook = layer.register_forward_pre_hook(

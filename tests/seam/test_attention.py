@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from alula import WingsConfig, attach
 from alula.anatomy import Anatomy
 from alula.errors import HostError
-from alula.seam import ATTENTION, ForwardContext, install, use_attention
+from alula.seam import ATTENTION, LayerView, install, use_attention
 from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
 
@@ -93,11 +93,11 @@ class Sums:
     def __init__(self, columns: torch.Tensor, *, separate_pass: bool = False) -> None:
         self.columns, self.sums, self.separate_pass = columns, {}, separate_pass
 
-    def key_values(self, forward: ForwardContext, layer: int) -> torch.Tensor:
-        return self.columns[:, : forward.all_tokens.shape[1]]
+    def key_values(self, view: LayerView) -> torch.Tensor:
+        return self.columns[:, : view.ctx.all_tokens.shape[1]]
 
-    def on_sums(self, forward: ForwardContext, layer: int, sums: torch.Tensor) -> None:
-        self.sums[layer] = sums
+    def on_sums(self, view: LayerView, sums: torch.Tensor) -> None:
+        self.sums[view.layer] = sums
 
 
 LACKING = {("gemma2", "sdpa"), ("qwen2_5_vl", "flex_attention")}  # what transformers does not have
@@ -122,14 +122,11 @@ def test_sums_of_attention_equal_the_matrix(name: str, implementation: str) -> N
         eager = model(**batch, output_attentions=True)
         zoo.set_attention(model, implementation)
         own = model(**batch).logits
-        seam, asker, aside = install(model, "test", None), Sums(columns), Sums(columns, separate_pass=True)
-        for layer in range(2):
-            seam.request_sums(layer, asker)
-            seam.request_sums(layer, aside)
+        seam, asker, aside = install(model, "test"), Sums(columns), Sums(columns, separate_pass=True)
+        handles = [seam.request_sums(layer, each) for layer in range(2) for each in (asker, aside)]
         logits = model(**batch).logits
-        for layer in range(2):
-            seam.cancel_sums(layer, asker)
-            seam.cancel_sums(layer, aside)
+        for handle in handles:
+            handle.remove()
         seam.release("test")
     assert decoder_attention(model) == implementation
     valid = batch["attention_mask"].bool()
@@ -148,7 +145,7 @@ def test_gradients_of_sums_in_eager_equal_those_in_sdpa() -> None:
     def gradients(name: str) -> list[torch.Tensor]:
         model = zoo.build("qwen3")
         zoo.set_attention(model, name)
-        seam, asker, aside = install(model, "test", None), Sums(columns), Sums(columns, separate_pass=True)
+        seam, asker, aside = install(model, "test"), Sums(columns), Sums(columns, separate_pass=True)
         seam.request_sums(1, asker)
         seam.request_sums(1, aside)
         model(**batch)
@@ -167,7 +164,7 @@ def test_weights_that_were_dropped_out_are_not_taken_for_all() -> None:
         layer.self_attn.attention_dropout = 0.5
     model.config.attention_dropout = 0.5
     zoo.set_attention(model, "eager")
-    seam, ones = install(model, "test", None), Sums(torch.ones(1, 9, 1), separate_pass=True)
+    seam, ones = install(model, "test"), Sums(torch.ones(1, 9, 1), separate_pass=True)
     seam.request_sums(0, ones)
     with pytest.raises(HostError, match="dropped out"):
         model(**zoo.batch("llama", "9"))
@@ -179,7 +176,7 @@ def test_an_implementation_that_cannot_be_asked_is_refused() -> None:
     AttentionInterface.register("of_somebody", sdpa_attention_forward)
     model = zoo.build("llama")
     zoo.set_attention(model, "of_somebody")
-    seam = install(model, "test", None)
+    seam = install(model, "test")
     with pytest.raises(HostError, match="'of_somebody'") as told:
         seam.request_sums(0, Sums(torch.ones(1, 9, 1)))
     assert 'set_attn_implementation("sdpa")' in str(told.value)
@@ -190,14 +187,14 @@ def test_an_implementation_that_cannot_be_asked_is_refused() -> None:
 def test_attention_may_be_set_to_eager_while_asked() -> None:
     """As transformers' own advice has it, for `output_attentions`."""
     model = zoo.build("llama")
-    seam, ones = install(model, "test", None), Sums(torch.ones(1, 9, 1))
-    seam.request_sums(0, ones)
+    seam, ones = install(model, "test"), Sums(torch.ones(1, 9, 1))
+    handle = seam.request_sums(0, ones)
     zoo.set_attention(model, "eager")
     with torch.no_grad():
         out = model(**zoo.batch("llama", "9"), output_attentions=True)
     assert len(out.attentions) == 2
     torch.testing.assert_close(ones.sums[0], torch.ones(1, 9, 4, 1))
-    seam.cancel_sums(0, ones)
+    handle.remove()
     assert decoder_attention(model) == "eager"
 
 
@@ -206,7 +203,7 @@ def test_sums_of_attention_on_opt() -> None:
     model = zoo.build("opt")
     batch = zoo.batch("opt", "9")
     ones = Sums(torch.ones(1, 9, 1))
-    seam = install(model, "test", None)
+    seam = install(model, "test")
     seam.request_sums(0, ones)
     with torch.no_grad():
         model(**batch)
@@ -220,7 +217,7 @@ def test_sums_while_decoding_equal_the_whole(name: str) -> None:
     ids = zoo.batch(name, "14")["input_ids"]
     columns = torch.randn(1, 14, 3)
     with torch.no_grad():
-        seam, asker = install(model, "test", None), Sums(columns)
+        seam, asker = install(model, "test"), Sums(columns)
         seam.request_sums(1, asker)
         model(ids)
         whole, cache, steps = asker.sums[1], None, []

@@ -27,7 +27,7 @@ class Listener:
     """Records the `ForwardContext` of every call."""
 
     def __init__(self, model: Any, *, inputs: bool = False) -> None:
-        self.seam = install(model, "listener", self)
+        self.seam = install(model, "listener")
         if inputs:
             self.seam.keep_inputs("listener")
         self.forwards: list[ForwardContext] = []
@@ -136,7 +136,7 @@ def test_static_caches_under_flex_attention_are_refused(name: str) -> None:
     """transformers itself gets them wrong: see `preconditions.check_cache`."""
     model = zoo.build(name)
     zoo.set_attention(model, "flex_attention")
-    install(model, "test", None)
+    install(model, "test")
     cache = StaticCache(model.config.get_text_config(), 32)
     with zoo.uncompiled(), pytest.raises(UsageError, match="fixed size under flex attention"):
         model(**zoo.batch(name, "7"), **{CACHE: cache})
@@ -145,7 +145,7 @@ def test_static_caches_under_flex_attention_are_refused(name: str) -> None:
 def test_a_mask_that_cannot_be_read_is_refused() -> None:
     model = zoo.build("llama")
     zoo.set_attention(model, "flex_attention")
-    install(model, "test", None)
+    install(model, "test")
     block = create_block_mask(lambda b, h, q, k: q >= k, 1, None, 7, 7, device="cpu")
     with zoo.uncompiled(), pytest.raises(UsageError, match="attention_mask is a BlockMask"):
         model(**zoo.batch("llama", "7") | {"attention_mask": block})
@@ -168,7 +168,7 @@ class TestInputsEmbeds:
     def test_alone_they_are_refused(self, name: str) -> None:
         model = zoo.build(name)
         given = self.merged(model, zoo.batch(name, "3I4", "5"))
-        install(model, "test", None)
+        install(model, "test")
         for call in (model, partial(model.generate, max_new_tokens=2)):
             with pytest.raises(UsageError, match="inputs_embeds alone") as told:
                 call(**given)
@@ -246,10 +246,10 @@ def test_installing_and_releasing_leaves_no_trace() -> None:
         return [(n, len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in model.named_modules()]
 
     before = anatomy_of_hooks()
-    seam = install(model, "one", None)
-    install(model, "two", None)
+    seam = install(model, "one")
+    install(model, "two")
     with pytest.raises(UsageError, match="already in use"):
-        install(model, "one", None)
+        install(model, "one")
     seam.release("one")
     assert find(model) is seam
     seam.release("two")

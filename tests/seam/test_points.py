@@ -27,7 +27,7 @@ def steer(model: Any, layer: int = 1) -> Seam:
     def shift(view: LayerView, hidden: Tensor) -> Tensor:
         return hidden + view.tokens.is_perceptual[..., None] * 0.5
 
-    seam = install(model, "steering", None)
+    seam = install(model, "steering")
     seam.on(Point.BLOCK_INPUT, layer, shift, phase=Phase.EDIT, owner="steering")
     return seam
 
@@ -63,7 +63,7 @@ def test_an_edit_reaches_readers_and_gradients_also_under_checkpointing(name: st
         model, seen = zoo.build(name).train(), []
         if checkpointing:
             model.gradient_checkpointing_enable()
-        seam = install(model, "test", None)
+        seam = install(model, "test")
         with taps(model, [point], seen.append, layers=[1]):
             handle = seam.on(point, 1, lambda view, hidden: hidden * 1.5, phase=Phase.EDIT, owner="test")
             model(**zoo.batch(name, "9"), use_cache=False).logits.square().sum().backward()
@@ -83,7 +83,7 @@ def test_an_edit_reaches_readers_and_gradients_also_under_checkpointing(name: st
 
 
 def test_what_cannot_be_had_is_refused() -> None:
-    seam = install(zoo.build("opt"), "test", None)
+    seam = install(zoo.build("opt"), "test")
     with pytest.raises(HostError, match="no MLP module"):
         seam.on(Point.MLP_INPUT, 0, lambda view, hidden: None, phase=Phase.READ, owner="test")
     with pytest.raises(HostError, match="can only be read"):
@@ -107,7 +107,7 @@ def test_what_cannot_be_had_is_refused() -> None:
 )
 def test_what_is_no_point_layer_or_function_is_refused_and_nothing_changes(call: Any, told: str) -> None:
     model, inputs = zoo.build("llama"), zoo.batch("llama", "7")
-    seam, seen = install(model, "test", None), []
+    seam, seen = install(model, "test"), []
     seam.on(Point.MLP, -1, lambda view, hidden: seen.append(view.layer), phase=Phase.READ, owner="test")
     before = model(**inputs).logits
     with pytest.raises(UsageError, match=told):
@@ -150,7 +150,7 @@ def test_a_stand_in_does_what_an_edit_does(name: str, point: Point, *, tapped_fi
     model, batch = zoo.build(name), zoo.batch(name, "9")
     with torch.no_grad():
         own = model(**batch).logits
-    seam = install(model, "test", None)
+    seam = install(model, "test")
     factor = 0.5 if point is Point.ATTENTION else 0.0
     edit = seam.on(point, 1, lambda view, hidden: hidden * factor, phase=Phase.EDIT, owner="test")
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_a_stand_in_does_what_an_edit_does(name: str, point: Point, *, tapped_fi
 
 def test_a_stand_in_without_the_module_that_is_read_is_not_read() -> None:
     model, batch, seen = zoo.build("llama"), zoo.batch("llama", "9"), []
-    seam = install(model, "test", None)
+    seam = install(model, "test")
 
     def read(view: LayerView, inputs: Tensor) -> None:
         seen.append((view.layer, inputs.shape))
@@ -193,7 +193,7 @@ def test_a_stand_in_without_the_module_that_is_read_is_not_read() -> None:
 
 
 def test_stand_ins_go_in_reverse_order() -> None:
-    seam = install(zoo.build("llama"), "test", None)
+    seam = install(zoo.build("llama"), "test")
     first, second = seam.replace(Point.MLP, 0, Nothing()), seam.replace(Point.MLP, 0, Nothing())
     with pytest.raises(UsageError, match="reverse order"):
         first.remove()

@@ -218,7 +218,7 @@ def test_whoever_takes_tokens_out_can_say_which_are_left(*, graft_first: bool) -
     if not graft_first:
         wake(alula.attach(model, CONFIGS["mass"]))
     wake(alula.attach(oracle, CONFIGS["mass"]))
-    seam = install(model, "withdrawal", withdrawn)
+    seam = install(model, "withdrawal")
     for layer in range(FIRST, LAYERS):
         seam.on(Point.BLOCK_INPUT, layer, lambda view, hidden: withdrawn.keep, phase=Phase.TOKENS, owner="withdrawal")
     with torch.no_grad():

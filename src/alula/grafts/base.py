@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alula.errors import AdapterError, UsageError
-from alula.seam import NAME, LayerView, Phase, Point, PointHandle, Seam, marked, marks, retract
+from alula.seam import NAME, Handle, LayerView, Owner, Phase, Point, Seam, marked, marks, retract
 
 logger = logging.getLogger(__name__)
 _TRAINED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -81,7 +81,7 @@ class GraftConfig:
         return {renamed.get(key, key): value for key, value in weights.items()}
 
 
-class Graft(abc.ABC):
+class Graft(Owner, abc.ABC):
     """A graft attached to a host.
 
     The trainable parts are per-layer modules found at ``layer.alula[name]``: they belong to the host's module tree, so
@@ -92,14 +92,14 @@ class Graft(abc.ABC):
         name: under which it is attached.
         config: its settings.
         layers: the per-layer modules by decoder layer index.
-        token: tells what it left in a cache from what others of its name did.
+        owner_id: tells what it left in a cache from what others of its name did.
     """
 
     def __init__(self, seam: Seam, name: str, config: Any) -> None:
         self.seam, self.name, self.config = seam, name, config
         self.layers: dict[int, nn.Module] = {}
-        self.owner_id = uuid.uuid4().hex
-        self._handles: list[PointHandle] = []
+        self.owner_id: str = uuid.uuid4().hex
+        self._handles: list[Handle] = []
 
     # -- for subclasses -------------------------------------------------------------------------------------------
 
@@ -109,14 +109,12 @@ class Graft(abc.ABC):
 
     @abc.abstractmethod
     def place(self, index: int, module: Any) -> None:
-        """Put the module's functions (bound methods of it) at points of decoder layer `index`, with `on`."""
+        """Put the module's functions (bound methods of it) at points of decoder layer `index`, with `on`; what else it
+        asks of the seam is given back when the graft is detached, with `hold`."""
 
     @abc.abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by part name, e.g. "wings.visual"; together all of them, none twice."""
-
-    def displace(self) -> None:  # noqa: B027  most grafts have nothing to undo
-        """Undo what `place` did besides calling `on`."""
 
     def on(self, point: Point, index: int, function: Callable[[LayerView, Tensor], Tensor | None]) -> None:
         """Have ``function(view, hidden)`` called at a point of a decoder layer, until the graft is detached.
@@ -126,12 +124,11 @@ class Graft(abc.ABC):
             index: index of the decoder layer.
             function: a bound method of the layer's module, which returns other hidden states, or None.
         """
-        self._handles.append(self.seam.on(point, index, function, phase=Phase.ADD, owner=self.name))
+        self.hold(self.seam.on(point, index, function, phase=Phase.ADD, owner=self.name))
 
-    @property
-    def needs_roles(self) -> bool:
-        """Whether it asks whose turn a token belongs to: then inputs have to say it (`token_roles`)."""
-        return False
+    def hold(self, handle: Handle) -> None:
+        """Have `handle` removed when the graft is detached."""
+        self._handles.append(handle)
 
     # -- lifecycle ------------------------------------------------------------------------------------------------
 
@@ -150,7 +147,6 @@ class Graft(abc.ABC):
         """Take every part and hook out of the host again."""
         for handle in self._handles:
             handle.remove()
-        self.displace()
         for index in self.layers:
             layer = self.seam.anatomy.layers[index]
             container: Any = layer.get_submodule(NAME)

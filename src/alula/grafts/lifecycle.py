@@ -38,7 +38,7 @@ def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Gr
         )
     name = config.graft_type if name is None else name
     check_name(name)
-    seam = install(model, name, None)
+    seam = install(model, name)
     try:
         graft = kind.graft(seam, name, config)
         seam.set_owner(name, graft)

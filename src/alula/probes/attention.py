@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor
 from alula.errors import HostError, SeamError, UsageError
 from alula.probes import token_sets
 from alula.probes.base import Probe
-from alula.seam import ForwardContext, Seam
+from alula.seam import Branch, BranchReader, ForwardContext, LayerView, Seam, Sums
 from alula.stats import DEFAULT, Array, Curve, Estimate, Resampling, Result, means, weighted
 from alula.tokens import Role, TokenMap
 
@@ -123,8 +122,8 @@ class AttentionShift(Probe):
     def watch(self, seam: Seam, stack: ExitStack) -> None:
         listener = _Listener(self)
         for layer in range(seam.anatomy.num_layers):
-            seam.request_sums(layer, listener)
-            stack.callback(partial(seam.cancel_sums, layer, listener))
+            stack.callback(seam.request_sums(layer, listener, mark=self).remove)
+            stack.callback(seam.subscribe(layer, listener, mark=self).remove)
 
     def segments(self, tokens: TokenMap) -> Tensor:
         """(B, K, C) float indicators of the segments; every valid token is in exactly one."""
@@ -235,17 +234,18 @@ class AttentionShift(Probe):
             return np.divide(sums, counts)
 
 
-class _Listener:
-    """Receives sums of attention over the segments (seam.LearnerSumsReader) and writes them down for the probe."""
+class _Listener(Sums, BranchReader):
+    """Receives sums of attention over the segments and writes them down for the probe."""
 
     separate_pass = True
 
     def __init__(self, probe: AttentionShift) -> None:
-        self.probe = self.mark = probe
+        self.probe = probe
 
-    def key_values(self, forward: ForwardContext, layer: int) -> Tensor | None:
+    def key_values(self, view: LayerView) -> Tensor | None:
+        forward: ForwardContext = view.ctx
         notes = self.probe.notes(forward)
-        if notes is None or ("main", layer) in notes or not forward.any_media:
+        if notes is None or ("main", view.layer) in notes or not forward.any_media:
             return None
         if "segments" not in notes:
             chosen = token_sets.select(forward.tokens, self.probe.queries).float()
@@ -253,40 +253,37 @@ class _Listener:
             notes["segments"] = self.probe.segments(forward.all_tokens)
         return notes["segments"]
 
-    def on_sums(self, forward: ForwardContext, layer: int, sums: Tensor) -> None:
+    def on_sums(self, view: LayerView, sums: Tensor) -> None:
         """Take (B, Q, H, C) sums of the main branch."""
-        notes = self.probe.notes(forward)
+        notes = self.probe.notes(view.ctx)
         assert notes is not None
-        shares = _over_queries(self._queries(forward, layer, notes), sums)
-        notes["main", layer] = shares if self.probe.heads == "each" else shares.mean(dim=1, keepdim=True)
+        shares = _over_queries(self._queries(view, notes), sums)
+        notes["main", view.layer] = shares if self.probe.heads == "each" else shares.mean(dim=1, keepdim=True)
 
-    def _queries(self, forward: ForwardContext, layer: int, notes: dict[Any, Any]) -> Tensor:
+    def _queries(self, view: LayerView, notes: dict[Any, Any]) -> Tensor:
         """(B, M) shares of the chosen queries among the tokens that stand in this layer."""
         queries: Tensor = notes["queries"]
-        view = forward.at(layer)
         if view.index is None:
             return queries
         left = view.pick(queries)
         if bool(((queries.sum(dim=1) > 0) & (left.sum(dim=1) == 0)).any()):
             raise SeamError(
-                f"none of the tokens whose attention is measured ({self.probe.queries!r}) is left in layer {layer}",
+                f"none of the tokens whose attention is measured ({self.probe.queries!r}) is left in layer "
+                f"{view.layer}",
                 remedy='measure queries that are, e.g. AttentionShift(queries="after")',
             )
         return left / left.sum(dim=1, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny)
 
-    def learner_key_values(self, forward: ForwardContext, layer: int) -> Tensor | None:
-        notes = self.probe.notes(forward)
-        return None if notes is None else notes.get("segments")
-
-    def on_learner_sums(self, forward: ForwardContext, layer: int, weight: Tensor, sums: Tensor) -> None:
-        """Add (B, Q, H', C) sums of one learner's attention to what is known of this layer."""
-        notes = self.probe.notes(forward)
-        assert notes is not None
+    def on_branch(self, view: LayerView, branch: Branch) -> None:
+        """Add one learner's attention to what is known of this layer."""
+        notes = self.probe.notes(view.ctx)
+        if notes is None or "segments" not in notes:
+            return
+        sums = branch.sums(notes["segments"])
         if self.probe.learners == "routed":
-            sums = sums * weight[..., None]
-        view = forward.at(layer)
-        share = _over_queries(view.spread(self._queries(forward, layer, notes)), sums).mean(dim=1)
-        notes["learned", layer] = notes.get(("learned", layer), 0) + share
+            sums = sums * branch.weight[..., None]
+        share = _over_queries(view.spread(self._queries(view, notes)), sums).mean(dim=1)
+        notes["learned", view.layer] = notes.get(("learned", view.layer), 0) + share
 
 
 def _over_queries(share: Tensor, sums: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from alula.errors import DataError, UsageError
 from alula.files import atomic_file, regular
 from alula.probes import token_sets
 from alula.probes.accumulate import Reservoir, Tally
-from alula.seam import ForwardContext, Seam, find, install, marked
+from alula.seam import ForwardContext, Owner, Seam, find, install, marked
 from alula.settings import check_scalars
 from alula.stats import DEFAULT, Resampling, Result
 
@@ -30,7 +30,7 @@ _DONE = object()
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class Probe(abc.ABC):
+class Probe(Owner, abc.ABC):
     """A read-only, streaming measurement.
 
         probe = AttentionShift()

@@ -38,7 +38,7 @@ def noise_prompt(model: nn.Module, noise: Noise = "gaussian", *, seed: int = 0) 
     if noise not in get_args(Noise):
         raise UsageError(f"noise cannot be {noise!r}", remedy=f"use one of: {', '.join(get_args(Noise))}")
     name = f"noise-{next(_serial)}"
-    seam = install(model, name, None)
+    seam = install(model, name)
     generator = torch.Generator().manual_seed(seed)
 
     def replace(view: LayerView, hidden: Tensor) -> Tensor | None:

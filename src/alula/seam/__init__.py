@@ -4,10 +4,10 @@ from alula.seam.attention import ATTENTION, use_attention
 from alula.seam.cache import TokenCache
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.declared import DECLARED, declare, declared, grafted_weights, retract
-from alula.seam.hooks import ByThread, with_keywords
+from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.install import Seam, find, install, needs_roles
-from alula.seam.points import InputOf, Phase, Point, PointHandle
-from alula.seam.requests import LearnerSumsReader, Requests, SumsReader
+from alula.seam.points import InputOf, Phase, Point
+from alula.seam.requests import Branch, BranchReader, Owner, Requests, Sums
 from alula.seam.scope import marked, marks
 from alula.seam.taps import TapEvent, taps
 from alula.seam.view import LayerView
@@ -16,17 +16,19 @@ __all__ = [
     "ATTENTION",
     "DECLARED",
     "NAME",
+    "Branch",
+    "BranchReader",
     "ByThread",
     "ForwardContext",
+    "Handle",
     "InputOf",
     "LayerView",
+    "Owner",
     "Phase",
     "Point",
-    "PointHandle",
-    "LearnerSumsReader",
     "Requests",
     "Seam",
-    "SumsReader",
+    "Sums",
     "TapEvent",
     "TokenCache",
     "declare",

@@ -30,7 +30,7 @@ from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError
-from alula.seam.requests import SumsReader
+from alula.seam.requests import Request, Sums
 
 ATTENTION = "alula"
 EAGER = "eager"
@@ -85,7 +85,7 @@ def attention_forward(
 
     values = _key_values(shared, key.shape[2]).to(value.dtype)
     options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
-    split = alula.split([reader for reader, _ in shared])
+    split = alula.split([request for request, _ in shared])
     if split is None:
         output, sums = _with_sums(module, query, key, value, attention_mask, key_values=values, options=options)
     else:
@@ -149,7 +149,7 @@ def answer_from_weights(module: nn.Module, weights: Tensor | None, alula: Any) -
             _deliver(requested, sums, alula, module)
 
 
-Requested = list[tuple[SumsReader, Tensor]]
+Requested = list[tuple[Request[Sums], Tensor]]
 
 
 def _requested(module: nn.Module, alula: Any, queries: int, keys: int) -> tuple[Requested, Requested]:
@@ -159,8 +159,8 @@ def _requested(module: nn.Module, alula: Any, queries: int, keys: int) -> tuple[
         return [], []
     apart: Requested = []
     shared: Requested = []
-    for reader, values in alula.requested_sums(module, queries, keys):
-        (apart if getattr(reader, "separate_pass", False) else shared).append((reader, values))
+    for request, values in alula.requested_sums(module, queries, keys):
+        (apart if request.by.separate_pass else shared).append((request, values))
     return apart, shared
 
 
@@ -207,9 +207,9 @@ def _sums_apart(
 
 def _deliver(requested: Requested, sums: Tensor, alula: Any, module: nn.Module) -> None:
     """Hand every reader its share of (B, Q, H, all columns)."""
-    start = 0
-    for reader, wanted in requested:
-        reader.on_sums(alula, module.layer_idx, sums[..., start : start + wanted.shape[-1]])  # type: ignore[arg-type]
+    start, view = 0, alula.at(module.layer_idx)
+    for request, wanted in requested:
+        request.by.on_sums(view, sums[..., start : start + wanted.shape[-1]])
         start += wanted.shape[-1]
 
 

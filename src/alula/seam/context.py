@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,14 @@ from alula.anatomy import Anatomy
 from alula.errors import SeamError
 from alula.seam import dialect
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence, half
-from alula.seam.requests import Requests, SumsReader
+from alula.seam.requests import Branch, BranchReader, Request, Requests, Sums
 from alula.seam.view import LayerView, gather, located
 from alula.tokens import TokenMap
 
 NAME = "alula"  # of the seam in the host, of the per-layer containers, and of the keyword a `ForwardContext` travels as
+
+
+_T = TypeVar("_T")
 
 
 def _has_media(tokens: TokenMap, past: TokenCache | None) -> tuple[bool, ...]:
@@ -281,31 +284,44 @@ class ForwardContext:
         """Whether the graft of that name takes no part in this forward."""
         return name not in self.requests.owners or self.requests.owner_id(name) in self.marks
 
-    def readers(self, layer: int) -> list[SumsReader]:
-        """Those who may request sums of attention in a layer of this forward; probes of other threads may not."""
+    def _asked(self, requests: Sequence[Request[_T]]) -> list[Request[_T]]:
+        """Those that are for this forward; what probes of other threads ask is not."""
         found = []
-        for reader in self.requests.readers.get(layer, ()):
-            mark = getattr(reader, "mark", None)
-            if mark is None or mark in self.marks:  # looked up, never gone through: torch 2.7 cannot compile that
-                found.append(reader)
+        for request in requests:
+            # looked up, never gone through: torch 2.7 cannot compile that
+            if request.mark is None or request.mark in self.marks:
+                found.append(request)
         return found
 
-    def requested_sums(self, module: nn.Module, queries: int, keys: int) -> list[tuple[SumsReader, Tensor]]:
+    def requested_sums(self, module: nn.Module, queries: int, keys: int) -> list[tuple[Request[Sums], Tensor]]:
         """Who wants which sums of attention in this attention module's layer.
 
         Raises:
             SeamError: the module has other queries or keys than this forward knows of.
         """
         index: int = module.layer_idx  # type: ignore[assignment]
-        given = [(reader, reader.key_values(self, index)) for reader in self.readers(index)]
-        wanted = [(reader, values) for reader, values in given if values is not None]
+        asked = self._asked(self.requests.sums.get(index, ()))
+        if not asked:
+            return []
+        view = self.at(index)
+        given = [(request, request.by.key_values(view)) for request in asked]
+        wanted = [(request, values) for request, values in given if values is not None]
         if wanted:
-            self._check_lengths(index, queries, keys)
-        return [(reader, self.at(index).pick_keys(values)) for reader, values in wanted]
+            self._check_lengths(view, queries, keys)
+        return [(request, view.pick_keys(values)) for request, values in wanted]
 
-    def _check_lengths(self, layer: int, queries: int, keys: int) -> None:
+    def subscribers(self, layer: int) -> list[Request[BranchReader]]:
+        """Those who want to know the branches of a layer of this forward. Usually nobody: then nothing is published."""
+        return self._asked(self.requests.branches.get(layer, ()))
+
+    def publish(self, layer: int, branch: Branch) -> None:
+        """Tell those who want to know of a branch of attention in a decoder layer."""
+        for request in self.subscribers(layer):
+            request.by.on_branch(self.at(layer), branch)
+
+    def _check_lengths(self, view: LayerView, queries: int, keys: int) -> None:
         """What attention is given has to be what is known to stand in its layer."""
-        view = self.at(layer)
+        layer = view.layer
         new = view.tokens.shape[1]
         known = self.all_tokens.shape[1] if view.key_index is None else view.key_index.shape[1]
         layers = getattr(self.layer_cache, "layers", None) or []
@@ -319,9 +335,9 @@ class ForwardContext:
                 remedy=dialect.REMEDY,
             )
 
-    def split(self, readers: Sequence[SumsReader]) -> tuple[Tensor, Tensor] | None:
-        """Indices of the samples whose sums `readers` want, and of the others; None when they want those of all."""
-        if all(self.has_media) or not all(reader in self.requests.gated for reader in readers):
+    def split(self, requests: Sequence[Request[Any]]) -> tuple[Tensor, Tensor] | None:
+        """Indices of the samples of which something is asked, and of the others; None when it is asked of all."""
+        if all(self.has_media) or not all(request.is_gated for request in requests):
             return None
         if "split" not in self.memo:
             picks = [[i for i, has in enumerate(self.has_media) if has is wanted] for wanted in (True, False)]

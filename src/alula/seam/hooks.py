@@ -30,6 +30,16 @@ class ByThread(Generic[T]):
         self._values.pop(threading.get_ident(), None)
 
 
+class Handle:
+    """Takes away again what was put at a point or asked of the seam."""
+
+    def __init__(self, remove: Callable[[], None]) -> None:
+        self._remove = remove
+
+    def remove(self) -> None:
+        self._remove()
+
+
 def with_keywords(hook: Callable[..., Any]) -> Callable[..., Any]:
     """A hook, to be registered ``with_kwargs=True``, that does nothing where it is called without them.
 

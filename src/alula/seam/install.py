@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from alula.seam import dialect, preconditions
 from alula.seam.attention import close_attention, open_attention
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence
 from alula.seam.context import NAME, ForwardContext
-from alula.seam.hooks import with_keywords
+from alula.seam.hooks import Handle, with_keywords
 from alula.seam.points import (
     Entry,
     InputOf,
@@ -28,11 +28,10 @@ from alula.seam.points import (
     Phase,
     Point,
     PointFunction,
-    PointHandle,
     check_named,
     check_point,
 )
-from alula.seam.requests import Ending, Requests, SumsReader
+from alula.seam.requests import BranchReader, Ending, Owner, Request, Requests, Sums
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
 from alula.tokens import TOKEN_ROLES, Modality, Role, TokenMap
@@ -40,6 +39,9 @@ from alula.tokens import TOKEN_ROLES, Modality, Role, TokenMap
 _changing = threading.RLock()  # held while it changes who is on a host
 _given_tokens: ContextVar[Mapping[nn.Module, TokenMap]] = ContextVar("alula_given_tokens", default=MappingProxyType({}))
 _given_roles: ContextVar[Mapping[nn.Module, Tensor]] = ContextVar("alula_given_roles", default=MappingProxyType({}))
+
+
+_T = TypeVar("_T")
 
 
 class Seam(nn.Module):
@@ -67,41 +69,61 @@ class Seam(nn.Module):
 
     # -- who needs what -------------------------------------------------------------------------------------------
 
-    def request_sums(self, layer: int, reader: SumsReader, *, gated: bool = False) -> None:
-        """Have `reader` receive sums of attention in `layer`.
+    def request_sums(self, layer: int, sums: Sums, *, gated: bool = False, mark: Hashable | None = None) -> Handle:
+        """Have `sums` receive sums of attention in a decoder layer, until the handle is removed.
 
-        A gated reader needs no sums of samples that have no media so far (it may receive zeros); those samples
-        keep the decoder's own attention, bit for bit, also in one batch with others.
+        Args:
+            layer: index of the decoder layer.
+            sums: says which sums, and takes them.
+            gated: it needs no sums of samples that have no media so far (it may receive zeros); those samples keep the
+                decoder's own attention, bit for bit, also in one batch with others.
+            mark: only in forwards that carry this mark (see `scope`).
 
         Raises:
             HostError: the decoder runs an attention implementation that cannot be asked.
         """
+        request = Request(sums, mark, gated)
         with _changing:
             if self._previous_attention is None:
                 self._previous_attention = open_attention(self.anatomy)
-            self._set_readers(
-                layer, (*self.readers(layer), reader), {*self.requests.gated, *([reader] if gated else [])}
-            )
+            self._set_sums(layer, (*self.requests.sums.get(layer, ()), request))
 
-    def cancel_sums(self, layer: int, reader: SumsReader) -> None:
-        """Undo `request_sums`; the last one to stop gives the decoder its own attention function back."""
-        with _changing:
-            left = tuple(each for each in self.readers(layer) if each is not reader)
-            self._set_readers(layer, left, self.requests.gated)
-            if not self.requests.readers and self._previous_attention is not None:
-                close_attention(self.anatomy, self._previous_attention)
-                self._previous_attention = None
+        def remove() -> None:
+            with _changing:
+                self._set_sums(layer, _without(request, self.requests.sums.get(layer, ())))
+                if not self.requests.sums and self._previous_attention is not None:
+                    # the last one gives the decoder its own attention function back
+                    close_attention(self.anatomy, self._previous_attention)
+                    self._previous_attention = None
 
-    def readers(self, layer: int) -> tuple[SumsReader, ...]:
-        """Those who request sums of attention in a layer."""
-        return self.requests.readers.get(layer, ())
+        return Handle(remove)
 
-    def _set_readers(self, layer: int, readers: tuple[SumsReader, ...], gated: Iterable[SumsReader]) -> None:
-        every = {index: here for index, here in {**self.requests.readers, layer: readers}.items() if here}
-        left = {reader for here in every.values() for reader in here}
-        self.requests = replace(self.requests, readers=every, gated=frozenset(gated) & left)
-        self._layers[layer].answers_sums = bool(readers)
+    def _set_sums(self, layer: int, requests: tuple[Request[Sums], ...]) -> None:
+        self.requests = replace(self.requests, sums=_with_layer(self.requests.sums, layer, requests))
+        self._layers[layer].answers_sums = bool(requests)
         self._layers[layer].update()
+
+    def subscribe(self, layer: int, reader: BranchReader, *, mark: Hashable | None = None) -> Handle:
+        """Have `reader` told of each branch that is published in a decoder layer, until the handle is removed.
+
+        Args:
+            layer: index of the decoder layer.
+            reader: takes the branches.
+            mark: only in forwards that carry this mark (see `scope`).
+        """
+        request = Request(reader, mark)
+
+        def put(requests: tuple[Request[BranchReader], ...]) -> None:
+            self.requests = replace(self.requests, branches=_with_layer(self.requests.branches, layer, requests))
+
+        with _changing:
+            put((*self.requests.branches.get(layer, ()), request))
+
+        def remove() -> None:
+            with _changing:
+                put(_without(request, self.requests.branches.get(layer, ())))
+
+        return Handle(remove)
 
     def on(
         self,
@@ -112,7 +134,7 @@ class Seam(nn.Module):
         phase: Phase,
         owner: str,
         mark: Hashable | None = None,
-    ) -> PointHandle:
+    ) -> Handle:
         """Call ``function(view, hidden)`` at a point of a decoder layer; what it returns takes the place of `hidden`.
 
         Args:
@@ -140,9 +162,9 @@ class Seam(nn.Module):
             with _changing:
                 hooks.take(point, entry)
 
-        return PointHandle(remove)
+        return Handle(remove)
 
-    def at_end(self, function: Callable[[ForwardContext], None], *, mark: Hashable) -> PointHandle:
+    def at_end(self, function: Callable[[ForwardContext], None], *, mark: Hashable) -> Handle:
         """Call ``function(ctx)`` when a forward that carries `mark` (see `scope`) has ended, its cache filled."""
         ending = Ending(function, mark)
         with _changing:
@@ -150,12 +172,11 @@ class Seam(nn.Module):
 
         def remove() -> None:
             with _changing:
-                left = tuple(each for each in self.requests.endings if each is not ending)
-                self.requests = replace(self.requests, endings=left)
+                self.requests = replace(self.requests, endings=_without(ending, self.requests.endings))
 
-        return PointHandle(remove)
+        return Handle(remove)
 
-    def replace(self, point: Point, layer: int, module: nn.Module) -> PointHandle:
+    def replace(self, point: Point, layer: int, module: nn.Module) -> Handle:
         """Have `module` stand in for a decoder layer's attention or MLP until the handle is removed.
 
         It is called as the host calls its own, and what stands at points of the layer stands there as before. The
@@ -180,11 +201,11 @@ class Seam(nn.Module):
             return self._layers[layer].replace(named, module)
 
     @property
-    def owners(self) -> Mapping[str, Any]:
+    def owners(self) -> Mapping[str, Owner]:
         """The grafts, policies and probes on the host, by name."""
         return self.requests.owners
 
-    def set_owner(self, name: str, owner: Any) -> None:
+    def set_owner(self, name: str, owner: Owner) -> None:
         """Put `owner` in the place of who has the seam under `name`."""
         with _changing:
             self.requests = replace(self.requests, owners={**self.owners, name: owner})
@@ -376,7 +397,7 @@ class Seam(nn.Module):
     @property
     def needs_roles(self) -> bool:
         """Whether anybody here asks whose turn a token belongs to."""
-        return any(getattr(owner, "needs_roles", False) for owner in self.owners.values())
+        return any(owner.needs_roles for owner in self.owners.values())
 
     @contextmanager
     def given_roles(self, roles: Tensor | None) -> Iterator[None]:
@@ -405,13 +426,13 @@ class Seam(nn.Module):
             _given_tokens.set(before)
 
 
-def install(model: nn.Module, name: str, owner: Any) -> Seam:
+def install(model: nn.Module, name: str, owner: Owner | None = None) -> Seam:
     """Return the host's seam, installing it when `name` is the first to need it.
 
     Args:
         model: a host (PEFT wrappers are looked through).
         name: under which `owner` has the seam; `Seam.release(name)` gives it back.
-        owner: the graft, policy or probe.
+        owner: the graft, policy or probe; None: somebody who says nothing of itself.
 
     Raises:
         UsageError: the name is taken. HostError: the host is of a class alula does not know.
@@ -427,7 +448,7 @@ def install(model: nn.Module, name: str, owner: Any) -> Seam:
             raise UsageError(
                 f"the name {name!r} is already in use on this model", remedy="detach it, or give another name"
             )
-        seam.set_owner(name, owner)
+        seam.set_owner(name, Owner() if owner is None else owner)
     return seam
 
 
@@ -467,6 +488,15 @@ def needs_roles(model: nn.Module) -> bool:
     """Whether what is attached to `model` asks whose turn a token belongs to, so that its inputs have to say it."""
     seam = find(model)
     return seam is not None and seam.needs_roles
+
+
+def _with_layer(asked: Mapping[int, tuple[_T, ...]], layer: int, here: tuple[_T, ...]) -> Mapping[int, tuple[_T, ...]]:
+    """What is asked by layer, with other requests for one layer; layers of which nothing is asked are left out."""
+    return {index: requests for index, requests in {**asked, layer: here}.items() if requests}
+
+
+def _without(one: _T, every: tuple[_T, ...]) -> tuple[_T, ...]:
+    return tuple(each for each in every if each is not one)
 
 
 def _repeats(have: int, batch: int) -> int:

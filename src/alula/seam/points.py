@@ -22,7 +22,7 @@ from alula.errors import HostError, SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.attention import EAGER, answer_from_weights
 from alula.seam.context import NAME, ForwardContext
-from alula.seam.hooks import ByThread, with_keywords
+from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.view import LayerView
 
 # The functions at a point are compiled, the way to them is not: torch.compile guards no hooks, and would run those of
@@ -84,16 +84,6 @@ class Entry:
         return self.mark is None or (ctx is not None and self.mark in ctx.marks)
 
 
-class PointHandle:
-    """Takes a function away from its point again."""
-
-    def __init__(self, remove: Callable[[], None]) -> None:
-        self._remove = remove
-
-    def remove(self) -> None:
-        self._remove()
-
-
 class LayerHooks:
     """The hooks of one decoder layer. Each is there only while something needs it.
 
@@ -133,7 +123,7 @@ class LayerHooks:
         self._entries = {**others, point: left} if left else others
         self.update()
 
-    def replace(self, point: Point, module: nn.Module) -> PointHandle:
+    def replace(self, point: Point, module: nn.Module) -> Handle:
         """Put `module` in the place of the layer's attention or MLP; see `Seam.replace`."""
         layer = self.anatomy.layers[self.index]
         own = self.anatomy.attention(self.index) if point is Point.ATTENTION else self.anatomy.mlp(self.index)
@@ -154,7 +144,7 @@ class LayerHooks:
             put(own)
 
         put(module)
-        return PointHandle(restore)
+        return Handle(restore)
 
     def update(self) -> None:
         """Register the hooks that are needed now, and remove the others."""

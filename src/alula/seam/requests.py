@@ -1,41 +1,79 @@
-"""What may be asked of a decoder's attention, and who asks it.
+"""What may be asked of a forward, and who asks it.
 
-Shapes: B batch, K key tokens, Q query tokens, H query heads, C values per key.
+Who wants something of attention is a record by layer: it is found by whoever computes attention, and told in the same
+forward. What it gives and gets is per key or per token of the whole forward, or of a `LayerView`, never guessed by
+length.
+
+Shapes: B batch, K all tokens so far (cached and new), S new tokens, M of them in the layer, H query heads, C values
+per key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from alula.seam.view import LayerView
 
-class SumsReader(Protocol):
-    """Something that wants sums of attention over keys of a layer, and receives them in the same forward.
 
-    A reader whose attribute `separate_pass` is true gets its sums from a pass of its own, without gradients or dropout,
-    which leaves every bit of the forward as it is: for probes. The others share the forward's own pass and its
-    gradients.
+class Sums(Protocol):
+    """Something that wants sums of the decoder's own attention in a layer, and receives them in the same forward."""
+
+    separate_pass: bool = False
+    """whether its sums come from a pass of their own, without gradients or dropout, which leaves every bit of the
+    forward as it is: for probes. The others share the forward's own pass and its gradients."""
+
+    def key_values(self, view: LayerView) -> Tensor | None:
+        """(B, K, C) values per key over all tokens so far, or None when nothing is wanted this time."""
+
+    def on_sums(self, view: LayerView, sums: Tensor) -> None:
+        """Take the (B, M, H, C) sums of the values, weighted by attention."""
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """Attention that something on the host adds beside the decoder's own in a layer.
+
+    Attributes:
+        owner: name under which its owner has the seam.
+        name: of the branch among those of its owner.
+        weight: broadcastable to (B, S, 1), with which its output joins the stream.
+        sums: given (B, K, C) values per key, the (B, S, H, C) sums of them weighted by the branch's attention, with
+            heads of its own; 0 at tokens where it adds nothing. Without gradients or dropout.
     """
 
-    def key_values(self, forward: Any, layer: int) -> Tensor | None:
-        """(B, K, C) values per key over all tokens seen so far, or None when nothing is wanted this time."""
+    owner: str
+    name: str
+    weight: Tensor
+    sums: Callable[[Tensor], Tensor]
 
-    def on_sums(self, forward: Any, layer: int, sums: Tensor) -> None:
-        """Take the (B, Q, H, C) sums of the values, weighted by attention."""
+
+class BranchReader(Protocol):
+    """Something that wants to know the branches of a layer. They come after the sums of the decoder's own attention."""
+
+    def on_branch(self, view: LayerView, branch: Branch) -> None:
+        """Take a branch of this layer. What it wants of it has to be computed before it returns."""
 
 
-class LearnerSumsReader(SumsReader, Protocol):
-    """A reader that also wants sums of the attention of grafts' own learners. They come after the main branch's."""
+Asker = TypeVar("Asker", covariant=True)
 
-    def learner_key_values(self, forward: Any, layer: int) -> Tensor | None:
-        """(B, K, C) values per key, or None when nothing is wanted this time."""
 
-    def on_learner_sums(self, forward: Any, layer: int, weight: Tensor, sums: Tensor) -> None:
-        """Take the (B, Q, H, C) sums of one learner's attention (0 where it is inactive), and the weight, broadcastable
-        to (B, Q, 1), with which its output joins the stream."""
+@dataclass(frozen=True, eq=False)
+class Request(Generic[Asker]):
+    """Somebody who asks something of a layer.
+
+    Attributes:
+        by: who it is.
+        mark: it asks in forwards that carry this mark only (see `scope`); None: in all.
+        is_gated: it needs nothing of samples without media.
+    """
+
+    by: Asker
+    mark: Hashable | None = None
+    is_gated: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,22 +84,34 @@ class Ending:
     mark: Hashable
 
 
+class Owner:
+    """Who has the seam of a host under a name: a graft, a policy, a probe, or somebody who says nothing of itself."""
+
+    owner_id: str | None = None
+    """tells it from others that had or will have its name"""
+
+    @property
+    def needs_roles(self) -> bool:
+        """Whether it asks whose turn a token belongs to: then inputs have to say it (`token_roles`)."""
+        return False
+
+
 @dataclass(frozen=True, eq=False)
 class Requests:
     """Who takes part in a forward. It is replaced as a whole, never changed: a forward sees what it began with.
 
     Attributes:
         owners: the grafts, policies and probes on the host, by name.
-        readers: those who request sums of attention, by decoder layer.
-        gated: the readers that need no sums of samples without media.
+        sums: those who request sums of attention, by decoder layer.
+        branches: those who subscribed to branches, by decoder layer.
         endings: who is given a forward when it ends.
     """
 
-    owners: Mapping[str, Any] = field(default_factory=dict)
-    readers: Mapping[int, tuple[SumsReader, ...]] = field(default_factory=dict)
-    gated: frozenset[SumsReader] = frozenset()
+    owners: Mapping[str, Owner] = field(default_factory=dict)
+    sums: Mapping[int, tuple[Request[Sums], ...]] = field(default_factory=dict)
+    branches: Mapping[int, tuple[Request[BranchReader], ...]] = field(default_factory=dict)
     endings: tuple[Ending, ...] = ()
 
     def owner_id(self, name: str) -> str | None:
         """What tells the owner of that name from others that had or will have it; None where none is there."""
-        return getattr(self.owners.get(name), "owner_id", None)
+        return self.owners[name].owner_id if name in self.owners else None

@@ -64,7 +64,7 @@ def taps(
     if unknown:
         raise UsageError(f"unknown tap point {unknown[0]!r}", remedy=f"use {', '.join(Point)}")
     name = f"taps-{next(_serial)}"
-    seam = install(model, name, sink)
+    seam = install(model, name)
     with ExitStack() as stack:
         stack.callback(seam.release, name)
         for index in seam.anatomy.layer_indices(layers):

@@ -16,7 +16,7 @@ from alula.grafts.base import Graft
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.decode import DecodeEngine
 from alula.grafts.wings.learners import Engine, LayerLearners, prepared, zero_of
-from alula.grafts.wings.prefill import PrefillEngine, sums_readers
+from alula.grafts.wings.prefill import PrefillEngine
 from alula.grafts.wings.published import PublishedEngine
 from alula.grafts.wings.router import ConstantRouter
 from alula.seam import ForwardContext, LayerView, Point, Seam
@@ -27,14 +27,16 @@ _Made = TypeVar("_Made")
 class WingsLayer(LayerLearners):
     """The learners of one decoder layer, and what adds their output to the stream."""
 
-    # -- sums of attention for the router (seam.SumsReader) -------------------------------------------------------
+    # -- sums of attention for the router (seam.Sums) -------------------------------------------------------------
 
-    def key_values(self, forward: ForwardContext, layer: int) -> Tensor | None:
-        engine = self.state(forward).engine if self._is_active(forward) else None
-        return None if engine is None else engine.key_values(self, forward)
+    separate_pass = False
 
-    def on_sums(self, forward: ForwardContext, layer: int, sums: Tensor) -> None:
-        self.state(forward).sums = forward.at(layer).spread(sums)
+    def key_values(self, view: LayerView) -> Tensor | None:
+        engine = self.state(view.ctx).engine if self._is_active(view.ctx) else None
+        return None if engine is None else engine.key_values(self, view.ctx)
+
+    def on_sums(self, view: LayerView, sums: Tensor) -> None:
+        self.state(view.ctx).sums = view.spread(sums)
 
     # -- at points of the layer -----------------------------------------------------------------------------------
 
@@ -90,7 +92,7 @@ class WingsLayer(LayerLearners):
             )
         shared = config.gate, config.system_keys, config.normalize, config.learners, config.cache
         is_short = ctx.tokens.shape[1] < self.head_dim and not torch.is_grad_enabled()
-        if is_short and not (self.training and config.dropout) and not sums_readers(self, ctx):
+        if is_short and not (self.training and config.dropout) and not ctx.subscribers(self.index):
             decode = _made_once(ctx, (DecodeEngine, *shared), lambda: DecodeEngine.plan(ctx, config, self.head_dim))
             if decode is not None and decode.fits(self, ctx):
                 return decode
@@ -119,14 +121,9 @@ class WingsGraft(Graft):
     def place(self, index: int, module: WingsLayer) -> None:
         if module.router is not None and not isinstance(module.router, ConstantRouter):
             # first, since a host whose attention cannot give sums is refused
-            self.seam.request_sums(index, module, gated=self.config.gate == "exact")
+            self.hold(self.seam.request_sums(index, module, gated=self.config.gate == "exact"))
         self.on(Point.BLOCK_INPUT, index, module.enter)
         self.on(Point.ATTENTION, index, module.add)
-
-    def displace(self) -> None:
-        for index, module in self.layers.items():
-            if module in self.seam.readers(index):
-                self.seam.cancel_sums(index, module)  # type: ignore[arg-type]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         parts = [*self.config.learners, "router"]

@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ from alula.grafts.wings.learners import (
     split_queries,
     zero_of,
 )
-from alula.seam import ForwardContext
+from alula.seam import Branch, ForwardContext
 from alula.tokens import TokenMap
 
 PARTS = ("textual", "visual", "others")
@@ -139,7 +139,7 @@ class PrefillEngine(Engine):
             of_queries = None if angles is None else angles.queries
             attended.append(module.attend(queries, keys.tokens, *known[name], keys.counts, keys.blocks, of_queries))
             ups.append(module.o.up)
-        self._report_sums(learners, ctx, queries, {name: keys for name, (keys, _) in known.items()}, weights)
+        self._publish(learners, ctx, queries, {name: keys for name, (keys, _) in known.items()}, weights)
         # outputs are weighed while they are narrow, and projected up for all learners at once
         low = self._restore(torch.stack(attended, dim=-2))  # (B, S, L, r)
         if weights is not None:
@@ -268,10 +268,10 @@ class PrefillEngine(Engine):
             self._is_perceptual[count] = ctx.all_tokens.last(count).is_perceptual[..., None]
         return torch.where(self._is_perceptual[count], visual, textual)
 
-    # -- sums of the learners' attention over sets of keys, for probes (seam.LearnerSumsReader) ---------------------
+    # -- the learners' attention, for probes (seam.Branch) ----------------------------------------------------------
 
     @torch.no_grad()
-    def _report_sums(
+    def _publish(
         self,
         learners: LayerLearners,
         ctx: ForwardContext,
@@ -279,21 +279,22 @@ class PrefillEngine(Engine):
         keys: Mapping[str, Tensor],
         weights: Tensor | None,
     ) -> None:
-        """Give every reader of this layer the sums it wants of the learners' attention.
+        """Publish the learners' attention as branches of this layer, where somebody wants to know.
 
         Args:
             queries: (B, T, d) as they are laid out.
             keys: (B, H, K, D) by learner, rotated.
             weights: the router's, broadcastable to (B, S, learners with keys); None for a single learner (1).
         """
-        for reader in sums_readers(learners, ctx):
-            values = reader.learner_key_values(ctx, learners.index)
-            if values is not None:
-                for index, name in enumerate(self.keys):
-                    sums = self._sums(learners, ctx, name, queries, keys[name], values)
-                    weight = sums.new_ones(()) if weights is None else weights[..., index : index + 1]
-                    reader.on_learner_sums(ctx, learners.index, weight * learners.config.gain, sums)
+        if not ctx.subscribers(learners.index):
+            return
+        for index, name in enumerate(self.keys):
+            weight = queries.new_ones(()) if weights is None else weights[..., index : index + 1]
+            sums = partial(self._sums, learners, ctx, name, queries, keys[name])
+            branch = Branch(learners.graft_name, name, weight * learners.config.gain, sums)
+            ctx.publish(learners.index, branch)
 
+    @torch.no_grad()
     def _sums(
         self, learners: LayerLearners, ctx: ForwardContext, name: str, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
@@ -317,11 +318,6 @@ class PrefillEngine(Engine):
             for part in self._pick(name, values.to(q)).split(module.head_dim, dim=-1)
         ]
         return self._restore(torch.cat(sums, dim=-1).transpose(1, 2) * active[..., None])
-
-
-def sums_readers(learners: LayerLearners, ctx: ForwardContext) -> list[Any]:
-    """Who wants sums of the attention of this layer's learners."""
-    return [reader for reader in ctx.readers(learners.index) if hasattr(reader, "on_learner_sums")]
 
 
 def _find_keys(
