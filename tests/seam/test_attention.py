@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from alula import WingsConfig, attach
 from alula.anatomy import Anatomy
 from alula.errors import HostError
-from alula.seam import ATTENTION, LayerView, install, use_attention
+from alula.seam import ATTENTION, LayerView, install
 from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
 
@@ -24,6 +25,31 @@ LAYOUTS = {True: ("3I4", "6", "I2I1"), False: ("9", "5", "12")}
 
 def layouts(name: str) -> tuple[str, ...]:
     return LAYOUTS[name in zoo.HOSTS]
+
+
+class Silent:
+    """May ask for sums of attention, and never does."""
+
+    separate_pass = False
+
+    def key_values(self, view: LayerView) -> None:
+        return None
+
+    def on_sums(self, view: LayerView, sums: torch.Tensor) -> None:
+        raise AssertionError("nothing was asked")
+
+
+@contextmanager
+def asked(model: Any) -> Iterator[None]:
+    """Have the decoder's attention be one that can be asked for sums."""
+    seam = install(model, f"test {id(model)}")
+    handles = [seam.request_sums(layer, Silent()) for layer in range(seam.anatomy.num_layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        seam.release(f"test {id(model)}")
 
 
 def decoder_attention(model: Any) -> str:
@@ -39,7 +65,7 @@ def test_logits_equal_stock(name: str, side: str) -> None:
     stock = decoder_attention(model)
     with torch.no_grad():
         before = model(**batch).logits
-        with use_attention(model):
+        with asked(model):
             assert decoder_attention(model) == {"sdpa": ATTENTION, "eager": "eager"}[stock]
             during = model(**batch).logits
         after = model(**batch).logits
@@ -54,7 +80,7 @@ def test_generation_with_cache_equals_stock(name: str) -> None:
     batch = zoo.batch(name, *layouts(name))
     options = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     before = model.generate(**batch, **options)
-    with use_attention(model):
+    with asked(model):
         during = model.generate(**batch, **options)
     assert torch.equal(before.sequences, during.sequences)
     assert all(torch.equal(ours, stock) for ours, stock in zip(during.logits, before.logits, strict=True))
@@ -70,7 +96,7 @@ def test_gradients_equal_stock(name: str, checkpointing: bool) -> None:
         model = zoo.build(name).train()
         if ours and checkpointing:
             model.gradient_checkpointing_enable()
-        with use_attention(model) if ours else nullcontext():
+        with asked(model) if ours else nullcontext():
             model(**batch, labels=labels, use_cache=False).loss.backward()
         return [p.grad for p in model.parameters() if p.grad is not None]
 
@@ -232,9 +258,9 @@ def test_two_models_of_one_config_are_both_asked() -> None:
     first = zoo.build("llama")
     second = type(first)(first.config).eval()
     stock, batch = decoder_attention(first), zoo.batch("llama", "9", "5")
-    with torch.no_grad(), use_attention(first):
+    with torch.no_grad(), asked(first):
         expected = second(**batch).logits
-        with use_attention(second):
+        with asked(second):
             assert torch.equal(second(**batch).logits, expected)
         assert decoder_attention(first) == ATTENTION
     assert decoder_attention(second) == stock
@@ -242,7 +268,7 @@ def test_two_models_of_one_config_are_both_asked() -> None:
 
 def test_towers_keep_their_attention() -> None:
     model = zoo.build("llava-llama")
-    with use_attention(model):
+    with asked(model):
         assert model.config.vision_config._attn_implementation != ATTENTION
         assert Anatomy.of(model).config._attn_implementation == ATTENTION
 

@@ -1,6 +1,6 @@
 """The one place that touches transformers internals: attention function, forward context, cache layer, taps."""
 
-from alula.seam.attention import ATTENTION, use_attention
+from alula.seam.attention import ATTENTION
 from alula.seam.cache import TokenCache
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.declared import DECLARED, declare, declared, grafted_weights, retract
@@ -41,6 +41,5 @@ __all__ = [
     "needs_roles",
     "retract",
     "taps",
-    "use_attention",
     "with_keywords",
 ]

@@ -16,8 +16,7 @@ Shapes: B batch, H query heads, G key/value heads, Q query tokens, K key tokens,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -320,14 +319,3 @@ def _set_attention(anatomy: Anatomy, name: str) -> None:
         host.set_attn_implementation({"text_config": name} if composite else name)
         if anatomy.config._attn_implementation != name:
             raise HostError(f"{type(host).__name__} refused the attention implementation {name!r}")
-
-
-@contextmanager
-def use_attention(model: nn.Module) -> Iterator[None]:
-    """Run the decoder of `model` with attention that can be asked for sums, then restore the one it had."""
-    anatomy = Anatomy.of(model)
-    previous = open_attention(anatomy)
-    try:
-        yield
-    finally:
-        close_attention(anatomy, previous)
