@@ -7,7 +7,7 @@ from alula.seam.declared import DECLARED, declare, declared, grafted_weights, re
 from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.install import Seam, find, install, needs_roles
 from alula.seam.points import InputOf, Phase, Point
-from alula.seam.requests import Branch, BranchReader, Owner, Requests, Sums
+from alula.seam.requests import Bias, Branch, BranchReader, Owner, Requests, Sums
 from alula.seam.scope import marked, marks
 from alula.seam.taps import TapEvent, taps
 from alula.seam.view import LayerView
@@ -16,6 +16,7 @@ __all__ = [
     "ATTENTION",
     "DECLARED",
     "NAME",
+    "Bias",
     "Branch",
     "BranchReader",
     "ByThread",

@@ -1,4 +1,4 @@
-"""How sums of attention over sets of keys are had from the decoder's own attention, whichever it runs.
+"""How the decoder's own attention is read and biased, whichever implementation it runs.
 
 What the decoder computes stays what it is, also where sums are asked for:
 
@@ -8,6 +8,9 @@ What the decoder computes stays what it is, also where sums are asked for:
   indicator of a set, a router's weight), the columns ride behind the real values, q and k are zero-padded to the
   widened value width (equal widths keep the fused kernels usable), and nobody materialises (S, S).
 - "flex_attention" is exchanged for a function that calls it, and once more with columns in the place of values.
+
+Biases per key are added to the logits by what either implementation has for it: eager's additive mask, the
+`position_bias` of SDPA and flex attention. Sums are those of the biased attention.
 
 Others are refused: their masks and kernels are not known here.
 
@@ -29,6 +32,7 @@ from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError
+from alula.seam import dialect
 from alula.seam.requests import Request, Sums
 
 ATTENTION = "alula"
@@ -65,7 +69,7 @@ def attention_forward(
     alula: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as `sdpa_attention_forward` computes it, plus the sums asked for through `alula`.
+    """Attention as `sdpa_attention_forward` computes it, biased and with the sums as asked for through `alula`.
 
     Args:
         query: (B, H, Q, D); key, value: (B, G, K, D).
@@ -75,7 +79,7 @@ def attention_forward(
     Returns:
         (B, Q, H, D) output and None for the weights.
     """
-    options = {"scaling": scaling, "dropout": dropout, **kwargs}
+    options = {"scaling": scaling, "dropout": dropout, **_biased(module, alula, query, key, kwargs)}
     apart, shared = _requested(module, alula, query.shape[2], key.shape[2])
     if apart:
         _answer_apart(sdpa_attention_forward, module, query, key, attention_mask, options, alula, apart)
@@ -108,7 +112,10 @@ def attention_forward(
 def flex_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, alula: Any = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """What `flex_attention_forward` returns, plus the sums asked for through `alula`: see `attention_forward`."""
+    """What `flex_attention_forward` returns, biased and with the sums as asked for: see `attention_forward`."""
+    kwargs = _biased(module, alula, query, key, kwargs)
+    if kwargs.get(dialect.BIAS) is not None:  # its kernel asks it for every head and query
+        kwargs[dialect.BIAS] = kwargs[dialect.BIAS].expand(*query.shape[:3], key.shape[2])
     output = flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
     apart, shared = _requested(module, alula, query.shape[2], key.shape[2])
 
@@ -148,6 +155,47 @@ def answer_from_weights(module: nn.Module, weights: Tensor | None, alula: Any) -
             _deliver(requested, sums, alula, module)
 
 
+def mask_with_bias(attention: nn.Module, kwargs: dict[str, Any], alula: Any, like: Tensor) -> dict[str, Any]:
+    """The arguments of an eager attention module, whose mask is added to its logits, with what is asked to be added.
+
+    Args:
+        like: (B, Q, d) what it is given.
+
+    Raises:
+        HostError: the decoder runs an implementation that cannot be biased, set since the bias was asked for.
+    """
+    name = alula.anatomy.config._attn_implementation
+    if name in _OURS.values():
+        return kwargs  # the function it calls knows
+    if name != EAGER:
+        raise HostError(
+            f"the decoder runs the attention implementation {name!r}, set after a bias was asked for",
+            remedy="leave the model's attention implementation alone while its attention is biased",
+        )
+    mask = kwargs.get(dialect.MASK)
+    view = alula.at(attention.layer_idx)
+    known = alula.all_tokens.shape[1] if view.key_index is None else view.key_index.shape[1]
+    keys = known if mask is None else mask.shape[-1]
+    bias = alula.key_bias(attention, like.shape[1], keys)
+    if bias is None:
+        return kwargs
+    if dialect.MASK not in kwargs:
+        raise SeamError(f"{type(attention).__name__} was given no {dialect.MASK} by name", remedy=dialect.REMEDY)
+    bias = _align(bias, keys, dim=-1).to(like)
+    return {**kwargs, dialect.MASK: bias if mask is None else mask + bias}
+
+
+def _biased(module: nn.Module, alula: Any, query: Tensor, key: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of an attention function, with what is asked to be added to its logits."""
+    if alula is None or not alula.requests.biases or not hasattr(module, "layer_idx"):
+        return options
+    bias = alula.key_bias(module, query.shape[2], key.shape[2])
+    if bias is None:
+        return options
+    bias, given = _align(bias, key.shape[2], dim=-1).to(query), options.get(dialect.BIAS)
+    return {**options, dialect.BIAS: bias if given is None else given + bias}
+
+
 Requested = list[tuple[Request[Sums], Tensor]]
 
 
@@ -165,7 +213,7 @@ def _requested(module: nn.Module, alula: Any, queries: int, keys: int) -> tuple[
 
 def _key_values(requested: Requested, keys: int) -> Tensor:
     """(B, keys, all values)."""
-    return torch.cat([_align(values, keys) for _, values in requested], dim=-1)
+    return torch.cat([_align(values, keys, dim=1) for _, values in requested], dim=-1)
 
 
 @torch.no_grad()
@@ -272,10 +320,13 @@ def _options_of(pick: Tensor, options: dict[str, Any], batch: int) -> dict[str, 
     }
 
 
-def _align(key_values: Tensor, keys: int) -> Tensor:
-    """Fit (B, K_all, C) to the keys attention holds: a sliding cache keeps the last, a static one has a blank tail."""
-    have = key_values.shape[1]
-    return key_values[:, have - keys :] if have >= keys else F.pad(key_values, (0, 0, 0, keys - have))
+def _align(values: Tensor, keys: int, *, dim: int) -> Tensor:
+    """Fit a dimension of known keys to those attention holds: a sliding cache keeps the last, a static one has a blank
+    tail."""
+    have = values.shape[dim]
+    if have >= keys:
+        return values.narrow(dim, have - keys, keys)
+    return F.pad(values, (0, 0) * (values.dim() - 1 - dim % values.dim()) + (0, keys - have))
 
 
 AttentionInterface.register(ATTENTION, attention_forward)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from alula.anatomy import Anatomy
-from alula.errors import SeamError
+from alula.errors import SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence, half
-from alula.seam.requests import Branch, BranchReader, Request, Requests, Sums
+from alula.seam.requests import Bias, Branch, BranchReader, Request, Requests, Sums
 from alula.seam.view import LayerView, gather, located
 from alula.tokens import TokenMap
 
@@ -309,6 +309,37 @@ class ForwardContext:
         if wanted:
             self._check_lengths(view, queries, keys)
         return [(request, view.pick_keys(values)) for request, values in wanted]
+
+    def key_bias(self, module: nn.Module, queries: int, keys: int) -> Tensor | None:
+        """(B or 1, H or 1, queries or 1, K) what is to be added to the logits of this attention module's layer, for the
+        K of its keys that are known; None where nothing is.
+
+        Raises:
+            UsageError: a bias of another shape. SeamError: the module has other queries or keys than are known.
+        """
+        index: int = module.layer_idx  # type: ignore[assignment]
+        total, view = None, None
+        for request in self._asked(self.requests.biases.get(index, ())):
+            view = self.at(index)
+            bias = request.by.key_bias(view)
+            if bias is not None:
+                self._check_bias(request.by, bias)
+                total = bias if total is None else total + bias
+        if total is None or view is None:
+            return None
+        self._check_lengths(view, queries, keys)
+        return view.pick_pairs(total)
+
+    def _check_bias(self, by: Bias, bias: Tensor) -> None:
+        (batch, new), heads = self.tokens.shape, self.anatomy.num_heads
+        sizes = (batch, heads, new)
+        fits = bias.dim() == 4 and all(have in (1, size) for have, size in zip(bias.shape[:3], sizes, strict=True))
+        if not fits or bias.shape[3] != self.all_tokens.shape[1]:
+            raise UsageError(
+                f"{type(by).__name__} gave a bias of {tuple(bias.shape)}",
+                remedy=f"give one of ({batch} or 1, {heads} or 1, {new} or 1, {self.all_tokens.shape[1]}): samples, "
+                "heads, new tokens, all tokens so far",
+            )
 
     def subscribers(self, layer: int) -> list[Request[BranchReader]]:
         """Those who want to know the branches of a layer of this forward. Usually nobody: then nothing is published."""

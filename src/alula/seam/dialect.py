@@ -36,7 +36,10 @@ CACHE_NAMES = (
 )
 
 # keywords of decoder layers and of what is in them
-HIDDEN, ROPE, POSITIONS = "hidden_states", "position_embeddings", "position_ids"
+HIDDEN, ROPE, POSITIONS, MASK = "hidden_states", "position_embeddings", "position_ids", "attention_mask"
+
+# the keyword under which attention functions take what is added to their logits
+BIAS = "position_bias"
 
 REMEDY = "pin the newest transformers of docs/results/versions.md; `make test-versions` checks another"
 

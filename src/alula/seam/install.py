@@ -31,7 +31,7 @@ from alula.seam.points import (
     check_named,
     check_point,
 )
-from alula.seam.requests import BranchReader, Ending, Owner, Request, Requests, Sums
+from alula.seam.requests import Bias, BranchReader, Ending, Owner, Request, Requests, Sums
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
 from alula.tokens import TOKEN_ROLES, Modality, Role, TokenMap
@@ -83,25 +83,55 @@ class Seam(nn.Module):
             HostError: the decoder runs an attention implementation that cannot be asked.
         """
         request = Request(sums, mark, gated)
+
+        def put(requests: tuple[Request[Sums], ...]) -> None:
+            self.requests = replace(self.requests, sums=_with_layer(self.requests.sums, layer, requests))
+            self._layers[layer].answers_sums = bool(requests)
+            self._layers[layer].update()
+
+        return self._ask_attention(request, lambda: self.requests.sums.get(layer, ()), put)
+
+    def request_bias(self, layer: int, bias: Bias, *, mark: Hashable | None = None) -> Handle:
+        """Have what `bias` gives added to the logits of attention in a decoder layer, until the handle is removed.
+
+        Those of several add up. What grafts attend to beside the decoder's own attention is not biased.
+
+        Args:
+            layer: index of the decoder layer.
+            bias: gives it.
+            mark: only in forwards that carry this mark (see `scope`).
+
+        Raises:
+            HostError: the decoder runs an attention implementation that cannot be biased.
+        """
+        request = Request(bias, mark)
+
+        def put(requests: tuple[Request[Bias], ...]) -> None:
+            self.requests = replace(self.requests, biases=_with_layer(self.requests.biases, layer, requests))
+            self._layers[layer].is_biased = bool(requests)
+            self._layers[layer].update()
+
+        return self._ask_attention(request, lambda: self.requests.biases.get(layer, ()), put)
+
+    def _ask_attention(
+        self, request: _T, present: Callable[[], tuple[_T, ...]], put: Callable[[tuple[_T, ...]], None]
+    ) -> Handle:
+        """Add a request to those that are `present`, and see to it that the decoder's attention knows of requests."""
         with _changing:
             if self._previous_attention is None:
                 self._previous_attention = open_attention(self.anatomy)
-            self._set_sums(layer, (*self.requests.sums.get(layer, ()), request))
+            put((*present(), request))
 
         def remove() -> None:
             with _changing:
-                self._set_sums(layer, _without(request, self.requests.sums.get(layer, ())))
-                if not self.requests.sums and self._previous_attention is not None:
+                put(_without(request, present()))
+                is_asked = self.requests.sums or self.requests.biases
+                if not is_asked and self._previous_attention is not None:
                     # the last one gives the decoder its own attention function back
                     close_attention(self.anatomy, self._previous_attention)
                     self._previous_attention = None
 
         return Handle(remove)
-
-    def _set_sums(self, layer: int, requests: tuple[Request[Sums], ...]) -> None:
-        self.requests = replace(self.requests, sums=_with_layer(self.requests.sums, layer, requests))
-        self._layers[layer].answers_sums = bool(requests)
-        self._layers[layer].update()
 
     def subscribe(self, layer: int, reader: BranchReader, *, mark: Hashable | None = None) -> Handle:
         """Have `reader` told of each branch that is published in a decoder layer, until the handle is removed.

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError, UsageError
 from alula.seam import dialect
-from alula.seam.attention import EAGER, answer_from_weights
+from alula.seam.attention import EAGER, answer_from_weights, mask_with_bias
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.view import LayerView
@@ -89,6 +89,7 @@ class LayerHooks:
 
     Attributes:
         answers_sums: whether eager attention's weights are read in this layer.
+        is_biased: whether attention may be biased in this layer.
     """
 
     def __init__(self, anatomy: Anatomy, index: int, *, is_watched: bool) -> None:
@@ -97,7 +98,7 @@ class LayerHooks:
             is_watched: whether forwards have to see this layer entered, whoever stands in it.
         """
         self.anatomy, self.index, self.is_watched = anatomy, index, is_watched
-        self.answers_sums = False
+        self.answers_sums = self.is_biased = False
         self._entries: dict[Point | InputOf, tuple[Entry, ...]] = {}
         self._handles: dict[str, RemovableHandle] = {}
         self._inside: ByThread[ref[ForwardContext]] = ByThread()
@@ -163,7 +164,7 @@ class LayerHooks:
         if is_read or used - told - {Point.BLOCK_INPUT}:
             wanted["leave"] = lambda: layer.register_forward_hook(self._leave)
         # its own output is told, too, which tokens attention was given
-        if self.answers_sums or used - own - {Point.BLOCK_INPUT}:
+        if self.answers_sums or self.is_biased or used - own - {Point.BLOCK_INPUT}:
             wanted["before attention"] = lambda: attention.register_forward_pre_hook(
                 self._before_attention, with_kwargs=True
             )
@@ -296,14 +297,18 @@ class LayerHooks:
     @with_keywords
     @_untraced
     def _before_attention(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        ctx = kwargs.get(NAME)
+        ctx, given = kwargs.get(NAME), kwargs
         if ctx is not None:
-            ctx.meet(self.index, dialect.hidden_of(args, kwargs, where=type(attention).__name__).shape[1], kwargs)
+            hidden = dialect.hidden_of(args, kwargs, where=type(attention).__name__)
+            ctx.meet(self.index, hidden.shape[1], kwargs)
             if "leave" in self._handles:
                 self._put(ctx)
-        if not self._entries.get(Point.ATTENTION_INPUT):
-            return None
-        return self._before(Point.ATTENTION_INPUT, ctx, attention, args, kwargs)
+            if self.is_biased:
+                kwargs = mask_with_bias(attention, kwargs, ctx, hidden)
+        changed = None
+        if self._entries.get(Point.ATTENTION_INPUT):
+            changed = self._before(Point.ATTENTION_INPUT, ctx, attention, args, kwargs)
+        return (args, kwargs) if changed is None and kwargs is not given else changed
 
     @with_keywords
     @_untraced

@@ -33,6 +33,17 @@ class Sums(Protocol):
         """Take the (B, M, H, C) sums of the values, weighted by attention."""
 
 
+class Bias(Protocol):
+    """Something that biases the decoder's own attention in a layer, key by key."""
+
+    def key_bias(self, view: LayerView) -> Tensor | None:
+        """(B or 1, H or 1, S or 1, K), added to the logits of attention right before their softmax; None: nothing.
+
+        Keys are all tokens so far and queries the new ones, whichever of them stand in the layer. Asked again where
+        gradient checkpointing recomputes the layer.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class Branch:
     """Attention that something on the host adds beside the decoder's own in a layer.
@@ -103,12 +114,14 @@ class Requests:
     Attributes:
         owners: the grafts, policies and probes on the host, by name.
         sums: those who request sums of attention, by decoder layer.
+        biases: those who bias attention, by decoder layer.
         branches: those who subscribed to branches, by decoder layer.
         endings: who is given a forward when it ends.
     """
 
     owners: Mapping[str, Owner] = field(default_factory=dict)
     sums: Mapping[int, tuple[Request[Sums], ...]] = field(default_factory=dict)
+    biases: Mapping[int, tuple[Request[Bias], ...]] = field(default_factory=dict)
     branches: Mapping[int, tuple[Request[BranchReader], ...]] = field(default_factory=dict)
     endings: tuple[Ending, ...] = ()
 

@@ -59,6 +59,14 @@ class LayerView:
         """(B, K, ..) of the keys in this layer, from the (B, P + S, ..) of all tokens."""
         return values if self.key_index is None else gather(values, self.key_index)
 
+    def pick_pairs(self, pairs: Tensor) -> Tensor:
+        """(B, H, M, K) of this layer's queries and keys, from (B or 1, H, S or 1, P + S) of all; M = 1 where S = 1."""
+        if self.index is not None and pairs.shape[2] > 1:
+            pairs = gather(pairs.transpose(1, 2), self.index).transpose(1, 2)
+        if self.key_index is not None:
+            pairs = gather(pairs.movedim(-1, 1), self.key_index).movedim(1, -1)
+        return pairs
+
     def matched(self, hidden: Tensor) -> Tensor:
         """(B, M, d) of this layer's tokens, from hidden states of these or of all tokens.
 
