@@ -18,16 +18,16 @@ help:
 install: $(VENV)/.installed
 
 # torch first and alone, and named again beside everything else, so that nothing later replaces it
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml fledgling/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "alula needs Python 3.11 or newer; $(PYTHON) is older. Name another: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "$(TORCH)"
-	$(PIP) "$(TORCH)" --editable .
+	$(PIP) "$(TORCH)" --editable . --editable fledgling
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) "$(TORCH)" --editable ".[dev]"
+	$(PIP) "$(TORCH)" --editable ".[dev]" --editable fledgling
 	@touch $@
 
 quickstart: $(VENV)/.installed

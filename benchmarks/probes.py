@@ -24,10 +24,11 @@ import torch
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlavaConfig, Qwen3Config
 
 import alula
-from alula.data import Collator, MicroworldSource
+from alula.data import Collator
 from alula.files import write_json
 from alula.probes import Alignment, AttentionShift, Geometry, Overlap, Probe, VocabularyLens, watch
 from alula.training.environment import readable_environment
+from alula_fledgling.sources import MicroworldSource
 
 PROBES: dict[str, Callable[[], Probe]] = {
     "attention shift": AttentionShift,

@@ -47,9 +47,9 @@ from torch.utils.benchmark import Timer
 from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config
 
 import alula
+import alula_fledgling as fledgling
 from alula.files import write_json
 from alula.grafts import Graft, lifecycle
-from alula.hosts import fledgling
 from alula.seam import TokenCache, find
 from alula.seam.cache import GraftCacheLayer
 from alula.seam.dialect import cache_keyword, cache_of_output

@@ -13,11 +13,11 @@ import yaml
 from alula.bounds import check_training
 from alula.errors import UsageError
 from alula.files import read_json
-from alula.hosts.fledgling import digest
 from alula.jobs import Job, lines
-from alula.quickstart import Plan, jobs
-from alula.quickstart.plan import ALIGN
 from alula.training.recipe import Recipe
+from alula_fledgling.quickstart import Plan, jobs
+from alula_fledgling.quickstart.plan import ALIGN
+from alula_fledgling.weights import digest
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,10 @@ def install(environment: Environment) -> None:
         _run([sys.executable, "-m", "venv", str(PLACE / environment.name)], "no virtual environment")
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
     upgrade = ["--upgrade", "--upgrade-strategy", "eager"] if environment.newest else []
-    _run([*pip, *upgrade, *environment.pins, "--editable", f"{ROOT}[dev]"], "pip could not install it")
+    _run(
+        [*pip, *upgrade, *environment.pins, "--editable", f"{ROOT}[dev]", "--editable", f"{ROOT}/fledgling"],
+        "pip could not install it",
+    )
 
 
 def _run(command: list[str], failure: str) -> str:
@@ -153,7 +156,7 @@ def _versions(listed: str) -> Iterator[Version]:
 def fingerprint(packages: dict[str, str]) -> str:
     """A digest of the packages and of the code and the tests that run on them."""
     digest = hashlib.sha256(json.dumps(packages, sort_keys=True).encode())
-    for file in sorted(path for top in ("src", "tests") for path in (ROOT / top).rglob("*")):
+    for file in sorted(path for top in ("src", "fledgling", "tests") for path in (ROOT / top).rglob("*")):
         if file.is_file() and "__pycache__" not in file.parts:
             digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
     return digest.hexdigest()[:16]

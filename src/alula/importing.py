@@ -14,7 +14,7 @@ from alula.errors import UsageError
 from alula.files import atomic_directory
 from alula.grafts import attach, save_adapter
 from alula.grafts.wings import Release, WingsConfig
-from alula.hosts import build_host, fledgling, save_host
+from alula.hosts import build_host, names, save_host
 
 HOST, ADAPTER = "host", "adapter"
 
@@ -84,5 +84,5 @@ def import_wings(
 def _vocabulary(llm: Any) -> int:
     """Rows of an LLM's embeddings, in whatever form the LLM is given."""
     if isinstance(llm, str | os.PathLike):
-        llm = AutoConfig.from_pretrained(fledgling.resolve(str(llm), "llm"))
+        llm = AutoConfig.from_pretrained(names.resolve(str(llm), "llm"))
     return int(getattr(llm, "config", llm).get_text_config().vocab_size)

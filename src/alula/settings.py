@@ -159,6 +159,8 @@ def _fields(model: Any) -> dict[str, Any]:
 
 def _models_in(annotation: Any) -> list[Any]:
     """The models and dataclasses inside an annotation such as `tuple[Model, ...]` or `Model | None`."""
+    if isinstance(annotation, type) and hasattr(annotation, "alternatives"):  # one of several kinds
+        annotation = annotation.alternatives()
     if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]

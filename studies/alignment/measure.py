@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoImageProcessor, SiglipVisionModel
 
+import alula_fledgling as fledgling
 from alula.data import Collator, Sample
-from alula.evaluation import chair, evaluate, native_tasks, pope
+from alula.evaluation import evaluate
 from alula.files import atomic_directory, write_json
-from alula.hosts import Host, fledgling, load_host
+from alula.hosts import Host, load_host
 from alula.hosts.quiet import quiet_loading
 from alula.probes import Alignment, Geometry, Overlap, Resampling, noise_prompt, watch
 from alula.training.layout import RunDirectory
+from alula_fledgling.tasks import chair, native_tasks, pope
 from studies.alignment.plan import AlignmentPlan, Run
 from studies.passes import BATCH, held_out, look
 from studies.population import measurement, train_measured

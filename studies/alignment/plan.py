@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alula.errors import UsageError
-from alula.quickstart.plan import ALIGN
 from alula.training.recipe import Recipe
+from alula_fledgling.quickstart.plan import ALIGN
 from studies.plan import StudyPlan, scaled
 
 STEPS = 300

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from alula.data import Collator
-from alula.evaluation import evaluate, native_tasks
+from alula.evaluation import evaluate
 from alula.files import write_json
 from alula.loading import load_model
 from alula.probes import AttentionShift, watch
+from alula_fledgling.tasks import native_tasks
 from studies.attention_shift.plan import Run, ShiftPlan
 from studies.passes import BATCH, held_out, look
 from studies.population import train_measured

@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from alula.errors import UsageError
-from alula.quickstart import Plan, jobs
-from alula.quickstart.plan import BASE
 from alula.training.recipe import Recipe
+from alula_fledgling.quickstart import Plan, jobs
+from alula_fledgling.quickstart.plan import BASE
 from studies.plan import StudyPlan
 from studies.wings.arms import ARMS, NAMES, Arm
 

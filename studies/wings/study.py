@@ -8,11 +8,11 @@ from functools import partial
 
 from alula.evaluation import RunResult
 from alula.jobs import Job, lines, run_in
-from alula.quickstart import jobs
-from alula.quickstart.plan import BASE
 from alula.reports.outcome import BaseOutcome, MethodOutcome, Outcome, SeedOutcome
 from alula.training import train
 from alula.training.environment import readable_environment
+from alula_fledgling.quickstart import jobs
+from alula_fledgling.quickstart.plan import BASE
 from studies.plan import logged_steps
 from studies.wings.arms import Arm
 from studies.wings.plan import TASKS, WingsPlan

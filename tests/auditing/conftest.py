@@ -13,9 +13,21 @@ from tokenizers import AddedToken
 
 import alula
 from alula.auditing import Audit, Plan, audit
+from alula.evaluation.defaults import register
 from alula.hosts import save_host
+from alula_fledgling.defaults import FledglingDefaults
 from tests import zoo
 from tests.hosts import tiny
+
+
+class TinyDefaults(FledglingDefaults):
+    """The tiny models of these tests are shown and asked the microworld's conversations, as the fledgling is."""
+
+    def knows(self, tokenizer: Any) -> bool:
+        return tokenizer.get_vocab().items() >= tiny.tokenizer().get_vocab().items()
+
+
+register(TinyDefaults())
 
 QWEN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"

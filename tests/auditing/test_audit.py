@@ -22,8 +22,8 @@ from alula.auditing import run as audit_run
 from alula.auditing.sections.text import BARE
 from alula.cli import app as cli
 from alula.errors import AlulaError, DataError, HostError, UsageError
-from alula.microworld import export_llava, visual_items
 from alula.probes import watch
+from alula_fledgling.microworld import export_llava, visual_items
 from tests import zoo
 from tests.hosts import tiny
 

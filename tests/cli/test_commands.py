@@ -17,8 +17,9 @@ import typer
 from alula.auditing import SECTIONS
 from alula.cli import app as cli
 from alula.cli.tasks import TaskString
-from alula.evaluation import HALLUCINATION, NATIVE
+from alula.evaluation import HALLUCINATION
 from alula.training import load_recipe
+from alula_fledgling.tasks import NATIVE
 from studies.__main__ import commands as studies
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ NAMED = [
 
 @pytest.fixture(scope="module")
 def programs() -> dict[str, Any]:
-    alula = cli.app if cli.app.registered_commands else cli._registered()
+    alula = cli._registered()
     return {name: typer.main.get_command(app) for name, app in (("alula", alula), ("studies", studies()))}
 
 

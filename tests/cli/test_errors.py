@@ -85,7 +85,7 @@ def test_errors_that_nobody_expected(
     def stumble(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("alula.data.export.export_microworld", stumble)
+    monkeypatch.setattr("alula_fledgling.export.export_microworld", stumble)
     command = ("data", "export", "text", tmp_path / "out")
     code, told = alula(*command)
     assert code == 1

@@ -12,14 +12,15 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from alula import microworld
 from alula.cli import data as command
 from alula.data import open_source
 from alula.data.check import check
 from alula.data.errors import RecordError
-from alula.data.export import export_microworld
 from alula.errors import UsageError
 from alula.evaluation import data_task
+from alula_fledgling import microworld
+from alula_fledgling.cli import export
+from alula_fledgling.export import export_microworld
 
 USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
 
@@ -28,6 +29,7 @@ USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content
 def run():
     app = typer.Typer()
     command.register(app)
+    export.register(app)
     return lambda *arguments: CliRunner().invoke(app, ["data", *map(str, arguments)])
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from alula.data import ImageError, ImageRef
-from alula.microworld import source
+from alula_fledgling.microworld import source
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 

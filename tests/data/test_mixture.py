@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from alula.data import Mixture, PositionBatches, Quarantine, RecordError, open_mixture, open_source
-from alula.data.draws import shuffled_index
 from alula.data.errors import Place
+from alula.draws import shuffled_index
 from alula.errors import DataError, RecipeError, UsageError
 from tests.data.conftest import ListSource, chat
 

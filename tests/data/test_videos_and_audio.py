@@ -15,8 +15,8 @@ from scipy.signal import resample_poly
 
 from alula.data import AudioError, AudioRef, VideoError, VideoRef, open_file, open_source
 from alula.data.check import check
-from alula.data.export import export_microworld
-from alula.microworld import source
+from alula_fledgling.export import export_microworld
+from alula_fledgling.microworld import source
 
 
 def colours(count: int) -> list[Image.Image]:

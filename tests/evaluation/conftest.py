@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import string
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,3 +102,13 @@ def host(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
 def picture() -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, llm: Any, tokenizer: Any, host: Any, processor: Any) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    llm.save_pretrained(root / "llm")
+    tokenizer.save_pretrained(root / "llm")
+    host.save_pretrained(root / "host")
+    processor.save_pretrained(root / "host")
+    return root

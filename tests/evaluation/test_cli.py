@@ -15,16 +15,6 @@ from alula.cli.tasks import TaskString, task_strings
 from alula.evaluation import PairedRun, RunResult
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, llm: Any, tokenizer: Any, host: Any, processor: Any) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    llm.save_pretrained(root / "llm")
-    tokenizer.save_pretrained(root / "llm")
-    host.save_pretrained(root / "host")
-    processor.save_pretrained(root / "host")
-    return root
-
-
 def alula(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(sys, "argv", ["alula", "eval", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
@@ -32,6 +22,8 @@ def alula(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
     return stop.value.code or 0
 
 
+TEXT = ("--task", "text_bare", "--task", "text_after_text")
+ASKED = ("--task", "text_bare", "--task", "visual")
 SMALL = ("--n", 6, "--max-new-tokens", 2, "--device", "cpu")
 
 
@@ -39,7 +31,7 @@ def test_one_model(
     folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, killed_while_writing: Callable[..., None]
 ) -> None:
     killed_while_writing(tmp_path / "out" / "base.json")  # which this call does not write
-    assert alula(folders / "llm", "--output", tmp_path / "out", *SMALL, monkeypatch=monkeypatch) == 0
+    assert alula(folders / "llm", *TEXT, "--output", tmp_path / "out", *SMALL, monkeypatch=monkeypatch) == 0
     assert "text, bare" in capsys.readouterr().out
     result = RunResult.load(tmp_path / "out" / "tuned.json")
     assert list(result.tasks) == ["text_bare", "text_after_text"]
@@ -52,7 +44,7 @@ def test_one_model(
 def test_a_host_against_its_llm_compares_what_both_can_take(
     folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    arguments = (folders / "host", "--base", folders / "llm", "--output", tmp_path / "o", "--json", *SMALL)
+    arguments = (folders / "host", "--base", folders / "llm", *ASKED, "--output", tmp_path / "o", "--json", *SMALL)
     assert alula(*arguments, monkeypatch=monkeypatch) == 0
     streams = capsys.readouterr()
     pairs = PairedRun.model_validate(json.loads(streams.out))
@@ -63,7 +55,7 @@ def test_a_host_against_its_llm_compares_what_both_can_take(
 
 
 def test_own_data_with_images(folders: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from alula.microworld import export_llava, visual_items
+    from alula_fledgling.microworld import export_llava, visual_items
 
     export_llava(visual_items(4, split="test", seed=0), tmp_path / "mine")
     file = next((tmp_path / "mine").glob("*.json"))
@@ -104,7 +96,8 @@ def test_own_data_with_images(folders: Path, tmp_path: Path, monkeypatch: Any) -
         (("--task", "lm_eval:a", "--task", "lm_eval:b,fewshot=1"), 2, "differ in their settings"),
         (("--task", "data:missing.jsonl"), 1, "missing.jsonl"),
         (("--dtype", "float99"), 2, "float99"),
-        (("--base", "no/such/model/here"), 1, "no/such/model/here"),
+        (("--task", "text_bare", "--base", "no/such/model/here"), 1, "no/such/model/here"),
+        ((), 2, "say what to ask: no questions come with this model"),
     ],
 )
 def test_errors_have_codes_and_leave_no_result(

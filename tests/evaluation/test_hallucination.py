@@ -17,7 +17,7 @@ import pytest
 from alula.cli import app as cli
 from alula.data.annotations import AnnotatedPicture, read_annotations, read_questions
 from alula.errors import AlulaError, DataError, EvaluationError, UsageError
-from alula.evaluation import ObjectFiles, PairedRun, RunResult, chair, evaluate, object_tasks, pope, pope_of_questions
+from alula.evaluation import ObjectFiles, PairedRun, RunResult, evaluate, object_tasks, pope_of_questions
 from alula.evaluation.chair import chair_of_annotations, count_objects
 from alula.evaluation.items import TaskItem, images_of
 from alula.evaluation.mentions import COCO_PHRASES, ObjectWords
@@ -25,6 +25,7 @@ from alula.evaluation.pope import pope_items, pope_of_annotations, read_yes_no
 from alula.evaluation.ratios import compared_figures, figures
 from alula.evaluation.results import ItemResult, Ratio
 from alula.stats import Resampling
+from alula_fledgling.tasks import chair, pope
 
 CATEGORIES = ["person", "dog", "cat", "dining table", "hot dog", "knife", "bus", "tie", "toilet", "bear"]
 
@@ -246,7 +247,7 @@ def test_gold_descriptions_of_the_microworld_invent_nothing_and_forget_nothing()
 
 
 def _words() -> ObjectWords:
-    from alula.evaluation.pictures import microworld_words
+    from alula_fledgling.tasks.pictures import microworld_words
 
     return microworld_words()
 
@@ -368,7 +369,7 @@ def test_wrong_calls_say_what_is_wrong(tmp_path: Path, coco: Path) -> None:
     for call, kind in [
         (lambda: ObjectFiles(annotations="a.json"), UsageError),
         (lambda: ObjectFiles(synonyms="a.txt"), UsageError),
-        (lambda: object_tasks(["nonsense"]), UsageError),
+        (lambda: object_tasks(["nonsense"], ObjectFiles()), UsageError),
         (lambda: pope(10, negatives=["odd"]), UsageError),
         (lambda: list(read_questions(coco / "instances.json", images=coco)), DataError),
         (lambda: ObjectWords.read(tmp_path / "none.txt"), DataError),

@@ -24,12 +24,12 @@ from alula.evaluation import (
     compare,
     evaluate,
     exact_match,
-    native_tasks,
     run_harness,
     runner,
 )
 from alula.evaluation.journal import Journal
 from alula.evaluation.results import ItemResult
+from alula_fledgling.tasks import native_tasks
 
 
 def user(text: str, *images: Any) -> dict[str, Any]:

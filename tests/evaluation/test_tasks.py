@@ -10,14 +10,23 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
-from alula import microworld
+import alula_fledgling as fledgling
 from alula.data import open_file
 from alula.data.interleave import SETTINGS, interleave, questions, write_dialogues
 from alula.errors import AlulaError, EvaluationError, UsageError
-from alula.evaluation import NATIVE, data_task, exact_match, native_tasks, normalise
+from alula.evaluation import data_task, exact_match, normalise
 from alula.evaluation.items import TaskItem, images_of
-from alula.evaluation.native import dialogue, interleaved, text_after_image, text_after_text, text_bare, visual_unseen
-from alula.hosts import fledgling
+from alula_fledgling import microworld
+from alula_fledgling.tasks import (
+    NATIVE,
+    dialogue,
+    interleaved,
+    native_tasks,
+    text_after_image,
+    text_after_text,
+    text_bare,
+    visual_unseen,
+)
 
 
 def words(item: TaskItem) -> list[str]:

@@ -12,10 +12,11 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alula.chat_template import TemplateSettings
-from alula.evaluation import HarnessTasks, ItemTask, TaskItem, compare, evaluate, exact_match, pope, run_harness
+from alula.evaluation import HarnessTasks, ItemTask, TaskItem, compare, evaluate, exact_match, run_harness
 from alula.hosts import thoughts
 from alula.hosts.thoughts import Said
 from alula.serving import Conversation
+from alula_fledgling.tasks import pope
 
 WORDS = ["<pad>", "<|end|>", "<|user|>", "<|assistant|>", "<think>", "</think>", "<unk>", "red", "hm", "well", "blue"]
 TEMPLATE = (

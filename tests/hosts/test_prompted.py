@@ -14,10 +14,11 @@ from transformers import DynamicCache
 
 import alula
 from alula.errors import AdapterError, HostError
-from alula.evaluation import evaluate, native_tasks
+from alula.evaluation import evaluate
 from alula.hosts.prompted import PromptedModel, check_prompt
 from alula.seam.dialect import cache_keyword
 from alula.serving import Conversation
+from alula_fledgling.tasks import native_tasks
 from tests import zoo
 
 KINDS: dict[str, Callable[[], Any]] = {

@@ -10,7 +10,7 @@ import torch
 
 import alula
 from alula.data import Collator, Sample
-from alula.microworld import visual_items
+from alula_fledgling.microworld import visual_items
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods" / "probes.md"
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from alula.evaluation import Conditions, Decoding, ItemResult, RunResult, Task, TaskResult, native_tasks
+import alula_fledgling as fledgling
+from alula.evaluation import Conditions, Decoding, ItemResult, RunResult, Task, TaskResult
 from alula.evaluation.prompts import loaded, turns
-from alula.hosts import fledgling
 from alula.inputs import Intake
 from alula.reports import BaseOutcome, CurvePoint, MethodOutcome, Outcome, SeedOutcome
+from alula_fledgling.tasks import native_tasks
 
 CONDITIONS = Conditions(
     decoding=Decoding(),

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from alula.errors import EvaluationError
-from alula.evaluation import compare, native_tasks
+from alula.evaluation import compare
 from alula.reports import (
     Document,
     Outcome,
@@ -30,6 +30,7 @@ from alula.reports import (
     run_table,
 )
 from alula.reports.wording import bounds, count, duration, listing, percent, probability, rates
+from alula_fledgling.tasks import native_tasks
 from tests.reports.conftest import made_outcome, made_run
 
 VOID = {"meta", "link", "img", "br", "input", "path", "line", "rect", "circle"}

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from alula.errors import HostError, UsageError
-from alula.evaluation import compare, evaluate, native_tasks
-from alula.evaluation.native import default_tasks
+from alula.evaluation import compare, evaluate
 from alula.evaluation.prompts import takes
-from alula.evaluation.session import choose_tasks
 from alula.hosts import Host, build_host
-from alula.microworld import export_jsonl, film_items, sound_items
 from alula.reports import comparison_outcome, experiment_table
 from alula.serving import Conversation, Terminal
+from alula_fledgling.microworld import export_jsonl, film_items, sound_items
+from alula_fledgling.tasks import default_tasks, native_tasks
 from tests.hosts import tiny
 from tests.hosts.test_multimodal import EARS_FOR_MICROWORLD, SMALL
 
@@ -72,13 +70,6 @@ def test_models_that_take_none_say_so(files: Path) -> None:
         terminal(plain)._line(f"/video {next((files / 'films').iterdir())}")
     with pytest.raises(UsageError, match="shows videos, but LlavaProcessor takes image only"):
         evaluate(plain.model, plain.processor, native_tasks(["film"], n=2))
-
-
-def test_only_hosts_of_ours_are_asked_about_films_unasked(host: Host) -> None:
-    assert "film" in [task.name for task in choose_tasks(host.processor, n=2)]
-    foreign = SimpleNamespace(image_processor=object(), video_token="<|video_pad|>")  # a Qwen2.5-VL's
-    assert {"visual", "dialogue"} < {task.name for task in choose_tasks(foreign, n=2)}
-    assert "film" not in [task.name for task in choose_tasks(foreign, n=2)]
 
 
 def test_tasks_over_films_and_sounds_are_answered_and_kept(host: Host) -> None:

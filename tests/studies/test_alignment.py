@@ -10,13 +10,15 @@ import pytest
 from transformers import SiglipVisionModel
 
 import alula
+import alula_fledgling as fledgling
 from alula.data import Collator
 from alula.errors import UsageError
-from alula.evaluation import evaluate, pope
-from alula.hosts import fledgling, load_host
+from alula.evaluation import evaluate
+from alula.hosts import load_host
 from alula.probes import Alignment
 from alula.reports import render
 from alula.stats import Resampling
+from alula_fledgling.tasks import pope
 from studies.alignment import AlignmentPlan, AlignmentRecord, alignment, figures, report, table, verdict
 from studies.alignment.measure import BEFORE, OVERLAPS, SITES
 from studies.alignment.record import HALLUCINATION, PREDICTORS, SKILLS, Measurement, RunRecord, answer

@@ -15,9 +15,10 @@ import alula
 from alula.cli.app import run as run_command_line
 from alula.data import Collator
 from alula.errors import UsageError
-from alula.evaluation import evaluate, native_tasks
+from alula.evaluation import evaluate
 from alula.probes import AttentionShift
 from alula.reports import render
+from alula_fledgling.tasks import native_tasks
 from studies.__main__ import commands
 from studies.attention_shift import ShiftPlan, ShiftRecord, attention_shift, figures, report, verdict
 from studies.attention_shift.measure import PRIMARY

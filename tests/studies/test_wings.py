@@ -16,9 +16,9 @@ from alula.cli.app import run as run_command_line
 from alula.errors import UsageError
 from alula.evaluation import RunResult, across_seeds, compare
 from alula.files import write_json
-from alula.hosts.fledgling import digest
-from alula.quickstart import jobs
 from alula.reports import Outcome, render
+from alula_fledgling.quickstart import jobs
+from alula_fledgling.weights import digest
 from studies.__main__ import commands
 from studies.wings import ARMS, QUESTIONS, WingsPlan, figures, markdown, report, table, verdict, wings
 from studies.wings import contrasts as contrasting

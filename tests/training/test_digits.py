@@ -12,8 +12,9 @@ from sklearn.datasets import load_digits
 
 from alula.data import ImageRef
 from alula.errors import UsageError
-from alula.microworld import IMAGE_SIZE, export_llava
-from alula.microworld.digits import (
+from alula.training import train
+from alula_fledgling.microworld import IMAGE_SIZE, export_llava
+from alula_fledgling.microworld.digits import (
     DIGIT_FAMILIES,
     FORM_STARTS,
     HELD_OUT_FORMS,
@@ -23,7 +24,6 @@ from alula.microworld.digits import (
     form_of,
     images_of,
 )
-from alula.training import train
 from tests.training.conftest import MakeRecipe, rows
 
 LABELS = load_digits().target

@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from alula import grafts
 from alula.data import Collator, MixtureSpec, open_mixture
 from alula.hosts import load_host
-from alula.microworld import export_jsonl, text_items, visual_items
 from alula.training import load_recipe
 from alula.training.participation import lockstep
 from alula.training.parts import find_parts, select
 from alula.training.stage import blank_image, open_data
+from alula_fledgling.microworld import export_jsonl, text_items, visual_items
 from tests.training.conftest import rows
 
 SECONDS = 240  # a hang is a failure; the run itself takes some 30 s on a free machine
@@ -112,6 +112,7 @@ def test_two_processes_compute_what_one_does(
     two = [written(plain, divided, tmp_path / "two", name) for name in STAGES]
     two.append(written(plain, divided, tmp_path / "ddp", "wings", distributed="ddp"))
     watch = {"every": 2, "items": 10, "samples": 6, "batch_size": 4, "measure": "likelihood", "action": "rewind"}
+    watch |= {"text": {"microworld": "text"}, "pictures": {"microworld": "visual"}}
     for folder, recipes in (("watched", two), ("watched-alone", one)):
         recipes.append(written(plain, divided, tmp_path / folder, "full", retention={**watch, "min": 0.01}))
     two.append(written(plain, divided, tmp_path / "resumed", "wings", name="interrupted"))

@@ -16,21 +16,25 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 import alula
-from alula import microworld
 from alula.cli import app as cli
 from alula.data import Collator
 from alula.errors import DataError, RecipeError
 from alula.evaluation import ItemTask, evaluate, exact_match
-from alula.evaluation.native import turns
 from alula.hosts import load_host
 from alula.probes import Alignment, AttentionShift
 from alula.training import parse_recipe, train
 from alula.training.meters import Meters, answered, last_answers, moved
 from alula.training.metrics import read_rows
 from alula.training.recipe import Retention
+from alula_fledgling import microworld
+from alula_fledgling.tasks.skills import turns
 from tests.training.conftest import MakeRecipe, rows
 
-WATCH: dict[str, Any] = {"every": 2, "items": 12, "samples": 6, "batch_size": 5, "measure": "likelihood"}
+WATCH: dict[str, Any] = {
+    "every": 2, "items": 12, "samples": 6, "batch_size": 5, "measure": "likelihood",
+    "text": {"microworld": "text", "split": "test", "seed": 41},
+    "pictures": {"microworld": "visual", "split": "test", "seed": 41},
+}  # fmt: skip
 CHANGING = ("seconds", "watch_seconds")
 FULL: dict[str, Any] = {"method": "full", "train": {"llm": 1e-2, "projector": 1e-2}, "batch_size": 4}
 WINGS: dict[str, Any] = {

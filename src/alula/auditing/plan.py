@@ -23,16 +23,18 @@ class Plan:
         output: directory for what is measured and for the report; a later call with the same settings goes on there.
         model: a directory or hub id; any image host alula can load, adapters included.
         base: the model before it was tuned, or the text LLM inside; text answers are compared with its.
-        data: the user's conversations with images; the microworld's where None.
+        data: the user's conversations with images; where None, those that come with the model
+            (`alula.evaluation.defaults`).
         images: the folder relative image paths of ``data`` start from.
-        text: the user's text conversations, whose last turn is the reference answer; the microworld's where None.
+        text: the user's text conversations, whose last turn is the reference answer; where None, those that
+            come with the model.
         samples: conversations with images that are measured.
         items: text questions asked.
         sections: names of `SECTIONS`.
         controls: measure alignment again with noise in place of the images, and with an untrained connector.
         batch_size: conversations per forward.
         dtype: of the weights, by name; None keeps the checkpoint's.
-        seed: draws the microworld's items, samples kept, resamples and noise.
+        seed: draws the items that come with the model, samples kept, resamples and noise.
         probes: settings of probes by section, such as ``{"attention": {"system": "apart"}}``.
         template: variables for chat templates beside the messages, see `alula.chat_template.TemplateSettings`.
 
@@ -94,6 +96,11 @@ class Plan:
         """Of the chosen sections that ask something, by name, in the order of the report."""
         found = {name: section.questions for name, section in SECTIONS.items() if name in self.sections}
         return {name: questions for name, questions in found.items() if questions is not None}
+
+    @property
+    def names_all(self) -> bool:
+        """Whether nothing is left to what comes with the model."""
+        return not ((self.measurements and self.data is None) or (self.questions and self.text is None))
 
     def facts(self) -> dict[str, Any]:
         """All that decides the figures, as JSON values."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from alula.auditing.samples import Chosen, choose
 from alula.auditing.sections import Measurement, Pass
 from alula.data import Collator, Quarantine
 from alula.errors import DataError, HostError, UsageError
-from alula.evaluation import RunResult, Task, compare, evaluate
+from alula.evaluation import Defaults, RunResult, Task, compare, defaults_for, evaluate
 from alula.evaluation.conditions import conditions, decisive, fingerprint
 from alula.evaluation.progress import Bar, bar
-from alula.evaluation.prompts import takes_images
+from alula.evaluation.prompts import takes, takes_images
 from alula.evaluation.runner import evaluating
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
@@ -61,8 +61,7 @@ def audit(
     """
     began = time.perf_counter()
     refuse_others(plan.output, plan.facts(), "audit")
-    chosen = choose(plan) if plan.measurements else None
-    asked = {name: section.tasks(plan.text, plan.items, plan.seed) for name, section in plan.questions.items()}
+    chosen, asked = _named(plan, None, ()) if plan.names_all else (None, {})  # before a model is loaded
     model, processor = load(plan.model)
     if not takes_images(processor):
         raise HostError(
@@ -70,6 +69,9 @@ def audit(
             where=plan.model,
             remedy="audit an image host (`alula eval` is for text LLMs), or build one with alula.build_host",
         )
+    if not plan.names_all:
+        defaults = defaults_for(processor)
+        chosen, asked = _named(plan, defaults, () if defaults is None else defaults.tasks(takes(processor)))
     plan.told.keywords(processor)  # refuses what the template does not read
     claim(plan.output, plan.facts(), "audit")
     anatomy = Anatomy.of(model)
@@ -104,6 +106,13 @@ def audit(
         **facts,
         **found,
     )
+
+
+def _named(plan: Plan, defaults: Defaults | None, tasks: Sequence[str]) -> tuple[Chosen | None, dict[str, list[Task]]]:
+    """What the model is shown and asked: what the plan names, else what comes with the model."""
+    chosen = choose(plan, defaults) if plan.measurements else None
+    asked = {name: each.tasks(plan.text, plan.items, plan.seed, tasks) for name, each in plan.questions.items()}
+    return chosen, asked
 
 
 # -- probes -----------------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from alula.auditing.plan import Plan
-from alula.data import BadSampleError, Collator, EmptyBatchError, MicroworldSource, Mixture, Sample, open_file
-from alula.errors import DataError
+from alula.data import BadSampleError, Collator, EmptyBatchError, Mixture, Sample, open_file, open_source
+from alula.errors import DataError, UsageError
+from alula.evaluation import Defaults
 
 _LOOK_AT = 50
 """records looked at for each one wanted, before an endless source is given up"""
@@ -48,19 +49,29 @@ class Chosen:
         return -(-len(self.indices) // size)
 
 
-def choose(plan: Plan) -> Chosen:
+def choose(plan: Plan, defaults: Defaults | None = None) -> Chosen:
     """Find the first conversations with images.
 
+    Args:
+        defaults: questions that come with the model, taken where the plan names no data.
+
     Raises:
+        UsageError: the plan names no data, and none come with the model.
         DataError: the file cannot be read, or no usable record of it shows an image.
     """
     if plan.data is not None:
         source: Any = open_file(plan.data, images=plan.images)
         title, size = f"{plan.data.name}", source.size
+    elif defaults is not None:
+        title, specs = defaults.audited()
+        parts = [open_source({**spec, "seed": plan.seed}) for spec in specs]
+        source, size = Mixture(parts, seed=plan.seed), None
     else:
-        # captions say all that is to be seen; dialogues have words on either side of their images
-        parts = [MicroworldSource(name, split="test", seed=plan.seed) for name in ("caption", "dialogue")]
-        source, title, size = Mixture(parts, seed=plan.seed), "captions and dialogues of the microworld", None
+        raise UsageError(
+            "say what to show the model: no conversations with images come with it",
+            where="--data",
+            remedy="--data FILE [--images FOLDER]: JSONL messages, LLaVA JSON or a saved dataset; or --sections text",
+        )
     indices: list[int] = []
     without = unusable = 0
     digest = hashlib.sha256()
@@ -81,7 +92,7 @@ def choose(plan: Plan) -> Chosen:
         raise DataError(
             f"no conversation shows an image ({without} without one, {unusable} unusable)",
             where=str(plan.data),
-            remedy="an audit looks at what happens to image tokens: give conversations with images, leave --data out "
-            "to use the microworld's, or ask for --sections text alone",
+            remedy="an audit looks at what happens to image tokens: give conversations with images, or ask for "
+            "--sections text alone",
         )
     return Chosen(source, title, tuple(indices), without, unusable, digest.hexdigest())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import os
@@ -9,19 +10,33 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.markup import escape
 
 import alula
+from alula import plugins
 from alula.allocator import keep_freed_memory
 from alula.cli.command import command_line
-from alula.errors import AlulaError, visible
+from alula.errors import AlulaError, UsageError, visible
+
+
+class _Commands(typer.core.TyperGroup):
+    """Says which package a command that is not there comes with."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        remedy = plugins.remedy(COMMANDS, args[0]) if args else None
+        if remedy is not None and self.get_command(ctx, args[0]) is None:
+            raise UsageError(f"`alula {args[0]}` comes with a package that is not installed", remedy=remedy)
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="alula",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -30,7 +45,9 @@ app = typer.Typer(
 )
 
 # each module registers its command(s) in `register(app)`; the order is the order of `alula --help`
-VERBS = ("quickstart", "train", "evaluate", "audit", "chat", "data", "import_", "fledgling")
+VERBS = ("train", "evaluate", "audit", "chat", "data", "import_")
+COMMANDS = "alula.commands"
+"""entry point group of other packages' commands; each is a function that takes the application and adds to it"""
 
 
 @dataclass
@@ -59,9 +76,12 @@ def _options(
         context.obj.debug = debug
 
 
+@functools.cache
 def _registered() -> typer.Typer:
     for verb in VERBS:
         importlib.import_module(f"alula.cli.{verb}").register(app)
+    for name in plugins.names(COMMANDS):
+        plugins.load(COMMANDS, name)(app)
     return app
 
 

@@ -48,7 +48,7 @@ def audit(
     ] = True,
     batch_size: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Conversations per forward.")] = 8,
     seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Draws the microworld's items, resamples and noise.")
+        int, typer.Option(min=0, max=MAX_SEED, help="Draws the items that come with the model, resamples and noise.")
     ] = 0,
     probe: Annotated[
         list[str] | None,
@@ -66,8 +66,8 @@ def audit(
 
     Nothing is trained. Text answers (against --base), attention shift, alignment, geometry, vocabulary lens and weight
     overlap, with intervals and nulls, in one HTML page that says what each figure means for this model. Without --data
-    and --text the microworld's conversations are used. Memory does not grow with the number of samples; a run that was
-    stopped goes on where it was.
+    and --text the conversations that come with MODEL are used, if any do. Memory does not grow with the number of
+    samples; a run that was stopped goes on where it was.
     """
     import json
 

@@ -20,7 +20,7 @@ def chat(
     model: Annotated[
         str,
         typer.Argument(
-            help="A model or adapter directory, a hub id, or 'fledgling', the tiny model that ships with alula."
+            help="A model or adapter directory, a hub id, or a name that a package brings, such as 'fledgling'."
         ),
     ],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per answer.")] = 256,

@@ -1,4 +1,4 @@
-"""``alula data``: look at data before a run does, and make some."""
+"""``alula data``: look at data before a run does, and make some of others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from alula.bounds import MAX_ITEMS, MAX_SEED
+from alula.bounds import MAX_SEED
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.errors import visible
 
@@ -29,11 +29,10 @@ SPLIT = Annotated[str | None, typer.Option(help="Split of a dataset that holds s
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``data check``, ``data show``, ``data export`` and ``data interleave``."""
-    data = typer.Typer(name="data", help="Check, show, export and interleave data.", no_args_is_help=True)
+    """Add ``data check``, ``data show`` and ``data interleave``."""
+    data = typer.Typer(name="data", help="Check, show and interleave data.", no_args_is_help=True)
     data.command()(check)
     data.command()(show)
-    data.command()(export)
     data.command()(interleave)
     app.add_typer(data)
 
@@ -128,25 +127,6 @@ def show(
             mark = "" if message.get("train", True) else "  [dim](not learnt)[/dim]"
             said = escape(visible(content(message)))
             console.print(f"  [cyan]{message['role']:>9}[/cyan]  {said}{mark}", highlight=False)
-
-
-def export(
-    stream: Annotated[
-        str,
-        typer.Argument(help="Microworld stream: text, visual, caption, dialogue, film[_caption] or sound[_caption]."),
-    ],
-    directory: Annotated[Path, typer.Argument(help="New folder to write.")],
-    form: Annotated[str, typer.Option("--format", help="jsonl (messages) or llava (conversations).")] = "jsonl",
-    n: Annotated[int, typer.Option("-n", min=1, max=MAX_ITEMS, help="Number of items.")] = 1000,
-    split: Annotated[str, typer.Option(help="train, test or unseen.")] = "train",
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed, other items.")] = 0,
-    family: Annotated[list[str] | None, typer.Option(help="Only this family of skill; may be repeated.")] = None,
-) -> None:
-    """Write microworld items as files with their images, films and sounds, in a format the readers take."""
-    from alula.data.export import export_microworld
-
-    path = export_microworld(stream, directory, form=form, n=n, split=split, seed=seed, families=family)
-    typer.echo(str(path))
 
 
 def interleave(

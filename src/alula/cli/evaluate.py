@@ -20,7 +20,10 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="A model or adapter directory, a hub id, or 'fledgling' (the model that ships here).")
+        str,
+        typer.Argument(
+            help="A model or adapter directory, a hub id, or a name that a package brings, such as 'fledgling'."
+        ),
     ],
     base: Annotated[
         str | None,
@@ -43,11 +46,16 @@ def evaluate(
     ] = Path("runs/eval"),
     n: Annotated[
         int | None,
-        typer.Option("--n", min=1, max=MAX_ITEMS, help="Questions per task. (default: 400; all of data: and lm_eval:)"),
+        typer.Option(
+            "--n",
+            min=1,
+            max=MAX_ITEMS,
+            help="Questions per task. (default: the task's own number; all of data: and lm_eval:)",
+        ),
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(min=0, max=MAX_SEED, help="Draws the questions of the native tasks, and what harness tasks draw."),
+        typer.Option(min=0, max=MAX_SEED, help="Draws the questions of tasks by name, and what harness tasks draw."),
     ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per batch.")] = 32,
     max_new_tokens: Annotated[

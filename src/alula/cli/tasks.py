@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer.core
 
+from alula import plugins
 from alula.errors import UsageError
 
 if TYPE_CHECKING:
     from alula.evaluation import HarnessTasks, ObjectFiles
 
 HELP = (
-    "What to ask; repeatable. NAME: text_bare, text_after_image, text_after_text, visual, visual_unseen, dialogue, "
-    "interleaved, film, film_unseen, sound, sound_unseen, pope, chair. data:FILE: your own conversations. "
+    f"What to ask; repeatable. NAME: {', '.join(plugins.names('alula.tasks')) or 'a task that a package brings'}. "
+    "data:FILE: your own conversations. "
     r"lm_eval:NAME\[:METRIC]: a task of lm-evaluation-harness. pope:FILE, chair:FILE: objects made up about the images "
-    "of a COCO instances file. pope_questions:FILE: questions as POPE publishes them. (default: what MODEL can take)"
+    "of a COCO instances file. pope_questions:FILE: questions as POPE publishes them. (default: those that "
+    "come with MODEL, if any do)"
 )
 _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "data": (),
@@ -183,11 +185,12 @@ def requested(texts: Sequence[str], *, images: Path | None, n: int | None, seed:
     Raises:
         UsageError: a string that is not a task, or strings that contradict each other.
     """
-    from alula.evaluation import HarnessTasks, ObjectFiles
+    from alula.evaluation import HarnessTasks, ObjectFiles, check_names
 
     tasks = [TaskString.parse(text) for text in texts]
     names = [task.family or task.what for task in tasks if task.family in ("", "pope", "chair")]
     by_name = {task.what for task in tasks if not task.family}
+    check_names(sorted(by_name))  # before a model is loaded
     about = [task for task in tasks if task.family in ("pope", "chair")]
     if about and by_name & {"pope", "chair"}:
         raise UsageError(

@@ -1,7 +1,7 @@
 """Data: one schema of samples, readers, mixtures that resume from a step count, and the way into a model's inputs.
 
     source = open_source({"llava": "train.json", "images": "coco"})
-    mixture = Mixture([source, open_source({"microworld": "text"})], weights=[3, 1], seed=0)
+    mixture = Mixture([source, open_source({"jsonl": "text.jsonl"})], weights=[3, 1], seed=0)
     batch = Collator(processor, max_length=1024)([mixture[n] for n in range(8)])
 
 See ``docs/usage/data.md``.
@@ -27,12 +27,11 @@ from alula.data.errors import (
 from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef, to_rgb
 from alula.data.mixture import Mixture, PositionBatches, Window, open_mixture
 from alula.data.quarantine import Quarantine
-from alula.data.samples import Sample, message_text
+from alula.data.samples import Sample, Source, message_text
 from alula.data.sources import (
     DatasetSource,
     FileSource,
-    MicroworldSource,
-    Source,
+    StreamSource,
     open_file,
     open_source,
     source_files,
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Sample", "ImageRef", "VideoRef", "AudioRef", "to_rgb", "message_text", "DEFAULT_MAX_PIXELS",
-    "Source", "FileSource", "DatasetSource", "MicroworldSource", "open_source", "open_file", "source_files",
+    "Source", "FileSource", "DatasetSource", "StreamSource", "open_source", "open_file", "source_files",
     "SourceSpec",
     "Mixture", "MixtureSpec", "TextReplaySpec", "Window", "PositionBatches", "open_mixture", "Quarantine",
     "Collator", "IGNORED",

@@ -23,12 +23,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.data.draws import shuffled_index
 from alula.data.errors import RecordError
 from alula.data.images import ImageRef
 from alula.data.samples import Sample, message_text, text_part
 from alula.data.shapes import escaped
 from alula.data.sources import Source
+from alula.draws import shuffled_index
 from alula.errors import DataError, UsageError
 from alula.files import write_text
 

@@ -15,12 +15,12 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from alula.data.draws import mixed, shuffled_index
 from alula.data.errors import BadSampleError, RecordError
 from alula.data.quarantine import Quarantine
 from alula.data.samples import Sample
 from alula.data.sources import Source, open_source
 from alula.data.specs import MixtureSpec, validated
+from alula.draws import mixed, shuffled_index
 from alula.errors import DataError, UsageError
 
 _BLOCK = 256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from alula import media
 from alula.data.audio import AudioRef
@@ -57,6 +57,24 @@ def parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         yield from message["content"]
 
 
+class Source(Protocol):
+    """Samples by index; picklable, readable from any worker.
+
+    Attributes:
+        name: what reports call it.
+        size: number of samples, or None when it never ends.
+    """
+
+    name: str
+
+    @property
+    def size(self) -> int | None: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample ``index``, its images undecoded. Raises ``BadSampleError`` when the record is unusable."""
+        ...
+
+
 def text_part(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
@@ -68,6 +86,12 @@ def image_part(image: ImageRef) -> dict[str, Any]:
 def media_part(kind: str, ref: Any) -> dict[str, Any]:
     """A part of a kind of ``MEDIA``."""
     return {"type": kind, kind: ref}
+
+
+def user(text: str, *images: Any) -> dict[str, Any]:
+    """A user turn: the images first, then the text."""
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
 
 
 def message_text(message: Mapping[str, Any]) -> str:

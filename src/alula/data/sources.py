@@ -1,43 +1,24 @@
-"""Where samples come from: files, Hugging Face datasets, the microworld; all indexed, none loaded whole."""
+"""Where samples come from: files, Hugging Face datasets, streams; all indexed, none loaded whole."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from alula import microworld
 from alula.data.errors import BadSampleError, Place, RecordError
 from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.records import RecordFile
-from alula.data.samples import MEDIA, Sample, media_part
+from alula.data.registry import SourceKind, register
+from alula.data.samples import MEDIA, Sample, Source, media_part
 from alula.data.shapes import ImageFolder, from_conversations, from_messages
-from alula.data.specs import DatasetSpec, DigitsSpec, JsonlSpec, LlavaSpec, MicroworldSpec, SourceSpec, validated
+from alula.data.specs import DatasetSpec, FileSpec, JsonlSpec, LlavaSpec, SourceSpec, validated
 from alula.data.tables import load_table, table_files
 from alula.errors import DataError, UsageError
-from alula.microworld.digits import DIGIT_FAMILIES, DigitStream
 
 Reader = Callable[..., Sample]
 """``from_messages`` or ``from_conversations``."""
-
-
-class Source(Protocol):
-    """Samples by index; picklable, readable from any worker.
-
-    Attributes:
-        name: what reports call it.
-        size: number of samples, or None when it never ends.
-    """
-
-    name: str
-
-    @property
-    def size(self) -> int | None: ...
-
-    def __getitem__(self, index: int) -> Sample:
-        """Sample ``index``, its images undecoded. Raises ``BadSampleError`` when the record is unusable."""
-        ...
 
 
 class FileSource:
@@ -132,7 +113,7 @@ class StreamSource:
     """Items of a stream by position; images are drawn when loaded.
 
     Args:
-        stream: microworld items by index.
+        stream: items by index, with ``id``, ``messages``, ``family``, ``kind`` and ``split``.
         name: what reports call it.
         size: number of items; None: endless.
     """
@@ -148,51 +129,6 @@ class StreamSource:
         return Sample(item.id, messages, source=self.name, meta=meta, place=place)
 
 
-class DigitsSource(StreamSource):
-    """Questions about real handwritten digits (`alula.microworld.digits`).
-
-    Args:
-        digits: a family of `DIGIT_FAMILIES`, or ``all``.
-        split: ``train``, or ``test`` for held-out writers.
-        seed: of the stream.
-        limit: only the first n items; None: endless.
-    """
-
-    def __init__(
-        self, digits: str, *, split: str = "train", seed: int = 0, name: str | None = None, limit: int | None = None
-    ) -> None:
-        families = DIGIT_FAMILIES if digits == "all" else (digits,)
-        super().__init__(DigitStream(split, seed, families, limit), name or f"digits-{digits}", limit)  # type: ignore[arg-type]
-
-
-class MicroworldSource(StreamSource):
-    """Items of the procedural world, by position in its stream; images are drawn when loaded.
-
-    Args:
-        stream: a member of ``microworld.SOURCES``.
-        split: ``train``, ``test`` or ``unseen``.
-        seed: of the stream.
-        families: only these.
-        limit: only the first n items; None: endless.
-
-    Raises:
-        UsageError: an unknown stream, split or family, with the legal ones.
-    """
-
-    def __init__(
-        self,
-        stream: str,
-        *,
-        split: str = "train",
-        seed: int = 0,
-        families: Sequence[str] | None = None,
-        name: str | None = None,
-        limit: int | None = None,
-    ) -> None:
-        items = microworld.source(stream, split=split, seed=seed, families=families, n=limit)  # type: ignore[arg-type]
-        super().__init__(items, name or f"microworld-{stream}", limit)
-
-
 def _lazy(part: dict[str, Any]) -> dict[str, Any]:
     kind = part["type"]
     return media_part(kind, MEDIA[kind].from_object(part[kind])) if kind in MEDIA else part
@@ -205,7 +141,8 @@ def open_source(
 
     Args:
         spec: e.g. ``{"jsonl": "train.jsonl"}``, ``{"llava": "llava.json", "images": "coco"}``,
-            ``{"dataset": "folder"}``, ``{"microworld": "visual", "split": "train", "seed": 0}``.
+            ``{"dataset": "folder"}``, or a kind that an installed package brings, such as
+            ``{"microworld": "visual", "split": "train", "seed": 0}``.
         base: folder that relative paths start from (a recipe's own).
         key: path of the spec in the recipe, for error messages.
 
@@ -214,32 +151,7 @@ def open_source(
         DataError: the data is not there or unreadable as a whole.
     """
     checked = validated(SourceSpec, spec, key=key) if isinstance(spec, Mapping) else spec
-    if isinstance(checked, MicroworldSpec):
-        return MicroworldSource(
-            checked.microworld,
-            split=checked.split,
-            seed=checked.seed,
-            families=checked.families,
-            name=checked.name,
-            limit=checked.limit,
-        )
-    if isinstance(checked, DigitsSpec):
-        return DigitsSource(
-            checked.digits, split=checked.split, seed=checked.seed, name=checked.name, limit=checked.limit
-        )
-    images = None if checked.images is None else Path(base, checked.images)
-    options: dict[str, Any] = {
-        "images": images,
-        "max_pixels": checked.max_pixels,
-        "name": checked.name,
-        "limit": checked.limit,
-    }
-    if isinstance(checked, JsonlSpec):
-        return FileSource(Path(base, checked.jsonl), from_messages, **options)
-    if isinstance(checked, LlavaSpec):
-        return FileSource(Path(base, checked.llava), from_conversations, **options)
-    assert isinstance(checked, DatasetSpec)
-    return DatasetSource(Path(base, checked.dataset), split=checked.split, **options)
+    return checked.kind().open(checked, Path(base))
 
 
 def source_files(spec: SourceSpec, *, base: str | os.PathLike[str] = ".") -> list[Path]:
@@ -248,11 +160,38 @@ def source_files(spec: SourceSpec, *, base: str | os.PathLike[str] = ".") -> lis
     Raises:
         UsageError, DataError: a dataset that is not there, or whose split must be named.
     """
-    if isinstance(spec, DatasetSpec):
-        return table_files(Path(base, spec.dataset), spec.split)
-    if isinstance(spec, JsonlSpec | LlavaSpec):
-        return [Path(base, spec.jsonl if isinstance(spec, JsonlSpec) else spec.llava)]
-    return []
+    return spec.kind().files(spec, Path(base))
+
+
+def _file_options(spec: FileSpec, base: Path) -> dict[str, Any]:
+    images = None if spec.images is None else base / spec.images
+    return {"images": images, "max_pixels": spec.max_pixels, "name": spec.name, "limit": spec.limit}
+
+
+register(
+    SourceKind(
+        "jsonl",
+        JsonlSpec,
+        lambda spec, base: FileSource(base / spec.jsonl, from_messages, **_file_options(spec, base)),
+        lambda spec, base: [base / spec.jsonl],
+    )
+)
+register(
+    SourceKind(
+        "llava",
+        LlavaSpec,
+        lambda spec, base: FileSource(base / spec.llava, from_conversations, **_file_options(spec, base)),
+        lambda spec, base: [base / spec.llava],
+    )
+)
+register(
+    SourceKind(
+        "dataset",
+        DatasetSpec,
+        lambda spec, base: DatasetSource(base / spec.dataset, split=spec.split, **_file_options(spec, base)),
+        lambda spec, base: table_files(base / spec.dataset, spec.split),
+    )
+)
 
 
 def open_file(

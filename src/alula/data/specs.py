@@ -2,87 +2,109 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Union
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError, core_schema
 
+from alula import plugins
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
+from alula.data.registry import GROUP, SourceKind, kind_of, loaded, source_keys
 from alula.errors import RecipeError
 from alula.settings import Int, Number, Settings, problems
 
-KINDS = ("jsonl", "llava", "dataset", "microworld", "digits")
 
+class SourceSpec(Settings):
+    """One source. The key of its kind says which (`alula.data.registry`), and which other keys there are.
 
-class _Spec(Settings):
+    Fields declared as `SourceSpec` take any kind, as a mapping or as the spec itself.
+    """
+
     name: str | None = Field(None, description="what reports call the source; default: made from its path")
     weight: Number = Field(1.0, gt=0, allow_inf_nan=False, description="share of the mixture, relative to the others")
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        if cls.__base__ is not Settings:  # one kind's own
+            return handler(source)
+        return core_schema.no_info_plain_validator_function(lambda value: _of_its_kind(value))
 
-class _FileSpec(_Spec):
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
+        if cls.__base__ is not Settings:
+            return handler(schema)
+        for key in source_keys():
+            kind_of(key)
+        return handler(_union(loaded())[1].core_schema)
+
+    @classmethod
+    def alternatives(cls) -> Any:
+        """What a value of a field of this type may be, as one annotation of specs."""
+        return _union(loaded())[0] if cls.__base__ is Settings else cls
+
+    def kind(self) -> SourceKind:
+        """The kind of this source."""
+        return next(kind for kind in loaded() if kind.spec is type(self))
+
+
+class FileSpec(SourceSpec):
+    """A source that is read from files."""
+
     images: Path | None = Field(None, description="folder relative image paths start from; default: beside the file")
     max_pixels: Int = Field(DEFAULT_MAX_PIXELS, gt=0, le=HARD_MAX_PIXELS, description="largest image accepted")
     limit: Int | None = Field(None, gt=0, description="use only the first n records")
 
 
-class JsonlSpec(_FileSpec):
+class JsonlSpec(FileSpec):
     """``{"messages": [...], "images": [...]}`` records, one per line (or one JSON array)."""
 
     jsonl: Path
 
 
-class LlavaSpec(_FileSpec):
+class LlavaSpec(FileSpec):
     """LLaVA / ShareGPT conversations, one JSON array (or one record per line)."""
 
     llava: Path
 
 
-class DatasetSpec(_FileSpec):
+class DatasetSpec(FileSpec):
     """A Hugging Face dataset saved with ``save_to_disk``, or parquet (a file, or a folder of them)."""
 
     dataset: Path
     split: str | None = Field(None, description="which split, where there are several")
 
 
-class MicroworldSpec(_Spec):
-    """Items of the procedural world; endless unless ``limit`` is given."""
-
-    microworld: Literal["text", "visual", "caption", "dialogue", "film", "film_caption", "sound", "sound_caption"]
-    split: Literal["train", "test", "unseen"] = "train"
-    seed: Int = 0
-    families: list[str] | None = Field(None, description="only these families of skill")
-    limit: Int | None = Field(None, gt=0, description="draw only n different items")
-
-
-class DigitsSpec(_Spec):
-    """Questions about real handwritten digits (`alula.microworld.digits`); endless unless ``limit`` is given."""
-
-    digits: Literal["all", "read", "row", "larger", "sum"] = Field(description="what is asked")
-    split: Literal["train", "test"] = Field("train", description="test: held-out writers")
-    seed: Int = 0
-    limit: Int | None = Field(None, gt=0, description="draw only n different items")
-
-
-def _kind(value: Any) -> str | None:
+def _of_its_kind(value: Any) -> SourceSpec:
     if isinstance(value, Mapping):
-        return next((kind for kind in KINDS if kind in value), None)
-    return next((kind for kind in KINDS if hasattr(value, kind)), None)
+        keys = source_keys()
+        found = next((key for key in keys if key in value), None)
+        if found is None:
+            missing = next((key for key in value if plugins.remedy(GROUP, str(key))), None)
+            if missing is not None:
+                remedy = plugins.remedy(GROUP, missing)
+                raise ValueError(f"`{missing}` comes with a package that is not installed: {remedy}")
+            raise PydanticCustomError("source_kind", f"a source needs one of the keys {', '.join(keys)}")
+        kind_of(found)  # loaded now, if another package brings it
+    spec: SourceSpec = _union(loaded())[1].validate_python(value)
+    return spec
 
 
-SourceSpec = Annotated[
-    Annotated[JsonlSpec, Tag("jsonl")]
-    | Annotated[LlavaSpec, Tag("llava")]
-    | Annotated[DatasetSpec, Tag("dataset")]
-    | Annotated[MicroworldSpec, Tag("microworld")]
-    | Annotated[DigitsSpec, Tag("digits")],
-    Discriminator(
-        _kind,
-        custom_error_type="source_kind",
-        custom_error_message=f"a source needs one of the keys {', '.join(KINDS)}",
-    ),
-]
-"""One source; its first key says which kind. Embed it in recipe models."""
+@functools.cache
+def _union(kinds: tuple[SourceKind, ...]) -> tuple[Any, TypeAdapter[Any]]:
+    """The specs of these kinds as one annotation, told apart by key, and what validates it."""
+
+    def key_of(value: Any) -> str | None:
+        has = value.__contains__ if isinstance(value, Mapping) else functools.partial(hasattr, value)
+        return next((kind.key for kind in kinds if has(kind.key)), None)
+
+    tagged = tuple(Annotated[kind.spec, Tag(kind.key)] for kind in kinds)
+    wanted = f"a source needs one of the keys {', '.join(kind.key for kind in kinds)}"
+    how = Discriminator(key_of, custom_error_type="source_kind", custom_error_message=wanted)
+    union = Annotated[Union[tagged], how]  # type: ignore[valid-type]  # noqa: UP007
+    return union, TypeAdapter(union)
 
 
 class TextReplaySpec(Settings):

@@ -5,14 +5,15 @@ comparisons of several trainings. Results are records that save to JSON and load
 """
 
 from alula.evaluation.across_seeds import SeedsComparison, SeedsResult, Spread, across_seeds
-from alula.evaluation.chair import chair, chair_of_annotations
+from alula.evaluation.chair import chair_of_annotations
+from alula.evaluation.defaults import Defaults, defaults_for
 from alula.evaluation.hallucination import HALLUCINATION, ObjectFiles, object_tasks
 from alula.evaluation.harness import HarnessTasks, run_harness
 from alula.evaluation.items import ItemTask, Task, TaskItem
-from alula.evaluation.native import DEFAULT, NATIVE, TEXT_ONLY, native_tasks
 from alula.evaluation.own_data import data_task
 from alula.evaluation.pairing import compare
-from alula.evaluation.pope import pope, pope_of_annotations, pope_of_questions
+from alula.evaluation.pope import pope_of_annotations, pope_of_questions
+from alula.evaluation.registry import check_names, named_tasks, task_names
 from alula.evaluation.results import (
     Comparison,
     Conditions,
@@ -32,13 +33,11 @@ from alula.evaluation.session import Session, choose_tasks, run_session
 from alula.hosts.decoding import Decoding
 
 __all__ = [
-    "DEFAULT",
     "HALLUCINATION",
-    "NATIVE",
-    "TEXT_ONLY",
     "Comparison",
     "Conditions",
     "Decoding",
+    "Defaults",
     "Estimate",
     "Flip",
     "HarnessTasks",
@@ -58,19 +57,20 @@ __all__ = [
     "TaskItem",
     "TaskResult",
     "across_seeds",
-    "chair",
     "chair_of_annotations",
+    "check_names",
     "choose_tasks",
     "data_task",
+    "defaults_for",
     "run_session",
     "exact_match",
-    "native_tasks",
+    "named_tasks",
     "normalise",
     "object_tasks",
     "compare",
-    "pope",
     "pope_of_annotations",
     "pope_of_questions",
     "evaluate",
     "run_harness",
+    "task_names",
 ]

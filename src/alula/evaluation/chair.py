@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from alula.data.annotations import AnnotatedPicture, Annotations
+from alula.data.samples import user
+from alula.draws import Draw
 from alula.errors import EvaluationError
 from alula.evaluation.items import ItemTask, Task, TaskItem
 from alula.evaluation.mentions import ObjectWords, count_words
-from alula.evaluation.pictures import microworld_pictures, microworld_words
 from alula.evaluation.results import Ratio
-from alula.microworld.draws import Draw
-from alula.microworld.items import user
 
 PROMPT = "Please describe this image in detail."
 RATIOS = (
@@ -36,13 +35,6 @@ RATIOS = (
     Ratio(name="recall", title="recall", over={"recalled": 1}, under={"objects": 1}, better="higher"),
     Ratio(name="length", title="words each", over={"words": 1}, under={"descriptions": 1}, unit="number"),
 )
-
-
-def chair(n: int = 400, seed: int = 0, *, split: str = "test", max_new_tokens: int = 64) -> Task:
-    """CHAIR over ``n`` pictures of the microworld with one to three things, as its captions have."""
-    shown = microworld_pictures(n, split=split, seed=seed, most=3)
-    settings = {"n": n, "seed": seed, "split": split}
-    return _task(shown.pictures, microworld_words(), "Describe the picture.", max_new_tokens, settings)
 
 
 def chair_of_annotations(
@@ -89,16 +81,17 @@ def chair_of_annotations(
         raise EvaluationError("no picture has an object in it", where="task 'chair'")
     Draw("chair pictures", seed).shuffle(pictures)
     about = {"n": n, "seed": seed, "prompt": prompt, **(settings or {})}
-    return _task(pictures[:n], words, prompt, max_new_tokens, about)
+    return chair_task(pictures[:n], words, prompt, max_new_tokens, about)
 
 
-def _task(
+def chair_task(
     pictures: Sequence[AnnotatedPicture],
     words: ObjectWords,
     prompt: str,
     max_new_tokens: int,
     settings: Mapping[str, object],
 ) -> Task:
+    """The task of describing ``pictures``, whose ``objects`` are what is there; counted for CHAIR's ratios."""
     shown = {picture.id: picture.objects for picture in pictures}
 
     def count(item: TaskItem, answer: str | None) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The tasks of hallucination by name: POPE and CHAIR over the microworld or over the user's own annotation files."""
+"""The tasks of hallucination over the user's own files: POPE and CHAIR."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from alula.data.annotations import Annotations, read_annotations, read_questions
 from alula.errors import UsageError
-from alula.evaluation.chair import chair, chair_of_annotations
+from alula.evaluation.chair import chair_of_annotations
 from alula.evaluation.items import Task
 from alula.evaluation.mentions import ObjectWords
-from alula.evaluation.pope import pope, pope_of_annotations, pope_of_questions
+from alula.evaluation.pope import pope_of_annotations, pope_of_questions
 
 HALLUCINATION = ("pope", "chair")
 Path = str | os.PathLike[str]
@@ -63,26 +63,22 @@ class ObjectFiles:
         return read_annotations(self.annotations, images=self.images, captions=self.captions)
 
 
-def object_tasks(
-    names: Sequence[str], files: ObjectFiles | None = None, *, n: int | None = None, seed: int = 0
-) -> list[Task]:
-    """Return ``pope`` and ``chair`` as named, over ``files`` where they hold annotations, else over the microworld.
+def object_tasks(names: Sequence[str], files: ObjectFiles, *, n: int | None = None, seed: int = 0) -> list[Task]:
+    """Return ``pope`` and ``chair`` as named, over the annotations of ``files``.
 
     Files of questions become a further task, ``pope_questions``.
 
     Raises:
-        UsageError: an unknown name. DataError: unusable files.
+        UsageError: an unknown name, or names without annotations. DataError: unusable files.
     """
     unknown = [name for name in names if name not in HALLUCINATION]
     if unknown:
         raise UsageError(f"there is no task {unknown[0]!r}", remedy=f"choose among {', '.join(HALLUCINATION)}")
-    files = files or ObjectFiles()
+    if names and files.annotations is None:
+        raise UsageError(f"{names[0]} over files needs annotations", remedy="name an instances file as COCO's")
     tasks: list[Task] = []
     limit: dict[str, Any] = {} if n is None else {"n": n}
     for name in names:
-        if files.annotations is None:
-            tasks.append((pope if name == "pope" else chair)(seed=seed, **limit))
-            continue
         about = {
             key: os.fspath(value)
             for key in ("annotations", "captions", "synonyms")

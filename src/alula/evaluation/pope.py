@@ -12,17 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from alula.data.annotations import AnnotatedPicture, Annotations, YesNoQuestion
+from alula.data.samples import user
+from alula.draws import Draw
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation.items import ItemTask, Task, TaskItem
-from alula.evaluation.pictures import microworld_pictures, training_pictures
 from alula.evaluation.results import Ratio
-from alula.microworld.draws import Draw
-from alula.microworld.items import user
-from alula.microworld.language import article
 
 SETTINGS = ("random", "popular", "adversarial")
 CONFUSABLE = "confusable"
-"""a setting of the microworld alone: absent, but its colour or its shape is there"""
+"""of objects whose names are several words, such as "red circle": absent, but one of its words is there"""
 PER_PICTURE = 6
 """questions per picture and setting, half of them yes"""
 Reading = Literal["published", "strict"]
@@ -35,29 +33,6 @@ RATIOS = (
     Ratio(name="yes_rate", title="said yes", over={"tp": 1, "fp": 1}, under=_ALL),
     Ratio(name="neither", title="said neither", over={"neither": 1}, under=_ALL, better="lower"),
 )
-
-
-def pope(
-    n: int = 400,
-    seed: int = 0,
-    *,
-    negatives: Sequence[str] = (*SETTINGS, CONFUSABLE),
-    split: str = "test",
-    reading: Reading = "strict",
-) -> Task:
-    """POPE over the microworld: about ``n`` questions on whole pictures of three or four things, the settings in turn.
-
-    What is popular and what goes together is counted in the training pictures. They are drawn evenly, so these two
-    settings differ little from ``random`` by construction; ``confusable`` is the hard one here.
-
-    Args:
-        split: see `microworld_pictures`.
-    """
-    shown = microworld_pictures(_pictures(n, negatives), split=split, seed=seed, least=PER_PICTURE // 2)
-    items = pope_items(
-        shown.pictures, shown.categories, training_pictures().pictures, negatives, seed=seed, template="Is there {}?"
-    )
-    return _task("pope", "objects in pictures (POPE)", items, reading, n=n, seed=seed, split=split)
 
 
 def pope_of_annotations(
@@ -86,7 +61,7 @@ def pope_of_annotations(
     if not fit:
         raise EvaluationError(f"no picture has {PER_PICTURE // 2} different objects to ask about", where="task 'pope'")
     Draw("pope pictures", seed).shuffle(fit)
-    chosen = fit if n is None else fit[: _pictures(n, negatives)]
+    chosen = fit if n is None else fit[: pictures_for(n, negatives)]
     items = pope_items(
         chosen,
         annotations.categories,
@@ -95,7 +70,7 @@ def pope_of_annotations(
         seed=seed,
         template="Is there {} in the image?",
     )
-    return _task("pope", "objects in pictures (POPE)", items, reading, n=n, seed=seed, **(settings or {}))
+    return pope_task("pope", "objects in pictures (POPE)", items, reading, n=n, seed=seed, **(settings or {}))
 
 
 def pope_of_questions(
@@ -118,7 +93,7 @@ def pope_of_questions(
                     tags={"kind": "visual"},
                 )
             )
-    return _task("pope_questions", "objects in pictures (POPE, from files)", items, reading, n=n, files=list(taken))
+    return pope_task("pope_questions", "objects in pictures (POPE, from files)", items, reading, n=n, files=list(taken))
 
 
 def pope_items(
@@ -165,7 +140,7 @@ def pope_items(
                         TaskItem(
                             id=f"{picture.id}#{setting}-{rank}-{gold}",
                             family=setting,
-                            messages=[user(template.format(article(name)), picture.image)],
+                            messages=[user(template.format(_article(name)), picture.image)],
                             gold=gold,
                             cluster=picture.id,
                             tags={"kind": "visual", "object": name},
@@ -201,7 +176,8 @@ def _count(item: TaskItem, answer: str | None, reading: Reading) -> dict[str, fl
             return {"fp" if said == "yes" else "tn": 1.0, **neither}
 
 
-def _task(name: str, title: str, items: Sequence[TaskItem], reading: Reading, **settings: object) -> Task:
+def pope_task(name: str, title: str, items: Sequence[TaskItem], reading: Reading, **settings: object) -> Task:
+    """The task of ``items`` (`pope_items`), answers read by ``reading`` (`read_yes_no`) and counted as POPE does."""
     return ItemTask(
         name=name,
         title=title,
@@ -214,7 +190,7 @@ def _task(name: str, title: str, items: Sequence[TaskItem], reading: Reading, **
     )
 
 
-def _pictures(n: int, negatives: Sequence[str]) -> int:
+def pictures_for(n: int, negatives: Sequence[str]) -> int:
     """Whole pictures for about ``n`` questions."""
     return max(1, round(n / (PER_PICTURE * max(1, len(negatives)))))
 
@@ -250,3 +226,7 @@ def _absent(
     ranked = {"random": (), "popular": popular, "adversarial": beside.get(present, ())}[setting]
     left = set(absent)
     return next((name for name in ranked if name in left), None) or draw.choice(absent)
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

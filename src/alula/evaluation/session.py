@@ -12,17 +12,17 @@ from typing import Any
 from alula.chat_template import TemplateSettings
 from alula.data.interleave import History
 from alula.errors import UsageError
+from alula.evaluation.defaults import defaults_for
 from alula.evaluation.hallucination import HALLUCINATION, ObjectFiles, object_tasks
 from alula.evaluation.harness import HarnessTasks, run_harness
 from alula.evaluation.items import Task, media_of
-from alula.evaluation.native import NATIVE, default_tasks, native_tasks
 from alula.evaluation.own_data import data_task
 from alula.evaluation.pairing import compare
 from alula.evaluation.prompts import takes
+from alula.evaluation.registry import named_tasks
 from alula.evaluation.results import PairedRun, RunResult, TaskResult
 from alula.evaluation.runner import evaluate
 from alula.files import restore_directories
-from alula.hosts.multimodal import AlulaProcessor
 from alula.hosts.opening import opening_of
 
 Loader = Callable[[str], tuple[Any, Any]]
@@ -41,14 +41,6 @@ class Session:
     seconds: float
 
 
-def _asked_about(processor: Any) -> frozenset[str]:
-    """The media native questions are about by default: films and sounds only with alula's own hosts for them.
-
-    Others take films too, but hundreds of questions about them are nothing to ask somebody's image model unasked.
-    """
-    return takes(processor) if isinstance(processor, AlulaProcessor) else takes(processor) & {"image"}
-
-
 def choose_tasks(
     processor: Any,
     *,
@@ -64,31 +56,39 @@ def choose_tasks(
     """Return the tasks a model is to answer.
 
     Args:
-        processor: the model's; decides which native tasks are the default.
-        names: tasks by name, native ones or those of `HALLUCINATION`; by default the native ones the model can take,
-            those of ``objects`` where it is given, and none where there is only ``data`` or ``more``.
-        data: a file or folder of the user's own, added to them; ``images`` is its image folder.
-        n: items per task; 400 of each native task and all of ``data`` by default.
-        seed: draws the native items.
+        processor: the model's; where nothing at all is named, its model is asked the questions that come with it
+            (`alula.evaluation.defaults`).
+        names: tasks by name (`alula.evaluation.registry`), and those of `HALLUCINATION` over ``objects``; by default
+            those of ``objects`` where it is given.
+        data: a file or folder of the user's own; ``images`` is its image folder.
+        n: items per task; all of ``data`` and what each named task itself says by default.
+        seed: draws the items of named tasks.
         history: earlier answers in dialogues as written (``"gold"``) or the model's own (``"generated"``); by default
             as written, or as the records of ``data`` say.
         objects: the user's own files for the tasks of `HALLUCINATION`.
         more: the model is also asked other questions than these.
 
     Raises:
-        UsageError: an unknown name. DataError: unusable data.
+        UsageError: an unknown name, or nothing to ask. DataError: unusable data.
     """
+    objects = objects or ObjectFiles()
     if names is None and objects:
         names = HALLUCINATION if objects.annotations is not None else ()
+    if names is None and (data is not None or more):
+        names = ()
     if names is None:
-        names = () if data is not None or more else default_tasks(_asked_about(processor))
-    unknown = [name for name in names if name not in (*NATIVE, *HALLUCINATION)]
-    if unknown:
-        legal = ", ".join((*NATIVE, *HALLUCINATION))
-        raise UsageError(f"there is no task {unknown[0]!r}", where="tasks", remedy=f"choose among {legal}")
-    native = [name for name in names if name in NATIVE]
-    tasks = native_tasks(native, seed=seed, history=history or "gold", **({} if n is None else {"n": n}))
-    tasks += object_tasks([name for name in names if name in HALLUCINATION], objects, n=n, seed=seed)
+        defaults = defaults_for(processor)
+        if defaults is None:
+            raise UsageError(
+                "say what to ask: no questions come with this model",
+                where="--task",
+                remedy="--task data:FILE (your own conversations), --task lm_eval:NAME, --task pope:FILE, or a task by "
+                "name; `alula eval --help` lists them",
+            )
+        names = defaults.tasks(takes(processor))
+    about = [name for name in names if name in HALLUCINATION and objects.annotations is not None]
+    tasks = named_tasks([name for name in names if name not in about], n=n, seed=seed, history=history)
+    tasks += object_tasks(about, objects, n=n, seed=seed)
     if data is not None:
         tasks.append(data_task(data, images=images, n=n, history=history))
     return tasks

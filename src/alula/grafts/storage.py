@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from alula import plugins
 from alula._version import __version__
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import AdapterError, UsageError
@@ -339,6 +340,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _portable(base: str, directory: Path) -> str:
+    if base in plugins.names(plugins.MODELS):  # whatever directory of that name is here
+        return base
     path = Path(base)
     return os.path.relpath(path.resolve(), directory.resolve()) if base and path.is_dir() else base
 

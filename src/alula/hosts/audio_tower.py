@@ -11,7 +11,7 @@ from transformers import ASTFeatureExtractor, AutoFeatureExtractor, PreTrainedCo
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from alula.errors import HostError
-from alula.hosts import fledgling
+from alula.hosts import names
 from alula.hosts.configs import first_line, read_config
 from alula.hosts.directories import locate
 from alula.hosts.host import load_strictly
@@ -81,7 +81,7 @@ def audio_part(source: Part, feature_extractor: Any, dtype: torch.dtype | None, 
 
 def audio_config(source: str | os.PathLike[str]) -> tuple[str, PreTrainedConfig]:
     """Where a spectrogram tower is, and its configuration; HostError where there is none that a host can carry."""
-    where = locate(fledgling.resolve(os.fspath(source), "audio"), "audio")
+    where = locate(names.resolve(os.fspath(source), "audio"), "audio")
     config = read_config(where)
     _check(config)
     return where, config

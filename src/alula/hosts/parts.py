@@ -23,7 +23,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from alula.errors import HostError, UsageError
-from alula.hosts import fledgling
+from alula.hosts import names
 from alula.hosts.configs import first_line, read_config
 from alula.hosts.directories import locate
 from alula.hosts.host import load_strictly
@@ -89,7 +89,7 @@ def language_config(source: str | os.PathLike[str]) -> tuple[str, PreTrainedConf
     Raises:
         HostError: it cannot be found or read, is none, or already takes images.
     """
-    where = locate(fledgling.resolve(os.fspath(source), "llm"), "llm")
+    where = locate(names.resolve(os.fspath(source), "llm"), "llm")
     config = read_config(where)
     if getattr(config, "vision_config", None) is not None:
         raise HostError(f"{config.model_type!r} already takes images", where=where, remedy="use load_host")
@@ -104,7 +104,7 @@ def vision_config(source: str | os.PathLike[str]) -> tuple[str, PreTrainedConfig
     Raises:
         HostError: it cannot be found or read, or a stock LLaVA model cannot carry it.
     """
-    where = locate(fledgling.resolve(os.fspath(source), "vision"), "vision")
+    where = locate(names.resolve(os.fspath(source), "vision"), "vision")
     whole = read_config(where)
     config = getattr(whole, "vision_config", whole)
     family(config)

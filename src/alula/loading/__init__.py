@@ -16,7 +16,7 @@ from alula.files import recovered
 from alula.grafts import load_adapter
 from alula.grafts.checkpoint import restore
 from alula.grafts.storage import CONFIG_FILE, check_fact, read_facts
-from alula.hosts import fledgling
+from alula.hosts import names
 from alula.hosts.configs import read_config
 from alula.hosts.directories import locate
 from alula.hosts.host import load_strictly, open_host, read_tokenizer
@@ -42,7 +42,7 @@ def load_model(
     """Load a model directory or hub id of any of these kinds, in eval mode.
 
     - an image-text-to-text host, stock transformers layout; grafts that stock ways of saving left in it come back;
-    - a text LLM, with its tokenizer as the processor; "fledgling" names the one that ships with alula;
+    - a text LLM, with its tokenizer as the processor; or the name of one that a package brings, such as "fledgling";
     - a PEFT adapter directory, or an alula adapter directory: the base it names is loaded and the adapter put on,
       strictly (a relative base path counts from the adapter's directory). A processor, tokenizer or chat template
       beside the adapter is the one it was trained with, and comes before the base's.
@@ -51,7 +51,7 @@ def load_model(
         HostError: nothing loadable there. AdapterError: an adapter that does not fit its base completely, or has tokens
             that the model has no embeddings for.
     """
-    path = recovered(fledgling.resolve(str(name), "llm"))
+    path = recovered(names.resolve(str(name), "llm"))
     if (path / CONFIG_FILE).is_file():
         loaded = _load_adapter(path, dtype)
     else:

@@ -69,8 +69,9 @@ def _sources(recipe: Recipe, stages: Collection[int]) -> dict[str, SourceSpec]:
         found |= {f"{key}.sources.{number}": spec for number, spec in enumerate(data.sources)}
         found |= {f"{key}.text_replay.sources.{number}": spec for number, spec in enumerate(replay)}
     if stages and recipe.retention is not None:
-        found["retention.text"] = recipe.retention.text
-        if recipe.retention.probes:
+        if recipe.retention.text is not None:
+            found["retention.text"] = recipe.retention.text
+        if recipe.retention.probes and recipe.retention.pictures is not None:
             found["retention.pictures"] = recipe.retention.pictures
     return found
 

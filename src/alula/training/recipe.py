@@ -20,10 +20,6 @@ from alula.settings import Int, Number
 from alula.training.fields import ITEMS, MANY, WIDE, Beta, Bool, Count, Name, Place, Rate, Section, Seed, Size
 from alula.training.methods import METHODS
 
-# another seed than evaluation's, so that a model is not chosen by the questions it is judged by
-_TEXT: Any = {"microworld": "text", "split": "test", "seed": 41}
-_PICTURES: Any = {"microworld": "visual", "split": "test", "seed": 41}
-
 
 class HostSpec(Section):
     """The model the first stage starts from: a directory or hub id (`path`), or an LLM and a tower to join."""
@@ -104,10 +100,14 @@ class Retention(Section):
     measure: Literal["exact", "likelihood"] = Field(
         default="exact", description="answers given exactly; or exp(loss at the start - loss now), for free text"
     )
-    text: SourceSpec = Field(default=_TEXT, description="text-only questions with answers")
+    text: SourceSpec | None = Field(
+        default=None, description="text-only questions with answers; default: those that come with the model, if any"
+    )
     items: Int = Field(default=200, ge=1, le=ITEMS, description="how many of them")
     probes: Bool = Field(default=True, description="also attention shift and alignment")
-    pictures: SourceSpec = Field(default=_PICTURES, description="samples the probes look at")
+    pictures: SourceSpec | None = Field(
+        default=None, description="samples the probes look at; default: those that come with the model, if any"
+    )
     samples: Int = Field(default=64, ge=2, le=ITEMS, description="how many of them")
     batch_size: Size = Field(default=32, description="samples per forward of a measurement, on every process")
 

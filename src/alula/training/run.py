@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from alula.errors import RecipeError, UsageError
 from alula.files import write_text
+from alula.training.defaults import with_questions
 from alula.training.environment import append_session, describe_environment
 from alula.training.feasibility import check_feasible
 from alula.training.inputs import record_data, refuse_other_data
@@ -80,7 +81,7 @@ def train(
             is in use.
         DataError, HostError: data or models that cannot be used.
     """
-    recipe = as_recipe(recipe)
+    recipe = with_questions(as_recipe(recipe))
     processes = PartialState(cpu=recipe.device == "cpu" or not torch.cuda.is_available())
     check_world(recipe, processes.num_processes)
     run = RunDirectory(Path(recipe.output_dir))
@@ -137,6 +138,7 @@ def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe
     """
     recipe = as_recipe(recipe)
     check_feasible(recipe)
+    recipe = with_questions(recipe)
     RunDirectory(Path(recipe.output_dir)).refuse_strangers()
     for index, stage in enumerate(recipe.stages):
         stage_steps(stage, open_data(stage.data, seed=recipe.seed + index))

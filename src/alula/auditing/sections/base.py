@@ -71,14 +71,15 @@ class Questions:
     """Questions that are put to the model, and in part to its base.
 
     Attributes:
-        tasks: from the user's own file (or None), the number of items and the seed.
+        tasks: from the user's own file (or None), the number of items, the seed, and the names of tasks that come with
+            the model; raises a UsageError where there is nothing to ask.
         of_base: which of them the base is asked too.
         result: from the model's answers, the comparison with the base's (or None), and whether the base was asked in
             the model's own template and tokens.
         asked: the result's number of questions in words.
     """
 
-    tasks: Callable[[Path | None, int, int], list[Task]]
+    tasks: Callable[[Path | None, int, int, Sequence[str]], list[Task]]
     of_base: Callable[[Sequence[Task]], list[Task]]
     result: Callable[[RunResult, PairedRun | None, bool], Any]
     asked: Callable[[Any], str]

@@ -12,7 +12,8 @@ import numpy as np
 from alula.auditing.finding import Finding, Status
 from alula.auditing.record import Audit
 from alula.auditing.sections.base import Questions, Section
-from alula.evaluation import Comparison, PairedRun, RunResult, Task, data_task, native_tasks
+from alula.errors import UsageError
+from alula.evaluation import Comparison, PairedRun, RunResult, Task, data_task, named_tasks
 from alula.evaluation.pairing import compare_scores
 from alula.evaluation.statistics import wilson
 from alula.reports import comparison_outcome
@@ -44,11 +45,17 @@ class TextAnswers:
     in_its_words: bool = False
 
 
-def _tasks(own: Path | None, items: int, seed: int) -> list[Task]:
-    """The user's own questions, or the microworld's bare and after an unrelated image."""
+def _tasks(own: Path | None, items: int, seed: int, defaults: Sequence[str]) -> list[Task]:
+    """The user's own questions, or those that come with the model, bare and after an unrelated image."""
     if own is not None:
         return [data_task(own, name=BARE, n=items)]
-    return native_tasks([BARE, AFTER_IMAGE], n=items, seed=seed)
+    if BARE not in defaults:
+        raise UsageError(
+            "say what to ask: no text questions come with this model",
+            where="--text",
+            remedy="--text FILE: conversations whose last turn is the reference answer; or leave section text out",
+        )
+    return named_tasks([name for name in (BARE, AFTER_IMAGE) if name in defaults], n=items, seed=seed)
 
 
 def _of_base(tasks: Sequence[Task]) -> list[Task]:

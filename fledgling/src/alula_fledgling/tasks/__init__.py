@@ -1,0 +1,24 @@
+"""Tasks over the microworld, offline and seeded. Each is an entry point of the group ``alula.tasks``."""
+
+from alula_fledgling.tasks.native import DEFAULT, NATIVE, TEXT_ONLY, default_tasks, native_tasks
+from alula_fledgling.tasks.objects import chair, pope
+from alula_fledgling.tasks.skills import (
+    dialogue,
+    dialogue_turns,
+    film,
+    film_unseen,
+    interleaved,
+    sound,
+    sound_unseen,
+    text_after_image,
+    text_after_text,
+    text_bare,
+    visual,
+    visual_unseen,
+)
+
+__all__ = [
+    "DEFAULT", "NATIVE", "TEXT_ONLY", "default_tasks", "native_tasks",
+    "text_bare", "text_after_image", "text_after_text", "visual", "visual_unseen", "film", "film_unseen", "sound",
+    "sound_unseen", "dialogue", "dialogue_turns", "interleaved", "pope", "chair",
+]  # fmt: skip

@@ -1,0 +1,60 @@
+"""What a model is asked when its user names nothing: the entry point group ``alula.defaults``.
+
+A model that was made on data of its own (as the fledgling was on the microworld) may come with questions about them,
+brought by the package that brings the model. Any other model is asked what its user names, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from alula import plugins
+
+GROUP = "alula.defaults"
+
+
+class Defaults(Protocol):
+    """The questions that come with a model."""
+
+    def knows(self, tokenizer: Any) -> bool:
+        """Whether a model with this tokenizer was made on what the questions are about."""
+        ...
+
+    def tasks(self, takes: frozenset[str]) -> Sequence[str]:
+        """Names of the tasks that `alula eval` asks, by the media the model takes (`alula.media`).
+
+        An audit asks those of them that are called ``text_bare`` and ``text_after_image``.
+        """
+        ...
+
+    def retention(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Sources of text questions and of samples with images, to measure retention by in training."""
+        ...
+
+    def audited(self) -> tuple[str, Sequence[Mapping[str, Any]]]:
+        """What an audit's conversations with images are called, and their sources, to which it adds its seed."""
+        ...
+
+
+_REGISTERED: list[Defaults] = []
+
+
+def register(defaults: Defaults) -> None:
+    """Make questions known that no package brings; they go before those of packages."""
+    if defaults not in _REGISTERED:
+        _REGISTERED.insert(0, defaults)
+
+
+def defaults_for(processor: Any) -> Defaults | None:
+    """The questions that come with the model of ``processor``; None where there are none.
+
+    Args:
+        processor: a multimodal processor, or a tokenizer.
+
+    Raises:
+        UsageError: a package that brings some does not load.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    brought: list[Defaults] = [plugins.load(GROUP, name) for name in plugins.names(GROUP)]
+    return next((each for each in (*_REGISTERED, *brought) if each.knows(tokenizer)), None)

@@ -1,0 +1,68 @@
+"""What packages installed beside alula bring: looked up by entry point, loaded when it is first asked for.
+
+Groups: ``alula.grafts``, ``alula.methods``, ``alula.models``, ``alula.sources``, ``alula.tasks``, ``alula.defaults``,
+``alula.commands``. Each group's own registry says what its entries are.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from alula.errors import UsageError
+
+MODELS = "alula.models"
+"""group of models that go by a name"""
+_TASKS = (
+    "text_bare", "text_after_image", "text_after_text", "visual", "visual_unseen", "film", "film_unseen", "sound",
+    "sound_unseen", "dialogue", "interleaved", "pope", "chair",
+)  # fmt: skip
+_FLEDGLING = {
+    MODELS: ("fledgling",),
+    "alula.sources": ("microworld", "digits"),
+    "alula.tasks": _TASKS,
+    "alula.commands": ("quickstart", "fledgling"),
+}
+"""what the distribution alula-fledgling brings, so that whoever lacks it is told"""
+
+
+@functools.cache
+def _entries(group: str) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=group))  # reads a file of every installed package, so once
+
+
+def names(group: str) -> tuple[str, ...]:
+    """Names in a group, in alphabetical order; nothing is loaded."""
+    return tuple(sorted({entry.name for entry in _entries(group)}))
+
+
+def load(group: str, name: str) -> Any:
+    """What the group has under that name; None where it has nothing.
+
+    Raises:
+        UsageError: another package has it and does not load, or two packages have it.
+    """
+    found = {entry.value: entry for entry in _entries(group) if entry.name == name}
+    if len(found) > 1:
+        raise UsageError(
+            f"several packages bring {name!r} for {group}: {' and '.join(sorted(found))}",
+            remedy="uninstall all but one of them",
+        )
+    return next((_loaded(entry) for entry in found.values()), None)
+
+
+def _loaded(entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except Exception as error:
+        raise UsageError(
+            f"{entry.name!r} for {entry.group}, of another package, does not load: {type(error).__name__}: {error}",
+            where=entry.value,
+            remedy="mend or uninstall the package that brings it",
+        ) from error
+
+
+def remedy(group: str, name: str) -> str | None:
+    """How to get what the group lacks under that name, where alula's second distribution has it."""
+    return "pip install 'alula[fledgling]'" if name in _FLEDGLING.get(group, ()) else None

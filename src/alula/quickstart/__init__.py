@@ -1,6 +1,0 @@
-"""The main job: tune one base several ways on the same pictures, and prove, item by item, which words each way kept."""
-
-from alula.quickstart.plan import METHODS, Plan
-from alula.quickstart.run import quickstart
-
-__all__ = ["METHODS", "Plan", "quickstart"]
