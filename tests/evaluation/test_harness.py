@@ -17,6 +17,7 @@ import alula
 from alula.cli import app as cli
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import HarnessTasks, PairedRun, RunResult, compare, run_harness
+from tests.silence import silenced
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
@@ -94,6 +95,12 @@ def test_generated_answers_are_greedy_and_stop_where_the_task_says(llm: Any, tok
         expected = tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True).split("q")[0]
         assert item.answer.strip() == expected.strip()
         assert item.gold == f"{k}!"
+
+
+def test_what_is_attached_takes_part_in_generated_answers(llm: Any, tokenizer: Any, folder: Path) -> None:
+    with silenced(llm, tokenizer.eos_token_id):
+        task = run_harness(llm, tokenizer, HarnessTasks(["say"], folder), batch_size=3).tasks["say"]
+    assert [item.answer.strip() for item in task.items] == [""] * 7
 
 
 def test_hosts_adapters_and_grafts_answer_as_their_base(

@@ -30,6 +30,7 @@ from alula.evaluation import (
 from alula.evaluation.journal import Journal
 from alula.evaluation.results import ItemResult
 from alula_fledgling.tasks import native_tasks
+from tests.silence import silenced
 
 
 def user(text: str, *images: Any) -> dict[str, Any]:
@@ -90,6 +91,14 @@ def test_answers_are_those_of_unbatched_greedy_generation(host: Any, processor: 
             expected = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
             assert got.id == item.id
             assert got.answer == expected
+
+
+def test_what_is_attached_takes_part(host: Any, processor: Any, picture: Image.Image) -> None:
+    tasks = [text_task(), image_task(picture)]
+    with silenced(host, processor.tokenizer.eos_token_id):
+        found = answers(evaluate(host, processor, tasks, batch_size=3))
+    assert {answer for of_task in found.values() for answer in of_task} == {""}
+    assert {answer for of_task in answers(evaluate(host, processor, tasks)).values() for answer in of_task} != {""}
 
 
 def test_batch_size_does_not_change_answers(host: Any, processor: Any, picture: Image.Image) -> None:

@@ -23,6 +23,7 @@ from alula.hosts import Host, build_host, load_host, save_host
 from alula.hosts.decoding import Decoding
 from alula.serving import Conversation, Reply, Terminal
 from tests.hosts import tiny
+from tests.silence import silenced
 
 RED, BLUE = Image.new("RGB", (50, 40), (255, 0, 0)), Image.new("RGB", (30, 70), (0, 0, 255))
 SHORT: dict[str, int] = {"max_new_tokens": 6}
@@ -76,6 +77,12 @@ def test_the_answer_is_what_generate_gives_with_the_whole_history(host: Host) ->
         turns.append({"role": "assistant", "content": content(expected)})
     assert conversation.messages == turns
     assert conversation.waiting == []
+
+
+def test_what_is_attached_takes_part(host: Host) -> None:
+    with silenced(host.model, host.processor.tokenizer.eos_token_id):
+        reply, streamed = ask(Conversation(*host, **SHORT), "what?")
+    assert (reply.text, streamed, reply.tokens) == ("", "", 1)
 
 
 def test_answers_stop_where_those_of_an_evaluation_do(parts: Path) -> None:

@@ -15,7 +15,7 @@ from alula.hosts import thoughts
 from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.host import tokenizer_of
 from alula.inputs import Rendered
-from alula.seam import find
+from alula.seam import find, generation_extras
 from alula.tokens import Role
 
 _PADDING = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0}
@@ -105,8 +105,8 @@ def answer(
         for key, value in inputs.items()
     }
     width = inputs["input_ids"].shape[1]
-    with _given_roles(model, prompts, width):
-        output = _generated(model, inputs, config, seed, parameter.device)
+    with _given_roles(model, prompts, width), generation_extras(model, inputs) as given:
+        output = _generated(model, given, config, seed, parameter.device)
     new_tokens = output[:, width:].tolist()
     stops = set(config.eos_token_id)
     return [

@@ -19,6 +19,7 @@ from alula.evaluation.generation import neutral_config
 from alula.hosts import thoughts
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
+from alula.seam import generation_extras
 
 _BOUNDLESS = 2**31
 """context of a model that names none; the harness would take 2,048 and cut what is longer"""
@@ -181,12 +182,12 @@ class HarnessModel(HFLM):
         if not generation_kwargs.get("do_sample"):
             generation_kwargs.pop("temperature", None)  # the harness writes greedy as temperature 0
         inputs = config.update(**generation_kwargs)  # what is not a setting is an input
-        return self.model.generate(
-            input_ids=context,
-            generation_config=config,
-            stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, context.shape[1], context.shape[0]),
-            **inputs,
-        )
+        with generation_extras(self.model, {"input_ids": context, **inputs}) as given:
+            return self.model.generate(
+                generation_config=config,
+                stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, context.shape[1], context.shape[0]),
+                **given,
+            )
 
 
 def _key(arguments: Sequence[Any]) -> Any:

@@ -4,6 +4,7 @@ from alula.seam.attention import ATTENTION
 from alula.seam.cache import TokenCache
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.declared import DECLARED, declare, declared, grafted_weights, retract
+from alula.seam.generation import generation_extras
 from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.install import Seam, find, install, needs_roles
 from alula.seam.points import InputOf, Phase, Point
@@ -35,6 +36,7 @@ __all__ = [
     "declare",
     "declared",
     "find",
+    "generation_extras",
     "grafted_weights",
     "install",
     "marked",

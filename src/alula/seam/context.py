@@ -57,6 +57,7 @@ class ForwardContext:
         layer_cache: the one its layers were given; set when the first of them is entered.
         requests: who takes part, as it was when this forward began.
         marks: of the thread that began it (see `scope`).
+        given: inputs that owners take beside the host's own, (B, ..) by name.
         has_media: per sample, whether any of its tokens so far is perceptual.
         any_media: whether any token so far, of any sample, is perceptual.
         inputs: (B, S, d) input of the first decoder layer; set when that layer is entered.
@@ -78,12 +79,14 @@ class ForwardContext:
         is_caching: bool = True,
         cache: Cache | None = None,
         marks: frozenset[Hashable] = frozenset(),
+        given: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.anatomy = anatomy
         self.requests = requests
         self.cache = cache
         self.layer_cache: Cache | None = None
         self.marks = marks
+        self.given: Mapping[str, Tensor] = given or {}
         self.past_tokens = past_tokens
         self.past, self.growing = copy.copy(past), past
         self.all_tokens = tokens if past_tokens is None else past_tokens.append(tokens)

@@ -38,6 +38,9 @@ from alula.tokens import TOKEN_ROLES, Modality, Role, TokenMap
 
 _changing = threading.RLock()  # held while it changes who is on a host
 _given_tokens: ContextVar[Mapping[nn.Module, TokenMap]] = ContextVar("alula_given_tokens", default=MappingProxyType({}))
+_given_inputs: ContextVar[Mapping[nn.Module, Mapping[str, Tensor]]] = ContextVar(
+    "alula_given_inputs", default=MappingProxyType({})
+)
 _given_roles: ContextVar[Mapping[nn.Module, Tensor]] = ContextVar("alula_given_roles", default=MappingProxyType({}))
 
 
@@ -302,6 +305,7 @@ class Seam(nn.Module):
             # a cache filled without the seam, e.g. by prefix tuning: its tokens are taken for text
             kinds = torch.zeros(reference.shape[0], length, dtype=torch.int64, device=reference.device)
             past_tokens = TokenMap.from_modalities(kinds, None if mask is None else mask[:, :length])
+        further = self._take_further_inputs(kwargs, reference.shape[0])
         given, roles = kwargs.pop("token_map", None), kwargs.pop(TOKEN_ROLES, None)
         lent = _given_tokens.get().get(self)
         if given is None and lent is not None and past_tokens is None:
@@ -334,8 +338,21 @@ class Seam(nn.Module):
             is_caching=is_caching,
             cache=cache,
             marks=marks(),
+            given=further,
         )
         return (), kwargs
+
+    def _take_further_inputs(self, kwargs: dict[str, Any], batch: int) -> dict[str, Tensor]:
+        """Take what owners take out of the arguments of a forward of `batch` samples, and add what the thread gives."""
+        names = {name for owner in self.owners.values() for name in owner.further_inputs}
+        taken = {name: kwargs.pop(name) for name in names if name in kwargs}
+        for name, value in _given_inputs.get().get(self, {}).items():
+            if name not in taken:
+                taken[name] = value.repeat_interleave(_repeats(len(value), batch), dim=0)
+        for name, value in taken.items():
+            if len(value) != batch:
+                raise UsageError(f"{name} is of {len(value)} samples, the forward of {batch}")
+        return taken
 
     def _read_tokens(
         self,
@@ -428,6 +445,16 @@ class Seam(nn.Module):
     def needs_roles(self) -> bool:
         """Whether anybody here asks whose turn a token belongs to."""
         return any(owner.needs_roles for owner in self.owners.values())
+
+    @contextmanager
+    def given_inputs(self, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+        """Have owners find (B, ..) `inputs` in all forwards that this thread begins inside: see `generation_extras`."""
+        before = _given_inputs.get()
+        _given_inputs.set({**before, self: inputs} if inputs else before)
+        try:
+            yield
+        finally:
+            _given_inputs.set(before)
 
     @contextmanager
     def given_roles(self, roles: Tensor | None) -> Iterator[None]:

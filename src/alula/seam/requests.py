@@ -10,11 +10,12 @@ per key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from alula.seam.view import LayerView
 
@@ -99,12 +100,24 @@ class Owner:
     """Who has the seam of a host under a name: a graft, a policy, a probe, or somebody who says nothing of itself."""
 
     owner_id: str | None = None
-    """tells it from others that had or will have its name"""
+    """tells it from others that had or will have its name; a mark of it disables what it brings (see `scope`)"""
+
+    further_inputs: tuple[str, ...] = ()
+    """names of inputs that it takes beside the host's own: tensors of (B, ..), at `ForwardContext.given`"""
 
     @property
     def needs_roles(self) -> bool:
         """Whether it asks whose turn a token belongs to: then inputs have to say it (`token_roles`)."""
         return False
+
+    def logits_processors(self, inputs: Mapping[str, Any]) -> Sequence[LogitsProcessor]:
+        """What it does to the scores of next tokens while generating, in order (see `generation_extras`).
+
+        Args:
+            inputs: of the prompt, by name; those that it takes are as they were given, (B, ..), while scores are of
+                (B * beams, vocabulary), the beams of a sample side by side.
+        """
+        return ()
 
 
 @dataclass(frozen=True, eq=False)

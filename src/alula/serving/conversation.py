@@ -26,7 +26,7 @@ from alula.hosts.prompted import refuse_lost_prompt
 from alula.hosts.templates import default_template
 from alula.inputs import Intake
 from alula.media import MEDIA
-from alula.seam import find, needs_roles
+from alula.seam import find, generation_extras, needs_roles
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,12 @@ class Conversation:
         stream = _Stream(self.tokenizer, on_text)
         start, interrupted = time.perf_counter(), False
         try:
-            with torch.inference_mode(), self._given_roles(roles):
-                self.model.generate(**inputs, generation_config=generation, streamer=stream)
+            with (
+                torch.inference_mode(),
+                self._given_roles(roles),
+                generation_extras(self.model, inputs) as given,
+            ):
+                self.model.generate(**given, generation_config=generation, streamer=stream)
         except KeyboardInterrupt:
             interrupted = True
             stream.end()
