@@ -1,7 +1,7 @@
 """What packages installed beside alula bring: looked up by entry point, loaded when it is first asked for.
 
-Groups: ``alula.grafts``, ``alula.methods``, ``alula.models``, ``alula.sources``, ``alula.tasks``, ``alula.defaults``,
-``alula.commands``. Each group's own registry says what its entries are.
+Groups: ``alula.grafts``, ``alula.policies``, ``alula.methods``, ``alula.models``, ``alula.sources``, ``alula.tasks``,
+``alula.defaults``, ``alula.commands``. Each group's own registry says what its entries are.
 """
 
 from __future__ import annotations

@@ -1,0 +1,9 @@
+"""Inference-time rules over a host's decoder: they train nothing, and a host without them is the host again.
+
+Every policy is a file of its own that registers itself; see `Policy` for what one is made of.
+"""
+
+from alula.policies.base import Policy, Stand
+from alula.policies.registry import policy_of, policy_types, register
+
+__all__ = ["Policy", "Stand", "policy_of", "policy_types", "register"]

@@ -1,0 +1,65 @@
+"""Which policies there are. A policy's own file registers it; saved settings are read by what is registered.
+
+Packages installed beside alula add theirs by the entry point group ``alula.policies``: each names a module that calls
+`register` when it is imported, under the policy's type. It is imported when a policy of that type is first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from alula import plugins
+from alula.errors import UsageError
+from alula.policies.base import Policy
+from alula.settings import problems
+
+GROUP = "alula.policies"
+_POLICIES: dict[str, type[Policy]] = {}
+P = TypeVar("P", bound=type[Policy])
+
+
+def register(policy: P) -> P:
+    """Make a policy known under its ``policy_type``; returns it, so that it also decorates the class.
+
+    Raises:
+        UsageError: another policy has that type.
+    """
+    if _POLICIES.setdefault(policy.policy_type, policy) is not policy:
+        raise UsageError(
+            f"there is a policy of type {policy.policy_type!r} already: {_POLICIES[policy.policy_type].__name__}",
+            remedy="give this one another policy_type",
+        )
+    return policy
+
+
+def policy_types() -> tuple[str, ...]:
+    """Types of the policies there are, those of other packages included."""
+    return tuple(sorted({*_POLICIES, *plugins.names(GROUP)}))
+
+
+def policy_of(settings: Mapping[str, Any], *, where: str = "policy") -> Policy:
+    """The policy of saved settings, see `Policy.to_dict`.
+
+    Raises:
+        UsageError: no such policy, or settings that it does not have, with the key.
+    """
+    name = settings.get("policy_type")
+    if isinstance(name, str) and name not in _POLICIES:
+        plugins.load(GROUP, name)
+    kind = _POLICIES.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise UsageError(
+            f"there is no policy of type {name!r}",
+            where=where,
+            remedy=f"policy_type is one of: {', '.join(policy_types()) or 'none is installed'}",
+        )
+    given = {key: value for key, value in settings.items() if key != "policy_type"}
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        first = problems(error, kind, given)[0]
+        path = ".".join((where, *map(str, first.loc)))
+        raise UsageError(first.what, where=path, remedy=first.remedy) from None
