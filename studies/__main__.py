@@ -129,7 +129,7 @@ def early_warning(
 ) -> None:
     """Do the probes tell early that text will be lost?
 
-    Reads what the early warning wrote down while the population of the attention-shift study trained, and judges each
+    Reads what the retention monitor wrote down while the attention-shift study's population trained, and judges each
     signal (probes, text itself, the learning rate alone) by how early and how surely it tells the trainings that end
     below the budget from the others. Ends with a table, a verdict and a report.
     """

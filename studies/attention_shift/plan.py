@@ -14,7 +14,7 @@ from studies.plan import StudyPlan, scaled
 
 MILESTONES = (40, 80, 160, 240)
 WATCHED_EVERY = 10
-"""steps between the early warning's measurements, which the early-warning study reads"""
+"""steps between the retention monitor's measurements, which the early-warning study reads"""
 _FEWEST_WATCHED = 20
 """text items below which the base might answer none of them"""
 
@@ -85,7 +85,7 @@ class ShiftPlan(StudyPlan):
 
     @property
     def watched_every(self) -> int:
-        """Steps between two looks of the early warning, which only writes down what it sees."""
+        """Steps between two looks of the retention monitor, which only writes down what it sees."""
         return scaled((WATCHED_EVERY,), self.steps)[0]
 
     def recipe_of(self, run: Run) -> Recipe:

@@ -1,4 +1,4 @@
-"""How early, and how reliably, do the probes of the early warning tell that text will be lost?"""
+"""How early, and how reliably, do the probes of the retention monitor tell that text will be lost?"""
 
 from studies.early_warning.plan import WarningPlan
 from studies.early_warning.record import WarningRecord

@@ -17,7 +17,7 @@ class WarningPlan:
 
     Attributes:
         output: directory of the record and the report.
-        population: the trainings, each watched by the early warning as it ran.
+        population: the trainings, each watched by the retention monitor as it ran.
         budget: a training has failed whose bare text accuracy at the end is below this share of the base's.
     """
 

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AliasChoices, Field
 
 from alula.evaluation.results import Estimate, Record
 from alula.evaluation.statistics import DEFAULT, percentile_interval
 from alula.stats import Resampling
+from alula.training.retention import Measurement
 from studies.association import Association, associate
 from studies.ranking import Ranking, difference, rank, roc_area
 
@@ -32,12 +34,12 @@ class Watched(Record):
 
     Attributes:
         rate, text, seed: learning rate, share of text among its samples, training seed.
-        base, final: bare text accuracy before and after, over items the early warning does not see.
+        base, final: bare text accuracy before and after, over items the retention monitor does not see.
         steps: steps at which it was looked at.
-        lost: 1 - retention at each look, by the early warning's own items.
+        lost: 1 - retention at each look, by the retention monitor's own items.
         signals: name -> value at each look, the larger the more alarming; probes as the size of their change since the
             start; None where a probe was not defined.
-        seconds, watch_seconds: wall clock of the training, and of the looks within it.
+        seconds, retention_seconds: wall clock of the training, and of the looks within it.
     """
 
     rate: float
@@ -49,7 +51,7 @@ class Watched(Record):
     lost: list[float]
     signals: dict[str, list[float | None]]
     seconds: float
-    watch_seconds: float
+    retention_seconds: float = Field(validation_alias=AliasChoices("retention_seconds", "watch_seconds"))
 
     @property
     def retention(self) -> float:
@@ -62,12 +64,12 @@ class Watched(Record):
         return f"text {self.text:g}, rate {self.rate:g}, seed {self.seed}"
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]], start: Mapping[str, Any], *, rate: float, **about: Any) -> Watched:
+    def of(cls, rows: Sequence[Mapping[str, Any]], start: Measurement, *, rate: float, **about: Any) -> Watched:
         """From the metrics rows of a watched training and what was measured at its start.
 
         Args:
             rows: all rows of its one stage.
-            start: `Reading` at the start, as JSON values.
+            start: `Measurement` at the start.
             rate: learning rate.
             about: the other attributes.
         """
@@ -80,14 +82,14 @@ class Watched(Record):
         }
         for name in PROBES:
             if name not in signals:
-                signals[name] = [_change(row["probes"][name], start["probes"][name]) for row in looks]
+                signals[name] = [_change(row["probes"][name], start.probes[name]) for row in looks]
         return cls(
             rate=rate,
             steps=[row["step"] for row in looks],
             lost=[1 - row["retention"]["value"] for row in looks],
             signals={name: signals[name] for name in SIGNALS},
             seconds=rows[-1]["seconds"],
-            watch_seconds=sum(row["watch_seconds"] for row in looks),
+            retention_seconds=sum(row["retention_seconds"] for row in looks),
             **about,
         )
 

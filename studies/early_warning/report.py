@@ -147,7 +147,7 @@ def figures(record: WarningRecord) -> dict[str, str]:
         [Trail(run.title, rates.index(run.rate), list(zip(run.steps, _kept(run), strict=True))) for run in record.runs],
         title="Text retention as the trainings ran",
         x_title="step",
-        y_title="retention, by the early warning's own items",
+        y_title="retention, by the retention monitor's own items",
     )
     return drawn
 
@@ -187,7 +187,7 @@ def report(record: WarningRecord) -> Document:
             "How early",
             [
                 "An alarm is a value above everything the other trainings that held their budget ever showed. "
-                f"A training breaks its budget when the early warning's own text retention falls below "
+                f"A training breaks its budget when the retention monitor's own text retention falls below "
                 f"{percent(record.budget, 0)}."
             ],
             [_lead_table(record)],
@@ -284,7 +284,7 @@ def _runs_table(record: WarningRecord) -> Table:
 
 def _cost(record: WarningRecord) -> str:
     looks = len(record.runs[0].steps)
-    shares = [run.watch_seconds / run.seconds for run in record.runs if run.seconds]
+    shares = [run.retention_seconds / run.seconds for run in record.runs if run.seconds]
     share = sum(shares) / len(shares) if shares else 0.0
     return (
         f"{looks} looks, one every {record.runs[0].steps[0]} steps, took {percent(share)} of the trainings' time on "

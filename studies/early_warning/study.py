@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from alula.files import read_json
 from alula.jobs import claim
 from alula.training.environment import readable_environment
 from alula.training.layout import RunDirectory
 from alula.training.metrics import read_rows
+from alula.training.retention import read_start
 from studies.attention_shift import ShiftRecord, attention_shift
 from studies.early_warning.plan import WarningPlan
 from studies.early_warning.record import WarningRecord, Watched, judge_all
@@ -49,17 +49,18 @@ def finished_population(plan: WarningPlan) -> ShiftRecord | None:
 
 
 def gather(plan: WarningPlan, shifts: ShiftRecord, *, command: str) -> WarningRecord:
-    """Put together what the early warning wrote down during the trainings and what became of them."""
+    """Put together what the retention monitor wrote down during the trainings and what became of them."""
     population = plan.population
     runs = []
     for run, known in zip(population.runs, shifts.runs, strict=True):
         recipe = population.recipe_of(run)
         directory = RunDirectory(Path(recipe.output_dir))
-        start = directory.stage(0, recipe.stages[0]).watch
+        start = read_start(directory.stage(0, recipe.stages[0]))
+        assert start is not None  # the population is trained with `retention`
         runs.append(
             Watched.of(
                 read_rows(directory.metrics),
-                read_json(start),
+                start,
                 rate=run.rate,
                 text=run.text,
                 seed=run.seed,

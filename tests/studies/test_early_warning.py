@@ -42,15 +42,21 @@ def test_signals_are_what_the_trainings_wrote_down(finished: tuple[WarningPlan, 
         recipe = plan.population.recipe_of(planned)
         directory = RunDirectory(Path(recipe.output_dir))
         rows = [row for row in read_rows(directory.metrics) if "retention" in row]
-        start = json.loads(directory.stage(0, recipe.stages[0]).watch.read_text())
+        start = json.loads(directory.stage(0, recipe.stages[0]).retention.read_text())
         assert run.steps == [row["step"] for row in rows] == list(range(1, plan.population.milestones[-1] + 1))
         assert run.lost == [1 - row["retention"]["value"] for row in rows]
         moved = [abs(row["probes"]["alignment"] - start["probes"]["alignment"]) for row in rows]
         assert run.signals["alignment"] == pytest.approx(moved)
         assert run.signals["text_loss"][0] == rows[0]["retention"]["loss"] - rows[0]["retention"]["loss_before"]
         assert run.signals["rate"] == [-2.0] * len(rows)
-        assert 0 < run.watch_seconds < run.seconds
+        assert 0 < run.retention_seconds < run.seconds
     assert set(record.judged) == set(SIGNALS)
+
+
+def test_the_committed_record_is_read() -> None:
+    """It holds the seconds under an earlier version's name."""
+    record = WarningRecord.load(Path(__file__).parents[2] / "benchmarks/results/early-warning.json")
+    assert all(0 < run.retention_seconds < run.seconds for run in record.runs)
 
 
 def test_the_command_takes_a_population_that_is_there(
@@ -85,7 +91,7 @@ def made_up(strength: float, runs: int = 12, seed: int = 0) -> list[Watched]:
         made.append(
             Watched(
                 rate=(1e-3, 1e-2)[number % 4 // 2], text=number / 100, seed=0, base=0.9, final=0.9 * (1 - loss),
-                steps=list(range(10, 90, 10)), lost=lost, signals=signals, seconds=10, watch_seconds=2,
+                steps=list(range(10, 90, 10)), lost=lost, signals=signals, seconds=10, retention_seconds=2,
             )
         )  # fmt: skip
     return made

@@ -111,10 +111,10 @@ def test_two_processes_compute_what_one_does(
     one = [written(plain, divided, tmp_path / "one", name) for name in STAGES]
     two = [written(plain, divided, tmp_path / "two", name) for name in STAGES]
     two.append(written(plain, divided, tmp_path / "ddp", "wings", distributed="ddp"))
-    watch = {"every": 2, "items": 10, "samples": 6, "batch_size": 4, "measure": "likelihood", "action": "rewind"}
-    watch |= {"text": {"microworld": "text"}, "pictures": {"microworld": "visual"}}
+    retention = {"every": 2, "items": 10, "samples": 6, "batch_size": 4, "measure": "likelihood", "action": "rewind"}
+    retention |= {"text": {"microworld": "text"}, "pictures": {"microworld": "visual"}}
     for folder, recipes in (("watched", two), ("watched-alone", one)):
-        recipes.append(written(plain, divided, tmp_path / folder, "full", retention={**watch, "min": 0.01}))
+        recipes.append(written(plain, divided, tmp_path / folder, "full", retention={**retention, "min": 0.01}))
     two.append(written(plain, divided, tmp_path / "resumed", "wings", name="interrupted"))
     modality = []
     mixture = open_data(load_recipe(one[0]).stages[0].data, seed=0)
@@ -146,8 +146,8 @@ def test_two_processes_compute_what_one_does(
         sessions = json.loads((together / "environment.json").read_text())["sessions"]
         assert [session["processes"] for session in sessions] == [2] * (2 if folder == "resumed" else 1)
     # watching runs the same collectives on every process, finds what one process finds, and leaves the training alone
-    found = rows(tmp_path / "watched" / "full", without=("seconds", "watch_seconds"))
-    expected = rows(tmp_path / "watched-alone" / "full", without=("seconds", "watch_seconds"))
+    found = rows(tmp_path / "watched" / "full", without=("seconds", "retention_seconds"))
+    expected = rows(tmp_path / "watched-alone" / "full", without=("seconds", "retention_seconds"))
     assert [row["step"] for row in found if "retention" in row] == [2, 3]
     for left, right, unwatched in zip(expected, found, rows(tmp_path / "two" / "full"), strict=True):
         assert right["loss"] == unwatched["loss"]

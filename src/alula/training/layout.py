@@ -10,7 +10,7 @@
   stages/01-align/
     parameters.json  what was trained, tensor by tensor, with learning rates
     quarantine.jsonl records that were skipped (only with on_bad: skip, and only if there were any)
-    watch.json       what the early warning measured at the stage's start (only with `retention`)
+    retention.json   what was measured at the stage's start (only with `retention`)
     checkpoints/     for resuming only; gone once the stage is done
     within-budget.safetensors   likewise (only with `retention: {action: rewind}`)
     model/           the stage's output: a host or adapter directory, there only when complete
@@ -56,7 +56,12 @@ class StageDirectory:
         return self.root / "quarantine.jsonl"
 
     @property
-    def watch(self) -> Path:
+    def retention(self) -> Path:
+        return self.root / "retention.json"
+
+    @property
+    def earlier_retention(self) -> Path:
+        """What earlier versions wrote in place of `retention`."""
         return self.root / "watch.json"
 
     @property

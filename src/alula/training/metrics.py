@@ -4,7 +4,7 @@ A row is about its own step alone, never an average since the last row, so it do
 resumed: `stage`, `step` (from 1), `loss` (mean over the step's supervised tokens), `grad_norm` (before clipping), `lr`
 per part (the one the step used), and running totals of the stage: `tokens` (non-padding inputs), `samples`, `seconds`
 (training wall clock, interruptions not counted). With `retention` in the recipe, measured steps always have a row, with
-what `early_warning` found. Resuming from step n drops the rows after n and a torn last line.
+what `retention` found. Resuming from step n drops the rows after n and a torn last line.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from alula.files import append_text, regular, write_text
 from alula.training.optimizer import current_rates
 
 Row = dict[str, Any]
+_CURRENT_KEYS = {"watch_seconds": "retention_seconds"}
+"""keys in rows of earlier versions, and today's"""
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The complete rows of a metrics file; a torn last line (killed while writing) is left out."""
+    """The complete rows of a metrics file under today's keys; a torn last line (killed while writing) is left out."""
     rows: list[Row] = []
     for line in regular(path).read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        rows.append({_CURRENT_KEYS.get(key, key): value for key, value in row.items()})
     return rows
 
 
@@ -45,16 +48,16 @@ def rewind(path: Path, stage: str, step: int) -> Row | None:
 
 
 class MetricsWriter(TrainerCallback):
-    """Appends the rows of one stage and hands each to ``watch`` (the progress display).
+    """Appends the rows of one stage and hands each to ``on_row`` (the progress display).
 
     Raises:
         AlulaError: the loss is no longer a number; training on would only write garbage into the weights.
     """
 
     def __init__(
-        self, path: Path | None, stage: str, *, batch_size: int, every: int, last: Row | None, watch: Any = None
+        self, path: Path | None, stage: str, *, batch_size: int, every: int, last: Row | None, on_row: Any = None
     ) -> None:
-        self.path, self.stage, self.batch_size, self.every, self.watch = path, stage, batch_size, every, watch
+        self.path, self.stage, self.batch_size, self.every, self.on_row = path, stage, batch_size, every, on_row
         self._seconds_before = float(last["seconds"]) if last else 0.0
         self._started = time.perf_counter()
         self._rates: dict[str, float] = {}
@@ -97,8 +100,8 @@ class MetricsWriter(TrainerCallback):
         }
         found = self._notes.pop(step, None)
         row |= found or {}
-        if self.watch is not None:
-            self.watch(row)
+        if self.on_row is not None:
+            self.on_row(row)
         if self.path is not None and (step % self.every == 0 or step == state.max_steps or found):
             append_text(self.path, _line(row))
 

@@ -89,7 +89,7 @@ class FeatureCache(Section):
 
 
 class Retention(Section):
-    """A budget of text skill, watched while the run trains (see `early_warning`)."""
+    """A budget of text skill, measured while the run trains (see `alula.training.retention`)."""
 
     min: Number = Field(default=0.99, gt=0, le=1, description="least share of the start's text skill to be kept")
     every: Count = Field(default=200, description="steps between measurements; the last step is always measured")
@@ -224,7 +224,7 @@ class Recipe(Section):
     gradient_checkpointing: Bool = False
     device: Literal["auto", "cpu"] = "auto"
     distributed: Literal["fsdp", "ddp"] = Field(default="fsdp", description="how several processes share the work")
-    retention: Retention | None = Field(default=None, description="watch text skill and probes during training")
+    retention: Retention | None = Field(default=None, description="measure text skill and probes during training")
     template: dict[str, Any] | None = Field(
         default=None, description="variables for the chat template, e.g. {enable_thinking: false, date: 2026-01-31}"
     )

@@ -21,17 +21,17 @@ from alula.training.environment import append_session, describe_environment
 from alula.training.feasibility import check_feasible
 from alula.training.inputs import record_data, refuse_other_data
 from alula.training.layout import RunDirectory
-from alula.training.meters import probe_set
 from alula.training.methods import METHODS
 from alula.training.notation import read_yaml
 from alula.training.progress import Display
 from alula.training.reading import dump_recipe, load_recipe, parse_recipe
 from alula.training.recipe import Recipe
+from alula.training.retention import open_probe_set
 from alula.training.stage import StageResult, open_data, run_stage, stage_result, stage_steps
 from alula.training.starts import assemble
 
 Resume = Literal["auto"] | bool
-# settings that change how a run is watched, not what it computes
+# settings that change what a run writes down, not what it computes
 _FREE_STAGE_KEYS = ("log_every", "save_every", "keep_checkpoints", "workers")
 
 
@@ -72,7 +72,7 @@ def train(
         recipe: a Recipe, the path of one, or the mapping a YAML file would hold.
         resume: "auto" goes on where an earlier session of the same recipe stopped; True insists that there is one;
             False starts over and drops what is there.
-        callbacks: Trainer callbacks that watch every stage (`TrainerControl` may stop one).
+        callbacks: Trainer callbacks for every stage (`TrainerControl` may stop one).
         quiet: say nothing on stderr.
 
     Raises:
@@ -143,7 +143,7 @@ def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe
     for index, stage in enumerate(recipe.stages):
         stage_steps(stage, open_data(stage.data, seed=recipe.seed + index))
     if recipe.retention is not None:
-        probe_set(recipe.retention)
+        open_probe_set(recipe.retention)
     return recipe
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,15 @@ from alula.hosts.context import context_length
 from alula.hosts.stops import stop_ids
 from alula.seam import needs_roles
 from alula.training.checkpoint import Sealing, newest, step_of
-from alula.training.early_warning import EarlyWarning, Stopped
 from alula.training.feature_cache import FeatureStore, frozen_audio_tower, frozen_tower, tower_fingerprint
 from alula.training.layout import StageDirectory
-from alula.training.meters import Meters
-from alula.training.metrics import MetricsWriter, Row, read_rows, rewind
+from alula.training.metrics import MetricsWriter, read_rows, rewind
 from alula.training.optimizer import decayed_names
 from alula.training.participation import lockstep
 from alula.training.parts import tabulate
 from alula.training.progress import Display
 from alula.training.recipe import DataSpec, FeatureCache, Recipe, Stage
+from alula.training.retention import RetentionEvaluator, RetentionMonitor, retention_record
 from alula.training.starts import begin, export
 from alula.training.trainer import StageTrainer, config_kept, load_trained, sharding_kept, training_arguments
 
@@ -114,20 +113,20 @@ def run_stage(
         stack.enter_context(frozen_audio_tower(start.model, open_store(stage.feature_cache, start.model, ears=True)))
         if world > 1:
             stack.enter_context(lockstep(start.model, start.parts, blank_image(start.processor)))
-        watch = stack.enter_context(display.stage(stage.name, steps=steps, done=done))
+        progress = stack.enter_context(display.stage(stage.name, steps=steps, done=done))
         writer = MetricsWriter(
             metrics if main else None,
             stage.name,
             batch_size=stage.batch_size,
             every=stage.log_every,
             last=last,
-            watch=watch,
+            on_row=progress,
         )
-        warning = None
+        monitor = None
         if recipe.retention is not None:
-            warning = EarlyWarning(
+            monitor = RetentionMonitor(
                 recipe.retention,
-                Meters(
+                RetentionEvaluator(
                     recipe.retention,
                     start.processor,
                     template,
@@ -159,10 +158,10 @@ def run_stage(
                 quarantine=quarantine,
                 replacer=mixture if quarantine is not None else None,
             ),
-            callbacks=[writer, Sealing(stage.keep_checkpoints), *([warning] if warning else []), *callbacks],
+            callbacks=[writer, Sealing(stage.keep_checkpoints), *([monitor] if monitor else []), *callbacks],
         )
-        if warning is not None:
-            warning.trainer = trainer
+        if monitor is not None:
+            monitor.trainer = trainer
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         trained = trainer.gather_trained() if trainer.is_fsdp_enabled else None
@@ -183,29 +182,16 @@ def run_stage(
             "base": base,
             "template": template.recorded(start.processor),
         }
-        if warning is not None:
-            record["retention"] = retention_record(rows, warning.stopped)
-        if warning is not None and warning.stopped is not None:
-            record["stopped"] = warning.stopped.told(stage.name)
+        if monitor is not None:
+            record["retention"] = retention_record(rows, monitor.stopped)
+        if monitor is not None and monitor.stopped is not None:
+            record["stopped"] = monitor.stopped.message(stage.name)
         paths.finish(record)
         if quarantine is not None and (counts := quarantine.counts()):
             told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
             display.say(f"stage {stage.name}: stepped over bad records ({told}); see {paths.quarantine}")
     processes.wait_for_everyone()
     return stage_result(paths)
-
-
-def retention_record(rows: Sequence[Row], stopped: Stopped | None) -> dict[str, Any]:
-    """What watching found and cost, for the stage's record: from its metrics rows."""
-    measured = [row for row in rows if "retention" in row]
-    values = [row["retention"]["value"] for row in measured]
-    return {
-        "last": values[-1] if values else None,  # a caller's callback may end a stage before anything is measured
-        "lowest": min(values, default=None),
-        "measurements": len(values),
-        "seconds": round(sum(row["watch_seconds"] for row in measured), 3),
-        "stopped": None if stopped is None else asdict(stopped),
-    }
 
 
 def stage_result(paths: StageDirectory, *, skipped: bool = False) -> StageResult:

@@ -1,4 +1,4 @@
-"""Watching a run: what is measured, that measuring changes nothing, and what happens when the budget is broken."""
+"""The retention budget: what is measured, that measuring changes nothing, and what happens when it is broken."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from alula.evaluation import ItemTask, evaluate, exact_match
 from alula.hosts import load_host
 from alula.probes import Alignment, AttentionShift
 from alula.training import parse_recipe, train
-from alula.training.meters import Meters, answered, last_answers, moved
 from alula.training.metrics import read_rows
 from alula.training.recipe import Retention
+from alula.training.retention import RetentionEvaluator
+from alula.training.retention.measurement import attention_moved, last_answers, score_answers
 from alula_fledgling import microworld
 from alula_fledgling.tasks.skills import turns
 from tests.training.conftest import MakeRecipe, rows
 
-WATCH: dict[str, Any] = {
+RETENTION: dict[str, Any] = {
     "every": 2, "items": 12, "samples": 6, "batch_size": 5, "measure": "likelihood",
     "text": {"microworld": "text", "split": "test", "seed": 41},
     "pictures": {"microworld": "visual", "split": "test", "seed": 41},
 }  # fmt: skip
-CHANGING = ("seconds", "watch_seconds")
+CHANGING = ("seconds", "retention_seconds")
 FULL: dict[str, Any] = {"method": "full", "train": {"llm": 1e-2, "projector": 1e-2}, "batch_size": 4}
 WINGS: dict[str, Any] = {
     "method": "wings",
@@ -65,9 +66,9 @@ def schooled(host_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return train({**raw, "stages": [stage]}, quiet=True).final
 
 
-def breaking(schooled: Path, **watch: Any) -> dict[str, Any]:
+def breaking(schooled: Path, **section: Any) -> dict[str, Any]:
     """Upper keys of a run that unlearns its text; the stage is `BREAKING`."""
-    return {"host": {"path": str(schooled)}, "retention": {**WATCH, "min": 0.9, **watch}}
+    return {"host": {"path": str(schooled)}, "retention": {**RETENTION, "min": 0.9, **section}}
 
 
 BREAKING: dict[str, Any] = {
@@ -94,11 +95,11 @@ def test_one_pass_tells_what_greedy_decoding_would_answer() -> None:
     spec = Retention(items=60, probes=False, batch_size=16)
     families = [family for family in microworld.TEXT_FAMILIES if family != "reading"]  # its lists match in any order
     chosen = {"microworld": "text", "split": "test", "seed": 41, "families": families}
-    reading = Meters(spec.model_copy(update={"text": chosen}), processor).read(model)
+    measurement = RetentionEvaluator(spec.model_copy(update={"text": chosen}), processor).measure(model)
     asked = [turns(item)[-1] for item in microworld.text_items(60, split="test", seed=41, families=families)]
     found = evaluate(model, processor, [ItemTask("t", "t", asked, exact_match)]).tasks["t"].items
-    assert list(reading.right) == [item.answer == item.gold for item in found]
-    assert 0 < sum(reading.right) < 60 or all(reading.right)
+    assert list(measurement.right) == [item.answer == item.gold for item in found]
+    assert 0 < sum(measurement.right) < 60 or all(measurement.right)
 
 
 def test_what_is_asked_is_the_last_answer_up_to_its_end() -> None:
@@ -113,7 +114,7 @@ def test_answers_and_their_loss_against_a_loop() -> None:
     logits, labels = torch.randn(5, 7, 4), torch.randint(4, (5, 7))
     labels[torch.rand(5, 7) < 0.6] = -100
     logits[0] = F.one_hot(labels[0].clamp(min=0).roll(-1), 4) * 9.0
-    right, loss, count = answered(logits, labels)
+    right, loss, count = score_answers(logits, labels)
     total, number = 0.0, 0
     for row in range(5):
         places = [s for s in range(1, 7) if labels[row, s] != -100]
@@ -126,19 +127,19 @@ def test_answers_and_their_loss_against_a_loop() -> None:
 
 def test_probes_are_those_of_one_batch(host_directory: Path) -> None:
     host = load_host(host_directory)
-    meters = Meters(Retention(**{**WATCH, "samples": 7}), host.processor)
+    evaluator = RetentionEvaluator(Retention(**{**RETENTION, "samples": 7}), host.processor)
     host.model.train()
     state = torch.random.get_rng_state()
-    reading = meters.read(host.model)
+    measurement = evaluator.measure(host.model)
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(module.training for module in host.model.modules())
-    batch = dict(Collator(host.processor)(meters.pictures))
+    batch = dict(Collator(host.processor)(evaluator.pictures))
     batch.pop("labels")
     shift, alignment = AttentionShift(), Alignment()
     with torch.no_grad(), shift.on(host.model.eval()), alignment.on(host.model):
         host.model(**batch)
     pair = alignment.result().pairs["image-text"]
-    assert reading.probes == pytest.approx(
+    assert measurement.probes == pytest.approx(
         {
             "attention_shift": shift.result().shift["main"].value,
             "alignment": pair.score.value,
@@ -148,29 +149,33 @@ def test_probes_are_those_of_one_batch(host_directory: Path) -> None:
     )
     curves = shift.result().curves["main"]
     assert {name: pytest.approx([p.value for p in curve], abs=1e-6) for name, curve in curves.items()} == {
-        name: list(curve) for name, curve in reading.curves.items()
+        name: list(curve) for name, curve in measurement.curves.items()
     }
 
 
 def test_attention_that_moved() -> None:
     start = {"before": (0.5, 0.2), "image": (0.5, 0.8)}
-    assert moved(start, start) == 0
-    assert moved({"before": (0.0, 0.2), "image": (1.0, 0.8)}, start) == pytest.approx(0.25)
-    assert moved({"before": (0.0, 1.0), "image": (1.0, 0.0)}, {"before": (1.0, 0.0), "image": (0.0, 1.0)}) == 1
-    assert moved({}, start) is None
+    assert attention_moved(start, start) == 0
+    assert attention_moved({"before": (0.0, 0.2), "image": (1.0, 0.8)}, start) == pytest.approx(0.25)
+    assert (
+        attention_moved({"before": (0.0, 1.0), "image": (1.0, 0.0)}, {"before": (1.0, 0.0), "image": (0.0, 1.0)}) == 1
+    )
+    assert attention_moved({}, start) is None
 
 
 @pytest.mark.parametrize("stage", [FULL, WINGS], ids=["full", "wings"])
-def test_a_watched_run_trains_exactly_as_an_unwatched_one(
+def test_a_measured_run_trains_exactly_as_one_that_is_not(
     recipe: MakeRecipe, tmp_path: Path, stage: dict[str, Any]
 ) -> None:
     plain = train(recipe({"output_dir": str(tmp_path / "plain")}, **stage, steps=5), quiet=True)
-    watched = train(recipe({"output_dir": str(tmp_path / "watched"), "retention": WATCH}, **stage, steps=5), quiet=True)
-    found = rows(watched.directory, without=CHANGING)
+    measured = train(
+        recipe({"output_dir": str(tmp_path / "measured"), "retention": RETENTION}, **stage, steps=5), quiet=True
+    )
+    found = rows(measured.directory, without=CHANGING)
     assert [row["step"] for row in found if "retention" in row] == [2, 4, 5]
     bare = [{key: value for key, value in row.items() if key not in ("retention", "probes")} for row in found]
     assert bare == rows(plain.directory)
-    assert same(plain.final, watched.final)
+    assert same(plain.final, measured.final)
     for row in found:
         if "retention" in row:
             assert set(row["probes"]) == {"attention_shift", "alignment", "alignment_contrast", "attention_moved"}
@@ -179,11 +184,11 @@ def test_a_watched_run_trains_exactly_as_an_unwatched_one(
             )
     if stage is WINGS:  # the exact gate leaves text alone
         assert {row["retention"]["value"] for row in found if "retention" in row} == {1.0}
-    assert watched.stopped is None
+    assert measured.stopped is None
 
 
 def test_measured_steps_are_written_though_others_are_not(recipe: MakeRecipe) -> None:
-    result = train(recipe({"retention": {**WATCH, "probes": False}}, steps=5, log_every=100), quiet=True)
+    result = train(recipe({"retention": {**RETENTION, "probes": False}}, steps=5, log_every=100), quiet=True)
     assert [row["step"] for row in rows(result.directory)] == [2, 4, 5]
     assert not any("probes" in row for row in rows(result.directory))
 
@@ -192,16 +197,18 @@ def test_a_killed_run_goes_on_with_the_same_curve_and_measures_nothing_twice(
     recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[str] = []
-    read = Meters.read
-    monkeypatch.setattr(Meters, "read", lambda self, model: (counted.append("read"), read(self, model))[1])
+    measure = RetentionEvaluator.measure
+    monkeypatch.setattr(
+        RetentionEvaluator, "measure", lambda self, model: (counted.append("measured"), measure(self, model))[1]
+    )
     stages = [{"name": "one", **FULL, "steps": 6, "save_every": 3}, {"name": "two", **FULL, "steps": 2}]
-    watch = {"retention": {**WATCH, "items": 6, "samples": 3}}
-    whole = train(recipe({"output_dir": str(tmp_path / "whole"), **watch}, stages=stages), quiet=True)
+    budget = {"retention": {**RETENTION, "items": 6, "samples": 3}}
+    whole = train(recipe({"output_dir": str(tmp_path / "whole"), **budget}, stages=stages), quiet=True)
     assert len(counted) == (1 + 3) + (1 + 1)  # each stage's start, and its measured steps
     # measured after the last checkpoint, by a session that was killed then
     for stop, repeated in ((1, 0), (3, 1), (4, 1)):
         counted.clear()
-        made = recipe({"output_dir": str(tmp_path / f"killed-{stop}"), **watch}, stages=stages)
+        made = recipe({"output_dir": str(tmp_path / f"killed-{stop}"), **budget}, stages=stages)
         with pytest.raises(KeyboardInterrupt):
             train(made, callbacks=[Interrupt(stop)], quiet=True)
         again = train(made, quiet=True)
@@ -213,9 +220,37 @@ def test_a_killed_run_goes_on_with_the_same_curve_and_measures_nothing_twice(
     assert counted == []
 
 
+def test_a_run_that_an_earlier_version_began_goes_on(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it measured at the start is read under the file's earlier name, and said so; so are its rows."""
+    stages = [{"name": "one", **FULL, "steps": 4, "save_every": 2}, {"name": "two", **FULL, "steps": 2}]
+    budget = {"retention": {**RETENTION, "items": 6, "samples": 3}}
+    whole = train(recipe({"output_dir": str(tmp_path / "whole"), **budget}, stages=stages), quiet=True)
+    made = recipe({"output_dir": str(tmp_path / "killed"), **budget}, stages=stages)
+    with pytest.raises(KeyboardInterrupt):
+        train(made, callbacks=[Interrupt(3)], quiet=True)
+    stage, metrics = tmp_path / "killed/stages/01-one", tmp_path / "killed/metrics.jsonl"
+    earlier = (stage / "retention.json").rename(stage / "watch.json").read_bytes()
+    assert "retention_seconds" in metrics.read_text()
+    metrics.write_text(metrics.read_text().replace("retention_seconds", "watch_seconds"))
+    measured: list[int] = []
+    measure = RetentionEvaluator.measure
+    monkeypatch.setattr(RetentionEvaluator, "measure", lambda *given: (measured.append(1), measure(*given))[1])
+    again = train(made, quiet=True)
+    assert len(measured) == 1 + 2  # the last step of the first stage; start and last step of the second
+    assert rows(again.directory, without=CHANGING) == rows(whole.directory, without=CHANGING)
+    assert same(again.final, whole.final)
+    assert "watch_seconds" not in metrics.read_text()
+    assert json.loads((stage / "stage.json").read_text())["retention"]["measurements"] == 2
+    assert (stage / "watch.json").read_bytes() == earlier
+    assert not (stage / "retention.json").exists()
+    assert [record.getMessage() for record in caplog.records if "watch.json" in record.getMessage()]
+
+
 def test_both_stages_are_compared_with_the_start_of_the_run(recipe: MakeRecipe) -> None:
     stages = [{"name": "one", **FULL}, {"name": "two", **FULL}]
-    result = train(recipe({"retention": WATCH}, stages=stages), quiet=True)
+    result = train(recipe({"retention": RETENTION}, stages=stages), quiet=True)
     found = [row["retention"]["loss_before"] for row in rows(result.directory) if "retention" in row]
     assert len(found) == 4
     assert len(set(found)) == 1
@@ -347,7 +382,7 @@ def test_sets_that_cannot_tell_anything_are_refused(recipe: MakeRecipe, tmp_path
     for number, (section, said) in enumerate(sets):
         output = tmp_path / str(number)
         with pytest.raises((DataError, RecipeError), match=said):
-            train(recipe({"output_dir": str(output), "retention": {**WATCH, **section}}), quiet=True)
+            train(recipe({"output_dir": str(output), "retention": {**RETENTION, **section}}), quiet=True)
         assert read_rows(output / "metrics.jsonl") == []
         if "measure" not in section:  # found out before anything ran: nothing there claims the directory
             assert [path.name for path in output.iterdir()] == [".lock"]

@@ -1,4 +1,4 @@
-"""What the early warning reads off a model in training: text skill by one forward pass, and two probes.
+"""What is measured of a model in training: text skill by one forward pass, and two probes.
 
 A greedy decoder gives a reference answer exactly when each of the answer's tokens, its end included, is the most likely
 one after those before it. So one teacher-forced pass tells how many questions would be answered right, at a fraction of
@@ -25,7 +25,7 @@ from alula.data import Collator, open_source
 from alula.data.samples import Sample
 from alula.errors import DataError
 from alula.evaluation.runner import evaluating
-from alula.probes import Alignment, AttentionShift, watch
+from alula.probes import Alignment, AttentionShift
 from alula.stats import Resampling
 from alula.training.recipe import Retention
 
@@ -33,7 +33,7 @@ _VALUES_ONLY = Resampling(resamples=1, permutations=1)
 """intervals and nulls cost more than the forward passes; what is logged are the values"""
 
 
-class Reading(BaseModel):
+class Measurement(BaseModel):
     """One measurement.
 
     Attributes:
@@ -51,7 +51,7 @@ class Reading(BaseModel):
     curves: dict[str, tuple[float, ...]] = {}
 
 
-class Meters:
+class RetentionEvaluator:
     """The probe set of a run, ready to be put to its model again and again.
 
     Args:
@@ -63,7 +63,7 @@ class Meters:
 
     Raises:
         DataError: a source that cannot be read, text items that show something, image items without an image; while
-            reading, an item that does not fit into the context.
+            measuring, an item that does not fit into the context.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Meters:
     ) -> None:
         self.spec = spec
         self.collate = Collator(processor, template=template, context=context, roles=roles)
-        self.text, self.pictures = probe_set(spec)
+        self.text, self.pictures = open_probe_set(spec)
         self.stop = self.collate.tokenizer.eos_token_id
 
-    def read(self, model: nn.Module) -> Reading:
+    def measure(self, model: nn.Module) -> Measurement:
         """Measure ``model``; it, its train mode and the random state are left as they were."""
         device = next(model.parameters()).device
         cuda = [device] if device.type == "cuda" else []
@@ -90,7 +90,7 @@ class Meters:
                 probes, curves = self._probes(model, device) if self.spec.probes else ({}, {})
             finally:
                 reshard(model)
-        return Reading(right=right, loss=loss, probes=probes, curves=curves)
+        return Measurement(right=right, loss=loss, probes=probes, curves=curves)
 
     def _batches(self, samples: Sequence[Sample], device: torch.device) -> Iterator[dict[str, Any]]:
         for start in range(0, len(samples), self.spec.batch_size):
@@ -102,14 +102,14 @@ class Meters:
         total, count = 0.0, 0
         for batch in self._batches(self.text, device):
             labels = last_answers(batch.pop("labels"), self.stop)
-            found, loss, tokens = answered(model(**batch, use_cache=False).logits, labels)
+            found, loss, tokens = score_answers(model(**batch, use_cache=False).logits, labels)
             right += found.tolist()
             total, count = total + float(loss), count + int(tokens)
         return tuple(right), total / count
 
     def _probes(self, model: nn.Module, device: torch.device) -> tuple[dict[str, float | None], Any]:
         shift, alignment = AttentionShift(keep=self.spec.samples + 1), Alignment(keep=self.spec.samples + 1)
-        with watch(model, [shift, alignment]):
+        with shift.on(model), alignment.on(model):  # one pass serves both
             for batch in self._batches(self.pictures, device):
                 batch.pop("labels")
                 model(**batch, use_cache=False)
@@ -124,17 +124,17 @@ class Meters:
         return {name: value if math.isfinite(value) else None for name, value in values.items()}, curves
 
 
-def probe_set(spec: Retention) -> tuple[list[Sample], list[Sample]]:
+def open_probe_set(spec: Retention) -> tuple[list[Sample], list[Sample]]:
     """The text items and the pictures (none without probes) that ``spec`` names.
 
     Raises:
-        DataError: as `taken`.
+        DataError: a source that cannot be read, or samples that do not fit (see `RetentionEvaluator`).
     """
-    text = taken(spec.text, spec.items, "retention.text", pictures=False)
-    return text, taken(spec.pictures, spec.samples, "retention.pictures", pictures=True) if spec.probes else []
+    text = _first_samples(spec.text, spec.items, "retention.text", pictures=False)
+    return text, _first_samples(spec.pictures, spec.samples, "retention.pictures", pictures=True) if spec.probes else []
 
 
-def taken(spec: Any, count: int, key: str, *, pictures: bool) -> list[Sample]:
+def _first_samples(spec: Any, count: int, key: str, *, pictures: bool) -> list[Sample]:
     """The first ``count`` samples of a source (all of a shorter one).
 
     Raises:
@@ -144,9 +144,9 @@ def taken(spec: Any, count: int, key: str, *, pictures: bool) -> list[Sample]:
     samples = [source[index] for index in range(count if source.size is None else min(count, source.size))]
     for sample in samples:
         if not sample.images if pictures else sample.media():
-            told = "shows no picture, and attention can only shift around one" if pictures else "is not text alone"
+            message = "shows no picture, and attention can only shift around one" if pictures else "is not text alone"
             raise DataError(
-                told,
+                message,
                 where=f"{key}: {sample.place or sample.id}",
                 remedy="name a source of questions about pictures" if pictures else "name a source of text alone",
             )
@@ -168,7 +168,7 @@ def last_answers(labels: Tensor, stop: int | None) -> Tensor:
     return kept
 
 
-def answered(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def score_answers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return per row whether every labelled token is the most likely one (B,), the summed loss, and their number.
 
     Args:
@@ -183,7 +183,7 @@ def answered(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return hit.all(dim=1), F.cross_entropy(scores, wanted, reduction="sum"), asked.sum()
 
 
-def moved(curves: dict[str, tuple[float, ...]], start: dict[str, tuple[float, ...]]) -> float | None:
+def attention_moved(curves: dict[str, tuple[float, ...]], start: dict[str, tuple[float, ...]]) -> float | None:
     """How much attention sits elsewhere than at the start: half the summed difference of shares, mean over layers.
 
     0: nothing moved; 1: all of it did (total variation distance).
