@@ -69,8 +69,8 @@ def test_without_the_fledgling_all_of_alula_is_there(alone: dict[str, str], tmp_
         "for module in pkgutil.walk_packages(alula.__path__, 'alula.'):\n"
         "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
         "from alula.evaluation import task_names\n"
-        "from alula.data.registry import source_keys\n"
-        "print(task_names(), source_keys())\n"
+        "from alula.data.registry import SOURCES\n"
+        "print(task_names(), SOURCES.names())\n"
     )
     done = python(alone, "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,16 +1,20 @@
 """What packages installed beside alula bring: looked up by entry point, loaded when it is first asked for.
 
-Groups: ``alula.grafts``, ``alula.policies``, ``alula.methods``, ``alula.models``, ``alula.sources``, ``alula.tasks``,
-``alula.defaults``, ``alula.commands``. Each group's own registry says what its entries are.
+Groups: ``alula.grafts``, ``alula.policies``, ``alula.probes``, ``alula.sections``, ``alula.methods``, ``alula.models``,
+``alula.sources``, ``alula.tasks``, ``alula.defaults``, ``alula.commands``. Each group's own
+registry says what its entries are.
 """
 
 from __future__ import annotations
 
 import functools
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from types import ModuleType
+from typing import Any, Generic, TypeVar
 
 from alula.errors import UsageError
+
+T = TypeVar("T")
 
 MODELS = "alula.models"
 """group of models that go by a name"""
@@ -66,3 +70,49 @@ def _loaded(entry: EntryPoint) -> Any:
 def remedy(group: str, name: str) -> str | None:
     """How to get what the group lacks under that name, where alula's second distribution has it."""
     return "pip install 'alula[fledgling]'" if name in _FLEDGLING.get(group, ()) else None
+
+
+class Registry(Generic[T]):
+    """Things of one kind by name: those that were registered, and those of packages installed beside alula.
+
+    An entry of the group is the thing itself, or a module that registers it when it is imported.
+
+    Args:
+        group: of entry points.
+        what: what such a thing is called in messages, such as "graft".
+    """
+
+    def __init__(self, group: str, what: str) -> None:
+        self.group, self.what = group, what
+        self._things: dict[str, T] = {}
+
+    def register(self, name: str, thing: T) -> None:
+        """Make ``thing`` known.
+
+        Raises:
+            UsageError: another thing has that name.
+        """
+        if self._things.setdefault(name, thing) != thing:
+            raise UsageError(f"there is a {self.what} {name!r} already", remedy="give this one another name")
+
+    def get(self, name: object) -> T | None:
+        """The thing of that name; None where there is none.
+
+        Raises:
+            UsageError: the package that brings it does not load.
+        """
+        if not isinstance(name, str):
+            return None
+        if name not in self._things:
+            found = load(self.group, name)
+            if found is not None and not isinstance(found, ModuleType):
+                self.register(name, found)
+        return self._things.get(name)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all there are, in the order they were registered, then those of packages; nothing is loaded."""
+        return tuple(dict.fromkeys((*self._things, *names(self.group))))
+
+    def loaded(self) -> tuple[T, ...]:
+        """Those that were registered or asked for so far."""
+        return tuple(self._things.values())

@@ -11,7 +11,17 @@ import torch
 from torch import nn
 
 from alula.errors import DataError, UsageError
-from alula.probes import Alignment, AttentionShift, Geometry, Overlap, Probe, VocabularyLens, watch
+from alula.probes import (
+    Alignment,
+    AttentionShift,
+    Geometry,
+    Overlap,
+    Probe,
+    VocabularyLens,
+    load_probe,
+    probe_names,
+    watch,
+)
 from alula.seam import find
 from tests import zoo
 from tests.probes.models import LAYOUTS, batch, deep, double, singles
@@ -26,6 +36,10 @@ PROBES: dict[str, Any] = {
     "overlap": Overlap,
     "geometry of tokens": lambda: Geometry(of="rows", change="all_pairs"),
 }
+
+
+def test_every_registered_probe_has_a_case() -> None:
+    assert {make().name for make in PROBES.values()} == set(probe_names())
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
@@ -100,7 +114,8 @@ def test_merged_parts_equal_the_whole(make: Any, tmp_path: Any) -> None:
         for inputs, part in zip(batches, parts, strict=True):
             with part.on(model):
                 model(**inputs)
-    reread = type(parts[2]).load(parts[2].save(tmp_path / "part.safetensors"))
+    reread = load_probe(parts[2].save(tmp_path / "part.safetensors"))
+    assert type(reread) is type(parts[2])
     assert_same(parts[0].merge(reread).merge(parts[1]), whole)
 
 

@@ -9,12 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alula import plugins
 from alula.data.samples import Source
-from alula.errors import UsageError
+from alula.plugins import Registry
 from alula.settings import Settings
-
-GROUP = "alula.sources"
 
 
 def _no_files(spec: Any, base: Path) -> list[Path]:
@@ -37,37 +34,13 @@ class SourceKind(NamedTuple):
     files: Callable[[Any, Path], list[Path]] = _no_files
 
 
-_KINDS: dict[str, SourceKind] = {}
+SOURCES: Registry[SourceKind] = Registry("alula.sources", "kind of source")
 
 
 def register(kind: SourceKind) -> None:
-    """Make a kind of source known.
+    """Make a kind of source known under its key.
 
     Raises:
         UsageError: another kind has that key.
     """
-    if _KINDS.setdefault(kind.key, kind) != kind:
-        raise UsageError(f"there is a kind of source {kind.key!r} already", remedy="give this one another key")
-
-
-def kind_of(key: str) -> SourceKind | None:
-    """The kind of source with that key; None where there is none.
-
-    Raises:
-        UsageError: the package that brings it does not load.
-    """
-    if key not in _KINDS:
-        found = plugins.load(GROUP, key)
-        if found is not None:
-            register(found)
-    return _KINDS.get(key)
-
-
-def loaded() -> tuple[SourceKind, ...]:
-    """The kinds that were registered or asked for so far."""
-    return tuple(_KINDS.values())
-
-
-def source_keys() -> tuple[str, ...]:
-    """Keys of the kinds there are, alula's own first."""
-    return tuple(dict.fromkeys((*_KINDS, *plugins.names(GROUP))))
+    SOURCES.register(kind.key, kind)

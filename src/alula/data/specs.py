@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from alula import plugins
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
-from alula.data.registry import GROUP, SourceKind, kind_of, loaded, source_keys
+from alula.data.registry import SOURCES, SourceKind
 from alula.errors import RecipeError
 from alula.settings import Int, Number, Settings, problems
 
@@ -36,18 +36,18 @@ class SourceSpec(Settings):
     def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
         if cls.__base__ is not Settings:
             return handler(schema)
-        for key in source_keys():
-            kind_of(key)
-        return handler(_union(loaded())[1].core_schema)
+        for key in SOURCES.names():
+            SOURCES.get(key)
+        return handler(_union(SOURCES.loaded())[1].core_schema)
 
     @classmethod
     def alternatives(cls) -> Any:
         """What a value of a field of this type may be, as one annotation of specs."""
-        return _union(loaded())[0] if cls.__base__ is Settings else cls
+        return _union(SOURCES.loaded())[0] if cls.__base__ is Settings else cls
 
     def kind(self) -> SourceKind:
         """The kind of this source."""
-        return next(kind for kind in loaded() if kind.spec is type(self))
+        return next(kind for kind in SOURCES.loaded() if kind.spec is type(self))
 
 
 class FileSpec(SourceSpec):
@@ -79,16 +79,16 @@ class DatasetSpec(FileSpec):
 
 def _of_its_kind(value: Any) -> SourceSpec:
     if isinstance(value, Mapping):
-        keys = source_keys()
+        keys = SOURCES.names()
         found = next((key for key in keys if key in value), None)
         if found is None:
-            missing = next((key for key in value if plugins.remedy(GROUP, str(key))), None)
+            missing = next((key for key in value if plugins.remedy(SOURCES.group, str(key))), None)
             if missing is not None:
-                remedy = plugins.remedy(GROUP, missing)
+                remedy = plugins.remedy(SOURCES.group, missing)
                 raise ValueError(f"`{missing}` comes with a package that is not installed: {remedy}")
             raise PydanticCustomError("source_kind", f"a source needs one of the keys {', '.join(keys)}")
-        kind_of(found)  # loaded now, if another package brings it
-    spec: SourceSpec = _union(loaded())[1].validate_python(value)
+        SOURCES.get(found)  # loaded now, if another package brings it
+    spec: SourceSpec = _union(SOURCES.loaded())[1].validate_python(value)
     return spec
 
 

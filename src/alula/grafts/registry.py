@@ -6,11 +6,10 @@ Packages installed beside alula add theirs by the entry point group ``alula.graf
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from typing import NamedTuple
 
-from alula.errors import UsageError
 from alula.grafts.base import Graft, GraftConfig
+from alula.plugins import Registry
 
 
 class GraftKind(NamedTuple):
@@ -20,7 +19,7 @@ class GraftKind(NamedTuple):
     graft: type[Graft]
 
 
-_KINDS: dict[str, GraftKind] = {}
+_GRAFTS: Registry[GraftKind] = Registry("alula.grafts", "graft of type")
 
 
 def register(config: type[GraftConfig], graft: type[Graft]) -> None:
@@ -29,22 +28,18 @@ def register(config: type[GraftConfig], graft: type[Graft]) -> None:
     Raises:
         UsageError: another graft has that type.
     """
-    kind = GraftKind(config, graft)
-    if _KINDS.setdefault(config.graft_type, kind) != kind:
-        raise UsageError(
-            f"there is a graft of type {config.graft_type!r} already: {_KINDS[config.graft_type].graft.__name__}",
-            remedy="give this one another graft_type",
-        )
+    _GRAFTS.register(config.graft_type, GraftKind(config, graft))
 
 
 def kind_of(graft_type: object) -> GraftKind | None:
-    """The graft of that type; None where there is none."""
-    if isinstance(graft_type, str) and graft_type not in _KINDS:
-        for entry in entry_points(group="alula.grafts", name=graft_type):
-            entry.load()
-    return _KINDS.get(graft_type) if isinstance(graft_type, str) else None
+    """The graft of that type; None where there is none.
+
+    Raises:
+        UsageError: the package that brings it does not load.
+    """
+    return _GRAFTS.get(graft_type)
 
 
 def graft_types() -> tuple[str, ...]:
     """Types of the grafts there are, those of other packages included."""
-    return tuple(sorted({*_KINDS, *entry_points(group="alula.grafts").names}))
+    return _GRAFTS.names()

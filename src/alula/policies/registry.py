@@ -11,13 +11,12 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from alula import plugins
 from alula.errors import UsageError
+from alula.plugins import Registry
 from alula.policies.base import Policy
 from alula.settings import problems
 
-GROUP = "alula.policies"
-_POLICIES: dict[str, type[Policy]] = {}
+_POLICIES: Registry[type[Policy]] = Registry("alula.policies", "policy of type")
 P = TypeVar("P", bound=type[Policy])
 
 
@@ -27,17 +26,13 @@ def register(policy: P) -> P:
     Raises:
         UsageError: another policy has that type.
     """
-    if _POLICIES.setdefault(policy.policy_type, policy) is not policy:
-        raise UsageError(
-            f"there is a policy of type {policy.policy_type!r} already: {_POLICIES[policy.policy_type].__name__}",
-            remedy="give this one another policy_type",
-        )
+    _POLICIES.register(policy.policy_type, policy)
     return policy
 
 
 def policy_types() -> tuple[str, ...]:
     """Types of the policies there are, those of other packages included."""
-    return tuple(sorted({*_POLICIES, *plugins.names(GROUP)}))
+    return _POLICIES.names()
 
 
 def policy_of(settings: Mapping[str, Any], *, where: str = "policy") -> Policy:
@@ -47,9 +42,7 @@ def policy_of(settings: Mapping[str, Any], *, where: str = "policy") -> Policy:
         UsageError: no such policy, or settings that it does not have, with the key.
     """
     name = settings.get("policy_type")
-    if isinstance(name, str) and name not in _POLICIES:
-        plugins.load(GROUP, name)
-    kind = _POLICIES.get(name) if isinstance(name, str) else None
+    kind = _POLICIES.get(name)
     if kind is None:
         raise UsageError(
             f"there is no policy of type {name!r}",

@@ -7,6 +7,7 @@ from alula.probes.geometry import Geometry, GeometryResult
 from alula.probes.lens import LensResult, VocabularyLens
 from alula.probes.nulls import noise_prompt, untrained_connector
 from alula.probes.overlap import Overlap, OverlapResult
+from alula.probes.registry import load_probe, probe_names, register
 from alula.stats import Curve, Estimate, Resampling, Result
 from alula.weights import WeightMask
 
@@ -27,7 +28,10 @@ __all__ = [
     "Result",
     "VocabularyLens",
     "WeightMask",
+    "load_probe",
     "noise_prompt",
+    "probe_names",
+    "register",
     "untrained_connector",
     "watch",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from alula.errors import UsageError
 from alula.probes import token_sets
+from alula.probes.registry import register
 from alula.probes.similarity import (
     cka,
     mismatched_mean,
@@ -116,6 +117,7 @@ class AlignmentResult(Result):
     settings: dict[str, Any]
 
 
+@register
 @dataclass(eq=False, kw_only=True)
 class Alignment(StateProbe):
     """How close a sample's perceptual tokens come to its text, state by state.

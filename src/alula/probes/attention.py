@@ -18,6 +18,7 @@ from torch import Tensor
 from alula.errors import HostError, SeamError, UsageError
 from alula.probes import token_sets
 from alula.probes.base import Probe
+from alula.probes.registry import register
 from alula.seam import Branch, BranchReader, ForwardContext, LayerView, Seam, Sums
 from alula.stats import DEFAULT, Array, Curve, Estimate, Resampling, Result, means, weighted
 from alula.tokens import Role, TokenMap
@@ -62,6 +63,7 @@ class AttentionShiftResult(Result):
     settings: dict[str, Any]
 
 
+@register
 @dataclass(eq=False, kw_only=True)
 class AttentionShift(Probe):
     """Per layer, the share of attention mass on tokens before, of, between and after the images; and attention shift.

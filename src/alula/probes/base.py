@@ -248,6 +248,22 @@ def watch(model: nn.Module, probes: Sequence[Probe]) -> Iterator[None]:
         yield
 
 
+def name_in(file: str | os.PathLike[str]) -> str:
+    """Name of the probe that wrote ``file``.
+
+    Raises:
+        DataError: no file of a probe.
+    """
+    try:
+        with safetensors.safe_open(regular(file), framework="pt") as opened:
+            name = (opened.metadata() or {}).get("probe")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"not a readable probe file: {error}", where=str(file)) from error
+    if name is None:
+        raise DataError("it holds no probe", where=str(file))
+    return name
+
+
 def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(f"{prefix}."): value for k, value in state.items() if k.startswith(f"{prefix}.")}
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from alula.errors import SeamError, UsageError
 from alula.probes import token_sets
 from alula.probes.projection import Method, to_plane
+from alula.probes.registry import register
 from alula.probes.states import GROUPS, StateProbe, groups, standing, unit
 from alula.seam import ForwardContext, LayerView
 from alula.stats import DEFAULT, Curve, Resampling, Result, means
@@ -95,6 +96,7 @@ class GeometryResult(Result):
     settings: dict[str, Any]
 
 
+@register
 @dataclass(eq=False, kw_only=True)
 class Geometry(StateProbe):
     """Where tokens of each kind lie: similarity within and between kinds, norms, and change between blocks.

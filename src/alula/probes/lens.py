@@ -17,6 +17,7 @@ from torch import Tensor
 from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError, UsageError
 from alula.probes import token_sets
+from alula.probes.registry import register
 from alula.probes.states import GROUPS, TEXT, StateProbe, groups
 from alula.seam import ForwardContext, LayerView
 from alula.stats import DEFAULT, Array, Curve, Resampling, Result, means
@@ -109,6 +110,7 @@ class LensResult(Result):
     settings: dict[str, Any]
 
 
+@register
 @dataclass(eq=False, kw_only=True)
 class VocabularyLens(StateProbe):
     """Reads tokens of the residual stream through the host's final norm and head, as if each state were the last.

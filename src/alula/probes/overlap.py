@@ -21,6 +21,7 @@ from alula.anatomy import Anatomy
 from alula.errors import HostError, UsageError
 from alula.probes import token_sets
 from alula.probes.base import Probe
+from alula.probes.registry import register
 from alula.seam import NAME, ForwardContext, InputOf, LayerView, Phase, Seam
 from alula.stats import DEFAULT, Resampling, Result
 from alula.tokens import TokenMap
@@ -80,6 +81,7 @@ class OverlapResult(Result):
     settings: dict[str, Any]
 
 
+@register
 @dataclass(eq=False, kw_only=True)
 class Overlap(Probe):
     """Scores every weight of the decoder's blocks by |W| * norm of its input channel, over the tokens of each stream.
