@@ -161,11 +161,11 @@ def test_long_files_are_told_apart_by_samples(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(inputs, "_BLOCK", 8)
     content = bytes(range(200))
     (tmp_path / "file").write_bytes(content)
-    mark = inputs._mark(tmp_path / "file", 40)
+    mark = inputs._digest(tmp_path / "file", 40)
     for place, seen in [(0, True), (199, True), (50, True), (20, False)]:
         (tmp_path / "file").write_bytes(content[:place] + b"!" + content[place + 1 :])
-        assert (inputs._mark(tmp_path / "file", 40) != mark) is seen
-        assert inputs._mark(tmp_path / "file", 200) != inputs._mark(tmp_path / "file", 40)
+        assert (inputs._digest(tmp_path / "file", 40) != mark) is seen
+        assert inputs._digest(tmp_path / "file", 200) != inputs._digest(tmp_path / "file", 40)
 
 
 class _StopInStage(TrainerCallback):

@@ -32,10 +32,10 @@ def check_feasible(recipe: Recipe) -> None:
         RecipeError: a setting that the host or the disk does not go with, by its key. HostError, UsageError: a model
             that cannot be found, built or trained.
     """
-    _check_place(recipe.output_dir, "output_dir")
+    _check_writable(recipe.output_dir, "output_dir")
     for stage in recipe.stages:
         if stage.feature_cache is not None and stage.feature_cache.disk is not None:
-            _check_place(stage.feature_cache.disk, f"stages.{stage.name}.feature_cache.disk")
+            _check_writable(stage.feature_cache.disk, f"stages.{stage.name}.feature_cache.disk")
     model = _host(recipe.host)
     if model is None:
         return
@@ -76,9 +76,9 @@ def _check_stage(stage: Stage, anatomy: Anatomy) -> None:
     METHODS[stage.method].check(anatomy, stage.settings)
 
 
-def _check_place(place: str, where: str) -> None:
+def _check_writable(directory: str, where: str) -> None:
     """Refuse a directory that cannot be made or written to."""
-    path = Path(place).absolute()
+    path = Path(directory).absolute()
     try:
         with telling(path):
             with contextlib.suppress(FileNotFoundError):

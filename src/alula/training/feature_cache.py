@@ -144,8 +144,8 @@ class FrozenTower(nn.Module):
         """Pictures (N, C, H, W) or spectrograms (N, T, bins) -> the tower's output; with a cache, only what the host
         reads of it."""
         tower = self._outside[0]
-        place = next(tower.parameters()).device
-        if place != pixel_values.device:
+        device = next(tower.parameters()).device
+        if device != pixel_values.device:
             tower.to(pixel_values.device)
         with torch.no_grad():
             if self.store is None:
@@ -154,8 +154,8 @@ class FrozenTower(nn.Module):
             kind = pixel_values.device.type
             precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             changing = {name: value for name, value in own.items() if name not in _HARMLESS}
-            mark = repr((sorted(changing.items()), self.layers, precision))
-            items = [self._features(image, own, mark) for image in pixel_values]
+            context = repr((sorted(changing.items()), self.layers, precision))
+            items = [self._features(image, own, context) for image in pixel_values]
             return self._assemble(items, pixel_values.device)
 
     def _own(self, pixel_values: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -167,21 +167,21 @@ class FrozenTower(nn.Module):
         taken = inspect.signature(type(self._outside[0]).forward).parameters
         text = {name for name in _HARMLESS if isinstance(kwargs.get(name), Tensor | ForwardContext)}
         own = {name: value for name, value in kwargs.items() if value is not None and name not in text - taken.keys()}
-        strange = [name for name, value in own.items() if not _plain(value)]
+        unsupported = [name for name, value in own.items() if not _is_plain(value)]
         if pixel_values.ndim not in (3, 4):
-            strange = [f"pixel values of {pixel_values.ndim} dimensions"]
-        if strange:
+            unsupported = [f"pixel values of {pixel_values.ndim} dimensions"]
+        if unsupported:
             raise HostError(
-                f"the host gives its tower {strange[0]}, on which features may depend beside the single image",
+                f"the host gives its tower {unsupported[0]}, on which features may depend beside the single image",
                 where="feature_cache",
                 remedy="leave feature_cache out for this host",
             )
         return own
 
-    def _features(self, image: Tensor, kwargs: dict[str, Any], mark: str) -> Features:
-        """The features of one image (C, H, W) or sound (T, bins); ``mark`` names keywords that may change them."""
+    def _features(self, image: Tensor, kwargs: dict[str, Any], context: str) -> Features:
+        """The features of one image (C, H, W) or sound (T, bins); ``context`` names keywords that may change them."""
         assert self.store is not None
-        key = fingerprint_tensor(image, mark)
+        key = fingerprint_tensor(image, context)
         features = self.store.get(key)
         if features is None:
             output = self._outside[0](image[None], **kwargs)
@@ -226,15 +226,15 @@ class FrozenTower(nn.Module):
 def frozen_audio_tower(model: nn.Module, store: FeatureStore | None = None) -> Iterator[FrozenTower | None]:
     """As `frozen_tower`, of the audio tower of alula's own hosts.
 
-    Yields None, changing nothing, for a model without one: stock classes (Qwen2-Audio, Gemma-3n) pass their ears other
+    Yields None, changing nothing, for a model without one: stock classes (Qwen2-Audio, Gemma-3n) pass theirs other
     inputs, such as masks, which a stand-in does not know.
     """
     anatomy = Anatomy.of(model)
-    ears, config = anatomy.audio_tower, anatomy.host.config
-    if ears is None or not isinstance(config, AlulaConfig):
+    tower, config = anatomy.audio_tower, anatomy.host.config
+    if tower is None or not isinstance(config, AlulaConfig):
         yield None
         return
-    with _in_place_of(anatomy.backbone, ears, (config.audio_feature_layer,), store) as stand_in:
+    with _in_place_of(anatomy.backbone, tower, (config.audio_feature_layer,), store) as stand_in:
         yield stand_in
 
 
@@ -284,18 +284,18 @@ def tower_fingerprint(tower: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_tensor(tensor: Tensor, mark: str = "") -> str:
-    """Hash of a tensor's shape, dtype and content, and of ``mark``."""
+def fingerprint_tensor(tensor: Tensor, context: str = "") -> str:
+    """Hash of a tensor's shape, dtype and content, and of ``context``."""
     plain = tensor.detach().cpu().contiguous()
-    digest = hashlib.blake2b(f"{plain.dtype}{tuple(plain.shape)}{mark}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{plain.dtype}{tuple(plain.shape)}{context}".encode(), digest_size=16)
     digest.update(plain.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _plain(value: Any) -> bool:
-    """Whether a keyword's value can be told by its text."""
+def _is_plain(value: Any) -> bool:
+    """Whether a keyword's value is fully said by its text."""
     if isinstance(value, list | tuple):
-        return all(map(_plain, value))
+        return all(map(_is_plain, value))
     return isinstance(value, bool | int | float | str | torch.dtype)
 
 

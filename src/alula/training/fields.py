@@ -17,7 +17,7 @@ Seed = Annotated[Int, Field(ge=0, le=MANY)]
 Bool = Annotated[bool, Strict()]
 Rate = Annotated[Number, Field(gt=0, le=10)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
-Place = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 
 

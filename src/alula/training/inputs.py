@@ -1,4 +1,4 @@
-"""What a run learns from, told apart from what it began with: the sizes and the contents of its sources' files.
+"""Whether a run still learns from the data it began with: the sizes and the contents of its sources' files.
 
 Only the files of records and tables count. The pictures, films and sounds that records name are not looked at, nor is
 what the worlds draw, which is a function of the recipe.
@@ -31,7 +31,7 @@ def record_data(run: RunDirectory, recipe: Recipe, stages: Collection[int]) -> N
     write_json(run.data, _identity(recipe, stages))
 
 
-def refuse_other_data(run: RunDirectory, recipe: Recipe, stages: Collection[int]) -> None:
+def check_same_data(run: RunDirectory, recipe: Recipe, stages: Collection[int]) -> None:
     """Raise a UsageError if a source of ``stages`` is not what it was when the run began, naming the file."""
     before = read_json(run.data)
     for key, now in _identity(recipe, stages).items():
@@ -41,11 +41,13 @@ def refuse_other_data(run: RunDirectory, recipe: Recipe, stages: Collection[int]
             continue
         old, new = then.get(path), now.get(path)
         if old is None or new is None:
-            told = "was not there then" if old is None else "is no longer there"
+            message = "was not there then" if old is None else "is no longer there"
         else:
-            told = f"had {old[0]:,} bytes, now {new[0]:,}" if old[0] != new[0] else "had the same size, other content"
+            message = (
+                f"had {old[0]:,} bytes, now {new[0]:,}" if old[0] != new[0] else "had the same size, other content"
+            )
         raise UsageError(
-            f"holds a run that began with other data: {path} ({key}) {told}",
+            f"holds a run that began with other data: {path} ({key}) {message}",
             where=str(run.root),
             remedy="restore the data, name another output_dir, or start over with --no-resume (drops what is there); "
             f"to go on with the data as they are now, remove {run.data}",
@@ -57,7 +59,7 @@ def _identity(recipe: Recipe, stages: Collection[int]) -> Identity:
     for key, spec in _sources(recipe, stages).items():
         files = source_files(spec)
         limit = _OF_A_FILE if len(files) == 1 else _OF_A_SHARD
-        found[key] = {str(file): _mark(file, limit) for file in files}
+        found[key] = {str(file): _digest(file, limit) for file in files}
     return found
 
 
@@ -76,7 +78,7 @@ def _sources(recipe: Recipe, stages: Collection[int]) -> dict[str, SourceSpec]:
     return found
 
 
-def _mark(path: Path, limit: int) -> list[Any]:
+def _digest(path: Path, limit: int) -> list[Any]:
     """Size and digest of a file; of one of more than ``limit`` bytes as many are read, in blocks spread over it."""
     digest = hashlib.sha256()
     with telling(path), open(regular(path), "rb") as stream:

@@ -93,9 +93,9 @@ class StageDirectory:
     def finish(self, record: dict[str, Any]) -> None:
         """Declare the stage done and drop what was only needed to resume it."""
         write_json(self.record, record)
-        self.tidy()
+        self.drop_resume_files()
 
-    def tidy(self) -> None:
+    def drop_resume_files(self) -> None:
         """Drop what is only needed to resume the stage."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.within_budget.unlink(missing_ok=True)
@@ -149,7 +149,7 @@ class RunDirectory:
         stages = [StageDirectory(path) for path in (self.root / "stages").glob("*")]
         return any(stage.done() is not None or newest(stage.checkpoints) is not None for stage in stages)
 
-    def refuse_strangers(self) -> None:
+    def check_ownership(self) -> None:
         """Raise a UsageError if there is something here that is not a run's."""
         if not self.root.exists() or self.holds_a_run():
             return
@@ -160,12 +160,12 @@ class RunDirectory:
                 remedy="name another output_dir, or empty this one yourself",
             )
 
-    def sweep(self) -> None:
+    def clean_partials(self) -> None:
         """Remove what a killed session left half-written, or had no time to remove when a stage was done."""
         restore_directories(self.root, below=True)
         for stage in map(StageDirectory, (self.root / "stages").glob("*")):
             if stage.done() is not None:
-                stage.tidy()
+                stage.drop_resume_files()
 
     def clear(self) -> None:
         """Remove the run that is here, and nothing else."""
@@ -176,10 +176,10 @@ class RunDirectory:
             shutil.rmtree(path, ignore_errors=True)
         self.recipe.unlink(missing_ok=True)
 
-    def point(self, link: Path, target: Path) -> None:
-        """Let the relative symbolic link ``link`` name ``target``, atomically."""
-        with atomic_file(link) as partial:
-            partial.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+    def link(self, path: Path, target: Path) -> None:
+        """Make ``path`` a relative symbolic link to ``target``, atomically."""
+        with atomic_file(path) as partial:
+            partial.symlink_to(os.path.relpath(target, path.parent), target_is_directory=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -199,12 +199,12 @@ class RunDirectory:
             where=str(self.root),
             remedy="wait for it to end, or name another output_dir",
         )
-        place = os.path.realpath(self.root)
+        key = os.path.realpath(self.root)
         # The lock does not keep a process from itself, and ends when the process closes the file, however often it is
         # opened: one that is held is not to be opened again.
-        if place in _held:
+        if key in _held:
             raise busy
-        _held.add(place)
+        _held.add(key)
         try:
             with telling(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -217,4 +217,4 @@ class RunDirectory:
                     raise busy from None
                 yield
         finally:
-            _held.discard(place)
+            _held.discard(key)

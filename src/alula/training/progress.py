@@ -15,12 +15,12 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Display:
-    """Talks to the person; silent on all processes but the first, and when asked to be."""
+    """Prints for the person; silent on all processes but the first, and when asked to be."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
 
-    def say(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         self.console.print(text)
 
     def show_parts(self, title: str, table: PartTable) -> None:
@@ -48,7 +48,7 @@ class StageDisplay:
     def __init__(self, console: Console, name: str, *, steps: int, done: int) -> None:
         self.console, self.name, self.steps, self.done = console, name, steps, done
         self._bar: Progress | None = None
-        self._begun = self._spoke = time.monotonic()
+        self._begun = self._last_line = time.monotonic()
         if console.is_terminal and not console.quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -77,8 +77,8 @@ class StageDisplay:
         pace = f"{row['samples'] / step / max(each, 1e-9):.1f}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=f"{row['loss']:.4f}", pace=pace)
-        elif step == self.steps or now - self._spoke >= _SECONDS_BETWEEN_LINES:
-            self._spoke = now
+        elif step == self.steps or now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
             left = _clock(each * (self.steps - step))
             self.console.print(
                 f"{self.name}: step {step}/{self.steps}  loss {row['loss']:.4f}  {pace} samples/s  ETA {left}"

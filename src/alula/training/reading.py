@@ -47,7 +47,7 @@ def parse_recipe(
     """Validate an already parsed recipe. ``lines`` is the YAML node tree the line numbers of errors are taken from."""
     if not isinstance(raw, Mapping):
         raise RecipeError("a recipe is a mapping with the keys name, output_dir, host, stages, ...", where=where)
-    raw = _plain(raw)
+    raw = _copied(raw)
     for override in overrides:
         _override(raw, override)
     try:
@@ -55,9 +55,9 @@ def parse_recipe(
     except UsageError as error:  # settings of a graft that its own config refuses
         raise RecipeError(error.message, where=where, remedy=error.remedy) from None
     except ValidationError as error:
-        told = [str(problem) for problem in problems(error, Recipe, raw, lines)]
-        head = "" if len(told) == 1 else f"{len(told)} problems\n  "
-        raise RecipeError(head + "\n  ".join(told), where=where) from None
+        messages = [str(problem) for problem in problems(error, Recipe, raw, lines)]
+        head = "" if len(messages) == 1 else f"{len(messages)} problems\n  "
+        raise RecipeError(head + "\n  ".join(messages), where=where) from None
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -78,23 +78,23 @@ def _override(raw: dict[str, Any], override: str) -> None:
             f"--set {override!r} is not of the form key.path=value", remedy="e.g. --set stages.0.steps=10"
         )
     parsed, _ = read_yaml(value, where=f"--set {override!r}")
-    here: Any = raw
+    current: Any = raw
     parts = path.strip().split(".")
     for index, part in enumerate(parts):
         rest = ".".join(parts[index:])
-        if isinstance(here, list):
-            place = _list_index(here, part, override)
+        if isinstance(current, list):
+            position = _list_index(current, part, override)
             if index == len(parts) - 1:
-                here[place] = parsed
+                current[position] = parsed
             else:
-                here = here[place]
-        elif isinstance(here, dict):
+                current = current[position]
+        elif isinstance(current, dict):
             # parts such as wings.visual have a dot in their own name
             if index == len(parts) - 1 or parts[index - 1 : index] == ["train"]:
-                here[rest] = parsed
+                current[rest] = parsed
                 return
-            here[part] = {} if here.get(part) is None else here[part]
-            here = here[part]
+            current[part] = {} if current.get(part) is None else current[part]
+            current = current[part]
         else:
             raise RecipeError(f"--set {override!r}: {'.'.join(parts[:index])} is a plain value and has no keys inside")
 
@@ -110,10 +110,10 @@ def _list_index(items: list[Any], part: str, override: str) -> int:
     raise RecipeError(f"--set {override!r}: there is no item {part!r} there; legal: {legal}")
 
 
-def _plain(value: Any) -> Any:
+def _copied(value: Any) -> Any:
     """A deep copy in plain dicts and lists."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _copied(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_copied(item) for item in value]
     return value

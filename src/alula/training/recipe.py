@@ -17,23 +17,25 @@ from alula.chat_template import TemplateSettings
 from alula.data import SourceSpec, TextReplaySpec
 from alula.errors import UsageError
 from alula.settings import Int, Number
-from alula.training.fields import ITEMS, MANY, WIDE, Beta, Bool, Count, Name, Place, Rate, Section, Seed, Size
+from alula.training.fields import ITEMS, MANY, WIDE, Beta, Bool, Count, Name, PathText, Rate, Section, Seed, Size
 from alula.training.methods import METHODS
 
 
 class HostSpec(Section):
     """The model the first stage starts from: a directory or hub id (`path`), or an LLM and a tower to join."""
 
-    path: Place | None = Field(
+    path: PathText | None = Field(
         default=None, description="image-text-to-text model to take as it is: directory or hub id"
     )
-    llm: Place | None = Field(default=None, description="text LLM: hub id, directory, or `fledgling`")
-    vision: Place | None = Field(default=None, description="vision tower: hub id, directory, or `fledgling`")
+    llm: PathText | None = Field(default=None, description="text LLM: hub id, directory, or `fledgling`")
+    vision: PathText | None = Field(default=None, description="vision tower: hub id, directory, or `fledgling`")
     connector: str = Field(default="mlp2x_gelu", description="what maps tower features to the LLM's width")
     connector_options: dict[str, Annotated[Int, Field(ge=0, le=WIDE)]] | None = Field(
         default=None, description="of `queries`: num_queries, width, layers, heads, feedforward, up_width"
     )
-    audio: Place | None = Field(default=None, description="spectrogram tower (AST): hub id, directory, or `fledgling`")
+    audio: PathText | None = Field(
+        default=None, description="spectrogram tower (AST): hub id, directory, or `fledgling`"
+    )
     video: Bool = Field(default=False, description="take films, frame by frame through the vision tower")
     shared: Bool = Field(default=False, description="one connector for all media instead of one each")
     feature_layer: Int | None = Field(
@@ -83,7 +85,7 @@ class FeatureCache(Section):
     """Keeps a frozen tower's output per image (see `feature_cache`)."""
 
     memory_mb: Number = Field(default=512, gt=0, le=2**24, description="bound of the in-memory cache, in MiB")
-    disk: Place | None = Field(
+    disk: PathText | None = Field(
         default=None, description="directory that also keeps every feature (unbounded); may be shared"
     )
 
@@ -216,7 +218,7 @@ class Recipe(Section):
 
     name: Name
     seed: Seed = 0
-    output_dir: Place = Field(description="where the run keeps everything it writes")
+    output_dir: PathText = Field(description="where the run keeps everything it writes")
     host: HostSpec
     precision: Literal["fp32", "bf16", "auto"] = Field(
         default="fp32", description="bf16: autocast over float32 weights; auto: bf16 where the device has units for it"

@@ -19,7 +19,7 @@ from alula.files import write_text
 from alula.training.defaults import with_questions
 from alula.training.environment import append_session, describe_environment
 from alula.training.feasibility import check_feasible
-from alula.training.inputs import record_data, refuse_other_data
+from alula.training.inputs import check_same_data, record_data
 from alula.training.layout import RunDirectory
 from alula.training.methods import METHODS
 from alula.training.notation import read_yaml
@@ -97,10 +97,10 @@ def train(
             paths = run.stage(index, stage)
             if paths.done() is not None:
                 results.append(stage_result(paths, skipped=True))
-                display.say(f"stage {stage.name}: done already, skipped")
+                display.notify(f"stage {stage.name}: done already, skipped")
             else:
                 if results and processes.is_main_process:
-                    refuse_other_data(run, recipe, [index])  # days may have passed
+                    check_same_data(run, recipe, [index])  # days may have passed
                 results.append(
                     run_stage(
                         recipe,
@@ -115,9 +115,9 @@ def train(
                     )
                 )
             if processes.is_main_process:
-                run.point(run.latest, paths.model)
+                run.link(run.latest, paths.model)
             if results[-1].stopped is not None:
-                display.say(f"stopped: {results[-1].stopped}")
+                display.notify(f"stopped: {results[-1].stopped}")
                 break
             if METHODS[stage.method].leaves_adapter:
                 previous = paths.model
@@ -125,7 +125,7 @@ def train(
             else:
                 base = str(paths.model)
         if processes.is_main_process:
-            run.point(run.final, results[-1].model)
+            run.link(run.final, results[-1].model)
         processes.wait_for_everyone()
     return TrainResult(run.root, run.final, tuple(results), is_main=processes.is_main_process)
 
@@ -139,7 +139,7 @@ def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe
     recipe = as_recipe(recipe)
     check_feasible(recipe)
     recipe = with_questions(recipe)
-    RunDirectory(Path(recipe.output_dir)).refuse_strangers()
+    RunDirectory(Path(recipe.output_dir)).check_ownership()
     for index, stage in enumerate(recipe.stages):
         stage_steps(stage, open_data(stage.data, seed=recipe.seed + index))
     if recipe.retention is not None:
@@ -169,27 +169,27 @@ def check_world(recipe: Recipe, processes: int) -> None:
 
 def prepare(run: RunDirectory, recipe: Recipe, *, resume: Resume, processes: int, display: Display) -> None:
     """Decide what the output directory is to this session, and write down what is about to run."""
-    run.refuse_strangers()
+    run.check_ownership()
     if run.holds_a_run():
         if resume is False:
             run.clear()
         else:
-            refuse_other_recipes(run, recipe)
+            check_same_recipe(run, recipe)
     elif resume is True:
         raise UsageError("there is no run to resume", where=str(run.root), remedy="leave --resume out")
     if not run.holds_a_run():
         check(recipe)  # refused now, it leaves no directory behind that belongs to it
-    run.sweep()
+    run.clean_partials()
     left = [index for index, stage in enumerate(recipe.stages) if run.stage(index, stage).done() is None]
     begun = run.has_begun()
     if begun and run.data.exists():
-        refuse_other_data(run, recipe, left)
+        check_same_data(run, recipe, left)
     seeds = {stage.name: recipe.seed + index for index, stage in enumerate(recipe.stages)}
     write_text(run.recipe, dump_recipe(recipe))
     if left and not (begun and run.data.exists()):
         record_data(run, recipe, left)
         if begun:
-            display.say("the run does not say what its data were when it began: whether they changed cannot be told")
+            display.notify("the run does not say what its data were when it began: whether they changed is not known")
     append_session(run.environment, describe_environment(processes, seeds))
     if recipe.host.path is None:
         assemble(recipe.host, run.host, seed=recipe.seed)
@@ -200,7 +200,7 @@ def start_of_run(recipe: Recipe, run: RunDirectory) -> str:
     return recipe.host.path if recipe.host.path is not None else str(run.host)
 
 
-def refuse_other_recipes(run: RunDirectory, recipe: Recipe) -> None:
+def check_same_recipe(run: RunDirectory, recipe: Recipe) -> None:
     """Raise a UsageError if the run on disk was another recipe's, naming the first key that differs."""
     before, now = (
         read_yaml(text, where=str(run.recipe))[0]
@@ -236,8 +236,8 @@ def first_difference(before: Any, now: Any, key: str = "") -> tuple[str, Any, An
                 return found
         return None
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for place, (old, new) in enumerate(zip(before, now, strict=True)):
-            found = first_difference(old, new, f"{key}.{place}")
+        for index, (old, new) in enumerate(zip(before, now, strict=True)):
+            found = first_difference(old, new, f"{key}.{index}")
             if found is not None:
                 return found
         return None

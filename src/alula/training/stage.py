@@ -33,7 +33,13 @@ from alula.training.progress import Display
 from alula.training.recipe import DataSpec, FeatureCache, Recipe, Stage
 from alula.training.retention import RetentionEvaluator, RetentionMonitor, retention_record
 from alula.training.starts import begin, export
-from alula.training.trainer import StageTrainer, config_kept, load_trained, sharding_kept, training_arguments
+from alula.training.trainer import (
+    StageTrainer,
+    cache_disabled,
+    load_trained,
+    preserve_sharding_flag,
+    training_arguments,
+)
 
 
 @dataclass(frozen=True)
@@ -100,17 +106,17 @@ def run_stage(
     done = step_of(checkpoint) if checkpoint is not None else 0
     last = rewind(metrics, stage.name, done) if main else None
     if done:
-        display.say(f"stage {stage.name}: resuming after step {done} of {steps}")
+        display.notify(f"stage {stage.name}: resuming after step {done} of {steps}")
 
     if recipe.gradient_checkpointing:
         checkpoint_activations(start.model)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(sharding_kept())
-        stack.enter_context(config_kept(Anatomy.of(start.model).host))
+        stack.enter_context(preserve_sharding_flag())
+        stack.enter_context(cache_disabled(Anatomy.of(start.model).host))
         if not stage.trains_tower:
             stack.enter_context(frozen_tower(start.model, open_store(stage.feature_cache, start.model)))
-        # no stage trains the ears
-        stack.enter_context(frozen_audio_tower(start.model, open_store(stage.feature_cache, start.model, ears=True)))
+        # no stage trains the audio tower
+        stack.enter_context(frozen_audio_tower(start.model, open_store(stage.feature_cache, start.model, audio=True)))
         if world > 1:
             stack.enter_context(lockstep(start.model, start.parts, blank_image(start.processor)))
         progress = stack.enter_context(display.stage(stage.name, steps=steps, done=done))
@@ -139,7 +145,7 @@ def run_stage(
                 writer=writer,
                 rows=[row for row in read_rows(metrics) if row["stage"] == stage.name and row["step"] <= done],
                 main=main,
-                say=display.say,
+                notify=display.notify,
             )
         trainer = StageTrainer(
             start.model,
@@ -188,8 +194,8 @@ def run_stage(
             record["stopped"] = monitor.stopped.message(stage.name)
         paths.finish(record)
         if quarantine is not None and (counts := quarantine.counts()):
-            told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-            display.say(f"stage {stage.name}: stepped over bad records ({told}); see {paths.quarantine}")
+            skipped = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+            display.notify(f"stage {stage.name}: stepped over bad records ({skipped}); see {paths.quarantine}")
     processes.wait_for_everyone()
     return stage_result(paths)
 
@@ -240,14 +246,14 @@ def stage_steps(stage: Stage, mixture: Mixture) -> int:
     return max(1, math.ceil(samples / stage.batch_size))
 
 
-def open_store(spec: FeatureCache | None, model: nn.Module, *, ears: bool = False) -> FeatureStore | None:
-    """The feature cache a stage asked for, of the image tower or of the ``ears``; each has the whole bound."""
+def open_store(spec: FeatureCache | None, model: nn.Module, *, audio: bool = False) -> FeatureStore | None:
+    """The feature cache a stage asked for, of the image tower or of the ``audio`` tower; each has the whole bound."""
     if spec is None:
         return None
     anatomy = Anatomy.of(model)
-    tower = anatomy.audio_tower if ears else anatomy.tower
-    place = None if spec.disk is None or tower is None else Path(spec.disk) / tower_fingerprint(tower)
-    return FeatureStore(int(spec.memory_mb * 2**20), place)
+    tower = anatomy.audio_tower if audio else anatomy.tower
+    directory = None if spec.disk is None or tower is None else Path(spec.disk) / tower_fingerprint(tower)
+    return FeatureStore(int(spec.memory_mb * 2**20), directory)
 
 
 def blank_image(processor: Any) -> dict[str, Tensor]:

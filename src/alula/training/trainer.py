@@ -109,7 +109,7 @@ class StageTrainer(Trainer):
             data_collator=collator,
             train_dataset=dataset,
             compute_loss_func=token_mean_loss,
-            callbacks=[_HonestGradients(), *callbacks],
+            callbacks=[_ZeroMissingGradients(), *callbacks],
         )
         if self.accelerator.num_processes == 1:
             self.args._n_gpu = min(self.args.n_gpu, 1)  # several visible GPUs would mean nn.DataParallel
@@ -169,8 +169,8 @@ class StageTrainer(Trainer):
         for named in self.parts.values():
             for name, _ in named:
                 weight = own[name].detach()
-                whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
-                gathered[name] = whole.cpu().contiguous()
+                full = weight.full_tensor() if isinstance(weight, DTensor) else weight
+                gathered[name] = full.cpu().contiguous()
         return gathered
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -209,8 +209,10 @@ def load_trained(model: nn.Module, parts: Mapping[str, Named], tensors: Mapping[
     tensors = with_current_names(model, tensors)
     wanted = {name for named in parts.values() for name, _ in named}
     if wanted != set(tensors):
-        odd = sorted(wanted ^ set(tensors))
-        raise AlulaError(f"the checkpoint and this stage differ in {len(odd)} parameters, the first {odd[0]}")
+        differing = sorted(wanted ^ set(tensors))
+        raise AlulaError(
+            f"the checkpoint and this stage differ in {len(differing)} parameters, the first {differing[0]}"
+        )
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -242,7 +244,7 @@ def token_mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | i
 
 
 @contextlib.contextmanager
-def sharding_kept() -> Iterator[None]:
+def preserve_sharding_flag() -> Iterator[None]:
     """accelerate switches sharding on for the whole process by a variable; the next stage is to choose for itself."""
     before = os.environ.get(_USE_FSDP)
     try:
@@ -255,7 +257,7 @@ def sharding_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def config_kept(host: Any) -> Iterator[None]:
+def cache_disabled(host: Any) -> Iterator[None]:
     """Training forwards build no cache, and what is saved does not carry that.
 
     The Trainer says so in the host's config; a multimodal host's decoder reads its own.
@@ -273,7 +275,7 @@ def config_kept(host: Any) -> Iterator[None]:
                 setattr(config, key, value)
 
 
-class _HonestGradients(TrainerCallback):
+class _ZeroMissingGradients(TrainerCallback):
     """See `participation`: one process and many give a part that no sample reached the same gradient, zero."""
 
     def on_pre_optimizer_step(

@@ -31,12 +31,12 @@ def read_by(config: type[GraftConfig]) -> Callable[[Any, ValidatorFunctionWrapHa
         try:
             return config.from_dict(value)
         except UsageError as error:
-            told = error.message.removeprefix(f"{config.graft_type}: ")
-            told += f" ({error.remedy})" if error.remedy else ""
+            message = error.message.removeprefix(f"{config.graft_type}: ")
+            message += f" ({error.remedy})" if error.remedy else ""
             key = next((key for key in value if refusal({key: value[key]}) == error.message), None)
         if key is None:  # two settings that do not go together
-            raise ValueError(told)
-        problem = PydanticCustomError("setting", "{told}", {"told": told})
+            raise ValueError(message)
+        problem = PydanticCustomError("setting", "{message}", {"message": message})
         details: Any = [{"type": problem, "loc": (key,), "input": value[key]}]
         raise ValidationError.from_exception_data(config.graft_type, details)
 

@@ -138,7 +138,7 @@ def _first_samples(spec: Any, count: int, key: str, *, pictures: bool) -> list[S
     """The first ``count`` samples of a source (all of a shorter one).
 
     Raises:
-        DataError: a sample that shows a picture, film or sound where none belong, or no picture where one does.
+        DataError: a sample with an image, video or audio where none belong, or no picture where one does.
     """
     source = open_source(spec, key=key)
     samples = [source[index] for index in range(count if source.size is None else min(count, source.size))]

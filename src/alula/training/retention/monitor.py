@@ -41,7 +41,7 @@ class RetentionMonitor(TrainerCallback):
         writer: whose rows take the findings in.
         rows: this stage's rows of earlier sessions.
         main: whether this process writes files.
-        say: tells the person something.
+        notify: prints a message for the person.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class RetentionMonitor(TrainerCallback):
         writer: MetricsWriter,
         rows: Sequence[Row],
         main: bool,
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> None:
         self.spec, self.evaluator, self.stage, self.writer = spec, evaluator, stage, writer
-        self.paths, self.origin, self.main, self.say = paths, origin, main, say
+        self.paths, self.origin, self.main, self.notify = paths, origin, main, notify
         self.trainer: StageTrainer | None = None
         self.start: Measurement | None = None
         self.base: Measurement | None = None
@@ -73,7 +73,7 @@ class RetentionMonitor(TrainerCallback):
             self._keep(state.global_step)
             if self.main:
                 write_start(self.paths, self.start)
-            self.say(
+            self.notify(
                 f"stage {self.stage}: measuring text retention and probes, {time.perf_counter() - begun:.1f} s a time"
             )
         self.base = self.start
@@ -106,7 +106,7 @@ class RetentionMonitor(TrainerCallback):
             step, step, retained["value"], self.spec.min, retained["lost"], retained["gained"], len(measurement.right)
         )
         if self.spec.action == "warn" or self.below < self.spec.patience:
-            self.say(f"warning: {stop.message(self.stage)}")
+            self.notify(f"warning: {stop.message(self.stage)}")
             return control
         self.stopped = self._stop(stop)
         control.should_training_stop = True
