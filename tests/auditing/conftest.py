@@ -27,7 +27,7 @@ class TinyDefaults(FledglingDefaults):
         return tokenizer.get_vocab().items() >= tiny.tokenizer().get_vocab().items()
 
 
-register(TinyDefaults())
+register("tiny", TinyDefaults())
 
 QWEN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"

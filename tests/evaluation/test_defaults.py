@@ -94,6 +94,6 @@ class _Mine:
 
 def test_questions_of_ones_own_are_registered() -> None:
     mine = _Mine()
-    register(mine)
+    register("mine", mine)
     assert defaults_for(_Words({"my-own-word": 0})) is mine
     assert defaults_for(_Words({"word": 0})) is None

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from alula import plugins
-
-GROUP = "alula.defaults"
+from alula.plugins import Registry
 
 
 class Defaults(Protocol):
@@ -37,13 +35,16 @@ class Defaults(Protocol):
         ...
 
 
-_REGISTERED: list[Defaults] = []
+_DEFAULTS: Registry[Defaults] = Registry("alula.defaults", "set of questions for models")
 
 
-def register(defaults: Defaults) -> None:
-    """Make questions known that no package brings; they go before those of packages."""
-    if defaults not in _REGISTERED:
-        _REGISTERED.insert(0, defaults)
+def register(name: str, defaults: Defaults) -> None:
+    """Make questions known by a name of their own, as an entry point would; those registered go first.
+
+    Raises:
+        UsageError: others have that name.
+    """
+    _DEFAULTS.register(name, defaults)
 
 
 def defaults_for(processor: Any) -> Defaults | None:
@@ -56,5 +57,5 @@ def defaults_for(processor: Any) -> Defaults | None:
         UsageError: a package that brings some does not load.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    brought: list[Defaults] = [plugins.load(GROUP, name) for name in plugins.names(GROUP)]
-    return next((each for each in (*_REGISTERED, *brought) if each.knows(tokenizer)), None)
+    found = (_DEFAULTS.get(name) for name in _DEFAULTS.names())
+    return next((each for each in found if each is not None and each.knows(tokenizer)), None)

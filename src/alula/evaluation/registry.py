@@ -7,7 +7,7 @@ An entry is a function of the keywords ``n`` (about how many questions) and ``se
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from alula import plugins
 from alula.bounds import check_count
@@ -15,12 +15,21 @@ from alula.data.interleave import History
 from alula.errors import UsageError
 from alula.evaluation.items import Task
 
-GROUP = "alula.tasks"
+_TASKS: plugins.Registry[Callable[..., Task]] = plugins.Registry("alula.tasks", "task")
+
+
+def register(name: str, make: Callable[..., Task]) -> None:
+    """Make a task known by a name, as an entry point would.
+
+    Raises:
+        UsageError: another task has that name.
+    """
+    _TASKS.register(name, make)
 
 
 def task_names() -> tuple[str, ...]:
-    """Names of the tasks that installed packages bring."""
-    return plugins.names(GROUP)
+    """Names of the tasks that were registered or that installed packages bring."""
+    return _TASKS.names()
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -33,7 +42,9 @@ def check_names(names: Sequence[str]) -> None:
     for name in names:
         if name not in legal:
             others = f"choose among {', '.join(legal)}" if legal else "ask questions of your own: --task data:FILE"
-            raise UsageError(f"there is no task {name!r}", where="tasks", remedy=plugins.remedy(GROUP, name) or others)
+            raise UsageError(
+                f"there is no task {name!r}", where="tasks", remedy=plugins.remedy(_TASKS.group, name) or others
+            )
 
 
 def named_tasks(
@@ -54,7 +65,8 @@ def named_tasks(
         check_count(n, "the number of items")
     tasks = []
     for name in names:
-        make = plugins.load(GROUP, name)
+        make = _TASKS.get(name)
+        assert make is not None
         options = {"n": n, "history": history if "history" in inspect.signature(make).parameters else None}
         tasks.append(make(seed=seed, **{key: value for key, value in options.items() if value is not None}))
     return tasks
