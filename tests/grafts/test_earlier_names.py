@@ -17,7 +17,7 @@ from alula import WingsConfig, attach, load_adapter, save_adapter
 from alula.errors import AdapterError
 from alula.grafts import Graft, grafts_of
 from alula.grafts.checkpoint import restore
-from alula.training.trainer import load_trained
+from alula.training.parts import load_trained
 from tests import zoo
 from tests.grafts.common import wake
 

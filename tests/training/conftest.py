@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from alula.data import Collator
 from alula.hosts import build_host, load_host, save_host
 from alula.training import Recipe, parse_recipe
-from alula.training.stage import open_data
+from alula.training.datasets import open_data
 from tests.hosts import tiny
 
 MakeRecipe = Callable[..., Recipe]

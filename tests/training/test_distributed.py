@@ -21,9 +21,10 @@ from alula import grafts
 from alula.data import Collator, MixtureSpec, open_mixture
 from alula.hosts import load_host
 from alula.training import load_recipe
+from alula.training.datasets import open_data
 from alula.training.participation import lockstep
 from alula.training.parts import find_parts, select
-from alula.training.stage import blank_image, open_data
+from alula.training.stage import blank_image
 from alula_fledgling.microworld import export_jsonl, text_items, visual_items
 from tests.training.conftest import rows
 
@@ -113,7 +114,7 @@ def test_two_processes_compute_what_one_does(
     two.append(written(plain, divided, tmp_path / "ddp", "wings", distributed="ddp"))
     retention = {"every": 2, "items": 10, "samples": 6, "batch_size": 4, "measure": "likelihood", "action": "rewind"}
     retention |= {"text": {"microworld": "text"}, "pictures": {"microworld": "visual"}}
-    for folder, recipes in (("watched", two), ("watched-alone", one)):
+    for folder, recipes in (("measured", two), ("measured-alone", one)):
         recipes.append(written(plain, divided, tmp_path / folder, "full", retention={**retention, "min": 0.01}))
     two.append(written(plain, divided, tmp_path / "resumed", "wings", name="interrupted"))
     modality = []
@@ -145,12 +146,12 @@ def test_two_processes_compute_what_one_does(
                 torch.testing.assert_close(there[key], value, rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
         sessions = json.loads((together / "environment.json").read_text())["sessions"]
         assert [session["processes"] for session in sessions] == [2] * (2 if folder == "resumed" else 1)
-    # watching runs the same collectives on every process, finds what one process finds, and leaves the training alone
-    found = rows(tmp_path / "watched" / "full", without=("seconds", "retention_seconds"))
-    expected = rows(tmp_path / "watched-alone" / "full", without=("seconds", "retention_seconds"))
+    # measuring runs the same collectives on every process, finds what one process finds, and leaves the training alone
+    found = rows(tmp_path / "measured" / "full", without=("seconds", "retention_seconds"))
+    expected = rows(tmp_path / "measured-alone" / "full", without=("seconds", "retention_seconds"))
     assert [row["step"] for row in found if "retention" in row] == [2, 3]
-    for left, right, unwatched in zip(expected, found, rows(tmp_path / "two" / "full"), strict=True):
-        assert right["loss"] == unwatched["loss"]
+    for left, right, unmeasured in zip(expected, found, rows(tmp_path / "two" / "full"), strict=True):
+        assert right["loss"] == unmeasured["loss"]
         for part in ("retention", "probes"):
             assert right.get(part, {}) == pytest.approx(left.get(part, {}), rel=1e-3, abs=1e-4)
 

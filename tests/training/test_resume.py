@@ -266,9 +266,12 @@ def test_metrics_are_rewound_over_a_torn_line(tmp_path: Path) -> None:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in written) + '{"stage": "b", "st')
     assert read_rows(path) == written
-    assert rewind(path, "b", 1) == {"stage": "b", "step": 1}
+    assert read_rows(path, "b") == written[2:]
+    rewind(path, "b", 1)
     assert read_rows(path) == written[:3]
-    assert rewind(path, "c", 0) is None
+    rewind(path, "c", 0)
+    assert read_rows(path) == written[:3]
+    assert read_rows(path, "c") == []
 
 
 @pytest.mark.slow

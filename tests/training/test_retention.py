@@ -25,7 +25,7 @@ from alula.probes import Alignment, AttentionShift
 from alula.training import parse_recipe, train
 from alula.training.metrics import read_rows
 from alula.training.recipe import Retention
-from alula.training.retention import RetentionEvaluator
+from alula.training.retention import RetentionEvaluator, open_probe_set
 from alula.training.retention.measurement import attention_moved, last_answers, score_answers
 from alula_fledgling import microworld
 from alula_fledgling.tasks.skills import turns
@@ -92,10 +92,10 @@ def same(left: Path, right: Path) -> bool:
 
 def test_one_pass_tells_what_greedy_decoding_would_answer() -> None:
     model, processor = alula.load_model("fledgling", dtype=torch.float32)
-    spec = Retention(items=60, probes=False, batch_size=16)
     families = [family for family in microworld.TEXT_FAMILIES if family != "reading"]  # its lists match in any order
     chosen = {"microworld": "text", "split": "test", "seed": 41, "families": families}
-    measurement = RetentionEvaluator(spec.model_copy(update={"text": chosen}), processor).measure(model)
+    samples = open_probe_set(Retention(items=60, probes=False, text=chosen))
+    measurement = RetentionEvaluator(samples, processor, batch_size=16).measure(model)
     asked = [turns(item)[-1] for item in microworld.text_items(60, split="test", seed=41, families=families)]
     found = evaluate(model, processor, [ItemTask("t", "t", asked, exact_match)]).tasks["t"].items
     assert list(measurement.right) == [item.answer == item.gold for item in found]
@@ -127,13 +127,14 @@ def test_answers_and_their_loss_against_a_loop() -> None:
 
 def test_probes_are_those_of_one_batch(host_directory: Path) -> None:
     host = load_host(host_directory)
-    evaluator = RetentionEvaluator(Retention(**{**RETENTION, "samples": 7}), host.processor)
+    samples = open_probe_set(Retention(**{**RETENTION, "samples": 7}))
+    evaluator = RetentionEvaluator(samples, host.processor, batch_size=5)
     host.model.train()
     state = torch.random.get_rng_state()
     measurement = evaluator.measure(host.model)
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(module.training for module in host.model.modules())
-    batch = dict(Collator(host.processor)(evaluator.pictures))
+    batch = dict(Collator(host.processor)(samples.pictures))
     batch.pop("labels")
     shift, alignment = AttentionShift(), Alignment()
     with torch.no_grad(), shift.on(host.model.eval()), alignment.on(host.model):

@@ -17,11 +17,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCach
 import alula
 from alula.anatomy import Anatomy
 from alula.data import Collator
+from alula.data.records import RecordFile
 from alula.errors import AlulaError, DataError, RecipeError, UsageError
 from alula.hosts import build_host, load_host, save_host
 from alula.seam.dialect import cache_of
 from alula.training import check, train
-from alula.training.stage import open_data
+from alula.training.datasets import open_data
+from alula_fledgling.microworld import export_jsonl, text_items, visual_items
 from tests.data.test_collate import LLAVA_TEMPLATE
 from tests.hosts import tiny
 from tests.training.conftest import LastModel, MakeRecipe, batch_of, rows
@@ -506,3 +508,22 @@ def test_bad_records_stop_the_run_or_are_stepped_over(
     result = train(made, quiet=True)
     quarantined = (result.directory / "stages/01-only/quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in quarantined] == [3]
+
+
+def test_every_source_is_opened_once(recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexing a large file takes its time: what was opened to be checked is what is trained and measured with."""
+    texts = [export_jsonl(text_items(8, split="train", seed=seed), tmp_path / str(seed)) for seed in range(4)]
+    pictures = export_jsonl(visual_items(4, split="train", seed=0), tmp_path / "pictures")
+    opened: list[Path] = []
+    index = RecordFile.__init__
+    monkeypatch.setattr(RecordFile, "__init__", lambda self, path: (opened.append(Path(path)), index(self, path))[1])
+    first, second, replay, asked = ({"jsonl": str(path)} for path in texts)
+    made = recipe(
+        {"retention": {"measure": "likelihood", "text": asked, "pictures": {"jsonl": str(pictures)}}},
+        stages=[
+            {"name": "one", "data": {"sources": [first], "text_replay": {"ratio": 0.5, "sources": [replay]}}},
+            {"name": "two", "data": {"sources": [second]}, "on_bad": "skip"},
+        ],
+    )
+    assert len(train(made, quiet=True).stages) == 2
+    assert sorted(opened) == sorted([*texts, pictures])

@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alula.errors import AlulaError
@@ -27,8 +29,12 @@ _CURRENT_KEYS = {"watch_seconds": "retention_seconds"}
 """keys in rows of earlier versions, and today's"""
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The complete rows of a metrics file under today's keys; a torn last line (killed while writing) is left out."""
+def read_rows(path: Path, stage: str | None = None) -> list[Row]:
+    """The complete rows of a metrics file under today's keys; a torn last line (killed while writing) is left out.
+
+    Args:
+        stage: the one whose rows are wanted; None: all.
+    """
     rows: list[Row] = []
     for line in regular(path).read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -36,28 +42,42 @@ def read_rows(path: Path) -> list[Row]:
         except json.JSONDecodeError:
             break
         rows.append({_CURRENT_KEYS.get(key, key): value for key, value in row.items()})
-    return rows
+    return [row for row in rows if stage is None or row["stage"] == stage]
 
 
-def rewind(path: Path, stage: str, step: int) -> Row | None:
-    """Drop ``stage``'s rows after ``step`` from the file; returns the last row of the stage that stays."""
+def rewind(path: Path, stage: str, step: int) -> None:
+    """Drop ``stage``'s rows after ``step`` from the file."""
     kept = [row for row in read_rows(path) if row["stage"] != stage or row["step"] <= step]
     write_text(path, "".join(_line(row) for row in kept))
-    mine = [row for row in kept if row["stage"] == stage]
-    return mine[-1] if mine else None
 
 
 class MetricsWriter(TrainerCallback):
-    """Appends the rows of one stage and hands each to ``on_row`` (the progress display).
+    """Appends the rows of one stage, on the first process.
+
+    Args:
+        path: the run's metrics file.
+        stage: its name.
+        batch_size: samples per step.
+        every: steps between rows that are written.
+        last: the stage's last row of an earlier session, if there is one.
+        on_row: takes every row, written or not (the progress display).
 
     Raises:
         AlulaError: the loss is no longer a number; training on would only write garbage into the weights.
     """
 
     def __init__(
-        self, path: Path | None, stage: str, *, batch_size: int, every: int, last: Row | None, on_row: Any = None
+        self,
+        path: Path,
+        stage: str,
+        *,
+        batch_size: int,
+        every: int,
+        last: Row | None,
+        on_row: Callable[[Row], None] | None = None,
     ) -> None:
         self.path, self.stage, self.batch_size, self.every, self.on_row = path, stage, batch_size, every, on_row
+        self._writes = PartialState().is_main_process
         self._seconds_before = float(last["seconds"]) if last else 0.0
         self._started = time.perf_counter()
         self._rates: dict[str, float] = {}
@@ -102,7 +122,7 @@ class MetricsWriter(TrainerCallback):
         row |= found or {}
         if self.on_row is not None:
             self.on_row(row)
-        if self.path is not None and (step % self.every == 0 or step == state.max_steps or found):
+        if self._writes and (step % self.every == 0 or step == state.max_steps or found):
             append_text(self.path, _line(row))
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from alula.anatomy import Anatomy
-from alula.errors import RecipeError
+from alula.errors import AlulaError, RecipeError
+from alula.grafts.checkpoint import with_current_names
 from alula.hosts.multimodal import Connectors
 
 Named = list[tuple[str, nn.Parameter]]
@@ -60,6 +63,48 @@ def select(model: nn.Module, parts: Mapping[str, Named]) -> None:
     for named in parts.values():
         for _, parameter in named:
             parameter.requires_grad_(True)
+
+
+def gather_trained(model: nn.Module, parts: Mapping[str, Named]) -> dict[str, Tensor]:
+    """The trained weights by parameter name, whole and on the CPU; every process must call it.
+
+    Args:
+        model: the model, sharded or not.
+        parts: its trained parameters; names are the model's own.
+    """
+    own = dict(model.named_parameters())
+    gathered = {}
+    for named in parts.values():
+        for name, _ in named:
+            weight = own[name].detach()
+            full = weight.full_tensor() if isinstance(weight, DTensor) else weight
+            gathered[name] = full.cpu().contiguous()
+    return gathered
+
+
+def load_trained(model: nn.Module, parts: Mapping[str, Named], tensors: Mapping[str, Tensor]) -> None:
+    """Copy ``tensors`` into the trained parameters of ``model``; those that an earlier version named are read, too.
+
+    Raises:
+        AlulaError: a trained parameter is missing, another one is there, or a shape differs.
+    """
+    tensors = with_current_names(model, tensors)
+    wanted = {name for named in parts.values() for name, _ in named}
+    if wanted != set(tensors):
+        differing = sorted(wanted ^ set(tensors))
+        raise AlulaError(
+            f"the checkpoint and this stage differ in {len(differing)} parameters, the first {differing[0]}"
+        )
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if own[name].shape != tensor.shape:
+                raise AlulaError(f"{name} is {tuple(own[name].shape)} here and {tuple(tensor.shape)} in the checkpoint")
+            weight = own[name]
+            if isinstance(weight, DTensor):
+                weight.copy_(distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements))
+            else:
+                weight.copy_(tensor)
 
 
 def _available(

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from transformers import TrainerCallback
 
 from alula.errors import RecipeError, UsageError
 from alula.files import write_text
+from alula.training.datasets import RunData
 from alula.training.defaults import with_questions
 from alula.training.environment import append_session, describe_environment
 from alula.training.feasibility import check_feasible
@@ -23,11 +25,11 @@ from alula.training.inputs import check_same_data, record_data
 from alula.training.layout import RunDirectory
 from alula.training.methods import METHODS
 from alula.training.notation import read_yaml
+from alula.training.processes import on_first
 from alula.training.progress import Display
 from alula.training.reading import dump_recipe, load_recipe, parse_recipe
 from alula.training.recipe import Recipe
-from alula.training.retention import open_probe_set
-from alula.training.stage import StageResult, open_data, run_stage, stage_result, stage_steps
+from alula.training.stage import StagePlan, StageResult, run_stage, stage_result
 from alula.training.starts import assemble
 
 Resume = Literal["auto"] | bool
@@ -85,49 +87,44 @@ def train(
     processes = PartialState(cpu=recipe.device == "cpu" or not torch.cuda.is_available())
     check_world(recipe, processes.num_processes)
     run = RunDirectory(Path(recipe.output_dir))
+    data = RunData(recipe, run)
     display = Display(quiet=quiet or not processes.is_main_process)
     with contextlib.ExitStack() as stack:
         if processes.is_main_process:
             stack.enter_context(run.locked())
-            prepare(run, recipe, resume=resume, processes=processes.num_processes, display=display)
+            prepare(run, recipe, data, resume=resume, processes=processes.num_processes, display=display)
         processes.wait_for_everyone()
-        results: list[StageResult] = []
-        base, previous = start_of_run(recipe, run), None
-        for index, stage in enumerate(recipe.stages):
-            paths = run.stage(index, stage)
-            if paths.done() is not None:
-                results.append(stage_result(paths, skipped=True))
-                display.notify(f"stage {stage.name}: done already, skipped")
-            else:
-                if results and processes.is_main_process:
-                    check_same_data(run, recipe, [index])  # days may have passed
-                results.append(
-                    run_stage(
-                        recipe,
-                        index,
-                        paths,
-                        run.metrics,
-                        base=base,
-                        previous=previous,
-                        origin=run.stage(0, recipe.stages[0]),
-                        display=display,
-                        callbacks=callbacks,
-                    )
-                )
-            if processes.is_main_process:
-                run.link(run.latest, paths.model)
-            if results[-1].stopped is not None:
-                display.notify(f"stopped: {results[-1].stopped}")
-                break
-            if METHODS[stage.method].leaves_adapter:
-                previous = paths.model
-                base = str(paths.host) if paths.host.is_dir() else base
-            else:
-                base = str(paths.model)
-        if processes.is_main_process:
-            run.link(run.final, results[-1].model)
-        processes.wait_for_everyone()
+        results = run_stages(recipe, run, data, display, callbacks)
+        on_first(lambda: run.link(run.final, results[-1].model))
     return TrainResult(run.root, run.final, tuple(results), is_main=processes.is_main_process)
+
+
+def run_stages(
+    recipe: Recipe, run: RunDirectory, data: RunData, display: Display, callbacks: Sequence[TrainerCallback]
+) -> list[StageResult]:
+    """Train the stages that are not done, each from the output of the one before, until one is stopped."""
+    results: list[StageResult] = []
+    base, previous = start_of_run(recipe, run), None
+    for index, stage in enumerate(recipe.stages):
+        plan = StagePlan(recipe, index, run, base, previous)
+        paths = plan.paths
+        if paths.done() is not None:
+            results.append(stage_result(paths, skipped=True))
+            display.notify(f"stage {stage.name}: done already, skipped")
+        else:
+            if results:  # days may have passed
+                on_first(partial(check_same_data, run, recipe, [index]))
+            results.append(run_stage(plan, data, display, callbacks))
+        on_first(partial(run.link, run.latest, paths.model))
+        if results[-1].stopped is not None:
+            display.notify(f"stopped: {results[-1].stopped}")
+            break
+        if METHODS[stage.method].leaves_adapter:
+            previous = paths.model
+            base = str(paths.host) if paths.host.is_dir() else base
+        else:
+            base = str(paths.model)
+    return results
 
 
 def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:
@@ -139,11 +136,9 @@ def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe
     recipe = as_recipe(recipe)
     check_feasible(recipe)
     recipe = with_questions(recipe)
-    RunDirectory(Path(recipe.output_dir)).check_ownership()
-    for index, stage in enumerate(recipe.stages):
-        stage_steps(stage, open_data(stage.data, seed=recipe.seed + index))
-    if recipe.retention is not None:
-        open_probe_set(recipe.retention)
+    run = RunDirectory(Path(recipe.output_dir))
+    run.check_ownership()
+    RunData(recipe, run).open()
     return recipe
 
 
@@ -167,7 +162,9 @@ def check_world(recipe: Recipe, processes: int) -> None:
             )
 
 
-def prepare(run: RunDirectory, recipe: Recipe, *, resume: Resume, processes: int, display: Display) -> None:
+def prepare(
+    run: RunDirectory, recipe: Recipe, data: RunData, *, resume: Resume, processes: int, display: Display
+) -> None:
     """Decide what the output directory is to this session, and write down what is about to run."""
     run.check_ownership()
     if run.holds_a_run():
@@ -178,7 +175,9 @@ def prepare(run: RunDirectory, recipe: Recipe, *, resume: Resume, processes: int
     elif resume is True:
         raise UsageError("there is no run to resume", where=str(run.root), remedy="leave --resume out")
     if not run.holds_a_run():
-        check(recipe)  # refused now, it leaves no directory behind that belongs to it
+        # refused now, it leaves no directory behind that belongs to it
+        check_feasible(recipe)
+        data.open()
     run.clean_partials()
     left = [index for index, stage in enumerate(recipe.stages) if run.stage(index, stage).done() is None]
     begun = run.has_begun()

@@ -1,10 +1,9 @@
-"""One stage, from its start to its output directory."""
+"""One stage in three steps: it is opened, trained, and sealed with what it leaves."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,30 +15,26 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from alula.anatomy import Anatomy
 from alula.chat_template import TemplateSettings
-from alula.data import Collator, Mixture, MixtureSpec, Quarantine, open_mixture
-from alula.errors import RecipeError
+from alula.data import Collator
 from alula.files import write_json
 from alula.hosts.context import context_length
 from alula.hosts.stops import stop_ids
 from alula.seam import needs_roles
 from alula.training.checkpoint import Sealing, newest, step_of
+from alula.training.datasets import RunData, StageData
 from alula.training.feature_cache import FeatureStore, frozen_audio_tower, frozen_tower, tower_fingerprint
-from alula.training.layout import StageDirectory
-from alula.training.metrics import MetricsWriter, read_rows, rewind
+from alula.training.layout import RunDirectory, StageDirectory
+from alula.training.methods import Tunable
+from alula.training.metrics import MetricsWriter, Row, read_rows, rewind
 from alula.training.optimizer import decayed_names
 from alula.training.participation import lockstep
-from alula.training.parts import tabulate
+from alula.training.parts import PartTable, load_trained, tabulate
+from alula.training.processes import on_first
 from alula.training.progress import Display
-from alula.training.recipe import DataSpec, FeatureCache, Recipe, Stage
-from alula.training.retention import RetentionEvaluator, RetentionMonitor, retention_record
+from alula.training.recipe import FeatureCache, Recipe, Stage
+from alula.training.retention import ProbeSet, RetentionEvaluator, RetentionMonitor, Stopped, retention_record
 from alula.training.starts import begin, export
-from alula.training.trainer import (
-    StageTrainer,
-    cache_disabled,
-    load_trained,
-    preserve_sharding_flag,
-    training_arguments,
-)
+from alula.training.trainer import StageTrainer, cache_disabled, preserve_sharding_flag, training_arguments
 
 
 @dataclass(frozen=True)
@@ -61,143 +56,212 @@ class StageResult:
     skipped: bool = False
 
 
+@dataclass(frozen=True)
+class StagePlan:
+    """Which stage of which run, and what it starts from.
+
+    Attributes:
+        recipe: the run's.
+        index: the stage's place in it, from 0.
+        run: the run's directory.
+        base, previous: see `starts.begin`.
+    """
+
+    recipe: Recipe
+    index: int
+    run: RunDirectory
+    base: str
+    previous: Path | None
+
+    @property
+    def stage(self) -> Stage:
+        return self.recipe.stages[self.index]
+
+    @property
+    def paths(self) -> StageDirectory:
+        return self.run.stage(self.index, self.stage)
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed + self.index
+
+    def begin(self) -> Tunable:
+        """What the stage starts from; what the method puts on the host is drawn from the stage's own seed."""
+        set_seed(self.seed)
+        return begin(self.stage, base=self.base, previous=self.previous)
+
+
+@dataclass(frozen=True)
+class OpenStage:
+    """A stage that is ready to train, from its beginning or from where an earlier session stopped.
+
+    Attributes:
+        tunable: the model, with its parts found.
+        table: its parts, counted.
+        data: what it learns from.
+        probe_set: what its retention is measured with, None without a budget.
+        checkpoint: of an earlier session, None if there is none.
+        rows: metrics rows up to the checkpoint.
+    """
+
+    plan: StagePlan
+    tunable: Tunable
+    table: PartTable
+    data: StageData
+    probe_set: ProbeSet | None
+    checkpoint: Path | None
+    rows: Sequence[Row]
+
+    @property
+    def done(self) -> int:
+        """Optimizer steps of earlier sessions."""
+        return 0 if self.checkpoint is None else step_of(self.checkpoint)
+
+    @property
+    def template(self) -> TemplateSettings:
+        return TemplateSettings(self.plan.recipe.template or {})
+
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """A stage after its last step.
+
+    Attributes:
+        opened: the stage, its model trained in place.
+        gathered: the trained weights, where the model is sharded over processes.
+        stopped: why it ended before its last step, None if it did not.
+    """
+
+    opened: OpenStage
+    gathered: dict[str, Tensor] | None
+    stopped: Stopped | None
+
+    def tunable(self) -> Tunable:
+        """The trained model, whole."""
+        if self.gathered is None:
+            return self.opened.tunable
+        whole = self.opened.plan.begin()
+        load_trained(whole.model, whole.parts, self.gathered)
+        return whole
+
+
 def run_stage(
-    recipe: Recipe,
-    index: int,
-    paths: StageDirectory,
-    metrics: Path,
-    *,
-    base: str,
-    previous: Path | None,
-    origin: StageDirectory,
-    display: Display,
-    callbacks: Sequence[TrainerCallback] = (),
+    plan: StagePlan, data: RunData, display: Display, callbacks: Sequence[TrainerCallback] = ()
 ) -> StageResult:
-    """Train stage ``index``, from its newest complete checkpoint if it has one, and leave its output there.
+    """Train a stage, from its newest complete checkpoint if it has one, and leave its output in its directory.
 
     Args:
-        base, previous: see `starts.begin`.
-        metrics: the run's metrics file.
-        origin: of the first stage.
+        data: of the run.
+        display: what the person sees.
         callbacks: further Trainer callbacks.
     """
-    stage, processes = recipe.stages[index], PartialState()
-    main = processes.is_main_process
-    seed = recipe.seed + index
-    set_seed(seed)  # what the method puts on the host starts from the stage's own seed
-    start = begin(stage, base=base, previous=previous)
-    rates = stage.learning_rates
-    table = tabulate(start.model, start.parts, rates, decayed_names(start.model, start.parts))
+    seal_stage(train_stage(open_stage(plan, data, display), display, callbacks), display)
+    return stage_result(plan.paths)
+
+
+def open_stage(plan: StagePlan, data: RunData, display: Display) -> OpenStage:
+    """Load the model and the data, and take the stage's files back to its newest complete checkpoint."""
+    stage, paths, metrics = plan.stage, plan.paths, plan.run.metrics
+    tunable = plan.begin()
+    table = tabulate(tunable.model, tunable.parts, stage.learning_rates, decayed_names(tunable.model, tunable.parts))
     display.show_parts(f"stage {stage.name}: {stage.method}", table)
+    stage_data = data.stage(plan.index)
 
-    template = TemplateSettings(recipe.template or {})
-    quarantine = Quarantine(paths.quarantine) if stage.on_bad == "skip" else None
-    mixture = open_data(stage.data, seed=recipe.seed + index, quarantine=quarantine)
-    steps = stage_steps(stage, mixture)
-    world = processes.num_processes
-    arguments = training_arguments(
-        recipe, stage, paths.checkpoints, steps=steps, seed=seed, world=world, blocks=sharded_blocks(start.model, stage)
-    )
-    if main:
+    def write() -> None:
         write_json(paths.parameters, table.as_json())
-        newest(paths.checkpoints, clean=True)
-    processes.wait_for_everyone()
-    checkpoint = newest(paths.checkpoints)
-    done = step_of(checkpoint) if checkpoint is not None else 0
-    last = rewind(metrics, stage.name, done) if main else None
-    if done:
-        display.notify(f"stage {stage.name}: resuming after step {done} of {steps}")
+        complete = newest(paths.checkpoints, clean=True)
+        rewind(metrics, stage.name, 0 if complete is None else step_of(complete))
 
-    if recipe.gradient_checkpointing:
-        checkpoint_activations(start.model)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(preserve_sharding_flag())
-        stack.enter_context(cache_disabled(Anatomy.of(start.model).host))
-        if not stage.trains_tower:
-            stack.enter_context(frozen_tower(start.model, open_store(stage.feature_cache, start.model)))
-        # no stage trains the audio tower
-        stack.enter_context(frozen_audio_tower(start.model, open_store(stage.feature_cache, start.model, audio=True)))
-        if world > 1:
-            stack.enter_context(lockstep(start.model, start.parts, blank_image(start.processor)))
-        progress = stack.enter_context(display.stage(stage.name, steps=steps, done=done))
+    on_first(write)
+    opened = OpenStage(
+        plan,
+        tunable,
+        table,
+        stage_data,
+        data.retention,
+        checkpoint=newest(paths.checkpoints),
+        rows=read_rows(metrics, stage.name),
+    )
+    if opened.done:
+        display.notify(f"stage {stage.name}: resuming after step {opened.done} of {stage_data.steps}")
+    return opened
+
+
+def train_stage(opened: OpenStage, display: Display, callbacks: Sequence[TrainerCallback] = ()) -> TrainedStage:
+    """Take the stage's remaining steps."""
+    plan, tunable, data = opened.plan, opened.tunable, opened.data
+    stage = plan.stage
+    with training_setup(opened), display.stage(stage.name, steps=data.steps, done=opened.done) as progress:
         writer = MetricsWriter(
-            metrics if main else None,
+            plan.run.metrics,
             stage.name,
             batch_size=stage.batch_size,
             every=stage.log_every,
-            last=last,
+            last=opened.rows[-1] if opened.rows else None,
             on_row=progress,
         )
-        monitor = None
-        if recipe.retention is not None:
-            monitor = RetentionMonitor(
-                recipe.retention,
-                RetentionEvaluator(
-                    recipe.retention,
-                    start.processor,
-                    template,
-                    context_length(start.model),
-                    roles=needs_roles(start.model),
-                ),
-                stage=stage.name,
-                paths=paths,
-                origin=origin,
-                writer=writer,
-                rows=[row for row in read_rows(metrics) if row["stage"] == stage.name and row["step"] <= done],
-                main=main,
-                notify=display.notify,
-            )
+        monitor = retention_monitor(opened, writer, display)
         trainer = StageTrainer(
-            start.model,
-            arguments,
-            parts=start.parts,
-            rates=rates,
+            tunable.model,
+            training_arguments(
+                plan.recipe,
+                stage,
+                plan.paths.checkpoints,
+                steps=data.steps,
+                seed=plan.seed,
+                blocks=sharded_blocks(tunable.model, stage),
+            ),
+            parts=tunable.parts,
+            rates=stage.learning_rates,
             stage=stage,
-            dataset=mixture.window(steps * stage.batch_size),
+            dataset=data.mixture.window(data.steps * stage.batch_size),
             collator=Collator(
-                start.processor,
+                tunable.processor,
                 max_length=stage.max_length,
-                context=context_length(start.model),
-                template=template,
-                roles=needs_roles(start.model),
-                stops=stop_ids(start.model, start.processor.tokenizer),
-                quarantine=quarantine,
-                replacer=mixture if quarantine is not None else None,
+                context=context_length(tunable.model),
+                template=opened.template,
+                roles=needs_roles(tunable.model),
+                stops=stop_ids(tunable.model, tunable.processor.tokenizer),
+                quarantine=data.quarantine,
+                replacer=data.mixture if data.quarantine is not None else None,
             ),
             callbacks=[writer, Sealing(stage.keep_checkpoints), *([monitor] if monitor else []), *callbacks],
         )
-        if monitor is not None:
-            monitor.trainer = trainer
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-        trained = trainer.gather_trained() if trainer.is_fsdp_enabled else None
-    if main:
-        if trained is not None:  # the live model is sharded: put its weights on a whole one
-            set_seed(seed)
-            start = begin(stage, base=base, previous=previous)
-            load_trained(start.model, start.parts, trained)
-        export(start, stage, paths.model, paths.host)
-        rows = [row for row in read_rows(metrics) if row["stage"] == stage.name]
+        trainer.train(resume_from_checkpoint=None if opened.checkpoint is None else str(opened.checkpoint))
+        gathered = trainer.gather_trained() if trainer.is_fsdp_enabled else None
+    return TrainedStage(opened, gathered, None if monitor is None else monitor.stopped)
+
+
+def seal_stage(trained: TrainedStage, display: Display) -> None:
+    """Write what the stage leaves: the trained model, then the record that says it is done."""
+    opened, plan = trained.opened, trained.opened.plan
+    stage, paths, quarantine = plan.stage, plan.paths, opened.data.quarantine
+
+    def write() -> None:
+        tuned = trained.tunable()
+        export(tuned, stage, paths.model, paths.host)
+        rows = read_rows(plan.run.metrics, stage.name)
         record = {
             "name": stage.name,
             "method": stage.method,
             "steps": rows[-1]["step"],
             "loss": rows[-1]["loss"],
-            "trainable": table.trainable,
-            "total": table.total,
-            "base": base,
-            "template": template.recorded(start.processor),
+            "trainable": opened.table.trainable,
+            "total": opened.table.total,
+            "base": plan.base,
+            "template": opened.template.recorded(tuned.processor),
         }
-        if monitor is not None:
-            record["retention"] = retention_record(rows, monitor.stopped)
-        if monitor is not None and monitor.stopped is not None:
-            record["stopped"] = monitor.stopped.message(stage.name)
+        if plan.recipe.retention is not None:
+            record["retention"] = retention_record(rows, trained.stopped)
+        if trained.stopped is not None:
+            record["stopped"] = trained.stopped.message(stage.name)
         paths.finish(record)
         if quarantine is not None and (counts := quarantine.counts()):
             skipped = ", ".join(f"{count} {kind}" for kind, count in counts.items())
             display.notify(f"stage {stage.name}: stepped over bad records ({skipped}); see {paths.quarantine}")
-    processes.wait_for_everyone()
-    return stage_result(paths)
+
+    on_first(write)
 
 
 def stage_result(paths: StageDirectory, *, skipped: bool = False) -> StageResult:
@@ -216,34 +280,49 @@ def stage_result(paths: StageDirectory, *, skipped: bool = False) -> StageResult
     )
 
 
-def open_data(spec: DataSpec, *, seed: int, quarantine: Quarantine | None = None) -> Mixture:
-    """The stage's mixture; relative paths start from the working directory."""
-    mixture = MixtureSpec(
-        sources=list(spec.sources), text_replay=spec.text_replay, seed=seed if spec.seed is None else spec.seed
+@contextlib.contextmanager
+def training_setup(opened: OpenStage) -> Iterator[None]:
+    """Within the block the model is as the Trainer is to find it; afterwards it is as it was, and trained."""
+    recipe, stage, model = opened.plan.recipe, opened.plan.stage, opened.tunable.model
+    if recipe.gradient_checkpointing:
+        checkpoint_activations(model)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(preserve_sharding_flag())
+        stack.enter_context(cache_disabled(Anatomy.of(model).host))
+        if not stage.trains_tower:
+            stack.enter_context(frozen_tower(model, open_store(stage.feature_cache, model)))
+        # no stage trains the audio tower
+        stack.enter_context(frozen_audio_tower(model, open_store(stage.feature_cache, model, audio=True)))
+        if PartialState().num_processes > 1:
+            stack.enter_context(lockstep(model, opened.tunable.parts, blank_image(opened.tunable.processor)))
+        yield
+
+
+def retention_monitor(opened: OpenStage, writer: MetricsWriter, display: Display) -> RetentionMonitor | None:
+    """What holds the stage to the recipe's budget, None without one."""
+    plan, tunable = opened.plan, opened.tunable
+    if plan.recipe.retention is None:
+        return None
+    assert opened.probe_set is not None
+    evaluator = RetentionEvaluator(
+        opened.probe_set,
+        tunable.processor,
+        opened.template,
+        context_length(tunable.model),
+        roles=needs_roles(tunable.model),
+        batch_size=plan.recipe.retention.batch_size,
     )
-    return open_mixture(mixture, quarantine=quarantine)
-
-
-def stage_steps(stage: Stage, mixture: Mixture) -> int:
-    """Optimizer steps of ``stage``. An epoch draws as many samples as the non-replay sources hold together.
-
-    Raises:
-        RecipeError: epochs over a source without end.
-    """
-    if stage.steps is not None:
-        return stage.steps
-    assert stage.epochs is not None
-    sizes = {source.name: source.size for source in mixture.sources[: len(stage.data.sources)]}
-    endless = [name for name, size in sizes.items() if size is None]
-    if endless:
-        raise RecipeError(
-            f"the source {endless[0]} never ends, so there is no epoch to count",
-            where=f"stages.{stage.name}.epochs",
-            remedy="give `steps` instead, or set `limit` on the source",
-        )
-    share = 1.0 - (stage.data.text_replay.ratio if stage.data.text_replay else 0.0)
-    samples = stage.epochs * sum(size for size in sizes.values() if size is not None) / share
-    return max(1, math.ceil(samples / stage.batch_size))
+    return RetentionMonitor(
+        plan.recipe.retention,
+        evaluator,
+        stage=plan.stage.name,
+        paths=plan.paths,
+        origin=plan.run.stage(0, plan.recipe.stages[0]),
+        parts=tunable.parts,
+        writer=writer,
+        rows=opened.rows,
+        notify=display.notify,
+    )
 
 
 def open_store(spec: FeatureCache | None, model: nn.Module, *, audio: bool = False) -> FeatureStore | None:

@@ -9,22 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, save_fsdp_optimizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 
-from alula.errors import AlulaError
 from alula.files import telling
-from alula.grafts.checkpoint import with_current_names
 from alula.training.optimizer import build_optimizer
 from alula.training.participation import fill_missing_gradients, zero_touch
-from alula.training.parts import Named
+from alula.training.parts import Named, gather_trained, load_trained
 from alula.training.precision import multiplies_bfloat16
 from alula.training.recipe import Recipe, Stage
 
@@ -33,15 +30,15 @@ _USE_FSDP = "ACCELERATE_USE_FSDP"
 
 
 def training_arguments(
-    recipe: Recipe, stage: Stage, directory: Path, *, steps: int, seed: int, world: int, blocks: Iterable[str]
+    recipe: Recipe, stage: Stage, directory: Path, *, steps: int, seed: int, blocks: Iterable[str]
 ) -> TrainingArguments:
     """The Trainer's settings for one stage; learning rates are not among them, they belong to the parts.
 
     Args:
         directory: of the checkpoints.
-        world: number of processes.
         blocks: class names of the model's repeated blocks, the units of sharding.
     """
+    world = PartialState().num_processes
     micro = stage.micro_batch_size or stage.batch_size // world
     sharded = world > 1 and recipe.distributed == "fsdp"
     device = "cpu" if recipe.device == "cpu" or not torch.cuda.is_available() else "cuda"
@@ -163,15 +160,8 @@ class StageTrainer(Trainer):
         return self.optimizer
 
     def gather_trained(self) -> dict[str, Tensor]:
-        """The trained weights by parameter name, whole and on the CPU; every process must call it."""
-        own = dict(self.own_model.named_parameters())
-        gathered = {}
-        for named in self.parts.values():
-            for name, _ in named:
-                weight = own[name].detach()
-                full = weight.full_tensor() if isinstance(weight, DTensor) else weight
-                gathered[name] = full.cpu().contiguous()
-        return gathered
+        """See `parts.gather_trained`; every process must call it."""
+        return gather_trained(self.own_model, self.parts)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with telling(str(self.args.output_dir)):
@@ -198,31 +188,6 @@ class StageTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trained(model or self.own_model, self.parts, load_file(Path(resume_from_checkpoint) / WEIGHTS))
-
-
-def load_trained(model: nn.Module, parts: Mapping[str, Named], tensors: Mapping[str, Tensor]) -> None:
-    """Copy ``tensors`` into the trained parameters of ``model``; those that an earlier version named are read, too.
-
-    Raises:
-        AlulaError: a trained parameter is missing, another one is there, or a shape differs.
-    """
-    tensors = with_current_names(model, tensors)
-    wanted = {name for named in parts.values() for name, _ in named}
-    if wanted != set(tensors):
-        differing = sorted(wanted ^ set(tensors))
-        raise AlulaError(
-            f"the checkpoint and this stage differ in {len(differing)} parameters, the first {differing[0]}"
-        )
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            if own[name].shape != tensor.shape:
-                raise AlulaError(f"{name} is {tuple(own[name].shape)} here and {tuple(tensor.shape)} in the checkpoint")
-            weight = own[name]
-            if isinstance(weight, DTensor):
-                weight.copy_(distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements))
-            else:
-                weight.copy_(tensor)
 
 
 def token_mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,33 +52,46 @@ class Measurement(BaseModel):
     curves: dict[str, tuple[float, ...]] = {}
 
 
+@dataclass(frozen=True)
+class ProbeSet:
+    """The samples that retention is measured with.
+
+    Attributes:
+        text: questions of text alone, with answers.
+        pictures: samples with images, which the probes look at; none without probes.
+    """
+
+    text: Sequence[Sample]
+    pictures: Sequence[Sample]
+
+
 class RetentionEvaluator:
-    """The probe set of a run, ready to be put to its model again and again.
+    """Puts a probe set to a model, again and again.
 
     Args:
-        spec: which items, and how many.
+        samples: the probe set.
         processor: the host's.
         template: variables for its chat template beside the messages.
+        context: tokens that the model was made for (`alula.hosts.context.context_length`).
         roles: whether the model asks whose turn a token belongs to.
-        context: rows that the model was made for (`alula.hosts.context.context_length`).
+        batch_size: samples per forward.
 
     Raises:
-        DataError: a source that cannot be read, text items that show something, image items without an image; while
-            measuring, an item that does not fit into the context.
+        DataError: while measuring, an item that does not fit into the context.
     """
 
     def __init__(
         self,
-        spec: Retention,
+        samples: ProbeSet,
         processor: Any,
         template: TemplateSettings | None = None,
         context: int | None = None,
         *,
         roles: bool = False,
+        batch_size: int = 32,
     ) -> None:
-        self.spec = spec
+        self.samples, self.batch_size = samples, batch_size
         self.collate = Collator(processor, template=template, context=context, roles=roles)
-        self.text, self.pictures = open_probe_set(spec)
         self.stop = self.collate.tokenizer.eos_token_id
 
     def measure(self, model: nn.Module) -> Measurement:
@@ -87,20 +101,20 @@ class RetentionEvaluator:
         with torch.no_grad(), torch.random.fork_rng(devices=cuda), evaluating(model):
             try:
                 right, loss = self._text(model, device)
-                probes, curves = self._probes(model, device) if self.spec.probes else ({}, {})
+                probes, curves = self._probes(model, device) if self.samples.pictures else ({}, {})
             finally:
                 reshard(model)
         return Measurement(right=right, loss=loss, probes=probes, curves=curves)
 
     def _batches(self, samples: Sequence[Sample], device: torch.device) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(samples), self.spec.batch_size):
-            batch = self.collate(samples[start : start + self.spec.batch_size])
+        for start in range(0, len(samples), self.batch_size):
+            batch = self.collate(samples[start : start + self.batch_size])
             yield {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
     def _text(self, model: nn.Module, device: torch.device) -> tuple[tuple[bool, ...], float]:
         right: list[bool] = []
         total, count = 0.0, 0
-        for batch in self._batches(self.text, device):
+        for batch in self._batches(self.samples.text, device):
             labels = last_answers(batch.pop("labels"), self.stop)
             found, loss, tokens = score_answers(model(**batch, use_cache=False).logits, labels)
             right += found.tolist()
@@ -108,9 +122,10 @@ class RetentionEvaluator:
         return tuple(right), total / count
 
     def _probes(self, model: nn.Module, device: torch.device) -> tuple[dict[str, float | None], Any]:
-        shift, alignment = AttentionShift(keep=self.spec.samples + 1), Alignment(keep=self.spec.samples + 1)
+        keep = len(self.samples.pictures) + 1
+        shift, alignment = AttentionShift(keep=keep), Alignment(keep=keep)
         with shift.on(model), alignment.on(model):  # one pass serves both
-            for batch in self._batches(self.pictures, device):
+            for batch in self._batches(self.samples.pictures, device):
                 batch.pop("labels")
                 model(**batch, use_cache=False)
         attention = shift.result(_VALUES_ONLY)
@@ -124,14 +139,16 @@ class RetentionEvaluator:
         return {name: value if math.isfinite(value) else None for name, value in values.items()}, curves
 
 
-def open_probe_set(spec: Retention) -> tuple[list[Sample], list[Sample]]:
+def open_probe_set(spec: Retention) -> ProbeSet:
     """The text items and the pictures (none without probes) that ``spec`` names.
 
     Raises:
-        DataError: a source that cannot be read, or samples that do not fit (see `RetentionEvaluator`).
+        DataError: a source that cannot be read, text items that show something, image items without an image.
     """
     text = _first_samples(spec.text, spec.items, "retention.text", pictures=False)
-    return text, _first_samples(spec.pictures, spec.samples, "retention.pictures", pictures=True) if spec.probes else []
+    return ProbeSet(
+        text, _first_samples(spec.pictures, spec.samples, "retention.pictures", pictures=True) if spec.probes else []
+    )
 
 
 def _first_samples(spec: Any, count: int, key: str, *, pictures: bool) -> list[Sample]:

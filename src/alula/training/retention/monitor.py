@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
+from accelerate import PartialState
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alula.errors import RecipeError
 from alula.training.layout import StageDirectory
 from alula.training.metrics import MetricsWriter, Row
+from alula.training.parts import Named, gather_trained, load_trained
+from alula.training.processes import agreed, from_first
 from alula.training.recipe import Retention
 from alula.training.retention.measurement import Measurement, RetentionEvaluator, attention_moved
 from alula.training.retention.storage import (
@@ -23,7 +26,6 @@ from alula.training.retention.storage import (
     save_within_budget,
     write_start,
 )
-from alula.training.trainer import StageTrainer, load_trained
 
 
 class RetentionMonitor(TrainerCallback):
@@ -38,9 +40,9 @@ class RetentionMonitor(TrainerCallback):
         stage: its name, for messages.
         paths: of this stage.
         origin: of the run's first stage.
+        parts: the trained parameters, of which ``action: rewind`` keeps a copy.
         writer: whose rows take the findings in.
         rows: this stage's rows of earlier sessions.
-        main: whether this process writes files.
         notify: prints a message for the person.
     """
 
@@ -52,14 +54,13 @@ class RetentionMonitor(TrainerCallback):
         stage: str,
         paths: StageDirectory,
         origin: StageDirectory,
+        parts: Mapping[str, Named],
         writer: MetricsWriter,
         rows: Sequence[Row],
-        main: bool,
         notify: Callable[[str], None],
     ) -> None:
         self.spec, self.evaluator, self.stage, self.writer = spec, evaluator, stage, writer
-        self.paths, self.origin, self.main, self.notify = paths, origin, main, notify
-        self.trainer: StageTrainer | None = None
+        self.paths, self.origin, self.parts, self.notify = paths, origin, parts, notify
         self.start: Measurement | None = None
         self.base: Measurement | None = None
         self.stopped: Stopped | None = None
@@ -67,18 +68,18 @@ class RetentionMonitor(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         begun = time.perf_counter()
-        self.start = self._agreed(read_start(self.paths) if self.main else None)
+        self.start = from_first(lambda: read_start(self.paths))
         if self.start is None:
-            self.start = self._agreed(self.evaluator.measure(kw["model"]))
-            self._keep(state.global_step)
-            if self.main:
+            self.start = agreed(self.evaluator.measure(kw["model"]))
+            self._keep(kw["model"], state.global_step)
+            if PartialState().is_main_process:
                 write_start(self.paths, self.start)
             self.notify(
                 f"stage {self.stage}: measuring text retention and probes, {time.perf_counter() - begun:.1f} s a time"
             )
         self.base = self.start
         if self.origin != self.paths:
-            self.base = self._agreed(read_start(self.origin) if self.main else None) or self.start
+            self.base = from_first(lambda: read_start(self.origin)) or self.start
         if self.spec.measure == "exact" and not any(self.base.right):
             raise RecipeError(
                 "the model the run starts from answers none of the text items, so there is nothing to retain",
@@ -93,13 +94,13 @@ class RetentionMonitor(TrainerCallback):
         if step % self.spec.every and step != state.max_steps:
             return control
         begun = time.perf_counter()
-        measurement = self._agreed(self.evaluator.measure(kw["model"]))
+        measurement = agreed(self.evaluator.measure(kw["model"]))
         found = self._findings(measurement)
         self.writer.note(step, {**found, "retention_seconds": round(time.perf_counter() - begun, 3)})
         retained = found["retention"]
         if retained["value"] >= self.spec.min:
             self.below = 0
-            self._keep(step)
+            self._keep(kw["model"], step)
             return control
         self.below += 1
         stop = Stopped(
@@ -108,7 +109,7 @@ class RetentionMonitor(TrainerCallback):
         if self.spec.action == "warn" or self.below < self.spec.patience:
             self.notify(f"warning: {stop.message(self.stage)}")
             return control
-        self.stopped = self._stop(stop)
+        self.stopped = self._stop(kw["model"], stop)
         control.should_training_stop = True
         control.should_save = False  # a run killed now is to come to this decision again, not to go on after it
         return control
@@ -138,27 +139,20 @@ class RetentionMonitor(TrainerCallback):
             }
         return found
 
-    def _keep(self, step: int) -> None:
+    def _keep(self, model: nn.Module, step: int) -> None:
         """Remember the weights within budget, where the recipe wants to go back to them."""
         if self.spec.action == "rewind":
-            assert self.trainer is not None
-            trained = self.trainer.gather_trained()  # on every process
-            if self.main:
+            trained = gather_trained(model, self.parts)  # on every process
+            if PartialState().is_main_process:
                 save_within_budget(self.paths, trained, step)
 
-    def _stop(self, stop: Stopped) -> Stopped:
+    def _stop(self, model: nn.Module, stop: Stopped) -> Stopped:
         if self.spec.action != "rewind":
             return stop
-        assert self.trainer is not None
-        self.trainer.accelerator.wait_for_everyone()
+        PartialState().wait_for_everyone()
         kept, step = load_within_budget(self.paths)
-        load_trained(self.trainer.own_model, self.trainer.parts, kept)
+        load_trained(model, self.parts, kept)
         return replace(stop, kept_step=step)
-
-    @staticmethod
-    def _agreed(measurement: Measurement | None) -> Any:
-        """The first process's measurement: rounding may differ between devices, decisions must not."""
-        return broadcast_object_list([measurement], from_process=0)[0]
 
 
 def _below(rows: Sequence[Row], least: float) -> int:

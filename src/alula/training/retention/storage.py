@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
@@ -85,7 +84,7 @@ def save_within_budget(stage: StageDirectory, tensors: Mapping[str, Tensor], ste
 
 def load_within_budget(stage: StageDirectory) -> tuple[dict[str, Tensor], int]:
     """The trained weights last kept, and their step."""
-    path: Path = stage.within_budget
+    path = stage.within_budget
     with safe_open(path, framework="pt") as opened:
         step = int((opened.metadata() or {})["step"])
     return load_file(path), step

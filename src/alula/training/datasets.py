@@ -1,0 +1,102 @@
+"""The data of a run: the mixture of each stage and the samples of its retention budget, each opened once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from alula.data import Mixture, MixtureSpec, Quarantine, open_mixture
+from alula.errors import RecipeError
+from alula.training.layout import RunDirectory
+from alula.training.recipe import DataSpec, Recipe, Stage
+from alula.training.retention import ProbeSet, open_probe_set
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage learns from.
+
+    Attributes:
+        mixture: its samples by position, without end.
+        steps: optimizer steps until the stage ends.
+        quarantine: where bad records go, None where they end the run.
+    """
+
+    mixture: Mixture
+    steps: int
+    quarantine: Quarantine | None
+
+
+class RunData:
+    """Opens what a recipe names when it is first asked for, and keeps it: indexing a large file takes its time.
+
+    Args:
+        run: where the stages' quarantines are.
+    """
+
+    def __init__(self, recipe: Recipe, run: RunDirectory) -> None:
+        self.recipe, self.run = recipe, run
+        self._stages: dict[int, StageData] = {}
+
+    def stage(self, index: int) -> StageData:
+        """The data of stage ``index``.
+
+        Raises:
+            DataError: a source that cannot be read. RecipeError: epochs over a source without end.
+        """
+        if index not in self._stages:
+            stage = self.recipe.stages[index]
+            quarantine = Quarantine(self.run.stage(index, stage).quarantine) if stage.on_bad == "skip" else None
+            mixture = open_data(stage.data, seed=self.recipe.seed + index, quarantine=quarantine)
+            self._stages[index] = StageData(mixture, stage_steps(stage, mixture), quarantine)
+        return self._stages[index]
+
+    @cached_property
+    def retention(self) -> ProbeSet | None:
+        """The samples that retention is measured with, None in a recipe without a budget.
+
+        Raises:
+            DataError: see `open_probe_set`.
+        """
+        return None if self.recipe.retention is None else open_probe_set(self.recipe.retention)
+
+    def open(self) -> None:
+        """Open everything now, so that what cannot be read is refused before anything runs.
+
+        Raises:
+            DataError, RecipeError: see `stage` and `retention`.
+        """
+        for index in range(len(self.recipe.stages)):
+            self.stage(index)
+        _ = self.retention
+
+
+def open_data(spec: DataSpec, *, seed: int, quarantine: Quarantine | None = None) -> Mixture:
+    """The stage's mixture; relative paths start from the working directory."""
+    mixture = MixtureSpec(
+        sources=list(spec.sources), text_replay=spec.text_replay, seed=seed if spec.seed is None else spec.seed
+    )
+    return open_mixture(mixture, quarantine=quarantine)
+
+
+def stage_steps(stage: Stage, mixture: Mixture) -> int:
+    """Optimizer steps of ``stage``. An epoch draws as many samples as the non-replay sources hold together.
+
+    Raises:
+        RecipeError: epochs over a source without end.
+    """
+    if stage.steps is not None:
+        return stage.steps
+    assert stage.epochs is not None
+    sizes = {source.name: source.size for source in mixture.sources[: len(stage.data.sources)]}
+    endless = [name for name, size in sizes.items() if size is None]
+    if endless:
+        raise RecipeError(
+            f"the source {endless[0]} never ends, so there is no epoch to count",
+            where=f"stages.{stage.name}.epochs",
+            remedy="give `steps` instead, or set `limit` on the source",
+        )
+    share = 1.0 - (stage.data.text_replay.ratio if stage.data.text_replay else 0.0)
+    samples = stage.epochs * sum(size for size in sizes.values() if size is not None) / share
+    return max(1, math.ceil(samples / stage.batch_size))
