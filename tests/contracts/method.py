@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
 
-from alula.hosts import build_host, save_host
+from alula.data import Collator, MixtureSpec, open_mixture, open_source
+from alula.hosts import build_host, load_host, save_host
+from alula.training.losses import AuxiliaryLosses
 from alula.training.methods import METHODS
 from alula.training.methods.base import Method
+from alula.training.metrics import read_rows
+from tests.contracts.toy_method import METHOD as TOY
 from tests.hosts import tiny
 
+TOY_FILE = Path(__file__).with_name("toy_method.py")
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
 
 
@@ -38,23 +48,11 @@ def test_what_it_expands_is_its_own(method: Method) -> None:
     assert dict(method.expand(given, None)) == given
 
 
-TOY = '''
-from typing import ClassVar
-from alula.training.fields import Section
-from alula.training.methods.base import HostMethod
+@pytest.fixture(scope="module")
+def host_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    host = build_host(tiny.decoder("llama", tied=True), tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer())
+    return save_host(host, tmp_path_factory.mktemp("hosts") / "tiny")
 
-class NormSettings(Section):
-    note: str = ""
-
-class HeadOnly(HostMethod):
-    """The decoder under another name: a toy."""
-    name: ClassVar = "toy"
-    settings: ClassVar = NormSettings
-    parts: ClassVar = {"llm": 1e-3, "projector": None}
-    defining: ClassVar = ("llm",)
-
-METHOD = HeadOnly()
-'''
 
 PROGRAM = """
 import sys
@@ -65,6 +63,39 @@ assert recipe.stages[0].settings.note == "hello", recipe
 result = train(recipe)
 print(type(load_model(result.final).model).__name__)
 """
+
+
+@pytest.mark.parametrize("method", [*METHODS.values(), TOY], ids=[*METHODS, "toy"])
+def test_its_losses_add_up_over_micro_batches(method: Method, host_directory: Path) -> None:
+    """Each is a sum over samples, so that any way to split an optimizer step comes to the same."""
+    settings = None if method.settings is None else method.settings()
+    host = load_host(host_directory)
+    tuned = method.put_on(host, settings, base="", previous=None, train_projector=True, seed=0)
+    losses = method.losses(tuned, settings)
+    samples = [open_source({"microworld": part})[index] for index in range(2) for part in ("visual", "text")]
+    collate = Collator(host.processor)
+    step = AuxiliaryLosses(losses, len(samples))
+
+    def added(part: list[Any]) -> Tensor | None:
+        batch = dict(collate(part))
+        with step.observed():
+            outputs = tuned.model(**{name: value for name, value in batch.items() if name != "labels"})
+        return step.added(outputs, batch)
+
+    tuned.model.eval()
+    with step.on(tuned.model), torch.no_grad():
+        whole = added(samples)
+        means = step.means(lambda value: value)
+        assert list(means) == list(losses)
+        shares = [added(part) for part in (samples[:1], samples[1:])]
+        again = step.means(lambda value: value)
+    if not losses:
+        assert (whole, shares) == (None, [None, None])
+        return
+    assert sum(shares) == pytest.approx(float(whole), rel=1e-5)
+    assert float(whole) == pytest.approx(sum(losses[name].weight * mean for name, mean in means.items()), rel=1e-5)
+    assert again == pytest.approx(means, rel=1e-5)
+    assert all(math.isfinite(mean) for mean in means.values())
 
 
 def _site(directory: Path, code: str) -> Path:
@@ -93,36 +124,69 @@ def test_a_package_whose_method_does_not_load_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_method_of_another_package_is_a_file_and_an_entry_point(tmp_path: Path) -> None:
-    """Installed, it is legal in recipes with a section of its own, and trains; nothing of alula is changed."""
-    decoder = tiny.decoder("llama", tied=True)
-    host_directory = save_host(
-        build_host(decoder, tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer()), tmp_path / "host"
-    )
-    site = _site(tmp_path / "site", TOY)
-    recipe = {
-        "name": "toy",
-        "output_dir": str(tmp_path / "run"),
-        "device": "cpu",
-        "host": {"path": str(host_directory)},
-        "stages": [
-            {
-                "name": "one",
-                "method": "toy",
-                "toy": {"note": "hello"},
-                "steps": 1,
-                "batch_size": 2,
-                "data": {"sources": [{"microworld": "visual"}]},
-            }
-        ],
+def _recipe(host: Path, output: Path, **changed: Any) -> Path:
+    """A recipe of the toy, in a file."""
+    run = {key: changed.pop(key) for key in ("distributed",) if key in changed}
+    stage = {
+        "name": "one",
+        "method": "toy",
+        "toy": {"note": "hello", "weight": 0.25},
+        "steps": 2,
+        "batch_size": 8,
+        "data": {"sources": [{"microworld": "visual"}, {"microworld": "text"}]},
+        "clip": None,
     }
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    written = {"name": "toy", "output_dir": str(output), "device": "cpu", "host": {"path": str(host)}, **run}
+    path = output.with_suffix(".json")
+    path.write_text(json.dumps({**written, "stages": [{**stage, **changed}]}))
+    return path
+
+
+def _run(site: Path, *command: str) -> str:
+    """Run Python with the toy's package installed."""
     paths = [str(site), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "recipe.yaml")],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "LlavaForConditionalGeneration"
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return done.stdout
+
+
+def test_a_method_of_another_package_is_a_file_and_an_entry_point(tmp_path: Path, host_directory: Path) -> None:
+    """Installed, it is legal in recipes with a section of its own, and trains; nothing of alula is changed."""
+    site = _site(tmp_path / "site", TOY_FILE.read_text())
+    recipe = _recipe(host_directory, tmp_path / "run", steps=1)
+    assert _run(site, "-c", PROGRAM, str(recipe)).split()[-1] == "LlavaForConditionalGeneration"
+    (row,) = read_rows(tmp_path / "run" / "metrics.jsonl")
+    mixture = MixtureSpec.model_validate({"sources": [{"microworld": "visual"}, {"microworld": "text"}], "seed": 0})
+    stream = open_mixture(mixture)
+    host = load_host(host_directory)
+    batch = dict(Collator(host.processor)([stream[position] for position in range(8)]))
+    images = batch["input_ids"] == host.model.config.image_token_id
+    with torch.no_grad():
+        logits = host.model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    squares = [
+        float(logits[sample, images[sample]].square().mean()) if images[sample].any() else 0.0 for sample in range(8)
+    ]
+    assert 0.0 in squares
+    assert row["losses"] == pytest.approx({"calm": sum(squares) / 8}, rel=1e-4)
+    tokens = functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    assert row["loss"] == pytest.approx(float(tokens) + 0.25 * row["losses"]["calm"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_methods_losses_are_the_big_batchs_in_any_split(tmp_path: Path, host_directory: Path) -> None:
+    """Micro-batches and processes, whichever way weights are shared between these."""
+    site = _site(tmp_path / "site", TOY_FILE.read_text())
+    worker = str(Path(__file__).parents[1] / "training" / "distributed_worker.py")
+    whole, split = (_recipe(host_directory, tmp_path / str(size), micro_batch_size=size) for size in (8, 2))
+    _run(site, worker, str(whole), str(split))
+    shared = [_recipe(host_directory, tmp_path / how, micro_batch_size=2, distributed=how) for how in ("fsdp", "ddp")]
+    port = f"--master-port={30400 + os.getpid() % 500}"
+    _run(site, "-m", "torch.distributed.run", "--nproc-per-node=2", port, worker, *map(str, shared))
+    expected = read_rows(tmp_path / "8" / "metrics.jsonl")
+    assert [row["step"] for row in expected] == [1, 2]
+    for other in ("2", "fsdp", "ddp"):
+        for left, right in zip(expected, read_rows(tmp_path / other / "metrics.jsonl"), strict=True):
+            assert right["losses"] == pytest.approx(left["losses"], rel=1e-5), other
+            assert right["loss"] == pytest.approx(left["loss"], rel=1e-5), other
+            assert right["grad_norm"] == pytest.approx(left["grad_norm"], rel=1e-4), other

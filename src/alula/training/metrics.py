@@ -3,8 +3,9 @@
 A row is about its own step alone, never an average since the last row, so it does not depend on where a run was
 resumed: `stage`, `step` (from 1), `loss` (mean over the step's supervised tokens), `grad_norm` (before clipping), `lr`
 per part (the one the step used), and running totals of the stage: `tokens` (non-padding inputs), `samples`, `seconds`
-(training wall clock, interruptions not counted). With `retention` in the recipe, measured steps always have a row, with
-what `retention` found. Resuming from step n drops the rows after n and a torn last line.
+(training wall clock, interruptions not counted). Of a method with auxiliary losses `loss` is the sum, and `losses` has
+each by name (mean over the step's samples, before its weight). With `retention` in the recipe, measured steps always
+have a row, with what `retention` found. Resuming from step n drops the rows after n and a torn last line.
 """
 
 from __future__ import annotations
@@ -118,6 +119,8 @@ class MetricsWriter(TrainerCallback):
             "samples": step * self.batch_size,
             "seconds": round(self._seconds_before + time.perf_counter() - self._started, 3),
         }
+        if "losses" in logs:
+            row["losses"] = logs["losses"]
         found = self._notes.pop(step, None)
         row |= found or {}
         if self.on_row is not None:

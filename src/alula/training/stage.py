@@ -24,7 +24,8 @@ from alula.training.checkpoint import Sealing, newest, step_of
 from alula.training.datasets import RunData, StageData
 from alula.training.feature_cache import FeatureStore, frozen_audio_tower, frozen_tower, tower_fingerprint
 from alula.training.layout import RunDirectory, StageDirectory
-from alula.training.methods import Tunable
+from alula.training.losses import AuxiliaryLosses
+from alula.training.methods import METHODS, Tunable
 from alula.training.metrics import MetricsWriter, Row, read_rows, rewind
 from alula.training.optimizer import decayed_names
 from alula.training.participation import lockstep
@@ -191,7 +192,13 @@ def train_stage(opened: OpenStage, display: Display, callbacks: Sequence[Trainer
     """Take the stage's remaining steps."""
     plan, tunable, data = opened.plan, opened.tunable, opened.data
     stage = plan.stage
-    with training_setup(opened), display.stage(stage.name, steps=data.steps, done=opened.done) as progress:
+    losses = METHODS[stage.method].losses(tunable, stage.settings)
+    auxiliary = AuxiliaryLosses(losses, stage.batch_size)
+    with (
+        training_setup(opened),
+        auxiliary.on(tunable.model),
+        display.stage(stage.name, steps=data.steps, done=opened.done) as progress,
+    ):
         writer = MetricsWriter(
             plan.run.metrics,
             stage.name,
@@ -225,6 +232,7 @@ def train_stage(opened: OpenStage, display: Display, callbacks: Sequence[Trainer
                 quarantine=data.quarantine,
                 replacer=data.mixture if data.quarantine is not None else None,
             ),
+            auxiliary=auxiliary,
             callbacks=[writer, Sealing(stage.keep_checkpoints), *([monitor] if monitor else []), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import SCHEDULER_NAME
 
 from alula.files import telling
+from alula.training.losses import AuxiliaryLosses
 from alula.training.optimizer import build_optimizer
 from alula.training.participation import fill_missing_gradients, zero_touch
 from alula.training.parts import Named, gather_trained, load_trained
@@ -79,12 +80,14 @@ class StageTrainer(Trainer):
 
     What it changes: samples are taken in the dataset's own order (the mixture is already shuffled, by position); the
     optimizer has a group per part; the loss is the mean over all supervised tokens of the optimizer step, whatever the
-    host's own loss does; a checkpoint holds the trained weights only, and loads strictly.
+    host's own loss does, and auxiliary losses of the stage's method; a checkpoint holds the trained weights only, and
+    loads strictly.
 
     Args:
         parts: trained parameters by part; names are the model's own.
         rates: peak learning rate per part.
         dataset: map-style, in the order it is to be taken.
+        auxiliary: losses beside the next-token loss.
     """
 
     def __init__(
@@ -97,9 +100,10 @@ class StageTrainer(Trainer):
         stage: Stage,
         dataset: Any,
         collator: Any,
+        auxiliary: AuxiliaryLosses,
         callbacks: list[TrainerCallback],
     ) -> None:
-        self.parts, self.rates, self.stage = parts, rates, stage
+        self.parts, self.rates, self.stage, self.auxiliary = parts, rates, stage, auxiliary
         super().__init__(
             model=model,
             args=args,
@@ -129,15 +133,25 @@ class StageTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        loss, outputs = super().compute_loss(
-            model,
-            inputs,
-            return_outputs=True,
-            num_items_in_batch=num_items_in_batch,
-        )
+        batch = dict(inputs)  # the Trainer takes the labels out
+        with self.auxiliary.observed():
+            loss, outputs = super().compute_loss(
+                model,
+                inputs,
+                return_outputs=True,
+                num_items_in_batch=num_items_in_batch,
+            )
+        added = self.auxiliary.added(outputs, batch)
+        if added is not None:  # gradients are averaged over processes, which the Trainer's own loss makes up for, too
+            loss = loss + added * self.accelerator.num_processes
         if not loss.requires_grad:  # text only, and what is trained speaks only where there is an image
             loss = loss + zero_touch(self.parts)
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        if "loss" in logs and self.auxiliary.losses:
+            logs["losses"] = self.auxiliary.means(self.accelerator.reduce)
+        super().log(logs, start_time)
 
     @property
     def own_model(self) -> nn.Module:

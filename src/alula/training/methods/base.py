@@ -1,4 +1,4 @@
-"""What a way to tune is: its parts and their rates, its settings, how it is put on a host and what it leaves."""
+"""What a way to tune is: its parts and rates, its settings, its losses, how it is put on a host, what it leaves."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from alula.grafts import Graft
 from alula.hosts import Host, save_host
 from alula.hosts.quiet import quiet_loading
 from alula.loading import load_peft
+from alula.training.losses import Loss
 from alula.training.parts import Named
 
 
@@ -92,6 +93,10 @@ class Method(abc.ABC):
             train_projector: whether the stage trains the projector too.
             seed: of what is drawn.
         """
+
+    def losses(self, tuned: Tunable, settings: Any) -> Mapping[str, Loss]:
+        """Auxiliary losses by name, beside the next-token loss; their weights are the settings' to say."""
+        return {}
 
     @abc.abstractmethod
     def export(self, tuned: Tunable, directory: Path, host: Path) -> None:
