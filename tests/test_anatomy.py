@@ -95,9 +95,11 @@ def test_peft_wrappers_are_looked_through() -> None:
     ],
 )
 def test_unsupported_hosts_are_named(cls: type, config: object) -> None:
-    with pytest.raises(HostError, match=rf"{cls.__name__}.*never calls transformers' attention registry") as caught:
+    with pytest.raises(
+        HostError, match=rf"{cls.__name__}.*does not go through transformers' attention interface"
+    ) as caught:
         Anatomy.of(cls(config))
-    assert "qwen3" in str(caught.value.remedy)
+    assert "as Llama's are" in str(caught.value.remedy)
 
 
 def test_something_that_is_no_model_is_named() -> None:

@@ -17,6 +17,10 @@ from alula.items import Host, locate
 from alula.media import MEDIA
 from alula.tokens import UNKNOWN, Modality
 
+NAME = "alula"
+"""what alula puts into a host stands under this name: the seam in the host, containers of grafts in its layers, and the
+keyword a `ForwardContext` travels as"""
+
 
 @dataclass(frozen=True)
 class _Family:
@@ -64,18 +68,8 @@ _OPT = _Family(
     final_norm="final_layer_norm",
 )
 
-# decoder config.model_type -> family
+# decoder config.model_type -> family, of those whose layers are named or put together otherwise than `_PRE_NORM`
 FAMILIES: Mapping[str, _Family] = {
-    "llama": _PRE_NORM,
-    "mistral": _PRE_NORM,
-    "qwen2": _PRE_NORM,
-    "qwen3": _PRE_NORM,
-    "qwen3_moe": _PRE_NORM,
-    "gemma": _PRE_NORM,
-    "phi3": _PRE_NORM,
-    "smollm3": _PRE_NORM,
-    "qwen2_vl_text": _PRE_NORM,
-    "qwen2_5_vl_text": _PRE_NORM,
     "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,
     "olmo2": _POST_NORM,
@@ -84,11 +78,7 @@ FAMILIES: Mapping[str, _Family] = {
     "opt": _OPT,
 }
 
-_NEVER = {
-    "bloom": "its attention never calls transformers' attention registry",
-    "falcon": "its attention never calls transformers' attention registry",
-    "mpt": "its attention never calls transformers' attention registry",
-}
+_PROJECTIONS = {"q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"}
 
 _TOWERS = ("vision_tower", "visual", "vision_model")
 _PROJECTORS = ("multi_modal_projector",)
@@ -137,19 +127,20 @@ class Anatomy:
             raise HostError(f"{type(model).__name__} is not a transformers model", remedy="pass a PreTrainedModel")
         text_config = config.get_text_config(decoder=True)
         model_type = text_config.model_type
-        if model_type not in FAMILIES:
-            raise HostError(
-                f"{type(host).__name__} (decoder type {model_type!r}) is not supported"
-                + (f": {_NEVER[model_type]}" if model_type in _NEVER else ""),
-                remedy=f"use a decoder of one of these types: {', '.join(sorted(FAMILIES))}",
-            )
         backbone = getattr(host, host.base_model_prefix, host)
         decoder = getattr(backbone, "language_model", backbone)
         decoder = getattr(decoder, "decoder", decoder)
         if not hasattr(backbone, "language_model"):
             backbone = decoder  # OPTForCausalLM calls its decoder, not the model around it
-        family = FAMILIES[model_type]
+        family = FAMILIES.get(model_type, _PRE_NORM)
         layers = getattr(decoder, family.layers, None)
+        oddity = None if model_type in FAMILIES else _oddity(decoder, layers)
+        if oddity is not None:
+            raise HostError(
+                f"{type(host).__name__} (decoder type {model_type!r}) is not supported: {oddity}",
+                remedy="use a decoder whose layers are built as Llama's are (norm, attention, norm, MLP), or one of "
+                f"these types: {', '.join(sorted(FAMILIES))}",
+            )
         if not isinstance(layers, nn.ModuleList) or not len(layers):
             raise HostError(f"no decoder layers were found in {type(host).__name__}")
         missing = sorted({path for path in family.parts() for layer in layers if not _has(layer, path)})
@@ -303,6 +294,43 @@ class Anatomy:
         if not (items >= 0).any() or (items == UNKNOWN).any():
             return None
         return [int(n) for sample in items for n in sample[sample >= 0].bincount()]
+
+
+def _oddity(decoder: Any, layers: Any) -> str | None:
+    """What of a decoder is otherwise than in a pre-norm decoder, so that nothing would be known of its parts."""
+    if not getattr(decoder, "_supports_attention_backend", False):
+        return "its attention does not go through transformers' attention interface"
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        return "it has no list of layers"
+    wanted = set(_PRE_NORM.parts())
+    for index, layer in enumerate(layers):
+        parts = {name for name, part in layer.named_children() if not isinstance(part, nn.Dropout | nn.Identity)}
+        if parts - {NAME} != wanted:
+            return f"layer {index} consists of {', '.join(sorted(parts))}"
+        attention = layer.get_submodule(_PRE_NORM.attention)
+        own = [name for module in (layer, attention) for name, _ in module.named_parameters(recurse=False)]
+        # a factor on what joins the stream, such as Granite's
+        own += [name for name, value in vars(layer).items() if isinstance(value, float) and value not in (0.0, 1.0)]
+        own += [name for name, _ in attention.named_children() if not _usual_in_attention(name)]
+        if own:
+            return f"layer {index} has {', '.join(sorted(own))} beside its norms and projections"
+    return None if _has_half_tables(decoder) else "its rotary angles do not come in two equal halves"
+
+
+def _has_half_tables(decoder: Any) -> bool:
+    """Whether the second half of its rotary angles repeats the first, as who rotates by halves takes for granted."""
+    rotary, weight = getattr(decoder, "rotary_emb", None), next(decoder.parameters())
+    if rotary is None or weight.is_meta:  # without weights there is nothing to compute with
+        return True
+    places = torch.arange(3, device=weight.device)[None]
+    if "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {}):
+        places = places.expand(3, 1, 3)
+    tables = rotary(weight.new_zeros(1, 3, 1), places)
+    return isinstance(tables, tuple) and all(torch.equal(*table.chunk(2, dim=-1)) for table in tables)
+
+
+def _usual_in_attention(name: str) -> bool:
+    return name in _PROJECTIONS or "norm" in name or name == "rotary_emb"
 
 
 def unwrap(model: Any) -> Any:

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from transformers import AutoModelForCausalLM, CohereConfig, GptOssConfig, GraniteConfig, MambaConfig
 
 import alula
 from alula import WingsConfig
 from alula.anatomy import Anatomy
+from alula.errors import HostError
 from alula.hosts import Host, build_host
 from alula.seam.taps import taps
 from tests.grafts.common import wake
@@ -92,3 +95,37 @@ def test_one_step_moves_the_graft_and_nothing_else(family: str) -> None:
     optimizer.step()
     assert any(not torch.equal(now, then) for now, then in zip(graft.parameters(), before, strict=True))
     assert all(parameter.grad is None for parameter in model.parameters() if id(parameter) not in own)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (GraniteConfig(**tiny.GROUPED, vocab_size=64, residual_multiplier=0.22), "has residual_multiplier beside"),
+        (GptOssConfig(**tiny.GROUPED, vocab_size=64, num_local_experts=2), "has sinks beside"),
+        (CohereConfig(**tiny.GROUPED, vocab_size=64), "layer 0 consists of input_layernorm, mlp, self_attn"),
+        (MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2), "attention interface"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_decoders_that_are_put_together_otherwise_are_refused(config: Any, said: str) -> None:
+    with pytest.raises(HostError, match=said):
+        Anatomy.of(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_decoder_like_any_other_is_known_by_its_structure() -> None:
+    plain = AutoModelForCausalLM.from_config(GraniteConfig(**tiny.GROUPED, vocab_size=64, residual_multiplier=1.0))
+    assert Anatomy.of(plain).num_layers == 2
+
+
+def test_angles_that_do_not_come_in_halves_are_refused() -> None:
+    model = tiny.decoder("llama")
+
+    class Interleaved(nn.Module):
+        def forward(self, hidden: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            angles = (places[..., None] * torch.tensor([1.0, 0.1, 0.01, 0.001])).repeat_interleave(2, dim=-1)
+            return angles.cos(), angles.sin()
+
+    Anatomy.of(model)
+    model.model.rotary_emb = Interleaved()
+    with pytest.raises(HostError, match="two equal halves"):
+        Anatomy.of(model)

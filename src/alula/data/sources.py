@@ -232,7 +232,7 @@ def _sniff(records: RecordFile) -> Reader:
     raise DataError(
         "none of the first records has 'messages' or 'conversations'",
         where=str(records.path),
-        remedy="say what the file is with --format jsonl or --format llava",
+        remedy="give each record `messages` or `conversations`: docs/usage/data.md",
     )
 
 

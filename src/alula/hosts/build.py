@@ -259,7 +259,9 @@ def _finished(
     try:
         Anatomy.of(model)
     except HostError as error:  # told here, not only when it is to be trained
-        logger.warning("transformers runs this host, and no graft, probe or recipe of alula does: %s", error.message)
+        logger.warning(
+            "transformers runs this host, and no graft, policy, probe or recipe of alula does: %s", error.message
+        )
     _prove_tokens(host, geometry)
     return host
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from alula.anatomy import NAME as NAME
 from alula.anatomy import Anatomy
 from alula.errors import SeamError, UsageError
 from alula.seam import dialect
@@ -23,9 +24,6 @@ from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence, half
 from alula.seam.requests import Bias, Branch, BranchReader, Request, Requests, Sums
 from alula.seam.view import LayerView, gather, located
 from alula.tokens import TokenMap
-
-NAME = "alula"  # of the seam in the host, of the per-layer containers, and of the keyword a `ForwardContext` travels as
-
 
 _T = TypeVar("_T")
 
