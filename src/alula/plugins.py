@@ -61,10 +61,19 @@ def _loaded(entry: EntryPoint) -> Any:
         return entry.load()
     except Exception as error:
         raise UsageError(
-            f"{entry.name!r} for {entry.group}, of another package, does not load: {type(error).__name__}: {error}",
+            f"{entry.name!r} for {entry.group}, of {_package(entry)}, does not load: {type(error).__name__}: {error}",
             where=entry.value,
             remedy="mend or uninstall the package that brings it",
         ) from error
+
+
+def origin(group: str, name: str) -> str:
+    """Who brings what the group has under that name, for messages: the package and its entry point."""
+    return " and ".join(f"{_package(entry)} ({entry.value})" for entry in _entries(group) if entry.name == name)
+
+
+def _package(entry: EntryPoint) -> str:
+    return "another package" if entry.dist is None else f"the package {entry.dist.name} {entry.dist.version}"
 
 
 def remedy(group: str, name: str) -> str | None:

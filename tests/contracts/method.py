@@ -108,8 +108,22 @@ def _site(directory: Path, code: str) -> Path:
     return directory
 
 
-def test_a_package_whose_method_does_not_load_is_named(tmp_path: Path) -> None:
-    site = _site(tmp_path / "site", "import nothing_of_that_name\n")
+_BARE = "from alula.training.methods.base import HostMethod\nclass Bare(HostMethod):\n    "
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import nothing_of_that_name", "does not load: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("METHODS = 1", "does not load: AttributeError"),
+        ("METHOD = {}['a']", "does not load: KeyError: 'a'"),
+        (_BARE + "name = 'toy'\nMETHOD = Bare", "is no instance of alula.training.methods.Method"),
+        (_BARE + "name = 'toy'\nMETHOD = Bare()", "does not say its parts"),
+        (_BARE + "name, parts, defining = 'toys', {}, ()\nMETHOD = Bare()", "calls itself 'toys'"),
+    ],
+)
+def test_a_package_whose_method_is_broken_is_named(tmp_path: Path, code: str, said: str) -> None:
+    site = _site(tmp_path / "site", code + "\n")
     paths = [str(site), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-m", "alula", "train", "recipe.yaml"],
@@ -118,10 +132,10 @@ def test_a_package_whose_method_does_not_load_is_named(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 2
-    assert "toy_tuning:METHOD" in done.stderr
-    assert "nothing_of_that_name" in done.stderr
-    assert "remedy" in done.stderr
-    assert "Traceback" not in done.stderr
+    told = " ".join(done.stderr.split())
+    for part in ("the package toy-tuning 1.0", "toy_tuning:METHOD", said, "remedy mend or uninstall the package"):
+        assert part in told, told
+    assert "Traceback" not in told
 
 
 def _recipe(host: Path, output: Path, **changed: Any) -> Path:
