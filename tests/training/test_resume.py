@@ -133,9 +133,18 @@ def test_data_that_change_while_the_run_is_at_an_earlier_stage(recipe: MakeRecip
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             lessons(file, "two", "one")
 
-    made = recipe(stages=[{"name": "first"}, {"name": "second", "data": {"sources": [{"jsonl": str(file)}]}}])
+    class Rewrite(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if "first" in args.output_dir:
+                os.utime(file, (0, state.global_step))
+
+    stages = [{"name": "first"}, {"name": "second", "data": {"sources": [{"jsonl": str(file)}]}}]
+    made = recipe(stages=stages)
     with pytest.raises(UsageError, match=rf"{file} \(stages.second"):
         train(made, callbacks=[Change()], quiet=True)
+    lessons(file, "one", "two")
+    again = recipe({"output_dir": str(tmp_path / "again")}, stages=stages)
+    assert len(train(again, callbacks=[Rewrite()], quiet=True).stages) == 2  # the same content, written anew
 
 
 def test_shards_that_come_and_go_are_named(recipe: MakeRecipe, tmp_path: Path) -> None:

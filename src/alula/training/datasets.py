@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
-from alula.data import Mixture, MixtureSpec, Quarantine, open_mixture
+from alula.data import Mixture, MixtureSpec, Quarantine, open_mixture, source_files
 from alula.errors import RecipeError
 from alula.training.layout import RunDirectory
 from alula.training.recipe import DataSpec, Recipe, Stage
 from alula.training.retention import ProbeSet, open_probe_set
+
+FileState = dict[Path, tuple[int, int] | None]
+"""Per file that holds records: bytes and time of the last change, None where it is gone."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class RunData:
     def __init__(self, recipe: Recipe, run: RunDirectory) -> None:
         self.recipe, self.run = recipe, run
         self._stages: dict[int, StageData] = {}
+        self._files: dict[int, FileState] = {}
 
     def stage(self, index: int) -> StageData:
         """The data of stage ``index``.
@@ -45,11 +51,13 @@ class RunData:
         Raises:
             DataError: a source that cannot be read. RecipeError: epochs over a source without end.
         """
-        if index not in self._stages:
-            stage = self.recipe.stages[index]
+        stage = self.recipe.stages[index]
+        # a file that was written anew, though with the same content, is to be indexed anew
+        if index not in self._stages or self._files[index] != _state(stage.data):
             quarantine = Quarantine(self.run.stage(index, stage).quarantine) if stage.on_bad == "skip" else None
             mixture = open_data(stage.data, seed=self.recipe.seed + index, quarantine=quarantine)
             self._stages[index] = StageData(mixture, stage_steps(stage, mixture), quarantine)
+            self._files[index] = _state(stage.data)
         return self._stages[index]
 
     @cached_property
@@ -78,6 +86,13 @@ def open_data(spec: DataSpec, *, seed: int, quarantine: Quarantine | None = None
         sources=list(spec.sources), text_replay=spec.text_replay, seed=seed if spec.seed is None else spec.seed
     )
     return open_mixture(mixture, quarantine=quarantine)
+
+
+def _state(spec: DataSpec) -> FileState:
+    replay = spec.text_replay.sources if spec.text_replay is not None else ()
+    files = [file for source in (*spec.sources, *replay) for file in source_files(source)]
+    found = {file: os.stat(file) if os.path.exists(file) else None for file in files}
+    return {file: None if status is None else (status.st_size, status.st_mtime_ns) for file, status in found.items()}
 
 
 def stage_steps(stage: Stage, mixture: Mixture) -> int:
