@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,8 +20,7 @@ from scipy import stats
 
 from alula.errors import UsageError
 from alula.evaluation.results import Estimate, Record
-from alula.evaluation.statistics import DEFAULT, percentile_interval
-from alula.stats import Resampling
+from alula.stats import PAIRED, Resampling, percentile_interval
 
 Within = Literal["all", "run", "step", "stratum"]
 MOST_PERMUTATIONS = 50_000
@@ -29,6 +29,7 @@ MOST_PERMUTATIONS = 50_000
 _Array = NDArray[np.float64]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Coefficient(Estimate):
     """A correlation with its bootstrap interval over runs, and its two-sided permutation p over runs.
 
@@ -65,7 +66,7 @@ def associate(
     *,
     within: Within = "all",
     strata: Sequence[object] | None = None,
-    how: Resampling = DEFAULT,
+    how: Resampling = PAIRED,
 ) -> Association:
     """Correlate two figures over runs and checkpoints.
 
@@ -102,7 +103,7 @@ def associate(
         null = np.abs(_correlation(x[None], y[orders], labels[None], within, ranked))
         reached = int((null >= abs(value) - 1e-12).sum())  # undefined ones have not reached it
         found[name] = Coefficient(
-            **percentile_interval(value, resampled, how.confidence).model_dump(),
+            **asdict(percentile_interval(value, resampled, how.confidence)),
             p=reached / len(orders) if exact else (1 + reached) / (1 + len(orders)),
             permutations=len(orders),
             exact=exact,

@@ -8,14 +8,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alula.errors import UsageError
 from alula.evaluation.results import Estimate, Record
-from alula.evaluation.statistics import DEFAULT, percentile_interval
-from alula.stats import Resampling
+from alula.stats import PAIRED, Resampling, percentile_interval
 from studies.association import MOST_PERMUTATIONS
 
 _Array = NDArray[np.float64]
@@ -25,6 +25,7 @@ _BLOCK = 1000
 """rows of resamples held at a time: pairs of runs take N x R x R numbers"""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Area(Estimate):
     """An area with its bootstrap interval over runs (those without a failure, or without a run that held, left out).
 
@@ -56,7 +57,7 @@ class Ranking(Record):
 
 
 def rank(
-    figure: ArrayLike, failed: ArrayLike, *, strata: Sequence[object] | None = None, how: Resampling = DEFAULT
+    figure: ArrayLike, failed: ArrayLike, *, strata: Sequence[object] | None = None, how: Resampling = PAIRED
 ) -> Ranking:
     """Rank runs by a figure, the larger the more alarming.
 
@@ -84,7 +85,7 @@ def rank(
         null = measure(np.broadcast_to(x, outcomes.shape), outcomes, np.broadcast_to(labels, outcomes.shape))
         reached = int((null >= value - 1e-12).sum())
         return Area(
-            **percentile_interval(value, measure(x[draws], y[draws], labels[draws]), how.confidence).model_dump(),
+            **asdict(percentile_interval(value, measure(x[draws], y[draws], labels[draws]), how.confidence)),
             p=reached / len(outcomes) if exact else (1 + reached) / (1 + len(outcomes)),
             permutations=len(outcomes),
             exact=exact,
@@ -105,7 +106,7 @@ def roc_area(figure: ArrayLike, failed: ArrayLike) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def difference(one: ArrayLike, other: ArrayLike, failed: ArrayLike, how: Resampling = DEFAULT) -> Estimate | None:
+def difference(one: ArrayLike, other: ArrayLike, failed: ArrayLike, how: Resampling = PAIRED) -> Estimate | None:
     """Return the area under the ROC curve of ``one`` minus that of ``other`` on the same runs, resampled together."""
     x, z, y = np.asarray(one, dtype=float), np.asarray(other, dtype=float), np.asarray(failed, dtype=bool)
     draws = np.concatenate(

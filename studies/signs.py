@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alula.errors import UsageError
 from alula.evaluation.results import Estimate
-from alula.evaluation.statistics import DEFAULT, percentile_interval
-from alula.stats import Resampling
+from alula.stats import PAIRED, Resampling, percentile_interval
 
 MOST_EXACT = 40
 """up to so many values all assignments of signs are counted; of more, `Resampling.resamples` are drawn"""
 
 
+@dataclass(frozen=True, kw_only=True)
 class SignTest(Estimate):
     """A mean with its bootstrap interval, and the two-sided p value that its sign might as well have been the other.
 
@@ -30,7 +31,7 @@ class SignTest(Estimate):
     exact: bool
 
 
-def sign_test(values: Sequence[float], how: Resampling = DEFAULT) -> SignTest:
+def sign_test(values: Sequence[float], how: Resampling = PAIRED) -> SignTest:
     """Test whether values scatter about 0; under the null hypothesis each might have had the other sign.
 
     Raises:
@@ -48,7 +49,7 @@ def sign_test(values: Sequence[float], how: Resampling = DEFAULT) -> SignTest:
         p = (1 + int((np.abs(signs @ found) >= least).sum())) / (1 + how.resamples)
     draws = np.random.default_rng(how.seed).integers(len(found), size=(how.resamples, len(found)))
     interval = percentile_interval(float(found.mean()), found[draws].mean(axis=1), how.confidence)
-    return SignTest(**interval.model_dump(), n=len(found), p=p, exact=exact)
+    return SignTest(**asdict(interval), n=len(found), p=p, exact=exact)
 
 
 def _as_far(values: NDArray[np.float64], least: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from alula.evaluation.results import Estimate
@@ -29,9 +30,9 @@ def judge(association: Association, expected: Literal[-1, 1]) -> Judgement:
     found = association.pearson
     if found is None or found.p is None or found.p >= LEVEL:
         return "open"
-    if found.low is not None and found.low > 0:
+    if found.low > 0:
         sign = 1
-    elif found.high is not None and found.high < 0:
+    elif found.high < 0:
         sign = -1
     else:
         return "open"
@@ -54,7 +55,7 @@ def p_value(found: Coefficient) -> str:
 
 def interval(found: Estimate) -> str:
     """``-0.81 to -0.30``."""
-    low, high = (MISSING if bound is None else f"{bound:+.2f}" for bound in (found.low, found.high))
+    low, high = (MISSING if math.isnan(bound) else f"{bound:+.2f}" for bound in (found.low, found.high))
     return f"{low} to {high}"
 
 

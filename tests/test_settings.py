@@ -37,7 +37,7 @@ def refused(text: str) -> str:
     ("slip", "words"),
     [
         ({"microworld": "smell"}, "input should be 'text'"),
-        ({"microworld": "text", "limit": True}, "valid integer"),
+        ({"microworld": "text", "limit": True}, "whole number"),
         ({"microworld": "text", "weight": "1"}, "a number is wanted here, not text"),
         ({"jsonl": "a", "imags": "b"}, "unknown key; did you mean `images`?"),
         ({"json": "a"}, "a source needs one of the keys"),
@@ -77,11 +77,11 @@ def test_a_graft_refuses_a_slip_in_code_and_in_a_recipe(slip: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("probe", "slip", "words"),
     [
-        (AttentionShift, {"keep": "8"}, "keep must be a whole number, not '8'"),
-        (AttentionShift, {"keep": 2.5}, "keep must be a whole number"),
-        (AttentionShift, {"seed": True}, "seed must be a whole number, not True"),
-        (Overlap, {"sparsity": "half"}, "sparsity must be a number, not 'half'"),
-        (Overlap, {"skip_first": "no"}, "skip_first must be true or false"),
+        (AttentionShift, {"keep": "8"}, "AttentionShift.keep: a whole number is wanted here, got '8'"),
+        (AttentionShift, {"keep": 2.5}, "keep: a whole number is wanted here"),
+        (AttentionShift, {"seed": True}, "seed: a whole number is wanted here, got True"),
+        (Overlap, {"sparsity": "half"}, "sparsity: a number is wanted here, not text"),
+        (Overlap, {"skip_first": "no"}, "skip_first: true or false is wanted here"),
     ],
 )
 def test_a_probe_refuses_settings_of_another_type(probe: type[Probe], slip: dict[str, Any], words: str) -> None:

@@ -120,7 +120,8 @@ class Registry(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """Names of all there are, in the order they were registered, then those of packages; nothing is loaded."""
-        return tuple(dict.fromkeys((*self._things, *names(self.group))))
+        brought = names(self.group)
+        return (*(name for name in self._things if name not in brought), *brought)
 
     def loaded(self) -> tuple[T, ...]:
         """Those that were registered or asked for so far."""

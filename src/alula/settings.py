@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
-from numbers import Integral, Real
+import functools
+import operator
+import types
+import typing
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError, create_model
 
 from alula.errors import UsageError
 
 MOST_BITS = 1024
 """of a whole number: longer ones are a slip, and slow to write out"""
-
-_SCALARS: Mapping[str, tuple[type, str]] = {
-    "bool": (bool, "true or false"),
-    "int": (Integral, "a whole number"),
-    "float": (Real, "a number"),
-}
 
 
 def _no_stand_in(value: Any) -> Any:
@@ -36,23 +33,61 @@ Int = Annotated[int, Strict()]
 Number = Annotated[float, BeforeValidator(_no_stand_in)]
 
 
+#: True or false, and nothing that stands in for them.
+Bool = Annotated[bool, Strict()]
+
+
 class Settings(BaseModel):
-    """Base of settings: nothing in them changes, an unknown key is refused, and so is a number that is not finite."""
+    """Base of settings: nothing in them changes, an unknown key is refused, and so is a number that is not finite.
+
+    Raises:
+        UsageError: the first thing wrong, with the name of its key.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise refusal(error, type(self), values, where=self.named) from None
 
-def check_scalars(settings: Any) -> None:
-    """Refuse fields of a dataclass that are declared bool, int or float and hold something else, such as text.
+    # inside other settings they are validated as part of those, and a problem is told by its whole path
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def named(cls, path: str) -> str:
+        """How a setting is called in errors; ``path`` is empty for the settings as a whole."""
+        return ".".join(filter(None, (cls.__name__, path)))
+
+
+def check_fields(settings: Any) -> None:
+    """Refuse fields of a dataclass that are not what they are declared as.
 
     Raises:
         UsageError: naming the first such field.
     """
-    for field in dataclasses.fields(settings):
-        kind, words = _SCALARS.get(str(getattr(field.type, "__name__", field.type)), (object, ""))
-        value = getattr(settings, field.name)
-        if not isinstance(value, kind) or (kind in (Integral, Real) and isinstance(value, bool)):
-            raise UsageError(f"{field.name} must be {words}, not {value!r}")
+    fields = [field for field in dataclasses.fields(settings) if field.init]
+    kind: Any = type(settings)
+    _model_of(kind)(**{field.name: getattr(settings, field.name) for field in fields})
+
+
+@functools.cache
+def _model_of(kind: Any) -> type[Settings]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields: dict[str, Any] = {
+        field.name: (_strict(hints[field.name]), ...) for field in dataclasses.fields(kind) if field.init
+    }
+    return create_model(kind.__name__, __base__=Settings, **fields)
+
+
+def _strict(hint: Any) -> Any:
+    """An annotation whose numbers, true and false take nothing that stands in for them."""
+    if hint in (bool, int, float):
+        return {bool: Bool, int: Int, float: Number}[hint]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return functools.reduce(operator.or_, (_strict(part) for part in get_args(hint)))
+    return hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +126,28 @@ def problems(error: ValidationError, schema: Any, given: Any, lines: yaml.Node |
     return list(dict.fromkeys(_problem(item, schema, given, lines) for item in found))
 
 
+def refusal(error: ValidationError, schema: Any, given: Any, *, where: Callable[[str], str]) -> UsageError:
+    """The first problem as an error, with the number of others.
+
+    Args:
+        error, schema, given: as `problems` takes them.
+        where: what a setting is called, given its path; the path is empty for the whole.
+    """
+    found = problems(error, schema, given)
+    first, more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first.loc).removeprefix(".")
+    return UsageError(first.what + more, where=where(path), remedy=first.remedy)
+
+
+_WANTED = {
+    "int_type": "a whole number is wanted here",
+    "int_from_float": "a whole number is wanted here",
+    "float_type": "a number is wanted here",
+    "bool_type": "true or false is wanted here",
+}
+"""pydantic's names of problems, in plain words"""
+
+
 def _problem(item: Mapping[str, Any], schema: Any, given: Any, lines: yaml.Node | None) -> Problem:
     loc = _as_written(item["loc"], given)
     kind, message = item["type"], item["msg"]
@@ -114,7 +171,7 @@ def _problem(item: Mapping[str, Any], schema: Any, given: Any, lines: yaml.Node 
         got = item.get("input")
         plain = isinstance(got, str | int | float | bool | type(None))
         shown = f", got {got!r:.80}" if plain and not (isinstance(got, int) and got.bit_length() > MOST_BITS) else ""
-        what = message[0].lower() + message[1:] + shown
+        what = _WANTED.get(kind, message[0].lower() + message[1:]) + shown
     return Problem(loc, what, remedy, _line(lines, loc))
 
 

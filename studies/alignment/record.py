@@ -9,8 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from alula.evaluation.results import Record
-from alula.evaluation.statistics import DEFAULT
-from alula.stats import Resampling
+from alula.stats import PAIRED, Resampling
 from studies.alignment.measure import BEFORE, SITES
 from studies.association import Association, Within, associate
 from studies.signs import SignTest, sign_test
@@ -86,7 +85,7 @@ class AlignmentRecord(Record):
     answers: Answers
 
 
-def answer(runs: list[RunRecord], how: Resampling = DEFAULT) -> Answers:
+def answer(runs: list[RunRecord], how: Resampling = PAIRED) -> Answers:
     """Work the five questions out from the measurements."""
     ends = [run.last.curves for run in runs]
     gaps = np.array([_gap(curves) for curves in ends])

@@ -8,8 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from alula.evaluation.results import Record
-from alula.evaluation.statistics import DEFAULT
-from alula.stats import Resampling
+from alula.stats import PAIRED, Resampling
 from studies.association import Association, Within, associate
 from studies.attention_shift.measure import PRIMARY
 
@@ -72,7 +71,7 @@ class ShiftRecord(Record):
 
 
 def associations(
-    runs: list[RunRecord], how: Resampling = DEFAULT
+    runs: list[RunRecord], how: Resampling = PAIRED
 ) -> tuple[dict[str, dict[str, list[Association]]], list[str]]:
     """Shift against accuracy for every variant and task, and the runs left out because a shift is not defined."""
     whole = [run for run in runs if all(None not in model.shift.values() for model in run.models.values())]

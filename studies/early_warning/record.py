@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from pydantic import AliasChoices, Field
 
 from alula.evaluation.results import Estimate, Record
-from alula.evaluation.statistics import DEFAULT, percentile_interval
-from alula.stats import Resampling
+from alula.stats import PAIRED, Resampling, percentile_interval
 from alula.training.retention import Measurement
 from studies.association import Association, associate
 from studies.ranking import Ranking, difference, rank, roc_area
@@ -171,7 +170,7 @@ class WarningRecord(Record):
 
 
 def judge_all(
-    runs: Sequence[Watched], budget: float, how: Resampling = DEFAULT
+    runs: Sequence[Watched], budget: float, how: Resampling = PAIRED
 ) -> tuple[dict[str, list[Judged]], dict[str, list[float | None]], dict[str, Lead]]:
     """Return what `WarningRecord` holds of these runs: signals judged, areas at every look, leads."""
     looks = min(len(run.steps) for run in runs)
@@ -183,7 +182,7 @@ def judge_all(
     return judged, areas, leads
 
 
-def judge_signal(runs: Sequence[Watched], signal: str, look: int, budget: float, how: Resampling = DEFAULT) -> Judged:
+def judge_signal(runs: Sequence[Watched], signal: str, look: int, budget: float, how: Resampling = PAIRED) -> Judged:
     """Judge one signal at one look against what became of the runs; runs in which it is not defined are left out."""
     known = [run for run in runs if run.signals[signal][look - 1] is not None]
     x = np.array([run.signals[signal][look - 1] for run in known], dtype=float)
@@ -208,7 +207,7 @@ def judge_signal(runs: Sequence[Watched], signal: str, look: int, budget: float,
     )
 
 
-def lead(runs: Sequence[Watched], signal: str, budget: float, how: Resampling = DEFAULT) -> Lead:
+def lead(runs: Sequence[Watched], signal: str, budget: float, how: Resampling = PAIRED) -> Lead:
     """Return how long before the break a signal warns; see `Lead`."""
     held = [run.retention >= budget for run in runs]
     most = [max((value for value in run.signals[signal] if value is not None), default=-math.inf) for run in runs]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
@@ -70,9 +72,9 @@ def _against(record: WarningRecord, main: Judged) -> str:
 
 
 def _beyond(gain: Estimate) -> str:
-    if gain.low is not None and gain.low > 0:
+    if gain.low > 0:
         return "above"
-    if gain.high is not None and gain.high < 0:
+    if gain.high < 0:
         return "below"
     return "not told apart from"
 
@@ -295,7 +297,7 @@ def _cost(record: WarningRecord) -> str:
 def _share(estimate: Estimate | None, n: int) -> Cell:
     if estimate is None:
         return Cell(MISSING)
-    low, high = (MISSING if bound is None else percent(bound, 0) for bound in (estimate.low, estimate.high))
+    low, high = (MISSING if math.isnan(bound) else percent(bound, 0) for bound in (estimate.low, estimate.high))
     return Cell(percent(estimate.value, 0), note=f"{low} to {high}, n = {n}")
 
 
@@ -312,7 +314,7 @@ def _p(area: Area) -> str:
 
 
 def _bounds(estimate: Estimate, digits: int = 2) -> str:
-    low, high = (MISSING if bound is None else f"{bound:.{digits}f}" for bound in (estimate.low, estimate.high))
+    low, high = (MISSING if math.isnan(bound) else f"{bound:.{digits}f}" for bound in (estimate.low, estimate.high))
     return f"{low} to {high}"
 
 

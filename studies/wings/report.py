@@ -177,7 +177,7 @@ def _tally(outcome: Outcome) -> str:
 
 
 def _shown(found: Estimate) -> bool:
-    return found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
+    return found.low > 0 or found.high < 0
 
 
 def _difference(found: Estimate) -> str:

@@ -125,7 +125,7 @@ def test_an_audit_killed_at_any_stage_goes_on_to_the_same_figures(llava: Path, l
     for stage in (passes[1], passes[5], texts[0], texts[-1]):
         (stage / "unusable.jsonl").write_text('{"file": "torn')
         (stage / "measured" / "model" / ".00000002-x.partial").mkdir(parents=True)
-        again = audit(replace(plan, output=stage), alula.load_model, checkpoint_seconds=0)
+        again = audit(plan.model_copy(update={"output": stage}), alula.load_model, checkpoint_seconds=0)
         assert figures(again) == whole, stage.name
 
 
@@ -232,7 +232,7 @@ def test_other_weights_and_other_settings_are_refused(llava: Path, tmp_path: Pat
     plan = Plan(output=tmp_path / "out", model=str(llava), samples=2, sections=("attention",))
     audit(plan, alula.load_model)
     with pytest.raises(UsageError, match="other settings"):
-        audit(replace(plan, samples=3), alula.load_model)
+        audit(plan.model_copy(update={"samples": 3}), alula.load_model)
 
     def changed(name: str) -> Any:
         loaded = alula.load_model(name)

@@ -120,8 +120,8 @@ def with_text(
             "gained": gained,
             "p_value": p,
             "difference": Estimate(value=change, low=change - spread, high=change + spread),
-            "base": task.overall.base.model_copy(update={"value": 0.9}),
-            "retention": task.overall.base.model_copy(update={"value": 1 - (lost - gained) / n, "low": low, "high": 1}),
+            "base": replace(task.overall.base, value=0.9),
+            "retention": replace(task.overall.base, value=1 - (lost - gained) / n, low=low, high=1),
         }
     )
     pairs = result.results["text"].pairs.model_copy(

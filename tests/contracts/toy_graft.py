@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,6 @@ from alula.grafts import Graft, GraftConfig, register
 from alula.seam import LayerView, Point
 
 
-@dataclass(frozen=True)
 class ShiftConfig(GraftConfig):
     """Settings of the toy."""
 

@@ -150,7 +150,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no words": (lambda p: _edit_config(p, **{DECLARED: {"wings": 3}}), "'wings': .* does not say what it is"),
     "wrong words": (
         lambda p: _edit_config(p, **{DECLARED: {"wings": {"alula_type": "wings", "config": {"rank": "4"}}}}),
-        "'wings': wings: rank must be a whole number",
+        r"'wings': wings\.rank: a whole number is wanted here, got '4'",
     ),
     "a list": (lambda p: _edit_config(p, **{DECLARED: ["wings"]}), "graft 'wings', and config.json"),
 }

@@ -70,7 +70,7 @@ def test_scatter_labels_never_overlap_even_in_a_crowd(seed: int) -> None:
     "points",
     [
         [Point("only", 0, estimate(0.5, 0), estimate(1.0, 0))],
-        [Point("wide", 0, estimate(0.5, 0.5), Estimate(value=1.0, low=None, high=None))],
+        [Point("wide", 0, estimate(0.5, 0.5), Estimate(value=1.0, low=math.nan, high=math.nan))],
         [Point("zero", 0, estimate(0.0, 0), estimate(0.0, 0)), Point("one", 1, estimate(1.0, 0), estimate(1.0, 0))],
         [Point("a & <b>", 0, estimate(0.3), estimate(2.5), [(0.1, 2.0), (0.6, 3.0)])],
     ],

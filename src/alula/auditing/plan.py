@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import Field, field_validator, model_validator
 
 from alula.auditing.sections import SECTIONS, Measurement, Questions
-from alula.bounds import check_count, check_seed
+from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.chat_template import TemplateSettings
 from alula.errors import UsageError
+from alula.settings import Bool, Int, Settings
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Settings):
     """The settings of an audit.
 
     Args:
@@ -48,37 +48,42 @@ class Plan:
     data: Path | None = None
     images: Path | None = None
     text: Path | None = None
-    samples: int = 128
-    items: int = 200
+    samples: Int = Field(default=128, ge=1, le=MAX_ITEMS)
+    items: Int = Field(default=200, ge=1, le=MAX_ITEMS)
     sections: tuple[str, ...] = tuple(SECTIONS)
-    controls: bool = True
-    batch_size: int = 8
+    controls: Bool = True
+    batch_size: Int = Field(default=8, ge=1, le=MAX_ITEMS)
     dtype: str | None = None
-    seed: int = 0
-    probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    template: Mapping[str, Any] = field(default_factory=dict)
+    seed: Int = Field(default=0, ge=0, le=MAX_SEED)
+    probes: Mapping[str, Mapping[str, Any]] = {}
+    template: Mapping[str, Any] = {}
 
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.sections if name not in SECTIONS]
-        if unknown or not self.sections:
-            raise UsageError(
-                f"there is no section {unknown[0]!r}" if unknown else "no section was chosen",
-                where="--sections",
-                remedy=f"choose among {', '.join(SECTIONS)}",
-            )
-        for name in ("samples", "items", "batch_size"):
-            check_count(getattr(self, name), f"--{name.replace('_', '-')}")
-        check_seed(self.seed, "--seed")
+    @classmethod
+    def named(cls, path: str) -> str:
+        """Settings are called as `alula audit` calls them in errors."""
+        return f"--{path.replace('_', '-')}" if path else "alula audit"
+
+    @field_validator("sections")
+    @classmethod
+    def _known(cls, sections: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in sections if name not in SECTIONS]
+        if unknown or not sections:
+            what = f"there is no section {unknown[0]!r}" if unknown else "no section was chosen"
+            raise ValueError(f"{what}; choose among {', '.join(SECTIONS)}")
+        return sections
+
+    @model_validator(mode="after")
+    def _possible(self) -> Plan:
         TemplateSettings(self.template)  # refuses what is none
         for name in self.probes:
             if name not in self.measurements:
-                raise UsageError(
-                    f"there are settings for {name!r}, which is not measured",
-                    where="probes",
-                    remedy=f"sections with probes: {', '.join(self.measurements)}",
+                measured = ", ".join(self.measurements)
+                raise ValueError(
+                    f"probes: there are settings for {name!r}, which is not measured; there are {measured}"
                 )
         if self.base is not None and not self.questions:
-            raise UsageError("a base is compared by its text answers only", where="--base", remedy="add section text")
+            raise ValueError("--base: it is compared by its text answers only; add section text")
+        return self
 
     @property
     def told(self) -> TemplateSettings:
@@ -104,7 +109,7 @@ class Plan:
 
     def facts(self) -> dict[str, Any]:
         """All that decides the figures, as JSON values."""
-        values = {**asdict(self), "template": dict(self.told.arguments)}
+        values = {**self.model_dump(), "template": dict(self.told.arguments)}
         facts = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
         del facts["output"]
         if not self.probes:  # as audits of earlier versions wrote it

@@ -14,7 +14,7 @@ from alula import plugins
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.data.registry import SOURCES, SourceKind
 from alula.errors import RecipeError
-from alula.settings import Int, Number, Settings, problems
+from alula.settings import Int, Number, Settings, refusal
 
 
 class SourceSpec(Settings):
@@ -131,7 +131,7 @@ def validated(kind: Any, value: Any, *, key: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        found = problems(error, kind, value)
-    first, more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    path = key + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first.loc)
-    raise RecipeError(first.what + more, where=path, remedy=first.remedy)
+        told = refusal(
+            error, kind, value, where=lambda path: f"{key}{path if path.startswith('[') else '.' * bool(path) + path}"
+        )
+        raise RecipeError(told.message, where=told.where, remedy=told.remedy) from None

@@ -8,7 +8,8 @@ import numpy as np
 
 from alula.errors import EvaluationError
 from alula.evaluation.results import Columns, Estimate, Labels, PairedResult, Record
-from alula.evaluation.statistics import (
+from alula.stats import (
+    Resampling,
     Statistic,
     Sums,
     base_mean,
@@ -19,7 +20,6 @@ from alula.evaluation.statistics import (
     standard_error,
     tuned_mean,
 )
-from alula.stats import Resampling
 
 _DEFAULT = Resampling(resamples=2_000)
 """ample for a standard error (to about 1.6 %), which is all that intervals over seeds take from the bootstrap"""
@@ -155,6 +155,6 @@ def _averaged(scores: Sequence[_Scores]) -> Sums:
     return Sums.of(base, tuned, scores[0][2])
 
 
-def _clip(bound: float | None, lowest: float, highest: float) -> float | None:
+def _clip(bound: float, lowest: float, highest: float) -> float:
     """A t interval knows nothing of the range a statistic can take."""
-    return None if bound is None else float(np.clip(bound, lowest, highest))
+    return float(np.clip(bound, lowest, highest))

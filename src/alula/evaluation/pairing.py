@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from alula import stats
 from alula.errors import EvaluationError, UsageError
-from alula.evaluation import ratios, statistics, token_ids
+from alula.evaluation import ratios, token_ids
 from alula.evaluation.results import (
     Columns,
     Comparison,
@@ -24,8 +25,7 @@ from alula.evaluation.results import (
     RunResult,
     TaskResult,
 )
-from alula.evaluation.statistics import DEFAULT
-from alula.stats import Resampling
+from alula.stats import PAIRED, Resampling
 
 KEPT_FLIPS = 12
 KIND = "kind"
@@ -38,7 +38,7 @@ def compare(
     tuned: RunResult,
     *,
     kept_flips: int = KEPT_FLIPS,
-    how: Resampling = DEFAULT,
+    how: Resampling = PAIRED,
 ) -> PairedRun:
     """Compare two runs task by task, over the tasks both have.
 
@@ -95,25 +95,23 @@ def compare_scores(
     base: NDArray[np.float64],
     tuned: NDArray[np.float64],
     cluster: NDArray[np.int64],
-    how: Resampling = DEFAULT,
+    how: Resampling = PAIRED,
 ) -> Comparison:
     """Return the statistics of paired per-item scores, each of shape (items,); see `Comparison` for what they are."""
     n = len(base)
-    sums = statistics.Sums.of(base, tuned, cluster)
-    resampled = statistics.resample(sums, how)
+    sums = stats.Sums.of(base, tuned, cluster)
+    resampled = stats.resample(sums, how)
     right_before, right_after = base >= _CORRECT, tuned >= _CORRECT
     lost, gained = int((right_before & ~right_after).sum()), int((~right_before & right_after).sum())
     return Comparison(
         n=n,
-        base=statistics.wilson(float(base.sum()), n, how.confidence),
-        tuned=statistics.wilson(float(tuned.sum()), n, how.confidence),
-        difference=statistics.bootstrap(sums, resampled, statistics.difference, how.confidence),
-        retention=statistics.bootstrap(sums, resampled, statistics.retention, how.confidence)
-        if base.sum() > 0
-        else None,
+        base=stats.wilson(float(base.sum()), n, how.confidence),
+        tuned=stats.wilson(float(tuned.sum()), n, how.confidence),
+        difference=stats.bootstrap(sums, resampled, stats.difference, how.confidence),
+        retention=stats.bootstrap(sums, resampled, stats.retention, how.confidence) if base.sum() > 0 else None,
         lost=lost,
         gained=gained,
-        p_value=statistics.mcnemar(lost, gained),
+        p_value=stats.mcnemar(lost, gained),
     )
 
 
@@ -132,7 +130,7 @@ def _pair(before: TaskResult, after: TaskResult, kept_flips: int, how: Resamplin
         name: compare_scores(base[family == index], tuned[family == index], cluster[family == index], how)
         for index, name in enumerate(names)
     }
-    corrected = statistics.holm([part.p_value for part in parts.values()])
+    corrected = stats.holm([part.p_value for part in parts.values()])
     pairs = list(zip(before.items, after.items, strict=True))
     return PairedResult(
         task=before.name,

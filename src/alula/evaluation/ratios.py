@@ -8,15 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.evaluation.results import Estimate, ItemResult, Labels, Ratio, RatioComparison
-from alula.evaluation.statistics import DEFAULT, percentile_interval, resample_totals
-from alula.stats import Resampling
+from alula.stats import PAIRED, Resampling, percentile_interval, resample_totals
 
 ALL = "all"
 """the group of all items"""
 
 
 def figures(
-    items: Sequence[ItemResult], ratios: Sequence[Ratio], how: Resampling = DEFAULT
+    items: Sequence[ItemResult], ratios: Sequence[Ratio], how: Resampling = PAIRED
 ) -> dict[str, dict[str, Estimate | None]]:
     """Return every ratio over all items and over each family, with its percentile bootstrap interval over clusters."""
     if not ratios:
@@ -34,7 +33,7 @@ def figures(
 
 
 def compared_figures(
-    base: Sequence[ItemResult], tuned: Sequence[ItemResult], ratios: Sequence[Ratio], how: Resampling = DEFAULT
+    base: Sequence[ItemResult], tuned: Sequence[ItemResult], ratios: Sequence[Ratio], how: Resampling = PAIRED
 ) -> dict[str, dict[str, RatioComparison]]:
     """Return every ratio of two models on the same items; clusters are resampled for both together."""
     if not ratios:

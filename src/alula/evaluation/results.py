@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from alula.errors import EvaluationError
 from alula.files import regular, write_text
 from alula.hosts.decoding import Decoding
+from alula.stats import Estimate as Estimate
 
 _NAMED = 5
 """items that a note names"""
@@ -120,14 +121,6 @@ class TooLong(Record):
     id: str
     family: str
     tokens: int
-
-
-class Estimate(Record):
-    """A value with its confidence interval; a bound of None is unbounded."""
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 class TaskResult(Record):

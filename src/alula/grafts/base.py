@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
-import difflib
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -12,18 +10,19 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from alula.errors import AdapterError, UsageError
+from alula.errors import AdapterError
 from alula.seam import NAME, Handle, LayerView, Owner, Phase, Point, Seam, marked, marks, retract
+from alula.settings import Settings, refusal
 
 logger = logging.getLogger(__name__)
 _TRAINED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GraftConfig:
-    """Settings of a graft. Subclasses are frozen dataclasses whose fields are JSON values."""
+class GraftConfig(Settings):
+    """Settings of a graft, whose fields are JSON values."""
 
     graft_type: ClassVar[str]
     free: ClassVar[tuple[str, ...]] = ()
@@ -35,7 +34,7 @@ class GraftConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
-        return dataclasses.asdict(self)
+        return self.model_dump()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str | None = None) -> Self:
@@ -44,22 +43,23 @@ class GraftConfig:
         Raises:
             UsageError: an unknown setting (naming the nearest known one) or a value the config refuses.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
         old = [key for key in values if key in cls.renamed]
         if old:
             logger.warning(
                 "%s: read %s under their names of an earlier version", where or cls.graft_type, ", ".join(old)
             )
             values = {cls.renamed.get(key, key): value for key, value in values.items()}
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                raise UsageError(
-                    f"unknown setting {key!r} of {cls.graft_type}",
-                    where=where,
-                    remedy=f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}",
-                )
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise refusal(
+                error, cls, values, where=lambda path: ": ".join(filter(None, (where, cls.named(path))))
+            ) from None
+
+    @classmethod
+    def named(cls, path: str) -> str:
+        """Settings are called by the graft's type in errors."""
+        return ".".join(filter(None, (cls.graft_type, path)))
 
     @classmethod
     def with_current_names(cls, weights: Mapping[str, Tensor], *, where: str | None = None) -> Mapping[str, Tensor]:

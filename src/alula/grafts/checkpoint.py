@@ -58,7 +58,7 @@ def restore(model: Any, source: str) -> None:
         except UsageError as error:
             raise AdapterError(
                 error.message,
-                where=where,
+                where=": ".join(filter(None, (where, error.where))),
                 remedy=error.remedy or f"write into config.json ({DECLARED!r}) what is meant",
             ) from error
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -139,7 +138,7 @@ def load_adapter(
     except UsageError as error:
         raise AdapterError(
             error.message,
-            where=str(directory / CONFIG_FILE),
+            where=": ".join(filter(None, (str(directory / CONFIG_FILE), error.where))),
             remedy=error.remedy or "load it into the base and with the version of alula it was saved with",
         ) from error
     if settings:
@@ -149,7 +148,7 @@ def load_adapter(
                     f"{given!r} is not a setting that can be changed while loading",
                     remedy=f"those its weights do not depend on: {', '.join(config.free)}",
                 )
-        config = dataclasses.replace(config, **settings)
+        config = type(config)(**{**config.to_dict(), **settings})
     stored = {key.removeprefix("host."): value for key, value in weights.items() if key.startswith("host.")}
     check_keys(expected, stored, where=where)
     check_values(expected, stored, where=where)

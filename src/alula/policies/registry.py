@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from alula.errors import UsageError
 from alula.plugins import Registry
 from alula.policies.base import Policy
-from alula.settings import problems
+from alula.settings import refusal
 
 _POLICIES: Registry[type[Policy]] = Registry("alula.policies", "policy of type")
 P = TypeVar("P", bound=type[Policy])
@@ -51,8 +51,6 @@ def policy_of(settings: Mapping[str, Any], *, where: str = "policy") -> Policy:
         )
     given = {key: value for key, value in settings.items() if key != "policy_type"}
     try:
-        return kind(**given)
+        return kind.model_validate(given)
     except ValidationError as error:
-        first = problems(error, kind, given)[0]
-        path = ".".join((where, *map(str, first.loc)))
-        raise UsageError(first.what, where=path, remedy=first.remedy) from None
+        raise refusal(error, kind, given, where=lambda path: ".".join(filter(None, (where, path)))) from None

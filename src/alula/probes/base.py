@@ -22,7 +22,7 @@ from alula.files import atomic_file, regular
 from alula.probes import token_sets
 from alula.probes.accumulate import Reservoir, Tally
 from alula.seam import ForwardContext, Owner, Seam, find, install, marked
-from alula.settings import check_scalars
+from alula.settings import check_fields
 from alula.stats import DEFAULT, Resampling, Result
 
 _serial = itertools.count()
@@ -58,7 +58,7 @@ class Probe(Owner, abc.ABC):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_scalars(self)
+        check_fields(self)
         if self.keep < 2:
             raise UsageError(f"keep must be at least 2 samples, not {self.keep}")
         self.tally = Tally()

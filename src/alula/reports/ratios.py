@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -100,7 +101,7 @@ def _terminal(title: str, labels: Sequence[str], ratios: Sequence[Ratio]) -> Ter
 def _short(ratio: Ratio, estimate: Estimate | None, signed: bool = False) -> str:
     if estimate is None:
         return MISSING
-    sides = [abs(bound - estimate.value) for bound in (estimate.low, estimate.high) if bound is not None]
+    sides = [abs(bound - estimate.value) for bound in (estimate.low, estimate.high) if math.isfinite(bound)]
     scale = 100 if ratio.unit == "share" else 1
     margin = f"\n[dim]\N{PLUS-MINUS SIGN}{scale * max(sides):.1f}[/dim]" if sides else ""
     return f"{scale * estimate.value:{'+' if signed else ''}.1f}{margin}"
@@ -109,7 +110,7 @@ def _short(ratio: Ratio, estimate: Estimate | None, signed: bool = False) -> str
 def _cell(ratio: Ratio, estimate: Estimate | None) -> Cell:
     if estimate is None:
         return Cell(MISSING)
-    low, high = (MISSING if bound is None else _number(ratio, bound) for bound in (estimate.low, estimate.high))
+    low, high = (MISSING if math.isnan(bound) else _number(ratio, bound) for bound in (estimate.low, estimate.high))
     return Cell(_number(ratio, estimate.value), note=f"{low} to {high}")
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from alula.evaluation import ItemResult, RunResult, TaskResult
-from alula.evaluation.statistics import wilson
 from alula.reports.document import Block, Browser, Cell, Document, Exchange, Facts, Section, Table, render
 from alula.reports.ratios import run_section
 from alula.reports.wording import bounds, duration, listing, percent
+from alula.stats import wilson
 
 _SHOWN = 24
 

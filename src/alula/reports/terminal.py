@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -10,10 +11,10 @@ from rich.table import Table
 
 from alula.evaluation import RunResult
 from alula.evaluation.results import Estimate
-from alula.evaluation.statistics import wilson
 from alula.reports.outcome import Outcome
 from alula.reports.summary import Summary
 from alula.reports.wording import MISSING, bounds, percent
+from alula.stats import wilson
 
 
 def experiment_table(outcome: Outcome) -> Table:
@@ -74,7 +75,7 @@ def findings_table(findings: Sequence[tuple[str, str, str, str]]) -> Table:
 
 def _two_lines(estimate: Estimate) -> str:
     """The value over half the width of its interval, the larger half where a bound was clipped."""
-    sides = [abs(bound - estimate.value) for bound in (estimate.low, estimate.high) if bound is not None]
+    sides = [abs(bound - estimate.value) for bound in (estimate.low, estimate.high) if math.isfinite(bound)]
     margin = f"\N{PLUS-MINUS SIGN}{100 * max(sides):.1f}" if sides else ""
     return f"{percent(estimate.value)}\n[dim]{margin}[/dim]"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from alula.evaluation.results import Estimate
@@ -25,7 +26,7 @@ def bounds(estimate: Estimate | None) -> str:
     """The interval of a share in percent: ``"96.1 to 98.2"``."""
     if estimate is None:
         return ""
-    low, high = ("unbounded" if bound is None else f"{100 * bound:.1f}" for bound in (estimate.low, estimate.high))
+    low, high = ("unbounded" if math.isnan(bound) else f"{100 * bound:.1f}" for bound in (estimate.low, estimate.high))
     return f"{low} to {high}"
 
 

@@ -205,11 +205,7 @@ else:
         __module__=__name__,
         __doc__=_Stage.__doc__,
         method=(Literal[tuple(METHODS)], ...),
-        **{
-            name: ((method.section or method.settings) | None, None)
-            for name, method in METHODS.items()
-            if method.settings is not None
-        },
+        **{name: (method.settings | None, None) for name, method in METHODS.items() if method.settings is not None},
     )
 
 

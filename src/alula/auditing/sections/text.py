@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,12 @@ from alula.auditing.sections.base import Questions, Section
 from alula.errors import UsageError
 from alula.evaluation import Comparison, PairedRun, RunResult, Task, data_task, named_tasks
 from alula.evaluation.pairing import compare_scores
-from alula.evaluation.statistics import wilson
 from alula.reports import comparison_outcome
 from alula.reports.document import Block, Cell, Table
 from alula.reports.experiment import item_flips, text_families
 from alula.reports.summary import Summary
 from alula.reports.wording import bounds, percent, probability
+from alula.stats import wilson
 
 BARE, AFTER_IMAGE = "text_bare", "text_after_image"
 KEPT = 0.99
@@ -85,7 +86,7 @@ def _after_image(answers: RunResult) -> Comparison | None:
 def _verdict(audit: Audit, measured: TextAnswers) -> Finding | None:
     title = "Are the words still there?"
     after = measured.after_image
-    hurt = after is not None and after.difference.high is not None and after.difference.high < 0
+    hurt = after is not None and after.difference.high < 0
     extra = (
         f" An image before the question costs {100 * -after.difference.value:.1f} points more "
         f"({bounds(after.difference)})."
@@ -148,15 +149,15 @@ def _verdict(audit: Audit, measured: TextAnswers) -> Finding | None:
 def surely_lost(whole: Comparison) -> bool:
     """More lost than chance gives: by McNemar's test, and by the bootstrap, which knows what belongs together."""
     high = whole.difference.high
-    return whole.p_value < 0.05 and whole.lost > whole.gained and high is not None and high < 0
+    return whole.p_value < 0.05 and whole.lost > whole.gained and high < 0
 
 
 def _surely_kept(whole: Comparison) -> float:
     """The lower bound of retention. Where nothing was lost the bootstrap has nothing to vary, and the exact binomial
     bound of the share lost speaks instead (Clopper and Pearson 1934)."""
     assert whole.retention is not None
-    if whole.lost or whole.retention.low is None:
-        return whole.retention.low or 0.0
+    if whole.lost or math.isnan(whole.retention.low):
+        return 0.0 if math.isnan(whole.retention.low) else whole.retention.low
     right = round(whole.base.value * whole.n)
     return min(whole.retention.low, float(0.025 ** (1 / right)))
 

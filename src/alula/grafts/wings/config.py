@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
-from alula.errors import UsageError
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
 from alula.grafts.base import GraftConfig
+from alula.settings import Bool, Int, Number
 
 Router = Literal["attention", "mass", "constant"]
 Gate = Literal["exact", "paper"]
@@ -29,7 +30,6 @@ _PUBLISHED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class WingsConfig(GraftConfig):
     """How the learners are built, routed and gated.
 
@@ -70,81 +70,65 @@ class WingsConfig(GraftConfig):
     renamed: ClassVar[Mapping[str, str]] = {"router_rows": "router_tokens", "system_rows": "system_tokens"}
     renamed_weights: ClassVar[Mapping[str, str]] = {"a": "down", "b": "up"}
 
-    rank: int = 64
+    rank: Int = Field(default=64, ge=1, le=_MOST_RANK)
     learners: tuple[str, ...] = LEARNERS
-    layers: tuple[int, ...] | None = None
+    layers: tuple[Int, ...] | None = None
     router: Router = "mass"
     gate: Gate = "exact"
     query: Query = "post_attention"
-    normalize: bool = False
-    rope: bool = True
-    system_keys: bool = True
-    gain: float = 1.0
-    dropout: float = 0.0
-    router_tokens: int = 4096
+    normalize: Bool = False
+    rope: Bool = True
+    system_keys: Bool = True
+    gain: Number = Field(default=1.0, gt=0, le=_MOST_GAIN)  # at zero no gradient would ever reach the learners
+    dropout: Number = Field(default=0.0, ge=0, lt=1)
+    router_tokens: Int = Field(default=4096, ge=1, le=_MOST_TOKENS)
     cache: Kept = "factors"
-    init_std: float = 0.02
+    init_std: Number = Field(default=0.02, gt=0, le=_MOST_SPREAD)  # as gain
     compat: Literal["published"] | None = None
-    system_tokens: int = 0
+    system_tokens: Int = Field(default=0, ge=0)
 
-    def __post_init__(self) -> None:
-        self._settle("learners", str)
-        self._settle("layers", int)
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, values: Any) -> Any:
+        """Set what the released code has built in."""
+        if not isinstance(values, Mapping) or values.get("compat") != "published":
+            return values
+        for name, value in _PUBLISHED.items():
+            default = cls.model_fields[name].default
+            if values.get(name, default) not in (value, default):
+                raise ValueError(f"{name}={values[name]!r} is not what the released code computes ({value!r})")
+        return {**values, **_PUBLISHED}
+
+    @field_validator("learners")
+    @classmethod
+    def _in_order(cls, learners: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in learners if name not in LEARNERS]
+        if unknown:
+            raise ValueError(f"there is no learner {unknown[0]!r}; use {' or '.join(map(repr, LEARNERS))}")
+        if not learners:
+            raise ValueError(f"at least one learner is needed: any of {', '.join(LEARNERS)}")
+        twice = next((name for name in learners if learners.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is listed twice")
         # one order, whatever the order they were named in: the router's columns are visual, textual
-        object.__setattr__(self, "learners", tuple(sorted(self.learners, key=lambda name: name != "visual")))
-        if self.compat is not None:
-            _choose("compat", self.compat, ("published",))
-            for name, value in _PUBLISHED.items():
-                given, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-                if given not in (value, default):
-                    raise UsageError(f"wings: {name}={given!r} is not what the released code computes ({value!r})")
-                object.__setattr__(self, name, value)
-            if self.learners not in (LEARNERS, ("visual",)):
-                raise UsageError('wings: the released code has both learners, or (stage 1) learners=("visual",)')
-        for name, options in (("router", Router), ("gate", Gate), ("query", Query), ("cache", Kept)):
-            _choose(name, getattr(self, name), get_args(options))
-        if not self.learners:
-            raise UsageError("wings needs at least one learner", remedy=f"learners: any of {', '.join(LEARNERS)}")
-        for learner in self.learners:
-            _choose("learners", learner, LEARNERS)
-            if self.learners.count(learner) > 1:
-                raise UsageError(f"wings: learners lists {learner!r} twice")
-        if self.layers == ():
-            raise UsageError("wings: layers is empty", remedy="name some, or leave it out for all")
-        for name in ("normalize", "rope", "system_keys"):
-            if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"wings: {name} must be true or false, not {getattr(self, name)!r}")
-        for name, most in (("rank", _MOST_RANK), ("router_tokens", _MOST_TOKENS)):
-            if not _is(int, getattr(self, name)) or getattr(self, name) < 1:
-                raise UsageError(f"wings: {name} must be a whole number above 0, not {getattr(self, name)!r}")
-            if getattr(self, name) > most:
-                raise UsageError(f"wings: {name} must be at most {most:,}")
-        if not _is(int, self.system_tokens) or self.system_tokens < 0 or (self.system_tokens and self.compat is None):
-            raise UsageError('wings: system_tokens is a number of tokens, and only for compat="published"')
-        for name, most in (("gain", _MOST_GAIN), ("init_std", _MOST_SPREAD)):
-            # at zero no gradient would ever reach the learners
-            if not _is((int, float), getattr(self, name)) or not 0.0 < getattr(self, name) <= most:
-                raise UsageError(
-                    f"wings: {name} must be a number above 0 and at most {most:,}, not {getattr(self, name)!r}"
-                )
-        if not _is((int, float), self.dropout) or not 0.0 <= self.dropout < 1.0:
-            raise UsageError(f"wings: dropout must lie in [0, 1), not {self.dropout!r}")
+        return tuple(sorted(learners, key=LEARNERS.index))
 
-    def _settle(self, name: str, kind: type) -> None:
-        """Turn a list into the tuple that hashes; refuse what is no sequence of ``kind``."""
-        given = getattr(self, name)
-        if given is None and name == "layers":
-            return
-        if not isinstance(given, (list, tuple)) or not all(type(each) is kind for each in given):
-            raise UsageError(f"wings: {name} must be a list of {kind.__name__}, not {given!r}")
-        object.__setattr__(self, name, tuple(given))
+    @field_validator("layers")
+    @classmethod
+    def _some(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers == ():
+            raise ValueError("it is empty; name some, or leave it out for all")
+        return layers
 
+    @model_validator(mode="after")
+    def _possible(self) -> WingsConfig:
+        if self.compat is not None and self.learners not in (LEARNERS, ("visual",)):
+            raise ValueError('the released code has both learners, or (stage 1) learners=("visual",)')
+        return self
 
-def _is(kinds: type | tuple[type, ...], value: Any) -> bool:
-    """Whether ``value`` is a number of these kinds; true and false are none."""
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def _choose(name: str, value: Any, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise UsageError(f"wings: {name} cannot be {value!r}", remedy=f"use one of: {', '.join(options)}")
+    @field_validator("system_tokens")
+    @classmethod
+    def _of_published(cls, system_tokens: int, others: ValidationInfo) -> int:
+        if system_tokens and others.data.get("compat") is None:
+            raise ValueError('it is only for compat="published"')
+        return system_tokens

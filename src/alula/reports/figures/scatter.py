@@ -116,15 +116,15 @@ def _range(estimates: Sequence[Estimate], more: Sequence[float]) -> tuple[float,
     """Hold every point and interval, but let no single wide interval press the points into a corner."""
     low, high = spread([*(e.value for e in estimates), *more], 0.12, least=0.04)
     reach = 1.2 * (high - low)
-    bounds = [b for e in estimates for b in (e.low, e.high) if b is not None]
+    bounds = [b for e in estimates for b in (e.low, e.high) if math.isfinite(b)]
     bottom = max(min([low, *(b - 0.01 for b in bounds)]), low - reach)
     top = min(max([high, *(b + 0.01 for b in bounds)]), high + reach)
     return max(bottom, -0.02), top
 
 
 def _bounds(estimate: Estimate, scale: Scale) -> tuple[float, float]:
-    low = scale.low if estimate.low is None else max(estimate.low, scale.low)
-    high = scale.high if estimate.high is None else min(estimate.high, scale.high)
+    low = scale.low if math.isnan(estimate.low) else max(estimate.low, scale.low)
+    high = scale.high if math.isnan(estimate.high) else min(estimate.high, scale.high)
     return scale(low), scale(high)
 
 
@@ -138,7 +138,7 @@ def _free_side(points: Sequence[Point], x: Scale, at: float) -> tuple[float, str
 
 def _hint(point: Point) -> str:
     def say(e: Estimate) -> str:
-        low, high = ("unbounded" if b is None else f"{100 * b:.1f}" for b in (e.low, e.high))
+        low, high = ("unbounded" if math.isnan(b) else f"{100 * b:.1f}" for b in (e.low, e.high))
         return f"{100 * e.value:.1f} % ({low} to {high})"
 
     return f"{point.label}: across {say(point.x)}, up {say(point.y)}"

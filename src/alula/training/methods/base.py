@@ -51,8 +51,6 @@ class Method(abc.ABC):
     settings: ClassVar[Any] = None
     """type of its settings, which is built without arguments where a stage has none; None where there is nothing to
     set"""
-    section: ClassVar[Any] = None
-    """the type as pydantic is to read it, where that differs"""
     parts: ClassVar[Mapping[str, float | None]]
     """parts it may train, with the learning rates used where a recipe names none; None: only where it is named"""
     defining: ClassVar[tuple[str, ...]]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import WrapValidator
 from transformers import PreTrainedModel
 
 from alula.anatomy import Anatomy
@@ -17,7 +16,6 @@ from alula.grafts.wings.config import LEARNERS
 from alula.hosts import Host, save_host
 from alula.hosts.quiet import quiet_loading
 from alula.training.methods.base import Method, Tunable
-from alula.training.methods.graft_settings import read_by
 
 
 class Wings(Method):
@@ -25,7 +23,6 @@ class Wings(Method):
 
     name: ClassVar[str] = "wings"
     settings: ClassVar[Any] = WingsConfig
-    section: ClassVar[Any] = Annotated[WingsConfig, WrapValidator(read_by(WingsConfig))]
     parts: ClassVar[Mapping[str, float | None]] = {
         "wings.visual": 1e-3,
         "wings.textual": 1e-3,
@@ -55,7 +52,9 @@ class Wings(Method):
             anatomy.layer_indices(settings.layers)
         except UsageError as error:
             raise RecipeError(error.message, where="wings.layers", remedy=error.remedy) from None
-        most = max(anatomy.hidden_size, WingsConfig.rank)  # tiny decoders are narrower than the default
+        most = max(
+            anatomy.hidden_size, WingsConfig.model_fields["rank"].default
+        )  # tiny decoders are narrower than the default
         if settings.rank > most:
             raise RecipeError(
                 f"{settings.rank} is more than the decoder is wide, beyond which a rank adds nothing",
