@@ -106,7 +106,7 @@ def test_adjacent_media_of_mixed_sizes_in_a_padded_batch(name: str, side: str) -
             made.model.generate(**batch, max_new_tokens=1, pad_token_id=zoo.PAD)
     for tokens in heard.tokens:
         assert tokens.item.tolist() == items
-        assert torch.equal(tokens.kind == made.kind, tokens.item >= 0)
+        assert torch.equal(tokens.modality == made.kind, tokens.item >= 0)
         assert torch.equal(tokens.valid, batch["attention_mask"].bool())
 
 
@@ -163,7 +163,7 @@ def test_words_between_the_windows_of_a_sound_stay_text() -> None:
         made.model(input_ids=ids, **made.inputs)
     items = [-1, *[0] * 5, -1, *[0] * (first - 5), *[1] * second, -1, *[2] * third]
     assert heard.tokens[0].item.tolist() == [items]
-    assert heard.tokens[0].kind[0, 6] == Modality.TEXT
+    assert heard.tokens[0].modality[0, 6] == Modality.TEXT
 
 
 def test_types_that_mark_line_breaks_say_the_same() -> None:
@@ -228,7 +228,7 @@ def test_items_behind_unknown_ones_are_unknown() -> None:
     kinds = torch.tensor([[0, 1, 1], [0, 1, 1]])
     known = TokenMap.from_modalities(kinds)
     item = torch.tensor([[-1, UNKNOWN, UNKNOWN], [-1, 0, 0]])
-    past = TokenMap(kind=kinds, item=item, position=known.position, role=known.role)
+    past = TokenMap(modality=kinds, item=item, position=known.position, role=known.role)
     assert past.append(known).item[:, 3:].tolist() == [[-1, UNKNOWN, UNKNOWN], [-1, 1, 1]]
 
 
@@ -243,7 +243,7 @@ def test_a_second_sound_on_a_kept_cache_is_a_sound(name: str) -> None:
     with Listener(made.model) as heard, torch.no_grad():
         past = cache_of_output(made.model(input_ids=turns[0], use_cache=True, **own[0]))
         made.model(input_ids=turns[1], use_cache=True, **{cache_keyword(): past}, **own[1])
-    assert heard.tokens[1].kind.equal(torch.where(turns[1] == AUDIO, int(Modality.AUDIO), int(Modality.TEXT)))
+    assert heard.tokens[1].modality.equal(torch.where(turns[1] == AUDIO, int(Modality.AUDIO), int(Modality.TEXT)))
     assert heard.tokens[1].item.unique().tolist() == [-1, 1]
 
 

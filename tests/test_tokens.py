@@ -40,7 +40,7 @@ def test_items_and_positions_equal_a_plain_loop(seed: int) -> None:
     items, positions = naive(kinds.tolist(), valid.tolist())
     assert tokens.item.tolist() == items
     assert tokens.position.tolist() == positions
-    assert torch.equal(tokens.kind == Modality.PADDING, ~valid)
+    assert torch.equal(tokens.modality == Modality.PADDING, ~valid)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -70,7 +70,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         TokenMap.from_modalities(torch.zeros(1, 4), torch.ones(1, 5))
     ok = TokenMap.text(1, 4)
     with pytest.raises(UsageError, match="one \\(batch, tokens\\) shape"):
-        TokenMap(kind=ok.kind, item=ok.item[:, :2], position=ok.position, role=ok.role)
+        TokenMap(modality=ok.modality, item=ok.item[:, :2], position=ok.position, role=ok.role)
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 8, 10, 11])  # never inside an image: no host splits one
@@ -93,7 +93,7 @@ def test_stack_select_and_roles_round_trip() -> None:
     assert tokens.role[0].tolist() == [Role.SYSTEM, Role.USER]
     again = TokenMap.unstack(tokens.stack().float())
     assert torch.equal(again.stack(), tokens.stack())
-    assert torch.equal(tokens.select(torch.tensor([1, 1, 0])).kind, tokens.kind[[1, 1, 0]])
+    assert torch.equal(tokens.select(torch.tensor([1, 1, 0])).modality, tokens.modality[[1, 1, 0]])
 
 
 def test_a_map_of_text_is_that_of_its_kinds() -> None:

@@ -97,7 +97,7 @@ class Anatomy:
         embeddings, final_norm, head: the decoder's ends (`head` is None for a headless model).
         tower, projector: of an image host, else None.
         audio_tower: of a host that hears, else None.
-        placeholders: token id per perceptual kind of this host.
+        placeholders: token id per perceptual modality of this host.
     """
 
     host: Any
@@ -268,29 +268,31 @@ class Anatomy:
 
     # -- items ----------------------------------------------------------------------------------------------------
 
-    def items(self, inputs: Mapping[str, Any], kinds: Tensor, input_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def items(
+        self, inputs: Mapping[str, Any], modalities: Tensor, input_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Modality and item of every token of a forward, see `alula.items`.
 
         Args:
             inputs: of the forward.
-            kinds: (B, S) values of `Modality`, as placeholders or `mm_token_type_ids` tell them.
+            modalities: (B, S) values of `Modality`, as placeholders or `mm_token_type_ids` tell them.
             input_ids: (B, S) of the forward, where it has any.
 
         Returns:
-            kinds (B, S), in which the tokens that end an image's lines are image tokens too, and items (B, S), -1 for
-            text and padding, `tokens.UNKNOWN` where they cannot be told apart.
+            modalities (B, S), in which the tokens that end an image's lines are image tokens too, and items (B, S), -1
+            for text and padding, `tokens.UNKNOWN` where they cannot be told apart.
         """
         host = Host(self.backbone, self.host.config)
-        return locate(host, inputs, kinds.to(torch.int64), self.placeholders, input_ids)
+        return locate(host, inputs, modalities.to(torch.int64), self.placeholders, input_ids)
 
-    def tokens_per_item(self, inputs: Mapping[str, Any], kinds: Tensor) -> list[int] | None:
+    def tokens_per_item(self, inputs: Mapping[str, Any], modalities: Tensor) -> list[int] | None:
         """How many tokens each item of a forward's inputs takes, in batch order; None where it cannot be known.
 
         Args:
             inputs: of the forward.
-            kinds: (B, S) values of `Modality`.
+            modalities: (B, S) values of `Modality`.
         """
-        _, items = self.items(inputs, kinds, inputs.get("input_ids"))
+        _, items = self.items(inputs, modalities, inputs.get("input_ids"))
         if not (items >= 0).any() or (items == UNKNOWN).any():
             return None
         return [int(n) for sample in items for n in sample[sample >= 0].bincount()]
@@ -358,4 +360,4 @@ def _first(parent: nn.Module, names: Sequence[str]) -> nn.Module | None:
 
 def _placeholders(config: Any) -> dict[Modality, int]:
     found = {Modality.of(name): getattr(config, f"{medium.token}_id", None) for name, medium in MEDIA.items()}
-    return {kind: token for kind, token in found.items() if token is not None}
+    return {modality: token for modality, token in found.items() if token is not None}

@@ -6,7 +6,7 @@ each of its media takes, by the host's own arithmetic and without running a towe
 these tokens. What cannot be told apart is marked unknown and never melted into one: a host outside the table, counts
 that do not add up to the tokens found, tiles or windows of which the inputs do not say to which medium they belong.
 
-Shapes use B = batch, S = tokens, N = media of one kind in a batch.
+Shapes use B = batch, S = tokens, N = media of one modality in a batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from alula.tokens import UNKNOWN, Modality
 
 Tokens = NDArray[np.int64]
 
-FEATURES = "mm_encoder_outputs"  # what towers and projectors made of media beforehand, by kind: `generate` does so
+FEATURES = "mm_encoder_outputs"  # what towers and projectors made of media beforehand, by modality: `generate` does so
 
 
 def inputs_of(tower: str) -> tuple[str, ...]:
@@ -41,8 +41,8 @@ def brings_media(inputs: Mapping[str, Any]) -> bool:
     return given or any(inputs.get(keyword) is not None for medium in MEDIA.values() for keyword in medium.inputs)
 
 
-def _keywords(kind: Modality) -> tuple[str, ...]:
-    medium = MEDIA.numbered(kind)
+def _keywords(modality: Modality) -> tuple[str, ...]:
+    medium = MEDIA.numbered(modality)
     return () if medium is None else medium.inputs
 
 
@@ -72,7 +72,7 @@ Count = Callable[[Host, Mapping[str, Any], int], list[Piece]]
 
 @dataclass(frozen=True)
 class Way:
-    """How one family places the media of one kind.
+    """How one family places the media of one modality.
 
     Attributes:
         count: the pieces of a batch in order, from the raw inputs and the number of placeholders found.
@@ -96,30 +96,34 @@ class Way:
 
 
 def locate(
-    host: Host, inputs: Mapping[str, Any], kinds: Tensor, placeholders: Mapping[Modality, int], input_ids: Tensor | None
+    host: Host,
+    inputs: Mapping[str, Any],
+    modalities: Tensor,
+    placeholders: Mapping[Modality, int],
+    input_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Modality and item of every token of a forward.
 
     Args:
         host: the host.
         inputs: of the forward.
-        kinds: (B, S) values of `Modality`, as placeholders or `mm_token_type_ids` tell them.
-        placeholders: token id per kind.
+        modalities: (B, S) values of `Modality`, as placeholders or `mm_token_type_ids` tell them.
+        placeholders: token id per modality.
         input_ids: (B, S) of the forward; None where it was given embeddings.
 
     Returns:
-        kinds (B, S), where the tokens that end an image's lines are image tokens too; items (B, S), counted within each
-        sample from 0 over all kinds together, -1 for text and padding, `UNKNOWN` where they cannot be known.
+        modalities (B, S), where the tokens that end an image's lines are image tokens too; items (B, S), counted within
+        each sample from 0 over all modalities together, -1 for text and padding, `UNKNOWN` where they cannot be known.
     """
-    found = kinds.clamp(min=int(Modality.TEXT))
+    found = modalities.clamp(min=int(Modality.TEXT))
     if input_ids is not None:
         spots = torch.zeros_like(found)
-        for kind, token in placeholders.items():
-            spots = torch.where(input_ids == token, int(kind), spots)
+        for modality, token in placeholders.items():
+            spots = torch.where(input_ids == token, int(modality), spots)
         found = torch.where(spots == found, found, int(Modality.TEXT))
-    ids = torch.full_like(kinds, -1) if input_ids is None else input_ids.to(kinds)
-    kind, spot, token_ids = torch.stack([kinds, found, ids]).cpu().numpy()
-    samples = [_Sample(*tokens) for tokens in zip(kind, spot, token_ids, strict=True)]
+    ids = torch.full_like(modalities, -1) if input_ids is None else input_ids.to(modalities)
+    modality, spot, token_ids = torch.stack([modalities, found, ids]).cpu().numpy()
+    samples = [_Sample(*tokens) for tokens in zip(modality, spot, token_ids, strict=True)]
     try:
         if input_ids is not None and not brings_media(inputs) and _stand_together(host):
             _run_by_run(samples)
@@ -128,32 +132,32 @@ def locate(
     except UnknownItems:
         for sample in samples:
             sample.forget()
-    made = torch.from_numpy(np.stack([[sample.kind for sample in samples], [sample.item for sample in samples]]))
-    whole = made.to(kinds.device)
+    made = torch.from_numpy(np.stack([[sample.modality for sample in samples], [sample.item for sample in samples]]))
+    whole = made.to(modalities.device)
     return whole[0], whole[1]
 
 
 class _Sample:
     """One sample of the batch, being divided."""
 
-    def __init__(self, kind: Tokens, spots: Tokens, ids: Tokens) -> None:
-        self.given, self.kind, self.spots, self.ids = kind, kind.copy(), spots, ids
+    def __init__(self, modality: Tokens, spots: Tokens, ids: Tokens) -> None:
+        self.given, self.modality, self.spots, self.ids = modality, modality.copy(), spots, ids
         edges = [0, *(np.flatnonzero(np.diff(spots)) + 1).tolist(), len(spots)]
         self.runs = [(int(spots[a]), a, b) for a, b in pairwise(edges) if b > a and spots[a] > Modality.TEXT]
-        self.item = np.full_like(kind, -1)
+        self.item = np.full_like(modality, -1)
         self.items = 0
-        self.unknown_from = len(kind)
+        self.unknown_from = len(modality)
 
     def forget(self) -> None:
         """Nothing is known of this sample's items."""
-        self.kind = self.given
-        self.item = np.where(self.kind > Modality.TEXT, UNKNOWN, -1)
+        self.modality = self.given
+        self.item = np.where(self.modality > Modality.TEXT, UNKNOWN, -1)
 
-    def add(self, kind: int, first: int, stop: int, *, filled: bool) -> None:
+    def add(self, modality: int, first: int, stop: int, *, filled: bool) -> None:
         """The next item: tokens first .. stop, all of them or those that hold features of it."""
         tokens = slice(first, stop)
-        mine = np.ones(stop - first, bool) if filled else self.spots[tokens] == kind
-        self.kind[tokens] = np.where(mine, kind, self.kind[tokens])
+        mine = np.ones(stop - first, bool) if filled else self.spots[tokens] == modality
+        self.modality[tokens] = np.where(mine, modality, self.modality[tokens])
         self.item[tokens] = np.where(mine, self.items, self.item[tokens])
         self.items += 1
 
@@ -163,12 +167,12 @@ class _Sample:
 
     def close(self) -> None:
         """Give tokens that are marked as media, but hold no features (fences), to their items; mark what is unknown."""
-        if ((self.kind > Modality.TEXT) & (self.item < 0)).any():
-            edges = [0, *(np.flatnonzero(np.diff(self.kind)) + 1).tolist(), len(self.kind)]
+        if ((self.modality > Modality.TEXT) & (self.item < 0)).any():
+            edges = [0, *(np.flatnonzero(np.diff(self.modality)) + 1).tolist(), len(self.modality)]
             for first, stop in pairwise(edges):
-                if self.kind[first] > Modality.TEXT:
+                if self.modality[first] > Modality.TEXT:
                     self.item[first:stop] = _fences(self.item[first:stop])
-        self.item[self.unknown_from :][self.kind[self.unknown_from :] > Modality.TEXT] = UNKNOWN
+        self.item[self.unknown_from :][self.modality[self.unknown_from :] > Modality.TEXT] = UNKNOWN
 
 
 def _fences(items: Tokens) -> Tokens:
@@ -191,11 +195,14 @@ def _fences(items: Tokens) -> Tokens:
 def _divide(host: Host, inputs: Mapping[str, Any], samples: Sequence[_Sample]) -> None:
     tokens: dict[int, int] = {}
     for sample in samples:
-        for kind, first, stop in sample.runs:
-            tokens[kind] = tokens.get(kind, 0) + stop - first
-    ways = {kind: _way(host, Modality(kind)) for kind in tokens}
+        for modality, first, stop in sample.runs:
+            tokens[modality] = tokens.get(modality, 0) + stop - first
+    ways = {modality: _way(host, Modality(modality)) for modality in tokens}
     try:
-        supply = {kind: deque(_pieces(host, ways[kind], inputs, Modality(kind), tokens[kind])) for kind in tokens}
+        supply = {
+            modality: deque(_pieces(host, ways[modality], inputs, Modality(modality), tokens[modality]))
+            for modality in tokens
+        }
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UnknownItems from error  # inputs that this arithmetic was not written for; the host itself judges them
     for sample in samples:
@@ -209,21 +216,21 @@ def _divide(host: Host, inputs: Mapping[str, Any], samples: Sequence[_Sample]) -
 def _run_by_run(samples: Sequence[_Sample]) -> None:
     """A host that is given placeholders and no media has nothing to put there: each run of them counts as one item."""
     for sample in samples:
-        for kind, first, stop in sample.runs:
-            sample.add(kind, first, stop, filled=False)
+        for modality, first, stop in sample.runs:
+            sample.add(modality, first, stop, filled=False)
         sample.close()
 
 
 def _walk(host: Host, ways: Mapping[int, Way], supply: Mapping[int, deque[Piece]], sample: _Sample) -> None:
     index = 0
     while index < len(sample.runs):
-        kind, start, stop = sample.runs[index]
-        way, pieces = ways[kind], supply[kind]
+        modality, start, stop = sample.runs[index]
+        way, pieces = ways[modality], supply[modality]
         fence = _fenced(host, way, sample, index)
         if fence is not None:
             first, behind, index = fence
-            _take_exactly(pieces, int((sample.spots[first:behind] == kind).sum()))
-            sample.add(kind, first, behind, filled=way.fence_inside)
+            _take_exactly(pieces, int((sample.spots[first:behind] == modality).sum()))
+            sample.add(modality, first, behind, filled=way.fence_inside)
             continue
         while start < stop:
             piece, first = _take(pieces), start
@@ -233,19 +240,19 @@ def _walk(host: Host, ways: Mapping[int, Way], supply: Mapping[int, deque[Piece]
             last = start
             if way.lines and start == stop and _line_ends(host, sample, start, broken):
                 last += 1
-            sample.add(kind, first, last, filled=way.lines)
+            sample.add(modality, first, last, filled=way.lines)
         index += 1
 
 
 def _lay(way: Way, sample: _Sample, index: int, start: int, tokens: int) -> tuple[int, int, int, bool]:
     """Lay `tokens` tokens from `start` in run `index` on: the run and token behind, and if they are in lines."""
-    kind, _, stop = sample.runs[index]
+    modality, _, stop = sample.runs[index]
     lengths = []
     while tokens > stop - start:
         lengths.append(stop - start)
         tokens -= stop - start
         index += 1
-        if index == len(sample.runs) or sample.runs[index][0] != kind or not (way.lines or way.spread):
+        if index == len(sample.runs) or sample.runs[index][0] != modality or not (way.lines or way.spread):
             raise UnknownItems
         if way.lines and sample.runs[index][1] != stop + 1:
             raise UnknownItems
@@ -262,7 +269,7 @@ def _line_ends(host: Host, sample: _Sample, place: int, broken: bool) -> bool:
     An image of one line shows no structure: there the token itself must be that of Mistral's tokenizers, in which
     [IMG], [IMG_BREAK] and [IMG_END] are 10, 12 and 13.
     """
-    if place == len(sample.kind) or sample.kind[place] < Modality.TEXT:
+    if place == len(sample.modality) or sample.modality[place] < Modality.TEXT:
         return False
     return broken or sample.ids[place] == host.config.image_token_id + 3
 
@@ -309,11 +316,11 @@ def _take_exactly(pieces: deque[Piece], tokens: int) -> None:
 # -- tokens per piece, family by family -----------------------------------------------------------------------------
 
 
-def _way(host: Host, kind: Modality) -> Way:
-    fixed = (getattr(host.config, "tokens_per_item", None) or {}).get(kind.name.lower())
+def _way(host: Host, modality: Modality) -> Way:
+    fixed = (getattr(host.config, "tokens_per_item", None) or {}).get(modality.name.lower())
     if fixed:
         return Way(lambda host, inputs, tokens: _alike(tokens, fixed), from_features=False)
-    return _family(host).get(kind, Way(_only_one(kind), from_features=False))
+    return _family(host).get(modality, Way(_only_one(modality), from_features=False))
 
 
 def _family(host: Host) -> Mapping[Modality, Way]:
@@ -329,16 +336,16 @@ def _stand_together(host: Host) -> bool:
     return bool(ways) and not any(way.lines or way.spread for way in ways)
 
 
-def _pieces(host: Host, way: Way, inputs: Mapping[str, Any], kind: Modality, tokens: int) -> list[Piece]:
-    made = _made(inputs, kind)
+def _pieces(host: Host, way: Way, inputs: Mapping[str, Any], modality: Modality, tokens: int) -> list[Piece]:
+    made = _made(inputs, modality)
     if made is None or not way.from_features:
         return way.count(host, inputs, tokens)
     return [Piece(feature.shape[:-1].numel(), way.parts) for feature in made]
 
 
-def _made(inputs: Mapping[str, Any], kind: Modality) -> Sequence[Tensor] | None:
+def _made(inputs: Mapping[str, Any], modality: Modality) -> Sequence[Tensor] | None:
     """The features of each medium (tokens, D), where they were made beforehand."""
-    output = (inputs.get(FEATURES) or {}).get(kind.name.lower())
+    output = (inputs.get(FEATURES) or {}).get(modality.name.lower())
     if output is None:
         return None
     features = output.pooler_output
@@ -379,12 +386,12 @@ def _equal(*names: str, parts: bool = False) -> Count:
     return count
 
 
-def _only_one(kind: Modality) -> Count:
+def _only_one(modality: Modality) -> Count:
     """Of a host that the table does not know: nothing is told, unless there is but one medium."""
 
     def count(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
-        made = _made(inputs, kind)
-        if len(_given(inputs, *_keywords(kind)) if made is None else made) != 1:
+        made = _made(inputs, modality)
+        if len(_given(inputs, *_keywords(modality)) if made is None else made) != 1:
             raise UnknownItems
         return [Piece(tokens)]
 
@@ -560,11 +567,11 @@ _ONE_SIZE = {Modality.IMAGE: Way(_equal(*_PICTURES))}
 _TILES = {Modality.IMAGE: Way(_equal("pixel_values", parts=True), parts=True, fence=_img_tokens)}
 _MERGED = {Modality.IMAGE: Way(_patches(lambda config: config.spatial_merge_size), lines=True)}
 _GRID = {
-    kind: Way(_grid(name, lambda host, inputs: host.config.vision_config.spatial_merge_size))
-    for kind, name in ((Modality.IMAGE, "image_grid_thw"), (Modality.VIDEO, "video_grid_thw"))
+    modality: Way(_grid(name, lambda host, inputs: host.config.vision_config.spatial_merge_size))
+    for modality, name in ((Modality.IMAGE, "image_grid_thw"), (Modality.VIDEO, "video_grid_thw"))
 }
 
-# host config.model_type -> kind -> how its media take their tokens (seen in transformers 5.23.0 and 5.24.0)
+# host config.model_type -> modality -> how its media take their tokens (seen in transformers 5.23.0 and 5.24.0)
 _FAMILIES: Mapping[str, Mapping[Modality, Way]] = {
     "llava": _ONE_SIZE,
     "llava, pixtral": {Modality.IMAGE: Way(_patches(lambda config: 1), lines=True)},

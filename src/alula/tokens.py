@@ -59,26 +59,26 @@ class Role(enum.IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class TokenMap:
-    """The kind, item, true position and role of every token of a batch.
+    """The modality, item, true position and role of every token of a batch.
 
     Attributes:
-        kind: (B, S) int64, values of `Modality`.
+        modality: (B, S) int64, values of `Modality`.
         item: (B, S) int64, index of the image, video or audio clip within its sample, counted from 0 over all
-            perceptual kinds together; -1 for text and padding. `UNKNOWN` (-2) where a host's inputs do not say
+            perceptual modalities together; -1 for text and padding. `UNKNOWN` (-2) where a host's inputs do not say
             where one medium ends and the next begins; whoever needs items must refuse such a map.
         position: (B, S) int64, the token's place among its sample's valid tokens (padding does not count); -1 for
             padding.
         role: (B, S) int64, values of `Role`.
     """
 
-    kind: Tensor
+    modality: Tensor
     item: Tensor
     position: Tensor
     role: Tensor
 
     def __post_init__(self) -> None:
         shapes = {f.name: tuple(getattr(self, f.name).shape) for f in fields(self)}
-        if len(set(shapes.values())) != 1 or self.kind.dim() != 2:
+        if len(set(shapes.values())) != 1 or self.modality.dim() != 2:
             raise UsageError(f"TokenMap needs four tensors of one (batch, tokens) shape, got {shapes}")
 
     # -- construction ---------------------------------------------------------------------------------------------
@@ -86,38 +86,38 @@ class TokenMap:
     @classmethod
     def from_modalities(
         cls,
-        kinds: Tensor,
+        modalities: Tensor,
         attention_mask: Tensor | None = None,
         *,
         tokens_per_item: Sequence[int] | None = None,
         roles: Tensor | None = None,
     ) -> TokenMap:
-        """Build the map from a kind per token, as `mm_token_type_ids` gives it.
+        """Build the map from a modality per token, as `mm_token_type_ids` gives it.
 
         Args:
-            kinds: (B, S) integer tensor, values of `Modality` (padding may carry any value where `attention_mask` is
-                0).
+            modalities: (B, S) integer tensor, values of `Modality` (padding may carry any value where `attention_mask`
+                is 0).
             attention_mask: (B, S), 1 for valid tokens; None when nothing is padded.
             tokens_per_item: number of tokens of every item, in batch order (sample by sample, left to right). Needed
-                only to tell adjacent items of one kind apart; without it a run of equal kinds is one item.
+                only to tell adjacent items of one modality apart; without it a run of tokens of one is one item.
             roles: (B, S) values of `Role`.
 
         Raises:
             UsageError: shapes differ, or `tokens_per_item` does not add up to the perceptual tokens found.
         """
-        kinds = kinds.to(torch.int64)
+        modalities = modalities.to(torch.int64)
         if attention_mask is None:
-            valid = kinds != Modality.PADDING
+            valid = modalities != Modality.PADDING
         else:
-            if attention_mask.shape != kinds.shape:
+            if attention_mask.shape != modalities.shape:
                 raise UsageError(
-                    f"attention_mask {tuple(attention_mask.shape)} does not fit tokens {tuple(kinds.shape)}"
+                    f"attention_mask {tuple(attention_mask.shape)} does not fit tokens {tuple(modalities.shape)}"
                 )
-            valid = attention_mask.to(torch.bool) & (kinds != Modality.PADDING)
-        kind = torch.where(valid, kinds, int(Modality.PADDING))
+            valid = attention_mask.to(torch.bool) & (modalities != Modality.PADDING)
+        modality = torch.where(valid, modalities, int(Modality.PADDING))
         position = torch.where(valid, valid.to(torch.int64).cumsum(dim=1) - 1, -1)
-        role = torch.full_like(kind, int(Role.UNKNOWN)) if roles is None else roles.to(torch.int64)
-        return cls(kind=kind, item=_number_items(kind, tokens_per_item), position=position, role=role)
+        role = torch.full_like(modality, int(Role.UNKNOWN)) if roles is None else roles.to(torch.int64)
+        return cls(modality=modality, item=_number_items(modality, tokens_per_item), position=position, role=role)
 
     @classmethod
     def from_input_ids(
@@ -129,17 +129,17 @@ class TokenMap:
         tokens_per_item: Sequence[int] | None = None,
         roles: Tensor | None = None,
     ) -> TokenMap:
-        """Build the map from token ids, given which ids stand for tokens of which kind.
+        """Build the map from token ids, given which ids stand for tokens of which modality.
 
         Args:
             input_ids: (B, S) token ids after the processor expanded the placeholders to one id per token.
-            placeholders: token id (or ids) per kind.
+            placeholders: token id (or ids) per modality.
         """
-        kinds = torch.zeros_like(input_ids, dtype=torch.int64)
-        for kind, ids in placeholders.items():
+        modalities = torch.zeros_like(input_ids, dtype=torch.int64)
+        for modality, ids in placeholders.items():
             for token in (ids,) if isinstance(ids, int) else ids:
-                kinds = torch.where(input_ids == token, int(kind), kinds)
-        return cls.from_modalities(kinds, attention_mask, tokens_per_item=tokens_per_item, roles=roles)
+                modalities = torch.where(input_ids == token, int(modality), modalities)
+        return cls.from_modalities(modalities, attention_mask, tokens_per_item=tokens_per_item, roles=roles)
 
     @classmethod
     def text(
@@ -149,36 +149,36 @@ class TokenMap:
         position = torch.arange(tokens, device=device).expand(batch, -1)
         nothing = torch.full((batch, tokens), -1, device=device)
         if attention_mask is None:
-            return cls(kind=torch.zeros_like(nothing), item=nothing, position=position, role=nothing)
+            return cls(modality=torch.zeros_like(nothing), item=nothing, position=position, role=nothing)
         valid = attention_mask.to(device=device, dtype=torch.bool)
         position = torch.where(valid, valid.cumsum(dim=1) - 1, nothing)
-        return cls(kind=valid.to(torch.int64) - 1, item=nothing, position=position, role=nothing)
+        return cls(modality=valid.to(torch.int64) - 1, item=nothing, position=position, role=nothing)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, int]:
         """(B, S)."""
-        return self.kind.shape[0], self.kind.shape[1]
+        return self.modality.shape[0], self.modality.shape[1]
 
     @property
     def device(self) -> torch.device:
-        return self.kind.device
+        return self.modality.device
 
     @property
     def valid(self) -> Tensor:
         """(B, S) bool: the token is not padding."""
-        return self.kind >= 0
+        return self.modality >= 0
 
     @property
     def is_text(self) -> Tensor:
         """(B, S) bool."""
-        return self.kind == Modality.TEXT
+        return self.modality == Modality.TEXT
 
     @property
     def is_perceptual(self) -> Tensor:
         """(B, S) bool: the token holds part of an image, video or audio clip."""
-        return self.kind > Modality.TEXT
+        return self.modality > Modality.TEXT
 
     @property
     def has_seen(self) -> Tensor:
@@ -199,7 +199,7 @@ class TokenMap:
         lowest, highest = self.item.aminmax(dim=1, keepdim=True)  # UNKNOWN is the lowest there is
         item = torch.where(lowest == UNKNOWN, UNKNOWN, new.item + highest + 1)
         item = torch.where(new.item >= 0, item, new.item)
-        pairs = {"kind": new.kind, "item": item, "position": position, "role": new.role}
+        pairs = {"modality": new.modality, "item": item, "position": position, "role": new.role}
         return TokenMap(**{name: torch.cat([getattr(self, name), value], dim=1) for name, value in pairs.items()})
 
     def last(self, tokens: int) -> TokenMap:
@@ -215,7 +215,7 @@ class TokenMap:
         Raises:
             UsageError: they are of another shape.
         """
-        if roles.shape != self.kind.shape:
+        if roles.shape != self.modality.shape:
             raise UsageError(f"roles {tuple(roles.shape)} do not fit tokens {self.shape}")
         return replace(self, role=torch.where(self.valid, roles.to(self.role), int(Role.UNKNOWN)))
 
@@ -231,21 +231,21 @@ class TokenMap:
         return TokenMap(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def stack(self) -> Tensor:
-        """(B, S, 4) int64: kind, item, position, role."""
-        return torch.stack([self.kind, self.item, self.position, self.role], dim=-1)
+        """(B, S, 4) int64: modality, item, position, role."""
+        return torch.stack([self.modality, self.item, self.position, self.role], dim=-1)
 
     @classmethod
     def unstack(cls, stacked: Tensor) -> TokenMap:
         """Inverse of `stack`."""
-        kind, item, position, role = stacked.to(torch.int64).unbind(dim=-1)
-        return cls(kind=kind, item=item, position=position, role=role)
+        modality, item, position, role = stacked.to(torch.int64).unbind(dim=-1)
+        return cls(modality=modality, item=item, position=position, role=role)
 
 
-def _number_items(kind: Tensor, tokens_per_item: Sequence[int] | None) -> Tensor:
+def _number_items(modality: Tensor, tokens_per_item: Sequence[int] | None) -> Tensor:
     """(B, S) index of each perceptual token's item within its sample."""
-    perceptual = kind > Modality.TEXT
-    previous = torch.nn.functional.pad(kind, (1, 0), value=int(Modality.PADDING))[:, :-1]
-    starts = perceptual & (kind != previous)
+    perceptual = modality > Modality.TEXT
+    previous = torch.nn.functional.pad(modality, (1, 0), value=int(Modality.PADDING))[:, :-1]
+    starts = perceptual & (modality != previous)
     if tokens_per_item is not None:
         starts = starts | _declared_starts(perceptual, tokens_per_item)
     return torch.where(perceptual, starts.to(torch.int64).cumsum(dim=1) - 1, -1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alula.errors import DataError, UsageError
@@ -34,7 +35,7 @@ PROBES: dict[str, Any] = {
     "geometry": lambda: Geometry(sites=("stream", "attention"), offsets=(1, 2), sink_factor=1.5),
     "lens": lambda: VocabularyLens(tokens_per_kind=3, top=3),
     "overlap": Overlap,
-    "geometry of tokens": lambda: Geometry(of="rows", change="all_pairs"),
+    "geometry of tokens": lambda: Geometry(of="tokens", change="all_pairs"),
 }
 
 
@@ -227,3 +228,14 @@ def test_one_probe_once_per_model() -> None:
     model, probe = deep(layers=2), AttentionShift()
     with probe.on(model), pytest.raises(UsageError, match="already"), probe.on(model):
         pass
+
+
+def test_settings_under_their_earlier_names_are_read(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    probe, model = Geometry(of="tokens"), deep(layers=2)
+    with torch.no_grad(), probe.on(model):
+        model(**zoo.batch("llava-qwen3", *LAYOUTS))
+    file = probe.save(tmp_path / "probe.safetensors")
+    settings = {**probe.settings, "of": "rows", "change": "same_row"}
+    save_file(load_file(file), file, {"probe": "geometry", "settings": json.dumps(settings)})
+    assert load_probe(file).settings == probe.settings
+    assert "of=rows as tokens" in caplog.text

@@ -207,7 +207,7 @@ def test_chunked_prefill(host: str, config: str, cuts: tuple[int, ...]) -> None:
     length = inputs["input_ids"].shape[1]
     for start, stop in zip((0, *cuts), (*cuts, length), strict=True):
         chunk = {"input_ids": inputs["input_ids"][:, start:stop], "attention_mask": inputs["attention_mask"][:, :stop]}
-        kinds = type(tokens).from_modalities(tokens.kind[:, start:stop])
+        kinds = type(tokens).from_modalities(tokens.modality[:, start:stop])
         with torch.no_grad():
             out = model(**chunk, token_map=kinds, **{CACHE: cache}, use_cache=True)
         pieces.append(out.logits)
@@ -412,7 +412,7 @@ def test_long_prompts_in_blocks_equal_short_steps() -> None:
         stop = min(start + 100, length)
         chunk = {"input_ids": inputs["input_ids"][:, start:stop], "attention_mask": inputs["attention_mask"][:, :stop]}
         with torch.no_grad():
-            out = model(**chunk, token_map=TokenMap.from_modalities(tokens.kind[:, start:stop]), **{CACHE: cache})
+            out = model(**chunk, token_map=TokenMap.from_modalities(tokens.modality[:, start:stop]), **{CACHE: cache})
         pieces.append(out.logits)
         cache = cache_of_output(out)
     valid = inputs["attention_mask"].bool()

@@ -292,7 +292,7 @@ def test_a_compiled_decoder_goes_on_behind_a_cache() -> None:
         cache, logits, start = None, [], 0
         for size in (9, 10, 11, 12):
             piece = slice(start, start + size)
-            part = TokenMap.from_modalities(tokens.kind[:, piece])
+            part = TokenMap.from_modalities(tokens.modality[:, piece])
             out = twin(input_ids=inputs["input_ids"][:, piece], **{CACHE: cache}, token_map=part)
             cache, start = cache_of_output(out), start + size
             logits.append(out.logits)

@@ -235,16 +235,16 @@ def test_row_maps_know_kinds_and_items(queries: Host) -> None:
     batch = inputs(queries, TURNS)
     anatomy = Anatomy.of(queries.model)
     rows = TokenMap.from_input_ids(batch["input_ids"], anatomy.placeholders, batch["attention_mask"])
-    counts = anatomy.tokens_per_item(batch, rows.kind)
+    counts = anatomy.tokens_per_item(batch, rows.modality)
     assert counts == [3, 3, 3, 3, 3, 3]
-    rows = TokenMap.from_modalities(rows.kind, batch["attention_mask"], tokens_per_item=counts)
+    rows = TokenMap.from_modalities(rows.modality, batch["attention_mask"], tokens_per_item=counts)
     assert [int(rows.item[n].max()) + 1 for n in range(4)] == [1, 3, 0, 2]
-    assert [kind for kind in rows.kind[1].unique_consecutive().tolist() if kind > 0] == [
+    assert [kind for kind in rows.modality[1].unique_consecutive().tolist() if kind > 0] == [
         Modality.AUDIO,
         Modality.IMAGE,
         Modality.VIDEO,
     ]
-    assert set(rows.kind[3].tolist()) == {Modality.PADDING, Modality.TEXT, Modality.AUDIO}
+    assert set(rows.modality[3].tolist()) == {Modality.PADDING, Modality.TEXT, Modality.AUDIO}
 
 
 def test_grafts_see_films_and_sounds_and_leave_words_alone() -> None:

@@ -113,7 +113,7 @@ def test_norms_and_sinks_equal_loops(model: Any, inputs: dict[str, Any], samples
     assert seen_sinks > 5
 
 
-def test_change_follows_the_same_row(model: Any, inputs: dict[str, Any], samples: Any) -> None:
+def test_change_follows_the_same_token(model: Any, inputs: dict[str, Any], samples: Any) -> None:
     result = measure(model, inputs, sites=("stream", "mlp"), offsets=(1, 2, 9))
     for site, kind, n in [("stream", "image", 1), ("stream", "text", 2), ("mlp", "image", 2)]:
         measured = values(result.sites[site].kinds[kind].change[n])

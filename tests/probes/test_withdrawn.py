@@ -129,7 +129,7 @@ def test_alignment_takes_the_mean_of_the_tokens_that_are_left() -> None:
         np.testing.assert_allclose(probe.tally.sums[f"{side}/image-text/stream"].numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", ["same_row", "all_pairs"])
+@pytest.mark.parametrize("change", ["same_token", "all_pairs"])
 def test_geometry_follows_the_tokens_that_are_left(change: Any) -> None:
     probe = Geometry(change=change, sink_factor=1e6)
     model, inputs, places = withdrawn(HALF, probe_first=False, probe=probe)
@@ -148,7 +148,7 @@ def test_geometry_follows_the_tokens_that_are_left(change: Any) -> None:
     # of either sample: the first and third image token stand in all layers
     always = [[int(p) for p in row.nonzero()[:, 0]][::2] for row in image]
     for one, other in itertools.pairwise(states):
-        if change == "same_row":
+        if change == "same_token":
             both = [
                 [unit(a[p]) @ unit(b[p]) for p in a if p in b and image[sample, p]]
                 for sample, (a, b) in enumerate(zip(one, other, strict=True))

@@ -123,7 +123,7 @@ def test_rows_can_be_given_by_hand() -> None:
     tokens = TokenMap.from_modalities(torch.tensor([[0, 0, 1, 1, 1, 0, 0, 0]]))
     embeds = model.get_input_embeddings()(ids)
     model(inputs_embeds=embeds, token_map=tokens)
-    assert torch.equal(listener.forwards[0].tokens.kind, tokens.kind)
+    assert torch.equal(listener.forwards[0].tokens.modality, tokens.modality)
     with listener.seam.given_tokens(tokens):
         model.generate(ids, max_new_tokens=3, num_beams=2)
     assert torch.equal(listener.forwards[-1].all_tokens.is_perceptual.sum(1), torch.tensor([3, 3]))
@@ -195,7 +195,7 @@ class TestInputsEmbeds:
                 )[0]
             model(**given)
             tokens = listener.forwards[-1].tokens
-            assert torch.equal(tokens.kind, expected.kind)
+            assert torch.equal(tokens.modality, expected.modality)
             assert torch.equal(tokens.position, expected.position)
 
     def test_a_cache_is_gone_on_with_by_ids_alone(self) -> None:
@@ -236,7 +236,7 @@ def test_a_cache_from_before_counts_as_text_elsewhere() -> None:
     for _ in range(2):
         model(torch.randint(0, 50, (1, 2)), **{CACHE: cache})
     assert listener.forwards[-1].all_tokens.position.tolist() == [list(range(10))]
-    assert listener.forwards[-1].all_tokens.kind.unique().tolist() == [Modality.TEXT]
+    assert listener.forwards[-1].all_tokens.modality.unique().tolist() == [Modality.TEXT]
 
 
 def test_installing_and_releasing_leaves_no_trace() -> None:

@@ -50,8 +50,8 @@ class Collator:
 
     - ``input_ids``, ``attention_mask`` (B, L) int64;
     - ``labels`` (B, L) int64: the token itself where the template marks the assistant speaking, up to the stop token
-      that ends the answer, ``IGNORED`` elsewhere (padding, image rows and answers marked ``"train": False`` always). A
-      template that marks answers without it is adapted (``alula.answers.ended``); where it writes none at all, one is
+      that ends the answer, ``IGNORED`` elsewhere (padding, image tokens and answers marked ``"train": False`` always).
+      A template that marks answers without it is adapted (``alula.answers.ended``); where it writes none at all, one is
       put behind each answer;
     - ``mm_token_type_ids`` (B, L) int64, with a processor: 0 text, 1 image, 2 video, 3 audio;
     - ``pixel_values`` and whatever else the image processor makes, absent when no sample holds an image; the same of
@@ -68,8 +68,8 @@ class Collator:
 
     Args:
         processor: a multimodal processor, or a plain tokenizer (text-only samples).
-        max_length: most tokens of a sample, image rows included; None: no limit.
-        context: rows that the model was made for, which bound samples as well; None: no bound.
+        max_length: most tokens of a sample, image tokens included; None: no limit.
+        context: tokens that the model was made for, which bound samples as well; None: no bound.
         padding_side: default right for training, left for prompts.
         train: training batches, or prompts for generation.
         labels: whether training batches say what is learnt from.
@@ -221,7 +221,7 @@ class Collator:
         return rows, {number: fault for number, fault in found if fault is not None}
 
     def _processed(self, entries: list[_Entry]) -> dict[str, Any]:
-        return self.intake.rows(
+        return self.intake.encode(
             [entry.messages for entry in entries],
             prompt=not self.train,
             literal=any(entry.literal for entry in entries),

@@ -1,7 +1,7 @@
 """Token ids as result files keep them: short enough to stay there, whole enough to say where two models part.
 
 A prompt is one row of ids or several (the choices of one question). Rows are separated by ``|``; ``7*576`` is a run of
-576 times the id 7 (image rows), and ``^12`` stands for the first 12 ids of the row before (a shared question).
+576 times the id 7 (image tokens), and ``^12`` stands for the first 12 ids of the line before (a shared question).
 """
 
 from __future__ import annotations

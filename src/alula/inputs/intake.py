@@ -166,7 +166,7 @@ class Intake:
             digest.update(_content_bytes(part["type"], part[part["type"]]))
         return Rendered(inputs, digest.hexdigest(), None if found is None else tuple(found))
 
-    def rows(
+    def encode(
         self,
         chats: Sequence[list[Any]],
         *,

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import itertools
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,7 @@ from alula.seam import ForwardContext, Owner, Seam, find, install, marked
 from alula.settings import check_fields
 from alula.stats import DEFAULT, Resampling, Result
 
+logger = logging.getLogger(__name__)
 _serial = itertools.count()
 _DONE = object()
 
@@ -53,6 +55,8 @@ class Probe(Owner, abc.ABC):
     """
 
     name: ClassVar[str]
+    earlier: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """values of settings in files of earlier versions, and today's"""
 
     keep: int = 256
     seed: int = 0
@@ -233,6 +237,10 @@ class Probe(Owner, abc.ABC):
         if facts.get("probe") != cls.name:
             raise DataError(f"it holds {facts.get('probe', 'no probe')}, not {cls.name}", where=str(file))
         given: dict[str, Any] = json.loads(facts["settings"])
+        for key, names in cls.earlier.items():
+            if given.get(key) in names:
+                logger.warning("%s: read %s=%s as %s, its name today", file, key, given[key], names[given[key]])
+                given[key] = names[given[key]]
         options: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
         probe = cls(**options)
         probe.load_state_dict(state)

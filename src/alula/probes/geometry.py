@@ -7,9 +7,10 @@ Shapes: B samples of a batch, S tokens, d width, N states of a site.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ from alula.seam import ForwardContext, LayerView
 from alula.stats import DEFAULT, Curve, Resampling, Result, means
 from alula.tokens import TokenMap
 
-Of = Literal["samples", "rows"]
-Change = Literal["same_row", "all_pairs"]
+Of = Literal["samples", "tokens"]
+Change = Literal["same_token", "all_pairs"]
 NORMS = ("median", "mean", "max", "of_mean")
 
 
@@ -109,7 +110,7 @@ class Geometry(StateProbe):
         text: the token set taken for text.
         of: members of a kind are "samples" (the mean of their tokens, as published) or single "tokens".
         offsets: n of the changes. States are held for the largest of them during a forward.
-        change: "same_row": mean cosine of a token with itself n blocks later; "all_pairs": the published form, the
+        change: "same_token": mean cosine of a token with itself n blocks later; "all_pairs": the published form, the
             mean over all pairs of samples of the cosine of their k-th tokens, which shows a change where nothing
             changes as soon as tokens differ between samples. It is over the tokens every sample has, at most `slots`.
         slots: most tokens per sample and kind of the published form.
@@ -121,12 +122,16 @@ class Geometry(StateProbe):
     """
 
     name: ClassVar[str] = "geometry"
+    earlier: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "of": {"rows": "tokens"},
+        "change": {"same_row": "same_token"},
+    }
 
     keep: int = 128
     text: str = "text"
     of: Of = "samples"
     offsets: tuple[int, ...] = (1,)
-    change: Change = "same_row"
+    change: Change = "same_token"
     slots: int = 64
     sink_factor: float = 10.0
     projected: tuple[int, ...] | None = None
@@ -135,11 +140,6 @@ class Geometry(StateProbe):
     def __post_init__(self) -> None:
         super().__post_init__()
         token_sets.check(self.text, "text")
-        for option, legal in {"of": Of, "change": Change, "projection": Method}.items():
-            if getattr(self, option) not in get_args(legal):
-                raise UsageError(
-                    f"{option} cannot be {getattr(self, option)!r}", remedy=f"use one of: {', '.join(get_args(legal))}"
-                )
         if any(offset < 1 for offset in self.offsets) or self.slots < 1 or not self.sink_factor > 1:
             raise UsageError("offsets and slots must be at least 1, and sink_factor above 1")
 
@@ -159,8 +159,8 @@ class Geometry(StateProbe):
         length = hidden.norm(dim=-1)  # (B, S)
         sink = valid & ~first & (length > self.sink_factor * _median(length, valid)[:, None])
         directions = unit(hidden)
-        if self.change == "same_row" and self.offsets:
-            notes[site, state, "change"] = self._same_row(notes, site, state, directions)
+        if self.change == "same_token" and self.offsets:
+            notes[site, state, "change"] = self._same_token(notes, site, state, directions)
             notes[site, state, "valid"] = valid
         notes[site, state, "first"] = (length * first).sum(dim=1)
         for kind, chosen in notes["groups"].items():
@@ -190,7 +190,7 @@ class Geometry(StateProbe):
             if self.change == "all_pairs":
                 notes[site, state, kind]["slots"] = self._slots(every, chosen, directions)
 
-    def _same_row(self, notes: dict[Any, Any], site: str, state: int, directions: Tensor) -> dict[int, Tensor]:
+    def _same_token(self, notes: dict[Any, Any], site: str, state: int, directions: Tensor) -> dict[int, Tensor]:
         """(B, S) cosine of every token with itself n states earlier, for each offset n that reaches back far enough."""
         held = notes.setdefault((site, "held"), {})
         held[state] = directions
@@ -256,7 +256,7 @@ class Geometry(StateProbe):
             for site, count in states.items():
                 norms = torch.stack([notes[site, state, kind]["norms"] for state in range(count)], dim=1)
                 entries[f"norms/{site}"] = norms.double().cpu()[here]
-                if self.change == "same_row":
+                if self.change == "same_token":
                     for n in self.offsets:
                         if n < count:
                             entries[f"change{n}/{site}"] = self._changes(notes, site, count, kind, n)[here]

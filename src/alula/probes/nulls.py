@@ -31,7 +31,7 @@ def noise_prompt(model: nn.Module, noise: Noise = "gaussian", *, seed: int = 0) 
 
     Args:
         model: a host.
-        noise: "gaussian", with the mean and standard deviation of each channel over the perceptual rows of the batch
+        noise: "gaussian", with the mean and standard deviation of each channel over the perceptual tokens of the batch
             it replaces; "uniform", on [0, 1), as in the published code.
         seed: of the noise. One generator serves all forwards inside the block.
     """

@@ -81,7 +81,7 @@ def groups(tokens: TokenMap, text: str, *, skip_first: bool) -> dict[str, Tensor
         skip_first: leave out each sample's first token, the usual attention sink.
     """
     sets = {TEXT: token_sets.select(tokens, text)}
-    sets |= {name: tokens.kind == int(Modality.of(name)) for name in GROUPS[1:]}
+    sets |= {name: tokens.modality == int(Modality.of(name)) for name in GROUPS[1:]}
     if skip_first:
         sets = {name: chosen & (tokens.position != 0) for name, chosen in sets.items()}
     return {name: chosen for name, chosen in sets.items() if bool(chosen.any())}

@@ -62,7 +62,7 @@ def select(tokens: TokenMap, name: str) -> Tensor:
         case "last":
             return tokens.valid & (tokens.position == tokens.position.max(dim=1, keepdim=True).values)
         case _ if name in MEDIA:
-            return tokens.kind == int(Modality.of(name))
+            return tokens.modality == int(Modality.of(name))
         case _:
             return of_role(tokens, _ROLES[name])
 

@@ -303,8 +303,8 @@ class Seam(nn.Module):
             past_tokens = past.tokens
         elif length:
             # a cache filled without the seam, e.g. by prefix tuning: its tokens are taken for text
-            kinds = torch.zeros(reference.shape[0], length, dtype=torch.int64, device=reference.device)
-            past_tokens = TokenMap.from_modalities(kinds, None if mask is None else mask[:, :length])
+            modalities = torch.zeros(reference.shape[0], length, dtype=torch.int64, device=reference.device)
+            past_tokens = TokenMap.from_modalities(modalities, None if mask is None else mask[:, :length])
         further = self._take_further_inputs(kwargs, reference.shape[0])
         given, roles = kwargs.pop("token_map", None), kwargs.pop(TOKEN_ROLES, None)
         lent = _given_tokens.get().get(self)
@@ -367,13 +367,13 @@ class Seam(nn.Module):
             # a generated token: text, whatever id was sampled. Several at once are read as in a forward without a
             # cache, whatever keyword brought their media: a new turn must not pass for text because it is not known
             return TokenMap.text(reference.shape[0], reference.shape[1], mask, device=reference.device)
-        kinds = torch.zeros(reference.shape, dtype=torch.int64, device=reference.device)
+        modalities = torch.zeros(reference.shape, dtype=torch.int64, device=reference.device)
         types = kwargs.get("mm_token_type_ids")
         if types is not None and types.shape == reference.shape:
-            kinds = types.to(kinds)
+            modalities = types.to(modalities)
         elif input_ids is not None:
-            for kind, token in self.anatomy.placeholders.items():
-                kinds = torch.where(input_ids == token, int(kind), kinds)
+            for modality, token in self.anatomy.placeholders.items():
+                modalities = torch.where(input_ids == token, int(modality), modalities)
         elif self.anatomy.placeholders:
             raise UsageError(
                 f"{type(self.anatomy.host).__name__} was given inputs_embeds alone, and what is an image in them is "
@@ -382,11 +382,11 @@ class Seam(nn.Module):
                 "1 image, 2 video, 3 audio) or token_map=; around generate: with graft.seam.given_tokens(token_map)",
             )
         if mask is not None:
-            kinds = torch.where(mask.to(torch.bool), kinds, int(Modality.PADDING))
-        if not (kinds > Modality.TEXT).any():
-            return TokenMap.from_modalities(kinds)
-        kinds, items = self.anatomy.items(kwargs, kinds, input_ids)
-        return replace(TokenMap.from_modalities(kinds), item=items)
+            modalities = torch.where(mask.to(torch.bool), modalities, int(Modality.PADDING))
+        if not (modalities > Modality.TEXT).any():
+            return TokenMap.from_modalities(modalities)
+        modalities, items = self.anatomy.items(kwargs, modalities, input_ids)
+        return replace(TokenMap.from_modalities(modalities), item=items)
 
     @with_keywords
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse

@@ -220,7 +220,7 @@ class LayerHooks:
                 continue  # gradient checkpointing computes it again
             if view is None:
                 view = ctx.at(self.index)
-            shape, known = hidden.shape, view.tokens.kind.shape
+            shape, known = hidden.shape, view.tokens.modality.shape
             if shape[:-1] == known:
                 changed = entry.function(view, hidden)
             elif hidden.dim() == 2 and len(hidden) == known.numel():

@@ -321,12 +321,12 @@ def test_training_batches_through_a_llava_host(case: str) -> None:
     model, inputs, tokens = llava(case)
     model.train()
     mask = inputs["attention_mask"].bool()
-    if (tokens.kind == 0)[inputs["input_ids"] == 60].any():
+    if (tokens.modality == 0)[inputs["input_ids"] == 60].any():
         # a recorded text happens to hold the placeholder's id: hand the tokens over as they are
         embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
         if "pixel_values" in inputs:
             pictures = model.get_image_features(pixel_values=inputs.pop("pixel_values")).pooler_output
-            embeds = embeds.masked_scatter((tokens.kind == 1)[..., None], torch.cat(list(pictures)))
+            embeds = embeds.masked_scatter((tokens.modality == 1)[..., None], torch.cat(list(pictures)))
         inputs["inputs_embeds"] = embeds
     with torch.no_grad():
         logits = model(**inputs, token_map=tokens).logits

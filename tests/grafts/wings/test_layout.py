@@ -82,7 +82,7 @@ def plan_of(tokens: TokenMap) -> PrefillEngine:
         plans.extend(value for value in kwargs[NAME].memo.values() if isinstance(value, PrefillEngine))
 
     model.model.layers[-1].register_forward_pre_hook(collect, with_kwargs=True)
-    kind = tokens.kind.repeat_interleave(2, dim=1)  # long enough not to be taken for few queries
+    kind = tokens.modality.repeat_interleave(2, dim=1)  # long enough not to be taken for few queries
     with torch.no_grad():
         model(input_ids=torch.randint(0, 50, kind.shape), token_map=TokenMap.from_modalities(kind))
     (plan,) = plans
@@ -91,7 +91,7 @@ def plan_of(tokens: TokenMap) -> PrefillEngine:
 
 @pytest.mark.parametrize("name", ["ragged", "ragged, left", "alike, right padding", "alike, left padding"])
 def test_padding_attends_to_nothing(name: str) -> None:
-    padding = (BATCHES[name].kind < 0).repeat_interleave(2, dim=1)
+    padding = (BATCHES[name].modality < 0).repeat_interleave(2, dim=1)
     active = plan_of(BATCHES[name]).active
     assert active.shape == (*padding.shape, 2)
     assert not active[padding].any()
@@ -125,7 +125,7 @@ def test_segments_are_cut_where_neighbors_part() -> None:
 def test_what_stands_in_padding_does_not_matter() -> None:
     """Not even numbers so large that what a learner makes of them is no number any more."""
     model, _ = grafted("llama", WingsConfig(rank=4))
-    kind = tokens_of("..II........", "..II..").kind
+    kind = tokens_of("..II........", "..II..").modality
     embedded = torch.randn(*kind.shape, 32)
     logits = []
     for value in (0.0, 1e30):
