@@ -53,7 +53,7 @@ def values(curve: Any) -> list[float]:
     return [estimate.value for estimate in curve]
 
 
-@pytest.mark.parametrize("of", ["samples", "rows"])
+@pytest.mark.parametrize("of", ["samples", "tokens"])
 def test_similarities_equal_loops(model: Any, inputs: dict[str, Any], samples: Any, of: str) -> None:
     result = measure(model, inputs, sites=SITES, of=of)
     for site in SITES:
@@ -64,7 +64,7 @@ def test_similarities_equal_loops(model: Any, inputs: dict[str, Any], samples: A
                     plain, _ = pick(x[site][state], kinds, kind)
                     tokens = x[site][state][plain]
                     if len(tokens):
-                        found.extend((number, token) for token in (tokens if of == "rows" else [tokens.mean(axis=0)]))
+                        found.extend((number, token) for token in (tokens if of == "tokens" else [tokens.mean(axis=0)]))
             measured = result.sites[site]
             for kind, found in members.items():
                 expected = np.mean([cos(a, b) for (_, a), (_, b) in combinations(found, 2)])
@@ -175,7 +175,7 @@ def test_pca_is_the_plane_of_largest_variance() -> None:
 
 @pytest.mark.parametrize(
     "option",
-    [{"of": "tokens"}, {"change": "some"}, {"offsets": (0,)}, {"sink_factor": 1.0}, {"projection": "umap"}],
+    [{"of": "rows"}, {"change": "some"}, {"offsets": (0,)}, {"sink_factor": 1.0}, {"projection": "umap"}],
 )
 def test_options_are_checked(option: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
