@@ -322,7 +322,7 @@ def test_errors_say_what_to_do(llava: Path, llm: Path, tmp_path: Path) -> None:
     assert "no conversation shows an image" in error.message
     assert isinstance(run(model=str(llm), output=tmp_path / "llm"), HostError)
     assert "no section 'tekst'" in run(sections=("tekst",)).message
-    assert "text answers only" in run(base=str(llm), sections=("lens",)).message
+    assert "text answers alone" in run(base=str(llm), sections=("lens",)).message
 
 
 def test_an_unsupported_decoder_is_named(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from alula.cli import app as cli
 from alula.cli.tasks import TaskString, task_strings
@@ -151,3 +153,16 @@ def test_an_earlier_option_asks_what_its_task_string_asks(
         assert ("is written --task NAME" in shown.err) == (number == 0)
         results.append(RunResult.model_validate_json(shown.out).tasks)
     assert results[0] == results[1]
+
+
+def test_a_base_without_a_template_is_asked_in_the_hosts_words(
+    folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(folders / "llm", bare)
+    (bare / "chat_template.jinja").unlink()
+    assert AutoTokenizer.from_pretrained(bare).chat_template is None
+    call = (folders / "host", "--base", bare, "--task", "text_bare", "--output", tmp_path / "o", *SMALL)
+    assert alula(*call, monkeypatch=monkeypatch) == 0, capsys.readouterr().err
+    (task,) = PairedRun.load(tmp_path / "o" / "paired.json").tasks.values()
+    assert task.overall.n == 6

@@ -78,11 +78,9 @@ class Plan(Settings):
         for name in self.probes:
             if name not in self.measurements:
                 measured = ", ".join(self.measurements)
-                raise ValueError(
-                    f"probes: there are settings for {name!r}, which is not measured; there are {measured}"
-                )
+                raise ValueError(f"--probe: no section {name!r} is measured; measured: {measured}")
         if self.base is not None and not self.questions:
-            raise ValueError("--base: it is compared by its text answers only; add section text")
+            raise ValueError("--base is compared by its text answers alone, and section text is not among --sections")
         return self
 
     @property

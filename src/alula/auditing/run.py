@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import difflib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -24,9 +26,9 @@ from alula.evaluation.conditions import conditions, decisive, fingerprint
 from alula.evaluation.progress import Bar, bar
 from alula.evaluation.prompts import takes, takes_images
 from alula.evaluation.runner import evaluating
+from alula.evaluation.session import asking
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
-from alula.hosts.host import tokenizer_of
 from alula.inputs import Intake
 from alula.jobs import add_session, claim, refuse_others
 from alula.probes import Probe, Resampling
@@ -197,12 +199,16 @@ def _passes(plan: Plan, model: Any, anatomy: Anatomy) -> dict[str, tuple[dict[st
 def _made(plan: Plan, section: str, measurement: Measurement) -> Probe:
     own = plan.probes.get(section, {})
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
-    try:
-        return measurement.probe(**{"seed": plan.seed, **settings})
-    except TypeError as error:
+    legal = [field.name for field in dataclasses.fields(measurement.probe) if field.init]  # type: ignore[arg-type]
+    unknown = next((key for key in settings if key not in legal), None)
+    if unknown is not None:
+        close = difflib.get_close_matches(unknown, legal, n=1)
         raise UsageError(
-            str(error), where=f"probes: {section}", remedy="docs/methods/probes.md lists the settings of every probe"
-        ) from error
+            "unknown setting" + (f"; did you mean {close[0]}?" if close else ""),
+            where=f"--probe {section}.{unknown}",
+            remedy=f"settings of {section}: {', '.join(legal)}",
+        )
+    return measurement.probe(**{"seed": plan.seed, **settings})
 
 
 # -- questions ---------------------------------------------------------------------------------------------------------
@@ -244,17 +250,6 @@ def _questions(
         theirs = _answers(plan, base, asker, each.of_base(asked[name]), "base", plan.base, progress)
         results[name] = each.result(answers[name], compare(theirs, answers[name]), isinstance(asker, Intake))
     return results
-
-
-def asking(base_processor: Any, processor: Any) -> Any:
-    """The processor to ask the base with: the audited host's own words where the base is a text LLM that shares its
-    vocabulary, else the base's."""
-    if takes_images(base_processor):
-        return base_processor
-    own, host = tokenizer_of(base_processor).get_vocab(), tokenizer_of(processor).get_vocab()
-    # tokens added for the host, such as its image placeholder, do not occur in text
-    shared = all(host.get(token) == number for token, number in own.items())
-    return Intake(processor, text_only=True) if shared else base_processor
 
 
 def _title(name: str) -> str:

@@ -70,7 +70,8 @@ def choose(plan: Plan, defaults: Defaults | None = None) -> Chosen:
         raise UsageError(
             "say what to show the model: no conversations with images come with it",
             where="--data",
-            remedy="--data FILE [--images FOLDER]: JSONL messages, LLaVA JSON or a saved dataset; or --sections text",
+            remedy="--data FILE [--images FOLDER]: JSONL messages, LLaVA JSON or a saved dataset; or --sections text "
+            "--text FILE",
         )
     indices: list[int] = []
     without = unusable = 0

@@ -50,7 +50,8 @@ def evaluate(
             "--n",
             min=1,
             max=MAX_ITEMS,
-            help="Questions per task. (default: the task's own number; all of data: and lm_eval:)",
+            help="About how many questions each task asks, whole images and dialogues. "
+            "(default: the task's own number; all of data: and lm_eval:)",
         ),
     ] = None,
     seed: Annotated[

@@ -150,6 +150,12 @@ def open_source(
         RecipeError: an unknown key or illegal value, with its path and what is legal.
         DataError: the data is not there or unreadable as a whole.
     """
+    if isinstance(spec, str | os.PathLike):
+        raise UsageError(
+            f"{os.fspath(spec)!r} does not say what kind of source it is",
+            where=key,
+            remedy=f'{{"jsonl": {os.fspath(spec)!r}}} or another kind; or open_file, which finds it out',
+        )
     checked = validated(SourceSpec, spec, key=key) if isinstance(spec, Mapping) else spec
     return checked.kind().open(checked, Path(base))
 
@@ -222,13 +228,17 @@ def open_file(
 
 
 def _sniff(records: RecordFile) -> Reader:
+    unread: RecordError | None = None
     for index in range(min(len(records), 100)):
         try:
             record = records.read(index)
-        except RecordError:
+        except RecordError as error:
+            unread = unread or error.at(records.place(index))
             continue
         if isinstance(record, Mapping) and ("messages" in record or "conversations" in record):
             return _reader_of(set(record), str(records.path))
+    if unread is not None:
+        raise unread
     raise DataError(
         "none of the first records has 'messages' or 'conversations'",
         where=str(records.path),

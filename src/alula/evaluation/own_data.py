@@ -95,7 +95,9 @@ def _item(sample: Sample) -> TaskItem:
     *prompt, last = sample.messages
     if last["role"] != "assistant":
         raise DataError(
-            f"the conversation ends with a {last['role']} turn, not with a reference answer", where=sample.id
+            f"the conversation ends with a {last['role']} turn, not with a reference answer",
+            where=str(sample.place or sample.id),
+            remedy="end every conversation with the assistant turn that answers are compared with",
         )
     gold = data.message_text(last)
     if not gold.strip():

@@ -6,6 +6,7 @@ An entry is a function of the keywords ``n`` (about how many questions) and ``se
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Sequence
 
@@ -41,9 +42,12 @@ def check_names(names: Sequence[str]) -> None:
     legal = task_names()
     for name in names:
         if name not in legal:
-            others = f"choose among {', '.join(legal)}" if legal else "ask questions of your own: --task data:FILE"
+            others = ", ".join((*legal, "data:FILE", "lm_eval:NAME", "pope:FILE", "chair:FILE", "pope_questions:FILE"))
+            close = difflib.get_close_matches(name, legal, n=1)
             raise UsageError(
-                f"there is no task {name!r}", where="tasks", remedy=plugins.remedy(_TASKS.group, name) or others
+                f"there is no task {name!r}" + (f"; did you mean {close[0]}?" if close else ""),
+                where="--task",
+                remedy=plugins.remedy(_TASKS.group, name) or others,
             )
 
 

@@ -18,12 +18,14 @@ from alula.evaluation.harness import HarnessTasks, run_harness
 from alula.evaluation.items import Task, media_of
 from alula.evaluation.own_data import data_task
 from alula.evaluation.pairing import compare
-from alula.evaluation.prompts import takes
+from alula.evaluation.prompts import takes, takes_images
 from alula.evaluation.registry import named_tasks
 from alula.evaluation.results import PairedRun, RunResult, TaskResult
 from alula.evaluation.runner import evaluate
 from alula.files import restore_directories
+from alula.hosts.host import tokenizer_of
 from alula.hosts.opening import opening_of
+from alula.inputs import Intake
 
 Loader = Callable[[str], tuple[Any, Any]]
 """a model's name -> (model, processor)"""
@@ -94,6 +96,17 @@ def choose_tasks(
     return tasks
 
 
+def asking(base_processor: Any, processor: Any) -> Any:
+    """The processor to ask a base with: the tuned host's own words where the base is a text LLM that shares its
+    vocabulary, else the base's."""
+    if takes_images(base_processor):
+        return base_processor
+    own, host = tokenizer_of(base_processor).get_vocab(), tokenizer_of(processor).get_vocab()
+    # tokens added for the host, such as its image placeholder, do not occur in text
+    shared = all(host.get(token) == number for token, number in own.items())
+    return Intake(processor, text_only=True) if shared else base_processor
+
+
 def run_session(
     model: str,
     load: Loader,
@@ -156,10 +169,13 @@ def run_session(
     loaded, processor = load(model)
     tasks = tasks_for(processor)
     tuned = ask("tuned", model, tasks)
+    of_tuned = processor
     del loaded, processor
     before, pairs, skipped = None, None, []
     if base is not None:
         loaded, processor = load(base)
+        if getattr(processor, "chat_template", None) is None:  # a base LLM, which the host gave one
+            processor = asking(processor, of_tuned)
         skipped = [task.name for task in tasks if not _shown(task) <= takes(processor)]
         common = [task for task in tasks if task.name not in skipped]
         if not common and harness is None:

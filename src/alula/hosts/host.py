@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -18,7 +19,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from alula.errors import HostError
+from alula.errors import HostError, UsageError
 from alula.files import atomic_directory, write_json
 from alula.hosts.configs import first_line, read_config, suspicion
 from alula.hosts.directories import locate, read_json
@@ -109,6 +110,10 @@ def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str]) -
 
     Grafts on it are left out: they have directories of their own.
     """
+    if isinstance(host, nn.Module):
+        raise UsageError(
+            "a host is saved with its processor", where="save_host", remedy="save_host((model, processor), directory)"
+        )
     model, processor = host
     weights = model.state_dict()
     own = {name: weight for name, weight in weights.items() if f".{NAME}." not in name}

@@ -36,5 +36,7 @@ def device_named(device: str | None) -> torch.device:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"{device!r} cannot be used ({reason})", where="device", remedy="cpu, cuda or mps") from error
+        raise UsageError(
+            f"{device!r} cannot be used ({reason})", where="device", remedy="name a device that is there, such as cpu"
+        ) from error
     return chosen
