@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -156,7 +157,7 @@ class TokenMap:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """(B, S)."""
         return self.modality.shape[0], self.modality.shape[1]

@@ -149,7 +149,7 @@ class ForwardContext:
             SeamError: it was given some of the tokens, and which of them cannot be known.
         """
         if count == self.tokens.shape[1]:
-            if self._index(layer) is not None:
+            if self._standing and self._index(layer) is not None:
                 self._stand(layer, None)
             return
         left = [table for table in self._positions(kwargs) if table.shape[1] == count]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from weakref import ref
 
@@ -78,6 +78,11 @@ class Entry:
     function: PointFunction
     owner: str
     mark: Hashable | None
+
+    @cached_property
+    def is_reading(self) -> bool:
+        """Whether it changes nothing."""
+        return self.phase is Phase.READ
 
     def is_for(self, ctx: ForwardContext | None) -> bool:
         """Whether it is called in that forward."""
@@ -149,7 +154,10 @@ class LayerHooks:
 
     def update(self) -> None:
         """Register the hooks that are needed now, and remove the others."""
-        self._is_prepared = any(entry.phase < Phase.ADD for entry in self._entries.get(Point.BLOCK_INPUT, ()))
+        entering = self._entries.get(Point.BLOCK_INPUT, ())
+        self._takers = tuple(entry for entry in entering if entry.phase is Phase.TOKENS)
+        self._editors = tuple(entry for entry in entering if entry.phase is Phase.EDIT)
+        self._others = tuple(entry for entry in entering if entry.phase >= Phase.ADD)
         used = set(self._entries)
         inner = used - {Point.BLOCK_INPUT, Point.BLOCK_OUTPUT}
         layer, attention = self.anatomy.layers[self.index], self.anatomy.attention(self.index)
@@ -203,20 +211,22 @@ class LayerHooks:
     # -- one forward ----------------------------------------------------------------------------------------------
 
     @_untraced
-    def _run(self, point: Point | InputOf, ctx: ForwardContext | None, hidden: Tensor, phases: range) -> Tensor:
-        """`hidden` as the functions of some phases leave it."""
+    def _run(
+        self, point: Point | InputOf, ctx: ForwardContext | None, hidden: Tensor, entries: tuple[Entry, ...]
+    ) -> Tensor:
+        """`hidden` as the functions there leave it."""
         view = None
-        for entry in self._entries.get(point, ()):
-            if entry.phase not in phases or not entry.is_for(ctx):
+        for entry in entries:
+            if entry.mark is not None and not entry.is_for(ctx):
                 continue
             if ctx is None:
-                if entry.phase is Phase.READ:
+                if entry.is_reading:
                     continue
                 raise SeamError(
                     f"the {point} of decoder layer {self.index}, with {entry.owner!r} there, was run without its host",
                     remedy="call the whole model; its forward tells the graft which tokens are images",
                 )
-            if entry.phase is Phase.READ and self.index in ctx.left:
+            if entry.is_reading and self.index in ctx.left:
                 continue  # gradient checkpointing computes it again
             if view is None:
                 view = ctx.at(self.index)
@@ -257,22 +267,23 @@ class LayerHooks:
             return None
         hidden = given = dialect.hidden_of(args, kwargs, where=type(layer).__name__)
         if ctx is not None:
-            if self._is_prepared:
+            if self._takers:
                 self._ask_for_tokens(ctx, given)
             ctx.meet(self.index, given.shape[1], kwargs)
-        if self._is_prepared:
-            hidden = self._run(Point.BLOCK_INPUT, ctx, given, range(Phase.EDIT, Phase.ADD))
+        if self._editors:
+            hidden = self._run(Point.BLOCK_INPUT, ctx, given, self._editors)
         if ctx is not None:
             if "leave" in self._handles:
                 self._put(ctx)
             ctx.enter(self.index, layer, hidden, args, kwargs)
-        hidden = self._run(Point.BLOCK_INPUT, ctx, hidden, range(Phase.ADD, Phase.READ + 1))
+        if self._others:
+            hidden = self._run(Point.BLOCK_INPUT, ctx, hidden, self._others)
         return None if hidden is given else dialect.with_hidden(args, kwargs, hidden)
 
     def _ask_for_tokens(self, ctx: ForwardContext, given: Tensor) -> None:
         """Have those that take tokens out say which they leave."""
-        for entry in self._entries.get(Point.BLOCK_INPUT, ()):
-            if entry.phase is Phase.TOKENS and entry.is_for(ctx):
+        for entry in self._takers:
+            if entry.is_for(ctx):
                 left = entry.function(ctx.at(self.index), given)
                 if left is not None:
                     ctx.leave_tokens(self.index, left)
@@ -291,7 +302,7 @@ class LayerHooks:
     def _at(self, point: Point, ctx: ForwardContext | None, output: Any) -> Any:
         """A module's output as the functions at a point leave it; None where they leave it as it is."""
         given = dialect.hidden_of_output(output)
-        hidden = self._run(point, ctx, given, range(Phase.EDIT, Phase.READ + 1))
+        hidden = self._run(point, ctx, given, self._entries.get(point, ()))
         return None if hidden is given else dialect.output_with_hidden(output, hidden)
 
     @with_keywords
@@ -320,7 +331,7 @@ class LayerHooks:
         self, point: Point, ctx: ForwardContext | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         given = dialect.hidden_of(args, kwargs, where=type(module).__name__)
-        hidden = self._run(point, ctx, given, range(Phase.EDIT, Phase.READ + 1))
+        hidden = self._run(point, ctx, given, self._entries.get(point, ()))
         return None if hidden is given else dialect.with_hidden(args, kwargs, hidden)
 
     @with_keywords
@@ -352,7 +363,7 @@ class LayerHooks:
     @_untraced
     def _before_module(self, point: InputOf, module: nn.Module, args: tuple[Any, ...]) -> None:
         if args:
-            self._run(point, self._current(), args[0], range(Phase.READ, Phase.READ + 1))
+            self._run(point, self._current(), args[0], self._entries.get(point, ()))
 
     @_untraced
     def _after_mlp(self, mlp: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:

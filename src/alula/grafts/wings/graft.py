@@ -27,6 +27,11 @@ _Made = TypeVar("_Made")
 class WingsLayer(LayerLearners):
     """The learners of one decoder layer, and what adds their output to the stream."""
 
+    def __init__(self, seam: Seam, name: str, config: WingsConfig, index: int) -> None:
+        super().__init__(seam, name, config, index)
+        # layers of these settings share an engine
+        self._shared = config.gate, config.system_keys, config.normalize, config.learners, config.cache
+
     # -- sums of attention for the router (seam.Sums) -------------------------------------------------------------
 
     separate_pass = False
@@ -40,7 +45,6 @@ class WingsLayer(LayerLearners):
 
     # -- at points of the layer -----------------------------------------------------------------------------------
 
-    @torch.compiler.disable  # bookkeeping with data-dependent sizes: nothing in it to fuse
     def enter(self, view: LayerView, hidden: Tensor) -> None:
         """Before the layer: keep the stream, choose the engine (outside any checkpoint, so that it happens once)."""
         if self._is_active(view.ctx):
@@ -90,13 +94,14 @@ class WingsLayer(LayerLearners):
                 (PublishedEngine, self.graft_name),
                 lambda: PublishedEngine.plan(ctx, config, training=self.training),
             )
-        shared = config.gate, config.system_keys, config.normalize, config.learners, config.cache
         is_short = ctx.tokens.shape[1] < self.head_dim and not torch.is_grad_enabled()
         if is_short and not (self.training and config.dropout) and not ctx.subscribers(self.index):
-            decode = _made_once(ctx, (DecodeEngine, *shared), lambda: DecodeEngine.plan(ctx, config, self.head_dim))
+            decode = _made_once(
+                ctx, (DecodeEngine, *self._shared), lambda: DecodeEngine.plan(ctx, config, self.head_dim)
+            )
             if decode is not None and decode.fits(self, ctx):
                 return decode
-        return _made_once(ctx, (PrefillEngine, *shared), lambda: PrefillEngine.plan(ctx, config))
+        return _made_once(ctx, (PrefillEngine, *self._shared), lambda: PrefillEngine.plan(ctx, config))
 
     def _without_learners(self, branch: Tensor) -> Tensor:
         return branch + zero_of(self) if self.must_take_part else branch

@@ -477,9 +477,10 @@ class LayerLearners(nn.Module):
     def state(self, ctx: ForwardContext) -> LayerState:
         """What `ctx` knows of these learners."""
         states = ctx.layer(self.index)
-        if self not in states:
-            states[self] = LayerState()
-        return states[self]
+        state: LayerState | None = states.get(self)
+        if state is None:
+            state = states[self] = LayerState()
+        return state
 
     def router_weights(self, ctx: ForwardContext) -> Tensor:
         """(B, S, 2) or (2,).
