@@ -83,7 +83,7 @@ def check(
             ("  bad", len(report.bad)),
             ("  text only", report.text_only),
             ("images", report.images),
-            *((name, count) for name, count in (("videos", report.videos), ("sounds", report.audios)) if count),
+            *((name, count) for name, count in (("videos", report.videos), ("audio clips", report.audios)) if count),
             ("placeholders", report.placeholders),
             ("turns", report.turns.total()),
             *((f"  {role}", count) for role, count in report.turns.items()),
@@ -105,7 +105,7 @@ def show(
     first: Annotated[int, typer.Option(min=0, help="Index of the first record to show.")] = 0,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of records.")] = 3,
 ) -> None:
-    """Print records the way alula reads them: roles, texts, and each image, film and sound with its size."""
+    """Print records the way alula reads them: roles, texts, and each image, video and audio clip with its size."""
     from alula.data.samples import Sample
     from alula.data.sources import open_file
 

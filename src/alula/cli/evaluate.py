@@ -123,7 +123,7 @@ def evaluate(
         tables = [experiment_table(outcome), *paired_ratio_tables(outcome.methods["tuned"])]
     if session.skipped:
         talk.print(
-            f"not compared, since {base} takes no images (films, sounds): {', '.join(session.skipped)}",
+            f"not compared, since {base} takes no images (video, audio): {', '.join(session.skipped)}",
             highlight=False,
             soft_wrap=True,
         )

@@ -119,7 +119,7 @@ class ItemTask:
 
 
 def media_of(messages: Sequence[Message]) -> Iterator[tuple[str, Any]]:
-    """Yield ``(kind, value)`` of the images, films ("video") and sounds ("audio") of ``messages`` in reading order."""
+    """Yield ``(kind, value)`` of the images, videos and audio clips of ``messages`` in reading order."""
     for message in messages:
         for part in message["content"]:
             if part["type"] != "text":

@@ -41,7 +41,7 @@ class Summary:
 
     @cached_property
     def visual_tasks(self) -> list[str]:
-        """Tasks of one skill that is no text skill (pictures, films or sounds): those whose accuracy matters."""
+        """Tasks of one skill that is no text skill (images, video or audio): those whose accuracy matters."""
         return [task for task in self.outcome.tasks if len(kinds := self._kinds(task)) == 1 and TEXT not in kinds]
 
     @cached_property

@@ -36,7 +36,7 @@ class HostSpec(Section):
     audio: PathText | None = Field(
         default=None, description="spectrogram tower (AST): hub id, directory, or `fledgling`"
     )
-    video: Bool = Field(default=False, description="take films, frame by frame through the vision tower")
+    video: Bool = Field(default=False, description="take video, frame by frame through the vision tower")
     shared: Bool = Field(default=False, description="one connector for all media instead of one each")
     feature_layer: Int | None = Field(
         default=None, description="tower layer whose output is used; default: the host builder's"
