@@ -1,6 +1,6 @@
 """Whether a run still learns from the data it began with: the sizes and the contents of its sources' files.
 
-Only the files of records and tables count. The images, videos and audio clips that records name are not looked at, nor is
+Only the files of records and tables count. Images, videos and audio clips that records name are not looked at, nor is
 what the worlds draw, which is a function of the recipe.
 """
 
