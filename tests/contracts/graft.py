@@ -16,7 +16,7 @@ import torch
 import alula
 from alula import WingsConfig
 from alula.errors import AdapterError, UsageError
-from alula.grafts import Graft, GraftConfig, register
+from alula.grafts import ExpertsConfig, Graft, GraftConfig, register
 from alula.grafts.registry import graft_types
 from tests import zoo
 from tests.contracts.toy_graft import ShiftConfig, ShiftGraft
@@ -25,6 +25,9 @@ from tests.grafts.common import prompt_tokens, run, true_positions, wake, with_i
 CASES: dict[str, GraftConfig] = {
     "wings": WingsConfig(rank=4, router="mass"),
     "wings, one layer": WingsConfig(rank=4, router="attention", router_tokens=96, layers=(-1,)),
+    "experts, image": ExpertsConfig(rank=4, alpha=8),
+    "experts, seen": ExpertsConfig(tokens="seen", rank=4),
+    "experts, full": ExpertsConfig(rank=None, targets=("attention",), layers=(-1,)),
     "toy": ShiftConfig(),
     "toy, one layer": ShiftConfig(layers=(1,)),
 }

@@ -1,12 +1,14 @@
 """Trainable parts attached to decoder layers. Detaching one restores the host bit for bit."""
 
 from alula.grafts.base import Graft, GraftConfig
+from alula.grafts.experts import ExpertsConfig
 from alula.grafts.lifecycle import attach, detach, grafts_of
 from alula.grafts.registry import register
 from alula.grafts.storage import load_adapter, save_adapter
 from alula.grafts.wings import WingsConfig
 
 __all__ = [
+    "ExpertsConfig",
     "Graft",
     "GraftConfig",
     "WingsConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from alula.errors import AdapterError
-from alula.seam import NAME, Handle, LayerView, Owner, Phase, Point, Seam, marked, marks, retract
+from alula.seam import NAME, Handle, OutputOf, Owner, Phase, Point, Seam, marked, marks, retract
+from alula.seam.points import PointFunction
 from alula.settings import Settings, refusal
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class Graft(Owner, abc.ABC):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by part name, e.g. "wings.visual"; together all of them, none twice."""
 
-    def on(self, point: Point, index: int, function: Callable[[LayerView, Tensor], Tensor | None]) -> None:
+    def on(self, point: Point | OutputOf, index: int, function: PointFunction) -> None:
         """Have ``function(view, hidden)`` called at a point of a decoder layer, until the graft is detached.
 
         Args:

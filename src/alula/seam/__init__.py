@@ -7,7 +7,7 @@ from alula.seam.declared import DECLARED, declare, declared, grafted_weights, re
 from alula.seam.generation import generation_extras
 from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.install import Seam, find, install, needs_roles
-from alula.seam.points import InputOf, Phase, Point
+from alula.seam.points import InputOf, OutputOf, Phase, Point
 from alula.seam.requests import Bias, Branch, BranchReader, Owner, Requests, Sums
 from alula.seam.scope import marked, marks
 from alula.seam.taps import TapEvent, taps
@@ -24,6 +24,7 @@ __all__ = [
     "ForwardContext",
     "Handle",
     "InputOf",
+    "OutputOf",
     "LayerView",
     "Owner",
     "Phase",

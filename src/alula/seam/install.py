@@ -22,8 +22,8 @@ from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.hooks import Handle, with_keywords
 from alula.seam.points import (
+    AnyPoint,
     Entry,
-    InputOf,
     LayerHooks,
     Phase,
     Point,
@@ -160,7 +160,7 @@ class Seam(nn.Module):
 
     def on(
         self,
-        point: Point | InputOf,
+        point: AnyPoint,
         layer: int,
         function: PointFunction,
         *,
@@ -171,7 +171,8 @@ class Seam(nn.Module):
         """Call ``function(view, hidden)`` at a point of a decoder layer; what it returns takes the place of `hidden`.
 
         Args:
-            point: where in the layer; an `InputOf` can only be read.
+            point: where in the layer; an `InputOf` can only be read, and what stands at an `OutputOf` is told the
+                module's input too.
             layer: index of the decoder layer.
             function: given the `LayerView` and the (B, M, d) hidden states; returns others, or None to leave them.
             phase: when at that point: edits first, then what grafts add, then readings. A function of the phase TOKENS

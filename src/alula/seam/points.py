@@ -23,7 +23,6 @@ from alula.seam import dialect
 from alula.seam.attention import EAGER, answer_from_weights, mask_with_bias
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.hooks import ByThread, Handle, with_keywords
-from alula.seam.view import LayerView
 
 # The functions at a point are compiled, the way to them is not: torch.compile guards no hooks, and would run those of
 # one layer in another.
@@ -67,7 +66,25 @@ class InputOf:
         return f"input of {self.path}"
 
 
-PointFunction = Callable[[LayerView, Tensor], Tensor | None]
+@dataclass(frozen=True)
+class OutputOf:
+    """Where a module below a decoder layer, such as "mlp.down_proj", gives its output.
+
+    Functions there are given the module's input as well: ``function(view, output, given)``.
+
+    Attributes:
+        path: of the module, below the layer.
+    """
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"output of {self.path}"
+
+
+AnyPoint = Point | InputOf | OutputOf
+PointFunction = Callable[..., Tensor | None]
+"""``function(view, hidden)``; at an `OutputOf` ``function(view, output, given)``"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +121,14 @@ class LayerHooks:
         """
         self.anatomy, self.index, self.is_watched = anatomy, index, is_watched
         self.answers_sums = self.is_biased = False
-        self._entries: dict[Point | InputOf, tuple[Entry, ...]] = {}
+        self._entries: dict[AnyPoint, tuple[Entry, ...]] = {}
         self._handles: dict[str, RemovableHandle] = {}
         self._inside: ByThread[ref[ForwardContext]] = ByThread()
         self.update()
 
     # -- who stands here ------------------------------------------------------------------------------------------
 
-    def put(self, point: Point | InputOf, entry: Entry) -> None:
+    def put(self, point: AnyPoint, entry: Entry) -> None:
         """Add a function to a point, behind those of its phase."""
         before = self._entries
         there = sorted((*before.get(point, ()), entry), key=lambda each: each.phase)
@@ -122,7 +139,7 @@ class LayerHooks:
             self._entries = before
             raise
 
-    def take(self, point: Point | InputOf, entry: Entry) -> None:
+    def take(self, point: AnyPoint, entry: Entry) -> None:
         """Undo `put`."""
         left = tuple(each for each in self._entries.get(point, ()) if each is not entry)
         others = {other: there for other, there in self._entries.items() if other != point}
@@ -196,6 +213,8 @@ class LayerHooks:
             # a stand-in may lack the module
             if isinstance(point, InputOf) and (module := _below(layer, point.path)) is not None:
                 wanted[str(point)] = partial(module.register_forward_pre_hook, partial(self._before_module, point))
+            if isinstance(point, OutputOf) and (module := _below(layer, point.path)) is not None:
+                wanted[str(point)] = partial(module.register_forward_hook, partial(self._after_module, point))
         for name in self._handles.keys() - wanted.keys():
             self._handles.pop(name).remove()
         for name, register in wanted.items():
@@ -212,9 +231,14 @@ class LayerHooks:
 
     @_untraced
     def _run(
-        self, point: Point | InputOf, ctx: ForwardContext | None, hidden: Tensor, entries: tuple[Entry, ...]
+        self,
+        point: AnyPoint,
+        ctx: ForwardContext | None,
+        hidden: Tensor,
+        entries: tuple[Entry, ...],
+        *given: Tensor,
     ) -> Tensor:
-        """`hidden` as the functions there leave it."""
+        """`hidden` as the functions there leave it, which are told what the module there was `given`."""
         view = None
         for entry in entries:
             if entry.mark is not None and not entry.is_for(ctx):
@@ -232,10 +256,10 @@ class LayerHooks:
                 view = ctx.at(self.index)
             shape, known = hidden.shape, view.tokens.modality.shape
             if shape[:-1] == known:
-                changed = entry.function(view, hidden)
+                changed = entry.function(view, hidden, *given)
             elif hidden.dim() == 2 and len(hidden) == known.numel():
                 # OPT's MLP is given the tokens of all samples in one line
-                changed = entry.function(view, hidden.view(*known, -1))
+                changed = entry.function(view, hidden.view(*known, -1), *(each.view(*known, -1) for each in given))
                 changed = None if changed is None else changed.view(shape)
             else:
                 raise SeamError(
@@ -299,11 +323,11 @@ class LayerHooks:
         return changed
 
     @_untraced
-    def _at(self, point: Point, ctx: ForwardContext | None, output: Any) -> Any:
+    def _at(self, point: AnyPoint, ctx: ForwardContext | None, output: Any, *given: Tensor) -> Any:
         """A module's output as the functions at a point leave it; None where they leave it as it is."""
-        given = dialect.hidden_of_output(output)
-        hidden = self._run(point, ctx, given, self._entries.get(point, ()))
-        return None if hidden is given else dialect.output_with_hidden(output, hidden)
+        before = dialect.hidden_of_output(output)
+        hidden = self._run(point, ctx, before, self._entries.get(point, ()), *given)
+        return None if hidden is before else dialect.output_with_hidden(output, hidden)
 
     @with_keywords
     @_untraced
@@ -366,6 +390,10 @@ class LayerHooks:
             self._run(point, self._current(), args[0], self._entries.get(point, ()))
 
     @_untraced
+    def _after_module(self, point: OutputOf, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        return self._at(point, self._current(), output, *args[:1])
+
+    @_untraced
     def _after_mlp(self, mlp: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
         return self._at(Point.MLP, self._current(), output)
 
@@ -378,29 +406,29 @@ def _below(layer: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def check_named(point: str | InputOf) -> Point | InputOf:
+def check_named(point: str | InputOf | OutputOf) -> AnyPoint:
     """The point of that name.
 
     Raises:
         UsageError: there is none.
     """
-    if isinstance(point, InputOf):
+    if isinstance(point, InputOf | OutputOf):
         return point
     if point not in set(Point):
         raise UsageError(f"a decoder layer has no point {point!r}", remedy=f"use {', '.join(Point)}")
     return Point(point)
 
 
-def check_point(anatomy: Anatomy, point: Point | InputOf, layer: int, phase: Phase) -> None:
+def check_point(anatomy: Anatomy, point: AnyPoint, layer: int, phase: Phase) -> None:
     """Refuse what cannot be had.
 
     Raises:
         UsageError: a layer has no such module. HostError: it has no such point, or it can only be read.
     """
-    if isinstance(point, InputOf):
+    if isinstance(point, InputOf | OutputOf):
         if _below(anatomy.layers[layer], point.path) is None:
             raise UsageError(f"decoder layer {layer} has no module {point.path!r}")
-        if phase is not Phase.READ:
+        if isinstance(point, InputOf) and phase is not Phase.READ:
             raise HostError(f"the {point} can only be read", remedy='change "attention_input" or "mlp_input"')
     if point is Point.MLP_INPUT:
         anatomy.mlp(layer)  # refuses where there is none

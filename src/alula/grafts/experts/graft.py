@@ -1,0 +1,137 @@
+"""Experts beside the matrices of a host.
+
+Shapes: B batch, M tokens in the layer, i and o widths of a linear's input and output, r rank.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from alula.errors import UsageError
+from alula.grafts.base import Graft
+from alula.grafts.experts.config import ExpertsConfig
+from alula.seam import NAME, ForwardContext, LayerView, OutputOf
+
+_ROUTERS = ("gate", "router", "shared_expert_gate")
+
+
+class Expert(nn.Module):
+    """An update of one linear: ``up(down(x))``, or a full matrix. It starts as nothing.
+
+    Args:
+        linear: the host's, whose dtype and device it takes.
+        config: settings of the graft.
+    """
+
+    def __init__(self, linear: Any, config: ExpertsConfig) -> None:
+        super().__init__()
+        weight: Tensor = linear.weight
+        out, width = weight.shape[::-1] if isinstance(linear, Conv1D) else weight.shape
+        if config.rank is None:
+            self.full = nn.Parameter(weight.new_zeros(out, width))
+        else:
+            self.down = nn.Parameter(weight.new_empty(config.rank, width))
+            self.up = nn.Parameter(weight.new_zeros(out, config.rank))
+            nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))  # as LoRA's
+        self.scale, self.dropout = config.scale, config.dropout
+
+    def forward(self, given: Tensor, output: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, M, o) output of the linear with the update added at the tokens of the mask (B, M, 1); all where None."""
+        given = F.dropout(given.to(self._weight.dtype), self.dropout, self.training)
+        if hasattr(self, "full"):
+            return output + F.linear(given if mask is None else given * mask, self.full).to(output.dtype)
+        inner = F.linear(given, self.down)
+        if mask is not None:
+            inner = inner * mask
+        return output + F.linear(inner if self.scale == 1.0 else inner * self.scale, self.up).to(output.dtype)
+
+    @property
+    def _weight(self) -> Tensor:
+        return self.full if hasattr(self, "full") else self.down
+
+
+class LayerExperts(nn.Module):
+    """The experts of one decoder layer."""
+
+    def __init__(self, name: str, linears: dict[str, nn.Module], config: ExpertsConfig) -> None:
+        super().__init__()
+        self.graft_name, self.config = name, config
+        self.experts = nn.ModuleDict({key(path): Expert(linear, config) for path, linear in linears.items()})
+
+    def add(self, expert: Expert, view: LayerView, output: Tensor, given: Tensor) -> Tensor | None:
+        """At a linear's output: the expert's part for the tokens that are its own."""
+        ctx = view.ctx
+        if not ctx.any_media or ctx.is_disabled(self.graft_name):
+            return None
+        mask = _mask(ctx, self.config.tokens)
+        return expert(given, output, None if mask is None else view.pick(mask).to(given.dtype))
+
+
+def key(path: str) -> str:
+    """The name of a linear's expert among modules."""
+    return path.replace(".", "__")
+
+
+def _mask(ctx: ForwardContext, tokens: str) -> Tensor | None:
+    """(B, S, 1) bool of the new tokens that experts act on, once per forward; None: all of them."""
+    made = ctx.memo.get((_mask, tokens))
+    if made is None:
+        if tokens == "image":
+            mask: Tensor | None = ctx.tokens.is_perceptual[..., None]
+        elif ctx.past is not None and all(ctx.past.has_media()):
+            mask = None  # every sample had seen something before these tokens came
+        else:
+            mask = ctx.all_tokens.has_seen[:, -ctx.tokens.shape[1] :, None]
+        made = ctx.memo[_mask, tokens] = (mask,)
+    return made[0]
+
+
+class ExpertsGraft(Graft):
+    """Experts attached to a host."""
+
+    config: ExpertsConfig
+
+    def build_layer(self, index: int) -> nn.Module:
+        return LayerExperts(self.name, self._linears(index), self.config)
+
+    def place(self, index: int, module: Any) -> None:
+        for path in self._linears(index):
+            self.on(OutputOf(path), index, partial(module.add, module.experts[key(path)]))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"experts": list(self.parameters())}
+
+    def _linears(self, index: int) -> dict[str, nn.Module]:
+        """The layer's linears that get experts, by path."""
+        anatomy, layer = self.seam.anatomy, self.seam.anatomy.layers[index]
+        # inside an adapter of PEFT's the linear is called base_layer; the expert stands behind the adapter as a whole
+        modules = {path: getattr(each, "base_layer", each) for path, each in layer.named_modules()}
+        linears = {
+            path: each
+            for path, each in modules.items()
+            if isinstance(each, nn.Linear | Conv1D)
+            and not {"base_layer", NAME} & {*path.split(".")}
+            and "lora_" not in path
+        }
+        groups: dict[str, set[str]] = {"attention": set(), "mlp": set()}
+        for path in linears:
+            if path.startswith(f"{anatomy.family.attention}."):
+                groups["attention"].add(path)
+            elif path.rpartition(".")[2] not in _ROUTERS:
+                groups["mlp"].add(path)
+        found: dict[str, nn.Module] = {}
+        for target in self.config.targets:
+            named = {path for path in linears if target in (path, path.rpartition(".")[2])} | groups.get(target, set())
+            found.update({path: linears[path] for path in linears if path in named})
+        if not found:
+            raise UsageError(
+                f"experts: {', '.join(self.config.targets)} is no linear module of decoder layer {index}",
+                remedy=f"targets: any of {', '.join(sorted({path.rpartition('.')[2] for path in linears}))}",
+            )
+        return found
