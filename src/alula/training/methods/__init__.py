@@ -7,6 +7,7 @@ Packages that are installed beside alula add theirs by the entry point group ``a
 from alula.errors import UsageError
 from alula.plugins import Registry, origin
 from alula.training.methods.base import Method, Tunable
+from alula.training.methods.experts import Experts
 from alula.training.methods.full import Full
 from alula.training.methods.lora import Lora
 from alula.training.methods.prefix import Prefix
@@ -14,7 +15,7 @@ from alula.training.methods.projector import Projector
 from alula.training.methods.wings import Wings
 
 _REGISTRY: Registry[Method] = Registry("alula.methods", "method of training")
-for _method in (Projector(), Full(), Lora(), Prefix(), Wings()):
+for _method in (Projector(), Full(), Lora(), Prefix(), Wings(), Experts()):
     _REGISTRY.register(_method.name, _method)
 
 

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import PreTrainedModel
-
-from alula.anatomy import Anatomy
-from alula.errors import RecipeError, UsageError
-from alula.grafts import WingsConfig, attach, load_adapter, save_adapter
-from alula.grafts.storage import read_config
+from alula.grafts import WingsConfig
 from alula.grafts.wings.config import LEARNERS
-from alula.hosts import Host, save_host
-from alula.hosts.quiet import quiet_loading
-from alula.training.methods.base import Method, Tunable
+from alula.training.methods.grafted import GraftMethod
 
 
-class Wings(Method):
+class Wings(GraftMethod):
     """Learners beside attention, and what routes them. The rates are the paper's, for 7B decoders."""
 
     name: ClassVar[str] = "wings"
@@ -31,7 +23,6 @@ class Wings(Method):
         "llm": None,
     }
     defining: ClassVar[tuple[str, ...]] = ("wings.",)
-    leaves_adapter: ClassVar[bool] = True
 
     def rates(self, settings: WingsConfig) -> dict[str, float]:
         there = {*_graft_parts(settings.learners), "projector"}
@@ -46,50 +37,6 @@ class Wings(Method):
         if not isinstance(learners, list | tuple):  # none named, or refused where it stands
             learners = LEARNERS
         return {**dict.fromkeys(_graft_parts(learners), train[self.name]), **rest}
-
-    def check(self, anatomy: Anatomy, settings: WingsConfig) -> None:
-        try:
-            anatomy.layer_indices(settings.layers)
-        except UsageError as error:
-            raise RecipeError(error.message, where="wings.layers", remedy=error.remedy) from None
-        most = max(
-            anatomy.hidden_size, WingsConfig.model_fields["rank"].default
-        )  # tiny decoders are narrower than the default
-        if settings.rank > most:
-            raise RecipeError(
-                f"{settings.rank} is more than the decoder is wide, beyond which a rank adds nothing",
-                where="wings.rank",
-                remedy=f"at most {most}",
-            )
-
-    def put_on(
-        self,
-        host: Host,
-        settings: WingsConfig,
-        *,
-        base: str,
-        previous: Path | None,
-        train_projector: bool,
-        seed: int,
-    ) -> Tunable:
-        model, modules = host.model, set[str]()
-        if previous is not None:
-            graft = load_adapter(model, previous)
-            modules.update(read_config(previous)["modules"])
-        else:
-            graft = attach(model, settings)
-        if train_projector:
-            projector = Anatomy.of(model).projector
-            modules.update(name for name, module in model.named_modules() if module is projector)
-        return Tunable(model, host.processor, base, graft, tuple(sorted(modules)))
-
-    def export(self, tuned: Tunable, directory: Path, host: Path) -> None:
-        base = tuned.base
-        if "llm" in tuned.parts:
-            assert isinstance(tuned.model, PreTrainedModel)
-            with quiet_loading():
-                base = str(save_host(Host(tuned.model, tuned.processor), host))
-        save_adapter(tuned.model, directory, base=base, modules=tuned.modules_to_save, processor=tuned.processor)
 
 
 def _graft_parts(learners: Any) -> list[str]:
