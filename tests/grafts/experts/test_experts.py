@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import alula
 from alula.errors import UsageError
 from alula.grafts import ExpertsConfig
+from alula.grafts.experts import export_lora
 from tests import zoo
 from tests.grafts.common import run, wake
 
@@ -100,6 +102,20 @@ def test_experts_stand_behind_an_adapter_of_pefts() -> None:
     assert torch.equal(after[1], before[1])
     alula.detach(wrapped)
     assert torch.equal(run(wrapped, "llava-llama", inputs), before)
+
+
+def test_seen_experts_are_exported_as_a_lora_that_peft_loads(tmp_path: Path) -> None:
+    model, inputs = zoo.build("llava-llama"), zoo.batch("llava-llama", "I5")
+    wake(alula.attach(model, ExpertsConfig(tokens="seen", rank=4, alpha=6)))
+    ours = run(model, "llava-llama", inputs)
+    export_lora(model, tmp_path / "lora")
+    loaded = peft.PeftModel.from_pretrained(zoo.build("llava-llama"), tmp_path / "lora").eval()
+    torch.testing.assert_close(run(loaded, "llava-llama", inputs), ours, atol=2e-5, rtol=1e-4)
+    alula.detach(model)
+    wake(alula.attach(model, ExpertsConfig(rank=4)))
+    with pytest.raises(UsageError, match="act from the first image on"):
+        export_lora(model, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_wrong_settings_are_told() -> None:

@@ -78,6 +78,11 @@ def key(path: str) -> str:
     return path.replace(".", "__")
 
 
+def path_of(key: str) -> str:
+    """Inverse of `key`."""
+    return key.replace("__", ".")
+
+
 def _mask(ctx: ForwardContext, tokens: str) -> Tensor | None:
     """(B, S, 1) bool of the new tokens that experts act on, once per forward; None: all of them."""
     made = ctx.memo.get((_mask, tokens))
