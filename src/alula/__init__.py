@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from alula._version import __version__ as __version__
 
 _HOMES = {
+    "ExpertsConfig": "alula.grafts",
     "TokenMap": "alula.tokens",
     "WingsConfig": "alula.grafts",
     "attach": "alula.grafts",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from alula.auditing import audit as audit
     from alula.evaluation import compare as compare
     from alula.evaluation import evaluate as evaluate
+    from alula.grafts import ExpertsConfig as ExpertsConfig
     from alula.grafts import WingsConfig as WingsConfig
     from alula.grafts import attach as attach
     from alula.grafts import detach as detach
