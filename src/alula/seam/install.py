@@ -395,6 +395,8 @@ class Seam(nn.Module):
         forward = kwargs.get(NAME)
         if not isinstance(forward, ForwardContext):  # it began before the seam was there
             return
+        if not self.owners or forward.anatomy is not self.anatomy:
+            return  # another thread let go of the seam it began with, whose hooks left the layers on the way
         self._fill_cache(forward, backbone, output)
         for ending in forward.requests.endings:
             if ending.mark in forward.marks:
