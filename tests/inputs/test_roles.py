@@ -233,7 +233,7 @@ def test_an_audit_tells_turns_apart(host: Path, data: Path, tmp_path: Path) -> N
             probe_settings([wrong_pair])
     with pytest.raises(UsageError, match="given twice"):
         probe_settings(["lens.text=user", "lens.text=all"])
-    with pytest.raises(UsageError, match="no section .attention. is measured"):
+    with pytest.raises(UsageError, match="no section 'attention' is measured"):
         Plan(output=tmp_path, model="m", sections=("lens",), probes={"attention": {}})
     wrong = Plan(
         output=tmp_path / "w",
