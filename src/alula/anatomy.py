@@ -301,7 +301,7 @@ class Anatomy:
 def _oddity(decoder: Any, layers: Any) -> str | None:
     """What of a decoder is otherwise than in a pre-norm decoder, so that nothing would be known of its parts."""
     if not getattr(decoder, "_supports_attention_backend", False):
-        return "its attention does not go through transformers' attention interface"
+        return "its attention does not go through transformers' attention interface, keywords and all"
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return "it has no list of layers"
     wanted = set(_PRE_NORM.parts())
