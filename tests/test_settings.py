@@ -9,7 +9,7 @@ import pytest
 from alula.data import open_mixture
 from alula.errors import RecipeError, UsageError
 from alula.grafts import WingsConfig
-from alula.probes import AttentionShift, Overlap, Probe
+from alula.probes import AttentionShift, Geometry, Overlap, Probe
 from alula.training import parse_recipe
 from alula.training.notation import read_yaml
 
@@ -81,9 +81,20 @@ def test_a_graft_refuses_a_slip_in_code_and_in_a_recipe(slip: dict[str, Any]) ->
         (AttentionShift, {"keep": 2.5}, "keep: a whole number is wanted here"),
         (AttentionShift, {"seed": True}, "seed: a whole number is wanted here, got True"),
         (Overlap, {"sparsity": "half"}, "sparsity: a number is wanted here, not text"),
+        (Geometry, {"offsets": (True,)}, "offsets.0: a number is wanted here, not true or false|whole number"),
         (Overlap, {"skip_first": "no"}, "skip_first: true or false is wanted here"),
     ],
 )
 def test_a_probe_refuses_settings_of_another_type(probe: type[Probe], slip: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         probe(**slip)
+
+
+def test_published_settings_take_no_stand_ins_and_no_phantoms() -> None:
+    with pytest.raises(UsageError, match="gain=True is not what"):
+        WingsConfig(compat="published", gain=True)
+    with pytest.raises(UsageError) as caught:
+        WingsConfig(compat="publishd", system_tokens=14)  # type: ignore[arg-type]
+    assert "more)" not in caught.value.message
+    with pytest.raises(UsageError, match=r"router_rows: it stands beside router_tokens"):
+        WingsConfig.from_dict({"router_tokens": 8, "router_rows": 4096})

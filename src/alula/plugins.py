@@ -116,6 +116,11 @@ class Registry(Generic[T]):
             found = load(self.group, name)
             if found is not None and not isinstance(found, ModuleType):
                 self.register(name, found)
+            if found is not None and name not in self._things:
+                raise UsageError(
+                    f"{name!r} for {self.group}, of {origin(self.group, name)}, registers nothing under that name",
+                    remedy="mend or uninstall the package that brings it",
+                )
         return self._things.get(name)
 
     def names(self) -> tuple[str, ...]:

@@ -85,8 +85,11 @@ def _strict(hint: Any) -> Any:
     """An annotation whose numbers, true and false take nothing that stands in for them."""
     if hint in (bool, int, float):
         return {bool: Bool, int: Int, float: Number}[hint]
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
         return functools.reduce(operator.or_, (_strict(part) for part in get_args(hint)))
+    if origin in (tuple, list):
+        return origin[tuple(part if part is ... else _strict(part) for part in get_args(hint))]
     return hint
 
 
@@ -122,7 +125,8 @@ def problems(error: ValidationError, schema: Any, given: Any, lines: yaml.Node |
         given: the settings as plain mappings, lists and values.
         lines: YAML nodes of ``given``, for line numbers.
     """
-    found = [item for item in error.errors(include_url=False) if not _phantom(item)]
+    every = error.errors(include_url=False)
+    found = [item for item in every if not _phantom(item)] or every
     return list(dict.fromkeys(_problem(item, schema, given, lines) for item in found))
 
 

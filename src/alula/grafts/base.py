@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from alula.errors import AdapterError
+from alula.errors import AdapterError, UsageError
 from alula.seam import NAME, Handle, OutputOf, Owner, Phase, Point, Seam, marked, marks, retract
 from alula.seam.points import PointFunction
 from alula.settings import Settings, refusal
@@ -35,7 +35,7 @@ class GraftConfig(Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
-        return self.model_dump()
+        return self.model_dump(mode="json")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str | None = None) -> Self:
@@ -45,6 +45,9 @@ class GraftConfig(Settings):
             UsageError: an unknown setting (naming the nearest known one) or a value the config refuses.
         """
         old = [key for key in values if key in cls.renamed]
+        twice = next((key for key in old if cls.renamed[key] in values), None)
+        if twice is not None:
+            raise UsageError(f"it stands beside {cls.renamed[twice]}, its name today", where=cls.named(twice))
         if old:
             logger.warning(
                 "%s: read %s under their names of an earlier version", where or cls.graft_type, ", ".join(old)

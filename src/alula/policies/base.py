@@ -116,5 +116,5 @@ class Policy(Settings, Owner, abc.ABC):
             yield self
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON values, with ``policy_type``; `from_dict` reads them."""
+        """The settings as JSON values, with ``policy_type``; `policy_of` reads them."""
         return {"policy_type": self.policy_type, **self.model_dump(mode="json")}

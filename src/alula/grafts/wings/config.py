@@ -94,9 +94,11 @@ class WingsConfig(GraftConfig):
         if not isinstance(values, Mapping) or values.get("compat") != "published":
             return values
         for name, value in _PUBLISHED.items():
+            # a default that was written out, as saved settings are, says nothing
             default = cls.model_fields[name].default
-            if values.get(name, default) not in (value, default):
-                raise ValueError(f"{name}={values[name]!r} is not what the released code computes ({value!r})")
+            given = values.get(name, value)
+            if not any(given == legal and isinstance(given, type(legal)) for legal in (value, default)):
+                raise ValueError(f"{name}={given!r} is not what the released code computes ({value!r})")
         return {**values, **_PUBLISHED}
 
     @field_validator("learners")
@@ -129,6 +131,6 @@ class WingsConfig(GraftConfig):
     @field_validator("system_tokens")
     @classmethod
     def _of_published(cls, system_tokens: int, others: ValidationInfo) -> int:
-        if system_tokens and others.data.get("compat") is None:
+        if system_tokens and others.data.get("compat", "wrong itself") is None:
             raise ValueError('it is only for compat="published"')
         return system_tokens
