@@ -9,6 +9,7 @@ import math
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
@@ -43,7 +44,7 @@ class Expert(nn.Module):
 
     def forward(self, given: Tensor, output: Tensor, mask: Tensor | None) -> Tensor:
         """(B, M, o) output of the linear with the update added at the tokens of the mask (B, M, 1); all where None."""
-        given = F.dropout(given.to(self._weight.dtype), self.dropout, self.training)
+        given = F.dropout(given.to(self.dtype), self.dropout, self.training)
         if hasattr(self, "full"):
             return output + F.linear(given if mask is None else given * mask, self.full).to(output.dtype)
         inner = F.linear(given, self.down)
@@ -52,8 +53,9 @@ class Expert(nn.Module):
         return output + F.linear(inner if self.scale == 1.0 else inner * self.scale, self.up).to(output.dtype)
 
     @property
-    def _weight(self) -> Tensor:
-        return self.full if hasattr(self, "full") else self.down
+    def dtype(self) -> torch.dtype:
+        """Of its weights, in which it computes."""
+        return (self.full if hasattr(self, "full") else self.down).dtype
 
 
 class LayerExperts(nn.Module):
@@ -69,8 +71,8 @@ class LayerExperts(nn.Module):
         ctx = view.ctx
         if not ctx.any_media or ctx.is_disabled(self.graft_name):
             return None
-        mask = _mask(ctx, self.config.tokens)
-        return expert(given, output, None if mask is None else view.pick(mask).to(given.dtype))
+        mask = _mask(ctx, self.config.tokens, expert.dtype)
+        return expert(given, output, None if mask is None else view.pick(mask))
 
 
 def key(path: str) -> str:
@@ -83,9 +85,9 @@ def path_of(key: str) -> str:
     return key.replace("__", ".")
 
 
-def _mask(ctx: ForwardContext, tokens: str) -> Tensor | None:
-    """(B, S, 1) bool of the new tokens that experts act on, once per forward; None: all of them."""
-    made = ctx.memo.get((_mask, tokens))
+def _mask(ctx: ForwardContext, tokens: str, dtype: torch.dtype) -> Tensor | None:
+    """(B, S, 1) 1 at the new tokens that experts act on, else 0, made once per forward; None: all of them."""
+    made = ctx.memo.get((_mask, tokens, dtype))
     if made is None:
         if tokens == "image":
             mask: Tensor | None = ctx.tokens.is_perceptual[..., None]
@@ -93,7 +95,7 @@ def _mask(ctx: ForwardContext, tokens: str) -> Tensor | None:
             mask = None  # every sample had seen something before these tokens came
         else:
             mask = ctx.all_tokens.has_seen[:, -ctx.tokens.shape[1] :, None]
-        made = ctx.memo[_mask, tokens] = (mask,)
+        made = ctx.memo[_mask, tokens, dtype] = (None if mask is None else mask.to(dtype),)
     return made[0]
 
 
@@ -106,8 +108,8 @@ class ExpertsGraft(Graft):
         return LayerExperts(self.name, self._linears(index), self.config)
 
     def place(self, index: int, module: Any) -> None:
-        for path in self._linears(index):
-            self.on(OutputOf(path), index, partial(module.add, module.experts[key(path)]))
+        for name, expert in module.experts.items():
+            self.on(OutputOf(path_of(name)), index, partial(module.add, expert))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"experts": list(self.parameters())}
@@ -124,16 +126,17 @@ class ExpertsGraft(Graft):
             and not {"base_layer", NAME} & {*path.split(".")}
             and "lora_" not in path
         }
-        groups: dict[str, set[str]] = {"attention": set(), "mlp": set()}
-        for path in linears:
+
+        def names(path: str) -> set[str]:
+            """By which targets a linear is meant."""
+            name = path.rpartition(".")[2]
             if path.startswith(f"{anatomy.family.attention}."):
-                groups["attention"].add(path)
-            elif path.rpartition(".")[2] not in _ROUTERS:
-                groups["mlp"].add(path)
-        found: dict[str, nn.Module] = {}
-        for target in self.config.targets:
-            named = {path for path in linears if target in (path, path.rpartition(".")[2])} | groups.get(target, set())
-            found.update({path: linears[path] for path in linears if path in named})
+                return {path, name, "attention"}
+            return {path, name} if name in _ROUTERS else {path, name, "mlp"}
+
+        found: dict[str, nn.Module] = {
+            path: each for path, each in linears.items() if names(path) & {*self.config.targets}
+        }
         if not found:
             raise UsageError(
                 f"experts: {', '.join(self.config.targets)} is no linear module of decoder layer {index}",
