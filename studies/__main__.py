@@ -97,20 +97,21 @@ def wings(
     questions. Ends with a table, an answer per question, a report, and the tables in Markdown (tables.md).
     """
     from alula.files import write_text
-    from studies.wings import ARMS, WingsPlan, figures, markdown, report, table, verdict
-    from studies.wings import wings as run
+    from studies.arms import figures, markdown, report, run, table, verdict
+    from studies.wings import WINGS, WingsPlan
 
     plan = WingsPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
-        arms=tuple(arm.name for arm in ARMS) if arms == "all" else tuple(name.strip() for name in arms.split(",")),
+        arms=() if arms == "all" else tuple(name.strip() for name in arms.split(",")),
         items=items,
         steps=steps,
         reuse=reuse,
     )
     outcome = run(plan, command=command_line(), workers=workers)
-    write_text(output / "tables.md", markdown(outcome))
-    _show(output, outcome, report(outcome), figures(outcome), table(outcome), verdict(outcome), as_json=as_json)
+    write_text(output / "tables.md", markdown(WINGS, outcome))
+    pages = (report(WINGS, outcome), figures(WINGS, outcome), table(WINGS, outcome))
+    _show(output, outcome, *pages, verdict(WINGS, outcome), as_json=as_json)
 
 
 def early_warning(

@@ -1,74 +1,16 @@
-"""What the Wings ablation trains and asks."""
+"""The plan of the Wings ablation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import ClassVar
 
-from alula.errors import UsageError
-from alula.training.recipe import Recipe
-from alula_fledgling.quickstart import Plan, jobs
-from alula_fledgling.quickstart.plan import BASE
-from studies.plan import StudyPlan
-from studies.wings.arms import ARMS, NAMES, Arm
-
-TASKS = ("text_bare", "text_after_image", "visual")
+from studies.arms import Ablation, ArmsPlan
+from studies.wings.arms import WINGS
 
 
 @dataclass(frozen=True)
-class WingsPlan(StudyPlan):
-    """The ablation.
+class WingsPlan(ArmsPlan):
+    """The ablation of Wings' parts."""
 
-    Attributes:
-        arms: names of `ARMS`.
-        items: questions per task.
-        task_seed: of the questions.
-    """
-
-    arms: tuple[str, ...] = NAMES
-    items: int = 400
-    task_seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        unknown = [name for name in self.arms if name not in NAMES]
-        if unknown or not self.arms:
-            raise UsageError(f"there is no arm {', '.join(unknown)!r}", remedy=f"choose among {', '.join(NAMES)}")
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {**super().facts, "study": "wings", "items": self.items, "task_seed": self.task_seed}
-
-    @property
-    def shared_facts(self) -> dict[str, Any]:
-        return {**super().shared_facts, "items": self.items, "task_seed": self.task_seed}
-
-    @cached_property
-    def own(self) -> Plan:
-        return Plan(
-            output=self.output,
-            seeds=self.seeds,
-            methods=(),
-            items=self.items,
-            task_seed=self.task_seed,
-            tasks=TASKS,
-            steps=self.steps,
-        )
-
-    @property
-    def chosen(self) -> list[Arm]:
-        """The arms, in the order of `ARMS`."""
-        return [arm for arm in ARMS if arm.name in self.arms]
-
-    def recipe_of(self, seed: int, arm: Arm) -> Recipe:
-        """The recipe of an arm."""
-        return self.recipe(seed, arm.recipe, arm.name, arm.changes)
-
-    def holder(self, seed: int, name: str) -> Plan:
-        """The plan that holds the training and the answers called ``name``: the lent quickstart's, or the study's."""
-        lent = self.lent
-        same = name == BASE or any(arm.name == name and not arm.changes for arm in ARMS)
-        if lent is not None and same and jobs.answers_path(lent, seed, name).is_file():
-            return lent
-        return self.own
+    ablation: ClassVar[Ablation] = WINGS

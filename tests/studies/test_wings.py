@@ -20,17 +20,19 @@ from alula.reports import Outcome, render
 from alula_fledgling.quickstart import jobs
 from alula_fledgling.weights import digest
 from studies.__main__ import commands
-from studies.wings import ARMS, QUESTIONS, WingsPlan, figures, markdown, report, table, verdict, wings
-from studies.wings import contrasts as contrasting
-from studies.wings.contrasts import contrasts
+from studies.arms import contrasts as contrasting
+from studies.arms import figures, markdown, report, run, table, verdict
+from studies.arms.contrasts import contrasts
+from studies.wings import ARMS, QUESTIONS, WINGS, WingsPlan
 
+ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {"items": 4, "steps": 0.004, "arms": ("full", "wings", "wings-visual")}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[WingsPlan, Outcome]:
     plan = WingsPlan(output=tmp_path_factory.mktemp("wings") / "study", **SMALL)
-    return plan, wings(plan, command="python -m studies wings", workers=0, quiet=True)
+    return plan, run(plan, command="python -m studies wings", workers=0, quiet=True)
 
 
 @pytest.fixture
@@ -48,11 +50,11 @@ def test_the_record_holds_every_arm(finished: tuple[WingsPlan, Outcome]) -> None
     assert Outcome.load(plan.output / "outcome.json") == outcome
     kept = outcome.methods["wings-visual"].seeds[0].tasks["text_bare"]
     assert kept.overall.lost == kept.overall.gained == 0  # exact gate
-    page = render(report(outcome))
+    page = render(report(WINGS, outcome))
     assert "http://" not in page.replace("http://www.w3.org", "")
-    assert table(outcome).row_count == 3
-    assert "ways-text-bare" in figures(outcome)
-    assert len(verdict(outcome)) == 2
+    assert table(WINGS, outcome).row_count == 3
+    assert "ways-text-bare" in figures(WINGS, outcome)
+    assert len(verdict(WINGS, outcome)) == 2
 
 
 def _changed(left: Any, right: Any, path: str = "") -> set[str]:
@@ -109,21 +111,30 @@ def test_contrasts_are_paired_by_item(finished: tuple[WingsPlan, Outcome]) -> No
         assert found == expected
         scores = [np.mean([item.score for item in runs[name].tasks[task].items]) for name in ("full", "wings")]
         assert found.difference.mean.value == pytest.approx(scores[1] - scores[0])
-    assert [c.question.arm for c in contrasts(outcome)] == ["wings", "wings-visual"]
+    assert [c.question.arm for c in contrasts(WINGS, outcome)] == ["wings", "wings-visual"]
 
 
 def test_markdown_tables_hold_every_arm_and_question(finished: tuple[WingsPlan, Outcome]) -> None:
     _, outcome = finished
-    lines = markdown(outcome).splitlines()
+    lines = markdown(WINGS, outcome).splitlines()
     assert {line.count("|") for line in lines if "%" in line} == {6}
     assert sum(line.startswith("| Wings (rank 64) |") for line in lines) == 1
     assert sum("instead of both" in line for line in lines) == 1
 
 
+def test_the_committed_record_gives_the_tables_of_the_page() -> None:
+    outcome = Outcome.load(ROOT / "benchmarks" / "results" / "wings.json")
+    page = (ROOT / "docs" / "methods" / "wings.md").read_text()
+    rows = [line for line in markdown(WINGS, outcome).splitlines() if line.startswith("|")]
+    assert len(rows) > 30
+    assert not [row for row in rows if row not in page and "kept" not in row]
+    assert render(report(WINGS, outcome))
+
+
 def test_a_quickstart_is_reused(finished: tuple[WingsPlan, Outcome], quickstart: Path, tmp_path: Path) -> None:
     plan, outcome = finished
     again = replace(plan, output=tmp_path / "study", reuse=quickstart, arms=("full", "wings"))
-    found = wings(again, command="again", workers=0, quiet=True)
+    found = run(again, command="again", workers=0, quiet=True)
     assert {name: found.methods[name] for name in ("full", "wings")} == {
         name: outcome.methods[name] for name in ("full", "wings")
     }

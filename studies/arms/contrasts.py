@@ -5,37 +5,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alula.evaluation import SeedsComparison, across_seeds
+from alula.evaluation.pairing import KIND
 from alula.evaluation.results import Estimate, PairedResult
 from alula.reports.outcome import MethodOutcome, Outcome
-from studies.wings.arms import QUESTIONS, Question
+from studies.arms.ablation import Ablation, Column, Question
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """The answer to one question: per task, accuracy of the arm minus that of its reference, over seeds and items."""
+    """The answer to one question: per column, accuracy of the arm minus that of its reference, over seeds and items."""
 
     question: Question
-    differences: dict[str, Estimate]
+    differences: dict[Column, Estimate]
 
 
-def contrasts(outcome: Outcome) -> list[Contrast]:
+def contrasts(ablation: Ablation, outcome: Outcome) -> list[Contrast]:
     """All questions whose two arms were trained."""
     found = []
-    for question in QUESTIONS:
+    for question in ablation.questions:
         if {question.arm, question.against} <= outcome.methods.keys():
             arm, against = outcome.methods[question.arm], outcome.methods[question.against]
-            differences = {task: compare(against, arm, task).difference.mean for task in outcome.tasks}
+            differences = {
+                column: compare(against, arm, column.task, column.kind).difference.mean for column in ablation.columns
+            }
             found.append(Contrast(question, differences))
     return found
 
 
-def compare(before: MethodOutcome, after: MethodOutcome, task: str) -> SeedsComparison:
-    """Two arms on one task, paired item by item and seed by seed."""
+def compare(before: MethodOutcome, after: MethodOutcome, task: str, kind: str | None = None) -> SeedsComparison:
+    """Two arms on one task (or on its text or visual items alone), paired item by item and seed by seed."""
     pairs = []
     for seed in sorted(before.seeds.keys() & after.seeds.keys()):
         first, second = before.seeds[seed].tasks[task], after.seeds[seed].tasks[task]
         pairs.append(_against(first, second))
-    return across_seeds(pairs).overall
+    return across_seeds(pairs).overall if kind is None else across_seeds(pairs, by=KIND).groups[kind]
 
 
 def _against(before: PairedResult, after: PairedResult) -> PairedResult:
