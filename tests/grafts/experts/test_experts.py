@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import Qwen3MoeForCausalLM
 
 import alula
 from alula.errors import UsageError
@@ -123,8 +124,29 @@ def test_wrong_settings_are_told() -> None:
         ExpertsConfig(rank=None, alpha=4)
     with pytest.raises(UsageError, match=r"experts\.targets: it is empty"):
         ExpertsConfig(targets=())
+
+
+@pytest.mark.parametrize("targets", [("wings_proj",), ("down_proj", "wings_proj")])
+def test_a_target_that_no_layer_has_is_refused(targets: tuple[str, ...]) -> None:
     model = zoo.build("llava-llama")
-    with pytest.raises(UsageError, match="wings_proj is no linear module") as caught:
-        alula.attach(model, ExpertsConfig(targets=("wings_proj",)))
-    assert "down_proj" in str(caught.value.remedy)
+    with pytest.raises(UsageError, match=r"experts\.targets: wings_proj names no linear module") as caught:
+        alula.attach(model, ExpertsConfig(targets=targets))
+    assert "attention, down_proj, gate_proj" in str(caught.value.remedy)
     assert alula.grafts_of(model) == {}
+    assert not any("alula" in name for name, _ in model.named_modules())
+
+
+def test_a_target_may_stand_in_some_layers_only() -> None:
+    config = zoo.build("qwen3_moe").config
+    config.mlp_only_layers = [0]  # a dense layer in front, as DeepSeek has it
+    model = Qwen3MoeForCausalLM(config)
+    graft: Any = alula.attach(model, ExpertsConfig(rank=2, targets=("q_proj", "mlp")))
+    found = {index: set(layer.experts) for index, layer in graft.layers.items()}
+    dense = {"self_attn__q_proj", "mlp__gate_proj", "mlp__up_proj", "mlp__down_proj"}
+    assert found == {0: dense, 1: {"self_attn__q_proj"}}
+    alula.detach(model)
+    graft = alula.attach(model, ExpertsConfig(rank=2, targets=("mlp",)))
+    assert list(graft.layers) == [0]  # nothing is put where there is nothing to do
+    alula.detach(model)
+    with pytest.raises(UsageError, match="mlp names no linear module in any of the 1 layers"):
+        alula.attach(model, ExpertsConfig(rank=2, layers=(1,)))

@@ -20,8 +20,9 @@ class ExpertsConfig(GraftConfig):
         rank: width of the low-rank factors; None: a full matrix per linear.
         alpha: the low-rank product is scaled by ``alpha / rank``, as in LoRA (arXiv 2106.09685); without effect, and
             refused, where ``rank`` is None.
-        targets: "attention" and "mlp", all linear modules there, or names of some, such as "up_proj". Routers of
-            mixtures of experts get none unless they are named.
+        targets: "attention" and "mlp", all linear modules there, or names of some, such as "up_proj". Each has to mean
+            something in one of the layers, not in all: hybrids and mixtures of experts have layers of several kinds.
+            Routers get none unless they are named, and experts of a mixture that are fused into one tensor get none.
         layers: decoder layers that get experts, negative ones counted from the last; None: all.
         dropout: on what the factors down are given, in training.
     """

@@ -104,8 +104,24 @@ class ExpertsGraft(Graft):
 
     config: ExpertsConfig
 
+    def grow(self, indices: list[int]) -> None:
+        linears = {index: self._named_linears(index) for index in indices}
+        there = {name for each in linears.values() for _, names in each.values() for name in names}
+        missing = [name for name in self.config.targets if name not in there]
+        if missing:
+            raise UsageError(
+                f"experts.targets: {', '.join(missing)} names no linear module in any of the {len(indices)} layers",
+                remedy=f"there: {', '.join(sorted(there))}",
+            )
+        targets = {*self.config.targets}
+        self._linears: dict[int, dict[str, nn.Module]] = {
+            index: {path: linear for path, (linear, names) in each.items() if names & targets}
+            for index, each in linears.items()
+        }
+        super().grow([index for index in indices if self._linears[index]])
+
     def build_layer(self, index: int) -> nn.Module:
-        return LayerExperts(self.name, self._linears(index), self.config)
+        return LayerExperts(self.name, self._linears[index], self.config)
 
     def place(self, index: int, module: Any) -> None:
         for name, expert in module.experts.items():
@@ -114,32 +130,22 @@ class ExpertsGraft(Graft):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"experts": list(self.parameters())}
 
-    def _linears(self, index: int) -> dict[str, nn.Module]:
-        """The layer's linears that get experts, by path."""
+    def _named_linears(self, index: int) -> dict[str, tuple[nn.Module, set[str]]]:
+        """The layer's linears by path, each with the targets that mean it."""
         anatomy, layer = self.seam.anatomy, self.seam.anatomy.layers[index]
-        # inside an adapter of PEFT's the linear is called base_layer; the expert stands behind the adapter as a whole
-        modules = {path: getattr(each, "base_layer", each) for path, each in layer.named_modules()}
-        linears = {
-            path: each
-            for path, each in modules.items()
-            if isinstance(each, nn.Linear | Conv1D)
-            and not {"base_layer", NAME} & {*path.split(".")}
-            and "lora_" not in path
-        }
 
         def names(path: str) -> set[str]:
-            """By which targets a linear is meant."""
             name = path.rpartition(".")[2]
             if path.startswith(f"{anatomy.family.attention}."):
                 return {path, name, "attention"}
             return {path, name} if name in _ROUTERS else {path, name, "mlp"}
 
-        found: dict[str, nn.Module] = {
-            path: each for path, each in linears.items() if names(path) & {*self.config.targets}
+        # inside an adapter of PEFT's the linear is called base_layer; the expert stands behind the adapter as a whole
+        modules = {path: getattr(each, "base_layer", each) for path, each in layer.named_modules()}
+        return {
+            path: (each, names(path))
+            for path, each in modules.items()
+            if isinstance(each, nn.Linear | Conv1D)
+            and not {"base_layer", NAME} & {*path.split(".")}
+            and "lora_" not in path
         }
-        if not found:
-            raise UsageError(
-                f"experts: {', '.join(self.config.targets)} is no linear module of decoder layer {index}",
-                remedy=f"targets: any of {', '.join(sorted({path.rpartition('.')[2] for path in linears}))}",
-            )
-        return found
