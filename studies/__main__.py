@@ -35,6 +35,7 @@ def commands() -> typer.Typer:
     )
     app.command(name="attention-shift")(attention_shift)
     app.command(name="wings")(wings)
+    app.command(name="frontier")(frontier)
     app.command(name="early-warning")(early_warning)
     app.command(name="alignment")(alignment)
     return app
@@ -112,6 +113,44 @@ def wings(
     write_text(output / "tables.md", markdown(WINGS, outcome))
     pages = (report(WINGS, outcome), figures(WINGS, outcome), table(WINGS, outcome))
     _show(output, outcome, *pages, verdict(WINGS, outcome), as_json=as_json)
+
+
+def frontier(
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/frontier"),
+    seeds: Seeds = "0,1,2",
+    arms: Annotated[
+        str, typer.Option(help="Comma separated names of arms, or all. More may join in a later call.")
+    ] = "all",
+    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions per task.")] = 400,
+    workers: Workers = None,
+    steps: Steps = 1.0,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which way of giving a decoder eyes keeps every word and sees as well as full tuning?
+
+    Tunes one base by full tuning, LoRA, text replay, Wings, experts and what holds them to the base's words, at matched
+    rates on the same pictures. Ends with a table, an answer per question, which arm meets the aim, a report, and the
+    tables in Markdown (tables.md).
+    """
+    from alula.files import write_text
+    from studies.frontier import FrontierPlan, report
+    from studies.frontier import frontier as run
+
+    plan = FrontierPlan(
+        output=output,
+        seeds=_numbers(seeds, "--seeds", int),
+        arms=FrontierPlan.arms if arms == "all" else tuple(name.strip() for name in arms.split(",")),
+        items=items,
+        steps=steps,
+        reuse=reuse,
+    )
+    outcome = run(plan, command=command_line(), workers=workers)
+    write_text(output / "tables.md", report.markdown(outcome))
+    pages = (report.report(outcome), report.figures(outcome), report.table(outcome))
+    _show(output, outcome, *pages, report.verdict(outcome), as_json=as_json)
 
 
 def early_warning(

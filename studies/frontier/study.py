@@ -1,0 +1,62 @@
+"""Running the frontier: an ablation, and how far each tuned model has gone from the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from statistics import fmean
+
+from alula.files import read_json, write_json
+from alula.jobs import Job, run_in
+from alula.loading import load_model
+from studies.arms import arm_jobs, gather
+from studies.arms.study import title
+from studies.frontier.divergence import divergences
+from studies.frontier.plan import FrontierPlan
+from studies.frontier.record import FrontierOutcome
+from studies.passes import held_out
+
+
+def frontier(plan: FrontierPlan, *, command: str, workers: int | None = None, quiet: bool = False) -> FrontierOutcome:
+    """Tune one base by every arm, ask all models the same questions, measure how far each has gone from the base.
+
+    As `studies.arms.run`: finished work is not done again, arms and seeds may be added later.
+    """
+    work = [*arm_jobs(plan), *_divergence_jobs(plan)]
+    seconds = run_in(plan.output, plan.facts, "study", work, label="frontier", workers=workers, quiet=quiet)
+    outcome = gather(plan, command=command, seconds=seconds)
+    found = {
+        arm.name: {seed: fmean(read_json(plan.divergence_path(seed, arm.name))["nats"]) for seed in plan.seeds}
+        for arm in plan.chosen
+    }
+    record = FrontierOutcome(**dict(outcome), divergence=found)
+    record.save(plan.output / "outcome.json")
+    return record
+
+
+def measure_divergence(plan: FrontierPlan, seed: int, name: str) -> None:
+    """Measure how far an arm has gone from the base on held-out visual questions, those of the task `visual`."""
+    path = plan.divergence_path(seed, name)
+    if not path.is_file():
+        base, processor = load_model(plan.aligned(seed))
+        tuned, _ = load_model(plan.trained(seed, name))
+        samples = held_out("visual", plan.items, plan.task_seed)
+        write_json(path, {"nats": divergences(base, tuned, processor, samples)})
+
+
+def _divergence_jobs(plan: FrontierPlan) -> Iterator[Job]:
+    for seed in plan.seeds:
+        for arm in plan.chosen:
+            own = plan.holder(seed, arm.name) is plan.own
+            yield Job(
+                title=f"divergence of {arm.name}, seed {seed}",
+                call=measure_divergence,
+                arguments=(plan, seed, arm.name),
+                size=plan.items,
+                done=partial(_measured, plan, seed, arm.name),
+                after=(title(arm, seed),) if own else (),
+            )
+
+
+def _measured(plan: FrontierPlan, seed: int, name: str) -> int:
+    return plan.items if plan.divergence_path(seed, name).is_file() else 0

@@ -1,0 +1,176 @@
+"""The frontier: arms that can be compared, divergence from the base, and an aim that is judged as it was set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alula.data import Collator
+from alula.evaluation.results import Labels
+from alula.hosts.stops import stop_ids
+from alula.loading import load_model
+from alula.reports import render
+from studies.arms import Arm
+from studies.frontier import ARMS, DISTILLED, FRONTIER, PLAIN, FrontierOutcome, FrontierPlan, frontier
+from studies.frontier.aim import judge
+from studies.frontier.arms import DISTILL
+from studies.frontier.divergence import divergences
+from studies.frontier.report import aims, figures, markdown, report, table, verdict
+from studies.passes import held_out
+
+TRAINED = ("full", "lora", "lora-mlp", "wings-best", "experts-seen", "experts-mlp")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[FrontierPlan, FrontierOutcome]:
+    plan = FrontierPlan(tmp_path_factory.mktemp("frontier") / "study", items=4, steps=0.01, arms=TRAINED)
+    return plan, frontier(plan, command="python -m studies frontier", workers=0, quiet=True)
+
+
+def test_the_record_holds_every_arm(finished: tuple[FrontierPlan, FrontierOutcome]) -> None:
+    plan, outcome = finished
+    assert tuple(outcome.methods) == TRAINED
+    assert FrontierOutcome.load(plan.output / "outcome.json") == outcome
+    assert set(outcome.divergence) == set(TRAINED)
+    assert all(found[0] > 0 for found in outcome.divergence.values())
+    assert table(outcome).row_count == len(TRAINED)
+    assert {"experts-text-after-image", "wings-dialogue-text"} <= set(figures(outcome))
+    assert "The aim" in render(report(outcome))
+    rows = [line for line in markdown(outcome).splitlines() if line.startswith("| experts (seen) |")]
+    assert [row.count("|") for row in rows] == [10, 6]
+    assert any("on the MLP against LoRA on the MLP" in sentence for sentence in verdict(outcome))
+
+
+def test_arms_whose_parameters_are_called_equal_train_as_many(finished: tuple[FrontierPlan, FrontierOutcome]) -> None:
+    sizes = {name: method.seeds[0].trainable_parameters for name, method in finished[1].methods.items()}
+    assert sizes["experts-seen"] == sizes["lora"]
+    assert sizes["experts-mlp"] == sizes["lora-mlp"]
+
+
+def test_experts_are_scaled_as_lora_is(tmp_path: Path) -> None:
+    plan = FrontierPlan(tmp_path)
+    stages = {arm.name: plan.recipe_of(0, arm).stages for arm in plan.chosen}
+    assert stages["lora"][0].settings.alpha is None  # twice the rank, in recipes
+    assert stages["experts-seen"][0].settings.scale == stages["experts-image"][0].settings.scale == 2
+    rates = {rate for found in stages.values() for rate in found[-1].learning_rates.values()}
+    assert rates == {2e-3, 2e-4}
+    samples = {name: sum((stage.steps or 0) * stage.batch_size for stage in found) for name, found in stages.items()}
+    assert {samples[name] for name in samples if name != "wings-best"} == {9600}
+    assert samples["wings-best"] == 2 * 9600
+
+
+def test_distilled_arms_differ_in_one_key() -> None:
+    plain = {arm.name: arm for arm in PLAIN}
+    for arm in DISTILLED:
+        before = plain[arm.name.removesuffix("-distill")]
+        assert arm.changes == {**before.changes, "stages.0.distill": DISTILL}
+        assert arm.recipe == before.recipe
+
+
+def test_questions_are_about_arms_there_are() -> None:
+    names = FRONTIER.names
+    assert len(names) == len(set(names)) == len(ARMS)
+    assert {name for question in FRONTIER.questions for name in (question.arm, question.against)} <= set(names)
+    of_interest = {arm.name for arm in ARMS if arm.group in ("experts", "distill")}
+    assert of_interest <= {question.arm for question in FRONTIER.questions}
+
+
+def _by_hand(base: Any, tuned: Any, processor: Any, samples: Sequence[Any]) -> list[float]:
+    """KL sample by sample, token by token."""
+    collator = Collator(processor, stops=stop_ids(base, processor.tokenizer))
+    found = []
+    for sample in samples:
+        batch = dict(collator([sample]))
+        labels = batch.pop("labels")[0]
+        with torch.no_grad():
+            before, after = (model(**batch).logits[0] for model in (base, tuned))
+        values = []
+        for place in range(1, len(labels)):
+            if labels[place] != -100:
+                p, q = (torch.softmax(logits[place - 1].double(), 0) for logits in (before, after))
+                values.append(sum(float(p[v] * torch.log(p[v] / q[v])) for v in range(len(p))))
+        found.append(sum(values) / len(values))
+    return found
+
+
+def test_divergence_is_that_of_a_loop_over_tokens(finished: tuple[FrontierPlan, FrontierOutcome]) -> None:
+    plan, outcome = finished
+    base, processor = load_model(plan.aligned(0))
+    tuned = load_model(plan.trained(0, "experts-seen")).model
+    samples = held_out("visual", 3, 0)
+    found = divergences(base, tuned, processor, samples)
+    assert found == pytest.approx(_by_hand(base, tuned, processor, samples), rel=1e-4)
+    assert divergences(base, base, processor, samples) == [0, 0, 0]
+    more = divergences(base, tuned, processor, held_out("visual", 4, 0))
+    assert outcome.divergence["experts-seen"][0] == pytest.approx(sum(more) / 4, rel=1e-6)
+
+
+def _answering(outcome: FrontierOutcome, arm: str, task: str, tuned: list[float]) -> FrontierOutcome:
+    """The record with other answers of an arm to a task that the base answers right throughout."""
+    found = outcome.model_copy(deep=True)
+    result = found.methods[arm].seeds[0].tasks[task]
+    labels = {"family": Labels.of(["any"] * len(tuned))}
+    columns = {"base": [1.0] * len(tuned), "tuned": tuned, "cluster": list(range(len(tuned))), "labels": labels}
+    found.methods[arm].seeds[0].tasks[task] = result.model_copy(
+        update={"columns": result.columns.model_copy(update=columns)}
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "met", "surely"), [(0, True, True), (2, True, False), (4, False, False)], ids=["all", "99 %", "98 %"]
+)
+def test_the_aim_behind_an_image(
+    finished: tuple[FrontierPlan, FrontierOutcome], wrong: int, met: bool, surely: bool
+) -> None:
+    answers = [0.0] * wrong + [1.0] * (200 - wrong)
+    outcome = _answering(finished[1], "experts-seen", "text_after_image", answers)
+    judged = next(each for each in judge(outcome) if each.arm == "experts-seen")
+    assert (judged.meets["behind"], judged.surely["behind"]) == (met, surely)
+
+
+@pytest.mark.parametrize(("wrong", "met"), [(40, True), (42, True), (43, False)])
+def test_the_aim_of_sight_is_full_tuning_less_a_point(
+    finished: tuple[FrontierPlan, FrontierOutcome], wrong: int, met: bool
+) -> None:
+    outcome = _answering(finished[1], "full", "visual", [0.0] * 40 + [1.0] * 160)
+    outcome = _answering(outcome, "experts-seen", "visual", [0.0] * wrong + [1.0] * (200 - wrong))
+    outcome = outcome.model_copy(update={"methods": {name: outcome.methods[name] for name in ("full", "experts-seen")}})
+    judged = next(each for each in judge(outcome) if each.arm == "experts-seen")
+    assert judged.meets["sight"] is met
+    assert judged.sight is not None
+    assert judged.sight.value == pytest.approx((40 - wrong) / 200)
+
+
+def test_an_arm_meets_the_aim_only_in_everything(finished: tuple[FrontierPlan, FrontierOutcome]) -> None:
+    outcome = finished[1].model_copy(update={"costs": {"experts-seen": [1.0, 1.1], "lora": [1.2, 1.1]}})
+    outcome = _answering(outcome, "full", "text_after_image", [0.0, 1.0])
+    judged = {each.arm: each for each in judge(outcome)}
+    assert judged["experts-seen"].changed == 0
+    assert judged["experts-seen"].meets["time"]
+    assert not judged["lora"].meets["time"]
+    assert judged["lora-mlp"].meets["time"] is None
+    assert not judged["full"].meets["behind"]
+    last = aims(outcome)[-1]
+    assert last.startswith("All four by their estimates: ")
+    whole = [name for name, each in judged.items() if all(each.meets.values())]
+    assert all(outcome.methods[name].label in last for name in whole)
+    assert not any(outcome.methods[name].label in last for name in ("lora-mlp", "wings-best"))
+
+
+def test_arms_join_later(finished: tuple[FrontierPlan, FrontierOutcome]) -> None:
+    plan, outcome = finished
+    more = frontier(replace(plan, arms=(*TRAINED, "projector")), command="again", workers=0, quiet=True)
+    assert set(more.methods) == {*TRAINED, "projector"}
+    assert more.methods["lora"] == outcome.methods["lora"]
+
+
+def test_an_arm_is_a_recipe(tmp_path: Path) -> None:
+    plan = FrontierPlan(tmp_path)
+    first: Arm = plan.chosen[0]
+    assert plan.recipe_of(0, first).stages[0].method == first.name == "projector"
