@@ -27,6 +27,7 @@ from alula.data.errors import (
 )
 from alula.data.quarantine import Quarantine
 from alula.data.samples import MEDIA, Sample
+from alula.data.soft_labels import SoftLabels, joined
 from alula.errors import HostError, UsageError
 from alula.inputs import Intake
 from alula.tokens import TOKEN_ROLES, Role
@@ -53,6 +54,8 @@ class Collator:
       that ends the answer, ``IGNORED`` elsewhere (padding, image tokens and answers marked ``"train": False`` always).
       A template that marks answers without it is adapted (``alula.answers.ended``); where it writes none at all, one is
       put behind each answer;
+    - what `alula.data.soft_labels.joined` makes of answers with soft labels, whose ``labels`` are ``IGNORED``; absent
+      without any;
     - ``mm_token_type_ids`` (B, L) int64, with a processor: 0 text, 1 image, 2 video, 3 audio;
     - ``pixel_values`` and whatever else the image processor makes, absent when no sample holds an image; the same of
       videos and audio clips.
@@ -243,7 +246,7 @@ class Collator:
                     place=place,
                     remedy=f"{way} or split the conversation; placeholders are never cut",
                 )
-        if self.labels and (fault := self._silence(rows["assistant_masks"], number, entry.sample)) is not None:
+        if self.labels and (fault := self._silence(rows, number, entry.sample)) is not None:
             return fault
         # a token is learnt from as the successor of another, so the first one cannot be
         if self.labels and not any(self._supervised(rows, number)[1:]):
@@ -251,12 +254,13 @@ class Collator:
         return None
 
     @staticmethod
-    def _silence(masks: list[list[int]], number: int, sample: Sample) -> BadSampleError | None:
-        """Take the answers that are not to be learnt from out of the sample's mask."""
-        learnt = [bool(turn.get("train", True)) for turn in sample.messages if turn["role"] == "assistant"]
+    def _silence(rows: dict[str, Any], number: int, sample: Sample) -> BadSampleError | None:
+        """Take the answers whose tokens are not to be learnt out of the sample's mask, and note soft labels."""
+        turns = [turn for turn in sample.messages if turn["role"] == "assistant"]
+        learnt = [bool(turn.get("train", True)) and "soft" not in turn for turn in turns]
         if all(learnt):
             return None
-        mask = masks[number]
+        mask, ids = rows["assistant_masks"][number], rows["input_ids"][number]
         starts = [at for at, spoken in enumerate(mask) if spoken and not (at and mask[at - 1])]
         if len(starts) != len(learnt):
             return RecordError(
@@ -264,8 +268,19 @@ class Collator:
                 place=sample.place,
                 remedy="take a template that marks each answer once, or split the conversation",
             )
+        soft: list[tuple[int, SoftLabels]] = rows.setdefault("soft", {}).setdefault(number, [])
+        for turn, start in zip(turns, starts, strict=True):
+            if "soft" in turn:
+                length = next((at for at, spoken in enumerate(mask[start:]) if not spoken), len(mask) - start)
+                if ids[start : start + length] != turn["soft"].ids.tolist():
+                    return RecordError(
+                        "an answer with soft labels has other tokens in this conversation than it was labelled with",
+                        place=sample.place,
+                        remedy="the template writes an answer otherwise at its place here: put it last",
+                    )
+                soft.append((start, turn["soft"]))
         ends = [*starts[1:], len(mask)]
-        masks[number] = [
+        rows["assistant_masks"][number] = [
             spoken
             for kept, start, end in zip([True, *learnt], [0, *starts], [*starts[:1], *ends], strict=True)
             for spoken in (mask[start:end] if kept else [0] * (end - start))
@@ -278,7 +293,7 @@ class Collator:
         return [bool(spoken) and kind == 0 for spoken, kind in zip(mask, kinds, strict=True)]
 
     def _padded(self, rows: dict[str, Any], entries: list[_Entry]) -> BatchFeature:
-        ids = rows["input_ids"]
+        ids, soft = rows["input_ids"], rows.pop("soft", {})
         if self.labels:
             rows["labels"] = [
                 [
@@ -296,6 +311,13 @@ class Collator:
             key: self._stacked(value, length, fills.get(key, 0)) if _per_token(value, ids) else value
             for key, value in rows.items()
         }
+        batch |= joined(
+            [
+                (number * length + (0 if self.padding_side == "right" else length - len(ids[number])) + start, labels)
+                for number, held in soft.items()
+                for start, labels in held
+            ]
+        )
         if self.fingerprints:
             images = [ref for entry in entries for ref in entry.refs if isinstance(ref, MEDIA["image"])]
             batch["image_fingerprints"] = [ref.fingerprint() for ref in images]

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from alula.data.errors import BadSampleError, RecordError
 from alula.data.quarantine import Quarantine
@@ -154,6 +154,12 @@ class Mixture:
         return replace(self.sources[number][index], position=position)
 
 
+class Stream(Protocol):
+    """Samples by position, without end."""
+
+    def __getitem__(self, position: int, /) -> Sample: ...
+
+
 class Window:
     """A stretch of a mixture as a finite map-style dataset for ``torch.utils.data.DataLoader`` or the HF Trainer.
 
@@ -161,7 +167,7 @@ class Window:
     ``t * G ... (t + 1) * G - 1``.
     """
 
-    def __init__(self, mixture: Mixture, length: int, start: int = 0) -> None:
+    def __init__(self, mixture: Stream, length: int, start: int = 0) -> None:
         if length < 0 or start < 0:
             raise UsageError(f"a window needs length and start of at least 0, not {length} and {start}")
         self.mixture, self.length, self.start = mixture, length, start

@@ -26,7 +26,8 @@ class Sample:
         id: the record's own id, or one made from file and line.
         messages: ``{"role": ..., "content": [{"type": "text", "text": str} | {"type": "image", "image": ImageRef}
             | {"type": "video", "video": VideoRef} | {"type": "audio", "audio": AudioRef}]}``, the plain transformers
-            chat shape with lists everywhere; ``"train": False`` beside an answer that is not to be learnt from.
+            chat shape with lists everywhere; ``"train": False`` beside an answer that is not to be learnt from,
+            ``"soft": SoftLabels`` beside one that is learnt by its tokens' distributions (`alula.data.soft_labels`).
         source: name of the source it came from.
         meta: whatever else the record carried.
         place: file and line, for error messages.

@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from alula.chat_template import TemplateSettings
+from alula.errors import HostError
 from alula.inputs.roles import Messages, token_roles
 from alula.literals import Literals
 from alula.media import MEDIA
@@ -204,6 +205,22 @@ class Intake:
             pairs = zip(rows["input_ids"], chats, strict=True)
             rows[TOKEN_ROLES] = [self._roles(reader, ids, chat, prompt=prompt) for ids, chat in pairs]
         return rows
+
+    def user_turn(self) -> tuple[str, str]:
+        """What the chat template writes before and behind the words of a first user turn.
+
+        Raises:
+            HostError: it writes a text otherwise than it is, or more than once.
+        """
+        words = "Words of a user."
+        text = self._text(self.processor, [{"role": "user", "content": [{"type": "text", "text": words}]}], False)
+        before, *behind = text.split(words)
+        if len(behind) != 1:
+            raise HostError(
+                f"the chat template writes a user's words {len(behind)} times",
+                where=f"{type(self.processor).__name__}.chat_template",
+            )
+        return before, behind[0]
 
     def _reader(self, literal: bool) -> Any:
         return self._literals.reader if literal else self.processor

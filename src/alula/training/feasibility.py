@@ -36,6 +36,8 @@ def check_feasible(recipe: Recipe) -> None:
     for stage in recipe.stages:
         if stage.feature_cache is not None and stage.feature_cache.disk is not None:
             _check_writable(stage.feature_cache.disk, f"stages.{stage.name}.feature_cache.disk")
+        if stage.distill is not None and stage.distill.cache is not None:
+            _check_writable(stage.distill.cache, f"stages.{stage.name}.distill.cache")
     model = _host(recipe.host)
     if model is None:
         return

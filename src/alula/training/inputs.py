@@ -70,6 +70,9 @@ def _sources(recipe: Recipe, stages: Collection[int]) -> dict[str, SourceSpec]:
         replay = data.text_replay.sources if data.text_replay is not None else ()
         found |= {f"{key}.sources.{number}": spec for number, spec in enumerate(data.sources)}
         found |= {f"{key}.text_replay.sources.{number}": spec for number, spec in enumerate(replay)}
+        distill = recipe.stages[index].distill
+        if distill is not None and distill.prompts is not None:
+            found[f"stages.{recipe.stages[index].name}.distill.prompts"] = distill.prompts
     if stages and recipe.retention is not None:
         if recipe.retention.text is not None:
             found["retention.text"] = recipe.retention.text

@@ -6,6 +6,7 @@
   data.json          sizes and digests of the files that hold the records, as they were when the run began
   environment.json   versions, machine, git commit, command: one entry per session (start or resume)
   metrics.jsonl      one row per logged step of every stage
+  distillation/      answers of the run's start to text questions, by what made them (only with `distill`)
   host/              the assembled starting host (only when the recipe joins an LLM and a tower)
   stages/01-align/
     parameters.json  what was trained, tensor by tensor, with learning rates
@@ -128,6 +129,10 @@ class RunDirectory:
         return self.root / "host"
 
     @property
+    def distillation(self) -> Path:
+        return self.root / "distillation"
+
+    @property
     def final(self) -> Path:
         return self.root / "final"
 
@@ -172,7 +177,7 @@ class RunDirectory:
         # the recipe goes last: while it is there, a clean-up that was killed is still a run and can be repeated
         for path in (self.final, self.latest, self.environment, self.metrics, self.data):
             path.unlink(missing_ok=True)
-        for path in (self.root / "stages", self.host):
+        for path in (self.root / "stages", self.distillation, self.host):
             shutil.rmtree(path, ignore_errors=True)
         self.recipe.unlink(missing_ok=True)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from alula.errors import AlulaError
 from alula.seam import ForwardContext, install, marked
 
-LossFunction = Callable[[Any, Mapping[str, Any], ForwardContext], Tensor]
+LossFunction = Callable[[Any, Mapping[str, Any], Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,16 @@ class Loss:
     Attributes:
         function: ``function(outputs, batch, context)``, a scalar: the sum over the samples of a micro-batch. Given are
             the model's outputs (`logits`, (B, S, V)), the batch as the collator made it (`labels` included), and what
-            the forward knew and grafts kept in it. It calls no module of the model, whose weights may be sharded.
+            the forward knew and grafts kept in it (a `ForwardContext`, or None). It calls no module of the model, whose
+            weights may be sharded.
         weight: what its mean over the samples is multiplied by before it is added.
+        observes: whether it is given the context. Where no loss of a stage is, nothing is put on the model, and
+            decoders that no seam can be put on will do.
     """
 
     function: LossFunction
     weight: float = 1.0
+    observes: bool = True
 
 
 class AuxiliaryLosses:
@@ -46,13 +50,14 @@ class AuxiliaryLosses:
 
     def __init__(self, losses: Mapping[str, Loss], samples: int) -> None:
         self.losses, self.samples = losses, samples
+        self.observes = any(loss.observes for loss in losses.values())
         self._context: ForwardContext | None = None
         self._sums: dict[str, Tensor] = {}
 
     @contextlib.contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
         """Within the block forwards of ``model`` can be `observed`. Enter it before the model is sharded."""
-        if not self.losses:
+        if not self.observes:
             yield
             return
         name = "auxiliary losses"
@@ -66,7 +71,7 @@ class AuxiliaryLosses:
 
     def observed(self) -> contextlib.AbstractContextManager[None]:
         """Within the block the forward that is to be judged runs."""
-        return marked(self) if self.losses else contextlib.nullcontext()
+        return marked(self) if self.observes else contextlib.nullcontext()
 
     def _keep(self, context: ForwardContext) -> None:
         self._context = context
@@ -80,8 +85,8 @@ class AuxiliaryLosses:
         context, self._context = self._context, None
         shares = []
         for name, loss in self.losses.items():
-            assert context is not None, "the forward was not observed"
-            value = loss.function(outputs, batch, context)
+            assert context is not None or not loss.observes, "the forward was not observed"
+            value = loss.function(outputs, batch, context if loss.observes else None)
             if value.ndim:
                 raise AlulaError(
                     f"the loss {name!r} has the shape {tuple(value.shape)}", remedy="have it return a sum over samples"

@@ -114,6 +114,23 @@ class Retention(Section):
     batch_size: Size = Field(default=32, description="samples per forward of a measurement, on every process")
 
 
+class Distill(Section):
+    """Text turns behind images, answered as the run's start answers them bare (see `alula.training.distillation`)."""
+
+    weight: Number = Field(default=1.0, gt=0, le=MANY, description="factor on the divergence, beside the loss")
+    share: Number = Field(default=0.25, gt=0, le=1, description="share of the samples with media that get a text turn")
+    prompts: SourceSpec | None = Field(
+        default=None, description="text questions; default: the model the run starts from writes some itself"
+    )
+    count: Int = Field(default=1000, ge=1, le=ITEMS, description="how many of them")
+    max_new_tokens: Count = Field(default=256, description="longest answer, and longest question that is written")
+    candidates: Size = Field(default=64, description="likeliest tokens kept of each distribution")
+    batch_size: Size = Field(default=32, description="questions answered at a time")
+    cache: PathText | None = Field(
+        default=None, description="directory that keeps the answers; may be shared. Default: in the run's own"
+    )
+
+
 class _Stage(Section):
     """One pass of training: from the previous stage's output (or the host) to a directory of its own."""
 
@@ -140,6 +157,7 @@ class _Stage(Section):
     log_every: Count = Field(default=1, description="steps between rows of metrics.jsonl; a row is about its own step")
     workers: Int = Field(default=0, ge=0, le=1024, description="data loading processes")
     feature_cache: FeatureCache | None = None
+    distill: Distill | None = None
 
     @model_validator(mode="before")
     @classmethod

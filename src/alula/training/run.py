@@ -104,9 +104,10 @@ def run_stages(
 ) -> list[StageResult]:
     """Train the stages that are not done, each from the output of the one before, until one is stopped."""
     results: list[StageResult] = []
-    base, previous = start_of_run(recipe, run), None
+    origin = base = start_of_run(recipe, run)
+    previous = None
     for index, stage in enumerate(recipe.stages):
-        plan = StagePlan(recipe, index, run, base, previous)
+        plan = StagePlan(recipe, index, run, origin, base, previous)
         paths = plan.paths
         if paths.done() is not None:
             results.append(stage_result(paths, skipped=True))

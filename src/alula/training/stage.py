@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
@@ -15,13 +16,16 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from alula.anatomy import Anatomy
 from alula.chat_template import TemplateSettings
-from alula.data import Collator
+from alula.data import Collator, Mixture, Quarantine
+from alula.data.collate import Replacer
 from alula.files import write_json
+from alula.hosts import load_host
 from alula.hosts.context import context_length
 from alula.hosts.stops import stop_ids
 from alula.seam import needs_roles
 from alula.training.checkpoint import Sealing, newest, step_of
 from alula.training.datasets import RunData, StageData
+from alula.training.distillation import HeldMixture, Lessons, distillation, prepare_lessons
 from alula.training.feature_cache import FeatureStore, frozen_audio_tower, frozen_tower, tower_fingerprint
 from alula.training.layout import RunDirectory, StageDirectory
 from alula.training.losses import AuxiliaryLosses
@@ -30,7 +34,7 @@ from alula.training.metrics import MetricsWriter, Row, read_rows, rewind
 from alula.training.optimizer import decayed_names
 from alula.training.participation import lockstep
 from alula.training.parts import PartTable, load_trained, tabulate
-from alula.training.processes import on_first
+from alula.training.processes import from_first, on_first
 from alula.training.progress import Display
 from alula.training.recipe import FeatureCache, Recipe, Stage
 from alula.training.retention import ProbeSet, RetentionEvaluator, RetentionMonitor, Stopped, retention_record
@@ -65,12 +69,14 @@ class StagePlan:
         recipe: the run's.
         index: the stage's place in it, from 0.
         run: the run's directory.
+        origin: directory or hub id of the host that the run's first stage starts from.
         base, previous: see `starts.begin`.
     """
 
     recipe: Recipe
     index: int
     run: RunDirectory
+    origin: str
     base: str
     previous: Path | None
 
@@ -86,6 +92,10 @@ class StagePlan:
     def seed(self) -> int:
         return self.recipe.seed + self.index
 
+    @property
+    def template(self) -> TemplateSettings:
+        return TemplateSettings(self.recipe.template or {})
+
     def begin(self) -> Tunable:
         """What the stage starts from; what the method puts on the host is drawn from the stage's own seed."""
         set_seed(self.seed)
@@ -100,6 +110,8 @@ class OpenStage:
         tunable: the model, with its parts found.
         table: its parts, counted.
         data: what it learns from.
+        samples: the mixture, with the text turns of its distillation in it.
+        lessons: those turns, None without distillation.
         probe_set: what its retention is measured with, None without a budget.
         checkpoint: of an earlier session, None if there is none.
         rows: metrics rows up to the checkpoint.
@@ -109,6 +121,8 @@ class OpenStage:
     tunable: Tunable
     table: PartTable
     data: StageData
+    samples: Mixture | HeldMixture
+    lessons: Lessons | None
     probe_set: ProbeSet | None
     checkpoint: Path | None
     rows: Sequence[Row]
@@ -117,10 +131,6 @@ class OpenStage:
     def done(self) -> int:
         """Optimizer steps of earlier sessions."""
         return 0 if self.checkpoint is None else step_of(self.checkpoint)
-
-    @property
-    def template(self) -> TemplateSettings:
-        return TemplateSettings(self.plan.recipe.template or {})
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,7 @@ def run_stage(
 def open_stage(plan: StagePlan, data: RunData, display: Display) -> OpenStage:
     """Load the model and the data, and take the stage's files back to its newest complete checkpoint."""
     stage, paths, metrics = plan.stage, plan.paths, plan.run.metrics
+    lessons = stage_lessons(plan, display)  # before the model is loaded: the memory of two is not asked for
     tunable = plan.begin()
     table = tabulate(tunable.model, tunable.parts, stage.learning_rates, decayed_names(tunable.model, tunable.parts))
     display.show_parts(f"stage {stage.name}: {stage.method}", table)
@@ -173,12 +184,19 @@ def open_stage(plan: StagePlan, data: RunData, display: Display) -> OpenStage:
         complete = newest(paths.checkpoints, clean=True)
         rewind(metrics, stage.name, 0 if complete is None else step_of(complete))
 
+    samples: Mixture | HeldMixture = stage_data.mixture
+    if lessons is not None:
+        assert stage.distill is not None
+        held = HeldMixture(stage_data.mixture, lessons, share=stage.distill.share, seed=plan.seed)
+        samples = held.fitting(collator(plan, tunable), f"stages.{stage.name}.distill")
     on_first(write)
     opened = OpenStage(
         plan,
         tunable,
         table,
         stage_data,
+        samples,
+        lessons,
         data.retention,
         checkpoint=newest(paths.checkpoints),
         rows=read_rows(metrics, stage.name),
@@ -192,7 +210,9 @@ def train_stage(opened: OpenStage, display: Display, callbacks: Sequence[Trainer
     """Take the stage's remaining steps."""
     plan, tunable, data = opened.plan, opened.tunable, opened.data
     stage = plan.stage
-    losses = METHODS[stage.method].losses(tunable, stage.settings)
+    losses = dict(METHODS[stage.method].losses(tunable, stage.settings))
+    if stage.distill is not None:
+        losses["distill"] = distillation(stage.distill.share, stage.distill.weight)
     auxiliary = AuxiliaryLosses(losses, stage.batch_size)
     with (
         training_setup(opened),
@@ -221,17 +241,8 @@ def train_stage(opened: OpenStage, display: Display, callbacks: Sequence[Trainer
             parts=tunable.parts,
             rates=stage.learning_rates,
             stage=stage,
-            dataset=data.mixture.window(data.steps * stage.batch_size),
-            collator=Collator(
-                tunable.processor,
-                max_length=stage.max_length,
-                context=context_length(tunable.model),
-                template=opened.template,
-                roles=needs_roles(tunable.model),
-                stops=stop_ids(tunable.model, tunable.processor.tokenizer),
-                quarantine=data.quarantine,
-                replacer=data.mixture if data.quarantine is not None else None,
-            ),
+            dataset=opened.samples.window(data.steps * stage.batch_size),
+            collator=collator(plan, tunable, data.quarantine, opened.samples),
             auxiliary=auxiliary,
             callbacks=[writer, Sealing(stage.keep_checkpoints), *([monitor] if monitor else []), *callbacks],
         )
@@ -239,6 +250,47 @@ def train_stage(opened: OpenStage, display: Display, callbacks: Sequence[Trainer
         trainer.train(resume_from_checkpoint=None if opened.checkpoint is None else str(opened.checkpoint))
         gathered = trainer.gather_trained() if trainer.is_fsdp_enabled else None
     return TrainedStage(opened, gathered, None if monitor is None else monitor.stopped)
+
+
+def collator(
+    plan: StagePlan, tunable: Tunable, quarantine: Quarantine | None = None, replacer: Replacer | None = None
+) -> Collator:
+    """What makes the stage's batches; bad samples raise unless there is a quarantine, and a replacer beside it."""
+    return Collator(
+        tunable.processor,
+        max_length=plan.stage.max_length,
+        context=context_length(tunable.model),
+        template=plan.template,
+        roles=needs_roles(tunable.model),
+        stops=stop_ids(tunable.model, tunable.processor.tokenizer),
+        quarantine=quarantine,
+        replacer=replacer if quarantine is not None else None,
+    )
+
+
+def stage_lessons(plan: StagePlan, display: Display) -> Lessons | None:
+    """What the run's start says to text questions, None without distillation. The first process asks it."""
+    stage, spec = plan.stage, plan.stage.distill
+    if spec is None:
+        return None
+
+    def asked() -> Lessons:
+        state = PartialState()
+        return Lessons.load(
+            prepare_lessons(
+                spec,
+                lambda: load_host(plan.origin, dtype=torch.float32),
+                plan.template,
+                plan.run.distillation,
+                key=f"stages.{stage.name}.distill",
+                device=state.device,
+                seed=plan.seed,
+                progress=display.console.is_terminal and not display.console.quiet,
+                notify=display.notify,
+            )
+        )
+
+    return from_first(asked)
 
 
 def seal_stage(trained: TrainedStage, display: Display) -> None:
@@ -258,8 +310,10 @@ def seal_stage(trained: TrainedStage, display: Display) -> None:
             "trainable": opened.table.trainable,
             "total": opened.table.total,
             "base": plan.base,
-            "template": opened.template.recorded(tuned.processor),
+            "template": plan.template.recorded(tuned.processor),
         }
+        if opened.lessons is not None:
+            record["distill"] = opened.lessons.counts()
         if plan.recipe.retention is not None:
             record["retention"] = retention_record(rows, trained.stopped)
         if trained.stopped is not None:
@@ -315,7 +369,7 @@ def retention_monitor(opened: OpenStage, writer: MetricsWriter, display: Display
     evaluator = RetentionEvaluator(
         opened.probe_set,
         tunable.processor,
-        opened.template,
+        plan.template,
         context_length(tunable.model),
         roles=needs_roles(tunable.model),
         batch_size=plan.recipe.retention.batch_size,

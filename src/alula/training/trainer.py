@@ -18,6 +18,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 
+from alula.data import soft_labels
 from alula.files import telling
 from alula.training.losses import AuxiliaryLosses
 from alula.training.optimizer import build_optimizer
@@ -134,6 +135,8 @@ class StageTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         batch = dict(inputs)  # the Trainer takes the labels out
+        for key in soft_labels.KEYS:  # for the losses, not for the model
+            inputs.pop(key, None)
         with self.auxiliary.observed():
             loss, outputs = super().compute_loss(
                 model,
