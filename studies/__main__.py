@@ -124,6 +124,9 @@ def frontier(
         str, typer.Option(help="Comma separated names of arms, or all. More may join in a later call.")
     ] = "all",
     items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions per task.")] = 400,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="Rounds in which training times are measured beside full tuning's.")
+    ] = 3,
     workers: Workers = None,
     steps: Steps = 1.0,
     reuse: Reuse = None,
@@ -144,6 +147,7 @@ def frontier(
         seeds=_numbers(seeds, "--seeds", int),
         arms=FrontierPlan.arms if arms == "all" else tuple(name.strip() for name in arms.split(",")),
         items=items,
+        rounds=rounds,
         steps=steps,
         reuse=reuse,
     )

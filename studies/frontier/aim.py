@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 
 from alula.evaluation import across_seeds
 from alula.evaluation.results import Estimate
@@ -81,11 +81,11 @@ def judge(outcome: FrontierOutcome) -> list[Judgement]:
 
 
 def relative_time(outcome: FrontierOutcome, arm: str) -> float | None:
-    """Training time of an arm as a multiple of full tuning's: the mean of what rounds side by side gave."""
+    """Training time of an arm as a multiple of full tuning's: the median of rounds side by side."""
     if arm == REFERENCE:
         return 1.0
     found = outcome.costs.get(arm)
-    return fmean(found) if found else None
+    return median(found) if found else None
 
 
 def divergence(outcome: FrontierOutcome, arm: str) -> float:

@@ -12,12 +12,18 @@ from studies.frontier.arms import FRONTIER, PLAIN
 
 @dataclass(frozen=True)
 class FrontierPlan(ArmsPlan):
-    """The frontier of words against sight."""
+    """The frontier of words against sight.
+
+    Attributes:
+        rounds: in which each arm's training time is measured beside full tuning's.
+    """
 
     ablation: ClassVar[Ablation] = FRONTIER
 
     # `tokens: both` and `distill` are not in recipes yet
     arms: tuple[str, ...] = tuple(arm.name for arm in PLAIN if arm.name != "experts-both")
+
+    rounds: int = 3
 
     def trained(self, seed: int, name: str) -> Path:
         """The trained model of an arm."""
@@ -26,3 +32,7 @@ class FrontierPlan(ArmsPlan):
     def divergence_path(self, seed: int, name: str) -> Path:
         """What was measured of an arm's divergence from the base."""
         return self.own.seed_directory(seed) / f"{name}-divergence.json"
+
+    def costs_path(self, name: str) -> Path:
+        """What was measured of an arm's training time."""
+        return self.output / "costs" / f"{name}.json"

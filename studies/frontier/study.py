@@ -9,8 +9,11 @@ from statistics import fmean
 from alula.files import read_json, write_json
 from alula.jobs import Job, run_in
 from alula.loading import load_model
-from studies.arms import arm_jobs, gather
+from studies.arms import Arm, arm_jobs, gather
 from studies.arms.study import title
+from studies.frontier.aim import REFERENCE
+from studies.frontier.arms import ARMS
+from studies.frontier.cost import costs
 from studies.frontier.divergence import divergences
 from studies.frontier.plan import FrontierPlan
 from studies.frontier.record import FrontierOutcome
@@ -18,18 +21,23 @@ from studies.passes import held_out
 
 
 def frontier(plan: FrontierPlan, *, command: str, workers: int | None = None, quiet: bool = False) -> FrontierOutcome:
-    """Tune one base by every arm, ask all models the same questions, measure how far each has gone from the base.
+    """Tune one base by every arm, ask all models the same questions, measure divergence from the base and time.
 
     As `studies.arms.run`: finished work is not done again, arms and seeds may be added later.
     """
     work = [*arm_jobs(plan), *_divergence_jobs(plan)]
-    seconds = run_in(plan.output, plan.facts, "study", work, label="frontier", workers=workers, quiet=quiet)
+    run_in(plan.output, plan.facts, "study", work, label="frontier", workers=workers, quiet=quiet)
+    # alone: whatever ran beside them would be in the times
+    alone = 0 if workers == 0 else 1
+    timings = list(_cost_jobs(plan))
+    seconds = run_in(plan.output, plan.facts, "study", timings, label="times", workers=alone, quiet=quiet)
     outcome = gather(plan, command=command, seconds=seconds)
     found = {
         arm.name: {seed: fmean(read_json(plan.divergence_path(seed, arm.name))["nats"]) for seed in plan.seeds}
         for arm in plan.chosen
     }
-    record = FrontierOutcome(**dict(outcome), divergence=found)
+    times = {arm.name: read_json(plan.costs_path(arm.name))["ratios"] for arm in _timed(plan)}
+    record = FrontierOutcome(**dict(outcome), divergence=found, costs=times)
     record.save(plan.output / "outcome.json")
     return record
 
@@ -42,6 +50,22 @@ def measure_divergence(plan: FrontierPlan, seed: int, name: str) -> None:
         tuned, _ = load_model(plan.trained(seed, name))
         samples = held_out("visual", plan.items, plan.task_seed)
         write_json(path, {"nats": divergences(base, tuned, processor, samples)})
+
+
+def measure_cost(plan: FrontierPlan, name: str) -> None:
+    """Measure an arm's training time beside full tuning's, from the connector of the first seed."""
+    arm, reference = (next(each for each in ARMS if each.name == wanted) for wanted in (name, REFERENCE))
+    seed = plan.seeds[0]
+    costs(plan.costs_path(name), plan.recipe_of(seed, arm), plan.recipe_of(seed, reference), plan.rounds)
+
+
+def _timed(plan: FrontierPlan) -> list[Arm]:
+    return [arm for arm in plan.chosen if arm.name != REFERENCE] if plan.rounds else []
+
+
+def _cost_jobs(plan: FrontierPlan) -> Iterator[Job]:
+    for arm in _timed(plan):
+        yield Job(title=f"time of {arm.name}", call=measure_cost, arguments=(plan, arm.name))
 
 
 def _divergence_jobs(plan: FrontierPlan) -> Iterator[Job]:

@@ -12,10 +12,10 @@ import torch
 
 from alula.data import Collator
 from alula.evaluation.results import Labels
+from alula.files import write_json
 from alula.hosts.stops import stop_ids
 from alula.loading import load_model
 from alula.reports import render
-from studies.arms import Arm
 from studies.frontier import ARMS, DISTILLED, FRONTIER, PLAIN, FrontierOutcome, FrontierPlan, frontier
 from studies.frontier.aim import judge
 from studies.frontier.arms import DISTILL
@@ -28,7 +28,7 @@ TRAINED = ("full", "lora", "lora-mlp", "wings-best", "experts-seen", "experts-ml
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[FrontierPlan, FrontierOutcome]:
-    plan = FrontierPlan(tmp_path_factory.mktemp("frontier") / "study", items=4, steps=0.01, arms=TRAINED)
+    plan = FrontierPlan(tmp_path_factory.mktemp("frontier") / "study", items=4, steps=0.01, arms=TRAINED, rounds=0)
     return plan, frontier(plan, command="python -m studies frontier", workers=0, quiet=True)
 
 
@@ -170,7 +170,15 @@ def test_arms_join_later(finished: tuple[FrontierPlan, FrontierOutcome]) -> None
     assert more.methods["lora"] == outcome.methods["lora"]
 
 
-def test_an_arm_is_a_recipe(tmp_path: Path) -> None:
-    plan = FrontierPlan(tmp_path)
-    first: Arm = plan.chosen[0]
-    assert plan.recipe_of(0, first).stages[0].method == first.name == "projector"
+def test_time_is_measured_beside_full_tuning(
+    finished: tuple[FrontierPlan, FrontierOutcome],
+) -> None:
+    plan, outcome = finished
+    assert outcome.costs == {}
+    write_json(plan.costs_path("lora"), {"ratios": [1.5]})  # of an earlier call
+    timed = frontier(replace(plan, arms=("full", "lora", "wings-best"), rounds=1), command="", workers=0, quiet=True)
+    assert timed.costs["lora"] == [1.5]
+    assert len(timed.costs["wings-best"]) == 1
+    assert timed.costs["wings-best"][0] > 0
+    assert {each.arm: each.meets["time"] for each in judge(timed)}["lora"] is False
+    assert "| 1.50x |" in markdown(timed)
