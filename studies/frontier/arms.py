@@ -11,10 +11,11 @@ from studies.arms.ablation import RATE, REPLAY, WINGS, wings
 
 RANK = 64
 MLP = ("gate_proj", "up_proj", "down_proj")
-"""the fledgling's linears outside attention, which experts call "mlp" """
+"""what experts call mlp, by the names of the fledgling's linears"""
 
-DISTILL: dict[str, Any] = {"share": 0.25, "weight": 1.0}
-"""the section `distill` of stages that are held to what the base says; its share is that of `REPLAY`"""
+DISTILL: dict[str, Any] = {"share": 0.25, "weight": 1.0, "prompts": {"microworld": "text"}}
+"""the section `distill` of stages that are held to what the base says to questions whose answers nobody looks at (the
+fledgling writes none itself); its share is that of `REPLAY`"""
 
 
 def _experts(tokens: str, rank: int | None = RANK, targets: tuple[str, ...] = ("attention", "mlp")) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from studies.arms import Ablation, ArmsPlan
-from studies.frontier.arms import FRONTIER, PLAIN
+from alula.training.recipe import Recipe
+from studies.arms import Ablation, Arm, ArmsPlan
+from studies.frontier.arms import FRONTIER
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,15 @@ class FrontierPlan(ArmsPlan):
 
     ablation: ClassVar[Ablation] = FRONTIER
 
-    # `tokens: both` and `distill` are not in recipes yet
-    arms: tuple[str, ...] = tuple(arm.name for arm in PLAIN if arm.name != "experts-both")
+    # `tokens: both` is not in recipes yet
+    arms: tuple[str, ...] = tuple(name for name in FRONTIER.names if "experts-both" not in name)
 
     rounds: int = 3
+
+    def recipe_of(self, seed: int, arm: Arm) -> Recipe:
+        """As `ArmsPlan.recipe_of`; all arms that are held to the words of one base share what it said."""
+        cache = {"stages.0.distill.cache": str(self.output / "distillation")} if arm.group == "distill" else {}
+        return self.recipe(seed, arm.recipe, arm.name, {**arm.changes, **cache})
 
     def trained(self, seed: int, name: str) -> Path:
         """The trained model of an arm."""

@@ -16,9 +16,8 @@ from alula.files import write_json
 from alula.hosts.stops import stop_ids
 from alula.loading import load_model
 from alula.reports import render
-from studies.frontier import ARMS, DISTILLED, FRONTIER, PLAIN, FrontierOutcome, FrontierPlan, frontier
+from studies.frontier import ARMS, FRONTIER, FrontierOutcome, FrontierPlan, frontier
 from studies.frontier.aim import judge
-from studies.frontier.arms import DISTILL
 from studies.frontier.divergence import divergences
 from studies.frontier.report import aims, figures, markdown, report, table, verdict
 from studies.passes import held_out
@@ -64,12 +63,19 @@ def test_experts_are_scaled_as_lora_is(tmp_path: Path) -> None:
     assert samples["wings-best"] == 2 * 9600
 
 
-def test_distilled_arms_differ_in_one_key() -> None:
-    plain = {arm.name: arm for arm in PLAIN}
-    for arm in DISTILLED:
-        before = plain[arm.name.removesuffix("-distill")]
-        assert arm.changes == {**before.changes, "stages.0.distill": DISTILL}
-        assert arm.recipe == before.recipe
+def test_distilled_arms_differ_in_one_key(tmp_path: Path) -> None:
+    plan = FrontierPlan(tmp_path)
+    arms = {arm.name: arm for arm in plan.chosen}
+    distilled = [arm for arm in plan.chosen if arm.group == "distill"]
+    assert len(distilled) > 5
+    for arm in distilled:
+        before, after = (plan.recipe_of(0, each).stages for each in (arms[arm.name.removesuffix("-distill")], arm))
+        held = after[-1].distill
+        assert held is not None
+        # one base says the same for all of them
+        assert held.cache == str(tmp_path / "distillation")
+        assert {key: getattr(held, key) for key in ("share", "weight")} == {"share": 0.25, "weight": 1}
+        assert [each.model_copy(update={"distill": None}) for each in after] == list(before)
 
 
 def test_questions_are_about_arms_there_are() -> None:
