@@ -27,7 +27,9 @@ CASES: dict[str, GraftConfig] = {
     "wings, one layer": WingsConfig(rank=4, router="attention", router_tokens=96, layers=(-1,)),
     "experts, image": ExpertsConfig(rank=4, alpha=8),
     "experts, seen": ExpertsConfig(tokens="seen", rank=4),
+    "experts, both": ExpertsConfig(tokens="both", rank=4, alpha=2),
     "experts, full": ExpertsConfig(rank=None, targets=("attention",), layers=(-1,)),
+    "experts, both, full": ExpertsConfig(tokens="both", rank=None),
     "toy": ShiftConfig(),
     "toy, one layer": ShiftConfig(layers=(1,)),
 }

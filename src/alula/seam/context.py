@@ -28,13 +28,16 @@ from alula.tokens import TokenMap
 _T = TypeVar("_T")
 
 
-def _has_media(tokens: TokenMap, past: TokenCache | None) -> tuple[bool, ...]:
-    """Per sample, whether any token so far is perceptual. Reads the device only while some sample has seen nothing."""
+def _media(tokens: TokenMap, past: TokenCache | None, new: bool | None) -> tuple[tuple[bool, ...], bool]:
+    """Per sample, whether any token so far is perceptual; and whether any new one is, as far as is known.
+
+    Reads the device only while some sample has seen nothing and `new` does not say that nothing comes.
+    """
     before = past.has_media() if past is not None else (False,) * tokens.shape[0]
-    if all(before):
-        return before
+    if new is False or all(before):
+        return before, new is not False
     now = tokens.is_perceptual.any(dim=1).tolist()
-    return tuple(a or b for a, b in zip(before, now, strict=True))
+    return tuple(a or b for a, b in zip(before, now, strict=True)), any(now)
 
 
 class ForwardContext:
@@ -58,6 +61,7 @@ class ForwardContext:
         given: inputs that owners take beside the host's own, (B, ..) by name.
         has_media: per sample, whether any of its tokens so far is perceptual.
         any_media: whether any token so far, of any sample, is perceptual.
+        new_media: whether any of the new tokens is; True also where only the device knows.
         inputs: (B, S, d) input of the first decoder layer; set when that layer is entered.
         rope: per attention type the (cos, sin) of the new tokens, each (1 or B, S, R); empty for hosts without RoPE.
         memo: results grafts share between layers, keyed by whatever they like; lives and dies with this forward.
@@ -78,6 +82,7 @@ class ForwardContext:
         cache: Cache | None = None,
         marks: frozenset[Hashable] = frozenset(),
         given: Mapping[str, Tensor] | None = None,
+        new_media: bool | None = None,
     ) -> None:
         self.anatomy = anatomy
         self.requests = requests
@@ -89,7 +94,7 @@ class ForwardContext:
         self.past, self.growing = copy.copy(past), past
         self.all_tokens = tokens if past_tokens is None else past_tokens.append(tokens)
         self.tokens = self.all_tokens.last(tokens.shape[1])
-        self.has_media = _has_media(tokens, past)
+        self.has_media, self.new_media = _media(tokens, past, new_media)
         self.any_media = any(self.has_media)
         self.inputs: Tensor | None = None
         self._all_inputs: Tensor | None = None

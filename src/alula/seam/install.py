@@ -312,7 +312,9 @@ class Seam(nn.Module):
         if given is None and lent is not None and past_tokens is None:
             given = _expand(lent, *reference.shape)
         new_mask = mask[:, mask.shape[1] - reference.shape[1] :] if mask is not None else None
-        tokens = given if given is not None else self._read_tokens(input_ids, reference, kwargs, new_mask, length > 0)
+        tokens, new_media = given, None
+        if tokens is None:
+            tokens, new_media = self._read_tokens(input_ids, reference, kwargs, new_mask, length > 0)
         if tokens.shape != tuple(reference.shape):
             raise UsageError(f"token_map describes {tokens.shape} tokens, the forward has {tuple(reference.shape)}")
         if roles is None and self in (lent_roles := _given_roles.get()):
@@ -340,6 +342,7 @@ class Seam(nn.Module):
             cache=cache,
             marks=marks(),
             given=further,
+            new_media=new_media,
         )
         return (), kwargs
 
@@ -362,12 +365,12 @@ class Seam(nn.Module):
         kwargs: dict[str, Any],
         mask: Tensor | None,
         continued: bool,
-    ) -> TokenMap:
-        """The TokenMap of a forward's new tokens, from what the host itself was given."""
+    ) -> tuple[TokenMap, bool]:
+        """The TokenMap of a forward's new tokens, from what the host was given, and whether any is perceptual."""
         if continued and input_ids is not None and reference.shape[1] == 1 and not brings_media(kwargs):
             # a generated token: text, whatever id was sampled. Several at once are read as in a forward without a
             # cache, whatever keyword brought their media: a new turn must not pass for text because it is not known
-            return TokenMap.text(reference.shape[0], reference.shape[1], mask, device=reference.device)
+            return TokenMap.text(reference.shape[0], reference.shape[1], mask, device=reference.device), False
         modalities = torch.zeros(reference.shape, dtype=torch.int64, device=reference.device)
         types = kwargs.get("mm_token_type_ids")
         if types is not None and types.shape == reference.shape:
@@ -385,9 +388,9 @@ class Seam(nn.Module):
         if mask is not None:
             modalities = torch.where(mask.to(torch.bool), modalities, int(Modality.PADDING))
         if not (modalities > Modality.TEXT).any():
-            return TokenMap.from_modalities(modalities)
+            return TokenMap.from_modalities(modalities), False
         modalities, items = self.anatomy.items(kwargs, modalities, input_ids)
-        return replace(TokenMap.from_modalities(modalities), item=items)
+        return replace(TokenMap.from_modalities(modalities), item=items), True
 
     @with_keywords
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse

@@ -15,8 +15,11 @@ import alula
 from alula.errors import UsageError
 from alula.grafts import ExpertsConfig
 from alula.grafts.experts import export_lora
+from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
 from tests.grafts.common import run, wake
+
+CACHE = cache_keyword()
 
 
 def linears(model: Any) -> dict[str, nn.Linear]:
@@ -24,50 +27,128 @@ def linears(model: Any) -> dict[str, nn.Linear]:
 
 
 class ByToken(nn.Module):
-    """A linear with other weights for some tokens, one token at a time."""
+    """A linear with other weights for some tokens, one token at a time.
 
-    def __init__(self, linear: nn.Linear, update: Tensor, mask: Tensor) -> None:
+    Args:
+        updates: the experts of the linear, (o, i) each.
+        which: (B, S) the expert each token has; -1: none.
+    """
+
+    def __init__(self, linear: nn.Linear, updates: list[Tensor], which: Tensor) -> None:
         super().__init__()
-        self.linear, self.update, self.mask = linear, update, mask
+        self.linear, self.updates, self.which = linear, updates, which
 
     def forward(self, given: Tensor) -> Tensor:
         rows = []
-        for sample, chosen in zip(given, self.mask, strict=True):
-            for token, own in zip(sample, chosen.tolist(), strict=True):
-                weight = self.linear.weight + self.update if own else self.linear.weight
+        for sample, experts in zip(given, self.which, strict=True):
+            for token, expert in zip(sample, experts.tolist(), strict=True):
+                weight = self.linear.weight if expert < 0 else self.linear.weight + self.updates[expert]
                 value = weight @ token
                 rows.append(value if self.linear.bias is None else value + self.linear.bias)
         return torch.stack(rows).view(*given.shape[:-1], -1)
 
 
-def chosen(inputs: dict[str, Tensor], tokens: str) -> Tensor:
+def which(inputs: dict[str, Tensor], tokens: str) -> Tensor:
+    """(B, S) the expert of each token."""
     image = inputs["input_ids"] == zoo.IMAGE
-    return image if tokens == "image" else image.cumsum(dim=1) > 0
+    text = (image.cumsum(dim=1) > 0) & ~image
+    at_image, at_text = {"image": (0, -1), "seen": (0, 0), "both": (0, 1)}[tokens]
+    return torch.where(image, at_image, torch.where(text, at_text, -1))
 
 
-@pytest.mark.parametrize("tokens", ["image", "seen"])
-@pytest.mark.parametrize("rank", [3, None])
-@pytest.mark.parametrize("targets", [("attention", "mlp"), ("mlp",), ("q_proj", "down_proj")])
-def test_each_token_goes_through_its_own_weights(tokens: str, rank: int | None, targets: tuple[str, ...]) -> None:
-    model = zoo.build("llava-llama").double()
-    inputs = zoo.batch("llava-llama", "3I2", "5", "I1I2")
-    inputs["pixel_values"] = inputs["pixel_values"].double()
-    alpha = None if rank is None else 6.0
-    config = ExpertsConfig(tokens=tokens, rank=rank, alpha=alpha, targets=targets)  # type: ignore[arg-type]
-    graft: Any = wake(alula.attach(model, config))
-    ours = run(model, "llava-llama", inputs)
-    updates = {}
+def updates_of(graft: Any) -> dict[str, list[Tensor]]:
+    """By path of a linear what its experts add to its weights."""
+    found: dict[str, list[Tensor]] = {}
     for index, layer in graft.layers.items():
         for name, expert in layer.experts.items():
-            path = f"model.language_model.layers.{index}.{name.replace('__', '.')}"
-            updates[path] = expert.full if rank is None else config.scale * expert.up @ expert.down
-    alula.detach(model)
-    assert not torch.allclose(run(model, "llava-llama", inputs), ours)
-    for path, update in updates.items():
+            count = 2 if graft.config.tokens == "both" else 1
+            if graft.config.rank is None:
+                each = expert.full.chunk(count, dim=1)
+            else:
+                factors = zip(expert.up.chunk(count, dim=1), expert.down.chunk(count), strict=True)
+                each = [graft.config.scale * up @ down for up, down in factors]
+            found[f"model.language_model.layers.{index}.{name.replace('__', '.')}"] = list(each)
+    return found
+
+
+def by_token(model: Any, updates: dict[str, list[Tensor]], which: Tensor) -> None:
+    """Put the loop over tokens in the place of every linear that has experts."""
+    for path, each in updates.items():
         parent, _, name = path.rpartition(".")
-        linear = model.get_submodule(path)
-        setattr(model.get_submodule(parent), name, ByToken(linear, update.detach(), chosen(inputs, tokens)))
-    torch.testing.assert_close(run(model, "llava-llama", inputs), ours, atol=1e-9, rtol=1e-9)
+        setattr(model.get_submodule(parent), name, ByToken(model.get_submodule(path), each, which))
+
+
+def in_double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("tokens", ["image", "seen", "both"])
+@pytest.mark.parametrize("rank", [3, None])
+@pytest.mark.parametrize("targets", [("attention", "mlp"), ("mlp",), ("q_proj", "down_proj")])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_each_token_goes_through_its_own_weights(
+    tokens: str, rank: int | None, targets: tuple[str, ...], side: str
+) -> None:
+    model = zoo.build("llava-llama").double()
+    inputs = in_double(zoo.batch("llava-llama", "3I2", "5", "I1I2", side=side))
+    alpha = None if rank is None else 6.0
+    graft = wake(alula.attach(model, ExpertsConfig(tokens=tokens, rank=rank, alpha=alpha, targets=targets)))  # type: ignore[arg-type]
+    ours = run(model, "llava-llama", inputs)
+    updates = updates_of(graft)
+    alula.detach(model)
+    plain, valid = run(model, "llava-llama", inputs), inputs["attention_mask"].bool()
+    assert not torch.allclose(plain, ours)
+    before = valid & ~(inputs["input_ids"] == zoo.IMAGE).cumsum(dim=1).bool()
+    assert before.sum() == 8  # three words before an image, and the five of the prompt without one
+    assert torch.equal(ours[before], plain[before])
+    by_token(model, updates, which(inputs, tokens))
+    torch.testing.assert_close(run(model, "llava-llama", inputs)[valid], ours[valid], atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("tokens", ["image", "seen", "both"])
+@pytest.mark.parametrize("rank", [3, None])
+def test_later_turns_go_through_their_own_weights(tokens: str, rank: int | None) -> None:
+    """Forwards of text alone and of images, by one token and by several, behind a cache: as one forward over all."""
+    model = zoo.build("llava-llama").double()
+    ids = torch.tensor([zoo.prompt("3I2I4"), zoo.prompt("9I4", seed=5)])  # the second sees its image in the third turn
+    whole = in_double({"input_ids": ids, "attention_mask": torch.ones_like(ids), **zoo.pixels("llava-llama", 3)})
+    graft = wake(alula.attach(model, ExpertsConfig(tokens=tokens, rank=rank)))  # type: ignore[arg-type]
+    cache, logits = None, []
+    images = {0: [0], 9: [1, 2]}  # by where a turn begins, the images in it, of both samples
+    for begin, end in ((0, 7), (7, 8), (8, 9), (9, 13), (13, 14), (14, 17)):
+        given: dict[str, Any] = {"input_ids": ids[:, begin:end], "attention_mask": whole["attention_mask"][:, :end]}
+        if begin in images:
+            given["pixel_values"] = whole["pixel_values"][images[begin]]
+        with torch.no_grad():
+            output = model(**given, **({} if cache is None else {CACHE: cache}), use_cache=True)
+        cache = cache_of_output(output)
+        logits.append(output.logits)
+    ours, updates = torch.cat(logits, dim=1), updates_of(graft)
+    alula.detach(model)
+    by_token(model, updates, which(whole, tokens))
+    torch.testing.assert_close(ours, run(model, "llava-llama", whole), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [3, None])
+@pytest.mark.parametrize("tokens", ["image", "seen", "both"])
+def test_gradients_are_those_of_the_loop_also_under_checkpointing(tokens: str, rank: int | None) -> None:
+    inputs = in_double(zoo.batch("llava-llama", "3I2", "5", "I1I2"))
+
+    def gradients(computed_by: str) -> dict[str, Tensor | None]:
+        model = zoo.build("llava-llama").double().train()
+        graft = wake(alula.attach(model, ExpertsConfig(tokens=tokens, rank=rank)))  # type: ignore[arg-type]
+        if computed_by == "checkpointing":
+            model.gradient_checkpointing_enable()
+        if computed_by == "loop":
+            alula.detach(model)
+            by_token(model, updates_of(graft), which(inputs, tokens))
+        model(**inputs, use_cache=False).logits[inputs["attention_mask"].bool()].square().sum().backward()
+        return {name: parameter.grad for name, parameter in graft.named_parameters()}
+
+    found, expected = gradients("graft"), gradients("loop")
+    assert all(value is not None and bool(value.any()) for value in expected.values())
+    torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(gradients("checkpointing"), expected, atol=1e-8, rtol=1e-8)
 
 
 def test_seen_experts_behind_an_image_are_a_lora() -> None:
@@ -88,7 +169,8 @@ def test_seen_experts_behind_an_image_are_a_lora() -> None:
     torch.testing.assert_close(ours[valid], expected[valid], atol=2e-5, rtol=1e-4)
 
 
-def test_experts_stand_behind_an_adapter_of_pefts() -> None:
+@pytest.mark.parametrize("tokens", ["image", "seen", "both"])
+def test_experts_stand_behind_an_adapter_of_pefts(tokens: str) -> None:
     inputs = zoo.batch("llava-llama", "3I2", "6")
     wrapped = peft.get_peft_model(zoo.build("llava-llama"), peft.LoraConfig(r=2, target_modules=["q_proj"])).eval()
     with torch.no_grad():
@@ -96,7 +178,7 @@ def test_experts_stand_behind_an_adapter_of_pefts() -> None:
             if "lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
     before = run(wrapped, "llava-llama", inputs)
-    graft: Any = wake(alula.attach(wrapped, ExpertsConfig(rank=4)))
+    graft: Any = wake(alula.attach(wrapped, ExpertsConfig(tokens=tokens, rank=4)))  # type: ignore[arg-type]
     assert "self_attn__q_proj" in graft.layers[0].experts
     after = run(wrapped, "llava-llama", inputs)
     assert (after[0] - before[0]).abs().max() > 1e-2
@@ -112,8 +194,12 @@ def test_seen_experts_are_exported_as_a_lora_that_peft_loads(tmp_path: Path) -> 
     export_lora(model, tmp_path / "lora")
     loaded = peft.PeftModel.from_pretrained(zoo.build("llava-llama"), tmp_path / "lora").eval()
     torch.testing.assert_close(run(loaded, "llava-llama", inputs), ours, atol=2e-5, rtol=1e-4)
-    alula.detach(model)
-    wake(alula.attach(model, ExpertsConfig(rank=4)))
+
+
+@pytest.mark.parametrize(("tokens", "rank"), [("image", 4), ("both", 4), ("both", None), ("seen", None)])
+def test_experts_that_are_no_lora_are_not_exported(tokens: str, rank: int | None, tmp_path: Path) -> None:
+    model = zoo.build("llava-llama")
+    alula.attach(model, ExpertsConfig(tokens=tokens, rank=rank))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="act from the first image on"):
         export_lora(model, tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -16,8 +16,9 @@ class ExpertsConfig(GraftConfig):
     Attributes:
         tokens: "image": tokens of images, videos and audio, as in CogVLM's visual expert (arXiv 2311.03079), while text
             goes through the base's own weights; "seen": every token at or behind the first of those in its sample, a
-            LoRA that is gated by modality.
-        rank: width of the low-rank factors; None: a full matrix per linear.
+            LoRA that is gated by modality; "both": two experts of these settings, one for the tokens of images, videos
+            and audio and one for text at or behind the first of them, so that no token has two.
+        rank: width of an expert's low-rank factors; None: a full matrix per linear.
         alpha: the low-rank product is scaled by ``alpha / rank``, as in LoRA (arXiv 2106.09685); without effect, and
             refused, where ``rank`` is None.
         targets: "attention" and "mlp", all linear modules there, or names of some, such as "up_proj". Each has to mean
@@ -30,12 +31,17 @@ class ExpertsConfig(GraftConfig):
     graft_type: ClassVar[str] = "experts"
     free: ClassVar[tuple[str, ...]] = ("dropout",)
 
-    tokens: Literal["image", "seen"] = "image"
+    tokens: Literal["image", "seen", "both"] = "image"
     rank: Int | None = Field(default=64, ge=1, le=2**16)
     alpha: Number | None = Field(default=None, gt=0, le=2**16)
     targets: tuple[str, ...] = ("attention", "mlp")
     layers: tuple[Int, ...] | None = None
     dropout: Number = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def count(self) -> int:
+        """How many experts a linear has."""
+        return 2 if self.tokens == "both" else 1
 
     @property
     def scale(self) -> float:

@@ -1,13 +1,13 @@
 """Experts beside the matrices of a host.
 
-Shapes: B batch, M tokens in the layer, i and o widths of a linear's input and output, r rank.
+Shapes: B batch, S new tokens, M of them in the layer, i and o widths of a linear's input and output, r rank.
 """
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ _ROUTERS = ("gate", "router", "shared_expert_gate")
 class Expert(nn.Module):
     """An update of one linear: ``up(down(x))``, or a full matrix. It starts as nothing.
 
+    Where a linear has two experts, that of media and that of text, their factors stand in one matrix, media first: of
+    `down` (2r, i) the rows, of `up` (o, 2r) and of `full` (o, 2i) the columns.
+
     Args:
         linear: the host's, whose dtype and device it takes.
         config: settings of the graft.
@@ -35,27 +38,61 @@ class Expert(nn.Module):
         weight: Tensor = linear.weight
         out, width = weight.shape[::-1] if isinstance(linear, Conv1D) else weight.shape
         if config.rank is None:
-            self.full = nn.Parameter(weight.new_zeros(out, width))
+            self.full = nn.Parameter(weight.new_zeros(out, config.count * width))
         else:
-            self.down = nn.Parameter(weight.new_empty(config.rank, width))
-            self.up = nn.Parameter(weight.new_zeros(out, config.rank))
+            self.down = nn.Parameter(weight.new_empty(config.count * config.rank, width))
+            self.up = nn.Parameter(weight.new_zeros(out, config.count * config.rank))
             nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))  # as LoRA's
-        self.scale, self.dropout = config.scale, config.dropout
+        self.rank, self.scale, self.dropout = config.rank, config.scale, config.dropout
 
-    def forward(self, given: Tensor, output: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, M, o) output of the linear with the update added at the tokens of the mask (B, M, 1); all where None."""
-        given = F.dropout(given.to(self.dtype), self.dropout, self.training)
-        if hasattr(self, "full"):
-            return output + F.linear(given if mask is None else given * mask, self.full).to(output.dtype)
-        inner = F.linear(given, self.down)
-        if mask is not None:
-            inner = inner * mask
-        return output + F.linear(inner if self.scale == 1.0 else inner * self.scale, self.up).to(output.dtype)
+    def forward(self, given: Tensor, output: Tensor, gate: Gate) -> Tensor:
+        """(B, M, o) output of the linear for what it was `given` (B, M, i), with the update added where the gate is
+        open."""
+        dtype = self.dtype
+        if given.dtype != dtype:
+            given = given.to(dtype)
+        if self.dropout and self.training:
+            given = F.dropout(given, self.dropout)
+        update = self._full(given, gate) if self.rank is None else self._low_rank(given, gate, self.rank)
+        return output + (update if update.dtype == output.dtype else update.to(output.dtype))
+
+    def _low_rank(self, given: Tensor, gate: Gate, rank: int) -> Tensor:
+        down: Tensor = self.down
+        up: Tensor = self.up
+        if gate.only_text:
+            down, up = down[rank:], up[:, rank:]
+        inner = F.linear(given, down)
+        if gate.mask is not None:
+            inner = inner * gate.mask
+        return F.linear(inner if self.scale == 1.0 else inner * self.scale, up)
+
+    def _full(self, given: Tensor, gate: Gate) -> Tensor:
+        full = self.full[:, given.shape[-1] :] if gate.only_text else self.full
+        if gate.mask is not None:
+            given = (given[..., None, :] * gate.mask[..., None]).flatten(-2)
+        return F.linear(given, full)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of its weights, in which it computes."""
-        return (self.full if hasattr(self, "full") else self.down).dtype
+        return (self.full if self.rank is None else self.down).dtype
+
+
+class Gate(NamedTuple):
+    """Which tokens experts act on.
+
+    Attributes:
+        mask: 1 at these tokens, else 0; None: at all. (B, M, 1); for two low-rank experts (B, M, 2r), for two full ones
+            (B, M, 2).
+        only_text: of two experts that of text alone has any tokens.
+    """
+
+    mask: Tensor | None
+    only_text: bool = False
+
+    def at(self, view: LayerView) -> Gate:
+        """For the tokens that stand in a layer."""
+        return self if self.mask is None or view.index is None else self._replace(mask=view.pick(self.mask))
 
 
 class LayerExperts(nn.Module):
@@ -71,8 +108,8 @@ class LayerExperts(nn.Module):
         ctx = view.ctx
         if not ctx.any_media or ctx.is_disabled(self.graft_name):
             return None
-        mask = _mask(ctx, self.config.tokens, expert.dtype)
-        return expert(given, output, None if mask is None else view.pick(mask))
+        gate = _gate(ctx, self.config, expert.dtype)
+        return None if gate is None else expert(given, output, gate.at(view))
 
 
 def key(path: str) -> str:
@@ -85,18 +122,26 @@ def path_of(key: str) -> str:
     return key.replace("__", ".")
 
 
-def _mask(ctx: ForwardContext, tokens: str, dtype: torch.dtype) -> Tensor | None:
-    """(B, S, 1) 1 at the new tokens that experts act on, else 0, made once per forward; None: all of them."""
-    made = ctx.memo.get((_mask, tokens, dtype))
-    if made is None:
-        if tokens == "image":
-            mask: Tensor | None = ctx.tokens.is_perceptual[..., None]
-        elif ctx.past is not None and all(ctx.past.has_media()):
-            mask = None  # every sample had seen something before these tokens came
-        else:
-            mask = ctx.all_tokens.has_seen[:, -ctx.tokens.shape[1] :, None]
-        made = ctx.memo[_mask, tokens, dtype] = (None if mask is None else mask.to(dtype),)
-    return made[0]
+def _gate(ctx: ForwardContext, config: ExpertsConfig, dtype: torch.dtype) -> Gate | None:
+    """The gate of this forward's new tokens, made once; None: experts have nothing to do."""
+    asked = _gate, config.tokens, config.rank, dtype
+    if asked not in ctx.memo:
+        ctx.memo[asked] = _made_gate(ctx, config, dtype)
+    return ctx.memo[asked]
+
+
+def _made_gate(ctx: ForwardContext, config: ExpertsConfig, dtype: torch.dtype) -> Gate | None:
+    tokens, count = config.tokens, ctx.tokens.shape[1]
+    if tokens == "image":
+        return Gate(ctx.tokens.is_perceptual[..., None].to(dtype)) if ctx.new_media else None
+    only_text = tokens == "both" and not ctx.new_media
+    if tokens == "seen" or only_text:
+        if ctx.past is not None and all(ctx.past.has_media()):
+            return Gate(None, only_text)  # every sample had seen something before these tokens came
+        return Gate(ctx.all_tokens.has_seen[:, -count:, None].to(dtype), only_text)
+    is_media, has_seen = ctx.tokens.is_perceptual, ctx.all_tokens.has_seen[:, -count:]
+    mask = torch.stack([is_media, has_seen & ~is_media], dim=-1).to(dtype)
+    return Gate(mask if config.rank is None else mask.repeat_interleave(config.rank, dim=-1))
 
 
 class ExpertsGraft(Graft):
