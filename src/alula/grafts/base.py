@@ -19,7 +19,7 @@ from alula.seam.points import PointFunction
 from alula.settings import Settings, refusal
 
 logger = logging.getLogger(__name__)
-_TRAINED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+TRAINED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class GraftConfig(Settings):
@@ -229,7 +229,7 @@ def check_values(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *,
     """Raise an AdapterError unless the tensors can be trained weights: finite, and of a type that is trained."""
     for name, value in given.items():
         wanted = expected[name].dtype
-        if value.dtype not in _TRAINED if wanted.is_floating_point else value.dtype != wanted:
+        if value.dtype not in TRAINED if wanted.is_floating_point else value.dtype != wanted:
             raise AdapterError(
                 f"{name} is of type {str(value.dtype).removeprefix('torch.')}",
                 where=where,

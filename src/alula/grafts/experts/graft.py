@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from alula.errors import UsageError
-from alula.grafts.base import Graft
+from alula.grafts.base import TRAINED, Graft
 from alula.grafts.experts.config import ExpertsConfig
 from alula.seam import NAME, ForwardContext, LayerView, OutputOf
 
@@ -29,19 +29,20 @@ class Expert(nn.Module):
     `down` (2r, i) the rows, of `up` (o, 2r) and of `full` (o, 2i) the columns.
 
     Args:
-        linear: the host's, whose dtype and device it takes.
+        widths: (o, i) of the linear.
         config: settings of the graft.
+        like: a tensor whose dtype and device its weights take.
     """
 
-    def __init__(self, linear: Any, config: ExpertsConfig) -> None:
+    def __init__(self, widths: tuple[int, int], config: ExpertsConfig, like: Tensor) -> None:
         super().__init__()
-        weight: Tensor = linear.weight
-        out, width = weight.shape[::-1] if isinstance(linear, Conv1D) else weight.shape
+        out, width = widths
+        place: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         if config.rank is None:
-            self.full = nn.Parameter(weight.new_zeros(out, config.count * width))
+            self.full = nn.Parameter(torch.zeros(out, config.count * width, **place))
         else:
-            self.down = nn.Parameter(weight.new_empty(config.count * config.rank, width))
-            self.up = nn.Parameter(weight.new_zeros(out, config.count * config.rank))
+            self.down = nn.Parameter(torch.empty(config.count * config.rank, width, **place))
+            self.up = nn.Parameter(torch.zeros(out, config.count * config.rank, **place))
             nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))  # as LoRA's
         self.rank, self.scale, self.dropout = config.rank, config.scale, config.dropout
 
@@ -96,12 +97,23 @@ class Gate(NamedTuple):
 
 
 class LayerExperts(nn.Module):
-    """The experts of one decoder layer."""
+    """The experts of one decoder layer.
 
-    def __init__(self, name: str, linears: dict[str, nn.Module], config: ExpertsConfig) -> None:
+    Args:
+        name: of the graft.
+        layer: the host's.
+        linears: those in it that get experts, by path.
+        config: settings of the graft.
+    """
+
+    def __init__(self, name: str, layer: nn.Module, linears: dict[str, nn.Module], config: ExpertsConfig) -> None:
         super().__init__()
         self.graft_name, self.config = name, config
-        self.experts = nn.ModuleDict({key(path): Expert(linear, config) for path, linear in linears.items()})
+        self.experts = nn.ModuleDict()
+        for path, linear in linears.items():
+            widths = _widths(linear)
+            assert widths is not None
+            self.experts[key(path)] = Expert(widths, config, _trained_like(linear, layer, path))
 
     def add(self, expert: Expert, view: LayerView, output: Tensor, given: Tensor) -> Tensor | None:
         """At a linear's output: the expert's part for the tokens that are its own."""
@@ -110,6 +122,31 @@ class LayerExperts(nn.Module):
             return None
         gate = _gate(ctx, self.config, expert.dtype)
         return None if gate is None else expert(given, output, gate.at(view))
+
+
+def _widths(module: nn.Module) -> tuple[int, int] | None:
+    """(o, i) of a linear, however its weights are stored; None for what is no linear."""
+    if isinstance(module, Conv1D):
+        return module.nf, module.nx
+    widths = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    return widths if isinstance(widths[0], int) and isinstance(widths[1], int) else None  # type: ignore[return-value]
+
+
+def _trained_like(linear: nn.Module, layer: nn.Module, path: str) -> Tensor:
+    """The tensor whose dtype and device an expert takes: the linear's weights, or where these are quantized the first
+    of the layer's that are not, such as a norm's.
+
+    Raises:
+        UsageError: the layer has none.
+    """
+    weight = getattr(linear, "weight", None)
+    for tensor in (weight, *layer.parameters()):
+        if isinstance(tensor, Tensor) and tensor.dtype in TRAINED:
+            return tensor
+    raise UsageError(
+        f"experts: {path} is quantized, and nothing in its layer says in which precision it computes",
+        remedy="load the host with its norms in bfloat16, float16 or float32",
+    )
 
 
 def key(path: str) -> str:
@@ -166,7 +203,7 @@ class ExpertsGraft(Graft):
         super().grow([index for index in indices if self._linears[index]])
 
     def build_layer(self, index: int) -> nn.Module:
-        return LayerExperts(self.name, self._linears[index], self.config)
+        return LayerExperts(self.name, self.seam.anatomy.layers[index], self._linears[index], self.config)
 
     def place(self, index: int, module: Any) -> None:
         for name, expert in module.experts.items():
@@ -190,7 +227,5 @@ class ExpertsGraft(Graft):
         return {
             path: (each, names(path))
             for path, each in modules.items()
-            if isinstance(each, nn.Linear | Conv1D)
-            and not {"base_layer", NAME} & {*path.split(".")}
-            and "lora_" not in path
+            if _widths(each) is not None and not {"base_layer", NAME} & {*path.split(".")} and "lora_" not in path
         }
