@@ -110,11 +110,8 @@ def _group(ablation: Ablation, method: Method) -> str:
     return next(arm.group for arm in ablation.arms if arm.name == method.name)
 
 
-def _scatter(ablation: Ablation, summary: Summary, group: str, column: Column) -> str | None:
-    extra = ablation.references.get(group, ())
-    shown = [m for m in summary.methods if _group(ablation, m) == group or m.name in extra]
-    if not any(_group(ablation, method) == group for method in shown):
-        return None
+def tradeoff(ablation: Ablation, summary: Summary, shown: list[Method], column: Column) -> str | None:
+    """What arms kept against what they see, as SVG; None where the base had nothing to keep, or no arm is shown."""
     sight = next(each for each in ablation.columns if not each.kept)
     dots = []
     for number, method in enumerate(shown):
@@ -128,6 +125,14 @@ def _scatter(ablation: Ablation, summary: Summary, group: str, column: Column) -
     title = f"{summary.title(column.task)}{of_kind}: share of the base's accuracy kept"
     reference = (1.0, "the untuned base")
     return scatter(dots, title=title, x_title="visual questions answered right", y_title=title, reference=reference)
+
+
+def _scatter(ablation: Ablation, summary: Summary, group: str, column: Column) -> str | None:
+    extra = ablation.references.get(group, ())
+    shown = [m for m in summary.methods if _group(ablation, m) == group or m.name in extra]
+    if not any(_group(ablation, method) == group for method in shown):
+        return None
+    return tradeoff(ablation, summary, shown, column)
 
 
 def _part(summary: Summary, method: Method, column: Column) -> SeedsComparison:

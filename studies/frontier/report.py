@@ -9,12 +9,19 @@ from rich.table import Table as TerminalTable
 from scipy.stats import spearmanr
 
 from alula.reports.document import Cell, Document, Section, Table
+from alula.reports.experiment import dialogues
+from alula.reports.summary import Summary
 from alula.reports.wording import MISSING, bounds, listing, percent, points
 from studies import arms
 from studies.frontier.aim import AIMS, Judgement, divergence, judge, relative_time
 from studies.frontier.arms import FRONTIER
 from studies.frontier.record import FrontierOutcome
 
+SHOWN = (
+    "projector", "full", "full-tenth", "full-replay", "lora", "wings", "wings-best", "experts-seen", "experts-image",
+    "experts-both", "full-distill", "lora-distill", "experts-seen-distill", "experts-both-distill",
+)  # fmt: skip
+"""arms of the figure that stands for all"""
 _AIM_COLUMNS = ("bare text: answers changed", "behind an image: kept", "visual skill against full tuning", "time")
 
 
@@ -54,8 +61,12 @@ def markdown(outcome: FrontierOutcome) -> str:
 
 
 def figures(outcome: FrontierOutcome) -> dict[str, str]:
-    """Inline SVG by name."""
-    return arms.figures(FRONTIER, outcome)
+    """Inline SVG by name; the first shows the arms that say most, of all groups."""
+    summary = Summary(outcome)
+    shown = [method for method in summary.methods if method.name in SHOWN]
+    behind = next(column for column in FRONTIER.columns if column.task == "text_after_image")
+    first = arms.tradeoff(FRONTIER, summary, shown, behind)
+    return {**({} if first is None else {"frontier": first}), **arms.figures(FRONTIER, outcome)}
 
 
 def report(outcome: FrontierOutcome) -> Document:
@@ -64,7 +75,8 @@ def report(outcome: FrontierOutcome) -> Document:
     rows = [[Cell(_name(outcome, each)), *map(Cell, _judged(each))] for each in judge(outcome)]
     lead = [*aims(outcome), *_razor(outcome)]
     aim = Section("The aim", lead, [Table(["", *_AIM_COLUMNS], rows)])
-    return replace(document, sections=[aim, *document.sections])
+    found = dialogues(Summary(outcome))
+    return replace(document, sections=[aim, *document.sections, *([found] if found else [])])
 
 
 def _more(outcome: FrontierOutcome) -> dict[str, dict[str, str]]:

@@ -27,7 +27,7 @@ TRAINED = ("full", "lora", "lora-mlp", "wings-best", "experts-seen", "experts-ml
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[FrontierPlan, FrontierOutcome]:
-    plan = FrontierPlan(tmp_path_factory.mktemp("frontier") / "study", items=4, steps=0.01, arms=TRAINED, rounds=0)
+    plan = FrontierPlan(tmp_path_factory.mktemp("frontier") / "study", items=8, steps=0.01, arms=TRAINED, rounds=0)
     return plan, frontier(plan, command="python -m studies frontier", workers=0, quiet=True)
 
 
@@ -38,8 +38,10 @@ def test_the_record_holds_every_arm(finished: tuple[FrontierPlan, FrontierOutcom
     assert set(outcome.divergence) == set(TRAINED)
     assert all(found[0] > 0 for found in outcome.divergence.values())
     assert table(outcome).row_count == len(TRAINED)
-    assert {"experts-text-after-image", "wings-dialogue-text"} <= set(figures(outcome))
-    assert "The aim" in render(report(outcome))
+    assert {"frontier", "experts-text-after-image", "wings-dialogue-text"} <= set(figures(outcome))
+    page = render(report(outcome))
+    assert "The aim" in page
+    assert "Text turns answered right" in page
     rows = [line for line in markdown(outcome).splitlines() if line.startswith("| experts (seen) |")]
     assert [row.count("|") for row in rows] == [10, 6]
     assert any("on the MLP against LoRA on the MLP" in sentence for sentence in verdict(outcome))
@@ -112,8 +114,8 @@ def test_divergence_is_that_of_a_loop_over_tokens(finished: tuple[FrontierPlan, 
     found = divergences(base, tuned, processor, samples)
     assert found == pytest.approx(_by_hand(base, tuned, processor, samples), rel=1e-4)
     assert divergences(base, base, processor, samples) == [0, 0, 0]
-    more = divergences(base, tuned, processor, held_out("visual", 4, 0))
-    assert outcome.divergence["experts-seen"][0] == pytest.approx(sum(more) / 4, rel=1e-6)
+    more = divergences(base, tuned, processor, held_out("visual", plan.items, 0))
+    assert outcome.divergence["experts-seen"][0] == pytest.approx(sum(more) / plan.items, rel=1e-6)
 
 
 def _answering(outcome: FrontierOutcome, arm: str, task: str, tuned: list[float]) -> FrontierOutcome:

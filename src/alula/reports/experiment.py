@@ -61,7 +61,7 @@ def document(outcome: Outcome) -> Document:
         text_families(summary),
         _visual_families(summary),
         comparison_section(summary),
-        _dialogues(summary),
+        dialogues(summary),
         _training(summary),
         item_flips(summary),
         _repeat(summary),
@@ -214,7 +214,8 @@ def _visual_families(summary: Summary) -> Section | None:
     return Section("What they see", readings.sight(summary), tables)
 
 
-def _dialogues(summary: Summary) -> Section | None:
+def dialogues(summary: Summary) -> Section | None:
+    """Text and visual turns of dialogues by what came before them; None where no dialogues were asked."""
     if not summary.mixed_tasks:
         return None
     tables: list[Block] = []
