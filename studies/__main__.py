@@ -145,7 +145,7 @@ def frontier(
     plan = FrontierPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
-        arms=FrontierPlan.arms if arms == "all" else tuple(name.strip() for name in arms.split(",")),
+        arms=() if arms == "all" else tuple(name.strip() for name in arms.split(",")),
         items=items,
         rounds=rounds,
         steps=steps,

@@ -76,8 +76,8 @@ PLAIN = (
         changes=_experts("image")),
     Arm("experts-seen", "experts (seen)", "the same for every token from the first image on", "experts",
         changes=_experts("seen")),
-    Arm("experts-both", "experts (both)", "one of each kind, of rank 32: as many parameters as either of rank 64",
-        "experts", changes=_experts("both", RANK // 2)),
+    Arm("experts-both", "experts (both)", "one of rank 32 for image tokens, another for text behind them: together as "
+        "many parameters as one of rank 64", "experts", changes=_experts("both", RANK // 2)),
     Arm("experts-mlp", "experts (seen) on the MLP", "from the first image on, on gate, up and down projections alone",
         "experts", changes=_experts("seen", targets=("mlp",))),
     Arm("experts-wide", "full experts (image)", "a whole matrix beside every linear, for image tokens alone (CogVLM's "

@@ -21,9 +21,6 @@ class FrontierPlan(ArmsPlan):
 
     ablation: ClassVar[Ablation] = FRONTIER
 
-    # `tokens: both` is not in recipes yet
-    arms: tuple[str, ...] = tuple(name for name in FRONTIER.names if "experts-both" not in name)
-
     rounds: int = 3
 
     def recipe_of(self, seed: int, arm: Arm) -> Recipe:
