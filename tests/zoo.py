@@ -13,7 +13,9 @@ from transformers import (
     CLIPVisionConfig,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -61,45 +63,46 @@ _COMMON: dict[str, Any] = {
 }
 
 
-def _text_config(name: str) -> Any:
+def _text_config(name: str, layers: int = 2) -> Any:
+    common = _COMMON | {"num_hidden_layers": layers}
     match name:
         case "llama":
-            return LlamaConfig(**_COMMON)
+            return LlamaConfig(**common)
         case "mistral":
-            return MistralConfig(**_COMMON, sliding_window=6)
+            return MistralConfig(**common, sliding_window=6)
         case "qwen2":
-            return Qwen2Config(**_COMMON)
+            return Qwen2Config(**common)
         case "qwen3":
-            return Qwen3Config(**_COMMON, head_dim=16)
+            return Qwen3Config(**common, head_dim=16)
         case "gemma2":
             return Gemma2Config(
-                **_COMMON, head_dim=16, sliding_window=6, query_pre_attn_scalar=16, attn_logit_softcapping=5.0
+                **common, head_dim=16, sliding_window=6, query_pre_attn_scalar=16, attn_logit_softcapping=5.0
             )
         case "gemma3":
             return Gemma3TextConfig(
-                **_COMMON,
+                **common,
                 head_dim=16,
                 sliding_window=6,
                 query_pre_attn_scalar=16,
-                layer_types=["sliding_attention", "full_attention"],
+                layer_types=["sliding_attention", "full_attention"] * (layers // 2),
             )
         case "phi3":
-            return Phi3Config(**_COMMON)
+            return Phi3Config(**common)
         case "opt":
-            small = {k: v for k, v in _COMMON.items() if k not in ("intermediate_size", "num_key_value_heads")}
+            small = {k: v for k, v in common.items() if k not in ("intermediate_size", "num_key_value_heads")}
             return OPTConfig(**small, ffn_dim=48, word_embed_proj_dim=32, dropout=0.0)
         case "olmo2":
-            return Olmo2Config(**_COMMON)
+            return Olmo2Config(**common)
         case "qwen3_moe":
             experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-            return Qwen3MoeConfig(**_COMMON, head_dim=16, **experts)
+            return Qwen3MoeConfig(**common, head_dim=16, **experts)
         case "gpt_neox":
-            return GPTNeoXConfig(**{k: v for k, v in _COMMON.items() if k != "num_key_value_heads"}, rotary_pct=0.5)
+            return GPTNeoXConfig(**{k: v for k, v in common.items() if k != "num_key_value_heads"}, rotary_pct=0.5)
         case "gpt2":
             return GPT2Config(
                 vocab_size=VOCAB,
                 n_embd=32,
-                n_layer=2,
+                n_layer=layers,
                 n_head=4,
                 n_positions=512,
                 pad_token_id=PAD,
@@ -130,28 +133,33 @@ _TEXT_CLASSES: dict[str, type[PreTrainedModel]] = {
 
 TEXT = tuple(_TEXT_CLASSES)
 HOSTS = ("llava-llama", "llava-mistral", "llava-qwen3", "llava-gemma3", "qwen2_5_vl")
+# beside these "gemma3_vl", in which the tokens of an image see one another both ways.
 # GPT-2 counts padding as positions and has no flex attention; experts take tokens in batches, whose sums round so:
 # neither keeps every promise to the bit by itself. What holds of them stands in `tests/contracts/graft.py`
 ALL = tuple(name for name in TEXT if name not in ("gpt2", "qwen3_moe")) + HOSTS
 
 
-def build(name: str, seed: int = 0) -> Any:
-    """A tiny random model in eval mode, float32, with weights large enough that every part matters."""
+def build(name: str, seed: int = 0, *, layers: int = 2) -> Any:
+    """A tiny random model in eval mode, float32, with weights large enough that every part matters.
+
+    Args:
+        layers: of the decoder, an even number.
+    """
     torch.manual_seed(seed)
     if name in _TEXT_CLASSES:
-        model: Any = _TEXT_CLASSES[name](_text_config(name))
+        model: Any = _TEXT_CLASSES[name](_text_config(name, layers))
     elif name.startswith("llava-"):
         vision = CLIPVisionConfig(
             hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
         )
-        text = _text_config(name.removeprefix("llava-"))
+        text = _text_config(name.removeprefix("llava-"), layers)
         model = LlavaForConditionalGeneration(
             LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, image_seq_length=TOKENS_PER_IMAGE)
         )
     elif name == "qwen2_5_vl":
         rope = {"type": "mrope", "mrope_section": [2, 1, 1], "rope_type": "default", "rope_theta": 10000.0}
         config = Qwen2_5_VLConfig(
-            text_config={**_COMMON, "rope_parameters": rope},
+            text_config={**_COMMON, "num_hidden_layers": layers, "rope_parameters": rope},
             vision_config={
                 "depth": 2,
                 "hidden_size": 16,
@@ -168,6 +176,25 @@ def build(name: str, seed: int = 0) -> Any:
             vision_end_token_id=58,
         )
         model = Qwen2_5_VLForConditionalGeneration(config)
+    elif name == "gemma3_vl":
+        text = {**_text_config("gemma3", layers).to_dict(), "sliding_window": 32}
+        model = Gemma3ForConditionalGeneration(
+            Gemma3Config(
+                text_config=text,
+                vision_config={
+                    "hidden_size": 16,
+                    "intermediate_size": 24,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                    "image_size": 16,
+                    "patch_size": 4,
+                },
+                mm_tokens_per_image=TOKENS_PER_IMAGE,
+                image_token_id=IMAGE,
+                boi_token_id=57,
+                eoi_token_id=58,
+            )
+        )
     else:
         raise KeyError(name)
     with torch.no_grad():
@@ -204,7 +231,8 @@ def pixels(name: str, images: int, seed: int = 0) -> dict[str, Tensor]:
             "pixel_values": torch.randn(images * 16, 3 * 2 * 4 * 4, generator=generator),
             "image_grid_thw": torch.tensor([[1, 4, 4]] * images),
         }
-    return {"pixel_values": torch.randn(images, 3, 8, 8, generator=generator)}
+    size = 16 if name == "gemma3_vl" else 8
+    return {"pixel_values": torch.randn(images, 3, size, size, generator=generator)}
 
 
 def prompt(layout: str, seed: int = 0, *, fenced: bool = False) -> list[int]:
@@ -235,4 +263,6 @@ def batch(name: str, *layouts: str, side: str = "left", seed: int = 0) -> dict[s
     inputs = {"input_ids": input_ids, "attention_mask": torch.tensor(mask), **pixels(name, images, seed)}
     if name == "qwen2_5_vl":
         inputs["mm_token_type_ids"] = (input_ids == IMAGE).long()
+    if name == "gemma3_vl":
+        inputs["token_type_ids"] = (input_ids == IMAGE).long()
     return inputs

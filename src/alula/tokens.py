@@ -220,6 +220,12 @@ class TokenMap:
             raise UsageError(f"roles {tuple(roles.shape)} do not fit tokens {self.shape}")
         return replace(self, role=torch.where(self.valid, roles.to(self.role), int(Role.UNKNOWN)))
 
+    def only(self, left: Tensor | None) -> TokenMap:
+        """This map in which all but the (B, S) bool `left` tokens are padding; None: the map itself."""
+        if left is None:
+            return self
+        return TokenMap(**{f.name: torch.where(left, getattr(self, f.name), -1) for f in fields(self)})
+
     def pick(self, index: Tensor) -> TokenMap:
         """The tokens at (B, M) `index`."""
         return TokenMap(**{f.name: getattr(self, f.name).gather(1, index) for f in fields(self)})

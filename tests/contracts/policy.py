@@ -18,13 +18,17 @@ from torch import nn
 import alula
 from alula import WingsConfig
 from alula.errors import UsageError
-from alula.policies import Policy, policy_of, policy_types, register
+from alula.policies import Policy, Withdraw, policy_of, policy_types, register
 from alula.seam import find
 from tests import zoo
 from tests.contracts.toy_policy import Dim
 from tests.grafts.common import prompt_tokens, run, true_positions, wake, with_ids
 
-CASES: dict[str, Policy] = {"toy": Dim(), "toy, one layer": Dim(strength=5.0, layers=(1,))}
+CASES: dict[str, Policy] = {
+    "toy": Dim(),
+    "toy, one layer": Dim(strength=5.0, layers=(1,)),
+    "withdraw": Withdraw(layer=1),
+}
 HOSTS = ("olmo2", "qwen3_moe", "gpt_neox", "gpt2", "qwen3", "gemma3", "llava-llama", "llava-mistral", "qwen2_5_vl")
 PAIRS = [(host, case) for i, host in enumerate(HOSTS) for j, case in enumerate(CASES) if (i + j) % 2 == 0]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, Gemma3Config, Gemma3ForConditionalGeneration, LlavaForConditionalGeneration
+from transformers import DynamicCache, LlavaForConditionalGeneration
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llava.modeling_llava import LlavaModel
 
@@ -173,46 +173,11 @@ def test_a_cache_does_not_go_on_with_the_positions_of_another_prompt() -> None:
 # -- images whose tokens see one another -------------------------------------------------------------------------
 
 
-def _gemma3() -> Any:
-    text = {name: getattr(zoo._text_config("gemma3"), name) for name in ("vocab_size", "hidden_size", "head_dim")}
-    config = Gemma3Config(
-        text_config={
-            **text,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "sliding_window": 32,
-            "query_pre_attn_scalar": 16,
-            "layer_types": ["sliding_attention", "full_attention"],
-        },
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 16,
-            "patch_size": 4,
-        },
-        mm_tokens_per_image=zoo.TOKENS_PER_IMAGE,
-        image_token_id=zoo.IMAGE,
-        boi_token_id=57,
-        eoi_token_id=58,
-    )
-    torch.manual_seed(0)
-    model = Gemma3ForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.25)
-    return model
-
-
 def test_an_image_in_a_later_turn_is_seen_as_a_whole_or_refused() -> None:
-    model = _gemma3()
+    model = zoo.build("gemma3_vl")
     ids = torch.tensor([zoo.prompt("2I3I2")])
     types = (ids == zoo.IMAGE).long()
-    pixels = torch.randn(2, 3, 16, 16)
+    pixels = zoo.pixels("gemma3_vl", 2)["pixel_values"]
     cut = 2 + zoo.TOKENS_PER_IMAGE + 2
     wake(alula.attach(model, CONFIGS["mass"]))
     with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import nn
 
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import UsageError
-from alula.seam import Bias, Owner, Phase, Point, Seam, Sums, install, marked, marks
+from alula.seam import Bias, Owner, Phase, Point, Seam, Sums, Worker, install, marked, marks
 from alula.seam.points import PointFunction
 from alula.settings import Settings
 
@@ -68,6 +68,14 @@ class Stand:
             HostError: the decoder runs an attention implementation that cannot be biased.
         """
         self._stack.callback(self._seam.request_bias(layer, bias, mark=self._mark).remove)
+
+    def work(self, layer: int, worker: Worker) -> None:
+        """Have only those tokens computed in a layer that have work there, see `Seam.request_work`.
+
+        Raises:
+            HostError: the decoder runs an attention implementation whose masks cannot be read.
+        """
+        self._stack.callback(self._seam.request_work(layer, worker, mark=self._mark).remove)
 
 
 class Policy(Settings, Owner, abc.ABC):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from alula.anatomy import Anatomy
 from alula.errors import SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence, half
+from alula.seam.lanes import Lane, Slots
 from alula.seam.requests import Bias, Branch, BranchReader, Request, Requests, Sums
 from alula.seam.view import LayerView, gather, located
 from alula.tokens import TokenMap
@@ -105,7 +106,8 @@ class ForwardContext:
         self.left: set[int] = set()
         self.presence = presence
         # by layer the tokens in it, and the indices of a `LayerView`: a view itself would keep this forward alive
-        self._standing: dict[int, tuple[TokenMap, Tensor | None, Tensor | None]] = {}
+        self._standing: dict[int, tuple[TokenMap, Tensor | None, Tensor | None, Tensor | None]] = {}
+        self._packed: dict[int, tuple[TokenMap, Tensor | None, Tensor | None, Tensor | None]] = {}
         self._said: dict[int, Tensor] = {}
         self._all_positions: dict[str, list[Tensor]] = {}
         # what another graft of this name left, or this one before a gap, is of no use
@@ -140,19 +142,41 @@ class ForwardContext:
             places = torch.arange(known + count, device=self.tokens.device).expand(batch, -1)
             new = places[:, known:] if index is None else index + known
             keys = torch.cat([places[:, :known] if cached is None else cached, new], dim=1)
-        self._standing[layer] = tokens, index, keys
+        self._standing[layer] = tokens, index, keys, None
 
-    def meet(self, layer: int, count: int, kwargs: Mapping[str, Any]) -> None:
+    def pack(self, layer: int, lane: Lane | None, keys: Slots) -> None:
+        """From here on the tokens of a lane stand in a decoder layer (None: all), and its attention is given `keys`."""
+        tokens = self.tokens if lane is None else self.once(Lane.tokens, lane, self.tokens)
+        index, real = (None, None) if lane is None else (lane.index, lane.real)
+        self._packed[layer] = self._standing[layer] = tokens, index, keys.places, real
+
+    def unpack(self, layer: int) -> None:
+        """From here on all tokens of the forward are there again."""
+        self._standing.pop(layer, None)
+
+    def once(self, make: Callable[..., _T], *by: Any) -> _T:
+        """What a function gives for these arguments, computed once in this forward: for the same objects, not for equal
+        ones, but for numbers."""
+        key = (make, *(each if isinstance(each, int) else id(each) for each in by))
+        if key not in self.memo:
+            self.memo[key] = make(*by), by
+        return self.memo[key][0]
+
+    def meet(self, layer: int, count: int, kwargs: Mapping[str, Any], *, inside: bool = False) -> None:
         """Find out which tokens a decoder layer or its attention was given.
 
         Args:
             layer: index of the decoder layer.
             count: how many tokens per sample it was given.
             kwargs: its keyword arguments.
+            inside: whether it was its attention, which is given the packed ones where the layer's tokens were packed.
 
         Raises:
             SeamError: it was given some of the tokens, and which of them cannot be known.
         """
+        if inside and layer in self._packed:
+            self._standing[layer] = self._packed[layer]  # also where gradient checkpointing computes the layer again
+            return
         if count == self.tokens.shape[1]:
             if self._standing and self._index(layer) is not None:
                 self._stand(layer, None)
@@ -196,12 +220,12 @@ class ForwardContext:
     @property
     def is_withdrawn(self) -> bool:
         """Whether some decoder layer that was looked at did not get all tokens."""
-        return any(index is not None for _, index, _ in self._standing.values())
+        return any(index is not None for _, index, _, _ in self._standing.values())
 
     def presence_of_tokens(self) -> Tensor:
         """(B, S, layers) bool: the new token stands in the layer."""
         present = torch.ones(*self.tokens.shape, self.anatomy.num_layers, dtype=torch.bool, device=self.tokens.device)
-        for layer, (_, index, _) in self._standing.items():
+        for layer, (_, index, _, _) in self._standing.items():
             if index is not None:
                 present[..., layer] = False
                 present[..., layer].scatter_(1, index, True)

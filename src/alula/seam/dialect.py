@@ -7,7 +7,7 @@ found by type: a name that changes again is an error that says so, never a cache
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache as once
 from typing import Any, NamedTuple
 
@@ -151,6 +151,28 @@ def rope_of(kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
 def positions_of(kwargs: Mapping[str, Any]) -> Tensor | None:
     """The position ids a decoder layer was given, or None."""
     return kwargs.get(POSITIONS)
+
+
+def named_of(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a decoder layer by name, whether they came so or by position."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def with_positions(named: Mapping[str, Any], pick: Callable[[Tensor, int], Tensor]) -> dict[str, Any]:
+    """The arguments of a decoder layer with other positions.
+
+    Args:
+        named: arguments by name.
+        pick: given a table, and how many dimensions it has of which the first two are (B or 1, S); gives one like it.
+            Multimodal RoPE has one more in front: time, height and width.
+    """
+    taken = dict(named)
+    rope, positions = rope_of(named), positions_of(named)
+    if rope is not None:
+        taken[ROPE] = tuple(pick(table, 3) for table in rope)
+    if positions is not None:
+        taken[POSITIONS] = pick(positions, 2)
+    return taken
 
 
 def positional_names(module: nn.Module) -> tuple[str, ...]:

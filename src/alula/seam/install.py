@@ -19,6 +19,7 @@ from alula.items import brings_media
 from alula.seam import dialect, preconditions
 from alula.seam.attention import close_attention, open_attention
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence
+from alula.seam.conductor import check_readable
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.hooks import Handle, with_keywords
 from alula.seam.points import (
@@ -31,7 +32,7 @@ from alula.seam.points import (
     check_named,
     check_point,
 )
-from alula.seam.requests import Bias, BranchReader, Ending, Owner, Request, Requests, Sums
+from alula.seam.requests import Bias, BranchReader, Ending, Owner, Request, Requests, Sums, Worker
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
 from alula.tokens import TOKEN_ROLES, Modality, Role, TokenMap
@@ -115,6 +116,36 @@ class Seam(nn.Module):
             self._layers[layer].update()
 
         return self._ask_attention(request, lambda: self.requests.biases.get(layer, ()), put)
+
+    def request_work(self, layer: int, worker: Worker, *, mark: Hashable | None = None) -> Handle:
+        """Have only those new tokens of a forward computed in a decoder layer that have work there, until the handle is
+        removed. Where several say it, those have work that have it by all.
+
+        The others leave neither keys nor values there, and their hidden states pass the layer by as they are.
+
+        Args:
+            layer: index of the decoder layer.
+            worker: says which.
+            mark: only in forwards that carry this mark (see `scope`).
+
+        Raises:
+            HostError: the decoder runs an attention implementation whose masks cannot be read.
+        """
+        check_readable(self.anatomy)
+        request, hooks = Request(worker, mark), self._layers[layer]
+
+        def put(workers: tuple[Request[Worker], ...]) -> None:
+            hooks.workers = workers
+            hooks.update()
+
+        with _changing:
+            put((*hooks.workers, request))
+
+        def remove() -> None:
+            with _changing:
+                put(_without(request, hooks.workers))
+
+        return Handle(remove)
 
     def _ask_attention(
         self, request: _T, present: Callable[[], tuple[_T, ...]], put: Callable[[tuple[_T, ...]], None]

@@ -21,8 +21,10 @@ from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.attention import EAGER, answer_from_weights, mask_with_bias
+from alula.seam.conductor import Conductor
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.hooks import ByThread, Handle, with_keywords
+from alula.seam.requests import Request, Worker
 
 # The functions at a point are compiled, the way to them is not: torch.compile guards no hooks, and would run those of
 # one layer in another.
@@ -110,6 +112,7 @@ class LayerHooks:
     """The hooks of one decoder layer. Each is there only while something needs it.
 
     Attributes:
+        workers: who says which tokens have work in this layer.
         answers_sums: whether eager attention's weights are read in this layer.
         is_biased: whether attention may be biased in this layer.
     """
@@ -121,8 +124,10 @@ class LayerHooks:
         """
         self.anatomy, self.index, self.is_watched = anatomy, index, is_watched
         self.answers_sums = self.is_biased = False
+        self.workers: tuple[Request[Worker], ...] = ()
+        self._conductor = Conductor(anatomy, index)
         self._entries: dict[AnyPoint, tuple[Entry, ...]] = {}
-        self._handles: dict[str, RemovableHandle] = {}
+        self._handles: dict[str, RemovableHandle | Handle] = {}
         self._inside: ByThread[ref[ForwardContext]] = ByThread()
         self.update()
 
@@ -179,7 +184,10 @@ class LayerHooks:
         inner = used - {Point.BLOCK_INPUT, Point.BLOCK_OUTPUT}
         layer, attention = self.anatomy.layers[self.index], self.anatomy.attention(self.index)
         after = self.anatomy.attention_out(self.index)
-        wanted: dict[str, Callable[[], RemovableHandle]] = {}
+        wanted: dict[str, Callable[[], RemovableHandle | Handle]] = {}
+        self._conductor.workers = self.workers
+        if self.workers:
+            wanted["conduct"] = self._conductor.put
         if self.is_watched or used:
             wanted["enter"] = lambda: layer.register_forward_pre_hook(self._enter, with_kwargs=True)
         # attention alone is told of its forward; what runs behind it asks what was put down by those that know
@@ -335,7 +343,7 @@ class LayerHooks:
         ctx, given = kwargs.get(NAME), kwargs
         if ctx is not None:
             hidden = dialect.hidden_of(args, kwargs, where=type(attention).__name__)
-            ctx.meet(self.index, hidden.shape[1], kwargs)
+            ctx.meet(self.index, hidden.shape[1], kwargs, inside=True)
             if "leave" in self._handles:
                 self._put(ctx)
             if self.is_biased:
@@ -369,7 +377,7 @@ class LayerHooks:
         if "behind attention" in self._handles:
             return None  # "attention" is what the norm gives
         if ctx is not None and "before attention" not in self._handles:
-            ctx.meet(self.index, dialect.hidden_of_output(output).shape[1], kwargs)
+            ctx.meet(self.index, dialect.hidden_of_output(output).shape[1], kwargs, inside=True)
         return self._at(Point.ATTENTION, ctx, output)
 
     @_untraced

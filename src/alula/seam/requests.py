@@ -45,6 +45,21 @@ class Bias(Protocol):
         """
 
 
+class Worker(Protocol):
+    """Something that says which new tokens of a forward have work in a decoder layer."""
+
+    def working(self, view: LayerView, hidden: Tensor) -> Tensor | None:
+        """(B, S) bool of the tokens that have work in this layer; None: all.
+
+        Where nothing changed, give the same tensor as in the layer before: what follows from it is computed once per
+        tensor. Asked again where gradient checkpointing recomputes the layer.
+
+        Args:
+            view: the layer, all tokens of the forward in it.
+            hidden: (B, S, d) its input.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class Branch:
     """Attention that something on the host adds beside the decoder's own in a layer.

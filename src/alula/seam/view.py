@@ -30,6 +30,8 @@ class LayerView:
         tokens: TokenMap of the tokens in it, (B, M).
         index: (B, M) of them among the forward's new tokens; None where all are there.
         key_index: (B, K) of the keys its attention is given, among all P + S tokens; None where all are there.
+        real: (B, M) bool: the token stands there; the others only fill up a sample that has fewer, and are padding in
+            `tokens`. None: all do.
     """
 
     ctx: Any
@@ -37,6 +39,7 @@ class LayerView:
     tokens: TokenMap
     index: Tensor | None = None
     key_index: Tensor | None = None
+    real: Tensor | None = None
 
     def pick(self, values: Tensor) -> Tensor:
         """(B, M, ..) of the tokens in this layer, from the (B, S, ..) of all."""
@@ -47,6 +50,8 @@ class LayerView:
         if self.index is None:
             return values
         index = _widened(self.index, values)
+        if self.real is not None:
+            values = values.masked_fill(~_widened(self.real, values), 0)
         every = values.new_zeros(len(values), self.ctx.tokens.shape[1], *values.shape[2:])
         return every.scatter(1, index.expand_as(values), values)
 

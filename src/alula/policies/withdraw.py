@@ -1,0 +1,54 @@
+"""Withdrawal of perceptual tokens: from one layer on, they are gone (VTW, arXiv 2405.05803)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import NonNegativeInt
+from torch import Tensor
+
+from alula.errors import UsageError
+from alula.policies.base import Policy, Stand
+from alula.policies.registry import register
+from alula.seam import LayerView
+from alula.tokens import TokenMap
+
+
+@register
+class Withdraw(Policy):
+    """The tokens of images, videos and sounds are in the first `layer` decoder layers and in none behind.
+
+        with Withdraw(layer=16).on(model):
+            model.generate(**inputs)
+
+    VTW (arXiv 2405.05803) with the positions that tokens have anyway ("keep"). Which tokens leave is told by what they
+    are, so several images, later turns, prompts that come in chunks and drafts are no special cases, and text alone
+    keeps its bits.
+
+    Attributes:
+        layer: the first layer, counted from 0, that they are not in; as many layers see them. Larger than 0 and
+            smaller than the number of layers: 0 is a model without images.
+    """
+
+    policy_type: ClassVar[str] = "withdraw"
+    layer: NonNegativeInt
+
+    def place(self, stand: Stand) -> None:
+        count = stand.anatomy.num_layers
+        if not 0 < self.layer < count:
+            raise UsageError(
+                f"withdrawal at layer {self.layer} leaves "
+                f"{'every' if self.layer else 'no'} layer of this decoder with images",
+                where="layer",
+                remedy=f"give one of 1 to {count - 1}",
+            )
+        for layer in range(self.layer, count):
+            stand.work(layer, self)
+
+    def working(self, view: LayerView, hidden: Tensor) -> Tensor | None:
+        """(B, S) bool text tokens, where any new token is none."""
+        return view.ctx.once(_text, view.ctx.tokens) if view.ctx.new_media else None
+
+
+def _text(tokens: TokenMap) -> Tensor:
+    return tokens.is_text

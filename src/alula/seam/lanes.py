@@ -1,0 +1,356 @@
+"""Some of a forward's tokens in a decoder layer: packed for the way through it, and held by its cache.
+
+Outside a layer all tokens of a forward are there, inside stand only those that have work, packed. Samples that have
+fewer than others are filled up with tokens that have none: nothing attends to them, and what comes of them is dropped.
+
+Shapes: B batch, S new tokens of the forward, M of them in the layer, P cached tokens, K keys of the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+from alula.errors import HostError, UsageError
+from alula.seam.view import gather
+from alula.tokens import TokenMap
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """The tokens of a forward that stand in a decoder layer.
+
+    Attributes:
+        index: (B, M) of them among the S new tokens, ascending, each once.
+        real: (B, M) bool: the token has work; the others fill up their sample. None: all have.
+    """
+
+    index: Tensor
+    real: Tensor | None = None
+
+    @classmethod
+    def of(cls, working: Tensor, tokens: TokenMap) -> Lane | None:
+        """The lane of the (B, S) bool `working` tokens, padding left out; None where all tokens have work.
+
+        Reads the device once.
+        """
+        left = working & tokens.valid
+        counts, out = torch.stack([left.sum(dim=1), (tokens.valid & ~working).sum(dim=1)]).tolist()
+        if not any(out):
+            return None
+        most, working = max(counts), left
+        order = working.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+        index = order[:, :most].sort(dim=1).values
+        return cls(index, None if min(counts) == most else working.gather(1, index))
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(B, M, ..) of the tokens in the lane, from (B or 1, S, ..) of all."""
+        return gather(values, self.index)
+
+    def scatter(self, values: Tensor, into: Tensor) -> Tensor:
+        """(B, S, d) `into`, with the (B, M, d) values of the lane's tokens in their places."""
+        index = self.index.to(into.device)
+        if self.real is not None:
+            values = torch.where(self.real.to(into.device)[..., None], values, gather(into, index))
+        return into.scatter(1, index[..., None].expand_as(values), values)
+
+    def tokens(self, tokens: TokenMap) -> TokenMap:
+        """The map of the lane's tokens, in which those that fill up are padding."""
+        return tokens.pick(self.index).only(self.real)
+
+
+@dataclass(eq=False)
+class Slots:
+    """Of which tokens a lean cache layer holds keys. It is never changed, so that layers that hold the same share one,
+    and what is done to all of them is computed once.
+
+    Attributes:
+        places: (B, K) of the tokens among all so far, ascending.
+        real: (B, K) bool: the key is of a token with work; None: all are.
+        spare: how many keys at most are of tokens that were cropped away, from samples that were left with fewer.
+    """
+
+    places: Tensor
+    real: Tensor | None = None
+    spare: int = 0
+    _next: tuple[tuple[Any, ...], Slots] | None = field(default=None, repr=False)
+
+    def _once(self, by: tuple[Any, ...], make: Callable[[], Slots]) -> Slots:
+        """What `make` gives, made once while the same thing is done to all layers that share this."""
+        if self._next is None or not all(map(_same, self._next[0], by)):
+            self._next = by, make()
+        return self._next[1]
+
+    def grown(self, lane: Lane | None, past: int, count: int) -> Slots:
+        """With those of `count` new tokens behind `past` ones that stand in a lane; None: all of them."""
+
+        def make() -> Slots:
+            batch, device = len(self.places), self.places.device
+            if lane is None:
+                new = torch.arange(past, past + count, device=device).expand(batch, -1)
+            else:
+                new = lane.index.to(device) + past
+            real = None
+            if self.real is not None or (lane is not None and lane.real is not None):
+                new_real = None if lane is None or lane.real is None else lane.real.to(device)
+                real = torch.cat([_all_true(self.real, self.places), _all_true(new_real, new)], dim=1)
+            return Slots(torch.cat([self.places, new], dim=1), real, self.spare)
+
+        return self._once(("grown", lane, past, count), make)
+
+    def of_samples(self, index: Tensor) -> Slots:
+        """Those of the samples at `index`."""
+        return self._once(("samples", index), lambda: self._at(index.to(self.places.device)))
+
+    def repeated(self, repeats: int) -> Slots:
+        """Those of every sample, side by side as often."""
+        samples = torch.arange(len(self.places), device=self.places.device)
+        return self._once(("repeated", repeats), lambda: self._at(samples.repeat_interleave(repeats)))
+
+    def _at(self, index: Tensor) -> Slots:
+        return Slots(self.places[index], None if self.real is None else self.real[index], self.spare)
+
+    def cropped(self, length: int) -> Slots:
+        """Those of the first `length` tokens. Reads the device."""
+
+        def make() -> Slots:
+            left = self.places < length
+            counts = left.sum(dim=1).tolist()
+            most, least = max(counts), min(counts)
+            real = None if self.real is None and most == least else _all_true(self.real, self.places) & left
+            # places of keys that nothing attends to any more only have to exist
+            places = self.places[:, :most].clamp(max=max(length - 1, 0))
+            return Slots(places, None if real is None else real[:, :most], self.spare + most - least)
+
+        return self._once(("cropped", length), make)
+
+    def last(self, count: int) -> Slots:
+        """The last `count`."""
+        start = self.places.shape[1] - count
+        if start <= 0:
+            return self
+        real = None if self.real is None else self.real[:, start:]
+        return self._once(("last", count), lambda: Slots(self.places[:, start:], real, self.spare))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two arguments are one: tensors and lanes as objects, what they are called and numbers by value."""
+    return one is other or (isinstance(one, str | int) and isinstance(other, str | int) and one == other)
+
+
+def _all_true(real: Tensor | None, like: Tensor) -> Tensor:
+    return torch.ones_like(like, dtype=torch.bool) if real is None else real
+
+
+class LeanLayer(DynamicLayer):
+    """A cache layer that holds the keys of some tokens, knows of which, and reports the length of all.
+
+    So nothing outside the layer learns that any are missing: positions, masks and lengths are those of all tokens, and
+    `crop` counts tokens, not keys.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, slots: Slots, length: int, window: int | None = None) -> None:
+        """
+        Args:
+            slots: of what it holds.
+            length: of all tokens so far.
+            window: width of a sliding layer's window; None: it is none.
+        """
+        super().__init__()
+        self.slots, self.length = slots, length
+        self.is_sliding = window is not None
+        self.sliding_window = window
+        self.record_past = False
+        self._coming: tuple[Slots, int] | None = None
+
+    @classmethod
+    def of(cls, cache: Cache, index: int, held: Tensor | None, stretch: Callable[[int, int], Slots]) -> LeanLayer:
+        """The lean layer at `index` of a cache, put in the place of an ordinary one, whose keys it takes over.
+
+        Args:
+            held: (B, K) the tokens it holds keys of; None: it does of all, or the last within its window.
+            stretch: gives the slots of all tokens from one place to another.
+
+        Raises:
+            UsageError: the layer there is of a kind that has no room for some tokens only.
+        """
+        layers = cache.layers
+        if getattr(cache, "layer_class_to_replicate", None) is not None:
+            while len(layers) <= index:
+                layers.append(cache.layer_class_to_replicate())  # type: ignore[misc]
+        layer: Any = layers[index]
+        if isinstance(layer, LeanLayer):
+            return layer
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise UsageError(
+                f"a cache of {type(layer).__name__} cannot hold some tokens of a layer and not others",
+                remedy="use a cache that grows, transformers' own default: no cache_implementation, or a DynamicCache",
+            )
+        length = int(layer.get_seq_length())
+        count = layer.keys.shape[-2] if length else 0
+        slots = stretch(length - count, length) if held is None else Slots(held)
+        lean = cls(slots, length, getattr(layer, "sliding_window", None))
+        if layer.is_initialized:
+            lean.lazy_initialization(layer.keys, layer.values)
+            lean.keys, lean.values = layer.keys, layer.values
+        lean.record_past = getattr(layer, "record_past", False)
+        layers[index] = lean
+        return lean
+
+    def expect(self, lane: Lane | None, count: int) -> Slots:
+        """Have the next `update` bring the keys of the lane's tokens among `count` new ones.
+
+        Returns:
+            The keys that attention will be given.
+        """
+        after = self.slots.grown(lane, self.length, count)
+        self._coming = after, count
+        return after
+
+    def pass_by(self, count: int) -> None:
+        """Know of `count` new tokens that leave no key."""
+        self.length += count
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self._coming is None:
+            raise UsageError(
+                f"the cache holds {self.slots.places.shape[1]} of {self.length} tokens in one of its layers: it was "
+                "filled under a policy that took tokens out",
+                remedy="go on with it under that policy, or start from an empty cache",
+            )
+        (self.slots, count), self._coming = self._coming, None
+        keys, values = super().update(key_states, value_states)
+        self.length += count
+        if self.is_sliding and not self.record_past:
+            self._trim()
+        return keys, values
+
+    def _trim(self) -> None:
+        """Let go of what no window reaches: places differ, so the last as many keys are at least those in it."""
+        assert self.sliding_window is not None
+        kept = self.sliding_window - 1 + self.slots.spare
+        if kept < self.slots.places.shape[1]:
+            self.slots = self.slots.last(kept)
+            self.keys, self.values = self.keys[..., -kept:, :], self.values[..., -kept:, :]
+
+    def activate_past_recording(self) -> None:
+        """Keep all keys until the next `crop`, as transformers asks of sliding layers."""
+        self.record_past = True
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1 if self.sliding_window is None else self.sliding_window
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Those of an ordinary layer, after which the host makes one mask for all layers of a kind."""
+        window = self.sliding_window
+        if window is None or self.length < window:
+            return self.length + query_length, 0
+        return window - 1 + query_length, self.length - window + 1
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove > 0:
+            raise ValueError("crop takes a negative number: of tokens to remove")
+        if self.sliding_window is not None and self.length >= self.sliding_window and not self.record_past:
+            raise RuntimeError("tokens behind a window are gone: call activate_past_recording before they are added")
+        if tokens_to_remove:
+            self.length += tokens_to_remove
+            self.slots = self.slots.cropped(self.length)
+            if self.is_initialized:
+                left = self.slots.places.shape[1]
+                self.keys, self.values = self.keys[..., :left, :], self.values[..., :left, :]
+        if self.is_sliding and self.is_initialized:
+            self._trim()
+
+    def reset(self) -> None:
+        super().reset()
+        self.slots, self.length = Slots(self.slots.places[:, :0]), 0
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.slots = self.slots.of_samples(indices)
+        if self.is_initialized:
+            at = indices.to(self.keys.device)
+            self.keys, self.values = self.keys[at], self.values[at]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.slots = self.slots.repeated(repeats)
+        if self.is_initialized:
+            self.keys, self.values = (each.repeat_interleave(repeats, dim=0) for each in (self.keys, self.values))
+
+
+def packed_mask(
+    mask: Any, lane: Lane | None, keys: Slots, tokens: TokenMap, past: int, additive: torch.dtype | None
+) -> Tensor | None:
+    """What the host's mask says of the queries of a lane and the keys of a layer.
+
+    Args:
+        mask: the host's (B or 1, H or 1, S, C) mask of all new tokens and the last C of all P + S, boolean (True =
+            attend) or additive; None: causal.
+        lane: which of the new tokens are there; None: all.
+        keys: which keys are.
+        tokens: TokenMap of the new tokens.
+        past: P.
+        additive: dtype of a mask that is added, where one has to be made for attention that adds it; None: boolean.
+
+    Returns:
+        (B, H or 1, M, K), None where causality of what is there says it all.
+
+    Raises:
+        HostError: a mask of another kind.
+    """
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 4):
+        raise HostError(
+            f"tokens cannot be taken out of layers whose mask is a {type(mask).__name__}",
+            remedy='run the decoder with SDPA: model.set_attn_implementation("sdpa")',
+        )
+    places = keys.places
+    queries = _queries(lane, tokens) + past
+    fill = None if lane is None else lane.real
+    if mask is None:
+        alone = places.shape[1] == queries.shape[1]
+        if keys.real is None and fill is None and (alone or queries.shape[1] == 1):
+            return None
+        allowed = (places[:, None, :] <= queries[..., None])[:, None]
+        if additive is not None:
+            allowed = torch.zeros_like(allowed, dtype=additive).masked_fill(~allowed, torch.finfo(additive).min)
+    else:
+        whole = past + tokens.shape[1]
+        columns = places.to(mask.device) - (whole - mask.shape[-1])
+        allowed = mask
+        if lane is not None:
+            allowed = gather(allowed.transpose(1, 2), lane.index).transpose(1, 2)
+        allowed = gather(allowed.movedim(-1, 1), columns.clamp(min=0)).movedim(1, -1)
+        if mask.shape[-1] < whole:
+            allowed = _barred(allowed, (columns < 0)[:, None, None])
+    if keys.real is not None:
+        allowed = _barred(allowed, ~keys.real.to(allowed.device)[:, None, None])
+    if fill is not None:
+        # they attend to themselves alone, so that no row is barred as a whole; what comes of it is dropped
+        themselves = (places[:, None, :] == queries[..., None]) & ~fill[..., None]
+        free = True if allowed.dtype == torch.bool else 0
+        allowed = allowed.masked_fill(themselves[:, None].to(allowed.device), free)
+    return allowed
+
+
+def _queries(lane: Lane | None, tokens: TokenMap) -> Tensor:
+    """(B, M) of a lane's tokens among the new ones."""
+    if lane is not None:
+        return lane.index
+    return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
+
+
+def _barred(mask: Tensor, where: Tensor) -> Tensor:
+    return mask.masked_fill(where, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)

@@ -1,0 +1,65 @@
+"""What policies are held to: nothing is taken out, tokens without work are barred as keys, and nothing is cached.
+
+What such a token becomes in a layer it has no work in plays no part then: nobody looks at it. A token that comes back
+in a later layer is put back there as it was when it left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alula.anatomy import Anatomy
+from alula.seam import dialect
+
+Left = Callable[[int, Tensor], Tensor]
+"""given a layer and the (B, S) ids of all tokens so far, the (B, S) bool tokens that have work in that layer"""
+
+
+@contextmanager
+def masked(model: Any, left: Left) -> Iterator[None]:
+    """The host with tokens barred by masks alone; to be run without a cache."""
+    anatomy = Anatomy.of(model)
+    seen: dict[str, Tensor] = {}
+
+    def note(host: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        seen["ids"] = kwargs["input_ids"]
+
+    def bar(index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        named = dialect.named_of(dialect.positional_names(layer), args, kwargs)
+        working = left(index, seen["ids"])
+        length = working.shape[1]
+        keys = working[:, None, None] | torch.eye(length, dtype=torch.bool)
+        mask = named.get(dialect.MASK)
+        if mask is None:
+            mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+        if mask.dtype == torch.bool:
+            named[dialect.MASK] = mask & keys
+        else:
+            named[dialect.MASK] = mask.expand(len(keys), -1, -1, -1).masked_fill(~keys, torch.finfo(mask.dtype).min)
+        hidden = named.pop(dialect.HIDDEN)
+        seen["before"] = hidden
+        return (hidden,), named
+
+    def put_back(index: int, layer: nn.Module, args: Any, output: Any) -> Tensor:
+        return torch.where(left(index, seen["ids"])[..., None], output, seen["before"])
+
+    handles = [model.register_forward_pre_hook(note, with_kwargs=True)]
+    for index, layer in enumerate(anatomy.layers):
+
+        def hook(layer: nn.Module, args: Any, kwargs: Any, index: int = index) -> Any:
+            return bar(index, layer, args, kwargs)
+
+        def back(layer: nn.Module, args: Any, output: Any, index: int = index) -> Any:
+            return put_back(index, layer, args, output)
+
+        handles += [layer.register_forward_pre_hook(hook, with_kwargs=True), layer.register_forward_hook(back)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
