@@ -13,7 +13,9 @@ RANK = 64
 MLP = ("gate_proj", "up_proj", "down_proj")
 """what experts call mlp, by the names of the fledgling's linears"""
 
-DISTILL: dict[str, Any] = {"share": 0.25, "weight": 1.0, "prompts": {"microworld": "text"}}
+DISTILL: dict[str, Any] = {
+    "share": 0.25, "weight": 1.0, "prompts": {"microworld": "text"}, "count": 2400, "max_new_tokens": 48,
+}  # fmt: skip
 """the section `distill` of stages that are held to what the base says to questions whose answers nobody looks at (the
 fledgling writes none itself); its share is that of `REPLAY`"""
 

@@ -21,6 +21,7 @@ from alula.hosts import load_host
 from alula.training import check, parse_recipe, train
 from alula.training.distillation import HeldMixture, Lessons
 from alula.training.distillation.loss import divergence
+from alula.training.recipe import Distill
 from tests.training.conftest import MakeRecipe, rows
 
 QUESTIONS = {"microworld": "text"}
@@ -153,16 +154,16 @@ def lessons_of(collate: Collator) -> Lessons:
     )
 
 
-def test_a_share_of_the_samples_with_media_hold_a_text_turn(host_directory: Path) -> None:
+@pytest.mark.parametrize("order", ["behind", "between"])
+def test_a_share_of_the_samples_with_media_hold_a_text_turn(host_directory: Path, order: Any) -> None:
     collate = Collator(load_host(host_directory).processor)
     mixture = Mixture.with_text_replay([open_source({"microworld": "visual"})], [open_source(QUESTIONS)], 0.25)
-    held = HeldMixture(mixture, lessons_of(collate), share=0.4, seed=3)
-    orders = {"behind": 0, "between": 0}
-    shown = 0
+    spec = Distill(share=0.4, order=order)
+    held = HeldMixture(mixture, lessons_of(collate), spec=spec, seed=3)
+    shown = holding = 0
     for position in range(600):
         sample, plain = held[position], mixture[position]
-        again = held[position]
-        assert list(map(message_text, again.messages)) == list(map(message_text, sample.messages))
+        assert list(map(message_text, held[position].messages)) == list(map(message_text, sample.messages))
         soft_at = [number for number, turn in enumerate(sample.messages) if "soft" in turn]
         shown += bool(plain.media())
         if not soft_at:
@@ -170,11 +171,11 @@ def test_a_share_of_the_samples_with_media_hold_a_text_turn(host_directory: Path
             continue
         assert [ref.fingerprint() for ref in sample.images] == [ref.fingerprint() for ref in plain.images]
         assert sample.messages[0]["content"][0]["type"] == "image"
-        orders["behind" if soft_at == [len(sample.messages) - 1] else "between"] += 1
-    assert sum(orders.values()) / shown == pytest.approx(0.4, abs=0.06)
-    assert min(orders.values()) > 0.35 * sum(orders.values())
+        assert soft_at == [len(sample.messages) - 1 if order == "behind" else 1]
+        holding += 1
+    assert holding / shown == pytest.approx(0.4, abs=0.06)
     collate([held[position] for position in range(16)])
-    other = HeldMixture(mixture, lessons_of(collate), share=0.4, seed=4)
+    other = HeldMixture(mixture, lessons_of(collate), spec=spec, seed=4)
     assert any(len(other[n].messages) != len(held[n].messages) for n in range(50))
 
 
@@ -320,21 +321,29 @@ def test_what_cannot_be_held_is_refused(recipe: MakeRecipe, plain: Any, tmp_path
             ),
             quiet=True,
         )
-    for key, value in (("share", 0), ("share", 1.5), ("weight", 0), ("temperature", 1), ("prompts", "file.jsonl")):
+    for key, value in (
+        ("share", 0),
+        ("share", 1.5),
+        ("order", "before"),
+        ("weight", 0),
+        ("temperature", 1),
+        ("prompts", "file.jsonl"),
+    ):
         raw = plain(**{**HELD, "distill": {**HELD["distill"], key: value}})
         with pytest.raises(RecipeError, match=key):
             check(raw)
 
 
-def test_a_template_that_writes_earlier_answers_otherwise_gets_them_last(host_directory: Path) -> None:
+def test_a_template_that_writes_earlier_answers_otherwise_takes_them_last_only(host_directory: Path) -> None:
     host = load_host(host_directory)
-    collate = Collator(host.processor)
-    template = host.processor.chat_template
-    told = lessons_of(collate)
     mixture = Mixture([open_source({"microworld": "visual"})])
-    held = HeldMixture(mixture, told, share=1.0, seed=0)
-    assert held.fitting(collate, "here").orders == ("behind", "between")
-    assert "message" in template
+
+    def check_order(order: Any) -> None:
+        collate = Collator(host.processor)
+        HeldMixture(mixture, lessons_of(collate), spec=Distill(order=order), seed=0).check(collate, "here")
+
+    check_order("behind")
+    check_order("between")
     host.processor.chat_template = (
         "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\n' -}}"
         "{%- for part in message['content'] -%}"
@@ -347,9 +356,10 @@ def test_a_template_that_writes_earlier_answers_otherwise_gets_them_last(host_di
         "{%- endfor -%}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
     )
-    other = Collator(host.processor)
-    retold = HeldMixture(mixture, lessons_of(other), share=1.0, seed=0)
-    assert retold.fitting(other, "here").orders == ("behind",)
+    check_order("behind")
+    with pytest.raises(RecipeError, match="other tokens") as caught:
+        check_order("between")
+    assert caught.value.remedy == "order: behind"
 
 
 def test_a_held_run_goes_on_where_it_was_stopped(recipe: MakeRecipe) -> None:

@@ -119,6 +119,9 @@ class Distill(Section):
 
     weight: Number = Field(default=1.0, gt=0, le=MANY, description="factor on the divergence, beside the loss")
     share: Number = Field(default=0.25, gt=0, le=1, description="share of the samples with media that get a text turn")
+    order: Literal["behind", "between"] = Field(
+        default="behind", description="text turns stand behind a sample's own, or between its media and its question"
+    )
     prompts: SourceSpec | None = Field(
         default=None, description="text questions; default: the model the run starts from writes some itself"
     )

@@ -187,8 +187,9 @@ def open_stage(plan: StagePlan, data: RunData, display: Display) -> OpenStage:
     samples: Mixture | HeldMixture = stage_data.mixture
     if lessons is not None:
         assert stage.distill is not None
-        held = HeldMixture(stage_data.mixture, lessons, share=stage.distill.share, seed=plan.seed)
-        samples = held.fitting(collator(plan, tunable), f"stages.{stage.name}.distill")
+        held = HeldMixture(stage_data.mixture, lessons, spec=stage.distill, seed=plan.seed)
+        held.check(collator(plan, tunable), f"stages.{stage.name}.distill")
+        samples = held
     on_first(write)
     opened = OpenStage(
         plan,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,34 +12,31 @@ from alula.data.samples import MEDIA, Sample, message_text, text_part
 from alula.draws import mixed
 from alula.errors import RecipeError
 from alula.training.distillation.lessons import Lessons
+from alula.training.recipe import Distill
 
 Messages = list[dict[str, Any]]
 _BITS = 2**64
 _GLANCES = 256
 """samples that are looked at for one with media"""
-_HOLD, _LESSON, _ORDER = range(3)
+_HOLD, _LESSON = range(2)
 
 
 class HeldMixture:
     """Samples of a mixture by position, some with a text question and its soft-labelled answer.
 
-    The question stands behind the sample's own turns, or between its media and its first question, one as often as the
-    other where both are possible. What a position holds is a function of the seed and the position, as in the mixture.
-    Samples without media are left as they are.
+    What a position holds is a function of the seed and the position, as in the mixture. Samples without media, and
+    those in whose turns there is no such place, are left as they are.
 
     Args:
         mixture: what a stage learns from.
         lessons: the teacher's.
-        share: of the samples with media that hold a text turn.
+        spec: which share of the samples with media hold a text turn, and where it stands.
         seed: another seed, other questions at other places.
-        orders: how questions may stand: out of `ORDERS`.
     """
 
-    def __init__(
-        self, mixture: Mixture, lessons: Lessons, *, share: float, seed: int, orders: Sequence[str] | None = None
-    ) -> None:
-        self.mixture, self.lessons, self.share, self.seed = mixture, lessons, share, seed
-        self.orders = tuple(ORDERS if orders is None else orders)
+    def __init__(self, mixture: Mixture, lessons: Lessons, *, spec: Distill, seed: int) -> None:
+        self.mixture, self.lessons, self.share, self.seed = mixture, lessons, spec.share, seed
+        self.order = spec.order
 
     def __getitem__(self, position: int) -> Sample:
         return self._held(self.mixture[position])
@@ -52,8 +49,8 @@ class HeldMixture:
         """Positions ``start .. start + length - 1`` as a dataset with an end."""
         return Window(self, length, start)
 
-    def fitting(self, collate: Collator, where: str) -> HeldMixture:
-        """The same with the orders in which the model's template writes an answer as it writes it by itself.
+    def check(self, collate: Collator, where: str) -> None:
+        """Refuse a stage in which no text turn would stand, or not as the teacher spoke.
 
         Some templates write the last answer of a conversation otherwise than earlier ones.
 
@@ -62,55 +59,45 @@ class HeldMixture:
             where: the section of the recipe, for errors.
 
         Raises:
-            RecipeError: no sample with media is met, or no order fits.
+            RecipeError: no sample with media is met in which a text turn has a place, or the template writes its answer
+                otherwise there.
         """
         shown = next((found for found in map(partial(self._glance, collate), range(_GLANCES)) if found), None)
         if shown is None:
             raise RecipeError(
-                f"none of the first {_GLANCES} samples shows anything, so no text would stand behind it",
+                f"none of the first {_GLANCES} samples shows anything and has a place for a text turn",
                 where=where,
                 remedy="leave it out; text is kept by `data.text_replay`",
             )
-        fitting, fault = [], None
-        for order, place in ORDERS.items():
-            messages = place(shown.messages, self.lesson(0))
-            if messages is not None:
-                try:
-                    collate([replace(shown, messages=messages)])
-                except RecordError as error:
-                    fault = error
-                else:
-                    fitting.append(order)
-        if not fitting:
+        try:
+            collate([shown])
+        except RecordError as error:
             raise RecipeError(
-                f"no text turn can be put into {shown.place or shown.id}" + (f": {fault.message}" if fault else ""),
+                f"no text turn can be put into {shown.place or shown.id}: {error.message}",
                 where=where,
-                remedy="keep text by `data.text_replay` instead",
-            )
-        return HeldMixture(self.mixture, self.lessons, share=self.share, seed=self.seed, orders=fitting)
+                remedy="order: behind" if self.order != "behind" else "keep text by `data.text_replay` instead",
+            ) from error
 
     def _glance(self, collate: Collator, position: int) -> Sample | None:
-        """The sample at a position, where it can be read and shows something."""
+        """The sample at a position with a text turn, where it can be read and there is a place for one."""
         try:
             sample = self.mixture[position]
-            if not sample.media():
-                return None
-            collate([sample])
+            placed = self._placed(sample, 0) if sample.media() else None
+            if placed is not None:
+                collate([sample])
         except BadSampleError:
             return None
-        return sample
+        return placed
 
     def _held(self, sample: Sample) -> Sample:
         assert sample.position is not None
         if mixed(self.seed, _HOLD, sample.position) >= self.share * _BITS or not sample.media():
             return sample
-        index = mixed(self.seed, _LESSON, sample.position) % len(self.lessons)
-        first = mixed(self.seed, _ORDER, sample.position)
-        for turn in range(len(self.orders)):
-            placed = ORDERS[self.orders[(first + turn) % len(self.orders)]](sample.messages, self.lesson(index))
-            if placed is not None:
-                return replace(sample, messages=placed)
-        return sample
+        return self._placed(sample, mixed(self.seed, _LESSON, sample.position) % len(self.lessons)) or sample
+
+    def _placed(self, sample: Sample, index: int) -> Sample | None:
+        messages = ORDERS[self.order](sample.messages, self.lesson(index))
+        return None if messages is None else replace(sample, messages=messages)
 
     def lesson(self, index: int) -> Messages:
         """A question and its answer as turns."""
