@@ -42,6 +42,8 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 VOCAB = 64
@@ -133,7 +135,9 @@ _TEXT_CLASSES: dict[str, type[PreTrainedModel]] = {
 
 TEXT = tuple(_TEXT_CLASSES)
 HOSTS = ("llava-llama", "llava-mistral", "llava-qwen3", "llava-gemma3", "qwen2_5_vl")
-# beside these "gemma3_vl", in which the tokens of an image see one another both ways.
+_QWEN_VL = ("qwen2_5_vl", "qwen3_vl")
+# beside these "gemma3_vl", in which the tokens of an image see one another both ways, and "qwen3_vl", whose first
+# layers are given image features by way of the stream (DeepStack)
 # GPT-2 counts padding as positions and has no flex attention; experts take tokens in batches, whose sums round so:
 # neither keeps every promise to the bit by itself. What holds of them stands in `tests/contracts/graft.py`
 ALL = tuple(name for name in TEXT if name not in ("gpt2", "qwen3_moe")) + HOSTS
@@ -176,6 +180,27 @@ def build(name: str, seed: int = 0, *, layers: int = 2) -> Any:
             vision_end_token_id=58,
         )
         model = Qwen2_5_VLForConditionalGeneration(config)
+    elif name == "qwen3_vl":
+        rope = {"mrope_section": [4, 2, 2], "mrope_interleaved": True, "rope_type": "default", "rope_theta": 10000.0}
+        model = Qwen3VLForConditionalGeneration(
+            Qwen3VLConfig(
+                text_config={**_COMMON, "num_hidden_layers": layers, "head_dim": 16, "rope_parameters": rope},
+                vision_config={
+                    "depth": 2,
+                    "hidden_size": 16,
+                    "intermediate_size": 24,
+                    "num_heads": 2,
+                    "patch_size": 4,
+                    "out_hidden_size": 32,
+                    "deepstack_visual_indexes": [0, 1],
+                    "num_position_embeddings": 16,
+                },
+                image_token_id=IMAGE,
+                video_token_id=59,
+                vision_start_token_id=57,
+                vision_end_token_id=58,
+            )
+        )
     elif name == "gemma3_vl":
         text = {**_text_config("gemma3", layers).to_dict(), "sliding_window": 32}
         model = Gemma3ForConditionalGeneration(
@@ -226,7 +251,7 @@ def pixels(name: str, images: int, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     if not images or name in TEXT:
         return {}
-    if name == "qwen2_5_vl":
+    if name in _QWEN_VL:
         return {
             "pixel_values": torch.randn(images * 16, 3 * 2 * 4 * 4, generator=generator),
             "image_grid_thw": torch.tensor([[1, 4, 4]] * images),
@@ -250,7 +275,7 @@ def prompt(layout: str, seed: int = 0, *, fenced: bool = False) -> list[int]:
 
 def batch(name: str, *layouts: str, side: str = "left", seed: int = 0) -> dict[str, Tensor]:
     """Model inputs for a padded batch of layouts (see `prompt`)."""
-    prompts = [prompt(layout, seed + i, fenced=name == "qwen2_5_vl") for i, layout in enumerate(layouts)]
+    prompts = [prompt(layout, seed + i, fenced=name in _QWEN_VL) for i, layout in enumerate(layouts)]
     width = max(map(len, prompts))
     ids, mask = [], []
     for tokens in prompts:
@@ -261,7 +286,7 @@ def batch(name: str, *layouts: str, side: str = "left", seed: int = 0) -> dict[s
     input_ids = torch.tensor(ids)
     images = sum(layout.count("I") for layout in layouts)
     inputs = {"input_ids": input_ids, "attention_mask": torch.tensor(mask), **pixels(name, images, seed)}
-    if name == "qwen2_5_vl":
+    if name in _QWEN_VL:
         inputs["mm_token_type_ids"] = (input_ids == IMAGE).long()
     if name == "gemma3_vl":
         inputs["token_type_ids"] = (input_ids == IMAGE).long()

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+import alula
+from alula.errors import UsageError
 from alula.policies import Withdraw
 from tests import zoo
-from tests.grafts.common import prompt_tokens, run
+from tests.grafts.common import CONFIGS, prompt_tokens, run, wake
 from tests.policies.oracle import Left, masked
 
 LAYERS = 4
-HOSTS = (*zoo.ALL, "gpt2", "qwen3_moe", "gemma3_vl")
+HOSTS = (*zoo.ALL, "gpt2", "qwen3_moe", "gemma3_vl", "qwen3_vl")
 LAYOUTS = ("3I2", "5", "I4I2")  # one image; none; two, the first in front of all text
 
 
@@ -63,3 +65,41 @@ def test_generation_equals_the_masked_oracle(host: str, way: str) -> None:
         torch.manual_seed(0)
         ours = model.generate(**inputs, **options)
     assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_grafts_see_what_they_saw(config: str) -> None:
+    """Wings' learners attend to the tokens of the whole forward, also in layers these were taken out of."""
+    model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", *LAYOUTS)
+    wake(alula.attach(model, CONFIGS[config]))
+    with masked(model, withdrawn(1)):
+        expected = run(model, "llava-llama", inputs, use_cache=False)
+    with Withdraw(layer=1).on(model):
+        ours = run(model, "llava-llama", inputs)
+    text = inputs["attention_mask"].bool() & (inputs["input_ids"] != zoo.IMAGE)
+    close(ours[text], expected[text])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("host", ["llava-llama", "llava-gemma3", "qwen2_5_vl"])
+def test_training_under_it_gives_the_masked_oracles_gradients(host: str, *, checkpointing: bool) -> None:
+    inputs = zoo.batch(host, *LAYOUTS)
+    text = inputs["attention_mask"].bool() & (inputs["input_ids"] != zoo.IMAGE)
+    gradients = []
+    for ours in (False, True):
+        model = zoo.build(host, layers=LAYERS)
+        if ours and checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        with Withdraw(layer=1).on(model) if ours else masked(model, withdrawn(1)):
+            model(**inputs, use_cache=False).logits[text].square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_a_prompt_of_images_alone_is_refused() -> None:
+    model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", "3I2", "I")
+    with pytest.raises(UsageError, match="prompt 1 has images and no text"), Withdraw(layer=1).on(model):
+        run(model, "llava-llama", inputs, use_cache=False)

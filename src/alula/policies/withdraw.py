@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
 
@@ -46,9 +47,22 @@ class Withdraw(Policy):
             stand.work(layer, self)
 
     def working(self, view: LayerView, hidden: Tensor) -> Tensor | None:
-        """(B, S) bool text tokens, where any new token is none."""
-        return view.ctx.once(_text, view.ctx.tokens) if view.ctx.new_media else None
+        """(B, S) bool text tokens, where any new token is none.
+
+        Raises:
+            UsageError: a prompt has none, and nothing can follow it.
+        """
+        ctx = view.ctx
+        return ctx.once(_text, ctx.tokens, ctx.is_caching) if ctx.new_media else None
 
 
-def _text(tokens: TokenMap) -> Tensor:
+def _text(tokens: TokenMap, is_caching: bool) -> Tensor:
+    if not is_caching:  # else text may follow: a piece of a prompt may be all image
+        alone = tokens.is_perceptual.any(dim=1) & ~tokens.is_text.any(dim=1)
+        if bool(alone.any()):
+            raise UsageError(
+                f"prompt {int(alone.to(torch.uint8).argmax())} has images and no text: all its tokens would be taken "
+                "out",
+                remedy="put text behind the image",
+            )
     return tokens.is_text
