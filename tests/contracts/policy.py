@@ -18,7 +18,7 @@ from torch import nn
 import alula
 from alula import WingsConfig
 from alula.errors import UsageError
-from alula.policies import Policy, Withdraw, policy_of, policy_types, register
+from alula.policies import Policy, Prune, Withdraw, policy_of, policy_types, register
 from alula.seam import find
 from tests import zoo
 from tests.contracts.toy_policy import Dim
@@ -28,7 +28,10 @@ CASES: dict[str, Policy] = {
     "toy": Dim(),
     "toy, one layer": Dim(strength=5.0, layers=(1,)),
     "withdraw": Withdraw(layer=1),
+    "prune": Prune(stages=((1, 0.5),)),
 }
+READ_AHEAD = {"prune"}
+"""cases that rank the tokens of a forward by its last one: what a token sees depends on what comes behind it"""
 HOSTS = ("olmo2", "qwen3_moe", "gpt_neox", "gpt2", "qwen3", "gemma3", "llava-llama", "llava-mistral", "qwen2_5_vl")
 PAIRS = [(host, case) for i, host in enumerate(HOSTS) for j, case in enumerate(CASES) if (i + j) % 2 == 0]
 
@@ -83,7 +86,7 @@ def test_behind_its_block_the_host_is_what_it_was(host: str, case: str) -> None:
     assert torch.equal(run(model, host, inputs), before)
 
 
-@every_pair
+@pytest.mark.parametrize(("host", "case"), [pair for pair in PAIRS if pair[1] not in READ_AHEAD])
 def test_no_token_depends_on_later_ones(host: str, case: str) -> None:
     model, inputs = zoo.build(host), zoo.batch(host, "3I6")
     length = inputs["input_ids"].shape[1]
@@ -110,7 +113,7 @@ def test_padding_and_neighbors_change_nothing(host: str, case: str) -> None:
         torch.testing.assert_close(together[sample, -len(expected) :], expected, atol=5e-5, rtol=1e-4)
 
 
-@every_pair
+@pytest.mark.parametrize(("host", "case"), [pair for pair in PAIRS if pair[1] not in READ_AHEAD])
 def test_generating_with_a_cache_equals_without(host: str, case: str) -> None:
     model = zoo.build(host)
     inputs = zoo.batch(host, "3I2", "5", "I4")

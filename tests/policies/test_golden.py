@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alula import TokenMap
-from alula.policies import Withdraw
+from alula.policies import Prune, Withdraw
 from alula.seam import find
 from alula.seam.dialect import cache_of_output
 
@@ -60,3 +60,21 @@ def test_withdrawal_while_generating(*, use_cache: bool) -> None:
         with seam.given_tokens(tokens):
             said = model.generate(inputs_embeds=numbers["inputs_embeds"], **seam_options)
     assert torch.equal(said, numbers["greedy_tokens"])
+
+
+@torch.no_grad()
+def test_pruning_by_the_last_tokens_attention() -> None:
+    model, facts, numbers, tokens = recorded("prune")
+    embeds = numbers["inputs_embeds"]
+    with Prune(stages=[(facts["layer"], facts["keep_ratio"])]).on(model):
+        output = model(inputs_embeds=embeds, token_map=tokens)
+        cache: Any = cache_of_output(output)
+        seam = find(model)
+        assert seam is not None
+        with seam.given_tokens(tokens):
+            said = model.generate(inputs_embeds=embeds, max_new_tokens=facts["new_tokens"], do_sample=False)
+    held = cache.layers[facts["layer"]].slots.places[0]
+    assert torch.equal(held[tokens.is_perceptual[0, held]], numbers["kept_columns"])
+    torch.testing.assert_close(output.logits[:, held], numbers["prefill_logits"], atol=1e-5, rtol=1e-5)
+    assert torch.equal(said, numbers["greedy_tokens"])
+    assert [layer.keys.shape[-2] for layer in cache.layers[:8]] == [620] * 3 + [332] * 5

@@ -13,7 +13,7 @@ from torch import nn
 
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import UsageError
-from alula.seam import Bias, Owner, Phase, Point, Seam, Sums, Worker, install, marked, marks
+from alula.seam import Bias, Owner, Phase, Point, Seam, Sums, Weights, Worker, install, marked, marks
 from alula.seam.points import PointFunction
 from alula.settings import Settings
 
@@ -60,6 +60,14 @@ class Stand:
             HostError: the decoder runs an attention implementation that cannot be asked.
         """
         self._stack.callback(self._seam.request_sums(layer, sums, mark=self._mark).remove)
+
+    def weights(self, layer: int, weights: Weights) -> None:
+        """Have ``weights`` receive the attention of a few tokens in a layer, see `Seam.request_weights`.
+
+        Raises:
+            HostError: the decoder runs an attention implementation that cannot be asked.
+        """
+        self._stack.callback(self._seam.request_weights(layer, weights, mark=self._mark).remove)
 
     def bias(self, layer: int, bias: Bias) -> None:
         """Add what ``bias`` gives to the logits of attention in a layer, see `Seam.request_bias`.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import NonNegativeInt
 from torch import Tensor
 
 from alula.errors import UsageError
 from alula.policies.base import Policy, Stand
 from alula.policies.registry import register
 from alula.seam import LayerView
+from alula.settings import Int
 from alula.tokens import TokenMap
 
 
@@ -32,7 +32,7 @@ class Withdraw(Policy):
     """
 
     policy_type: ClassVar[str] = "withdraw"
-    layer: NonNegativeInt
+    layer: Int
 
     def place(self, stand: Stand) -> None:
         count = stand.anatomy.num_layers

@@ -80,6 +80,7 @@ def attention_forward(
         (B, Q, H, D) output and None for the weights.
     """
     options = {"scaling": scaling, "dropout": dropout, **_biased(module, alula, query, key, kwargs)}
+    _weigh(module, query, key, attention_mask, options, alula)
     apart, shared = _requested(module, alula, query.shape[2], key.shape[2])
     if apart:
         _answer_apart(sdpa_attention_forward, module, query, key, attention_mask, options, alula, apart)
@@ -130,6 +131,36 @@ def flex_forward(
     return output
 
 
+@torch.no_grad()
+def _weigh(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any], alula: Any
+) -> None:
+    """Give those who asked the attention of a few queries, which is written out for these."""
+    if alula is None or not alula.requests.weights or not hasattr(module, "layer_idx"):
+        return
+    for request, rows in alula.requested_weights(module, query.shape[2], key.shape[2]):
+        scaling, bias = options["scaling"], options.get(dialect.BIAS)
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if mask is None and query.shape[2] > 1:  # causal
+            keys = torch.arange(key.shape[2], device=rows.device)
+            allowed = keys <= rows[:, None, :, None]
+        else:
+            allowed = None if mask is None else _rows(mask, rows)[..., : key.shape[2]]
+        scores = _scores(_rows(query, rows), key, allowed, scaling)
+        if bias is not None:
+            scores = scores + _rows(bias, rows)
+        view = alula.at(module.layer_idx)
+        request.by.on_weights(view, view.spread_keys(_softmax(scores)))
+
+
+def _rows(of: Tensor, rows: Tensor) -> Tensor:
+    """(B, H, n, ..) of the queries at (B, n), from (B or 1, H, Q or 1, ..) of all."""
+    if of.shape[2] == 1:
+        return of
+    of = of.expand(len(rows), *of.shape[1:])
+    return of.gather(2, rows[:, None, :, None].expand(-1, of.shape[1], -1, of.shape[3]))
+
+
 def answer_from_weights(module: nn.Module, weights: Tensor | None, alula: Any) -> None:
     """Give readers their sums from the (B, H, Q, K) weights that eager attention hands out.
 
@@ -139,6 +170,10 @@ def answer_from_weights(module: nn.Module, weights: Tensor | None, alula: Any) -
     where = f"{type(module).__name__} of layer {module.layer_idx}"
     if weights is None:
         raise SeamError("eager attention handed out no weights", where=where, remedy=_SDPA)
+    with torch.no_grad():
+        for request, rows in alula.requested_weights(module, *weights.shape[2:]):
+            view = alula.at(module.layer_idx)
+            request.by.on_weights(view, view.spread_keys(_rows(weights, rows)))
     apart, shared = _requested(module, alula, *weights.shape[2:])
     if apart and module.training and alula.anatomy.config.attention_dropout:
         raise HostError(
@@ -292,17 +327,26 @@ def _few_with_sums(
 ) -> tuple[Tensor, Tensor]:
     """`_with_sums` for few queries, whose weights are cheaper to write out than keys and values are to widen."""
     batch, heads, queries, _ = query.shape
-    groups = key.shape[1]
-    grouped = (query * scaling).reshape(batch, groups, -1, query.shape[-1])
-    scores = (grouped @ key.transpose(-1, -2)).view(batch, heads, queries, -1)
-    if mask is not None:
-        keys = mask[..., : scores.shape[-1]]
-        barred = scores.masked_fill(~keys, torch.finfo(scores.dtype).min) if keys.dtype == torch.bool else None
-        scores = scores + keys if barred is None else barred
-    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    output = (weights.view(*grouped.shape[:3], -1) @ value).view(batch, heads, queries, -1)
+    weights = _softmax(_scores(query, key, mask, scaling)).to(value.dtype)
+    output = (weights.view(batch, key.shape[1], -1, key.shape[2]) @ value).view(batch, heads, queries, -1)
     sums = weights.flatten(1, 2) @ key_values
     return output.transpose(1, 2).contiguous(), sums.view(batch, heads, queries, -1).transpose(1, 2)
+
+
+def _scores(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """(B, H, Q, K) logits of attention, those of barred keys as low as can be."""
+    batch, heads, queries, _ = query.shape
+    grouped = (query * scaling).reshape(batch, key.shape[1], -1, query.shape[-1])
+    scores = (grouped @ key.transpose(-1, -2)).view(batch, heads, queries, -1)
+    if mask is None:
+        return scores
+    keys = mask[..., : scores.shape[-1]]
+    barred = scores.masked_fill(~keys, torch.finfo(scores.dtype).min) if keys.dtype == torch.bool else None
+    return scores + keys if barred is None else barred
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def _samples(pick: Tensor, *tensors: Tensor | None) -> list[Any]:

@@ -22,7 +22,7 @@ from alula.errors import SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence, half
 from alula.seam.lanes import Lane, Slots
-from alula.seam.requests import Bias, Branch, BranchReader, Request, Requests, Sums
+from alula.seam.requests import Bias, Branch, BranchReader, Request, Requests, Sums, Weights
 from alula.seam.view import LayerView, gather, located
 from alula.tokens import TokenMap
 
@@ -339,6 +339,22 @@ class ForwardContext:
         if wanted:
             self._check_lengths(view, queries, keys)
         return [(request, view.pick_keys(values)) for request, values in wanted]
+
+    def requested_weights(self, module: nn.Module, queries: int, keys: int) -> list[tuple[Request[Weights], Tensor]]:
+        """Who wants the attention of which (B, n) queries of this attention module.
+
+        Raises:
+            SeamError: it was given none of them, or other queries or keys than this forward knows of.
+        """
+        index: int = module.layer_idx  # type: ignore[assignment]
+        wanted = []
+        for request in self._asked(self.requests.weights.get(index, ())):
+            view = self.at(index)
+            chosen = request.by.queries(view)
+            if chosen is not None:
+                self._check_lengths(view, queries, keys)
+                wanted.append((request, view.rows(chosen)))
+        return wanted
 
     def key_bias(self, module: nn.Module, queries: int, keys: int) -> Tensor | None:
         """(B or 1, H or 1, queries or 1, K) what is to be added to the logits of this attention module's layer, for the

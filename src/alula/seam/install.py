@@ -32,7 +32,7 @@ from alula.seam.points import (
     check_named,
     check_point,
 )
-from alula.seam.requests import Bias, BranchReader, Ending, Owner, Request, Requests, Sums, Worker
+from alula.seam.requests import Bias, BranchReader, Ending, Owner, Request, Requests, Sums, Weights, Worker
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
 from alula.tokens import TOKEN_ROLES, Modality, Role, TokenMap
@@ -90,10 +90,35 @@ class Seam(nn.Module):
 
         def put(requests: tuple[Request[Sums], ...]) -> None:
             self.requests = replace(self.requests, sums=_with_layer(self.requests.sums, layer, requests))
-            self._layers[layer].answers_sums = bool(requests)
-            self._layers[layer].update()
+            self._read_weights(layer)
 
         return self._ask_attention(request, lambda: self.requests.sums.get(layer, ()), put)
+
+    def request_weights(self, layer: int, weights: Weights, *, mark: Hashable | None = None) -> Handle:
+        """Have `weights` receive the attention of a few tokens in a decoder layer, until the handle is removed.
+
+        Args:
+            layer: index of the decoder layer.
+            weights: says of which, and takes it.
+            mark: only in forwards that carry this mark (see `scope`).
+
+        Raises:
+            HostError: the decoder runs an attention implementation that cannot be asked.
+        """
+        check_readable(self.anatomy)
+        request = Request(weights, mark)
+
+        def put(requests: tuple[Request[Weights], ...]) -> None:
+            self.requests = replace(self.requests, weights=_with_layer(self.requests.weights, layer, requests))
+            self._read_weights(layer)
+
+        return self._ask_attention(request, lambda: self.requests.weights.get(layer, ()), put)
+
+    def _read_weights(self, layer: int) -> None:
+        """Have eager attention's weights read in a layer, or no more."""
+        hooks = self._layers[layer]
+        hooks.reads_weights = layer in self.requests.sums or layer in self.requests.weights
+        hooks.update()
 
     def request_bias(self, layer: int, bias: Bias, *, mark: Hashable | None = None) -> Handle:
         """Have what `bias` gives added to the logits of attention in a decoder layer, until the handle is removed.
@@ -159,7 +184,7 @@ class Seam(nn.Module):
         def remove() -> None:
             with _changing:
                 put(_without(request, present()))
-                is_asked = self.requests.sums or self.requests.biases
+                is_asked = self.requests.sums or self.requests.biases or self.requests.weights
                 if not is_asked and self._previous_attention is not None:
                     # the last one gives the decoder its own attention function back
                     close_attention(self.anatomy, self._previous_attention)

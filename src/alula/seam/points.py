@@ -113,7 +113,7 @@ class LayerHooks:
 
     Attributes:
         workers: who says which tokens have work in this layer.
-        answers_sums: whether eager attention's weights are read in this layer.
+        reads_weights: whether eager attention's weights are read in this layer.
         is_biased: whether attention may be biased in this layer.
     """
 
@@ -123,7 +123,7 @@ class LayerHooks:
             is_watched: whether forwards have to see this layer entered, whoever stands in it.
         """
         self.anatomy, self.index, self.is_watched = anatomy, index, is_watched
-        self.answers_sums = self.is_biased = False
+        self.reads_weights = self.is_biased = False
         self.workers: tuple[Request[Worker], ...] = ()
         self._conductor = Conductor(anatomy, index)
         self._entries: dict[AnyPoint, tuple[Entry, ...]] = {}
@@ -197,11 +197,11 @@ class LayerHooks:
         if is_read or used - told - {Point.BLOCK_INPUT}:
             wanted["leave"] = lambda: layer.register_forward_hook(self._leave)
         # its own output is told, too, which tokens attention was given
-        if self.answers_sums or self.is_biased or used - own - {Point.BLOCK_INPUT}:
+        if self.reads_weights or self.is_biased or used - own - {Point.BLOCK_INPUT}:
             wanted["before attention"] = lambda: attention.register_forward_pre_hook(
                 self._before_attention, with_kwargs=True
             )
-        if self.answers_sums or (Point.ATTENTION in used and after is attention):
+        if self.reads_weights or (Point.ATTENTION in used and after is attention):
             wanted["after attention"] = lambda: attention.register_forward_hook(self._after_attention, with_kwargs=True)
         if Point.ATTENTION in used and after is not attention:
             wanted["behind attention"] = lambda: after.register_forward_hook(self._after_attention_norm)
@@ -372,7 +372,7 @@ class LayerHooks:
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]
     ) -> Any:
         ctx = kwargs.get(NAME)
-        if self.answers_sums and ctx is not None and self.anatomy.config._attn_implementation == EAGER:
+        if self.reads_weights and ctx is not None and self.anatomy.config._attn_implementation == EAGER:
             answer_from_weights(attention, output[1], ctx)
         if "behind attention" in self._handles:
             return None  # "attention" is what the norm gives

@@ -45,6 +45,17 @@ class Bias(Protocol):
         """
 
 
+class Weights(Protocol):
+    """Something that wants the decoder's own attention of a few tokens in a layer, over all keys."""
+
+    def queries(self, view: LayerView) -> Tensor | None:
+        """(B, n) of the forward's new tokens, all in this layer; None when nothing is wanted this time."""
+
+    def on_weights(self, view: LayerView, weights: Tensor) -> None:
+        """Take the (B, H, n, P + S) attention of these over all tokens so far, without gradients; 0 at those that are
+        not in the layer."""
+
+
 class Worker(Protocol):
     """Something that says which new tokens of a forward have work in a decoder layer."""
 
@@ -143,6 +154,7 @@ class Requests:
         owners: the grafts, policies and probes on the host, by name.
         sums: those who request sums of attention, by decoder layer.
         biases: those who bias attention, by decoder layer.
+        weights: those who request attention of a few tokens, by decoder layer.
         branches: those who subscribed to branches, by decoder layer.
         endings: who is given a forward when it ends.
     """
@@ -150,6 +162,7 @@ class Requests:
     owners: Mapping[str, Owner] = field(default_factory=dict)
     sums: Mapping[int, tuple[Request[Sums], ...]] = field(default_factory=dict)
     biases: Mapping[int, tuple[Request[Bias], ...]] = field(default_factory=dict)
+    weights: Mapping[int, tuple[Request[Weights], ...]] = field(default_factory=dict)
     branches: Mapping[int, tuple[Request[BranchReader], ...]] = field(default_factory=dict)
     endings: tuple[Ending, ...] = ()
 

@@ -64,6 +64,36 @@ class LayerView:
         """(B, K, ..) of the keys in this layer, from the (B, P + S, ..) of all tokens."""
         return values if self.key_index is None else gather(values, self.key_index)
 
+    def spread_keys(self, values: Tensor) -> Tensor:
+        """(.., P + S) of all tokens, from the (.., K) of the keys in this layer; 0 at the others.
+
+        A sliding cache keeps the last keys, one of fixed size has a blank tail.
+        """
+        every = self.ctx.all_tokens.shape[1]
+        if self.key_index is None:
+            missing = max(every - values.shape[-1], 0)
+            return torch.nn.functional.pad(values, (missing, 0))[..., :every]
+        index = self.key_index.view(len(self.key_index), *(1 for _ in values.shape[1:-1]), -1).expand_as(values)
+        return values.new_zeros(*values.shape[:-1], every).scatter_add(-1, index, values)
+
+    def rows(self, queries: Tensor) -> Tensor:
+        """(B, n) where the forward's new tokens at (B, n) `queries` stand among those of this layer.
+
+        Raises:
+            SeamError: one of them is not there.
+        """
+        if self.index is None:
+            return queries
+        same = self.index[:, None, :] == queries[..., None]
+        if self.real is not None:
+            same = same & self.real[:, None, :]
+        if not bool(same.any(dim=-1).all()):
+            raise SeamError(
+                f"a token whose attention in decoder layer {self.layer} was asked for is not there",
+                remedy="have it computed in that layer, or ask for the attention of another",
+            )
+        return same.to(torch.uint8).argmax(dim=-1)
+
     def pick_pairs(self, pairs: Tensor) -> Tensor:
         """(B, H, M, K) of this layer's queries and keys, from (B or 1, H, S or 1, P + S) of all; M = 1 where S = 1."""
         if self.index is not None and pairs.shape[2] > 1:
