@@ -166,26 +166,28 @@ class Bench:
         if contender not in self._models:
             # a deep copy in which every weight is the host's own tensor
             shared = {id(tensor): tensor for tensor in (*self.host.parameters(), *self.host.buffers())}
-            model = copy.deepcopy(self.host, shared)
-            match contender:
-                case "lora":
-                    model = peft.get_peft_model(
-                        model, peft.LoraConfig(r=self.plan.rank, target_modules="all-linear", init_lora_weights=False)
-                    )
-                case "mass" | "attention":
-                    self._awaken(alula.attach(model, alula.WingsConfig(rank=self.plan.rank, router=contender)))
-                case "keys":
-                    self._awaken(alula.attach(model, alula.WingsConfig(rank=self.plan.rank, cache="keys")))
-                case "naive":
-                    graft = self.graft("mass")
-                    model = NaiveWings(model, graft.state_dict(), "mass")
+            model = self.completed(copy.deepcopy(self.host, shared), contender)
             self._models[contender] = model.to(self.device).eval()
         return self._models[contender]
+
+    def completed(self, model: Any, contender: str) -> Any:
+        """A copy of the host with what makes it the contender."""
+        match contender:
+            case "lora":
+                config = peft.LoraConfig(r=self.plan.rank, target_modules="all-linear", init_lora_weights=False)
+                return peft.get_peft_model(model, config)
+            case "mass" | "attention":
+                self.awaken(alula.attach(model, alula.WingsConfig(rank=self.plan.rank, router=contender)))
+            case "keys":
+                self.awaken(alula.attach(model, alula.WingsConfig(rank=self.plan.rank, cache="keys")))
+            case "naive":
+                return NaiveWings(model, self.graft("mass").state_dict(), "mass")
+        return model
 
     def graft(self, contender: str) -> Graft:
         return lifecycle.get(self.model(contender))
 
-    def _awaken(self, graft: Graft) -> None:
+    def awaken(self, graft: Graft) -> None:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in graft.parameters():
@@ -220,7 +222,7 @@ class Bench:
         if contender == "naive":
             inputs.pop("use_cache", None)
             return self.model(contender)(kinds, **inputs)
-        if contender in WINGS:
+        if find(self.model(contender)) is not None:
             inputs["token_map"] = alula.TokenMap.from_modalities(kinds.expand(batch, -1))
         return self.model(contender)(**inputs)
 

@@ -19,6 +19,9 @@ SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path
 PARTS = {
     ("wings.py", "float32"): ["--only", "fledgling"],
     ("wings.py", "bfloat16"): ["--only", "7b", "--no-memory"],
+    ("experts.py", "float32"): ["--only", "fledgling", "--peaks", "1"],
+    ("experts.py", "bfloat16"): ["--only", "7b", "--no-memory"],
+    ("experts.py", "elsewhere"): ["--only", "0.5b/decode", "--only", "0.5b/train"],
     ("wings.py", "elsewhere"): ["--only", "0.5b/prefill-256", "--only", "0.5b/decode", "--only", "0.5b/train"],
 }
 
@@ -53,7 +56,9 @@ def test_a_script_runs(script: str, dtype: str, tmp_path: Path, monkeypatch: pyt
 def test_a_script_runs_away_from_the_cpu(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = PARTS.get((script, "elsewhere"), [])
     with elsewhere() as device:
-        memory = ["--no-memory"] if script == "wings.py" else []  # which an accelerator's own counters tell
+        memory = (
+            ["--no-memory"] if script in ("experts.py", "wings.py") else []
+        )  # which an accelerator's own counters tell
         record = _run(script, tmp_path / "record.json", monkeypatch, "--device", device, *memory, *parts)
     assert f'"{device}"' in json.dumps(record)
 

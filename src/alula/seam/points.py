@@ -262,10 +262,10 @@ class LayerHooks:
                 continue  # gradient checkpointing computes it again
             if view is None:
                 view = ctx.at(self.index)
-            shape, known = hidden.shape, view.tokens.modality.shape
+            shape, known = hidden.shape, view.tokens.shape
             if shape[:-1] == known:
                 changed = entry.function(view, hidden, *given)
-            elif hidden.dim() == 2 and len(hidden) == known.numel():
+            elif hidden.dim() == 2 and len(hidden) == known[0] * known[1]:
                 # OPT's MLP is given the tokens of all samples in one line
                 changed = entry.function(view, hidden.view(*known, -1), *(each.view(*known, -1) for each in given))
                 changed = None if changed is None else changed.view(shape)

@@ -46,32 +46,25 @@ class Expert(nn.Module):
             nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))  # as LoRA's
         self.rank, self.scale, self.dropout = config.rank, config.scale, config.dropout
 
-    def forward(self, given: Tensor, output: Tensor, gate: Gate) -> Tensor:
-        """(B, M, o) output of the linear for what it was `given` (B, M, i), with the update added where the gate is
-        open."""
-        dtype = self.dtype
-        if given.dtype != dtype:
-            given = given.to(dtype)
+    def forward(self, given: Tensor, output: Tensor, mask: Tensor | None, only_text: bool) -> Tensor:
+        """The linear's output with the update added.
+
+        Args:
+            given: (B, M, i) what the linear was given.
+            output: (B, M, o) what it made of it.
+            mask: the scale at tokens that have an expert, 0 at others; None: all have one. (B, M, 1); for two low-rank
+                experts (B, M, 2r), for two full ones (B, M, 2).
+            only_text: of two experts that of text alone has any tokens.
+        """
+        weights = (self.full,) if self.rank is None else (self.down, self.up)
+        if given.dtype != weights[0].dtype:
+            given = given.to(weights[0].dtype)
         if self.dropout and self.training:
             given = F.dropout(given, self.dropout)
-        update = self._full(given, gate) if self.rank is None else self._low_rank(given, gate, self.rank)
-        return output + (update if update.dtype == output.dtype else update.to(output.dtype))
-
-    def _low_rank(self, given: Tensor, gate: Gate, rank: int) -> Tensor:
-        down: Tensor = self.down
-        up: Tensor = self.up
-        if gate.only_text:
-            down, up = down[rank:], up[:, rank:]
-        inner = F.linear(given, down)
-        if gate.mask is not None:
-            inner = inner * gate.mask
-        return F.linear(inner if self.scale == 1.0 else inner * self.scale, up)
-
-    def _full(self, given: Tensor, gate: Gate) -> Tensor:
-        full = self.full[:, given.shape[-1] :] if gate.only_text else self.full
-        if gate.mask is not None:
-            given = (given[..., None, :] * gate.mask[..., None]).flatten(-2)
-        return F.linear(given, full)
+        update = (_full if self.rank is None else _low_rank)(given, mask, only_text, *weights)
+        if update.dtype != output.dtype:
+            update = update.to(output.dtype)
+        return output + update if mask is not None else torch.add(output, update, alpha=self.scale)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,21 +72,30 @@ class Expert(nn.Module):
         return (self.full if self.rank is None else self.down).dtype
 
 
+def _low_rank(given: Tensor, mask: Tensor | None, only_text: bool, down: Tensor, up: Tensor) -> Tensor:
+    if only_text:
+        rank = len(down) // 2
+        down, up = down[rank:], up[:, rank:]
+    inner = F.linear(given, down)
+    return F.linear(inner if mask is None else inner * mask, up)
+
+
+def _full(given: Tensor, mask: Tensor | None, only_text: bool, full: Tensor) -> Tensor:
+    if only_text:
+        full = full[:, given.shape[-1] :]
+    return F.linear(given if mask is None else (given[..., None, :] * mask[..., None]).flatten(-2), full)
+
+
 class Gate(NamedTuple):
     """Which tokens experts act on.
 
     Attributes:
-        mask: 1 at these tokens, else 0; None: at all. (B, M, 1); for two low-rank experts (B, M, 2r), for two full ones
-            (B, M, 2).
+        chosen: (B, S, 1) bool, or (B, S, 2) for two experts, at these tokens; None: at all.
         only_text: of two experts that of text alone has any tokens.
     """
 
-    mask: Tensor | None
+    chosen: Tensor | None
     only_text: bool = False
-
-    def at(self, view: LayerView) -> Gate:
-        """For the tokens that stand in a layer."""
-        return self if self.mask is None or view.index is None else self._replace(mask=view.pick(self.mask))
 
 
 class LayerExperts(nn.Module):
@@ -109,6 +111,7 @@ class LayerExperts(nn.Module):
     def __init__(self, name: str, layer: nn.Module, linears: dict[str, nn.Module], config: ExpertsConfig) -> None:
         super().__init__()
         self.graft_name, self.config = name, config
+        self._gate = (LayerExperts, name)  # what is kept of a forward for all layers goes by this key
         self.experts = nn.ModuleDict()
         for path, linear in linears.items():
             widths = _widths(linear)
@@ -117,11 +120,38 @@ class LayerExperts(nn.Module):
 
     def add(self, expert: Expert, view: LayerView, output: Tensor, given: Tensor) -> Tensor | None:
         """At a linear's output: the expert's part for the tokens that are its own."""
-        ctx = view.ctx
+        memo = view.ctx.memo
+        if self._gate not in memo:
+            memo[self._gate] = self._made_gate(view.ctx)
+        gate: Gate | None = memo[self._gate]
+        if gate is None:
+            return None
+        mask = None if gate.chosen is None else self._mask(view, gate.chosen, expert.dtype)
+        return expert(given, output, mask, gate.only_text)
+
+    def _made_gate(self, ctx: ForwardContext) -> Gate | None:
+        """The gate of a forward; None: experts have nothing to do."""
+        tokens, count = self.config.tokens, ctx.tokens.shape[1]
         if not ctx.any_media or ctx.is_disabled(self.graft_name):
             return None
-        gate = _gate(ctx, self.config, expert.dtype)
-        return None if gate is None else expert(given, output, gate.at(view))
+        if tokens == "image":
+            return Gate(ctx.tokens.is_perceptual[..., None]) if ctx.new_media else None
+        only_text = tokens == "both" and not ctx.new_media
+        if tokens == "seen" or only_text:
+            if ctx.past is not None and all(ctx.past.has_media()):
+                return Gate(None, only_text)  # every sample had seen something before these tokens came
+            return Gate(ctx.all_tokens.has_seen[:, -count:, None], only_text)
+        is_media, has_seen = ctx.tokens.is_perceptual, ctx.all_tokens.has_seen[:, -count:]
+        return Gate(torch.stack([is_media, has_seen & ~is_media], dim=-1))
+
+    def _mask(self, view: LayerView, chosen: Tensor, dtype: torch.dtype) -> Tensor:
+        """What experts multiply by (see `Expert.forward`), made once per forward from the tokens chosen."""
+        memo, asked = view.ctx.memo, (self._gate, dtype)
+        if asked not in memo:
+            mask = chosen.to(dtype) * self.config.scale if self.config.scale != 1.0 else chosen.to(dtype)
+            each = 1 if self.config.rank is None or mask.shape[-1] == 1 else self.config.rank
+            memo[asked] = mask if each == 1 else mask.repeat_interleave(each, dim=-1)
+        return view.pick(memo[asked])
 
 
 def _widths(module: nn.Module) -> tuple[int, int] | None:
@@ -157,28 +187,6 @@ def key(path: str) -> str:
 def path_of(key: str) -> str:
     """Inverse of `key`."""
     return key.replace("__", ".")
-
-
-def _gate(ctx: ForwardContext, config: ExpertsConfig, dtype: torch.dtype) -> Gate | None:
-    """The gate of this forward's new tokens, made once; None: experts have nothing to do."""
-    asked = _gate, config.tokens, config.rank, dtype
-    if asked not in ctx.memo:
-        ctx.memo[asked] = _made_gate(ctx, config, dtype)
-    return ctx.memo[asked]
-
-
-def _made_gate(ctx: ForwardContext, config: ExpertsConfig, dtype: torch.dtype) -> Gate | None:
-    tokens, count = config.tokens, ctx.tokens.shape[1]
-    if tokens == "image":
-        return Gate(ctx.tokens.is_perceptual[..., None].to(dtype)) if ctx.new_media else None
-    only_text = tokens == "both" and not ctx.new_media
-    if tokens == "seen" or only_text:
-        if ctx.past is not None and all(ctx.past.has_media()):
-            return Gate(None, only_text)  # every sample had seen something before these tokens came
-        return Gate(ctx.all_tokens.has_seen[:, -count:, None].to(dtype), only_text)
-    is_media, has_seen = ctx.tokens.is_perceptual, ctx.all_tokens.has_seen[:, -count:]
-    mask = torch.stack([is_media, has_seen & ~is_media], dim=-1).to(dtype)
-    return Gate(mask if config.rank is None else mask.repeat_interleave(config.rank, dim=-1))
 
 
 class ExpertsGraft(Graft):

@@ -1,0 +1,155 @@
+"""What experts cost beside PEFT's LoRA of the same rank on the same linears: time and memory, side by side.
+
+    python benchmarks/experts.py                                      # everything, resuming where it stopped
+    python benchmarks/experts.py --only 0.5b/train --rounds 3         # one part; --list names them all
+    python benchmarks/experts.py --shrink --rounds 1 --output x.json  # the same code on tiny decoders, anywhere
+    python benchmarks/experts.py --table                              # the committed figures as Markdown
+
+Decoders, workloads, clock and rounds are those of `wings.py`: every contender once per round, every second round
+backwards, and ratios within rounds. One image stands behind 14 tokens of text.
+
+- host: the decoder alone.
+- lora: PEFT, on all linear layers of attention and MLP.
+- image, seen, both: experts on the same linears, of LoRA's rank and scale; `both` has two of that rank per linear.
+- halves: `both` with half the rank, which is as many parameters as LoRA has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import wings
+
+import alula
+from alula.files import write_json
+from alula.training.environment import readable_environment
+
+RESULTS = Path(__file__).parent / "results" / "experts-speed.json"
+CONTENDERS = ("host", "lora", "image", "seen", "both", "halves")
+EXPERTS = CONTENDERS[2:]
+WORKLOADS = ("train", "prefill-1024", "decode")
+RANK, ALPHA = 64, 8  # the latter is PEFT's own
+
+
+class Bench(wings.Bench):
+    """A decoder and these contenders."""
+
+    def completed(self, model: Any, contender: str) -> Any:
+        if contender == "lora":
+            config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", init_lora_weights=False)
+            return peft.get_peft_model(model, config)
+        if contender in EXPERTS:
+            tokens: Any = "both" if contender == "halves" else contender
+            share = 2 if contender == "halves" else 1
+            config = alula.ExpertsConfig(tokens=tokens, rank=RANK // share, alpha=ALPHA / share)
+            self.awaken(alula.attach(model, config))
+        return model
+
+
+def run_part(name: str, workload: str, records: dict[str, Any], args: argparse.Namespace, bench: Bench) -> None:
+    """Add the peaks and rounds that are missing, saving after each."""
+    key, place = f"{name}/{workload}", {"device": bench.device, "dtype": str(bench.host.dtype).removeprefix("torch.")}
+    record = records["parts"].setdefault(key, {"rounds": [], "peak bytes": [], "place": place})
+    if record["place"] != place:
+        raise SystemExit(f"{args.output}: {key} was measured on {record['place']}: name another --output, or --again")
+    record["trained parameters"] = {
+        c: sum(p.numel() for p in bench.model(c).parameters() if p.requires_grad) for c in CONTENDERS
+    }
+    peaks = record["peak bytes"]
+    while not args.no_memory and len(peaks) < args.peaks:
+        peaks.append({c: wings.measure_peak(bench, workload, c) for c in CONTENDERS})
+        record["peak over lora"] = ratios(peaks, "lora")
+        write_json(args.output, records)
+    if len(record["rounds"]) >= args.rounds:
+        return
+    clock, least = wings.clock_of(bench.device), 0.0 if bench.shrink else 0.2
+    tasks = {c: wings.task_of(bench, workload, c) for c in CONTENDERS}
+    for task, _ in tasks.values():
+        task()  # once, to warm up
+    while len(record["rounds"]) < args.rounds:
+        order = CONTENDERS if len(record["rounds"]) % 2 == 0 else CONTENDERS[::-1]
+        seconds = {c: seconds_of(tasks[c][0], clock, least) / tasks[c][1] for c in order}
+        record["rounds"].append({c: seconds[c] for c in CONTENDERS})
+        record["environment"] = {
+            **readable_environment(),
+            "processor": wings.processor(),
+            "threads": str(torch.get_num_threads()),
+        }
+        record["over host"], record["over lora"] = (ratios(record["rounds"], base) for base in ("host", "lora"))
+        write_json(args.output, records)
+        shown = {c: round(each["median"], 3) for c, each in record["over lora"].items()}
+        print(key, f"round {len(record['rounds'])}, over lora:", json.dumps(shown), flush=True)
+
+
+def seconds_of(task: Callable[[], Any], clock: Callable[[], float], least: float) -> float:
+    """Of one run, of as many as take the least time."""
+    begin, runs, spent = clock(), 0, 0.0
+    while not runs or spent < least:
+        task()
+        runs, spent = runs + 1, clock() - begin
+    return spent / runs
+
+
+def ratios(rounds: list[dict[str, float]], base: str) -> dict[str, dict[str, float]]:
+    """Per contender the median and the extremes over rounds of what it took over what the base did."""
+    found = {c: [each[c] / each[base] for each in rounds] for c in rounds[0]}
+    return {c: {"median": statistics.median(r), "least": min(r), "most": max(r)} for c, r in found.items()}
+
+
+def table(records: dict[str, Any]) -> str:
+    """The record as Markdown: time and peak memory over LoRA's, with extremes over rounds."""
+    columns = [c for c in CONTENDERS if c != "lora"]
+    lines = ["| over LoRA | rounds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for key, record in records["parts"].items():
+        for what, rounds in (("time", record["rounds"]), ("peak memory", record["peak bytes"])):
+            if rounds:
+                found = ratios(rounds, "lora")
+                cells = [f"{r['median']:.2f} ({r['least']:.2f} to {r['most']:.2f})" for r in map(found.get, columns)]
+                lines.append(f"| {key}, {what} | {len(rounds)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu: fledgling and 0.5b; an accelerator such as cuda: 7b")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="in place of the decoder's own")
+    parser.add_argument("--only", action="append", default=[], help="parts whose name starts so, e.g. 0.5b/train")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds each part shall have in the end")
+    parser.add_argument("--peaks", type=int, default=3, help="measurements of peak memory each part shall have")
+    parser.add_argument("--again", action="store_true", help="forget the chosen parts' earlier figures")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--shrink", action="store_true", help="tiny decoders, all three: checks this script, not speed")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--list", action="store_true", help="name the parts and stop")
+    parser.add_argument("--table", action="store_true", help="print the record as Markdown and stop")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    records = json.loads(args.output.read_text()) if args.output.exists() else {"parts": {}}
+    if args.table:
+        print(table(records))
+        return
+    names = [n for n, plan in wings.PLANS.items() if args.shrink or plan.accelerated == (args.device != "cpu")]
+    parts = [(n, w) for n in names for w in WORKLOADS]
+    parts = [(n, w) for n, w in parts if not args.only or any(f"{n}/{w}".startswith(o) for o in args.only)]
+    if args.list:
+        print("\n".join("/".join(part) for part in parts))
+        return
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    benches: dict[str, Bench] = {}
+    for name, workload in parts:
+        if args.again:
+            records["parts"].pop(f"{name}/{workload}", None)
+        if name not in benches:
+            benches = {name: Bench(name, args.device, dtype, shrink=args.shrink)}  # one decoder in memory at a time
+        run_part(name, workload, records, args, benches[name])
+
+
+if __name__ == "__main__":
+    main()
