@@ -82,6 +82,8 @@ PLAIN = (
         "many parameters as one of rank 64", "experts", changes=_experts("both", RANK // 2)),
     Arm("experts-mlp", "experts (seen) on the MLP", "from the first image on, on gate, up and down projections alone",
         "experts", changes=_experts("seen", targets=("mlp",))),
+    Arm("experts-image-128", "experts (image), rank 128", "for image tokens alone, as many parameters as full tuning "
+        "trains", "experts", changes=_experts("image", 2 * RANK)),
     Arm("experts-wide", "full experts (image)", "a whole matrix beside every linear, for image tokens alone (CogVLM's "
         "visual expert)", "experts", changes=_experts("image", None)),
 )  # fmt: skip
@@ -115,6 +117,7 @@ def _questions() -> tuple[Question, ...]:
     pairs = [(arm, other) for arm in kinds for other in ("full", "lora", "wings")]
     pairs += [("experts-mlp", "lora-mlp"), ("lora-mlp", "lora"), ("experts-mlp", "experts-seen")]
     pairs += [("experts-both", "experts-seen"), ("experts-both", "experts-image"), ("experts-wide", "experts-image")]
+    pairs += [("experts-image-128", "experts-image"), ("experts-image-128", "experts-wide")]
     pairs += [("full-tenth", "full"), ("full-replay", "full"), ("lora-replay", "lora"), ("lora", "full")]
     pairs += [
         ("wings-llm", "full-tenth"),

@@ -19,7 +19,7 @@ from studies.frontier.record import FrontierOutcome
 
 SHOWN = (
     "projector", "full", "full-tenth", "full-replay", "lora", "wings", "wings-best", "experts-seen", "experts-image",
-    "experts-both", "full-distill", "lora-distill", "experts-seen-distill", "experts-both-distill",
+    "experts-both", "experts-wide", "full-distill", "lora-distill", "experts-seen-distill", "experts-both-distill",
 )  # fmt: skip
 """arms of the figure that stands for all"""
 _AIM_COLUMNS = ("bare text: answers changed", "behind an image: kept", "visual skill against full tuning", "time")
