@@ -1,7 +1,6 @@
 """What policies are held to: nothing is taken out, tokens without work are barred as keys, and nothing is cached.
 
-What such a token becomes in a layer it has no work in plays no part then: nobody looks at it. A token that comes back
-in a later layer is put back there as it was when it left.
+What such a token becomes in a layer it has no work in plays no part then: nobody looks at it.
 """
 
 from __future__ import annotations
@@ -21,8 +20,12 @@ Left = Callable[[int, Tensor], Tensor]
 
 
 @contextmanager
-def masked(model: Any, left: Left) -> Iterator[None]:
-    """The host with tokens barred by masks alone; to be run without a cache."""
+def masked(model: Any, left: Left, *, puts_back: bool = True) -> Iterator[None]:
+    """The host with tokens barred by masks alone; to be run without a cache.
+
+    Args:
+        puts_back: a token that comes back in a later layer is put back there as it was when it left.
+    """
     anatomy = Anatomy.of(model)
     seen: dict[str, Tensor] = {}
 
@@ -57,7 +60,39 @@ def masked(model: Any, left: Left) -> Iterator[None]:
         def back(layer: nn.Module, args: Any, output: Any, index: int = index) -> Any:
             return put_back(index, layer, args, output)
 
-        handles += [layer.register_forward_pre_hook(hook, with_kwargs=True), layer.register_forward_hook(back)]
+        handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        if puts_back:
+            handles.append(layer.register_forward_hook(back))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def silenced(model: Any, part: str, layers: tuple[int, ...], skips: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """What attention, the MLP or both add to tokens that skip them, put to 0; nothing else is changed.
+
+    Args:
+        skips: from the (B, S) ids of all tokens so far, the (B, S) bool that skip.
+    """
+    anatomy = Anatomy.of(model)
+    seen: dict[str, Tensor] = {}
+
+    def note(host: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        seen["ids"] = kwargs["input_ids"]
+
+    def silence(module: nn.Module, args: Any, output: Any) -> Any:
+        added = dialect.hidden_of_output(output)
+        here = skips(seen["ids"]).reshape(added.shape[:-1])  # OPT's MLP has the tokens of all samples in one line
+        return dialect.output_with_hidden(output, added.masked_fill(here[..., None], 0))
+
+    handles = [model.register_forward_pre_hook(note, with_kwargs=True)]
+    for layer in layers:
+        modules = {"attention": [anatomy.attention_out(layer)], "mlp": [anatomy.mlp_out(layer)]}
+        for module in modules.get(part) or modules["attention"] + modules["mlp"]:
+            handles.append(module.register_forward_hook(silence))
     try:
         yield
     finally:

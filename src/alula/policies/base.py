@@ -77,13 +77,15 @@ class Stand:
         """
         self._stack.callback(self._seam.request_bias(layer, bias, mark=self._mark).remove)
 
-    def work(self, layer: int, worker: Worker) -> None:
+    def work(self, layer: int, worker: Worker, *, has_parts: bool = False) -> None:
         """Have only those tokens computed in a layer that have work there, see `Seam.request_work`.
 
         Raises:
-            HostError: the decoder runs an attention implementation whose masks cannot be read.
+            HostError: the decoder runs an attention implementation whose masks cannot be read; or its layers have no
+                MLP module that parts could be told by.
         """
-        self._stack.callback(self._seam.request_work(layer, worker, mark=self._mark).remove)
+        handle = self._seam.request_work(layer, worker, has_parts=has_parts, mark=self._mark)
+        self._stack.callback(handle.remove)
 
 
 class Policy(Settings, Owner, abc.ABC):

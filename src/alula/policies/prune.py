@@ -11,7 +11,7 @@ from torch import Tensor
 from alula.errors import UsageError
 from alula.policies.base import Policy, Stand
 from alula.policies.registry import register
-from alula.seam import LayerView
+from alula.seam import LayerView, Work
 from alula.settings import Int, Number
 
 
@@ -79,16 +79,16 @@ class _Ranking:
         ctx = view.ctx
         stage = next(i for i, (layer, _) in enumerate(self.stages) if layer == view.layer + 1)
         is_perceptual = ctx.tokens.is_perceptual
-        left = is_perceptual if not stage else ctx.memo[self.owner, stage - 1] & is_perceptual
+        left = is_perceptual if not stage else ctx.memo[self.owner, stage - 1].attend & is_perceptual
         scores = weights[:, :, 0, -is_perceptual.shape[1] :].mean(dim=1).masked_fill(~left, -1.0)
         order = scores.argsort(dim=1, descending=True, stable=True)
         wanted = (is_perceptual.sum(dim=1, keepdim=True) * self.stages[stage][1] + 0.5).floor().clamp(min=1)
         places = torch.arange(order.shape[1], device=order.device).expand_as(order)
         stays = left & (torch.zeros_like(order).scatter(1, order, places) < wanted)
-        ctx.memo[self.owner, stage] = stays | ~is_perceptual
+        ctx.memo[self.owner, stage] = Work.of(stays | ~is_perceptual)
 
-    def working(self, view: LayerView, hidden: Tensor) -> Tensor | None:
-        """(B, S) bool the tokens left by the last stage before this layer."""
+    def work(self, view: LayerView, hidden: Tensor) -> Work | None:
+        """That of the tokens left by the last stage before this layer."""
         if not view.ctx.new_media:
             return None
         passed = sum(layer <= view.layer for layer, _ in self.stages)

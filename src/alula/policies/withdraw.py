@@ -10,7 +10,7 @@ from torch import Tensor
 from alula.errors import UsageError
 from alula.policies.base import Policy, Stand
 from alula.policies.registry import register
-from alula.seam import LayerView
+from alula.seam import LayerView, Work
 from alula.settings import Int
 from alula.tokens import TokenMap
 
@@ -46,8 +46,8 @@ class Withdraw(Policy):
         for layer in range(self.layer, count):
             stand.work(layer, self)
 
-    def working(self, view: LayerView, hidden: Tensor) -> Tensor | None:
-        """(B, S) bool text tokens, where any new token is none.
+    def work(self, view: LayerView, hidden: Tensor) -> Work | None:
+        """That of text alone, where any new token is none.
 
         Raises:
             UsageError: a prompt has none, and nothing can follow it.
@@ -56,7 +56,7 @@ class Withdraw(Policy):
         return ctx.once(_text, ctx.tokens, ctx.is_caching) if ctx.new_media else None
 
 
-def _text(tokens: TokenMap, is_caching: bool) -> Tensor:
+def _text(tokens: TokenMap, is_caching: bool) -> Work:
     if not is_caching:  # else text may follow: a piece of a prompt may be all image
         alone = tokens.is_perceptual.any(dim=1) & ~tokens.is_text.any(dim=1)
         if bool(alone.any()):
@@ -65,4 +65,4 @@ def _text(tokens: TokenMap, is_caching: bool) -> Tensor:
                 "out",
                 remedy="put text behind the image",
             )
-    return tokens.is_text
+    return Work.of(tokens.is_text)

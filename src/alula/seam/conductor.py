@@ -6,6 +6,8 @@ see all tokens, in whatever order things were attached, and gradient checkpointi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,11 +17,11 @@ from torch import Tensor, nn
 from alula.anatomy import NAME, Anatomy
 from alula.errors import HostError, SeamError
 from alula.seam import dialect
-from alula.seam.attention import ATTENTION, EAGER
+from alula.seam.attention import ATTENTION, EAGER, answer_from_weights, mask_with_bias
 from alula.seam.context import ForwardContext
 from alula.seam.hooks import Handle
-from alula.seam.lanes import Lane, LeanLayer, Slots, packed_mask
-from alula.seam.requests import Request, Worker
+from alula.seam.lanes import Lane, LeanLayer, Plan, Slots, packed_mask
+from alula.seam.requests import Request, Work, Worker
 from alula.tokens import TokenMap
 
 
@@ -39,55 +41,75 @@ def check_readable(anatomy: Anatomy) -> None:
 
 
 class Conductor:
-    """Runs one decoder layer.
+    """Runs one decoder layer, and where workers tell its parts apart, its attention and its MLP.
 
     Attributes:
         workers: who says which tokens have work in it. Without one it is not there.
     """
 
-    def __init__(self, anatomy: Anatomy, index: int) -> None:
-        self.anatomy, self.index = anatomy, index
+    def __init__(self, anatomy: Anatomy, index: int, current: Callable[[], ForwardContext | None]) -> None:
+        """
+        Args:
+            current: gives the forward that is in the layer in this thread: an MLP is not told.
+        """
+        self.anatomy, self.index, self._current = anatomy, index, current
         self.workers: tuple[Request[Worker], ...] = ()
-        self._before: Any = None
+        self._before: dict[str, Any] = {}
         self._names: tuple[str, ...] = ()
-
-    @property
-    def _layer(self) -> nn.Module:
-        return self.anatomy.layers[self.index]
 
     def put(self) -> Handle:
         """Stand at the layer's `forward` until the handle is removed; what stood there is called from here."""
-        layer = self._layer
+        layer = self.anatomy.layers[self.index]
         self._names = dialect.positional_names(layer)
-        self._before = vars(layer).get("forward")  # where accelerate puts what moves weights
-        layer.forward = self._conduct
+        return self._stand("layer", layer, self._conduct)
+
+    def put_parts(self) -> Handle:
+        """Stand at the `forward` of its attention and of its MLP too."""
+        handles = [
+            self._stand("attention", self.anatomy.attention(self.index), self._attend),
+            self._stand("mlp", self.anatomy.mlp(self.index), self._feed),
+        ]
 
         def remove() -> None:
-            if vars(layer).get("forward") != self._conduct:
-                return  # somebody wraps it: without workers it passes everything on
-            if self._before is None:
-                del layer.forward
-            else:
-                layer.forward = self._before
+            for handle in handles:
+                handle.remove()
 
         return Handle(remove)
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
-        layer = self._layer
-        return type(layer).forward(layer, *args, **kwargs) if self._before is None else self._before(*args, **kwargs)
+    def _stand(self, name: str, module: nn.Module, function: Callable[..., Any]) -> Handle:
+        before = vars(module).get("forward")  # where accelerate puts what moves weights
+        self._before[name] = before
+        module.forward = function
+
+        def remove() -> None:
+            if vars(module).get("forward") != function:
+                return  # somebody wraps it: without workers it passes everything on
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
+
+        return Handle(remove)
+
+    def _run(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        before = self._before[name]
+        return type(module).forward(module, *args, **kwargs) if before is None else before(*args, **kwargs)
 
     @torch.compiler.disable(recursive=False)
     def _conduct(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's forward."""
         ctx: ForwardContext | None = kwargs.get(NAME)
+        module = self.anatomy.layers[self.index]
+        run, where = partial(self._run, "layer", module), type(module).__name__
         if ctx is None:
-            return self._run(*args, **kwargs)
-        where = type(self._layer).__name__
+            return run(*args, **kwargs)
         given = dialect.hidden_of(args, kwargs, where=where)
-        lane = self._lane(ctx, given)
+        plan = self._plan(ctx, given)
+        attending = None if plan is None else plan.attending
         named = dialect.named_of(self._names, args, kwargs)
-        lean = self._lean(ctx, dialect.cache_of(named, where=where), lane)
-        if lane is None and lean is None:
-            return self._run(*args, **kwargs)
+        lean = self._lean(ctx, dialect.cache_of(named, where=where), attending)
+        if plan is None and lean is None:
+            return run(*args, **kwargs)
         count = ctx.tokens.shape[1]
         if given.shape[1] != count:
             raise SeamError(
@@ -95,41 +117,38 @@ class Conductor:
                 "takes tokens out of it",
                 remedy="remove the hook that takes tokens out, or the policy",
             )
-        if lane is not None and not lane.index.shape[1]:
-            if lean is not None:
-                lean.pass_by(count)
+        keys = self._keys(lean, attending, ctx)
+        layer = None if plan is None else plan.layer
+        if layer is not None and layer.is_empty:
             return given
-        past = ctx.all_tokens.shape[1] - count
-        if lean is None:
-            assert lane is not None
-            keys = ctx.once(_own, lane)
-        else:
-            keys = lean.expect(lane, count)
-        additive = given.dtype if self.anatomy.config._attn_implementation == EAGER else None
-        named[dialect.MASK] = ctx.once(packed_mask, named.get(dialect.MASK), lane, keys, ctx.tokens, past, additive)
-        hidden = given
-        if lane is not None:
-            hidden = lane.gather(given)
-            named = dialect.with_positions(named, partial(ctx.once, _of_lane, lane))
+        if keys is not None:
+            past = ctx.all_tokens.shape[1] - count
+            additive = given.dtype if self.anatomy.config._attn_implementation == EAGER else None
+            mask = named.get(dialect.MASK)
+            named[dialect.MASK] = ctx.once(packed_mask, mask, attending, keys, ctx.tokens, past, additive)
+        if attending is not None:
+            named = dialect.with_positions(named, partial(ctx.once, _of_lane, attending))
+        if plan is not None and not (plan.attention is None and plan.mlp is None):
+            ctx.plans[self.index] = plan
         named.pop(self._names[0], None)
-        ctx.pack(self.index, lane, keys)
+        ctx.pack(self.index, layer, None if keys is None else keys.places)
         try:
-            output = self._run(hidden, **named)
+            output = run(given if layer is None else layer.gather(given), **named)
         finally:
             ctx.unpack(self.index)
-        if lane is None:
+        if layer is None:
             return output
-        return dialect.output_with_hidden(output, lane.scatter(dialect.hidden_of_output(output), given))
+        return dialect.output_with_hidden(output, layer.scatter(dialect.hidden_of_output(output), given))
 
-    def _lane(self, ctx: ForwardContext, hidden: Tensor) -> Lane | None:
-        """The tokens that have work in this layer by all who have a say in this forward; None: all."""
-        working = None
+    def _plan(self, ctx: ForwardContext, hidden: Tensor) -> Plan | None:
+        """The work in this layer by all who have a say in this forward; None: all tokens do all."""
+        work = None
         for request in self.workers:
             if request.mark is None or request.mark in ctx.marks:
-                here = request.by.working(ctx.at(self.index), hidden)
+                here = request.by.work(ctx.at(self.index), hidden)
                 if here is not None:
-                    working = here if working is None else ctx.once(torch.logical_and, working, here)
-        return None if working is None else ctx.once(Lane.of, working, ctx.tokens)
+                    work = here if work is None else ctx.once(Work.__and__, work, here)
+        return None if work is None else ctx.once(Plan.of, work, ctx.tokens)
 
     def _lean(self, ctx: ForwardContext, cache: Any, lane: Lane | None) -> LeanLayer | None:
         """The layer's lean cache layer, made where tokens are taken out; None where it has none."""
@@ -139,6 +158,58 @@ class Conductor:
             return None
         held = None if ctx.presence is None else ctx.presence.index(self.index)
         return LeanLayer.of(cache, self.index, held, partial(ctx.once, _stretch, ctx.tokens))
+
+    def _keys(self, lean: LeanLayer | None, lane: Lane | None, ctx: ForwardContext) -> Slots | None:
+        """The keys that attention will be given, of which a lean cache layer is told; None: of all tokens."""
+        count = ctx.tokens.shape[1]
+        if lean is None:
+            return None if lane is None else ctx.once(_own, lane)
+        if lane is not None and lane.is_empty:
+            lean.pass_by(count)
+            return lean.slots
+        return lean.expect(lane, count)
+
+    @torch.compiler.disable(recursive=False)
+    def _attend(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward of the layer's attention."""
+        ctx: ForwardContext | None = kwargs.get(NAME)
+        attention, plan = self.anatomy.attention(self.index), None if ctx is None else ctx.plans.get(self.index)
+        run = partial(self._run, "attention", attention)
+        if ctx is None or plan is None:
+            return run(*args, **kwargs)
+        part = plan.attention
+        given = hidden = dialect.hidden_of(args, kwargs, where=type(attention).__name__)
+        if part is not None:
+            if part.lane.is_empty:
+                ctx.check_unasked(self.index)
+                return torch.zeros_like(given), None
+            hidden = part.within.gather(given)
+        args, kwargs = dialect.with_hidden(args, kwargs, hidden)
+        with nullcontext() if part is None else ctx.narrowed(self.index, part.lane):
+            if ctx.requests.biases:
+                kwargs = mask_with_bias(attention, kwargs, ctx, hidden)
+            output = run(*args, **kwargs)
+            if self.anatomy.config._attn_implementation == EAGER and ctx.is_asked(self.index):
+                answer_from_weights(attention, output[1], ctx)
+        if part is None:
+            return output
+        return dialect.output_with_hidden(output, part.scatter(dialect.hidden_of_output(output), given))
+
+    @torch.compiler.disable(recursive=False)
+    def _feed(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward of the layer's MLP."""
+        ctx, mlp = self._current(), self.anatomy.mlp(self.index)
+        run = partial(self._run, "mlp", mlp)
+        part = None if ctx is None or self.index not in ctx.plans else ctx.plans[self.index].mlp
+        if ctx is None or part is None:
+            return run(*args, **kwargs)
+        given = dialect.hidden_of(args, kwargs, where=type(mlp).__name__)
+        if part.lane.is_empty:
+            return torch.zeros_like(given)
+        args, kwargs = dialect.with_hidden(args, kwargs, part.within.gather(given))
+        with ctx.narrowed(self.index, part.lane):
+            output = run(*args, **kwargs)
+        return dialect.output_with_hidden(output, part.scatter(dialect.hidden_of_output(output), given))
 
 
 def _of_lane(lane: Lane, table: Tensor, dim: int) -> Tensor:

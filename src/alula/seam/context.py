@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -21,12 +22,14 @@ from alula.anatomy import Anatomy
 from alula.errors import SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence, half
-from alula.seam.lanes import Lane, Slots
+from alula.seam.lanes import Lane, Plan
 from alula.seam.requests import Bias, Branch, BranchReader, Request, Requests, Sums, Weights
 from alula.seam.view import LayerView, gather, located
 from alula.tokens import TokenMap
 
 _T = TypeVar("_T")
+_Standing = tuple[TokenMap, Tensor | None, Tensor | None, Tensor | None]
+"""what a `LayerView` says of the tokens in a layer"""
 
 
 def _media(tokens: TokenMap, past: TokenCache | None, new: bool | None) -> tuple[tuple[bool, ...], bool]:
@@ -57,6 +60,7 @@ class ForwardContext:
         is_caching: whether a cache will take what this forward leaves.
         cache: the KV cache the model was given, or None.
         layer_cache: the one its layers were given; set when the first of them is entered.
+        plans: by decoder layer, what its attention and its MLP are given, where these are not the same tokens.
         requests: who takes part, as it was when this forward began.
         marks: of the thread that began it (see `scope`).
         given: inputs that owners take beside the host's own, (B, ..) by name.
@@ -106,8 +110,9 @@ class ForwardContext:
         self.left: set[int] = set()
         self.presence = presence
         # by layer the tokens in it, and the indices of a `LayerView`: a view itself would keep this forward alive
-        self._standing: dict[int, tuple[TokenMap, Tensor | None, Tensor | None, Tensor | None]] = {}
-        self._packed: dict[int, tuple[TokenMap, Tensor | None, Tensor | None, Tensor | None]] = {}
+        self._standing: dict[int, _Standing] = {}
+        self.plans: dict[int, Plan] = {}
+        self._packed: dict[int, _Standing] = {}
         self._said: dict[int, Tensor] = {}
         self._all_positions: dict[str, list[Tensor]] = {}
         # what another graft of this name left, or this one before a gap, is of no use
@@ -144,11 +149,25 @@ class ForwardContext:
             keys = torch.cat([places[:, :known] if cached is None else cached, new], dim=1)
         self._standing[layer] = tokens, index, keys, None
 
-    def pack(self, layer: int, lane: Lane | None, keys: Slots) -> None:
-        """From here on the tokens of a lane stand in a decoder layer (None: all), and its attention is given `keys`."""
-        tokens = self.tokens if lane is None else self.once(Lane.tokens, lane, self.tokens)
-        index, real = (None, None) if lane is None else (lane.index, lane.real)
-        self._packed[layer] = self._standing[layer] = tokens, index, keys.places, real
+    def pack(self, layer: int, lane: Lane | None, keys: Tensor | None) -> None:
+        """From here on the tokens of a lane stand in a decoder layer, and its attention is given keys of (B, K) tokens;
+        None: all."""
+        self._packed[layer] = self._standing[layer] = self._stood(lane, keys)
+
+    def _stood(self, lane: Lane | None, keys: Tensor | None) -> _Standing:
+        if lane is None:
+            return self.tokens, None, keys, None
+        return self.once(Lane.tokens, lane, self.tokens), lane.index, keys, lane.real
+
+    @contextmanager
+    def narrowed(self, layer: int, lane: Lane) -> Iterator[None]:
+        """Inside, the tokens of a lane stand in a decoder layer, while its attention or its MLP runs."""
+        before = self._standing[layer]
+        self._standing[layer] = self._stood(lane, before[2])
+        try:
+            yield
+        finally:
+            self._standing[layer] = before
 
     def unpack(self, layer: int) -> None:
         """From here on all tokens of the forward are there again."""
@@ -385,6 +404,22 @@ class ForwardContext:
                 f"{type(by).__name__} gave a bias of {tuple(bias.shape)}",
                 remedy=f"give one of ({batch} or 1, {heads} or 1, {new} or 1, {self.all_tokens.shape[1]}): samples, "
                 "heads, new tokens, all tokens so far",
+            )
+
+    def is_asked(self, layer: int) -> bool:
+        """Whether anybody wants to know of the attention in a layer of this forward."""
+        return bool(self._asked(self.requests.sums.get(layer, ())) or self._asked(self.requests.weights.get(layer, ())))
+
+    def check_unasked(self, layer: int) -> None:
+        """Refuse that no token attends in a layer whose attention somebody wants to know.
+
+        Raises:
+            SeamError: somebody does.
+        """
+        if self.is_asked(layer):
+            raise SeamError(
+                f"a policy has no token attend in decoder layer {layer}, whose attention is asked for",
+                remedy="leave attention in the layers that grafts and probes read it in, or attach these to others",
             )
 
     def subscribers(self, layer: int) -> list[Request[BranchReader]]:

@@ -142,7 +142,9 @@ class Seam(nn.Module):
 
         return self._ask_attention(request, lambda: self.requests.biases.get(layer, ()), put)
 
-    def request_work(self, layer: int, worker: Worker, *, mark: Hashable | None = None) -> Handle:
+    def request_work(
+        self, layer: int, worker: Worker, *, has_parts: bool = False, mark: Hashable | None = None
+    ) -> Handle:
         """Have only those new tokens of a forward computed in a decoder layer that have work there, until the handle is
         removed. Where several say it, those have work that have it by all.
 
@@ -151,13 +153,17 @@ class Seam(nn.Module):
         Args:
             layer: index of the decoder layer.
             worker: says which.
+            has_parts: its work tells the layer's attention from its MLP.
             mark: only in forwards that carry this mark (see `scope`).
 
         Raises:
-            HostError: the decoder runs an attention implementation whose masks cannot be read.
+            HostError: the decoder runs an attention implementation whose masks cannot be read; or its layers have no
+                MLP module.
         """
         check_readable(self.anatomy)
-        request, hooks = Request(worker, mark), self._layers[layer]
+        if has_parts:
+            self.anatomy.mlp(layer)
+        request, hooks = Request(worker, mark, has_parts=has_parts), self._layers[layer]
 
         def put(workers: tuple[Request[Worker], ...]) -> None:
             hooks.workers = workers

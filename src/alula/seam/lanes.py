@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from alula.errors import HostError, UsageError
+from alula.seam.requests import Work
 from alula.seam.view import gather
 from alula.tokens import TokenMap
 
@@ -62,6 +63,86 @@ class Lane:
     def tokens(self, tokens: TokenMap) -> TokenMap:
         """The map of the lane's tokens, in which those that fill up are padding."""
         return tokens.pick(self.index).only(self.real)
+
+    def among(self, of: Lane | None) -> Lane:
+        """A lane within another, as one of the forward; None: of all tokens."""
+        return self if of is None else Lane(of.index.gather(1, self.index), self.real)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.index.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The tokens that attention or the MLP of a layer is given, where these are not all in the layer.
+
+    Attributes:
+        lane: among the tokens of the forward.
+        within: the same among those of the layer.
+        heard: (B, M) bool: to these is added what it gives; None: to all that have work.
+    """
+
+    lane: Lane
+    within: Lane
+    heard: Tensor | None = None
+
+    def scatter(self, values: Tensor, like: Tensor) -> Tensor:
+        """The (B, M, d) values among all tokens of the layer, as `like`; 0 at the others."""
+        if self.heard is not None:
+            values = values * self.heard.to(values.device)[..., None]
+        return self.within.scatter(values, torch.zeros_like(like, dtype=values.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The work of a layer, as lanes.
+
+    Attributes:
+        layer: the tokens in it; None: all.
+        attention: those that attention is given; None: all in the layer.
+        mlp: those that the MLP is given; None: all in the layer.
+    """
+
+    layer: Lane | None
+    attention: Part | None = None
+    mlp: Part | None = None
+
+    @classmethod
+    def of(cls, work: Work, tokens: TokenMap) -> Plan | None:
+        """None where all tokens do all. Reads the device, once per set of tokens."""
+        if work.is_whole:
+            layer = None if work.attend is None else Lane.of(work.attend, tokens)
+            return None if layer is None else cls(layer)
+        given = work.attend if work.attend is None or work.keys is None else work.attend | work.keys
+        anywhere = None if given is None or work.feed is None else given | work.feed
+        layer = None if anywhere is None else Lane.of(anywhere, tokens)
+        plan = cls(layer, _part(given, layer, tokens, work.attend), _part(work.feed, layer, tokens, None))
+        return None if layer is None and plan.attention is None and plan.mlp is None else plan
+
+    @property
+    def attending(self) -> Lane | None:
+        """The tokens that attention is given, among those of the forward; None: all."""
+        return self.layer if self.attention is None else self.attention.lane
+
+
+def _part(given: Tensor | None, layer: Lane | None, tokens: TokenMap, heard: Tensor | None) -> Part | None:
+    """What a part of a layer is given."""
+    if given is None:
+        return None if heard is None else _whole_part(layer, tokens, heard)
+    within = Lane.of(given, tokens) if layer is None else Lane.of(layer.gather(given), layer.tokens(tokens))
+    if within is None:
+        return None if heard is None or heard is given else _whole_part(layer, tokens, heard)
+    lane = within.among(layer)
+    return Part(lane, within, None if heard is None or heard is given else lane.gather(heard))
+
+
+def _whole_part(layer: Lane | None, tokens: TokenMap, heard: Tensor) -> Part:
+    """All tokens of the layer are given, and what comes of it is added to some."""
+    every = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
+    lane = Lane(every) if layer is None else layer
+    within = Lane(every[:, : lane.index.shape[1]], lane.real)
+    return Part(lane, within, lane.gather(heard))
 
 
 @dataclass(eq=False)

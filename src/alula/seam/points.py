@@ -125,7 +125,7 @@ class LayerHooks:
         self.anatomy, self.index, self.is_watched = anatomy, index, is_watched
         self.reads_weights = self.is_biased = False
         self.workers: tuple[Request[Worker], ...] = ()
-        self._conductor = Conductor(anatomy, index)
+        self._conductor = Conductor(anatomy, index, self._current)
         self._entries: dict[AnyPoint, tuple[Entry, ...]] = {}
         self._handles: dict[str, RemovableHandle | Handle] = {}
         self._inside: ByThread[ref[ForwardContext]] = ByThread()
@@ -188,16 +188,18 @@ class LayerHooks:
         self._conductor.workers = self.workers
         if self.workers:
             wanted["conduct"] = self._conductor.put
+        if parts := any(request.has_parts for request in self.workers):
+            wanted["conduct parts"] = self._conductor.put_parts
         if self.is_watched or used:
             wanted["enter"] = lambda: layer.register_forward_pre_hook(self._enter, with_kwargs=True)
         # attention alone is told of its forward; what runs behind it asks what was put down by those that know
         own = {Point.ATTENTION} if after is attention else set()
         told = own | {Point.ATTENTION_INPUT}
         is_read = any(entry.phase is Phase.READ for point in inner for entry in self._entries[point])
-        if is_read or used - told - {Point.BLOCK_INPUT}:
+        if parts or is_read or used - told - {Point.BLOCK_INPUT}:
             wanted["leave"] = lambda: layer.register_forward_hook(self._leave)
         # its own output is told, too, which tokens attention was given
-        if self.reads_weights or self.is_biased or used - own - {Point.BLOCK_INPUT}:
+        if parts or self.reads_weights or self.is_biased or used - own - {Point.BLOCK_INPUT}:
             wanted["before attention"] = lambda: attention.register_forward_pre_hook(
                 self._before_attention, with_kwargs=True
             )
@@ -346,7 +348,7 @@ class LayerHooks:
             ctx.meet(self.index, hidden.shape[1], kwargs, inside=True)
             if "leave" in self._handles:
                 self._put(ctx)
-            if self.is_biased:
+            if self.is_biased and self.index not in ctx.plans:
                 kwargs = mask_with_bias(attention, kwargs, ctx, hidden)
         changed = None
         if self._entries.get(Point.ATTENTION_INPUT):
@@ -372,7 +374,13 @@ class LayerHooks:
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]
     ) -> Any:
         ctx = kwargs.get(NAME)
-        if self.reads_weights and ctx is not None and self.anatomy.config._attn_implementation == EAGER:
+        is_conducted = ctx is not None and self.index in ctx.plans
+        if (
+            self.reads_weights
+            and ctx is not None
+            and not is_conducted
+            and self.anatomy.config._attn_implementation == EAGER
+        ):
             answer_from_weights(attention, output[1], ctx)
         if "behind attention" in self._handles:
             return None  # "attention" is what the norm gives

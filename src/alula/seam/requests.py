@@ -56,14 +56,61 @@ class Weights(Protocol):
         not in the layer."""
 
 
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Which of a forward's new tokens do what in a decoder layer, each (B, S) bool; None: all.
+
+    A token in none of these sets is not in the layer: it costs nothing there, and its hidden state passes by.
+
+    Attributes:
+        attend: to these is added what attention gives them. They leave a key and a value.
+        feed: to these is added what the MLP gives them.
+        keys: these leave a key and a value too, for others to attend to; None: none beside those that attend.
+    """
+
+    attend: Tensor | None = None
+    feed: Tensor | None = None
+    keys: Tensor | None = None
+
+    @classmethod
+    def of(cls, tokens: Tensor) -> Work:
+        """These are in the layer and all others are not."""
+        return cls(tokens, tokens)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a token is in all of the layer or not in it."""
+        return self.attend is self.feed and self.keys is None
+
+    def __and__(self, other: Work) -> Work:
+        """What both let tokens do. A key is left where both have the token leave one."""
+        attend = _both(self.attend, other.attend)
+        if self.is_whole and other.is_whole:
+            return Work(attend, attend)
+        keys = _both(_either(self.attend, self.keys), _either(other.attend, other.keys))
+        has_keys = self.keys is not None or other.keys is not None
+        return Work(attend, _both(self.feed, other.feed), keys if has_keys else None)
+
+
+def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+def _either(tokens: Tensor | None, more: Tensor | None) -> Tensor | None:
+    """Those of both; `tokens` of None are all, `more` of None is none."""
+    return tokens if tokens is None or more is None else tokens | more
+
+
 class Worker(Protocol):
     """Something that says which new tokens of a forward have work in a decoder layer."""
 
-    def working(self, view: LayerView, hidden: Tensor) -> Tensor | None:
-        """(B, S) bool of the tokens that have work in this layer; None: all.
+    def work(self, view: LayerView, hidden: Tensor) -> Work | None:
+        """The work in this layer; None: all do all.
 
-        Where nothing changed, give the same tensor as in the layer before: what follows from it is computed once per
-        tensor. Asked again where gradient checkpointing recomputes the layer.
+        Where nothing changed, give the same object as in the layer before: what follows from it is computed once per
+        object. Asked again where gradient checkpointing recomputes the layer.
 
         Args:
             view: the layer, all tokens of the forward in it.
@@ -107,11 +154,13 @@ class Request(Generic[Asker]):
         by: who it is.
         mark: it asks in forwards that carry this mark only (see `scope`); None: in all.
         is_gated: it needs nothing of samples without media.
+        has_parts: it tells a layer's attention from its MLP.
     """
 
     by: Asker
     mark: Hashable | None = None
     is_gated: bool = False
+    has_parts: bool = False
 
 
 @dataclass(frozen=True, eq=False)
