@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import operator
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -176,6 +177,10 @@ def _problem(item: Mapping[str, Any], schema: Any, given: Any, lines: yaml.Node 
         plain = isinstance(got, str | int | float | bool | type(None))
         shown = f", got {got!r:.80}" if plain and not (isinstance(got, int) and got.bit_length() > MOST_BITS) else ""
         what = _WANTED.get(kind, message[0].lower() + message[1:]) + shown
+        if kind == "literal_error":
+            legal = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+            close = difflib.get_close_matches(str(got), legal, n=1)
+            what += f"; did you mean `{close[0]}`?" if close else ""
     return Problem(loc, what, remedy, _line(lines, loc))
 
 

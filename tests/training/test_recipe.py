@@ -80,6 +80,7 @@ def test_a_single_learner_has_no_router_to_train(plain: Callable[..., Any], trai
 
 # (what replaces what in the good recipe, what the error must say)
 MISTAKES = [
+    ("method: projector", "method: projecter", ["stages.0.method (line", "did you mean `projector`?"]),
     ("    steps: 10", "    stpes: 10", ["stages.0.stpes (line 13): unknown key; did you mean `steps`?", "epochs"]),
     ("weight: 3", "wieght: 3", ["stages.1.data.sources.0.wieght", "did you mean `weight`?", "families"]),
     ("rank: 16", "rnak: 16", ["stages.1.wings.rnak", "did you mean `rank`?", "router"]),

@@ -21,7 +21,7 @@ def experiment_table(outcome: Outcome) -> Table:
     """Return an experiment as one table that fits 80 columns: a column per method, intervals under the values."""
     summary = Summary(outcome)
     seeds = len(outcome.seeds)
-    trainings = f"{seeds} trainings per method" if seeds > 1 else "one training per method"
+    trainings = f"{seeds} trainings per method" if seeds > 1 else "one model of each"
     table = Table(
         title=escape(outcome.title),
         caption=f"kept: share of the base's accuracy; under it the 95 % interval; {trainings}",
