@@ -1,0 +1,300 @@
+"""What policies save on the clock, beside what they save on paper.
+
+    python benchmarks/policies.py                    # writes benchmarks/results/policies.json
+    python benchmarks/policies.py --device cuda      # on an accelerator: a decoder of 7B shape in bfloat16
+    python benchmarks/policies.py --shrink --rounds 1 --output x.json   # the same code on little, anywhere
+
+Plain passes and passes under each policy take turns in one process. On a CPU they are timed in processor seconds of one
+thread, which other work on the machine does not count into; on an accelerator in seconds between synchronisations. A
+ratio is the median over rounds of the ratio within a round. What is counted are multiplications of matrices in the
+decoder's layers, attention as all pairs of tokens; what ranks tokens is not counted, but timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from alula import TokenMap
+from alula.files import write_json
+from alula.policies import Policy, Prune, Skip, Withdraw
+from alula.seam import install
+from alula.seam.dialect import MASK, cache_keyword, cache_of_output
+from alula.training.environment import readable_environment
+
+SYSTEM = 32
+"""text tokens in front of the image; the rest of the text is behind it"""
+Sizes = Callable[[int], tuple[int, int]]
+"""of a layer: the tokens attention is given, and those the MLP is given"""
+
+
+def decoder(device: str, dtype: torch.dtype | None, *, shrink: bool) -> tuple[Any, str]:
+    """A random decoder: of 0.5B shape in float32 on a CPU, of 7B shape in bfloat16 elsewhere, unless told otherwise."""
+    torch.manual_seed(0)
+    big = device != "cpu" and not shrink
+    shape = (3584, 18944, 28, 28, 4) if big else (64, 96, 8, 4, 2) if shrink else (896, 4864, 24, 14, 2)
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    config = Qwen2Config(vocab_size=1024, **dict(zip(names, shape, strict=True)))
+    dtype = dtype or (torch.bfloat16 if big else torch.float32)
+    with torch.device(device):
+        model: PreTrainedModel = Qwen2ForCausalLM(config).to(dtype).eval()
+    return model, f"random decoder of {'7B' if big else 'tiny' if shrink else '0.5B'} shape, vocabulary of 1,024"
+
+
+@contextmanager
+def idle(model: Any) -> Iterator[None]:
+    """The seam alone, for somebody who asks nothing."""
+    seam = install(model, "idle")
+    try:
+        yield
+    finally:
+        seam.release("idle")
+
+
+@contextmanager
+def masked(model: Any, layer: int, tokens: TokenMap) -> Iterator[None]:
+    """Withdrawal as it is often published: nothing is removed, keys are barred by masks."""
+    length = tokens.shape[1]
+    allowed = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril() & tokens.is_text[:, None, None]
+    allowed = allowed | torch.eye(length, dtype=torch.bool, device=tokens.device)
+
+    def bar(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, MASK: allowed}
+
+    handles = [each.register_forward_pre_hook(bar, with_kwargs=True) for each in model.model.layers[layer:]]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def policies(layers: int, image: int, text: int) -> dict[str, tuple[Policy, Sizes]]:
+    """Each with how many tokens it leaves in a layer."""
+    every, quarter = image + text, layers // 4
+
+    def pruned(*stages: tuple[int, float]) -> tuple[Policy, Sizes]:
+        def sizes(layer: int) -> tuple[int, int]:
+            share = ([1.0] + [share for first, share in stages if first <= layer])[-1]
+            return text + round(share * image), text + round(share * image)
+
+        return Prune(stages=stages), sizes
+
+    return {
+        "withdrawal in the middle": (
+            Withdraw(layer=layers // 2),
+            lambda layer: (every, every) if layer < layers // 2 else (text, text),
+        ),
+        "pruned to 50 % at layer 2": pruned((2, 0.5)),
+        "pruned to 25 % at layer 2": pruned((2, 0.25)),
+        "pruned to 11 % at layer 2": pruned((2, 0.11)),
+        "pruned in three stages": pruned((quarter, 0.5), (2 * quarter, 0.25), (3 * quarter, 0.125)),
+        "MLP skipped behind a quarter": (
+            Skip(part="mlp", layers=tuple(range(quarter, layers))),
+            lambda layer: (every, every if layer < quarter else text),
+        ),
+        "every second block skipped": (
+            Skip(part="block", layers=tuple(range(2, layers, 2))),
+            lambda layer: (text, text) if layer and layer % 2 == 0 else (every, every),
+        ),
+    }
+
+
+def counted(config: Any, sizes: Sizes) -> float:
+    """Multiplications of matrices in all layers, attention as all pairs."""
+    total, width = 0.0, config.hidden_size
+    heads = config.hidden_size // config.num_attention_heads * config.num_key_value_heads
+    for layer in range(config.num_hidden_layers):
+        attending, feeding = sizes(layer)
+        total += attending * width * (2 * width + 2 * heads) + 2 * attending**2 * width
+        total += 3 * feeding * width * config.intermediate_size
+    return total
+
+
+def timed(run: dict[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, in turns, after one round that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in run}
+    for turn in range(rounds + 1):
+        for name, go in run.items():
+            began = _clock(device)
+            go()
+            if turn:
+                seconds[name].append(_clock(device) - began)
+        print(f"  round {turn} of {rounds}", file=sys.stderr)
+    return seconds
+
+
+def _clock(device: str) -> float:
+    if device == "cpu":
+        return time.thread_time()
+    torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def ratio(seconds: dict[str, list[float]], name: str, to: str = "plain") -> dict[str, float]:
+    each = [own / plain for own, plain in zip(seconds[name], seconds[to], strict=True)]
+    return {"median": round(statistics.median(each), 3), "low": round(min(each), 3), "high": round(max(each), 3)}
+
+
+def prompt(model: Any, image: int, text: int) -> tuple[Tensor, TokenMap]:
+    """Embeddings of one prompt, and its map."""
+    modalities = torch.zeros(1, image + text, dtype=torch.int64, device=model.device)
+    modalities[:, SYSTEM : SYSTEM + image] = 1
+    embeds = torch.randn(1, image + text, model.config.hidden_size, device=model.device, dtype=model.dtype)
+    return embeds, TokenMap.from_modalities(modalities)
+
+
+def prefill(model: Any, image: int, text: int, device: str, rounds: int, chosen: list[str] | None) -> dict[str, Any]:
+    """Times of a prompt under each policy over plain ones, beside what is counted."""
+    embeds, tokens = prompt(model, image, text)
+    layers = model.config.num_hidden_layers
+    arms = {name: arm for name, arm in policies(layers, image, text).items() if chosen is None or name in chosen}
+
+    def plain() -> None:
+        model(inputs_embeds=embeds, logits_to_keep=1)
+
+    def under(manager: Any) -> Callable[[], None]:
+        def go() -> None:
+            with manager():
+                model(inputs_embeds=embeds, token_map=tokens, logits_to_keep=1)
+
+        return go
+
+    def barred() -> None:
+        with masked(model, layers // 2, tokens):
+            plain()
+
+    run = {"plain": plain, **{name: under(lambda p=p: p.on(model)) for name, (p, _) in arms.items()}}
+    if chosen is None:
+        run |= {"nothing asked": under(lambda: idle(model)), "withdrawal by masks alone": barred}
+    seconds = timed(run, device, rounds)
+    whole = counted(model.config, lambda layer: (image + text, image + text))
+    record: dict[str, Any] = {
+        "image tokens": image,
+        "text tokens": text,
+        "plain seconds": round(statistics.median(seconds["plain"]), 4),
+        "policies": {},
+        "others": {name: ratio(seconds, name) for name in run if name not in arms and name != "plain"},
+    }
+    for name, (_, sizes) in arms.items():
+        paper, clock = counted(model.config, sizes) / whole, ratio(seconds, name)
+        record["policies"][name] = {
+            "counted": round(paper, 3),
+            "measured": clock,
+            "share of the saving that arrives": round((1 - clock["median"]) / (1 - paper), 3),
+        }
+        print(f"  {name:30} counted {paper:.3f} measured {clock['median']:.3f}", file=sys.stderr)
+    return record
+
+
+def decode(model: Any, image: int, text: int, device: str, rounds: int, steps: int) -> dict[str, Any]:
+    """Times of steps behind a long prompt, whose cache holds fewer keys under a policy."""
+    embeds, tokens = prompt(model, image, text)
+    layers, arms = model.config.num_hidden_layers, policies(model.config.num_hidden_layers, image, text)
+    names = ("withdrawal in the middle", "pruned to 11 % at layer 2")
+    step = torch.randn(1, 1, model.config.hidden_size, device=model.device, dtype=model.dtype)
+    told = TokenMap.text(1, 1, device=model.device)
+    caches: dict[str, Any] = {"plain": cache_of_output(model(inputs_embeds=embeds, logits_to_keep=1))}
+    for name in names:
+        with arms[name][0].on(model):
+            caches[name] = cache_of_output(model(inputs_embeds=embeds, token_map=tokens, logits_to_keep=1))
+
+    def go(name: str) -> Callable[[], None]:
+        def run() -> None:
+            given = {} if name == "plain" else {"token_map": told}
+            for _ in range(steps):
+                model(inputs_embeds=step, **given, **{cache_keyword(): caches[name]})
+
+        def under() -> None:
+            with arms[name][0].on(model):
+                run()
+
+        return run if name == "plain" else under
+
+    seconds = timed({name: go(name) for name in caches}, device, rounds)
+    keys = {name: sum(layer.keys.shape[-2] for layer in cache.layers[:layers]) for name, cache in caches.items()}
+    return {
+        "image tokens": image,
+        "steps per round": steps,
+        "plain seconds per step": round(statistics.median(seconds["plain"]) / steps, 5),
+        "keys held, of plain": {name: round(keys[name] / keys["plain"], 3) for name in names},
+        "measured": {name: ratio(seconds, name) for name in names},
+    }
+
+
+class _Count(TorchDispatchMode):
+    """Operators that are not views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def operators(model: Any, image: int, text: int) -> dict[str, Any]:
+    """Operators that one more packed layer costs beyond the host's own, in a prompt and in a step behind it."""
+    embeds, tokens = prompt(model, image, text)
+    step, told = embeds[:, :1], TokenMap.text(1, 1, device=model.device)
+    layers, found = model.config.num_hidden_layers, {}
+    for packed in (0, 1, 2):
+        with idle(model) if not packed else Withdraw(layer=layers - packed).on(model):
+            with _Count() as whole:
+                output = model(inputs_embeds=embeds, token_map=tokens, logits_to_keep=1)
+            with _Count() as after:
+                model(inputs_embeds=step, token_map=told, **{cache_keyword(): cache_of_output(output)})
+        found[packed] = {"prompt": whole.operators, "step": after.operators}
+    return {
+        "all layers, nothing packed": found[0],
+        "beyond the host, first packed layer": {key: found[1][key] - found[0][key] for key in found[0]},
+        "beyond the host, each further one": {key: found[2][key] - found[1][key] for key in found[0]},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="in place of the decoder's own")
+    parser.add_argument("--shrink", action="store_true", help="a small decoder, short prompts: checks this script only")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "policies.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    model, what = decoder(options.device, dtype, shrink=options.shrink)
+    print(what, file=sys.stderr)
+    record: dict[str, Any] = {
+        "command": " ".join(["python", "benchmarks/policies.py", *sys.argv[1:]]),
+        "environment": readable_environment(),
+        "device": options.device,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "rounds": options.rounds,
+        "what": what,
+    }
+    tiled = ["pruned to 11 % at layer 2", "withdrawal in the middle"]
+    image, tiles, long = (24, 48, 48) if options.shrink else (576, 2880, 2048)
+    with torch.inference_mode():
+        record["operators"] = operators(model, image, 64)
+        record["prompt"] = prefill(model, image, 64, options.device, options.rounds, None)
+        write_json(options.output, record)
+        record["prompt of tiles"] = prefill(model, tiles, 64, options.device, min(options.rounds, 3), tiled)
+        write_json(options.output, record)
+        record["steps"] = decode(model, long, 64, options.device, options.rounds, 2 if options.shrink else 10)
+        write_json(options.output, record)
+
+
+if __name__ == "__main__":
+    main()
