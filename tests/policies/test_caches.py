@@ -75,6 +75,29 @@ def test_a_later_turn_with_an_image_on_a_kept_cache(host: str) -> None:
     close(out.logits[valid], expected[:, known:][valid])
 
 
+def test_a_later_turn_with_an_image_under_multimodal_positions() -> None:
+    host = "qwen2_5_vl"
+    model, first, turn = zoo.build(host, layers=LAYERS), zoo.batch(host, "2I2"), zoo.batch(host, "1I2", seed=5)
+    whole = {
+        name: torch.cat([first[name], turn[name]], dim=1)
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids")
+    }
+    whole |= {name: torch.cat([first[name], turn[name]]) for name in ("pixel_values", "image_grid_thw")}
+    known = first["input_ids"].shape[1]
+    places, _ = model.model.get_rope_index(
+        whole["input_ids"],
+        whole["mm_token_type_ids"],
+        image_grid_thw=whole["image_grid_thw"],
+        attention_mask=whole["attention_mask"],
+    )
+    expected = expected_of(model, host, whole)
+    with POLICY.on(model):
+        cache = cache_of_output(step(model, host, first["input_ids"], first["attention_mask"], None, **rest_of(first)))
+        given = rest_of(turn) | {"position_ids": places[..., known:]}
+        out = step(model, host, turn["input_ids"], whole["attention_mask"], cache, **given)
+    close(out.logits, expected[:, known:])
+
+
 def rest_of(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alula import TokenMap
-from alula.policies import Prune, Withdraw
+from alula.policies import Prune, Skip, Withdraw
 from alula.seam import find
-from alula.seam.dialect import cache_of_output
+from alula.seam.dialect import cache_keyword, cache_of_output
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -78,3 +78,36 @@ def test_pruning_by_the_last_tokens_attention() -> None:
     torch.testing.assert_close(output.logits[:, held], numbers["prefill_logits"], atol=1e-5, rtol=1e-5)
     assert torch.equal(said, numbers["greedy_tokens"])
     assert [layer.keys.shape[-2] for layer in cache.layers[:8]] == [620] * 3 + [332] * 5
+
+
+SKIPPED = json.loads((GOLDEN / "skip.json").read_text())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", SKIPPED["cases"])
+def test_skipping(case: str) -> None:
+    """The modes in which all tokens skip in all forwards; what the published code copies into caches nobody reads."""
+    numbers, settings = load_file(GOLDEN / "skip.safetensors"), SKIPPED["cases"][case]
+    model: Any = LlamaForCausalLM(LlamaConfig(**SKIPPED["config"])).eval()
+    weights = {key.removeprefix("weights/"): value.float() for key, value in numbers.items() if "weights/" in key}
+    model.load_state_dict(weights)
+    inside = range(settings["start_layer"] + 1, settings["end_layer"])  # both ends are left out
+    layers = tuple(layer for layer in inside if layer % settings["skip_interval"] == 0)
+    assert layers == tuple((numbers[f"{case}/ffn_rows"][0] == 0).nonzero()[:, 0].tolist())
+    embeds, mask = numbers["embeds"], numbers["mask"]
+    batch, length = mask.shape
+    tokens = TokenMap.from_modalities(torch.zeros_like(mask), mask)
+    places = torch.arange(length + numbers["next_ids"].shape[1]).expand(batch, -1)
+    part: Any = "mlp" if "ffn" in case else "block"
+    with Skip(part=part, layers=layers, tokens="all").on(model):
+        given = {"attention_mask": mask, "position_ids": places[:, :length], "token_map": tokens}
+        output = model(inputs_embeds=embeds, **given, use_cache=True)
+        torch.testing.assert_close(
+            output.logits[mask.bool()], numbers[f"{case}/prefill_logits"][mask.bool()], atol=1e-5, rtol=1e-5
+        )
+        for step, ids in enumerate(numbers["next_ids"].T):
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            given = {"attention_mask": mask, "position_ids": places[:, length + step, None]}
+            output = model(input_ids=ids[:, None], **given, **{cache_keyword(): cache_of_output(output)})
+            expected = numbers[f"{case}/decode_logits"][:, step]
+            torch.testing.assert_close(output.logits[:, 0], expected, atol=1e-5, rtol=1e-5)
