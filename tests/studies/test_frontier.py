@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from studies.frontier.divergence import divergences
 from studies.frontier.report import aims, figures, markdown, report, table, verdict
 from studies.passes import held_out
 
+ROOT = Path(__file__).parents[2]
 TRAINED = ("full", "lora", "lora-mlp", "wings-best", "experts-seen", "experts-both", "experts-mlp")
 
 
@@ -190,3 +192,14 @@ def test_time_is_measured_beside_full_tuning(
     assert timed.costs["wings-best"][0] > 0
     assert {each.arm: each.meets["time"] for each in judge(timed)}["lora"] is False
     assert "| 1.50x |" in markdown(timed)
+
+
+def test_the_page_has_the_tables_of_the_record_it_names() -> None:
+    page = (ROOT / "docs" / "results" / "frontier.md").read_text()
+    named = re.search(r"benchmarks/results/(frontier[\w-]*\.json)\)", page)
+    assert named is not None
+    outcome = FrontierOutcome.load(ROOT / "benchmarks" / "results" / named[1])
+    rows = [line for line in markdown(outcome).splitlines() if line.startswith("|")]
+    assert len(rows) > 20
+    assert not [row for row in rows if row not in page]
+    assert render(report(outcome))
