@@ -123,3 +123,14 @@ def test_compiled_it_is_the_same() -> None:
         decoder.compile(backend="eager")
         torch.testing.assert_close(run(model, "llava-llama", inputs), expected, atol=1e-5, rtol=1e-5)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("case", POLICIES)
+def test_under_autocast(case: str) -> None:
+    model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", *LAYOUTS)
+    with POLICIES[case].on(model):
+        whole = run(model, "llava-llama", inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = run(model, "llava-llama", inputs)
+    valid = inputs["attention_mask"].bool()
+    assert (half.float() - whole)[valid].abs().mean() < 0.1 * whole[valid].abs().mean()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import alula
 from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError, UsageError
-from alula.policies import Skip, Withdraw
+from alula.policies import Prune, Skip, Withdraw
 from alula.probes import AttentionShift
 from tests import zoo
 from tests.grafts.common import CONFIGS, prompt_tokens, run, wake
@@ -150,11 +150,22 @@ def test_what_is_skipped_is_not_computed(case: str, calls: int | None) -> None:
     assert longest == 14
 
 
-def test_attention_that_nobody_has_cannot_be_read() -> None:
+@pytest.mark.parametrize("case", ["attention, all", "block, all"])
+def test_attention_that_nobody_has_cannot_be_read(case: str) -> None:
     model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", *LAYOUTS)
-    wake(alula.attach(model, CONFIGS["mass"]))
-    with CASES["attention, all"].on(model), pytest.raises(SeamError, match="has no token attend in decoder layer 2"):
+    layers = CASES[case].layers or ()
+    told = f"has no token attend in decoder layer {layers[0]}"
+    with CASES[case].on(model), AttentionShift().on(model), pytest.raises(SeamError, match=told):
         run(model, "llava-llama", inputs)
+    with CASES[case].on(model), Prune(stages=[(layers[0] + 1, 0.5)]).on(model), pytest.raises(SeamError, match=told):
+        run(model, "llava-llama", inputs)
+    wake(alula.attach(model, CONFIGS["mass"]))
+    with CASES[case].on(model):
+        if case == "block, all":  # what the graft would add there goes with the layer
+            run(model, "llava-llama", inputs)
+            return
+        with pytest.raises(SeamError, match=told):
+            run(model, "llava-llama", inputs)
 
 
 @pytest.mark.parametrize(

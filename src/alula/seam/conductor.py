@@ -120,6 +120,7 @@ class Conductor:
         keys = self._keys(lean, attending, ctx)
         layer = None if plan is None else plan.layer
         if layer is not None and layer.is_empty:
+            ctx.check_unread(self.index, is_skipped=True)
             return given
         if keys is not None:
             past = ctx.all_tokens.shape[1] - count
@@ -181,7 +182,7 @@ class Conductor:
         given = hidden = dialect.hidden_of(args, kwargs, where=type(attention).__name__)
         if part is not None:
             if part.lane.is_empty:
-                ctx.check_unasked(self.index)
+                ctx.check_unread(self.index, is_skipped=False)
                 return torch.zeros_like(given), None
             hidden = part.within.gather(given)
         args, kwargs = dialect.with_hidden(args, kwargs, hidden)

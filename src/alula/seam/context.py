@@ -410,16 +410,21 @@ class ForwardContext:
         """Whether anybody wants to know of the attention in a layer of this forward."""
         return bool(self._asked(self.requests.sums.get(layer, ())) or self._asked(self.requests.weights.get(layer, ())))
 
-    def check_unasked(self, layer: int) -> None:
+    def check_unread(self, layer: int, *, is_skipped: bool) -> None:
         """Refuse that no token attends in a layer whose attention somebody wants to know.
+
+        Args:
+            is_skipped: the layer is left out as a whole, and with it whatever a graft would add there.
 
         Raises:
             SeamError: somebody does.
         """
-        if self.is_asked(layer):
+        sums, weights = self._asked(self.requests.sums.get(layer, ())), self.requests.weights.get(layer, ())
+        readers = [request for request in sums if request.by.separate_pass or not is_skipped]
+        if bool(readers) or bool(self._asked(weights)):
             raise SeamError(
                 f"a policy has no token attend in decoder layer {layer}, whose attention is asked for",
-                remedy="leave attention in the layers that grafts and probes read it in, or attach these to others",
+                remedy="leave attention in layers that grafts, probes or policies read it in, or put these on others",
             )
 
     def subscribers(self, layer: int) -> list[Request[BranchReader]]:

@@ -54,10 +54,10 @@ class Lane:
         return gather(values, self.index)
 
     def scatter(self, values: Tensor, into: Tensor) -> Tensor:
-        """(B, S, d) `into`, with the (B, M, d) values of the lane's tokens in their places."""
-        index = self.index.to(into.device)
+        """(B, S, d) `into`, with the (B, M, d) values of the lane's tokens in their places, as these are kept."""
+        into, index = into.to(values), self.index.to(values.device)
         if self.real is not None:
-            values = torch.where(self.real.to(into.device)[..., None], values, gather(into, index))
+            values = torch.where(self.real.to(values.device)[..., None], values, gather(into, index))
         return into.scatter(1, index[..., None].expand_as(values), values)
 
     def tokens(self, tokens: TokenMap) -> TokenMap:
@@ -91,7 +91,7 @@ class Part:
         """The (B, M, d) values among all tokens of the layer, as `like`; 0 at the others."""
         if self.heard is not None:
             values = values * self.heard.to(values.device)[..., None]
-        return self.within.scatter(values, torch.zeros_like(like, dtype=values.dtype))
+        return self.within.scatter(values, torch.zeros_like(like))
 
 
 @dataclass(frozen=True, eq=False)
