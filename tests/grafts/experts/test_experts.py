@@ -15,9 +15,11 @@ import alula
 from alula.errors import UsageError
 from alula.grafts import ExpertsConfig
 from alula.grafts.experts import export_lora
+from alula.policies import Prune, Skip, Withdraw
 from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
 from tests.grafts.common import run, wake
+from tests.policies.oracle import masked
 
 CACHE = cache_keyword()
 
@@ -236,3 +238,40 @@ def test_a_target_may_stand_in_some_layers_only() -> None:
     alula.detach(model)
     with pytest.raises(UsageError, match="mlp names no linear module in any of the 1 layers"):
         alula.attach(model, ExpertsConfig(rank=2, layers=(1,)))
+
+
+@pytest.mark.parametrize("targets", [("attention", "mlp"), ("q_proj", "down_proj")])
+@pytest.mark.parametrize("tokens", ["image", "seen", "both"])
+def test_under_a_policy_experts_act_on_the_tokens_that_are_left(tokens: str, targets: tuple[str, ...]) -> None:
+    """Against barring tokens by masks, with every token computed and then not looked at."""
+    model, inputs = zoo.build("llava-llama", layers=4), zoo.batch("llava-llama", "3I2", "5", "I4I2")
+    wake(alula.attach(model, ExpertsConfig(tokens=tokens, rank=3, targets=targets)))  # type: ignore[arg-type]
+    with masked(model, lambda layer, ids: (ids != zoo.IMAGE) | (layer < 2)):
+        expected = run(model, "llava-llama", inputs, use_cache=False)
+    with Withdraw(layer=2).on(model):
+        ours = run(model, "llava-llama", inputs)
+        said = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    valid = inputs["attention_mask"].bool()
+    text = valid & (inputs["input_ids"] != zoo.IMAGE)
+    torch.testing.assert_close(ours[text], expected[text], atol=1e-4, rtol=1e-4)
+    with masked(model, lambda layer, ids: (ids != zoo.IMAGE) | (layer < 2)):
+        assert torch.equal(said, model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=False))
+
+
+@pytest.mark.parametrize("part", ["mlp", "attention", "block"])
+def test_experts_and_policies_come_in_any_order(part: str) -> None:
+    inputs = zoo.batch("llava-llama", "3I2", "5", "I4I2")
+    found = []
+    for before in (True, False):
+        model = zoo.build("llava-llama", layers=4)
+        policy = Skip(part=part, layers=(1, 2))  # type: ignore[arg-type]
+        if before:
+            wake(alula.attach(model, ExpertsConfig(tokens="both", rank=3)))
+        with policy.on(model), Prune(stages=((3, 0.5),)).on(model):
+            if not before:
+                wake(alula.attach(model, ExpertsConfig(tokens="both", rank=3)))
+            found.append(run(model, "llava-llama", inputs))
+    assert torch.equal(*found)
+    plain = run(zoo.build("llava-llama", layers=4), "llava-llama", inputs)
+    words = inputs["attention_mask"][1].bool()
+    assert torch.equal(found[0][1, words], plain[1, words])  # of text alone
