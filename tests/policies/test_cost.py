@@ -1,0 +1,48 @@
+"""What policies launch: few operators per packed layer, and nothing a step of decoding has to wait for."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+
+from alula.policies import Policy, Prune, Skip, Withdraw
+from alula.seam import install
+from tests import zoo
+from tests.grafts.experts.test_cost import forwards
+
+LAYERS = 8
+MOST = 12  # operators beyond the host's own, of each packed layer
+
+# a policy, and the same with two more packed layers
+PAIRS: dict[str, tuple[Policy, Policy]] = {
+    "withdraw": (Withdraw(layer=4), Withdraw(layer=2)),
+    "prune": (Prune(stages=[(4, 0.5)]), Prune(stages=[(2, 0.5)])),
+    "skip mlp": (Skip(part="mlp", layers=(2, 4)), Skip(part="mlp", layers=(2, 4, 5, 6))),
+    "skip attention": (Skip(part="attention", layers=(2, 4)), Skip(part="attention", layers=(2, 4, 5, 6))),
+    "skip block, own keys": (
+        Skip(part="block", layers=(2, 4), keys="own"),
+        Skip(part="block", layers=(2, 4, 5, 6), keys="own"),
+    ),
+}
+LAYOUTS = (("3I2I2",), ("3I2", "9", "I4I2"))
+
+
+def measured(policy: Policy | None, layouts: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Of a prompt and of a step: operators launched, and reads by the host."""
+    model = zoo.build("llama", layers=LAYERS)
+    install(model, "somebody")
+    with nullcontext() if policy is None else policy.on(model):
+        return [(launched.total(), reads) for launched, reads in forwards(model, *layouts)]
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS, ids=["one", "ragged"])
+@pytest.mark.parametrize("case", PAIRS)
+def test_packed_layers_launch_little_and_steps_do_not_wait(case: str, layouts: tuple[str, ...]) -> None:
+    bare, few, more = (measured(policy, layouts) for policy in (None, *PAIRS[case]))
+    (_, bare_reads), (prompt, reads), (longer, other_reads) = bare[0], few[0], more[0]
+    assert longer - prompt <= 2 * MOST
+    assert reads == other_reads  # the host reads which tokens are left once, however many layers these are left in
+    assert reads - bare_reads <= 4
+    assert few[1][1] == more[1][1] == bare[1][1]
+    assert more[1][0] - few[1][0] <= 2 * MOST
