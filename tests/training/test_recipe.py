@@ -13,6 +13,7 @@ import yaml
 
 from alula.errors import RecipeError
 from alula.training import dump_recipe, load_recipe, parse_recipe, recipe_schema
+from alula.training.methods import METHODS
 
 GOOD = """\
 name: two-stages
@@ -62,6 +63,14 @@ def test_a_good_recipe_survives_being_written_and_read_back(tmp_path: Path) -> N
     }
     assert recipe.stages[1].wings is not None
     assert recipe.stages[1].wings.rank == 16
+    assert load_recipe(written(tmp_path, dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_run_writes_of_a_finished_host_is_read_back(
+    plain: Callable[..., Any], tmp_path: Path, method: str
+) -> None:
+    recipe = parse_recipe(plain(method=method, train={}, distill={"prompts": {"microworld": "text"}}))
     assert load_recipe(written(tmp_path, dump_recipe(recipe))) == recipe
 
 

@@ -339,3 +339,22 @@ def kill_at(file: Path, moment: Callable[[], bool]) -> None:
         time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
+
+def test_settings_that_came_later_do_not_make_it_another_recipe(recipe: MakeRecipe) -> None:
+    """A run of an earlier version, whose recipe does not name what was not yet there, goes on."""
+    options = {**WINGS, "steps": 5, "save_every": 2}
+    broken = recipe(**options)
+    stopped(broken, 3)
+    path = Path(broken.output_dir) / "recipe.yaml"
+    written = yaml.safe_load(path.read_text())
+    for key in ("distill", "feature_cache", "betas"):
+        del written["stages"][0][key]
+    written["host"]["connector"] = "mlp2x_gelu"  # as earlier versions wrote
+    path.write_text(yaml.safe_dump(written))
+    assert train(broken, quiet=True).stages[0].steps == 5
+    del written["stages"][0]["schedule"]
+    written["stages"][0]["weight_decay"] = 0.1
+    path.write_text(yaml.safe_dump(written))
+    with pytest.raises(UsageError, match=r"another recipe: stages\.0\.weight_decay was 0\.1, now 0\.0"):
+        train(broken, quiet=True)

@@ -11,7 +11,14 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from alula.chat_template import TemplateSettings
 from alula.data import SourceSpec, TextReplaySpec
@@ -41,6 +48,11 @@ class HostSpec(Section):
     feature_layer: Int | None = Field(
         default=None, description="tower layer whose output is used; default: the host builder's"
     )
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """Beside `path` nothing else may be given, defaults neither."""
+        return handler(self) if self.path is None else {"path": self.path}
 
     @model_validator(mode="after")
     def _one_way(self) -> HostSpec:

@@ -212,6 +212,7 @@ def check_same_recipe(run: RunDirectory, recipe: Recipe) -> None:
             where=str(run.recipe),
             remedy="restore it, or start over with --no-resume (drops the run that is there)",
         )
+    before = _of_today(before)
     for plain in (before, now):
         plain.pop("output_dir", None)  # a run may have been moved
         for stage in plain["stages"]:
@@ -225,6 +226,17 @@ def check_same_recipe(run: RunDirectory, recipe: Recipe) -> None:
             where=str(run.root),
             remedy="name another output_dir, or start over with --no-resume (drops what is there)",
         )
+
+
+def _of_today(plain: dict[str, Any]) -> dict[str, Any]:
+    """A written recipe as it would be written now: settings that came later have their defaults."""
+    host = plain.get("host")
+    if isinstance(host, dict) and host.get("path") is not None:  # earlier versions wrote defaults beside it
+        plain = {**plain, "host": {"path": host["path"]}}
+    try:
+        return read_yaml(dump_recipe(parse_recipe(plain)), where="recipe")[0]
+    except RecipeError:
+        return plain
 
 
 def first_difference(before: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
