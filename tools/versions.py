@@ -38,7 +38,15 @@ PAGE = ROOT / "docs" / "results" / "versions.md"
 PLACE = ROOT / ".versions"
 WATCHED = ("transformers", "peft", "accelerate", "tokenizers", "datasets")
 """packages that are taken at their lowest and at their newest"""
-TESTS = ("tests/seam", "tests/grafts", "tests/probes", "tests/hosts", "tests/contracts", "tests/inputs")
+TESTS = (
+    "tests/seam",
+    "tests/grafts",
+    "tests/policies",
+    "tests/probes",
+    "tests/hosts",
+    "tests/contracts",
+    "tests/inputs",
+)
 TORCH = "torch==2.13.0"
 
 INTRODUCTION = """# Versions
