@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from alula.errors import HostError, UsageError
-from alula.policies import Withdraw
+from alula.policies import Policy, Prune, Skip, Withdraw
 from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
 from tests.grafts.common import prompt_tokens, run, token_map
@@ -218,13 +218,16 @@ def test_a_neighbor_of_text_alone_stays_what_it_is(host: str) -> None:
     close(ours[1, -9:], plain[1, -9:])
 
 
-def test_no_forward_is_kept_alive() -> None:
+@pytest.mark.parametrize(
+    "policy", [POLICY, Prune(stages=[(1, 0.5)]), Skip(part="block", keys="own")], ids=lambda each: each.policy_type
+)
+def test_no_forward_is_kept_alive(policy: Policy) -> None:
     model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", "3I2", "5")
     seen: list[Any] = []
     gc.collect()
     gc.disable()
     try:
-        with POLICY.on(model), torch.no_grad():
+        with policy.on(model), torch.no_grad():
             handle = model.model.language_model.layers[0].register_forward_pre_hook(
                 lambda layer, args, kwargs: seen.append(weakref.ref(kwargs["alula"])), with_kwargs=True
             )

@@ -17,7 +17,7 @@ from alula.probes import AttentionShift
 from tests import zoo
 from tests.grafts.common import CONFIGS, prompt_tokens, run, wake
 from tests.policies.oracle import masked, silenced
-from tests.policies.test_withdraw import HOSTS, LAYERS, LAYOUTS, WAYS, close
+from tests.policies.test_withdraw import HOSTS, LAYERS, LAYOUTS, WAYS, close, withdrawn
 
 CASES = {
     "mlp": Skip(part="mlp", layers=(1, 3)),
@@ -130,6 +130,21 @@ def test_grafts_and_policies_go_together(case: str, attention: str) -> None:
         around = run(model, "llava-llama", inputs)
     assert torch.equal(within, around)
     assert torch.equal(measured, within)
+
+
+@pytest.mark.parametrize("case", ["mlp", "attention", "attention, own keys", "block", "block, own keys", "mlp, half"])
+@pytest.mark.parametrize("host", ["llava-llama", "llava-gemma3", "qwen2_5_vl"])
+def test_a_token_does_what_all_policies_let_it(host: str, case: str) -> None:
+    model, inputs = zoo.build(host, layers=LAYERS), zoo.batch(host, *LAYOUTS)
+    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+    text = inputs["attention_mask"].bool() & (inputs["input_ids"] != zoo.IMAGE)
+    with oracle(model, CASES[case]), masked(model, withdrawn(2)):
+        expected = run(model, host, inputs, use_cache=False)
+        said = model.generate(**inputs, **options, use_cache=False)
+    for one, other in ((CASES[case], Withdraw(layer=2)), (Withdraw(layer=2), CASES[case])):
+        with one.on(model), other.on(model):
+            close(run(model, host, inputs)[text], expected[text])
+            assert torch.equal(model.generate(**inputs, **options), said)
 
 
 @pytest.mark.parametrize(("case", "calls"), [("mlp, all", 0), ("mlp", 3 * 6), ("mlp, half", None)])
