@@ -14,6 +14,7 @@ from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError, UsageError
 from alula.policies import Prune, Skip, Withdraw
 from alula.probes import AttentionShift
+from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
 from tests.grafts.common import CONFIGS, prompt_tokens, run, wake
 from tests.policies.oracle import masked, silenced
@@ -163,6 +164,16 @@ def test_what_is_skipped_is_not_computed(case: str, calls: int | None) -> None:
     longest = inputs["input_ids"].shape[1]
     assert sum(seen) == (calls if calls is not None else 3 * 10)
     assert longest == 14
+
+
+@pytest.mark.parametrize(("case", "held"), [("attention", [14, 10, 14, 10]), ("block, own keys", [14] * 4)])
+def test_a_cache_lacks_what_left_no_key(case: str, held: list[int]) -> None:
+    model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", "8I2")
+    with CASES[case].on(model), torch.no_grad():
+        cache: Any = cache_of_output(model(**inputs, use_cache=True))
+    assert [layer.keys.shape[-2] for layer in cache.layers[:LAYERS]] == held
+    if 10 not in held:  # nothing is missing: it goes on without the policy
+        model(input_ids=torch.tensor([[5]]), **{cache_keyword(): cache})
 
 
 @pytest.mark.parametrize("case", ["attention, all", "block, all"])

@@ -179,14 +179,15 @@ class Conductor:
         if ctx is None or plan is None:
             return run(*args, **kwargs)
         part = plan.attention
+        lane = None if part is None else part.lane
         given = hidden = dialect.hidden_of(args, kwargs, where=type(attention).__name__)
         if part is not None:
-            if part.lane.is_empty:
+            if part.is_empty:
                 ctx.check_unread(self.index, is_skipped=False)
                 return torch.zeros_like(given), None
-            hidden = part.within.gather(given)
+            hidden = part.gather(given)
         args, kwargs = dialect.with_hidden(args, kwargs, hidden)
-        with nullcontext() if part is None else ctx.narrowed(self.index, part.lane):
+        with nullcontext() if lane is None else ctx.narrowed(self.index, lane):
             if ctx.requests.biases:
                 kwargs = mask_with_bias(attention, kwargs, ctx, hidden)
             output = run(*args, **kwargs)
@@ -202,12 +203,12 @@ class Conductor:
         ctx, mlp = self._current(), self.anatomy.mlp(self.index)
         run = partial(self._run, "mlp", mlp)
         part = None if ctx is None or self.index not in ctx.plans else ctx.plans[self.index].mlp
-        if ctx is None or part is None:
+        if ctx is None or part is None or part.lane is None:
             return run(*args, **kwargs)
         given = dialect.hidden_of(args, kwargs, where=type(mlp).__name__)
-        if part.lane.is_empty:
+        if part.is_empty:
             return torch.zeros_like(given)
-        args, kwargs = dialect.with_hidden(args, kwargs, part.within.gather(given))
+        args, kwargs = dialect.with_hidden(args, kwargs, part.gather(given))
         with ctx.narrowed(self.index, part.lane):
             output = run(*args, **kwargs)
         return dialect.output_with_hidden(output, part.scatter(dialect.hidden_of_output(output), given))

@@ -75,23 +75,31 @@ class Lane:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The tokens that attention or the MLP of a layer is given, where these are not all in the layer.
+    """What attention or the MLP of a layer does, where it does not add something to all tokens in the layer.
 
     Attributes:
-        lane: among the tokens of the forward.
+        lane: the tokens it is given, among those of the forward; None: all in the layer.
         within: the same among those of the layer.
-        heard: (B, M) bool: to these is added what it gives; None: to all that have work.
+        heard: (B, M) bool of the tokens it is given: to these is added what it gives; None: to all that have work.
     """
 
-    lane: Lane
-    within: Lane
+    lane: Lane | None
+    within: Lane | None
     heard: Tensor | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        return self.lane is not None and self.lane.is_empty
+
+    def gather(self, values: Tensor) -> Tensor:
+        """What it is given, from what all tokens of the layer have."""
+        return values if self.within is None else self.within.gather(values)
+
     def scatter(self, values: Tensor, like: Tensor) -> Tensor:
-        """The (B, M, d) values among all tokens of the layer, as `like`; 0 at the others."""
+        """What it adds to all tokens of the layer, shaped as `like`; 0 where it adds nothing."""
         if self.heard is not None:
-            values = values * self.heard.to(values.device)[..., None]
-        return self.within.scatter(values, torch.zeros_like(like))
+            values = values.masked_fill(~self.heard.to(values.device)[..., None], 0)
+        return values if self.within is None else self.within.scatter(values, torch.zeros_like(like))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +108,7 @@ class Plan:
 
     Attributes:
         layer: the tokens in it; None: all.
-        attention: those that attention is given; None: all in the layer.
-        mlp: those that the MLP is given; None: all in the layer.
+        attention, mlp: what these do; None: they add to all in the layer.
     """
 
     layer: Lane | None
@@ -123,26 +130,19 @@ class Plan:
     @property
     def attending(self) -> Lane | None:
         """The tokens that attention is given, among those of the forward; None: all."""
-        return self.layer if self.attention is None else self.attention.lane
+        return self.layer if self.attention is None or self.attention.lane is None else self.attention.lane
 
 
 def _part(given: Tensor | None, layer: Lane | None, tokens: TokenMap, heard: Tensor | None) -> Part | None:
-    """What a part of a layer is given."""
-    if given is None:
-        return None if heard is None else _whole_part(layer, tokens, heard)
-    within = Lane.of(given, tokens) if layer is None else Lane.of(layer.gather(given), layer.tokens(tokens))
-    if within is None:
-        return None if heard is None or heard is given else _whole_part(layer, tokens, heard)
-    lane = within.among(layer)
-    return Part(lane, within, None if heard is None or heard is given else lane.gather(heard))
-
-
-def _whole_part(layer: Lane | None, tokens: TokenMap, heard: Tensor) -> Part:
-    """All tokens of the layer are given, and what comes of it is added to some."""
-    every = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
-    lane = Lane(every) if layer is None else layer
-    within = Lane(every[:, : lane.index.shape[1]], lane.real)
-    return Part(lane, within, lane.gather(heard))
+    """A part of a layer that is given some (B, S) tokens, of which some are `heard`; None: all."""
+    within = None
+    if given is not None:
+        within = Lane.of(given, tokens) if layer is None else Lane.of(layer.gather(given), layer.tokens(tokens))
+    lane = None if within is None else within.among(layer)
+    if heard is not None:
+        at = layer if lane is None else lane
+        heard = None if heard is given else heard if at is None else at.gather(heard)
+    return None if lane is None and heard is None else Part(lane, within, heard)
 
 
 @dataclass(eq=False)
