@@ -1,10 +1,12 @@
 """Where a host keeps its parts: decoder layers, attention, MLP, norms, embeddings, head, towers, projector.
 
-The table below is the only place that knows how transformers' model classes name their insides.
+The tables below are the only place that knows how transformers' model classes name their insides.
 """
 
 from __future__ import annotations
 
+import dis
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +58,11 @@ _SANDWICH = _Family(
 _POST_NORM = _Family(
     attention_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm", attention_norm=None, mlp_norm=None
 )
+# GLM-4 calls the norms behind its halves after them, and the one in front of the MLP as a pre-norm decoder does
+_NAMED_SANDWICH = _Family(attention_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm")
+_APERTUS = _Family(attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm")
+_VAULT_GEMMA = _Family(mlp_norm="pre_feedforward_layernorm")
+_PARALLEL = _Family(mlp_norm=None)  # one norm for both halves, which read the same (Cohere)
 _GPT_NEOX = _Family(attention="attention", attention_out="attention", final_norm="final_layer_norm")
 _GPT2 = _Family(
     layers="h", attention="attn", attention_out="attn", attention_norm="ln_1", mlp_norm="ln_2", final_norm="ln_f"
@@ -68,18 +75,20 @@ _OPT = _Family(
     final_norm="final_layer_norm",
 )
 
-# decoder config.model_type -> family, of those whose layers are named or put together otherwise than `_PRE_NORM`
+# told apart by what a layer consists of
+_BY_PARTS = (_PRE_NORM, _SANDWICH, _POST_NORM, _NAMED_SANDWICH, _APERTUS, _VAULT_GEMMA, _PARALLEL)
+
+# decoder config.model_type -> family, of those whose layers are named otherwise or hold more than their parts
 FAMILIES: Mapping[str, _Family] = {
-    "gemma2": _SANDWICH,
-    "gemma3_text": _SANDWICH,
-    "olmo2": _POST_NORM,
     "gpt_neox": _GPT_NEOX,
     "gpt2": _GPT2,
     "opt": _OPT,
 }
 
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"}
+_LATENT = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}  # of DeepSeek's latent attention
 
+_DECODERS = ("language_model", "text_model")
 _TOWERS = ("vision_tower", "visual", "vision_model")
 _PROJECTORS = ("multi_modal_projector",)
 
@@ -98,6 +107,8 @@ class Anatomy:
         tower, projector: of an image host, else None.
         audio_tower: of a host that hears, else None.
         placeholders: token id per perceptual modality of this host.
+        family: how a layer names its parts.
+        has_angles_in_pairs: the decoder's rotary tables hold each angle twice side by side, not in two equal halves.
     """
 
     host: Any
@@ -113,6 +124,7 @@ class Anatomy:
     projector: nn.Module | None
     placeholders: Mapping[Modality, int]
     family: _Family
+    has_angles_in_pairs: bool = False
 
     @classmethod
     def of(cls, model: nn.Module) -> Anatomy:
@@ -128,18 +140,21 @@ class Anatomy:
         text_config = config.get_text_config(decoder=True)
         model_type = text_config.model_type
         backbone = getattr(host, host.base_model_prefix, host)
-        decoder = getattr(backbone, "language_model", backbone)
+        inner: Any = _first(backbone, _DECODERS)
+        decoder = backbone if inner is None else inner
         decoder = getattr(decoder, "decoder", decoder)
-        if not hasattr(backbone, "language_model"):
+        if inner is None:
             backbone = decoder  # OPTForCausalLM calls its decoder, not the model around it
-        family = FAMILIES.get(model_type, _PRE_NORM)
-        layers = getattr(decoder, family.layers, None)
-        oddity = None if model_type in FAMILIES else _oddity(decoder, layers)
+        family = FAMILIES.get(model_type)
+        layers = getattr(decoder, "layers" if family is None else family.layers, None)
+        if family is None:
+            family = _family_of(layers)
+        oddity = None if model_type in FAMILIES else _oddity(config, decoder, layers, family)
         if oddity is not None:
             raise HostError(
                 f"{type(host).__name__} (decoder type {model_type!r}) is not supported: {oddity}",
-                remedy="use a decoder whose layers are built as Llama's are (norm, attention, norm, MLP), or one of "
-                f"these types: {', '.join(sorted(FAMILIES))}",
+                remedy="use a decoder with layers like those of Llama, Gemma-3, OLMo-2 or GLM-4, or one of these "
+                f"types: {', '.join(sorted(FAMILIES))}; docs/supported.md lists what is served",
             )
         if not isinstance(layers, nn.ModuleList) or not len(layers):
             raise HostError(f"no decoder layers were found in {type(host).__name__}")
@@ -164,6 +179,7 @@ class Anatomy:
             projector=_first(backbone, _PROJECTORS),
             placeholders=_placeholders(config),
             family=family,
+            has_angles_in_pairs=model_type not in FAMILIES and not _in_halves(_tables(decoder)),
         )
 
     # -- geometry -------------------------------------------------------------------------------------------------
@@ -233,16 +249,16 @@ class Anatomy:
 
     def attention_norm(self, index: int) -> nn.Module:
         """The norm in front of attention; HostError where the family has none."""
-        return self._norm(index, self.family.attention_norm)
+        return self._norm(index, self.family.attention_norm, "attention")
 
     def mlp_norm(self, index: int) -> nn.Module:
         """The norm in front of the feed-forward half; HostError where the family has none."""
-        return self._norm(index, self.family.mlp_norm)
+        return self._norm(index, self.family.mlp_norm, "the MLP")
 
-    def _norm(self, index: int, path: str | None) -> nn.Module:
+    def _norm(self, index: int, path: str | None, half: str) -> nn.Module:
         if path is None:
             raise HostError(
-                f"{type(self.layers[index]).__name__} has no norms in front of its halves, only behind them",
+                f"{type(self.layers[index]).__name__} has no norm of its own in front of {half}",
                 remedy='look at other points, such as "block_input" or "attention"',
             )
         return self.layers[index].get_submodule(path)
@@ -253,7 +269,8 @@ class Anatomy:
         """The host's (cos, sin) for a layer as (B or 1, S, R), R <= head_dim the rotated width; None without RoPE.
 
         Multimodal RoPE (Qwen2-VL) hands (3, B, S, R) to its layers and picks time, height and width by sections inside
-        attention; here the same sections are picked beforehand.
+        attention; here the same sections are picked beforehand. Tables whose angles stand in pairs (GLM-4V rotates
+        neighbors, not halves) come in halves here: who brings queries and keys of its own rotates by halves everywhere.
         """
         if position_embeddings is None:
             return None
@@ -264,6 +281,8 @@ class Anatomy:
                 torch.cat([part[i % 3] for i, part in enumerate(table.split(sections, dim=-1))], dim=-1)
                 for table in (cos, sin)
             )
+        if self.has_angles_in_pairs:
+            cos, sin = (table[..., ::2].repeat(*[1] * (table.dim() - 1), 2) for table in (cos, sin))
         return cos, sin
 
     # -- items ----------------------------------------------------------------------------------------------------
@@ -298,41 +317,93 @@ class Anatomy:
         return [int(n) for sample in items for n in sample[sample >= 0].bincount()]
 
 
-def _oddity(decoder: Any, layers: Any) -> str | None:
-    """What of a decoder is otherwise than in a pre-norm decoder, so that nothing would be known of its parts."""
+def _family_of(layers: Any) -> _Family:
+    """The family whose parts the first layer consists of; the pre-norm one where it is none's."""
+    found = _parts_of(layers[0]) if isinstance(layers, nn.ModuleList) and len(layers) else set()
+    return next((family for family in _BY_PARTS if set(family.parts()) == found), _PRE_NORM)
+
+
+def _parts_of(layer: nn.Module) -> set[str]:
+    return {name for name, part in layer.named_children() if not isinstance(part, nn.Dropout | nn.Identity)} - {NAME}
+
+
+def _oddity(config: Any, decoder: Any, layers: Any, family: _Family) -> str | None:
+    """What of a decoder is otherwise than in those of its family, so that nothing would be known of its parts."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder and a decoder: what it sees reaches its layers by cross-attention, not as tokens"
+    if isinstance(getattr(decoder, "lm_head", None), nn.Module):
+        return f"its decoder is a whole {type(decoder).__name__} with a head of its own"
     if not getattr(decoder, "_supports_attention_backend", False):
         return "its attention does not go through transformers' attention interface, keywords and all"
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return "it has no list of layers"
-    wanted = set(_PRE_NORM.parts())
+    lists = [name for name, part in decoder.named_children() if isinstance(part, nn.ModuleList)]
+    others = [name for name in lists if getattr(decoder, name) is not layers]
+    if others:
+        return f"its decoder has {', '.join(others)} beside its layers"
+    wanted = set(family.parts())
     for index, layer in enumerate(layers):
-        parts = {name for name, part in layer.named_children() if not isinstance(part, nn.Dropout | nn.Identity)}
-        if parts - {NAME} != wanted:
+        parts = _parts_of(layer)
+        if parts != wanted:
             return f"layer {index} consists of {', '.join(sorted(parts))}"
-        attention = layer.get_submodule(_PRE_NORM.attention)
+        attention = layer.get_submodule(family.attention)
         own = [name for module in (layer, attention) for name, _ in module.named_parameters(recurse=False)]
+        own += [name for name, _ in layer.named_buffers(recurse=False)]
         # a factor on what joins the stream, such as Granite's
         own += [name for name, value in vars(layer).items() if isinstance(value, float) and value not in (0.0, 1.0)]
         own += [name for name, _ in attention.named_children() if not _usual_in_attention(name)]
         if own:
             return f"layer {index} has {', '.join(sorted(own))} beside its norms and projections"
-    return None if _has_half_tables(decoder) else "its rotary angles do not come in two equal halves"
+        if not _passes_keywords_on(layer):
+            return f"layer {index} does not pass on to its attention the keywords it is given"
+    try:
+        tables = _tables(decoder)
+        known = _in_halves(tables) or _in_pairs(tables)
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        return f"its rotary angles are computed in a way of their own ({type(error).__name__}: {error})"
+    return None if known else "its rotary angles come neither in two equal halves nor in pairs"
 
 
-def _has_half_tables(decoder: Any) -> bool:
-    """Whether the second half of its rotary angles repeats the first, as who rotates by halves takes for granted."""
-    rotary, weight = getattr(decoder, "rotary_emb", None), next(decoder.parameters())
-    if rotary is None or weight.is_meta:  # without weights there is nothing to compute with
-        return True
+def _passes_keywords_on(layer: nn.Module) -> bool:
+    """Whether a layer's forward does anything with further keywords: Nemotron's takes them and drops them."""
+    forward = inspect.unwrap(type(layer).forward)
+    kinds = inspect.signature(forward).parameters.values()
+    name = next((each.name for each in kinds if each.kind is inspect.Parameter.VAR_KEYWORD), None)
+    loads = [step.argval for step in dis.get_instructions(forward) if step.opname.startswith("LOAD_FAST")]
+    return any(name == load or (isinstance(load, tuple) and name in load) for load in loads)
+
+
+def _tables(decoder: Any) -> list[Tensor]:
+    """What a decoder's rotary embedding makes of three positions, (..., 3, R) each; none without it or its weights.
+
+    Raises:
+        Exception: of any kind, from a rotary embedding that is not called as others are.
+    """
+    rotary: Any = getattr(decoder, "rotary_emb", None)
+    weight = next(decoder.parameters())
+    if rotary is None or weight.is_meta:
+        return []
     places = torch.arange(3, device=weight.device)[None]
     if "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {}):
         places = places.expand(3, 1, 3)
-    tables = rotary(weight.new_zeros(1, 3, 1), places)
-    return isinstance(tables, tuple) and all(torch.equal(*table.chunk(2, dim=-1)) for table in tables)
+    kinds: list[dict[str, str]] = [{}]
+    if "layer_type" in inspect.signature(type(rotary).forward).parameters:  # Gemma-3 has angles per kind of layer
+        kinds = [{"layer_type": kind} for kind in sorted(set(decoder.config.layer_types))]
+    return [table for kind in kinds for table in rotary(weight.new_zeros(1, 3, 1), places, **kind)]
+
+
+def _in_halves(tables: Sequence[Tensor]) -> bool:
+    """Whether the second half of the rotary angles repeats the first (Llama)."""
+    return all(torch.equal(*table.chunk(2, dim=-1)) for table in tables)
+
+
+def _in_pairs(tables: Sequence[Tensor]) -> bool:
+    """Whether each rotary angle stands twice side by side (Cohere, GLM-4V)."""
+    return all(torch.equal(table[..., ::2], table[..., 1::2]) for table in tables)
 
 
 def _usual_in_attention(name: str) -> bool:
-    return name in _PROJECTIONS or "norm" in name or name == "rotary_emb"
+    return name in _PROJECTIONS | _LATENT or "norm" in name or name == "rotary_emb"
 
 
 def unwrap(model: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForCausalLM, CohereConfig, GptOssConfig, GraniteConfig, MambaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    GptOssConfig,
+    GraniteConfig,
+    GraniteMoeConfig,
+    MambaConfig,
+    NemotronConfig,
+)
 
 import alula
 from alula import WingsConfig
@@ -102,7 +112,8 @@ def test_one_step_moves_the_graft_and_nothing_else(family: str) -> None:
     [
         (GraniteConfig(**tiny.GROUPED, vocab_size=64, residual_multiplier=0.22), "has residual_multiplier beside"),
         (GptOssConfig(**tiny.GROUPED, vocab_size=64, num_local_experts=2), "has sinks beside"),
-        (CohereConfig(**tiny.GROUPED, vocab_size=64), "layer 0 consists of input_layernorm, mlp, self_attn"),
+        (GraniteMoeConfig(**tiny.GROUPED, vocab_size=64), "layer 0 consists of block_sparse_moe, input_layernorm"),
+        (NemotronConfig(**tiny.GROUPED, vocab_size=64), "does not pass on to its attention the keywords"),
         (MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2), "attention interface"),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
@@ -112,20 +123,66 @@ def test_decoders_that_are_put_together_otherwise_are_refused(config: Any, said:
         Anatomy.of(AutoModelForCausalLM.from_config(config))
 
 
+def test_an_encoder_and_a_decoder_are_refused_by_that_reason() -> None:
+    shape: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    model = BartForConditionalGeneration(BartConfig(vocab_size=64, d_model=32, **shape))
+    with pytest.raises(HostError, match="it is an encoder and a decoder: what it sees reaches its layers by cross-att"):
+        Anatomy.of(model)
+
+
 def test_a_decoder_like_any_other_is_known_by_its_structure() -> None:
     plain = AutoModelForCausalLM.from_config(GraniteConfig(**tiny.GROUPED, vocab_size=64, residual_multiplier=1.0))
     assert Anatomy.of(plain).num_layers == 2
 
 
-def test_angles_that_do_not_come_in_halves_are_refused() -> None:
+class Angles(nn.Module):
+    """Rotary tables in which the angles stand as `layout` puts them."""
+
+    def __init__(self, layout: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layout = layout
+
+    def forward(self, hidden: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = self.layout(places[..., None] * torch.tensor([1.0, 0.1, 0.01, 0.001]))
+        return angles.cos(), angles.sin()
+
+
+def test_angles_in_pairs_are_told_and_handed_out_in_halves() -> None:
     model = tiny.decoder("llama")
+    halves, pairs = Angles(lambda it: torch.cat([it, it], -1)), Angles(lambda it: it.repeat_interleave(2, -1))
+    places = torch.arange(5)[None]
+    for rotary in (halves, pairs):
+        model.model.rotary_emb = rotary
+        told = Anatomy.of(model).rope(rotary(torch.zeros(1), places))
+        assert told is not None
+        for table, expected in zip(told, halves(torch.zeros(1), places), strict=True):
+            assert torch.equal(table, expected)
 
-    class Interleaved(nn.Module):
-        def forward(self, hidden: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            angles = (places[..., None] * torch.tensor([1.0, 0.1, 0.01, 0.001])).repeat_interleave(2, dim=-1)
-            return angles.cos(), angles.sin()
 
-    Anatomy.of(model)
-    model.model.rotary_emb = Interleaved()
-    with pytest.raises(HostError, match="two equal halves"):
+def test_other_angles_are_refused() -> None:
+    model = tiny.decoder("llama")
+    model.model.rotary_emb = Angles(lambda it: torch.cat([it, 2 * it], -1))
+    with pytest.raises(HostError, match="neither in two equal halves nor in pairs"):
         Anatomy.of(model)
+    model.model.rotary_emb = nn.Identity()
+    with pytest.raises(HostError, match="in a way of their own"):
+        Anatomy.of(model)
+
+
+@every_decoder
+@torch.no_grad()
+def test_padding_beside_a_sample_changes_nothing(family: str) -> None:
+    host = built(family)
+    model: Any = host.model.eval()
+    wake(alula.attach(model, WingsConfig(rank=4)))
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    host.processor.tokenizer.padding_side = "left"
+    texts = ["<image>what is it?", "<image>what do you see left of the blue circle?"]
+    image = Image.fromarray(noise)
+    both = host.processor(text=texts, images=[image, image], padding=True, return_tensors="pt")
+    alone = host.processor(text=texts[:1], images=[image], return_tensors="pt")
+    length = alone["input_ids"].shape[1]
+    assert length < both["input_ids"].shape[1]
+    places = (both["attention_mask"].cumsum(-1) - 1).clamp(min=0)  # absolute positions do not count padding
+    padded = model(**both, position_ids=places).logits[0, -length:]
+    torch.testing.assert_close(padded, model(**alone).logits[0], atol=2e-5, rtol=1e-4)

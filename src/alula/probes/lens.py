@@ -353,10 +353,13 @@ def log_probabilities(anatomy: Anatomy, rows: Tensor) -> Tensor:
         )
     logits = head(rows if norm is None else norm(rows))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # transformers caps logits in the text model's own class; the multimodal classes leave the head bare
-    cap = getattr(anatomy.config, "final_logit_softcapping", None)
-    if cap is not None and anatomy.host.config is anatomy.config:
-        logits = cap * torch.tanh(logits / cap)
+    # transformers scales (Cohere, Granite) and caps logits in the text model's own class; the multimodal classes leave
+    # the head bare
+    if anatomy.host.config is anatomy.config:
+        logits = logits * (getattr(anatomy.config, "logit_scale", None) or 1.0)
+        logits = logits / (getattr(anatomy.config, "logits_scaling", None) or 1.0)
+        cap = getattr(anatomy.config, "final_logit_softcapping", None)
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
     return torch.log_softmax(logits, dim=-1)
 
 
