@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+
+from alula.anatomy import Anatomy
+from alula.errors import HostError
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("supported", ROOT / "tools" / "supported.py")
@@ -56,6 +60,15 @@ def test_nothing_fails_without_a_reason() -> None:
 def test_a_class_does_what_its_row_says(name: str) -> None:
     row = ROWS[name]
     assert supported.examine(name, row["type"]) == {key: row[key] for key in row if key not in ("table", "type")}
+
+
+def test_norms_behind_the_halves_under_the_names_of_those_in_front_are_refused() -> None:
+    config = supported.small(transformers.ChameleonConfig())
+    config.swin_norm = True
+    with torch.device("meta"):
+        model = transformers.ChameleonForConditionalGeneration(config)
+    with pytest.raises(HostError, match="its norms stand behind its halves"):
+        Anatomy.of(model)
 
 
 def test_what_comes_out_wrong_is_told_from_what_is_refused() -> None:

@@ -85,6 +85,9 @@ FAMILIES: Mapping[str, _Family] = {
     "opt": _OPT,
 }
 
+# classes of layers whose parts have the names of a family and stand otherwise -> how
+_DEVIATIONS = {"ChameleonSwinDecoderLayer": "its norms stand behind its halves under the names of those in front"}
+
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"}
 _LATENT = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}  # of DeepSeek's latent attention
 
@@ -327,6 +330,10 @@ def _parts_of(layer: nn.Module) -> set[str]:
     return {name for name, part in layer.named_children() if not isinstance(part, nn.Dropout | nn.Identity)} - {NAME}
 
 
+def _class_of(layer: nn.Module) -> str:
+    return type(layer).__name__
+
+
 def _oddity(config: Any, decoder: Any, layers: Any, family: _Family) -> str | None:
     """What of a decoder is otherwise than in those of its family, so that nothing would be known of its parts."""
     if getattr(config, "is_encoder_decoder", False):
@@ -341,6 +348,9 @@ def _oddity(config: Any, decoder: Any, layers: Any, family: _Family) -> str | No
     others = [name for name in lists if getattr(decoder, name) is not layers]
     if others:
         return f"its decoder has {', '.join(others)} beside its layers"
+    deviation = next((_DEVIATIONS[kind] for kind in map(_class_of, layers) if kind in _DEVIATIONS), None)
+    if deviation is not None:
+        return deviation
     wanted = set(family.parts())
     for index, layer in enumerate(layers):
         parts = _parts_of(layer)
