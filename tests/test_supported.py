@@ -51,6 +51,7 @@ def test_nothing_fails_without_a_reason() -> None:
         "Glm4ForCausalLM",
         "Cohere2ForCausalLM",  # parallel halves, rotary angles in pairs, scaled logits
         "Glm4vForConditionalGeneration",
+        "Qwen2_5OmniThinkerForConditionalGeneration",  # M-RoPE that counts by input_ids alone
         "DeepseekV3ForCausalLM",
         "MixtralForCausalLM",  # refuses some uses
         "GptOssForCausalLM",  # refused

@@ -5,6 +5,7 @@ Each was seen in transformers 5.23 and 5.24. B samples, P cached and S new token
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,7 +82,7 @@ def _check_multimodal_positions(anatomy: Anatomy, given: Mapping[str, Any], toke
     if given.get("position_ids") is not None:
         return
     media = [key for key in ("image_grid_thw", "video_grid_thw") if given.get(key) is not None]
-    if media and given.get("mm_token_type_ids") is None:
+    if media and given.get("mm_token_type_ids") is None and _counts_by_types(anatomy.backbone):
         raise UsageError(
             f"{name} was given {media[0]} without mm_token_type_ids, and would count its image tokens like text",
             remedy="pass all that the processor returns, mm_token_type_ids included (or position_ids)",
@@ -97,6 +98,11 @@ def _check_multimodal_positions(anatomy: Anatomy, given: Mapping[str, Any], toke
             f"{name} would shift the positions of inputs_embeds by what an earlier prompt with an image left behind",
             remedy="pass position_ids, or set rope_deltas of the model below the head to None first",
         )
+
+
+def _counts_by_types(backbone: Any) -> bool:
+    """Whether a class with M-RoPE asks for ``mm_token_type_ids``; Qwen-Omni's thinkers count by `input_ids` alone."""
+    return "mm_token_type_ids" in inspect.signature(backbone.get_rope_index).parameters
 
 
 def _check_offset(anatomy: Anatomy, given: Mapping[str, Any], tokens: TokenMap, past: TokenMap, offset: Offset) -> None:
