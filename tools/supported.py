@@ -686,7 +686,7 @@ def _cell(name: str, use: str, said: str, notes: list[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("`", "'")  # messages cut short leave one backtick
 
 
 def write(record: dict[str, Any]) -> None:
