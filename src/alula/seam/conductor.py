@@ -141,6 +141,7 @@ class Conductor:
             return output
         return dialect.output_with_hidden(output, layer.scatter(dialect.hidden_of_output(output), given))
 
+    @torch.compiler.disable  # lanes are made by reading the device, which torch 2.7 cannot break a graph at
     def _plan(self, ctx: ForwardContext, hidden: Tensor) -> Plan | None:
         """The work in this layer by all who have a say in this forward; None: all tokens do all."""
         work = None

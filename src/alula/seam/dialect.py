@@ -155,7 +155,7 @@ def positions_of(kwargs: Mapping[str, Any]) -> Tensor | None:
 
 def named_of(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a decoder layer by name, whether they came so or by position."""
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return {**dict(zip(names, args)), **kwargs}  # noqa: B905 (torch 2.7 cannot compile its keyword)
 
 
 def with_positions(named: Mapping[str, Any], pick: Callable[[Tensor, int], Tensor]) -> dict[str, Any]:
