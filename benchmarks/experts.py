@@ -117,27 +117,15 @@ def table(records: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", help="cpu: fledgling and 0.5b; an accelerator such as cuda: 7b")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="in place of the decoder's own")
-    parser.add_argument("--only", action="append", default=[], help="parts whose name starts so, e.g. 0.5b/train")
-    parser.add_argument("--rounds", type=int, default=6, help="rounds each part shall have in the end")
+    parser = wings.command_line(__doc__, "0.5b/train", 6, RESULTS)
     parser.add_argument("--peaks", type=int, default=3, help="measurements of peak memory each part shall have")
-    parser.add_argument("--again", action="store_true", help="forget the chosen parts' earlier figures")
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
-    parser.add_argument("--shrink", action="store_true", help="tiny decoders, all three: checks this script, not speed")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--list", action="store_true", help="name the parts and stop")
-    parser.add_argument("--table", action="store_true", help="print the record as Markdown and stop")
     args = parser.parse_args()
     torch.set_num_threads(1)
     records = json.loads(args.output.read_text()) if args.output.exists() else {"parts": {}}
     if args.table:
         print(table(records))
         return
-    names = [n for n, plan in wings.PLANS.items() if args.shrink or plan.accelerated == (args.device != "cpu")]
-    parts = [(n, w) for n in names for w in WORKLOADS]
-    parts = [(n, w) for n, w in parts if not args.only or any(f"{n}/{w}".startswith(o) for o in args.only)]
+    parts = wings.chosen(args, WORKLOADS)
     if args.list:
         print("\n".join("/".join(part) for part in parts))
         return

@@ -30,7 +30,7 @@ import os
 import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -593,18 +593,37 @@ def _cell(ratio: dict[str, float] | None) -> str:
     return "" if ratio is None else f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def command_line(text: str, part: str, rounds: int, results: Path) -> argparse.ArgumentParser:
+    """The options of a benchmark in parts, which is described by `text`.
+
+    Args:
+        part: named as an example.
+        rounds: by default.
+        results: where its record is.
+    """
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu: fledgling and 0.5b; an accelerator such as cuda: 7b")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="in place of the decoder's own")
-    parser.add_argument("--only", action="append", default=[], help="parts whose name starts so, e.g. 0.5b/prefill")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds each part shall have in the end")
-    parser.add_argument("--again", action="store_true", help="forget the chosen parts' earlier rounds")
+    parser.add_argument("--only", action="append", default=[], help=f"parts whose name starts so, e.g. {part}")
+    parser.add_argument("--rounds", type=int, default=rounds, help="rounds each part shall have in the end")
+    parser.add_argument("--again", action="store_true", help="forget the chosen parts' earlier figures")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--shrink", action="store_true", help="tiny decoders, all three: checks this script, not speed")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=results)
     parser.add_argument("--list", action="store_true", help="name the parts and stop")
     parser.add_argument("--table", action="store_true", help="print the record as Markdown and stop")
+    return parser
+
+
+def chosen(args: argparse.Namespace, workloads: Iterable[str]) -> list[tuple[str, str]]:
+    """The parts (decoder, workload) that the options name."""
+    names = [n for n, plan in PLANS.items() if args.shrink or plan.accelerated == (args.device != "cpu")]
+    parts = [(n, w) for n in names for w in workloads]
+    return [(n, w) for n, w in parts if not args.only or any(f"{n}/{w}".startswith(o) for o in args.only)]
+
+
+def main() -> None:
+    parser = command_line(__doc__, "0.5b/prefill", 5, RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     records = json.loads(args.output.read_text()) if args.output.exists() else {"parts": {}}
@@ -612,9 +631,7 @@ def main() -> None:
         print(table(records))
         return
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    names = [n for n, plan in PLANS.items() if args.shrink or plan.accelerated == (args.device != "cpu")]
-    parts = [(n, w) for n in names for w in WORKLOADS]
-    parts = [(n, w) for n, w in parts if not args.only or any(f"{n}/{w}".startswith(o) for o in args.only)]
+    parts = chosen(args, WORKLOADS)
     if args.list:
         print("\n".join("/".join(part) for part in parts))
         return

@@ -12,6 +12,7 @@ from alula.cli.app import run as run_command_line
 from alula.cli.command import command_line
 
 Seeds = Annotated[str, typer.Option(help="Training seeds, comma separated; each repeats all trainings.")]
+Arms = Annotated[str, typer.Option(help="Comma separated names of arms, or all. More may join in a later call.")]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes side by side; default: one per core. 0: none but this one.")
 ]
@@ -82,9 +83,7 @@ def wings(
         Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
     ] = Path("runs/wings"),
     seeds: Seeds = "0,1,2",
-    arms: Annotated[
-        str, typer.Option(help="Comma separated names of arms, or all. More may join in a later call.")
-    ] = "all",
+    arms: Arms = "all",
     items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions per task.")] = 400,
     workers: Workers = None,
     steps: Steps = 1.0,
@@ -104,7 +103,7 @@ def wings(
     plan = WingsPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
-        arms=() if arms == "all" else tuple(name.strip() for name in arms.split(",")),
+        arms=_arms(arms),
         items=items,
         steps=steps,
         reuse=reuse,
@@ -120,9 +119,7 @@ def frontier(
         Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
     ] = Path("runs/frontier"),
     seeds: Seeds = "0,1,2",
-    arms: Annotated[
-        str, typer.Option(help="Comma separated names of arms, or all. More may join in a later call.")
-    ] = "all",
+    arms: Arms = "all",
     items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions per task.")] = 400,
     rounds: Annotated[
         int, typer.Option(min=0, help="Rounds in which training times are measured beside full tuning's.")
@@ -145,7 +142,7 @@ def frontier(
     plan = FrontierPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
-        arms=() if arms == "all" else tuple(name.strip() for name in arms.split(",")),
+        arms=_arms(arms),
         items=items,
         rounds=rounds,
         steps=steps,
@@ -221,6 +218,11 @@ def alignment(
     )
     record = run(plan, command=command_line(), workers=workers)
     _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
+def _arms(text: str) -> tuple[str, ...]:
+    """The named arms; none for all."""
+    return () if text == "all" else tuple(name.strip() for name in text.split(","))
 
 
 def _numbers(text: str, option: str, kind: Any) -> tuple[Any, ...]:

@@ -51,6 +51,14 @@ IMAGE = 60  # placeholder id
 PAD, EOS = 61, 62
 TOKENS_PER_IMAGE = 4
 
+_QWEN_TOWER: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 32,
+}
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -165,12 +173,7 @@ def build(name: str, seed: int = 0, *, layers: int = 2) -> Any:
         config = Qwen2_5_VLConfig(
             text_config={**_COMMON, "num_hidden_layers": layers, "rope_parameters": rope},
             vision_config={
-                "depth": 2,
-                "hidden_size": 16,
-                "intermediate_size": 24,
-                "num_heads": 2,
-                "patch_size": 4,
-                "out_hidden_size": 32,
+                **_QWEN_TOWER,
                 "fullatt_block_indexes": [1],
                 "window_size": 16,
             },
@@ -186,12 +189,7 @@ def build(name: str, seed: int = 0, *, layers: int = 2) -> Any:
             Qwen3VLConfig(
                 text_config={**_COMMON, "num_hidden_layers": layers, "head_dim": 16, "rope_parameters": rope},
                 vision_config={
-                    "depth": 2,
-                    "hidden_size": 16,
-                    "intermediate_size": 24,
-                    "num_heads": 2,
-                    "patch_size": 4,
-                    "out_hidden_size": 32,
+                    **_QWEN_TOWER,
                     "deepstack_visual_indexes": [0, 1],
                     "num_position_embeddings": 16,
                 },

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from alula.data import BadSampleError, Collator, Mixture, RecordError, Window
-from alula.data.samples import MEDIA, Sample, message_text, text_part
+from alula.data.samples import MEDIA, Sample, message_text, text_part, user
 from alula.draws import mixed
 from alula.errors import RecipeError
 from alula.training.distillation.lessons import Lessons
@@ -103,7 +103,7 @@ class HeldMixture:
         """A question and its answer as turns."""
         question, answer = self.lessons.questions[index], self.lessons.answers[index]
         return [
-            {"role": "user", "content": [text_part(question)]},
+            user(question),
             {"role": "assistant", "content": [text_part(answer)], "soft": self.lessons.labels(index)},
         ]
 

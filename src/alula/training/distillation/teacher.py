@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alula.chat_template import TemplateSettings
 from alula.data import IGNORED, Collator, Sample, SourceSpec, TooLongError, message_text, open_source
-from alula.data.samples import text_part
+from alula.data.samples import text_part, user
 from alula.data.soft_labels import SoftLabels
 from alula.errors import DataError, HostError
 from alula.evaluation import ItemTask, TaskItem, evaluate
@@ -134,10 +134,7 @@ def teach(
     Raises:
         DataError: nothing was answered.
     """
-    asked = [
-        TaskItem(str(index), "text", [{"role": "user", "content": [text_part(question)]}], gold="")
-        for index, question in enumerate(questions)
-    ]
+    asked = [TaskItem(str(index), "text", [user(question)], gold="") for index, question in enumerate(questions)]
     task = ItemTask("distill", "questions to distill from", asked, lambda item, answer: 0.0, max_new_tokens)
     run = evaluate(
         host.model,
@@ -153,7 +150,7 @@ def teach(
         Sample(
             id=str(index),
             messages=[
-                {"role": "user", "content": [text_part(question)]},
+                user(question),
                 {"role": "assistant", "content": [text_part(answer)]},
             ],
         )
