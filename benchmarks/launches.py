@@ -1,0 +1,304 @@
+"""How many kernels a decoder layer launches, and what makes the host wait, with whatever can be attached to it.
+
+    python benchmarks/launches.py            # writes benchmarks/results/launches.json
+    python benchmarks/launches.py --check    # counts again; fails where a count is above the committed one
+    python benchmarks/launches.py --table    # the committed counts as Markdown
+
+Kernels, copies and waits are counted, not timed (`meter.py`), on thin decoders on the CPU: counts depend neither on
+width nor on the device, but on the dtype, since adapters are kept in float32: that of the fledgling is float32, all
+others are counted in bfloat16. Two depths tell what a layer costs from what a forward costs once. One image stands
+behind 14 tokens of text; "ragged" is a padded batch of three samples: images that stand elsewhere, and none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from meter import Counts, Meter
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIPVisionConfig, LlavaConfig, Qwen2Config
+from wings import PLANS
+
+import alula
+from alula.files import write_json
+from alula.grafts import ExpertsConfig
+from alula.policies import Prune, Skip, Withdraw
+from alula.probes import watch
+from alula.seam import find
+from alula.seam.dialect import cache_keyword, cache_of_output
+from alula.training.environment import readable_environment
+from probes import PROBES
+
+RESULTS = Path(__file__).parent / "results" / "launches.json"
+CACHE = cache_keyword()
+DEPTHS = 4, 6
+DTYPES = {"fledgling": torch.float32, "7b": torch.bfloat16, "probes": torch.bfloat16}
+RANK = 8
+IMAGE_START, IMAGE, TOKENS = 14, 120, 256
+LINEARS = ("attention", "mlp")
+
+
+def _wings(**settings: Any) -> Callable[[Any], Any]:
+    return lambda model: alula.attach(model, alula.WingsConfig(rank=RANK, **settings))
+
+
+def _experts(tokens: str) -> Callable[[Any], Any]:
+    return lambda model: alula.attach(model, ExpertsConfig(tokens=tokens, rank=RANK, targets=LINEARS))  # type: ignore[arg-type]
+
+
+GRAFTS: dict[str, Callable[[Any], Any]] = {
+    "LoRA": lambda model: peft.get_peft_model(
+        model, peft.LoraConfig(r=RANK, target_modules="all-linear", init_lora_weights=False)
+    ),
+    "Wings (mass)": _wings(),
+    "Wings (attention)": _wings(router="attention", router_tokens=2 * TOKENS),
+    "Wings (keys kept)": _wings(cache="keys"),
+    "experts (image)": _experts("image"),
+    "experts (seen)": _experts("seen"),
+    "experts (both)": _experts("both"),
+}
+POLICIES = {
+    "Withdraw": Withdraw(layer=2),
+    "Prune": Prune(stages=[(2, 0.5)]),
+    "Skip (MLP)": Skip(part="mlp"),
+    "Skip (block)": Skip(part="block"),
+}
+
+
+def decoder(shape: str, layers: int, dtype: torch.dtype) -> Any:
+    """A thin decoder of that many layers: the fledgling's own, or Qwen2 as at 7B, seven query heads to a key head."""
+    torch.manual_seed(0)
+    if shape == "7b":
+        config: Any = Qwen2Config(
+            vocab_size=512,
+            hidden_size=448,
+            intermediate_size=512,
+            num_hidden_layers=layers,
+            num_attention_heads=7,
+            num_key_value_heads=1,
+        )
+    else:
+        config = PLANS[shape].config()
+        config.num_hidden_layers, config.layer_types = layers, config.layer_types[:1] * layers
+    model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.requires_grad_(False).eval()
+
+
+def modalities(*, ragged: bool) -> Tensor:
+    """(B, tokens) 0 text, 1 image, -1 padding."""
+    found = torch.zeros(3 if ragged else 1, TOKENS, dtype=torch.int64)
+    found[0, IMAGE_START : IMAGE_START + IMAGE] = 1
+    if ragged:
+        found[1, 40 : 40 + IMAGE] = 1
+        found[1, -9:] = found[2, -30:] = -1
+    return found
+
+
+def _inputs(model: Any, kinds: Tensor) -> dict[str, Any]:
+    ids = torch.arange(kinds.numel()).view(kinds.shape) % 400
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if (kinds < 0).any():
+        inputs["attention_mask"] = (kinds >= 0).to(torch.int64)
+    if find(model) is not None:
+        inputs["token_map"] = alula.TokenMap.from_modalities(kinds)
+    return inputs
+
+
+def prompt_and_step(model: Any, *, ragged: bool = False) -> dict[str, Counts]:
+    """What a prompt asks, and then a step of decoding."""
+    inputs = _inputs(model, modalities(ragged=ragged))
+    step: dict[str, Any] = {"input_ids": inputs["input_ids"][:, :1]}
+    with torch.no_grad():  # inference mode shows operators whole that then split up
+        with Meter() as prompt:
+            cache = cache_of_output(model(**inputs, logits_to_keep=1))
+        if "attention_mask" in inputs:
+            step["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+        with Meter() as after:
+            model(**step, **{CACHE: cache})
+    if ragged:
+        return {"ragged prompt": prompt.counts, "ragged step": after.counts}
+    return {"prompt": prompt.counts, "step": after.counts}
+
+
+def training_step(model: Any) -> dict[str, Counts]:
+    """What a forward and a backward ask, the optimizer left out; input tokens need gradients, as behind a projector."""
+    inputs = _inputs(model, modalities(ragged=False))
+    ids = inputs.pop("input_ids")
+    embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
+    model.train()
+    with Meter() as meter:
+        model(inputs_embeds=embeds, labels=ids, use_cache=False, **inputs).loss.backward()
+    model.eval()
+    return {"training step": meter.counts}
+
+
+def of_graft(shape: str, name: str, layers: int, dtype: torch.dtype) -> dict[str, Counts]:
+    """A decoder with a graft or an adapter attached; the host's own without a name that is known."""
+    model = decoder(shape, layers, dtype)
+    attach = GRAFTS.get(name)
+    attached = model if attach is None else attach(model)
+    model = attached if name == "LoRA" else model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.02)
+    return {**prompt_and_step(model), **prompt_and_step(model, ragged=True), **training_step(model)}
+
+
+def of_policy(shape: str, name: str, layers: int, dtype: torch.dtype) -> dict[str, Counts]:
+    """A decoder under a policy."""
+    model = decoder(shape, layers, dtype)
+    with POLICIES[name].on(model):
+        return {**prompt_and_step(model), **prompt_and_step(model, ragged=True)}
+
+
+def pictured(layers: int, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor]]:
+    """A LLaVA host with a thin decoder, and a batch of two prompts with a picture each."""
+    torch.manual_seed(0)
+    text = Qwen2Config(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=511)
+    model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+    ids = torch.arange(96).view(2, 48) % 400 + 3
+    ids[:, 6:22] = config.image_token_id
+    pixels = torch.randn(2, 3, 32, 32).to(dtype)
+    return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+
+
+def of_probes(name: str, layers: int, dtype: torch.dtype) -> dict[str, Counts]:
+    """A host while probes watch it: none, one, or all five."""
+    model, batch = pictured(layers, dtype)
+    chosen = PROBES if name == "all five" else {key: value for key, value in PROBES.items() if key == name}
+    probes = [make() for make in chosen.values()]
+    with torch.no_grad(), watch(model, probes) if probes else contextlib.nullcontext():
+        model(**batch, use_cache=False)  # what is found out once, of the first batch
+        with Meter() as meter:
+            model(**batch, use_cache=False)
+    return {"prompt": meter.counts}
+
+
+def split(shallow: Counts, deep: Counts, layers: tuple[int, int]) -> dict[str, float]:
+    """What each further layer asks, and what a forward asks beside its layers."""
+    steps = layers[1] - layers[0]
+    pairs = {
+        "launches": (shallow.total, deep.total),
+        "copies": (shallow.copies, deep.copies),
+        "waits": (shallow.waits, deep.waits),
+    }
+    found = {}
+    for name, (few, many) in pairs.items():
+        per_layer = (many - few) / steps
+        found[f"{name} a layer"] = round(per_layer, 2)
+        found[f"{name} a forward"] = round(few - layers[0] * per_layer, 2)
+    return found
+
+
+Job = tuple[str, str, Callable[[int], dict[str, Counts]]]
+
+
+def jobs() -> Iterator[Job]:
+    """(section, name, what counts it at a number of layers)."""
+    for shape in ("fledgling", "7b"):
+        for name in ("host", *GRAFTS):
+            yield shape, name, lambda layers, s=shape, n=name: of_graft(s, n, layers, DTYPES[s])
+        for name in POLICIES:
+            yield shape, name, lambda layers, s=shape, n=name: of_policy(s, n, layers, DTYPES[s])
+    for name in ("plain", *PROBES, "all five"):
+        yield "probes", name, lambda layers, n=name: of_probes(n, layers, DTYPES["probes"])
+
+
+def count(only: str | None) -> dict[str, Any]:
+    """Everything: by section, by what is attached, by workload."""
+    found: dict[str, Any] = {}
+    for section, name, at in jobs():
+        if only not in (None, section):
+            continue
+        few, many = (at(layers) for layers in DEPTHS)
+        found.setdefault(section, {})[name] = {
+            workload: split(few[workload], many[workload], DEPTHS) for workload in few
+        }
+        print(f"  {section}: {name}", file=sys.stderr)
+    return found
+
+
+def above(found: Any, committed: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """What is counted more often than is committed, or is not committed at all."""
+    for name, value in found.items():
+        here = (*path, name)
+        known = committed.get(name)
+        if known is None:
+            yield f"{', '.join(here)}: not committed"
+        elif isinstance(value, dict):
+            yield from above(value, known, here)
+        elif value > known:
+            yield f"{', '.join(here)}: {value:g}, committed {known:g}"
+
+
+def table(counts: dict[str, Any]) -> str:
+    """Launches a layer over the host's own, as Markdown."""
+    lines = []
+    for section, contenders in counts.items():
+        base = "plain" if section == "probes" else "host"
+        workloads = list(contenders[base])
+        lines += [f"| {section} | " + " | ".join(workloads) + " |", "|---" * (len(workloads) + 1) + "|"]
+        for name, by_workload in contenders.items():
+            cells = []
+            for workload in workloads:
+                if workload not in by_workload:
+                    cells.append("")
+                    continue
+                own, host = by_workload[workload], contenders[base][workload]
+                more = own["launches a layer"] - (0 if name == base else host["launches a layer"])
+                cells.append(f"{more:g}")
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fail where a count is above the committed one")
+    parser.add_argument("--table", action="store_true", help="print the committed counts over the host's")
+    parser.add_argument(
+        "--only", choices=tuple(DTYPES), help="count one section; the others are left out of the record"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(RESULTS.read_text())["counts"]))
+        return
+    torch.set_num_threads(1)
+    found = count(options.only)
+    if options.check:
+        more = list(above(found, json.loads(RESULTS.read_text())["counts"]))
+        print("\n".join(more))
+        sys.exit(1 if more else 0)
+    record = {
+        "command": " ".join(["python", "benchmarks/launches.py", *sys.argv[1:]]),
+        "environment": readable_environment(),
+        "dtypes": {section: str(dtype).removeprefix("torch.") for section, dtype in DTYPES.items()},
+        "counts": found,
+    }
+    write_json(options.output, record)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

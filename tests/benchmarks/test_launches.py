@@ -1,0 +1,53 @@
+"""What grafts, policies and probes ask of a device is at most what is committed: counts are exact on every machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(FOLDER)
+    import launches  # type: ignore[import-not-found]
+
+    return launches
+
+
+@pytest.mark.parametrize("section", ["fledgling", "7b", "probes"])
+def test_no_count_is_above_the_committed_one(section: str, launches: Any) -> None:
+    committed = json.loads(launches.RESULTS.read_text())["counts"]
+    found = launches.count(section)
+    assert not list(launches.above(found, committed))
+    assert found.keys() == {section}
+    assert found[section].keys() == committed[section].keys()
+
+
+def test_what_is_above_is_named(launches: Any) -> None:
+    assert list(launches.above({"a": {"b": 3, "c": 1}}, {"a": {"b": 2, "c": 1}})) == ["a, b: 3, committed 2"]
+    assert list(launches.above({"a": {"d": 0}}, {"a": {}})) == ["a, d: not committed"]
+
+
+def test_a_meter_counts_kernels_copies_and_waits(launches: Any) -> None:
+    linear, x = nn.Linear(4, 4), torch.randn(2, 3, 4)
+    with torch.no_grad(), launches.Meter() as meter:
+        linear(x).view(6, 4).t()  # one kernel, two views
+    assert meter.counts.launches == {"addmm": 1}
+    assert (meter.counts.copies, meter.counts.waits) == (0, 0)
+    with launches.Meter() as meter:
+        rows = x[0] + torch.tensor([1.0, 2.0, 3.0, 4.0])
+        if (rows > 0).any():
+            rows[rows > 0].tolist()
+    assert meter.counts.copies == 1
+    assert meter.counts.waits == 3  # a truth value, a boolean index, numbers
+    x.requires_grad_()
+    with launches.Meter() as meter:
+        linear(x).sum().backward()
+    assert meter.counts.launches["mm"] == 2
