@@ -589,6 +589,7 @@ _FAMILIES: Mapping[str, Mapping[Modality, Way]] = {
     "lighton_ocr": _MERGED,
     "qwen2_vl": _GRID,
     "qwen2_5_vl": _GRID,
+    "qwen3_vl": {Modality.IMAGE: _GRID[Modality.IMAGE]},
     "video_llama_3": {
         Modality.IMAGE: Way(_grid("image_grid_thw", lambda host, inputs: _given(inputs, "image_merge_sizes"))),
         Modality.VIDEO: Way(_compressed_films, from_features=False, spread=True),

@@ -18,7 +18,7 @@ from torch import nn
 import alula
 from alula import WingsConfig
 from alula.errors import UsageError
-from alula.policies import Policy, Prune, Skip, Withdraw, policy_of, policy_types, register
+from alula.policies import Budget, Policy, Prune, Skip, Withdraw, policy_of, policy_types, register
 from alula.seam import find
 from tests import zoo
 from tests.contracts.toy_policy import Dim
@@ -29,6 +29,8 @@ CASES: dict[str, Policy] = {
     "toy, one layer": Dim(strength=5.0, layers=(1,)),
     "withdraw": Withdraw(layer=1),
     "prune": Prune(stages=((1, 0.5),)),
+    "prune at random": Prune.model_validate({"stages": ((0, 0.75), (1, 0.25)), "criterion": "random"}),
+    "budget": Budget(image_tokens=2),
     "skip": Skip(part="block", layers=(1,)),
 }
 READ_AHEAD = {"prune"}

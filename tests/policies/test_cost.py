@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from alula.policies import Policy, Prune, Skip, Withdraw
+from alula.policies import Budget, Policy, Prune, Skip, Withdraw
 from alula.seam import install
 from tests import zoo
 from tests.grafts.experts.test_cost import forwards
@@ -18,6 +18,7 @@ MOST = 12  # operators beyond the host's own, of each packed layer
 PAIRS: dict[str, tuple[Policy, Policy]] = {
     "withdraw": (Withdraw(layer=4), Withdraw(layer=2)),
     "prune": (Prune(stages=[(4, 0.5)]), Prune(stages=[(2, 0.5)])),
+    "budget": (Budget(image_tokens=2, layer=4), Budget(image_tokens=2, layer=2)),
     "skip mlp": (Skip(part="mlp", layers=(2, 4)), Skip(part="mlp", layers=(2, 4, 5, 6))),
     "skip attention": (Skip(part="attention", layers=(2, 4)), Skip(part="attention", layers=(2, 4, 5, 6))),
     "skip block, own keys": (

@@ -4,9 +4,10 @@ Every policy is a file of its own that registers itself; see `Policy` for what o
 """
 
 from alula.policies.base import Policy, Stand
+from alula.policies.budget import Budget
 from alula.policies.prune import Prune
 from alula.policies.registry import policy_of, policy_types, register
 from alula.policies.skip import Skip
 from alula.policies.withdraw import Withdraw
 
-__all__ = ["Policy", "Prune", "Skip", "Stand", "Withdraw", "policy_of", "policy_types", "register"]
+__all__ = ["Budget", "Policy", "Prune", "Skip", "Stand", "Withdraw", "policy_of", "policy_types", "register"]

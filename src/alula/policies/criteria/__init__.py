@@ -1,0 +1,39 @@
+"""By what perceptual tokens are chosen that stay: a criterion is a file here and a line in `Criteria`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from alula.policies.criteria.base import Criterion
+from alula.policies.criteria.candidates import Candidates, Group, Per, Scene
+from alula.policies.criteria.grid import Grid
+from alula.policies.criteria.last_query_attention import LastQueryAttention
+from alula.policies.criteria.pooling import Pooling
+from alula.policies.criteria.random import Random
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Criteria = Annotated[
+    LastQueryAttention | Random | Grid | Pooling,
+    Field(discriminator="name"),
+    BeforeValidator(_named),
+]
+"""a criterion as a setting: itself, its name alone, or a mapping of its settings with its name"""
+
+__all__ = [
+    "Candidates",
+    "Criteria",
+    "Criterion",
+    "Grid",
+    "Group",
+    "LastQueryAttention",
+    "Per",
+    "Pooling",
+    "Random",
+    "Scene",
+]

@@ -1,0 +1,167 @@
+"""The perceptual tokens of a forward that compete for the places there are, packed group by group.
+
+A group is an image (video, sound) or all those of a request. How many tokens it has is read from the device once per
+forward; from there on every count is the host's, and what chooses among them waits for nothing.
+
+Shapes: B batch, S new tokens, U groups, N tokens of the largest group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alula.errors import UsageError
+from alula.seam import LayerView
+from alula.tokens import UNKNOWN, TokenMap
+
+Per = Literal["image", "request"]
+
+
+class Group(NamedTuple):
+    """Tokens that compete with one another.
+
+    Attributes:
+        sample: of the batch.
+        item: number of the image, video or sound in its sample; 0 for a request.
+        size: how many tokens it came with.
+    """
+
+    sample: int
+    item: int
+    size: int
+
+
+class Scene(NamedTuple):
+    """What a criterion may go by.
+
+    Attributes:
+        view: the layer in front of which it chooses, all tokens of the forward in it.
+        hidden: (B, S, d) the layer's input.
+        owner: name under which what was read earlier stands in the forward's memo.
+    """
+
+    view: LayerView
+    hidden: Tensor
+    owner: str
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Tokens that compete, and how many of every group are wanted. They outlive the layer they compete in front of.
+
+    Attributes:
+        shape: (B, S).
+        groups: U of them.
+        index: (U, N) of the tokens among the B * S of the batch, in reading order; B * S where a group has fewer.
+        place: (U, N) of the tokens in the group as it came.
+        real: (U, N) bool: the token is there; the others fill up.
+        counts: how many of every group are there.
+        wanted: how many of every group stay, at most as many as there are.
+    """
+
+    shape: tuple[int, int]
+    groups: tuple[Group, ...]
+    index: Tensor
+    place: Tensor
+    real: Tensor
+    counts: tuple[int, ...]
+    wanted: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, tokens: TokenMap, *, per: Per) -> Candidates:
+        """All perceptual tokens of a forward. Reads the device once.
+
+        Raises:
+            UsageError: per image, where it cannot be told which image a token is of.
+        """
+        batch, length = tokens.shape
+        items = torch.where(tokens.is_perceptual, tokens.item, -1).cpu().numpy()
+        groups, members = [], []
+        for sample, of in enumerate(items):
+            if per == "image" and (of == UNKNOWN).any():
+                raise UsageError(
+                    f"prompt {sample} has tokens of images, and it cannot be told which are of which",
+                    where="per",
+                    remedy='have them chosen per="request", by a criterion that needs no single image; or give one '
+                    "prompt at a time",
+                )
+            for item in np.unique(of[of != -1]) if per == "image" else [0] if (of != -1).any() else []:
+                here = np.flatnonzero(of == item if per == "image" else of != -1)
+                groups.append(Group(sample, int(item), len(here)))
+                members.append(here + sample * length)
+        most = max((group.size for group in groups), default=0)
+        index = np.full((len(groups), most), batch * length)
+        for row, here in zip(index, members, strict=True):
+            row[: len(here)] = here
+        on_device = torch.from_numpy(index).to(tokens.device)
+        place = torch.arange(most, device=tokens.device).expand(len(groups), -1)
+        counts = tuple(group.size for group in groups)
+        return cls(tokens.shape, tuple(groups), on_device, place, on_device < batch * length, counts)
+
+    @property
+    def numbers(self) -> Tensor:
+        """(N,) of the candidates in their group as it is now."""
+        return torch.arange(self.index.shape[1], device=self.index.device)
+
+    def wanting(self, wanted: tuple[int, ...]) -> Candidates:
+        """The same, of which so many of every group are to stay."""
+        return replace(self, wanted=wanted)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(U, N, ..) of the candidates, from (B, S, ..) of all new tokens; of no meaning where none is."""
+        return values.flatten(0, 1)[self.index.clamp(max=values.shape[0] * values.shape[1] - 1)]
+
+    def table(self, rows: list[NDArray[Any]]) -> Tensor:
+        """(U, most) of what the host says of every group, filled up with 0."""
+        table = np.zeros((len(rows), max(map(len, rows))), dtype=rows[0].dtype)
+        for row, here in zip(table, rows, strict=True):
+            row[: len(here)] = here
+        return torch.from_numpy(table).to(self.index.device)
+
+    def top(self, scores: Tensor) -> Tensor:
+        """(U, N) bool: as many candidates as are wanted, with the largest of (U, N) scores; of equal ones the first."""
+        order = scores.masked_fill(~self.real, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        wanted = torch.tensor(self.wanted, device=order.device)[:, None]
+        first = self.numbers < wanted
+        return torch.zeros_like(first).scatter(1, order, first) & self.real
+
+    def spread(self, chosen: Tensor) -> Tensor:
+        """(B, S) bool of all new tokens, from the (U, N) bool of the candidates."""
+        batch, length = self.shape
+        every = chosen.new_zeros(batch * length + 1).scatter(0, self.index.flatten(), chosen.flatten())
+        return every[:-1].view(batch, length)
+
+    def only(self, stays: Tensor) -> Candidates:
+        """The (U, N) bool candidates that stay, of which no group has more than were wanted."""
+        most = max(self.wanted)
+        order = stays.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
+        real, size = stays.gather(1, order), self.shape[0] * self.shape[1]
+        index = self.index.gather(1, order).masked_fill(~real, size)
+        return replace(self, index=index, place=self.place.gather(1, order), real=real, counts=self.wanted)
+
+    def merged(self, hidden: Tensor, into: Tensor) -> Tensor:
+        """(B, S, d) hidden states in which every candidate that others join is the mean of itself and these.
+
+        Args:
+            hidden: (B, S, d) of all new tokens.
+            into: (U, N) of the candidate that each joins; its own for those that stay.
+        """
+        size, width = self.shape[0] * self.shape[1], hidden.shape[2]
+        precise = torch.promote_types(hidden.dtype, torch.float32)
+        values = self.gather(hidden).to(precise).masked_fill(~self.real[..., None], 0)
+        wide = into[..., None].expand_as(values)
+        sums = torch.zeros_like(values).scatter_add(1, wide, values)
+        counts = torch.zeros_like(values[..., 0]).scatter_add(1, into, self.real.to(precise))
+        means = (sums / counts.clamp(min=1)[..., None]).to(hidden)
+        kept = self.real & (into == self.numbers)
+        rows = hidden.flatten(0, 1)
+        rows = torch.cat([rows, rows[:1]])  # the last takes what is not put anywhere
+        at = self.index.masked_fill(~kept, size).flatten()
+        rows = rows.scatter(0, at[:, None].expand(-1, width), means.flatten(0, 1))
+        return rows[:-1].view_as(hidden)

@@ -1,0 +1,286 @@
+"""Criteria against naive loops in double precision, and under the form that bars keys by masks, over the zoo."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alula import TokenMap
+from alula.anatomy import Anatomy
+from alula.errors import UsageError
+from alula.policies import Budget, Policy, Prune
+from alula.seam import dialect, taps
+from alula.seam.dialect import cache_of_output
+from alula.seam.lanes import LeanLayer
+from tests import zoo
+from tests.grafts.common import run
+from tests.policies.oracle import Left, masked
+from tests.policies.test_withdraw import HOSTS, LAYERS, close
+
+LAYOUTS = ("3III2", "5", "I4I2")
+
+
+class Seen(NamedTuple):
+    """What a criterion may go by in one sample: the stream in front of the layer, and where tokens stand.
+
+    Attributes:
+        stream: (S, d) in double precision.
+        there: places of the image tokens left, by image.
+        text: places of valid text.
+    """
+
+    stream: np.ndarray
+    there: list[list[int]]
+    text: list[int]
+
+
+Naive = Callable[[Seen, list[int]], list[int]]
+"""given what is seen and how many of every image are wanted, the places that stay"""
+
+
+def grid(seen: Seen, wanted: list[int]) -> list[int]:
+    kept = []
+    for image, count in zip(seen.there, wanted, strict=True):
+        kept += [image[middle] for middle in sorted(set(middles(len(image), count)))]
+    return kept
+
+
+def middles(tokens: int, count: int) -> list[int]:
+    """The token in the middle of the part that each is in, by trying every part for every token."""
+    side = math.isqrt(tokens)
+    rows, columns = (side, side) if side * side == tokens else (1, tokens)
+    bands = min(max(round((count * rows / columns) ** 0.5), -(-count // columns), 1), rows, count)
+    found = []
+    for token in range(tokens):
+        row, column = divmod(token, columns)
+        band = next(b for b in reversed(range(bands)) if row * bands >= b * rows)
+        of_band = [r for r in range(rows) if r * bands >= band * rows and r * bands < (band + 1) * rows]
+        cells = (band + 1) * count // bands - band * count // bands
+        cell = next(c for c in reversed(range(cells)) if column * cells >= c * columns)
+        of_cell = [c for c in range(columns) if c * cells >= cell * columns and c * cells < (cell + 1) * columns]
+        found.append(of_band[(len(of_band) - 1) // 2] * columns + of_cell[(len(of_cell) - 1) // 2])
+    return found
+
+
+NAIVE: dict[str, Naive] = {"grid": grid, "pooling": grid}
+
+
+def images(model: Any, host: str, ids: Tensor) -> list[list[int]]:
+    """Places of every image of a sample, as the host's tokens are told apart: text decoders know runs only."""
+    found: list[list[int]] = []
+    for place in (ids == zoo.IMAGE).nonzero()[:, 0].tolist():
+        starts = not found or found[-1][-1] != place - 1
+        if starts or (host not in zoo.TEXT and len(found[-1]) == zoo.TOKENS_PER_IMAGE):
+            found.append([])
+        found[-1].append(place)
+    return found
+
+
+@contextmanager
+def watched(model: Any, layer: int) -> Iterator[list[Tensor]]:
+    """Inside, what a decoder layer is given is noted."""
+    seen: list[Tensor] = []
+
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append(dialect.hidden_of(args, kwargs, where="here").detach())
+
+    handle = Anatomy.of(model).layers[layer].register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def edited(model: Any, layer: int, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, a decoder layer is given something else."""
+
+    def change(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return dialect.with_hidden(args, kwargs, edit(dialect.hidden_of(args, kwargs, where="here")))
+
+    handle = Anatomy.of(model).layers[layer].register_forward_pre_hook(change, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def pooled(there: list[list[list[int]]], counts: list[list[int]]) -> Callable[[Tensor], Tensor]:
+    """Every image of every sample as the means of its parts, in the tokens in their middle."""
+
+    def edit(hidden: Tensor) -> Tensor:
+        new = hidden.clone()
+        for sample, (of_sample, wanted) in enumerate(zip(there, counts, strict=True)):
+            for image, count in zip(of_sample, wanted, strict=True):
+                into = middles(len(image), count)
+                for middle in set(into):
+                    part = [image[token] for token, where in enumerate(into) if where == middle]
+                    new[sample, image[middle]] = hidden[sample, part].double().mean(dim=0).to(hidden)
+        return new
+
+    return edit
+
+
+def kept_by(model: Any, host: str, inputs: dict[str, Tensor], criterion: str, stages: Any) -> tuple[Left, list[Any]]:
+    """What a naive loop leaves by layer, and what it merges there."""
+    ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
+    kept: dict[int, Tensor] = {}
+    edits: list[Any] = []
+
+    def left(layer: int, now: Tensor) -> Tensor:
+        stays = torch.ones_like(now, dtype=torch.bool)
+        for first, of_stage in kept.items():
+            if layer >= first:
+                stays = stays & of_stage
+        return stays
+
+    there = [images(model, host, sample) for sample in ids]
+    sizes = [[len(image) for image in of_sample] for of_sample in there]
+    for layer, share in stages:
+        with ExitStack() as stack:
+            stack.enter_context(masked(model, left))
+            for at, edit in edits:
+                stack.enter_context(edited(model, at, edit))
+            seen = stack.enter_context(watched(model, layer))
+            run(model, host, inputs, use_cache=False)
+        wanted = [[max(1, int(share * size + 0.5)) for size in of_sample] for of_sample in sizes]
+        if criterion == "pooling":
+            edits.append((layer, pooled(list(there), wanted)))
+        stays = ids != zoo.IMAGE
+        for sample in range(len(ids)):
+            text = [place for place in range(ids.shape[1]) if valid[sample, place] and ids[sample, place] != zoo.IMAGE]
+            of = Seen(seen[-1][sample].double().numpy(), there[sample], text)
+            places = NAIVE[criterion](of, wanted[sample])
+            stays[sample, places] = True
+            there[sample] = [[place for place in image if place in places] for image in there[sample]]
+        kept[layer] = stays
+    return left, edits
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("criterion", NAIVE)
+@pytest.mark.parametrize("host", HOSTS)
+def test_prefill_equals_the_masked_oracle_of_a_naive_loop(host: str, criterion: str, side: str) -> None:
+    model, inputs = zoo.build(host, layers=LAYERS), zoo.batch(host, *LAYOUTS, side=side)
+    stages = [(0, 0.5)]
+    left, edits = kept_by(model, host, inputs, criterion, stages)
+    with ExitStack() as stack:
+        stack.enter_context(masked(model, left))
+        for at, edit in edits:
+            stack.enter_context(edited(model, at, edit))
+        expected = run(model, host, inputs, use_cache=False)
+    with Prune(stages=stages, criterion=criterion).on(model):
+        ours = run(model, host, inputs)
+    stays = inputs["attention_mask"].bool() & left(LAYERS - 1, inputs["input_ids"])
+    close(ours[stays], expected[stays])
+    assert int((~left(0, inputs["input_ids"])).sum()) == int((inputs["input_ids"] == zoo.IMAGE).sum()) // 2
+
+
+def prompt(*sizes: int, width: int = 32, seed: int = 0) -> tuple[Tensor, TokenMap]:
+    """Embeddings of one prompt with images of so many tokens, text around each, and its map."""
+    kinds = [0] * 3
+    for size in sizes:
+        kinds += [1] * size + [0] * 2
+    generator = torch.Generator().manual_seed(seed)
+    embeds = torch.randn(1, len(kinds), width, generator=generator)
+    return embeds, TokenMap.from_modalities(torch.tensor([kinds]))
+
+
+@torch.no_grad()
+def left_by(policy: Policy, model: Any, embeds: Tensor, tokens: TokenMap, layer: int = -1) -> list[list[int]]:
+    """Of every image, which of its tokens stand in a layer, from what its cache holds."""
+    with policy.on(model):
+        output = model(inputs_embeds=embeds, token_map=tokens, use_cache=True)
+    cache: Any = cache_of_output(output)
+    of_layer = cache.layers[range(model.config.num_hidden_layers)[layer]]
+    places = of_layer.slots.places[0] if isinstance(of_layer, LeanLayer) else range(tokens.shape[1])
+    items = tokens.item[0]
+    return [
+        [int(place) - int((items == item).nonzero()[0]) for place in places if items[place] == item]
+        for item in range(int(items.max()) + 1)
+    ]
+
+
+@pytest.mark.parametrize("side", [2, 3, 5, 24])
+def test_pooling_by_a_whole_factor_is_average_pooling(side: int) -> None:
+    model = zoo.build("llama")
+    embeds, tokens = prompt((2 * side) ** 2, width=32)
+    policy, seen = Budget(image_tokens=side**2), []
+    with policy.on(model), taps(model, ["block_input"], seen.append):
+        model(inputs_embeds=embeds, token_map=tokens)
+    image = embeds[0, 3:-2].T.view(1, 32, 2 * side, 2 * side)
+    expected = nn.functional.avg_pool2d(image, 2).flatten(2)[0].T
+    kept = left_by(policy, model, embeds, tokens)[0]
+    assert kept == [2 * r * 2 * side + 2 * c for r in range(side) for c in range(side)]
+    torch.testing.assert_close(seen[0].hidden[0, [3 + place for place in kept]], expected)
+
+
+@pytest.mark.parametrize("criterion", ["pooling", "grid", "random"])
+@pytest.mark.parametrize("count", [1, 2, 7, 64, 143, 575, 576, 600])
+def test_a_budget_is_met_exactly(criterion: str, count: int) -> None:
+    model = zoo.build("llama")
+    embeds, tokens = prompt(576, 100, 30)
+    policy = Budget(image_tokens=count, by=criterion)  # type: ignore[arg-type]
+    kept = left_by(policy, model, embeds, tokens, 0)
+    assert [len(image) for image in kept] == [min(count, size) for size in (576, 100, 30)]
+    whole = Budget(image_tokens=count, by=criterion, per="request")  # type: ignore[arg-type]
+    if criterion == "random" or count >= 3:
+        shared = left_by(whole, model, embeds, tokens, 0)
+        assert sum(map(len, shared)) == min(count, 706)
+        if criterion != "random":
+            for image, size in zip(shared, (576, 100, 30), strict=True):
+                assert abs(len(image) - min(count, 706) * size / 706) < 1.5 or len(image) == 1
+    else:
+        with pytest.raises(UsageError, match="more than the"):
+            left_by(whole, model, embeds, tokens, 0)
+
+
+@pytest.mark.parametrize(("count", "spaced"), [(144, 2), (64, 3), (36, 4), (16, 6)])
+def test_a_grid_is_even(count: int, spaced: int) -> None:
+    embeds, tokens = prompt(576)
+    (kept,) = left_by(Budget(image_tokens=count, by="grid"), zoo.build("llama"), embeds, tokens)  # type: ignore[arg-type]
+    first = (spaced - 1) // 2
+    assert kept == [24 * row + column for row in range(first, 24, spaced) for column in range(first, 24, spaced)]
+
+
+def test_what_is_drawn_at_random_is_the_seeds() -> None:
+    model, (embeds, tokens) = zoo.build("llama", layers=LAYERS), prompt(64, 64, 49)
+    settings: list[Any] = [{"name": "random", "seed": seed} for seed in (0, 0, 1)]
+    one, same, other = (left_by(Budget(image_tokens=20, by=by), model, embeds, tokens) for by in settings)
+    assert one == same
+    assert one != other
+    assert one[0] != one[1]  # images of one size are drawn from anew
+    staged = Prune(stages=[(0, 0.5), (2, 0.25)], criterion="random")  # type: ignore[arg-type]
+    first, second = (left_by(staged, model, embeds, tokens, layer) for layer in (0, 2))
+    assert [len(image) for image in second] != [len(image) for image in first]
+    assert all(set(few) < set(many) for few, many in zip(second, first, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"criterion": {"name": "grid", "seed": 1}}, "unknown key"),
+        ({"criterion": "best"}, "last_query_attention"),
+        ({"criterion": "grid", "per": "request"}, "has no effect"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        Prune(stages=((0, 0.5),), **settings)
+
+
+def test_images_that_cannot_be_told_apart_are_refused_per_image() -> None:
+    model, (embeds, tokens) = zoo.build("llama"), prompt(16)
+    unknown = TokenMap.unstack(torch.where(tokens.stack() == 0, tokens.stack(), tokens.stack()))
+    unknown = TokenMap(unknown.modality, torch.where(tokens.is_perceptual, -2, -1), unknown.position, unknown.role)
+    with pytest.raises(UsageError, match="cannot be told which are of which"):
+        left_by(Budget(image_tokens=4), model, embeds, unknown)
+    with Budget(image_tokens=4, by="random", per="request").on(model):  # type: ignore[arg-type]
+        model(inputs_embeds=embeds, token_map=unknown)
