@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from alula.cli import app as cli
 from alula.cli.tasks import TaskString, task_strings
 from alula.evaluation import PairedRun, RunResult
+from alula.policies import Policy, Skip, save_policies
 
 
 def alula(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -54,6 +55,22 @@ def test_a_host_against_its_llm_compares_what_both_can_take(
     assert "takes no images" in streams.err
     assert (tmp_path / "o" / "report.html").is_file()
     assert PairedRun.load(tmp_path / "o" / "paired.json") == pairs
+
+
+def test_a_model_under_policies_against_itself(folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    policies: dict[str, Policy] = {"skip": Skip(part="mlp", tokens="all")}
+    file = save_policies(policies, tmp_path / "policies.json")
+    host = folders / "host"
+    under = (host, "--base", host, "--policies", file, *ASKED, "--output", tmp_path / "o", "--json", *SMALL)
+    assert alula(*under, monkeypatch=monkeypatch) == 0
+    pairs = PairedRun.model_validate(json.loads(capsys.readouterr().out))
+    assert set(pairs.tasks) == {"text_bare", "visual"}
+    tuned, base = (RunResult.load(tmp_path / "o" / f"{role}.json") for role in ("tuned", "base"))
+    assert tuned.fingerprint != base.fingerprint
+    assert tuned.tasks["visual"].items != base.tasks["visual"].items
+    (tmp_path / "policies.json").write_text('{"policies": {}}')
+    assert alula(host, "--policies", file, *ASKED, *SMALL, monkeypatch=monkeypatch) == 2
+    assert "unknown key 'policies'" in capsys.readouterr().err
 
 
 def test_own_data_with_images(folders: Path, tmp_path: Path, monkeypatch: Any) -> None:

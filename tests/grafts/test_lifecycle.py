@@ -154,6 +154,17 @@ def test_deepcopy_owns_its_weights(host: str, config: str) -> None:
     assert graft.seam.anatomy.host is model
 
 
+@pytest.mark.parametrize("config", ["mass", "constant"])
+def test_detached_from_a_copy_it_stays_on_the_original(config: str) -> None:
+    model, _ = grafted("llava-llama", config)
+    inputs = zoo.batch("llava-llama", *LAYOUTS)
+    before, bare = run(model, "llava-llama", inputs), run(zoo.build("llava-llama"), "llava-llama", inputs)
+    twin = copy.deepcopy(model)
+    alula.detach(twin)
+    assert torch.equal(run(model, "llava-llama", inputs), before)
+    assert torch.equal(run(twin, "llava-llama", inputs), bare)
+
+
 def test_two_models_side_by_side() -> None:
     inputs = zoo.batch("llava-llama", "3I2")
     first, _ = grafted("llava-llama", "mass", seed=0)

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from alula.bounds import MAX_SEED
-from alula.cli.options import Template
+from alula.cli.options import Policies, Template
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +27,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0.0, help="0: greedy; above 0: sample.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="RNG seed for sampling.")] = 0,
     template: Template = None,
+    policies: Policies = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU if there is one)")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
@@ -46,7 +47,7 @@ def chat(
 
     decoding, settings = Decoding.at(temperature, seed), TemplateSettings.parse(template or ())
     with Console(stderr=True).status(f"loading {model}"):
-        loaded = load_model(model, dtype=dtype_named(dtype), device=device_named(device))
+        loaded = load_model(model, dtype=dtype_named(dtype), device=device_named(device), policies=policies)
     conversation = Conversation(
         loaded.model, loaded.processor, decoding, max_new_tokens=max_new_tokens, template=settings
     )

@@ -9,7 +9,7 @@ import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
-from alula.cli.options import Template
+from alula.cli.options import Policies, Template
 from alula.cli.tasks import HELP, EvalCommand, requested
 
 
@@ -34,6 +34,7 @@ def evaluate(
         Path | None, typer.Option(file_okay=False, help="Folder that image paths in the files of tasks start from.")
     ] = None,
     template: Template = None,
+    policies: Policies = None,
     history: Annotated[
         str | None,
         typer.Option(
@@ -92,7 +93,7 @@ def evaluate(
     asked = requested(task or (), images=images, n=n, seed=seed)
     session = run_session(
         model,
-        lambda name: load_model(name, dtype=dtype_named(dtype), device=device_named(device)),
+        lambda name: load_model(name, dtype=dtype_named(dtype), device=device_named(device), policies=policies),
         lambda processor: choose_tasks(
             processor,
             names=asked.names,
@@ -105,6 +106,7 @@ def evaluate(
             more=asked.harness is not None,
         ),
         base=base,
+        load_base=lambda name: load_model(name, dtype=dtype_named(dtype), device=device_named(device)),
         harness=asked.harness,
         template=settings,
         output=output,

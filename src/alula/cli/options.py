@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,5 +12,16 @@ Template = Annotated[
     typer.Option(
         metavar="NAME=VALUE",
         help="Variable for the chat template, such as enable_thinking=false; repeatable.",
+    ),
+]
+
+Policies = Annotated[
+    Path | None,
+    typer.Option(
+        "--policies",
+        metavar="FILE",
+        dir_okay=False,
+        exists=True,
+        help="Policies for the model, in a file that save_policies wrote. (default: those it was saved with)",
     ),
 ]

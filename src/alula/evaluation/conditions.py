@@ -16,6 +16,7 @@ from torch import nn
 from alula.evaluation.results import Conditions
 from alula.grafts import Graft
 from alula.hosts.decoding import Decoding
+from alula.policies import active_policies
 from alula.seam import find
 
 _PACKAGES = ("alula", "torch", "transformers", "peft", "tokenizers", "numpy", "pillow", "scipy")
@@ -61,7 +62,7 @@ def versions() -> dict[str, str]:
 
 def fingerprint(model: nn.Module) -> str:
     """Return a sha256 (hex) over every weight's name, shape, dtype and some 64 evenly spaced values, and over which
-    grafts and PEFT adapters speak, with what settings.
+    grafts and PEFT adapters speak and which policies hold, with what settings.
 
     It tells two checkpoints under one name apart without reading all of a large model; it is no proof of equality.
     """
@@ -71,7 +72,7 @@ def fingerprint(model: nn.Module) -> str:
         step = max(1, flat.numel() // _SAMPLES)
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
         digest.update(flat[::step].double().cpu().numpy().tobytes())
-    if spoken := _adapters(model):
+    if spoken := _adapters(model) | _policies(model):
         digest.update(json.dumps(spoken, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
@@ -87,6 +88,12 @@ def _adapters(model: nn.Module) -> dict[str, Any]:
     if tuned:
         found["peft"] = sorted({f"{layer.disable_adapters} {layer.active_adapters}" for layer in tuned})
     return found
+
+
+def _policies(model: nn.Module) -> dict[str, Any]:
+    """What holds for the model's forwards now, in whatever order it came."""
+    held = sorted(json.dumps(policy.to_dict(), sort_keys=True) for policy in active_policies(model))
+    return {"policies": held} if held else {}
 
 
 def _backend(config: Any) -> dict[str, str]:

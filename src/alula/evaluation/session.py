@@ -113,6 +113,7 @@ def run_session(
     tasks_for: Callable[[Any], list[Task]],
     *,
     base: str | None = None,
+    load_base: Loader | None = None,
     harness: HarnessTasks | None = None,
     template: TemplateSettings | None = None,
     output: str | os.PathLike[str] | None = None,
@@ -128,6 +129,7 @@ def run_session(
     Args:
         load: loads a model by name.
         tasks_for: chooses the tasks, given the processor of ``model``; there may be none where there is ``harness``.
+        load_base: loads ``base``, where that is done otherwise.
         harness: tasks of lm-evaluation-harness asked as well, of both models behind the tokens that the tokenizer of
             ``base`` writes before a text.
         template: variables for both models' chat templates beside the messages.
@@ -136,6 +138,7 @@ def run_session(
         the session; with ``output`` also written there as ``tuned.json``, ``base.json`` and ``paired.json``.
     """
     started = time.perf_counter()
+    load_base = load_base or load
     folder = Path(output) if output is not None else None
     if folder is not None:
         restore_directories(folder)  # of a killed call
@@ -165,7 +168,7 @@ def run_session(
         return _joined(parts)
 
     # what the base's tokenizer writes before a text is read before anything is asked: both models get it
-    opening = opening_of(load(base)[1], chat=harness.chat) if base is not None and harness is not None else None
+    opening = opening_of(load_base(base)[1], chat=harness.chat) if base is not None and harness is not None else None
     loaded, processor = load(model)
     tasks = tasks_for(processor)
     tuned = ask("tuned", model, tasks)
@@ -173,7 +176,7 @@ def run_session(
     del loaded, processor
     before, pairs, skipped = None, None, []
     if base is not None:
-        loaded, processor = load(base)
+        loaded, processor = load_base(base)
         if getattr(processor, "chat_template", None) is None:  # a base LLM, which the host gave one
             processor = asking(processor, of_tuned)
         skipped = [task.name for task in tasks if not _shown(task) <= takes(processor)]

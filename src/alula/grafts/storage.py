@@ -23,7 +23,7 @@ from alula.files import atomic_directory, recovered, regular, regular_files, tel
 from alula.grafts.base import Graft, check_keys, check_values
 from alula.grafts.lifecycle import attach, check_name, get
 from alula.grafts.registry import graft_types, kind_of
-from alula.seam import NAME
+from alula.seam import NAME, POLICIES, declared
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _SAMPLE = 1024  # elements per tensor that enter a fingerprint
@@ -36,8 +36,9 @@ _FACTS: dict[str, type] = {
     "base_vocabulary": int,
     "modules": list,
     "config": dict,
+    POLICIES: dict,
 }
-_SINCE = ("base_parts", "base_vocabulary")  # which adapters of earlier versions do not have
+_SINCE = ("base_parts", "base_vocabulary", POLICIES)  # which adapters of earlier versions do not have
 _JSON = {str: "a text", int: "a whole number", dict: "an object", list: "a list"}
 
 
@@ -81,6 +82,7 @@ def save_adapter(
         "base_vocabulary": _vocabulary(host),
         "modules": list(modules),
         "config": graft.config.to_dict(),
+        POLICIES: declared(host.config, POLICIES),
     }
     with atomic_directory(directory) as partial:
         save_file(
@@ -183,10 +185,12 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
         if name not in facts and name not in _SINCE:
             raise AdapterError(f"it lacks {name!r}", where=str(path), remedy="save the adapter again")
         check_fact(facts, name, kind, where=str(path))
-    for name, kind in (("modules", str), ("base_parts", str)):
+    for name, kind in (("modules", str), ("base_parts", str), (POLICIES, dict)):
         given = facts.get(name, ())
         if not all(isinstance(each, kind) for each in (given.values() if isinstance(given, dict) else given)):
-            raise AdapterError(f"{name!r} holds what is no text", where=str(path), remedy="save the adapter again")
+            raise AdapterError(
+                f"{name!r} holds what is not {_JSON[kind]}", where=str(path), remedy="save the adapter again"
+            )
     return facts
 
 

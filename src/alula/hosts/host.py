@@ -108,7 +108,7 @@ def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str]) -
         host: what `build_host` and `load_host` return, or any pair of a model and its processor.
         directory: made; a model that is there is replaced as a whole.
 
-    Grafts on it are left out: they have directories of their own.
+    Grafts on it are left out: they have directories of their own. Policies are saved in its config.
     """
     if isinstance(host, nn.Module):
         raise UsageError(

@@ -3,11 +3,36 @@
 Every policy is a file of its own that registers itself; see `Policy` for what one is made of.
 """
 
-from alula.policies.base import Policy, Stand
+from alula.policies.base import Attached, Policy, Stand
 from alula.policies.budget import Budget
+from alula.policies.lifecycle import (
+    active_policies,
+    policies_from,
+    policies_of,
+    put_policies,
+    read_policies,
+    save_policies,
+)
 from alula.policies.prune import Prune
 from alula.policies.registry import policy_of, policy_types, register
 from alula.policies.skip import Skip
 from alula.policies.withdraw import Withdraw
 
-__all__ = ["Budget", "Policy", "Prune", "Skip", "Stand", "Withdraw", "policy_of", "policy_types", "register"]
+__all__ = [
+    "Attached",
+    "Budget",
+    "Policy",
+    "Prune",
+    "Skip",
+    "Stand",
+    "Withdraw",
+    "active_policies",
+    "policies_from",
+    "policies_of",
+    "policy_of",
+    "policy_types",
+    "put_policies",
+    "read_policies",
+    "register",
+    "save_policies",
+]

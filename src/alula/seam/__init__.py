@@ -3,7 +3,7 @@
 from alula.seam.attention import ATTENTION
 from alula.seam.cache import TokenCache
 from alula.seam.context import NAME, ForwardContext
-from alula.seam.declared import DECLARED, declare, declared, grafted_weights, retract
+from alula.seam.declared import DECLARED, POLICIES, declare, declared, grafted_weights, retract
 from alula.seam.generation import generation_extras
 from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.install import Seam, find, install, needs_roles
@@ -27,6 +27,7 @@ __all__ = [
     "OutputOf",
     "LayerView",
     "Owner",
+    "POLICIES",
     "Phase",
     "Point",
     "Requests",

@@ -65,31 +65,27 @@ class Conductor:
 
     def put_parts(self) -> Handle:
         """Stand at the `forward` of its attention and of its MLP too."""
-        handles = [
-            self._stand("attention", self.anatomy.attention(self.index), self._attend),
-            self._stand("mlp", self.anatomy.mlp(self.index), self._feed),
-        ]
+        attention, mlp = self.anatomy.attention(self.index), self.anatomy.mlp(self.index)
+        handles = (self._stand("attention", attention, self._attend), self._stand("mlp", mlp, self._feed))
+        return Handle(self._leave_parts, handles)
 
-        def remove() -> None:
-            for handle in handles:
-                handle.remove()
-
-        return Handle(remove)
+    def _leave_parts(self, handles: tuple[Handle, ...]) -> None:
+        for handle in handles:
+            handle.remove()
 
     def _stand(self, name: str, module: nn.Module, function: Callable[..., Any]) -> Handle:
         before = vars(module).get("forward")  # where accelerate puts what moves weights
         self._before[name] = before
         module.forward = function
+        return Handle(self._leave, module, function, before)
 
-        def remove() -> None:
-            if vars(module).get("forward") != function:
-                return  # somebody wraps it: without workers it passes everything on
-            if before is None:
-                del module.forward
-            else:
-                module.forward = before
-
-        return Handle(remove)
+    def _leave(self, module: nn.Module, function: Callable[..., Any], before: Callable[..., Any] | None) -> None:
+        if vars(module).get("forward") != function:
+            return  # somebody wraps it: without workers it passes everything on
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
 
     def _run(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         before = self._before[name]

@@ -1,7 +1,7 @@
-"""What a host's config says of the grafts on the host.
+"""What a host's config says of the grafts and policies on the host.
 
 Stock ways of saving (`save_pretrained`, Trainer) write a graft's weights among the host's, and the host's config beside
-them. Weights alone do not say how they are used, so the config does.
+them. Weights alone do not say how they are used, and policies have none, so the config does.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ from typing import Any
 from alula.seam.context import NAME
 
 DECLARED = "alula_grafts"  # the config's key: settings of each graft by its name
+POLICIES = "alula_policies"  # the same of policies
 _WEIGHT = re.compile(rf"(?:^|\.)layers\.(\d+)\.{NAME}\.([^.]+)\.(.+)")
 
 
-def declare(host: Any, name: str, facts: Mapping[str, Any]) -> None:
-    """Have `host`'s config say of the graft `name` what it takes to attach it again (JSON values)."""
-    setattr(host.config, DECLARED, {**declared(host.config), name: dict(facts)})
+def declare(host: Any, name: str, facts: Mapping[str, Any], *, key: str = DECLARED) -> None:
+    """Have `host`'s config say under `key` what it takes to attach `name` again (JSON values)."""
+    setattr(host.config, key, {**declared(host.config, key), name: dict(facts)})
 
 
-def retract(host: Any, name: str) -> None:
+def retract(host: Any, name: str, *, key: str = DECLARED) -> None:
     """Undo `declare`."""
-    left = {other: facts for other, facts in declared(host.config).items() if other != name}
+    left = {other: facts for other, facts in declared(host.config, key).items() if other != name}
     if left:
-        setattr(host.config, DECLARED, left)
-    elif hasattr(host.config, DECLARED):
-        delattr(host.config, DECLARED)
+        setattr(host.config, key, left)
+    elif hasattr(host.config, key):
+        delattr(host.config, key)
 
 
-def declared(config: Any) -> dict[str, Any]:
-    """What `config` says of grafts, by name; empty where it says nothing, or nothing that could be read."""
-    found = getattr(config, DECLARED, None)
+def declared(config: Any, key: str = DECLARED) -> dict[str, Any]:
+    """What `config` says under `key`, by name; empty where it says nothing, or nothing that could be read."""
+    found = getattr(config, key, None)
     return found if isinstance(found, dict) else {}
 
 

@@ -31,13 +31,21 @@ class ByThread(Generic[T]):
 
 
 class Handle:
-    """Takes away again what was put at a point or asked of the seam."""
+    """Takes away again what was put at a point or asked of the seam.
 
-    def __init__(self, remove: Callable[[], None]) -> None:
-        self._remove = remove
+    In a copy of the host it takes away what the copy has: what it calls has to be a method, of which a copy has its
+    own, and no function that closes over the host.
+    """
+
+    def __init__(self, remove: Callable[..., None], *given: Any) -> None:
+        """
+        Args:
+            remove: is called with what is ``given``.
+        """
+        self._remove, self._given = remove, given
 
     def remove(self) -> None:
-        self._remove()
+        self._remove(*self._given)
 
 
 def with_keywords(hook: Callable[..., Any]) -> Callable[..., Any]:

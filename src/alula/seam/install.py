@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -92,7 +92,7 @@ class Seam(nn.Module):
             self.requests = replace(self.requests, sums=_with_layer(self.requests.sums, layer, requests))
             self._read_weights(layer)
 
-        return self._ask_attention(request, lambda: self.requests.sums.get(layer, ()), put)
+        return self._ask_attention(layer, request, lambda: self.requests.sums.get(layer, ()), put)
 
     def request_weights(self, layer: int, weights: Weights, *, mark: Hashable | None = None) -> Handle:
         """Have `weights` receive the attention of a few tokens in a decoder layer, until the handle is removed.
@@ -112,7 +112,7 @@ class Seam(nn.Module):
             self.requests = replace(self.requests, weights=_with_layer(self.requests.weights, layer, requests))
             self._read_weights(layer)
 
-        return self._ask_attention(request, lambda: self.requests.weights.get(layer, ()), put)
+        return self._ask_attention(layer, request, lambda: self.requests.weights.get(layer, ()), put)
 
     def _read_weights(self, layer: int) -> None:
         """Have eager attention's weights read in a layer, or no more."""
@@ -140,7 +140,7 @@ class Seam(nn.Module):
             self._layers[layer].is_biased = bool(requests)
             self._layers[layer].update()
 
-        return self._ask_attention(request, lambda: self.requests.biases.get(layer, ()), put)
+        return self._ask_attention(layer, request, lambda: self.requests.biases.get(layer, ()), put)
 
     def request_work(
         self, layer: int, worker: Worker, *, has_parts: bool = False, mark: Hashable | None = None
@@ -171,32 +171,28 @@ class Seam(nn.Module):
 
         with _changing:
             put((*hooks.workers, request))
-
-        def remove() -> None:
-            with _changing:
-                put(_without(request, hooks.workers))
-
-        return Handle(remove)
+        return Handle(self._drop, layer, request)
 
     def _ask_attention(
-        self, request: _T, present: Callable[[], tuple[_T, ...]], put: Callable[[tuple[_T, ...]], None]
+        self,
+        layer: int,
+        request: Request[_T],
+        present: Callable[[], tuple[Request[_T], ...]],
+        put: Callable[[tuple[Request[_T], ...]], None],
     ) -> Handle:
         """Add a request to those that are `present`, and see to it that the decoder's attention knows of requests."""
         with _changing:
             if self._previous_attention is None:
                 self._previous_attention = open_attention(self.anatomy)
             put((*present(), request))
+        return Handle(self._drop, layer, request)
 
-        def remove() -> None:
-            with _changing:
-                put(_without(request, present()))
-                is_asked = self.requests.sums or self.requests.biases or self.requests.weights
-                if not is_asked and self._previous_attention is not None:
-                    # the last one gives the decoder its own attention function back
-                    close_attention(self.anatomy, self._previous_attention)
-                    self._previous_attention = None
-
-        return Handle(remove)
+    def _rest_attention(self) -> None:
+        """Give the decoder its own attention function back where nobody asks any more."""
+        is_asked = self.requests.sums or self.requests.biases or self.requests.weights
+        if not is_asked and self._previous_attention is not None:
+            close_attention(self.anatomy, self._previous_attention)
+            self._previous_attention = None
 
     def subscribe(self, layer: int, reader: BranchReader, *, mark: Hashable | None = None) -> Handle:
         """Have `reader` told of each branch that is published in a decoder layer, until the handle is removed.
@@ -213,12 +209,7 @@ class Seam(nn.Module):
 
         with _changing:
             put((*self.requests.branches.get(layer, ()), request))
-
-        def remove() -> None:
-            with _changing:
-                put(_without(request, self.requests.branches.get(layer, ())))
-
-        return Handle(remove)
+        return Handle(self._drop, layer, request)
 
     def on(
         self,
@@ -253,24 +244,44 @@ class Seam(nn.Module):
         entry, hooks = Entry(phase, function, owner, mark), self._layers[layer]
         with _changing:
             hooks.put(point, entry)
-
-        def remove() -> None:
-            with _changing:
-                hooks.take(point, entry)
-
-        return Handle(remove)
+        return Handle(self._drop, layer, entry)
 
     def at_end(self, function: Callable[[ForwardContext], None], *, mark: Hashable) -> Handle:
         """Call ``function(ctx)`` when a forward that carries `mark` (see `scope`) has ended, its cache filled."""
         ending = Ending(function, mark)
         with _changing:
             self.requests = replace(self.requests, endings=(*self.requests.endings, ending))
+        return Handle(self._drop, None, ending)
 
-        def remove() -> None:
-            with _changing:
-                self.requests = replace(self.requests, endings=_without(ending, self.requests.endings))
+    def forget(self, mark: Hashable) -> None:
+        """Take away all that was put at points or asked for in forwards that carry a mark (see `scope`)."""
+        self._let_go(range(len(self._layers)), lambda each: each.mark == mark)
 
-        return Handle(remove)
+    def _drop(self, layer: int | None, one: Entry | Request[Any] | Ending) -> None:
+        """Take away one thing that was put at a point or asked for, in a layer or in none."""
+        self._let_go(() if layer is None else (layer,), lambda each: each is one)
+
+    def _let_go(self, layers: Iterable[int], is_gone: Callable[[Entry | Request[Any] | Ending], bool]) -> None:
+        def left(asked: Mapping[int, tuple[Request[_T], ...]]) -> dict[int, tuple[Request[_T], ...]]:
+            others = {layer: tuple(each for each in there if not is_gone(each)) for layer, there in asked.items()}
+            return {layer: there for layer, there in others.items() if there}
+
+        with _changing:
+            now = self.requests
+            self.requests = replace(
+                now,
+                sums=left(now.sums),
+                biases=left(now.biases),
+                weights=left(now.weights),
+                branches=left(now.branches),
+                endings=tuple(ending for ending in now.endings if not is_gone(ending)),
+            )
+            for layer in layers:
+                hooks = self._layers[layer]
+                hooks.is_biased = layer in self.requests.biases
+                hooks.reads_weights = layer in self.requests.sums or layer in self.requests.weights
+                hooks.drop(is_gone)
+            self._rest_attention()
 
     def replace(self, point: Point, layer: int, module: nn.Module) -> Handle:
         """Have `module` stand in for a decoder layer's attention or MLP until the handle is removed.
@@ -402,11 +413,21 @@ class Seam(nn.Module):
             keeps_inputs=bool(self._input_users),
             is_caching=is_caching,
             cache=cache,
-            marks=marks(),
+            marks=self._marks(),
             given=further,
             new_media=new_media,
         )
         return (), kwargs
+
+    def _marks(self) -> frozenset[Hashable]:
+        """Those of a forward that begins now: the thread's, and those of owners that are here for good."""
+        here = marks()
+        standing = [
+            owner.standing
+            for owner in self.owners.values()
+            if owner.standing is not None and owner.owner_id not in here
+        ]
+        return here.union(standing) if standing else here
 
     def _take_further_inputs(self, kwargs: dict[str, Any], batch: int) -> dict[str, Tensor]:
         """Take what owners take out of the arguments of a forward of `batch` samples, and add what the thread gives."""
@@ -618,10 +639,6 @@ def needs_roles(model: nn.Module) -> bool:
 def _with_layer(asked: Mapping[int, tuple[_T, ...]], layer: int, here: tuple[_T, ...]) -> Mapping[int, tuple[_T, ...]]:
     """What is asked by layer, with other requests for one layer; layers of which nothing is asked are left out."""
     return {index: requests for index, requests in {**asked, layer: here}.items() if requests}
-
-
-def _without(one: _T, every: tuple[_T, ...]) -> tuple[_T, ...]:
-    return tuple(each for each in every if each is not one)
 
 
 def _repeats(have: int, batch: int) -> int:

@@ -144,11 +144,11 @@ class LayerHooks:
             self._entries = before
             raise
 
-    def take(self, point: AnyPoint, entry: Entry) -> None:
-        """Undo `put`."""
-        left = tuple(each for each in self._entries.get(point, ()) if each is not entry)
-        others = {other: there for other, there in self._entries.items() if other != point}
-        self._entries = {**others, point: left} if left else others
+    def drop(self, is_gone: Callable[[Entry | Request[Any]], bool]) -> None:
+        """Take away what is said to be gone."""
+        left = {point: tuple(each for each in there if not is_gone(each)) for point, there in self._entries.items()}
+        self._entries = {point: there for point, there in left.items() if there}
+        self.workers = tuple(request for request in self.workers if not is_gone(request))
         self.update()
 
     def replace(self, point: Point, module: nn.Module) -> Handle:
@@ -156,23 +156,22 @@ class LayerHooks:
         layer = self.anatomy.layers[self.index]
         own = self.anatomy.attention(self.index) if point is Point.ATTENTION else self.anatomy.mlp(self.index)
         path = next(name for name, each in layer.named_modules() if each is own)
+        self._put_module(path, module)
+        return Handle(self._restore, point, path, module, own)
 
-        def put(there: nn.Module) -> None:
-            parent, _, name = path.rpartition(".")
-            self.remove()
-            setattr(layer.get_submodule(parent), name, there)
-            self.update()
+    def _put_module(self, path: str, module: nn.Module) -> None:
+        parent, _, name = path.rpartition(".")
+        self.remove()
+        setattr(self.anatomy.layers[self.index].get_submodule(parent), name, module)
+        self.update()
 
-        def restore() -> None:
-            if layer.get_submodule(path) is not module:
-                raise UsageError(
-                    f"another module stands in for the {point} of decoder layer {self.index}",
-                    remedy="take stand-ins away in reverse order",
-                )
-            put(own)
-
-        put(module)
-        return Handle(restore)
+    def _restore(self, point: Point, path: str, module: nn.Module, own: nn.Module) -> None:
+        if self.anatomy.layers[self.index].get_submodule(path) is not module:
+            raise UsageError(
+                f"another module stands in for the {point} of decoder layer {self.index}",
+                remedy="take stand-ins away in reverse order",
+            )
+        self._put_module(path, own)
 
     def update(self) -> None:
         """Register the hooks that are needed now, and remove the others."""

@@ -177,6 +177,9 @@ class Owner:
     owner_id: str | None = None
     """tells it from others that had or will have its name; a mark of it disables what it brings (see `scope`)"""
 
+    standing: Hashable | None = None
+    """a mark that forwards of its host carry wherever they begin, unless it is disabled there"""
+
     further_inputs: tuple[str, ...] = ()
     """names of inputs that it takes beside the host's own: tensors of (B, ..), at `ForwardContext.given`"""
 
