@@ -81,7 +81,7 @@ class Candidates:
             UsageError: per image, where it cannot be told which image a token is of.
         """
         batch, length = tokens.shape
-        items = torch.where(tokens.is_perceptual, tokens.item, -1).cpu().numpy()
+        items = np.array(torch.where(tokens.is_perceptual, tokens.item, -1).tolist())
         groups, members = [], []
         for sample, of in enumerate(items):
             if per == "image" and (of == UNKNOWN).any():
