@@ -18,7 +18,7 @@ from torch import nn
 import alula
 from alula import WingsConfig
 from alula.errors import UsageError
-from alula.policies import Budget, Policy, Prune, Skip, Withdraw, policy_of, policy_types, register
+from alula.policies import Budget, ParallelAttention, Policy, Prune, Skip, Withdraw, policy_of, policy_types, register
 from alula.seam import find
 from tests import zoo
 from tests.contracts.toy_policy import Dim
@@ -32,6 +32,7 @@ CASES: dict[str, Policy] = {
     "prune at random": Prune.model_validate({"stages": ((0, 0.75), (1, 0.25)), "criterion": "random"}),
     "budget": Budget(image_tokens=2),
     "skip": Skip(part="block", layers=(1,)),
+    "parallel attention": ParallelAttention(),
 }
 READ_AHEAD = {"prune"}
 """cases that rank the tokens of a forward by its last one: what a token sees depends on what comes behind it"""

@@ -21,6 +21,14 @@ PAIRS: dict[str, tuple[Policy, Policy]] = {
     "budget": (Budget(image_tokens=2, layer=4), Budget(image_tokens=2, layer=2)),
     "skip mlp": (Skip(part="mlp", layers=(2, 4)), Skip(part="mlp", layers=(2, 4, 5, 6))),
     "skip attention": (Skip(part="attention", layers=(2, 4)), Skip(part="attention", layers=(2, 4, 5, 6))),
+    "skip steps": (
+        Skip(part="block", layers=(2, 4), tokens="all", when="steps"),
+        Skip(part="block", layers=(2, 4, 5, 6), tokens="all", when="steps"),
+    ),
+    "skip block, lent keys": (
+        Skip(part="block", layers=(2, 4), keys="lent"),
+        Skip(part="block", layers=(2, 4, 6), keys="lent"),
+    ),
     "skip block, own keys": (
         Skip(part="block", layers=(2, 4), keys="own"),
         Skip(part="block", layers=(2, 4, 5, 6), keys="own"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alula import TokenMap
-from alula.policies import Prune, Skip, Withdraw
+from alula.policies import ParallelAttention, Policy, Prune, Skip, Withdraw
 from alula.seam import find
 from alula.seam.dialect import cache_keyword, cache_of_output
 
@@ -80,34 +80,92 @@ def test_pruning_by_the_last_tokens_attention() -> None:
     assert [layer.keys.shape[-2] for layer in cache.layers[:8]] == [620] * 3 + [332] * 5
 
 
+def weighed(config: dict[str, Any], numbers: dict[str, Tensor]) -> Any:
+    """A Llama with the weights of a recording."""
+    model = LlamaForCausalLM(LlamaConfig(**config)).eval()
+    weights = {key.removeprefix("weights/"): value.float() for key, value in numbers.items() if "weights/" in key}
+    model.load_state_dict(weights)
+    return model
+
+
+def close(ours: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
 SKIPPED = json.loads((GOLDEN / "skip.json").read_text())
+
+
+PARTS: dict[str, Any] = {"ffn": "mlp", "block": "block"}
+
+
+def published_layers(settings: dict[str, Any], count: int) -> tuple[int, ...]:
+    """Both ends are left out; several intervals hold for equal segments of the depth."""
+    intervals = settings["skip_interval"]
+    intervals = intervals if isinstance(intervals, list) else [intervals]
+    inside = range(settings["start_layer"] + 1, settings["end_layer"])
+    return tuple(layer for layer in inside if layer % intervals[layer * len(intervals) // count] == 0)
+
+
+def published_policy(settings: dict[str, Any], count: int) -> Policy:
+    mode, layers = settings["skip_mode"], published_layers(settings, count)
+    if "parrallel" in mode:
+        return ParallelAttention(layers=layers, tokens="all")
+    part = next(PARTS[name] for name in PARTS if name in mode)
+    when: Any = "prompts" if "only" in mode else "always" if "context" in mode else "steps"
+    keys: Any = "lent" if when == "prompts" and part == "block" else "absent"
+    return Skip(part=part, layers=layers, tokens="all", when=when, keys=keys)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", SKIPPED["cases"])
 def test_skipping(case: str) -> None:
-    """The modes in which all tokens skip in all forwards; what the published code copies into caches nobody reads."""
     numbers, settings = load_file(GOLDEN / "skip.safetensors"), SKIPPED["cases"][case]
-    model: Any = LlamaForCausalLM(LlamaConfig(**SKIPPED["config"])).eval()
-    weights = {key.removeprefix("weights/"): value.float() for key, value in numbers.items() if "weights/" in key}
-    model.load_state_dict(weights)
-    inside = range(settings["start_layer"] + 1, settings["end_layer"])  # both ends are left out
-    layers = tuple(layer for layer in inside if layer % settings["skip_interval"] == 0)
-    assert layers == tuple((numbers[f"{case}/ffn_rows"][0] == 0).nonzero()[:, 0].tolist())
-    embeds, mask = numbers["embeds"], numbers["mask"]
+    model = weighed(SKIPPED["config"], numbers)
+    policy, embeds, mask = published_policy(settings, 8), numbers["embeds"], numbers["mask"]
+    if isinstance(policy, Skip) and "prompts" not in policy.when:  # what is skipped in steps is told by a step
+        rows = numbers[f"{case}/ffn_rows"][-1]
+        assert policy.layers == tuple((rows == 0).nonzero()[:, 0].tolist())
     batch, length = mask.shape
     tokens = TokenMap.from_modalities(torch.zeros_like(mask), mask)
     places = torch.arange(length + numbers["next_ids"].shape[1]).expand(batch, -1)
-    part: Any = "mlp" if "ffn" in case else "block"
-    with Skip(part=part, layers=layers, tokens="all").on(model):
+    with policy.on(model):
         given = {"attention_mask": mask, "position_ids": places[:, :length], "token_map": tokens}
         output = model(inputs_embeds=embeds, **given, use_cache=True)
-        torch.testing.assert_close(
-            output.logits[mask.bool()], numbers[f"{case}/prefill_logits"][mask.bool()], atol=1e-5, rtol=1e-5
-        )
+        close(output.logits[mask.bool()], numbers[f"{case}/prefill_logits"][mask.bool()])
+        if f"{case}/cached_keys" in numbers:
+            cache: Any = cache_of_output(output)
+            for layer, expected in zip(cache.layers[:8], numbers[f"{case}/cached_keys"], strict=True):
+                close(layer.keys.transpose(1, 2)[mask.bool()], expected.transpose(1, 2)[mask.bool()])
         for step, ids in enumerate(numbers["next_ids"].T):
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             given = {"attention_mask": mask, "position_ids": places[:, length + step, None]}
             output = model(input_ids=ids[:, None], **given, **{cache_keyword(): cache_of_output(output)})
-            expected = numbers[f"{case}/decode_logits"][:, step]
-            torch.testing.assert_close(output.logits[:, 0], expected, atol=1e-5, rtol=1e-5)
+            close(output.logits[:, 0], numbers[f"{case}/decode_logits"][:, step])
+
+
+def test_a_range_is_the_published_interval() -> None:
+    numbers = load_file(GOLDEN / "skip.safetensors")
+    for (interval, start, end), count in zip(
+        numbers["counts/interval_start_end"].tolist(), numbers["counts/skipped"].tolist(), strict=True
+    ):
+        layers = range(interval * (start // interval + 1), end, interval)
+        assert len(layers) == count
+        assert tuple(layers) == published_layers(
+            {"skip_interval": interval, "start_layer": start, "end_layer": end}, 32
+        )
+
+
+@torch.no_grad()
+def test_frozen_layers() -> None:
+    numbers, facts = load_file(GOLDEN / "shortv.safetensors"), json.loads((GOLDEN / "shortv.json").read_text())
+    model = weighed(facts["config"], numbers)
+    embeds = numbers["frozen/embeds"].float()
+    modalities = torch.zeros(embeds.shape[:2], dtype=torch.int64)
+    modalities[:, slice(*facts["layout"]["image"])] = 1
+    tokens, text = TokenMap.from_modalities(modalities), facts["layout"]["image"][1]
+    with Skip(part="block", layers=facts["frozen_layers"], keys="own").on(model):
+        output = model(inputs_embeds=embeds, token_map=tokens, use_cache=True)
+        close(output.logits[:, text:], numbers["frozen/prefill_logits"])
+        for step, ids in enumerate(numbers["frozen/next_ids"].T):
+            output = model(input_ids=ids[:, None], **{cache_keyword(): cache_of_output(output)})
+            close(output.logits[:, 0], numbers["frozen/decode_logits"][:, step])

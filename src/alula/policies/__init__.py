@@ -13,6 +13,7 @@ from alula.policies.lifecycle import (
     read_policies,
     save_policies,
 )
+from alula.policies.parallel_attention import ParallelAttention
 from alula.policies.prune import Prune
 from alula.policies.registry import policy_of, policy_types, register
 from alula.policies.skip import Skip
@@ -21,6 +22,7 @@ from alula.policies.withdraw import Withdraw
 __all__ = [
     "Attached",
     "Budget",
+    "ParallelAttention",
     "Policy",
     "Prune",
     "Skip",

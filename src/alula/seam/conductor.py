@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
 from alula.anatomy import NAME, Anatomy
-from alula.errors import HostError, SeamError
+from alula.errors import HostError, SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.attention import ATTENTION, EAGER, answer_from_weights, mask_with_bias
 from alula.seam.context import ForwardContext
 from alula.seam.hooks import Handle
-from alula.seam.lanes import Lane, LeanLayer, Plan, Slots, packed_mask
+from alula.seam.lanes import Lane, LeanLayer, Lent, Plan, Slots, held_at, packed_mask, ranked
 from alula.seam.requests import Request, Work, Worker
 from alula.tokens import TokenMap
 
@@ -113,7 +114,7 @@ class Conductor:
                 "takes tokens out of it",
                 remedy="remove the hook that takes tokens out, or the policy",
             )
-        keys = self._keys(lean, attending, ctx)
+        keys = self._keys(lean, plan, ctx)
         layer = None if plan is None else plan.layer
         if layer is not None and layer.is_empty:
             ctx.check_unread(self.index, is_skipped=True)
@@ -157,15 +158,44 @@ class Conductor:
         held = None if ctx.presence is None else ctx.presence.index(self.index)
         return LeanLayer.of(cache, self.index, held, partial(ctx.once, _stretch, ctx.tokens))
 
-    def _keys(self, lean: LeanLayer | None, lane: Lane | None, ctx: ForwardContext) -> Slots | None:
+    def _keys(self, lean: LeanLayer | None, plan: Plan | None, ctx: ForwardContext) -> Slots | None:
         """The keys that attention will be given, of which a lean cache layer is told; None: of all tokens."""
         count = ctx.tokens.shape[1]
+        lane = None if plan is None else plan.attending
+        if plan is not None and plan.lends and lane is not None:
+            return self._lent(lean, plan, lane, ctx)
         if lean is None:
             return None if lane is None else ctx.once(_own, lane)
         if lane is not None and lane.is_empty:
             lean.pass_by(count)
             return lean.slots
         return lean.expect(lane, count)
+
+    @torch.compiler.disable  # it may read the device
+    def _lent(self, lean: LeanLayer | None, plan: Plan, lane: Lane, ctx: ForwardContext) -> Slots:
+        """The same where tokens leave the key that they have in the layer before.
+
+        Raises:
+            UsageError: there is no cache to find it in.
+        """
+        if lean is None or ctx.layer_cache is None:
+            raise UsageError(
+                "a policy has tokens leave the keys of the layer before, which are read out of the cache, and this "
+                "forward has none",
+                remedy='pass use_cache=True (with gradient checkpointing there is none), or keys="own" or "absent"',
+            )
+        count = ctx.tokens.shape[1]
+        source = ctx.layer_cache.layers[self.index - 1]
+        if not isinstance(source, DynamicLayer) or source.is_sliding:
+            raise HostError(
+                f"decoder layer {self.index - 1}, whose keys the next is to leave, keeps them in a "
+                f"{type(source).__name__}, which lets go of some before they can be read",
+                remedy='give keys="own" or "absent"',
+            )
+        slots = source.slots if isinstance(source, LeanLayer) else None
+        at = ctx.once(held_at, slots, plan.lent, ctx.tokens, lean.length)
+        lent = Lent(source, at, *ctx.once(ranked, lane, plan.lent, ctx.tokens))
+        return lean.take(plan.lent, count, lent) if lane.is_empty else lean.expect(plan.lent, count, lent)
 
     @torch.compiler.disable(recursive=False)
     def _attend(self, *args: Any, **kwargs: Any) -> Any:

@@ -237,6 +237,11 @@ class ForwardContext:
         return [] if positions is None or positions.dim() != 2 else [positions[..., None]]
 
     @property
+    def is_step(self) -> bool:
+        """Whether it is of one token per sample behind a cache, as `generate` adds word by word."""
+        return self.past_tokens is not None and self.tokens.shape[1] == 1 and not self.new_media
+
+    @property
     def is_withdrawn(self) -> bool:
         """Whether some decoder layer that was looked at did not get all tokens."""
         return any(index is not None for _, index, _, _ in self._standing.values())

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
-from alula.errors import HostError, UsageError
-from alula.seam.requests import Work
+from alula.errors import HostError, SeamError, UsageError
+from alula.seam.requests import Tokens, Work, either
 from alula.seam.view import gather
 from alula.tokens import TokenMap
 
@@ -35,11 +35,15 @@ class Lane:
     real: Tensor | None = None
 
     @classmethod
-    def of(cls, working: Tensor, tokens: TokenMap) -> Lane | None:
-        """The lane of the (B, S) bool `working` tokens, padding left out; None where all tokens have work.
+    def of(cls, working: Tokens, tokens: TokenMap) -> Lane | None:
+        """The lane of the `working` tokens, padding left out; None where all tokens have work.
 
-        Reads the device once.
+        Reads the device once, where these are some.
         """
+        if working is None:
+            return None
+        if working is False:
+            return cls(tokens.modality[:, :0])
         left = working & tokens.valid
         counts, out = torch.stack([left.sum(dim=1), (tokens.valid & ~working).sum(dim=1)]).tolist()
         if not any(out):
@@ -109,22 +113,32 @@ class Plan:
     Attributes:
         layer: the tokens in it; None: all.
         attention, mlp: what these do; None: they add to all in the layer.
+        lends: whether tokens leave keys of the layer before.
+        lent: the tokens that leave a key, with those; None: all.
     """
 
     layer: Lane | None
     attention: Part | None = None
     mlp: Part | None = None
+    lends: bool = False
+    lent: Lane | None = None
 
     @classmethod
     def of(cls, work: Work, tokens: TokenMap) -> Plan | None:
         """None where all tokens do all. Reads the device, once per set of tokens."""
         if work.is_whole:
-            layer = None if work.attend is None else Lane.of(work.attend, tokens)
+            layer = Lane.of(work.attend, tokens)
             return None if layer is None else cls(layer)
-        given = work.attend if work.attend is None or work.keys is None else work.attend | work.keys
-        anywhere = None if given is None or work.feed is None else given | work.feed
-        layer = None if anywhere is None else Lane.of(anywhere, tokens)
-        plan = cls(layer, _part(given, layer, tokens, work.attend), _part(work.feed, layer, tokens, None))
+        given = work.owning
+        layer = Lane.of(either(given, work.feed), tokens)
+        lends = work.lend is not False and given is not None
+        plan = cls(
+            layer,
+            _part(given, layer, tokens, work.attend),
+            _part(work.feed, layer, tokens, work.feed),
+            lends,
+            Lane.of(work.leaving, tokens) if lends else None,
+        )
         return None if layer is None and plan.attention is None and plan.mlp is None else plan
 
     @property
@@ -133,16 +147,19 @@ class Plan:
         return self.layer if self.attention is None or self.attention.lane is None else self.attention.lane
 
 
-def _part(given: Tensor | None, layer: Lane | None, tokens: TokenMap, heard: Tensor | None) -> Part | None:
-    """A part of a layer that is given some (B, S) tokens, of which some are `heard`; None: all."""
-    within = None
-    if given is not None:
-        within = Lane.of(given, tokens) if layer is None else Lane.of(layer.gather(given), layer.tokens(tokens))
+def _part(given: Tokens, layer: Lane | None, tokens: TokenMap, heard: Tokens) -> Part | None:
+    """A part of a layer that is given some tokens, of which some are `heard`."""
+    if isinstance(given, Tensor) and layer is not None:
+        within = Lane.of(layer.gather(given), layer.tokens(tokens))
+    else:
+        within = Lane.of(given, tokens)
     lane = None if within is None else within.among(layer)
-    if heard is not None:
-        at = layer if lane is None else lane
-        heard = None if heard is given else heard if at is None else at.gather(heard)
-    return None if lane is None and heard is None else Part(lane, within, heard)
+    if heard is given or heard is None:
+        return None if lane is None else Part(lane, within)
+    if heard is False:
+        heard = torch.zeros_like(tokens.valid)
+    at = layer if lane is None else lane
+    return Part(lane, within, heard if at is None else at.gather(heard))
 
 
 @dataclass(eq=False)
@@ -228,6 +245,82 @@ def _all_true(real: Tensor | None, like: Tensor) -> Tensor:
     return torch.ones_like(like, dtype=torch.bool) if real is None else real
 
 
+@dataclass(frozen=True, eq=False)
+class Lent:
+    """Keys that tokens have in one layer of a cache, for them to leave in the next.
+
+    Attributes:
+        source: the layer that has them.
+        at: (B, U) of the keys it holds: those of the tokens that leave one.
+        rank: (B, U) of these among the (B, M) tokens that bring their own, where `brings` says that they do.
+        brings: (B, U) bool.
+    """
+
+    source: DynamicLayer
+    at: Tensor
+    rank: Tensor
+    brings: Tensor
+
+    def joined(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, h, U, w) keys and values, of which the (B, h, M, w) given are some."""
+        return self._joined(self.source.keys, keys), self._joined(self.source.values, values)
+
+    def alone(self) -> tuple[Tensor, Tensor]:
+        """(B, h, U, w) keys and values, where no token brings its own."""
+        return _columns(self.source.keys, self.at), _columns(self.source.values, self.at)
+
+    def _joined(self, held: Tensor | None, own: Tensor) -> Tensor:
+        rank = self.rank.clamp(max=own.shape[-2] - 1)
+        return torch.where(self.brings[:, None, :, None], _columns(own, rank), _columns(held, self.at))
+
+
+def _columns(held: Tensor | None, at: Tensor) -> Tensor:
+    assert held is not None
+    index = at.to(held.device)[:, None, :, None]
+    return held.gather(2, index.expand(-1, held.shape[1], -1, held.shape[-1]))
+
+
+def held_at(slots: Slots | None, lane: Lane | None, tokens: TokenMap, past: int) -> Tensor:
+    """(B, U) where a cache layer holds the keys of a lane's tokens.
+
+    Args:
+        slots: of the layer; None: it holds all.
+        lane: of the new tokens; None: all.
+        past: how many tokens came before.
+
+    Raises:
+        SeamError: it does not hold all of them. Reads the device for it, where it does not hold all tokens.
+    """
+    wanted = _queries(lane, tokens) + past
+    if slots is None:
+        return wanted
+    places, is_free = slots.places.contiguous(), ~tokens.pick(_queries(lane, tokens)).valid
+    if lane is not None and lane.real is not None:
+        is_free = is_free | ~lane.real
+    if places.shape[1]:
+        at = torch.searchsorted(places, wanted.contiguous()).clamp(max=places.shape[1] - 1)
+        is_there = places.gather(1, at) == wanted
+        if slots.real is not None:
+            is_there = is_there & slots.real.gather(1, at)
+        if bool((is_there | is_free).all()):
+            return at
+    raise SeamError(
+        "a token is to leave the key that it has in the layer before, and has none there",
+        remedy='let the layer in front of one that lends leave keys: keys="own" or "lent" there, or other layers',
+    )
+
+
+def ranked(own: Lane, lane: Lane | None, tokens: TokenMap) -> tuple[Tensor, Tensor]:
+    """(B, U) for the tokens of a lane: their rank among those of another, and whether they are there with work."""
+    wanted = _queries(lane, tokens).contiguous()
+    rank = torch.searchsorted(own.index.contiguous(), wanted)
+    within = rank.clamp(max=max(own.index.shape[1] - 1, 0))
+    if own.is_empty:
+        return rank, torch.zeros_like(wanted, dtype=torch.bool)
+    is_own = own.index.gather(1, within) == wanted
+    return within, is_own if own.real is None else is_own & own.real.gather(1, within)
+
+
 class LeanLayer(DynamicLayer):
     """A cache layer that holds the keys of some tokens, knows of which, and reports the length of all.
 
@@ -250,7 +343,7 @@ class LeanLayer(DynamicLayer):
         self.is_sliding = window is not None
         self.sliding_window = window
         self.record_past = False
-        self._coming: tuple[Slots, int] | None = None
+        self._coming: tuple[Slots, int, Lent | None] | None = None
 
     @classmethod
     def of(cls, cache: Cache, index: int, held: Tensor | None, stretch: Callable[[int, int], Slots]) -> LeanLayer:
@@ -286,19 +379,29 @@ class LeanLayer(DynamicLayer):
         layers[index] = lean
         return lean
 
-    def expect(self, lane: Lane | None, count: int) -> Slots:
+    def expect(self, lane: Lane | None, count: int, lent: Lent | None = None) -> Slots:
         """Have the next `update` bring the keys of the lane's tokens among `count` new ones.
+
+        Args:
+            lent: gives those that it will not bring.
 
         Returns:
             The keys that attention will be given.
         """
         after = self.slots.grown(lane, self.length, count)
-        self._coming = after, count
+        self._coming = after, count, lent
         return after
 
     def pass_by(self, count: int) -> None:
         """Know of `count` new tokens that leave no key."""
         self.length += count
+
+    def take(self, lane: Lane | None, count: int, lent: Lent) -> Slots:
+        """Take the keys of the lane's tokens among `count` new ones, which the layer itself computes none of."""
+        self.slots = self.slots.grown(lane, self.length, count)
+        super().update(*lent.alone())
+        self.length += count
+        return self.slots
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self._coming is None:
@@ -307,7 +410,9 @@ class LeanLayer(DynamicLayer):
                 "filled under a policy that took tokens out",
                 remedy="go on with it under that policy, or start from an empty cache",
             )
-        (self.slots, count), self._coming = self._coming, None
+        (self.slots, count, lent), self._coming = self._coming, None
+        if lent is not None:
+            key_states, value_states = lent.joined(key_states, value_states)
         keys, values = super().update(key_states, value_states)
         self.length += count
         if self.is_sliding and not self.record_past:

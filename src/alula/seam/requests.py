@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor
 from transformers import LogitsProcessor
@@ -56,51 +56,78 @@ class Weights(Protocol):
         not in the layer."""
 
 
+Tokens = Tensor | Literal[False] | None
+"""some of a forward's new tokens: (B, S) bool; None: all, False: none, which is known without reading the device"""
+
+
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Which of a forward's new tokens do what in a decoder layer, each (B, S) bool; None: all.
+    """Which of a forward's new tokens do what in a decoder layer.
 
     A token in none of these sets is not in the layer: it costs nothing there, and its hidden state passes by.
 
     Attributes:
         attend: to these is added what attention gives them. They leave a key and a value.
         feed: to these is added what the MLP gives them.
-        keys: these leave a key and a value too, for others to attend to; None: none beside those that attend.
+        keys: these leave a key and a value too, for others to attend to.
+        lend: of those that leave none of their own, these leave the one that they have in the layer before.
     """
 
-    attend: Tensor | None = None
-    feed: Tensor | None = None
-    keys: Tensor | None = None
+    attend: Tokens = None
+    feed: Tokens = None
+    keys: Tokens = False
+    lend: Tokens = False
 
     @classmethod
-    def of(cls, tokens: Tensor) -> Work:
+    def of(cls, tokens: Tokens) -> Work:
         """These are in the layer and all others are not."""
         return cls(tokens, tokens)
 
     @property
     def is_whole(self) -> bool:
         """Whether a token is in all of the layer or not in it."""
-        return self.attend is self.feed and self.keys is None
+        return self.attend is self.feed and self.keys is False and self.lend is False
+
+    @property
+    def owning(self) -> Tokens:
+        """Those that leave a key of their own."""
+        return either(self.attend, self.keys)
+
+    @property
+    def leaving(self) -> Tokens:
+        """Those that leave a key."""
+        return either(self.owning, self.lend)
 
     def __and__(self, other: Work) -> Work:
         """What both let tokens do. A key is left where both have the token leave one."""
-        attend = _both(self.attend, other.attend)
+        attend = both(self.attend, other.attend)
         if self.is_whole and other.is_whole:
             return Work(attend, attend)
-        keys = _both(_either(self.attend, self.keys), _either(other.attend, other.keys))
-        has_keys = self.keys is not None or other.keys is not None
-        return Work(attend, _both(self.feed, other.feed), keys if has_keys else None)
+        is_apart = self.keys is not False or other.keys is not False
+        return Work(
+            attend,
+            both(self.feed, other.feed),
+            both(self.owning, other.owning) if is_apart else False,
+            either(both(self.lend, other.leaving), both(other.lend, self.leaving)),
+        )
 
 
-def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+def both(one: Tokens, other: Tokens) -> Tokens:
+    """Tokens that are among these and those."""
+    if one is False or other is False:
+        return False
     if one is None or other is None:
         return other if one is None else one
     return one & other
 
 
-def _either(tokens: Tensor | None, more: Tensor | None) -> Tensor | None:
-    """Those of both; `tokens` of None are all, `more` of None is none."""
-    return tokens if tokens is None or more is None else tokens | more
+def either(one: Tokens, other: Tokens) -> Tokens:
+    """Tokens that are among these or those."""
+    if one is None or other is None:
+        return None
+    if one is False or other is False:
+        return other if one is False else one
+    return one | other
 
 
 class Worker(Protocol):
