@@ -33,9 +33,12 @@ CASES: dict[str, Policy] = {
     "budget": Budget(image_tokens=2),
     "skip": Skip(part="block", layers=(1,)),
     "parallel attention": ParallelAttention(),
+    "prune by diversity": Prune.model_validate({"stages": ((0, 0.5),), "criterion": "max_min_diversity"}),
+    "prune by a process": Prune.model_validate({"stages": ((0, 0.5),), "criterion": "conditional_dpp"}),
+    "prune duplicates": Prune.model_validate({"stages": ((1, 0.5),), "criterion": "duplicates"}),
 }
-READ_AHEAD = {"prune"}
-"""cases that rank the tokens of a forward by its last one: what a token sees depends on what comes behind it"""
+READ_AHEAD = {"prune", "prune by a process", "prune duplicates"}
+"""cases that choose among tokens by text behind them: what a token sees depends on what comes behind it"""
 HOSTS = ("olmo2", "qwen3_moe", "gpt_neox", "gpt2", "qwen3", "gemma3", "llava-llama", "llava-mistral", "qwen2_5_vl")
 PAIRS = [(host, case) for i, host in enumerate(HOSTS) for j, case in enumerate(CASES) if (i + j) % 2 == 0]
 

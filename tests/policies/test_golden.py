@@ -14,6 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from alula import TokenMap
 from alula.policies import ParallelAttention, Policy, Prune, Skip, Withdraw
+from alula.policies.criteria.candidates import Candidates
+from alula.policies.criteria.conditional_dpp import spanning, stretched
+from alula.policies.criteria.duplicates import far_from
+from alula.policies.criteria.max_min_diversity import far_apart
 from alula.seam import find
 from alula.seam.dialect import cache_keyword, cache_of_output
 
@@ -90,6 +94,97 @@ def weighed(config: dict[str, Any], numbers: dict[str, Tensor]) -> Any:
 
 def close(ours: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def candidates(groups: int, tokens: int, wanted: int) -> Candidates:
+    """One image of so many tokens in each of as many prompts, of which so many are wanted."""
+    kinds = torch.ones(groups, tokens + 1, dtype=torch.int64)
+    kinds[:, -1] = 0
+    return Candidates.of(TokenMap.from_modalities(kinds), per="image").wanting((wanted,) * groups)
+
+
+def places(chosen: Tensor) -> Tensor:
+    """(U, K) of the tokens that stay."""
+    return torch.stack([each.nonzero()[:, 0] for each in chosen])
+
+
+DIVERSE = json.loads((GOLDEN / "divprune.json").read_text())["geometry"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", DIVERSE)
+def test_diversity(case: str) -> None:
+    numbers, shape = load_file(GOLDEN / "divprune.safetensors"), DIVERSE[case]
+    features = numbers[f"{case}/in.features"]
+    there = candidates(1, shape["N"], shape["keep"])
+    chosen = far_apart(numbers[f"{case}/out.distance"][None], there)
+    assert torch.equal(places(chosen)[0], numbers[f"{case}/out.kept"])
+    # and under the policy, in front of the first layer
+    heads = 1 if shape["D"] == 10 else 2
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=shape["D"], intermediate_size=8, num_hidden_layers=1, num_attention_heads=heads
+    )
+    model: Any = LlamaForCausalLM(config).eval()
+    embeds = torch.cat([features, features[:1]])[None]
+    kinds = torch.tensor([[1] * shape["N"] + [0]])
+    stages = ((0, shape["keep"] / shape["N"]),)
+    with Prune.model_validate({"stages": stages, "criterion": "max_min_diversity"}).on(model):
+        output = model(inputs_embeds=embeds, token_map=TokenMap.from_modalities(kinds), use_cache=True)
+    cache: Any = cache_of_output(output)
+    assert torch.equal(cache.layers[0].slots.places[0, :-1], numbers[f"{case}/out.kept"])
+
+
+CONDITIONAL = json.loads((GOLDEN / "cdpruner.json").read_text())["geometry"]
+
+
+@pytest.mark.parametrize("case", CONDITIONAL)
+def test_conditional_dpp(case: str) -> None:
+    numbers, shape = load_file(GOLDEN / "cdpruner.safetensors"), CONDITIONAL[case]
+    there = candidates(shape["B"], shape["N"], shape["keep"])
+    chosen = spanning(numbers[f"{case}/out.kernel"], there)
+    assert torch.equal(places(chosen), numbers[f"{case}/out.kept"])
+    image, text = (numbers[f"{case}/in.{name}_embeds"] for name in ("image", "text"))
+    normed = [torch.nn.functional.normalize(each, dim=-1) for each in (image, text)]
+    unlike = -(normed[0] @ normed[1].T).mean(dim=-1)
+    relevance = stretched(unlike, there.real)
+    if shape["B"] == 1:
+        torch.testing.assert_close(relevance, numbers[f"{case}/out.relevance"], atol=1e-6, rtol=1e-5)
+    else:  # the published code stretches the images of a call together: here none changes another's
+        together = stretched(unlike.view(1, -1), there.real.view(1, -1)).view_as(unlike)
+        torch.testing.assert_close(together, numbers[f"{case}/out.relevance"], atol=1e-6, rtol=1e-5)
+        assert not torch.allclose(relevance, together)
+    features = torch.nn.functional.normalize(numbers[f"{case}/in.features"] @ numbers[f"{case}/w.projector"].T, dim=-1)
+    weight = numbers[f"{case}/out.relevance"]
+    kernel = weight[:, :, None] * (features @ features.mT) * weight[:, None]
+    torch.testing.assert_close(kernel, numbers[f"{case}/out.kernel"], atol=1e-6, rtol=1e-5)
+
+
+def test_a_kernel_that_is_spanned_gives_as_many_as_are_wanted() -> None:
+    """As published, residual variances of zero gave nan, and fewer tokens than were asked for."""
+    features = torch.randn(1, 40, 6, generator=torch.Generator().manual_seed(0))
+    there = candidates(1, 40, 16)
+    assert int(spanning(features @ features.mT, there).sum()) == 16
+    assert int(far_apart(torch.zeros(1, 40, 40), there).sum()) == 16
+
+
+DUPLICATES = json.loads((GOLDEN / "dart.json").read_text())["geometry"]
+
+
+@pytest.mark.parametrize("case", DUPLICATES)
+def test_duplicates(case: str) -> None:
+    numbers, shape = load_file(GOLDEN / "dart.safetensors"), DUPLICATES[case]
+    start, stop = shape["system"], shape["system"] + shape["image"]
+    states, norms = numbers[f"{case}/in.states"][0], numbers[f"{case}/in.keys"].abs().sum(dim=(1, 3))[0]
+    pivots, real = numbers[f"{case}/out.pivots"], torch.ones(1, shape["image"], dtype=torch.bool)
+    image = norms[start:stop].topk(shape["pivot_image"]).indices
+    text = norms[stop:].topk(shape["pivot_text"]).indices
+    assert set(pivots.tolist()) == {*(image + start).tolist(), *(text + stop).tolist()}
+    normed = torch.nn.functional.normalize(states, dim=-1)
+    similarity = normed[pivots] @ normed[start:stop].T  # visited as they were by the published code
+    taken = torch.zeros_like(real).index_fill(1, image, True)
+    each = torch.full((1, len(pivots)), shape["per_pivot"])
+    chosen = far_from(similarity[None], taken, each, real)
+    assert torch.equal(places(chosen)[0] + start, numbers[f"{case}/out.kept"])
 
 
 SKIPPED = json.loads((GOLDEN / "skip.json").read_text())

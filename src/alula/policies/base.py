@@ -18,6 +18,7 @@ from alula.errors import UsageError
 from alula.seam import (
     POLICIES,
     Bias,
+    Heads,
     Owner,
     Phase,
     Point,
@@ -88,6 +89,14 @@ class Stand:
             HostError: the decoder runs an attention implementation that cannot be asked.
         """
         self._seam.request_weights(layer, weights, mark=self._mark)
+
+    def heads(self, layer: int, heads: Heads) -> None:
+        """Have ``heads`` receive queries and keys of a layer's attention, see `Seam.request_heads`.
+
+        Raises:
+            HostError: the decoder runs an attention implementation that does not show them.
+        """
+        self._seam.request_heads(layer, heads, mark=self._mark)
 
     def bias(self, layer: int, bias: Bias) -> None:
         """Add what ``bias`` gives to the logits of attention in a layer, see `Seam.request_bias`.

@@ -135,9 +135,12 @@ def flex_forward(
 def _weigh(
     module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any], alula: Any
 ) -> None:
-    """Give those who asked the attention of a few queries, which is written out for these."""
-    if alula is None or not alula.requests.weights or not hasattr(module, "layer_idx"):
+    """Give those who asked queries and keys, and the attention of a few queries, which is written out for these."""
+    if alula is None or not hasattr(module, "layer_idx") or not (alula.requests.weights or alula.requests.heads):
         return
+    for asked in alula.requested_heads(module, query.shape[2], key.shape[2]):
+        scaling = query.shape[-1] ** -0.5 if options["scaling"] is None else options["scaling"]
+        asked.by.on_heads(alula.at(module.layer_idx), query, key[:, :, -query.shape[2] :], scaling)
     for request, rows in alula.requested_weights(module, query.shape[2], key.shape[2]):
         scaling, bias = options["scaling"], options.get(dialect.BIAS)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

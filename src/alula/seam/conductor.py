@@ -26,13 +26,21 @@ from alula.seam.requests import Request, Work, Worker
 from alula.tokens import TokenMap
 
 
-def check_readable(anatomy: Anatomy) -> None:
+def check_readable(anatomy: Anatomy, *, shows_heads: bool = False) -> None:
     """Refuse a decoder that is given masks from which those of some tokens cannot be had.
+
+    Args:
+        shows_heads: also one whose attention does not show queries and keys.
 
     Raises:
         HostError: with the remedy.
     """
     name = anatomy.config._attn_implementation
+    if shows_heads and name == EAGER:
+        raise HostError(
+            "the decoder runs eager attention, which does not show queries and keys",
+            remedy='run it with SDPA: model.set_attn_implementation("sdpa")',
+        )
     if name not in (EAGER, "sdpa", ATTENTION):
         raise HostError(
             f"the decoder runs the attention implementation {name!r}, whose masks cannot be read: tokens cannot be "

@@ -23,7 +23,7 @@ from alula.errors import SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence, half
 from alula.seam.lanes import Lane, Plan
-from alula.seam.requests import Bias, Branch, BranchReader, Request, Requests, Sums, Weights
+from alula.seam.requests import Bias, Branch, BranchReader, Heads, Request, Requests, Sums, Weights
 from alula.seam.view import LayerView, gather, located
 from alula.tokens import TokenMap
 
@@ -380,6 +380,18 @@ class ForwardContext:
                 wanted.append((request, view.rows(chosen)))
         return wanted
 
+    def requested_heads(self, module: nn.Module, queries: int, keys: int) -> list[Request[Heads]]:
+        """Who wants queries and keys of this attention module.
+
+        Raises:
+            SeamError: the module has other queries or keys than this forward knows of.
+        """
+        index: int = module.layer_idx  # type: ignore[assignment]
+        asked = self._asked(self.requests.heads.get(index, ()))
+        if asked:
+            self._check_lengths(self.at(index), queries, keys)
+        return asked
+
     def key_bias(self, module: nn.Module, queries: int, keys: int) -> Tensor | None:
         """(B or 1, H or 1, queries or 1, K) what is to be added to the logits of this attention module's layer, for the
         K of its keys that are known; None where nothing is.
@@ -424,9 +436,10 @@ class ForwardContext:
         Raises:
             SeamError: somebody does.
         """
-        sums, weights = self._asked(self.requests.sums.get(layer, ())), self.requests.weights.get(layer, ())
-        readers = [request for request in sums if request.by.separate_pass or not is_skipped]
-        if bool(readers) or bool(self._asked(weights)):
+        now = self.requests
+        readers = [each for each in self._asked(now.sums.get(layer, ())) if each.by.separate_pass or not is_skipped]
+        weights, heads = now.weights.get(layer, ()), now.heads.get(layer, ())
+        if bool(readers) or bool(self._asked(weights)) or bool(self._asked(heads)):
             raise SeamError(
                 f"a policy has no token attend in decoder layer {layer}, whose attention is asked for",
                 remedy="leave attention in layers that grafts, probes or policies read it in, or put these on others",

@@ -32,7 +32,7 @@ from alula.seam.points import (
     check_named,
     check_point,
 )
-from alula.seam.requests import Bias, BranchReader, Ending, Owner, Request, Requests, Sums, Weights, Worker
+from alula.seam.requests import Bias, BranchReader, Ending, Heads, Owner, Request, Requests, Sums, Weights, Worker
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
 from alula.tokens import TOKEN_ROLES, Modality, Role, TokenMap
@@ -114,10 +114,35 @@ class Seam(nn.Module):
 
         return self._ask_attention(layer, request, lambda: self.requests.weights.get(layer, ()), put)
 
+    def request_heads(self, layer: int, heads: Heads, *, mark: Hashable | None = None) -> Handle:
+        """Have `heads` receive queries and keys of a decoder layer's attention, until the handle is removed.
+
+        Args:
+            layer: index of the decoder layer.
+            heads: takes them.
+            mark: only in forwards that carry this mark (see `scope`).
+
+        Raises:
+            HostError: the decoder runs an attention implementation that does not show them.
+        """
+        check_readable(self.anatomy, shows_heads=True)
+        request = Request(heads, mark)
+
+        def put(requests: tuple[Request[Heads], ...]) -> None:
+            self.requests = replace(self.requests, heads=_with_layer(self.requests.heads, layer, requests))
+            self._read_weights(layer)
+
+        return self._ask_attention(layer, request, lambda: self.requests.heads.get(layer, ()), put)
+
+    def _is_read(self, layer: int) -> bool:
+        """Whether anybody wants to know of a layer's attention."""
+        now = self.requests
+        return layer in now.sums or layer in now.weights or layer in now.heads
+
     def _read_weights(self, layer: int) -> None:
         """Have eager attention's weights read in a layer, or no more."""
         hooks = self._layers[layer]
-        hooks.reads_weights = layer in self.requests.sums or layer in self.requests.weights
+        hooks.reads_weights = self._is_read(layer)
         hooks.update()
 
     def request_bias(self, layer: int, bias: Bias, *, mark: Hashable | None = None) -> Handle:
@@ -189,7 +214,8 @@ class Seam(nn.Module):
 
     def _rest_attention(self) -> None:
         """Give the decoder its own attention function back where nobody asks any more."""
-        is_asked = self.requests.sums or self.requests.biases or self.requests.weights
+        now = self.requests
+        is_asked = now.sums or now.biases or now.weights or now.heads
         if not is_asked and self._previous_attention is not None:
             close_attention(self.anatomy, self._previous_attention)
             self._previous_attention = None
@@ -273,13 +299,14 @@ class Seam(nn.Module):
                 sums=left(now.sums),
                 biases=left(now.biases),
                 weights=left(now.weights),
+                heads=left(now.heads),
                 branches=left(now.branches),
                 endings=tuple(ending for ending in now.endings if not is_gone(ending)),
             )
             for layer in layers:
                 hooks = self._layers[layer]
                 hooks.is_biased = layer in self.requests.biases
-                hooks.reads_weights = layer in self.requests.sums or layer in self.requests.weights
+                hooks.reads_weights = self._is_read(layer)
                 hooks.drop(is_gone)
             self._rest_attention()
 

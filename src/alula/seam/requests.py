@@ -60,6 +60,20 @@ Tokens = Tensor | Literal[False] | None
 """some of a forward's new tokens: (B, S) bool; None: all, False: none, which is known without reading the device"""
 
 
+class Heads(Protocol):
+    """Something that wants queries and keys of the decoder's own attention in a layer, as they are compared there."""
+
+    def on_heads(self, view: LayerView, query: Tensor, key: Tensor, scaling: float) -> None:
+        """Take what new tokens ask and are asked, without gradients.
+
+        Args:
+            view: the layer.
+            query: (B, H, M, D), rotated where the host rotates.
+            key: (B, G, M, D) likewise, of G key heads.
+            scaling: of their products.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class Work:
     """Which of a forward's new tokens do what in a decoder layer.
@@ -234,6 +248,7 @@ class Requests:
         sums: those who request sums of attention, by decoder layer.
         biases: those who bias attention, by decoder layer.
         weights: those who request attention of a few tokens, by decoder layer.
+        heads: those who request queries and keys, by decoder layer.
         branches: those who subscribed to branches, by decoder layer.
         endings: who is given a forward when it ends.
     """
@@ -242,6 +257,7 @@ class Requests:
     sums: Mapping[int, tuple[Request[Sums], ...]] = field(default_factory=dict)
     biases: Mapping[int, tuple[Request[Bias], ...]] = field(default_factory=dict)
     weights: Mapping[int, tuple[Request[Weights], ...]] = field(default_factory=dict)
+    heads: Mapping[int, tuple[Request[Heads], ...]] = field(default_factory=dict)
     branches: Mapping[int, tuple[Request[BranchReader], ...]] = field(default_factory=dict)
     endings: tuple[Ending, ...] = ()
 

@@ -8,8 +8,11 @@ from pydantic import BeforeValidator, Field
 
 from alula.policies.criteria.base import Criterion
 from alula.policies.criteria.candidates import Candidates, Group, Per, Scene
+from alula.policies.criteria.conditional_dpp import ConditionalDPP
+from alula.policies.criteria.duplicates import Duplicates
 from alula.policies.criteria.grid import Grid
 from alula.policies.criteria.last_query_attention import LastQueryAttention
+from alula.policies.criteria.max_min_diversity import MaxMinDiversity
 from alula.policies.criteria.pooling import Pooling
 from alula.policies.criteria.random import Random
 
@@ -19,7 +22,7 @@ def _named(value: Any) -> Any:
 
 
 Criteria = Annotated[
-    LastQueryAttention | Random | Grid | Pooling,
+    LastQueryAttention | MaxMinDiversity | ConditionalDPP | Duplicates | Random | Grid | Pooling,
     Field(discriminator="name"),
     BeforeValidator(_named),
 ]
@@ -27,11 +30,14 @@ Criteria = Annotated[
 
 __all__ = [
     "Candidates",
+    "ConditionalDPP",
     "Criteria",
     "Criterion",
+    "Duplicates",
     "Grid",
     "Group",
     "LastQueryAttention",
+    "MaxMinDiversity",
     "Per",
     "Pooling",
     "Random",

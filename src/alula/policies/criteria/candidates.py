@@ -16,11 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alula.errors import UsageError
+from alula.errors import SeamError, UsageError
 from alula.seam import LayerView
 from alula.tokens import UNKNOWN, TokenMap
 
 Per = Literal["image", "request"]
+
+
+_PADDING = UNKNOWN - 1
 
 
 class Group(NamedTuple):
@@ -50,6 +53,20 @@ class Scene(NamedTuple):
     hidden: Tensor
     owner: str
 
+    def noted(self, what: str) -> Tensor:
+        """What was read in the layer before.
+
+        Raises:
+            SeamError: its attention showed nothing.
+        """
+        layer = self.view.layer - 1
+        if (self.owner, what, layer) not in self.view.ctx.memo:
+            raise SeamError(
+                f"the attention of decoder layer {layer} did not show what tokens are chosen by",
+                remedy="leave the model's attention implementation alone under a policy that reads it",
+            )
+        return self.view.ctx.memo[self.owner, what, layer]
+
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
@@ -63,6 +80,8 @@ class Candidates:
         real: (U, N) bool: the token is there; the others fill up.
         counts: how many of every group are there.
         wanted: how many of every group stay, at most as many as there are.
+        instructions: of every group, the text of its sample behind the first image (all text where none is behind),
+            among the B * S.
     """
 
     shape: tuple[int, int]
@@ -72,6 +91,7 @@ class Candidates:
     real: Tensor
     counts: tuple[int, ...]
     wanted: tuple[int, ...] = ()
+    instructions: tuple[NDArray[np.int64], ...] = ()
 
     @classmethod
     def of(cls, tokens: TokenMap, *, per: Per) -> Candidates:
@@ -81,8 +101,8 @@ class Candidates:
             UsageError: per image, where it cannot be told which image a token is of.
         """
         batch, length = tokens.shape
-        items = np.array(torch.where(tokens.is_perceptual, tokens.item, -1).tolist())
-        groups, members = [], []
+        items = np.array(torch.where(tokens.valid, tokens.item, _PADDING).tolist())
+        groups, members, texts = [], [], []
         for sample, of in enumerate(items):
             if per == "image" and (of == UNKNOWN).any():
                 raise UsageError(
@@ -91,10 +111,14 @@ class Candidates:
                     remedy='have them chosen per="request", by a criterion that needs no single image; or give one '
                     "prompt at a time",
                 )
-            for item in np.unique(of[of != -1]) if per == "image" else [0] if (of != -1).any() else []:
-                here = np.flatnonzero(of == item if per == "image" else of != -1)
+            seen = np.flatnonzero((of >= 0) | (of == UNKNOWN))
+            text = np.flatnonzero(of == -1)
+            behind = text[text > seen[0]] if len(seen) else text
+            for item in np.unique(of[seen]) if per == "image" else [0] if len(seen) else []:
+                here = seen[of[seen] == item] if per == "image" else seen
                 groups.append(Group(sample, int(item), len(here)))
                 members.append(here + sample * length)
+                texts.append((behind if len(behind) else text) + sample * length)
         most = max((group.size for group in groups), default=0)
         index = np.full((len(groups), most), batch * length)
         for row, here in zip(index, members, strict=True):
@@ -102,7 +126,9 @@ class Candidates:
         on_device = torch.from_numpy(index).to(tokens.device)
         place = torch.arange(most, device=tokens.device).expand(len(groups), -1)
         counts = tuple(group.size for group in groups)
-        return cls(tokens.shape, tuple(groups), on_device, place, on_device < batch * length, counts)
+        return cls(
+            tokens.shape, tuple(groups), on_device, place, on_device < batch * length, counts, instructions=tuple(texts)
+        )
 
     @property
     def numbers(self) -> Tensor:
@@ -116,6 +142,12 @@ class Candidates:
     def gather(self, values: Tensor) -> Tensor:
         """(U, N, ..) of the candidates, from (B, S, ..) of all new tokens; of no meaning where none is."""
         return values.flatten(0, 1)[self.index.clamp(max=values.shape[0] * values.shape[1] - 1)]
+
+    def instruction(self) -> tuple[Tensor, Tensor]:
+        """(U, T) of every group's instruction among the B * S tokens, of no meaning where (U, T) bool it is shorter."""
+        index = self.table(list(self.instructions))
+        lengths = torch.tensor([len(each) for each in self.instructions], device=index.device)
+        return index, torch.arange(index.shape[1], device=index.device) < lengths[:, None]
 
     def table(self, rows: list[NDArray[Any]]) -> Tensor:
         """(U, most) of what the host says of every group, filled up with 0."""

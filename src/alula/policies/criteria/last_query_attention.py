@@ -27,8 +27,7 @@ class LastQueryAttention(Scored):
         stand.weights(layer - 1, _Reader(stand.owner))
 
     def scores(self, scene: Scene, candidates: Candidates) -> Tensor:
-        attention: Tensor = scene.view.ctx.memo[scene.owner, "attention", scene.view.layer - 1]
-        return candidates.gather(attention)
+        return candidates.gather(scene.noted("attention"))
 
 
 class _Reader:
