@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alula import TokenMap
-from alula.policies import ParallelAttention, Policy, Prune, Skip, Withdraw
+from alula.policies import ParallelAttention, Policy, Prune, Skip, Withdraw, layer_contributions
 from alula.policies.criteria.candidates import Candidates
 from alula.policies.criteria.conditional_dpp import spanning, stretched
 from alula.policies.criteria.duplicates import far_from
@@ -264,3 +264,17 @@ def test_frozen_layers() -> None:
         for step, ids in enumerate(numbers["frozen/next_ids"].T):
             output = model(input_ids=ids[:, None], **{cache_keyword(): cache_of_output(output)})
             close(output.logits[:, 0], numbers["frozen/decode_logits"][:, step])
+
+
+def test_layer_contributions() -> None:
+    numbers, facts = load_file(GOLDEN / "shortv.safetensors"), json.loads((GOLDEN / "shortv.json").read_text())
+    model = weighed(facts["config"], numbers)
+    prompts = []
+    for embeds in numbers["frozen/embeds"].float():
+        modalities = torch.zeros(1, len(embeds), dtype=torch.int64)
+        modalities[:, slice(*facts["layout"]["image"])] = 1
+        prompts.append({"inputs_embeds": embeds[None], "token_map": TokenMap.from_modalities(modalities)})
+    found = layer_contributions(model, prompts)
+    close(torch.tensor(found.scores, dtype=torch.float64), numbers["lc/scores"])
+    close(torch.tensor(list(found.mean().values()), dtype=torch.float64), numbers["lc/mean"])
+    assert found.ranked() == numbers["lc/order"].tolist()

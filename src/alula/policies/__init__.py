@@ -16,19 +16,23 @@ from alula.policies.lifecycle import (
 from alula.policies.parallel_attention import ParallelAttention
 from alula.policies.prune import Prune
 from alula.policies.registry import policy_of, policy_types, register
+from alula.policies.search import Contributions, WithdrawalSearch, layer_contributions, search_withdrawal
 from alula.policies.skip import Skip
 from alula.policies.withdraw import Withdraw
 
 __all__ = [
     "Attached",
     "Budget",
+    "Contributions",
     "ParallelAttention",
     "Policy",
     "Prune",
     "Skip",
     "Stand",
     "Withdraw",
+    "WithdrawalSearch",
     "active_policies",
+    "layer_contributions",
     "policies_from",
     "policies_of",
     "policy_of",
@@ -37,4 +41,5 @@ __all__ = [
     "read_policies",
     "register",
     "save_policies",
+    "search_withdrawal",
 ]

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from alula.anatomy import Anatomy
 from alula.errors import UsageError
 from alula.policies.base import Policy, Stand
 from alula.policies.registry import register
@@ -34,8 +35,9 @@ class Withdraw(Policy):
     policy_type: ClassVar[str] = "withdraw"
     layer: Int
 
-    def place(self, stand: Stand) -> None:
-        count = stand.anatomy.num_layers
+    def check(self, anatomy: Anatomy) -> None:
+        """Raise a UsageError if a decoder has no such layer, or none before it."""
+        count = anatomy.num_layers
         if not 0 < self.layer < count:
             raise UsageError(
                 f"withdrawal at layer {self.layer} leaves "
@@ -43,7 +45,10 @@ class Withdraw(Policy):
                 where="layer",
                 remedy=f"give one of 1 to {count - 1}",
             )
-        for layer in range(self.layer, count):
+
+    def place(self, stand: Stand) -> None:
+        self.check(stand.anatomy)
+        for layer in range(self.layer, stand.anatomy.num_layers):
             stand.work(layer, self)
 
     def work(self, view: LayerView, hidden: Tensor) -> Work | None:
