@@ -266,6 +266,11 @@ class Anatomy:
             )
         return self.layers[index].get_submodule(path)
 
+    @property
+    def rotates(self) -> bool:
+        """Whether the decoder rotates positions into queries and keys."""
+        return getattr(self.decoder, "rotary_emb", None) is not None
+
     # -- rotary positions -----------------------------------------------------------------------------------------
 
     def rope(self, position_embeddings: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:

@@ -36,8 +36,14 @@ CASES: dict[str, Policy] = {
     "prune by diversity": Prune.model_validate({"stages": ((0, 0.5),), "criterion": "max_min_diversity"}),
     "prune by a process": Prune.model_validate({"stages": ((0, 0.5),), "criterion": "conditional_dpp"}),
     "prune duplicates": Prune.model_validate({"stages": ((1, 0.5),), "criterion": "duplicates"}),
+    "prune by the instruction": Prune.model_validate({"stages": ((1, 0.5),), "criterion": "instruction_attention"}),
+    "prune by the layer itself": Prune.model_validate(
+        {"stages": ((0, 0.5),), "criterion": {"name": "last_query_attention", "of_layer": "itself"}}
+    ),
 }
-READ_AHEAD = {"prune", "prune by a process", "prune duplicates"}
+READ_AHEAD = {"prune"} | {
+    f"prune {by}" for by in ("by a process", "duplicates", "by the instruction", "by the layer itself")
+}
 """cases that choose among tokens by text behind them: what a token sees depends on what comes behind it"""
 HOSTS = ("olmo2", "qwen3_moe", "gpt_neox", "gpt2", "qwen3", "gemma3", "llava-llama", "llava-mistral", "qwen2_5_vl")
 PAIRS = [(host, case) for i, host in enumerate(HOSTS) for j, case in enumerate(CASES) if (i + j) % 2 == 0]

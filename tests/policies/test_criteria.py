@@ -37,6 +37,8 @@ class Seen(NamedTuple):
         stream: (S, d) in double precision.
         normed: the same behind the decoder's last norm.
         keys: (G, S, D) of the layer before; none in front of the first.
+        queries, unrotated: (H, S, D), (G, S, D) of the layer before, as they are projected.
+        last: place of the last valid token.
         there: places of the image tokens left, by image.
         text: places of text behind the first image.
     """
@@ -44,6 +46,9 @@ class Seen(NamedTuple):
     stream: np.ndarray
     normed: np.ndarray
     keys: np.ndarray
+    queries: np.ndarray
+    unrotated: np.ndarray
+    last: int
     there: list[list[int]]
     text: list[int]
 
@@ -127,6 +132,24 @@ def duplicates(seen: Seen, wanted: list[int]) -> list[int]:
     return kept
 
 
+def rope_free_attention(seen: Seen, wanted: list[int]) -> list[int]:
+    """Queries and keys as the projections give them; of each of two by two tokens, the first is uniform."""
+    kept, heads = [], seen.queries.shape[0] // seen.unrotated.shape[0]
+    last = seen.last
+    for image, count in zip(seen.there, wanted, strict=True):
+        scores = np.zeros(len(image))
+        for head, query in enumerate(seen.queries):
+            logits = np.array([query[last] @ seen.unrotated[head // heads][place] for place in image])
+            exponents = np.exp(logits * seen.queries.shape[2] ** -0.5)
+            scores += exponents / exponents.sum() / len(seen.queries)
+        side = math.isqrt(len(image))
+        for token in range(len(image)):
+            row, column = divmod(token, side)
+            scores[token] += (row % 3 == 0 and column % 3 == 0) if side**2 == len(image) else token % 9 == 0
+        kept += [image[token] for token in np.argsort(-scores, kind="stable")[:count]]
+    return kept
+
+
 def total(wanted: list[int]) -> int:
     """Half of all, as it is rounded."""
     return max(1, int(sum(wanted)))
@@ -138,12 +161,16 @@ NAIVE: dict[str, Naive] = {
     "max_min_diversity": max_min_diversity,
     "conditional_dpp": conditional_dpp,
     "duplicates": duplicates,
+    "rope_free_attention": rope_free_attention,
 }
-FIRST = dict.fromkeys(("max_min_diversity", "conditional_dpp", "duplicates"), 1)
+FIRST = dict.fromkeys(("max_min_diversity", "conditional_dpp", "duplicates"), 1) | {"rope_free_attention": 2}
 """in front of which layer"""
 LOOKING = [host for host in HOSTS if host not in zoo.TEXT or host in ("opt", "gpt2")]
 """hosts in which the tokens of an image differ: other text decoders are given the same for all of them"""
-PAIRS = [(host, each) for each in NAIVE for host in (HOSTS if each in ("grid", "pooling") else LOOKING)]
+PROJECTED = ["llama", "mistral", "qwen2", "gpt_neox", "phi3", "llava-llama", "llava-mistral", "qwen2_5_vl"]
+"""hosts whose queries and keys are what a projection gives, rotated"""
+WHERE = dict.fromkeys(("grid", "pooling"), HOSTS) | {"rope_free_attention": PROJECTED}
+PAIRS = [(host, each) for each in NAIVE for host in WHERE.get(each, LOOKING)]
 
 
 def images(model: Any, host: str, ids: Tensor) -> list[list[int]]:
@@ -174,6 +201,42 @@ def spied() -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
     """Inside, under the attention implementation "spy", queries and keys are noted by layer."""
     _compared.clear()
     yield _compared
+
+
+@contextmanager
+def projected(model: Any, layer: int | None) -> Iterator[list[Tensor]]:
+    """Inside, what a layer projects to (B, H, S, D) queries and (B, G, S, D) keys is noted."""
+    anatomy, found = Anatomy.of(model), [torch.zeros(8, 1, 1, 1)] * 2
+    handles = []
+
+    def note(at: int, output: Tensor, heads: int) -> None:
+        found[at] = output.detach().unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    if layer is not None and layer >= 0:
+        attention: Any = anatomy.attention(layer)
+        heads, of_keys = anatomy.num_heads, anatomy.num_kv_heads
+
+        def split(module: nn.Module, args: Any, output: Tensor) -> None:
+            if hasattr(attention, "query_key_value"):  # head by head
+                query, key, _ = output.unflatten(-1, (heads, 3, -1)).unbind(dim=-2)
+                query, key = query.flatten(-2), key.flatten(-2)
+            else:
+                width = anatomy.head_dim
+                query, key, _ = output.split([heads * width, of_keys * width, of_keys * width], dim=-1)
+            note(0, query, heads)
+            note(1, key, of_keys)
+
+        whole = getattr(attention, "query_key_value", None) or getattr(attention, "qkv_proj", None)
+        if whole is not None:
+            handles.append(whole.register_forward_hook(split))
+        else:
+            handles.append(attention.q_proj.register_forward_hook(lambda m, a, out: note(0, out, heads)))
+            handles.append(attention.k_proj.register_forward_hook(lambda m, a, out: note(1, out, of_keys)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -246,7 +309,7 @@ def kept_by(model: Any, host: str, inputs: dict[str, Tensor], criterion: str, st
             for at, edit in edits:
                 stack.enter_context(edited(model, at, edit))
             seen = stack.enter_context(watched(model, layer))
-            with spied() as compared:
+            with spied() as compared, projected(model, layer - 1 if host in PROJECTED else None) as projections:
                 run(model, host, inputs, use_cache=False)
         _, keys = compared.get(layer - 1, (None, torch.zeros(len(ids), 1, ids.shape[1], 1)))
         norm = anatomy.final_norm or nn.Identity()
@@ -262,6 +325,8 @@ def kept_by(model: Any, host: str, inputs: dict[str, Tensor], criterion: str, st
                 stream.double().numpy(),
                 norm(stream).detach().double().numpy(),
                 keys[sample].double().numpy(),
+                *(each[sample].double().numpy() for each in projections),
+                int(valid[sample].nonzero().max()),
                 there[sample],
                 [place for place in text if place > first],
             )
@@ -397,6 +462,20 @@ def test_attention_that_shows_no_keys_is_refused() -> None:
         zoo.set_attention(model, "eager")
         with pytest.raises(SeamError, match="did not show what"):
             model(inputs_embeds=embeds, token_map=tokens)
+
+
+def test_what_has_no_effect_on_a_host_is_refused() -> None:
+    policy = Prune.model_validate({"stages": ((1, 0.5),), "criterion": "rope_free_attention"})
+    for host in ("opt", "gpt2"):
+        with pytest.raises(HostError, match="does not rotate positions"), policy.on(zoo.build(host)):
+            pass
+
+
+def test_a_uniform_share_that_is_more_than_what_stays_is_refused() -> None:
+    embeds, tokens = prompt(36)
+    budget = Budget.model_validate({"image_tokens": 3, "by": "rope_free_attention"})
+    with pytest.raises(UsageError, match="are 4 tokens of an image of 36, of which 3 are to stay"):
+        left_by(budget, zoo.build("llama"), embeds, tokens)
 
 
 def test_images_that_cannot_be_told_apart_are_refused_per_image() -> None:

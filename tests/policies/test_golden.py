@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from alula import TokenMap
 from alula.policies import ParallelAttention, Policy, Prune, Skip, Withdraw, layer_contributions
-from alula.policies.criteria.candidates import Candidates
+from alula.policies.criteria.candidates import Candidates, Layout
 from alula.policies.criteria.conditional_dpp import spanning, stretched
 from alula.policies.criteria.duplicates import far_from
 from alula.policies.criteria.max_min_diversity import far_apart
@@ -100,7 +100,8 @@ def candidates(groups: int, tokens: int, wanted: int) -> Candidates:
     """One image of so many tokens in each of as many prompts, of which so many are wanted."""
     kinds = torch.ones(groups, tokens + 1, dtype=torch.int64)
     kinds[:, -1] = 0
-    return Candidates.of(TokenMap.from_modalities(kinds), per="image").wanting((wanted,) * groups)
+    tokens = TokenMap.from_modalities(kinds)
+    return Candidates.of(tokens, Layout.of(tokens), per="image").wanting((wanted,) * groups)
 
 
 def places(chosen: Tensor) -> Tensor:
@@ -185,6 +186,82 @@ def test_duplicates(case: str) -> None:
     each = torch.full((1, len(pivots)), shape["per_pivot"])
     chosen = far_from(similarity[None], taken, each, real)
     assert torch.equal(places(chosen)[0] + start, numbers[f"{case}/out.kept"])
+
+
+def llama(facts: dict[str, Any], numbers: dict[str, Tensor]) -> Any:
+    """The tiny Llama of a recording with that geometry."""
+    shape = facts["geometry"]
+    config = LlamaConfig(
+        vocab_size=shape["vocab"],
+        hidden_size=shape["hidden"],
+        intermediate_size=shape["ffn"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["kv_heads"],
+        rms_norm_eps=shape["rms_eps"],
+        rope_theta=shape["rope_theta"],
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.load_state_dict({k.removeprefix("model/w."): v.float() for k, v in numbers.items() if "model/w." in k})
+    return model
+
+
+def mapped(length: int, start: int, image: int) -> TokenMap:
+    kinds = torch.zeros(1, length, dtype=torch.int64)
+    kinds[:, start : start + image] = 1
+    return TokenMap.from_modalities(kinds)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["feather", "fastv_no_rope"])
+def test_attention_without_rope(case: str) -> None:
+    """In both stages, to the logits of prompt and steps."""
+    facts, numbers = json.loads((GOLDEN / "feather.json").read_text()), load_file(GOLDEN / "feather.safetensors")
+    model, embeds, rows = llama(facts, numbers), numbers["model/in.embeds"], numbers["model/in.image_rows"]
+    layers = facts["settings"][case]["layers"]
+    stages = [(layer, len(numbers[f"{case}/out.kept{i}"]) / len(rows)) for i, layer in enumerate(layers)]
+    criterion = {"name": "rope_free_attention", "stride": 3 if case == "feather" else None}
+    with Prune.model_validate({"stages": stages, "criterion": criterion}).on(model):
+        output = model(inputs_embeds=embeds, token_map=mapped(embeds.shape[1], int(rows[0]), len(rows)))
+        cache: Any = cache_of_output(output)
+        held = [cache.layers[layer].slots.places[0] for layer in layers]
+        for i, places in enumerate(held):
+            left = places[(places >= rows[0]) & (places <= rows[-1])] - rows[0]
+            assert torch.equal(left, numbers[f"{case}/out.kept{i}"])
+        close(output.logits[:, held[-1]], numbers[f"{case}/out.prefill_logits"])
+        for step, token in enumerate(numbers["model/in.next_ids"].T):
+            output = model(input_ids=token[None], **{cache_keyword(): cache_of_output(output)})
+            close(output.logits[:, 0], numbers[f"{case}/out.decode_logits"][:, step])
+
+
+@torch.no_grad()
+def test_the_layers_own_ranking() -> None:
+    """PyramidDrop's first stage, and its ragged ranking; later ones count positions anew, which alula does not."""
+    name, settings = "pyramiddrop", {"name": "last_query_attention", "of_layer": "itself"}
+    facts, numbers = json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.safetensors")
+    shape, model = facts["geometry"], llama(facts, numbers)
+    policy = Prune.model_validate({"stages": ((2, 0.5),), "criterion": settings})
+    with policy.on(model):
+        tokens = mapped(36, shape["system_rows"], shape["image_rows"])
+        output = model(inputs_embeds=numbers["model/in.embeds"], token_map=tokens)
+    cache: Any = cache_of_output(output)
+    assert torch.equal(cache.layers[2].slots.places[0], numbers["model/out.stage0_kept"])
+
+    features, mask = numbers["rank_ragged/in.features"], numbers["rank_ragged/in.mask"]
+    kinds = torch.where(mask, 0, -1)
+    for sample, (start, length) in enumerate(
+        zip(*(numbers[f"rank_ragged/in.image_{x}"] for x in ("start", "len")), strict=True)
+    ):
+        kinds[sample, start : start + length] = 1 if length else kinds[sample, start : start + length]
+    handle = model.model.layers[2].register_forward_pre_hook(lambda layer, args: (features, *args[1:]))
+    with policy.on(model):
+        tokens = TokenMap.from_modalities(kinds, mask)
+        output = model(inputs_embeds=features, attention_mask=mask.long(), token_map=tokens)
+    handle.remove()
+    slots = cache_of_output(output).layers[2].slots  # type: ignore[union-attr]
+    for sample, rows in enumerate(numbers["rank_ragged/out.rows"]):
+        places = slots.places[sample] if slots.real is None else slots.places[sample][slots.real[sample]]
+        assert torch.equal(places, rows[rows >= 0])
 
 
 SKIPPED = json.loads((GOLDEN / "skip.json").read_text())

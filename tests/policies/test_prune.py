@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError, UsageError
 from alula.policies import Prune, Withdraw
+from alula.seam import taps
 from tests import zoo
 from tests.grafts.common import prompt_tokens, run, true_positions
 from tests.policies.oracle import Left, masked
@@ -18,7 +20,13 @@ from tests.policies.test_withdraw import HOSTS, LAYERS, LAYOUTS, WAYS, close
 STAGES = {"one": ((1, 0.5),), "two": ((1, 0.75), (3, 0.25))}
 
 
-def ranked(model: Any, inputs: dict[str, Tensor], stages: tuple[tuple[int, float], ...]) -> Left:
+def ranked(
+    model: Any,
+    inputs: dict[str, Tensor],
+    stages: tuple[tuple[int, float], ...],
+    criterion: str = "last_query_attention",
+    of_layer: str = "before",
+) -> Left:
     """What is left by layer: each stage reads eager weights of a forward in which the stages before hold."""
     ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
     kept: dict[int, Tensor] = {}
@@ -35,15 +43,20 @@ def ranked(model: Any, inputs: dict[str, Tensor], stages: tuple[tuple[int, float
     zoo.set_attention(model, "eager")
     for layer, share in stages:
         with masked(model, left), torch.no_grad():
-            weights = model(**inputs, use_cache=False, output_attentions=True).attentions[layer - 1]
+            weights = model(**inputs, use_cache=False, output_attentions=True).attentions[
+                layer - (of_layer == "before")
+            ]
         stays = ids != zoo.IMAGE
         for sample in range(len(ids)):
-            last = int(valid[sample].nonzero().max())
             image = (ids[sample] == zoo.IMAGE).nonzero()[:, 0]
+            text = (valid[sample] & (ids[sample] != zoo.IMAGE)).nonzero()[:, 0].tolist()
+            asks = [int(valid[sample].nonzero().max())]
+            if criterion == "instruction_attention" and len(image):
+                asks = [place for place in text if place > int(image[0])]
             there = image[left(layer - 1, ids)[sample, image]]
             if len(image):
                 count = max(1, int(share * len(image) + 0.5))
-                scores = weights[sample, :, last, there].mean(dim=0)
+                scores = weights[sample][:, asks][..., there].double().mean(dim=(0, 1))
                 # behind a window all are 0: of equal ones the first stays
                 stays[sample, there[scores.argsort(descending=True, stable=True)[:count]]] = True
         kept[layer] = stays
@@ -63,6 +76,65 @@ def test_prefill_equals_the_masked_oracle(host: str, stages: str, side: str) -> 
         ours = run(model, host, inputs)
     stays = inputs["attention_mask"].bool() & left(LAYERS - 1, inputs["input_ids"])
     close(ours[stays], expected[stays])
+
+
+OTHERS = [("last_query_attention", "itself"), ("instruction_attention", "before"), ("instruction_attention", "itself")]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("criterion", "of_layer"), OTHERS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_other_attention_equals_the_masked_oracle(host: str, criterion: str, of_layer: str, side: str) -> None:
+    model, inputs = zoo.build(host, layers=LAYERS), zoo.batch(host, *LAYOUTS, side=side)
+    settings: Any = {"name": criterion, "of_layer": of_layer}
+    if host == "gemma2" and of_layer == "itself":  # it runs eager attention
+        with pytest.raises(HostError, match="does not show"), Prune(stages=STAGES["two"], criterion=settings).on(model):
+            pass
+        return
+    left = ranked(model, inputs, STAGES["two"], criterion, of_layer)
+    with masked(model, left):
+        expected = run(model, host, inputs, use_cache=False)
+    with Prune(stages=STAGES["two"], criterion=settings).on(model):
+        ours = run(model, host, inputs)
+        uncached = run(model, host, inputs, use_cache=False)
+    stays = inputs["attention_mask"].bool() & left(LAYERS - 1, inputs["input_ids"])
+    close(ours[stays], expected[stays])
+    close(uncached[stays], expected[stays])
+
+
+def test_the_first_layer_can_rank_by_itself() -> None:
+    model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", *LAYOUTS)
+    stages, settings = ((0, 0.5), (2, 0.25)), {"name": "last_query_attention", "of_layer": "itself"}
+    left = ranked(model, inputs, stages, of_layer="itself")
+    with masked(model, left):
+        expected = run(model, "llava-llama", inputs, use_cache=False)
+    with Prune(stages=stages, criterion=settings).on(model):  # type: ignore[arg-type]
+        ours = run(model, "llava-llama", inputs)
+    stays = inputs["attention_mask"].bool() & left(LAYERS - 1, inputs["input_ids"])
+    close(ours[stays], expected[stays])
+
+
+def test_what_is_run_to_be_ranked_is_not_seen_by_others() -> None:
+    model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", *LAYOUTS)
+    settings: Any = {"name": "last_query_attention", "of_layer": "itself"}
+    seen: list[str] = []
+    with (
+        Prune(stages=((1, 0.5),), criterion=settings).on(model),
+        taps(model, ["attention_norm", "attention"], lambda event: seen.append(f"{event.point} {event.layer}")),
+    ):
+        run(model, "llava-llama", inputs)
+    assert sorted(seen) == sorted(f"{point} {layer}" for point in ("attention_norm", "attention") for layer in range(4))
+
+
+def test_compiled_the_layer_ranks_by_itself_too() -> None:
+    model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", *LAYOUTS)
+    settings: Any = {"name": "last_query_attention", "of_layer": "itself"}
+    with Prune(stages=STAGES["two"], criterion=settings).on(model):
+        expected = run(model, "llava-llama", inputs)
+        torch._dynamo.reset()
+        Anatomy.of(model).decoder.compile(backend="eager")
+        close(run(model, "llava-llama", inputs), expected)
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -18,6 +18,7 @@ from alula.errors import UsageError
 from alula.seam import (
     POLICIES,
     Bias,
+    Foresight,
     Heads,
     Owner,
     Phase,
@@ -89,6 +90,14 @@ class Stand:
             HostError: the decoder runs an attention implementation that cannot be asked.
         """
         self._seam.request_weights(layer, weights, mark=self._mark)
+
+    def foresight(self, layer: int, foresight: Foresight) -> None:
+        """Have ``foresight`` receive the attention of a few tokens before a layer is run, see `Seam.request_foresight`.
+
+        Raises:
+            HostError: the decoder runs an attention implementation that does not show queries and keys.
+        """
+        self._seam.request_foresight(layer, foresight, mark=self._mark)
 
     def heads(self, layer: int, heads: Heads) -> None:
         """Have ``heads`` receive queries and keys of a layer's attention, see `Seam.request_heads`.

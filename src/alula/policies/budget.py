@@ -40,7 +40,7 @@ class Budget(Policy):
     per: Per = "image"
 
     def place(self, stand: Stand) -> None:
-        layer = int(self.by.reads_attention) if self.layer is None else self.layer
+        layer = int(self.by.reads_before) if self.layer is None else self.layer
         Stages(self.by, [layer], self._wanted, self.per, stand.owner).place(stand)
 
     def _wanted(self, stage: int, groups: Sequence[Group]) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alula.errors import UsageError
 from alula.policies.base import Stand
-from alula.policies.criteria import Candidates, Criterion, Group, Per, Scene
+from alula.policies.criteria import Candidates, Criterion, Group, Layout, Per, Scene
 from alula.seam import LayerView, Point, Work
 
 Wanted = Callable[[int, Sequence[Group]], Sequence[int]]
@@ -53,7 +53,7 @@ class Stages:
         Raises:
             UsageError: a stage is outside of its decoder.
         """
-        first, count = int(self.criterion.reads_attention), stand.anatomy.num_layers
+        first, count = int(self.criterion.reads_before), stand.anatomy.num_layers
         for layer in self.layers:
             if not first <= layer < count:
                 reads = "attention is read in the layer before it, and " if first else ""
@@ -95,7 +95,7 @@ class Stages:
 
     def _choose(self, stage: int, view: LayerView, hidden: Tensor) -> _Chosen | None:
         if not stage:
-            there = Candidates.of(view.ctx.tokens, per=self.per)
+            there = Candidates.of(view.ctx.tokens, view.ctx.once(Layout.of, view.ctx.tokens), per=self.per)
         else:
             last: _Chosen | None = view.ctx.memo[self.owner, stage - 1]
             if last is None:
@@ -105,4 +105,6 @@ class Stages:
             return None
         there = there.wanting(tuple(self.wanted(stage, there.groups)))
         stays = self.criterion.choose(Scene(view, hidden, self.owner), there)
-        return _Chosen(Work.of(there.spread(stays) | ~view.ctx.tokens.is_perceptual), there, stays)
+        work = Work.of(there.spread(stays) | ~view.ctx.tokens.is_perceptual)
+        view.ctx.memo[self.owner, "left"] = work
+        return _Chosen(work, there, stays)

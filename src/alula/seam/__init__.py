@@ -8,7 +8,20 @@ from alula.seam.generation import generation_extras
 from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.install import Seam, find, install, needs_roles
 from alula.seam.points import InputOf, OutputOf, Phase, Point
-from alula.seam.requests import Bias, Branch, BranchReader, Heads, Owner, Requests, Sums, Tokens, Weights, Work, Worker
+from alula.seam.requests import (
+    Bias,
+    Branch,
+    BranchReader,
+    Foresight,
+    Heads,
+    Owner,
+    Requests,
+    Sums,
+    Tokens,
+    Weights,
+    Work,
+    Worker,
+)
 from alula.seam.scope import marked, marks
 from alula.seam.taps import TapEvent, taps
 from alula.seam.view import LayerView
@@ -21,6 +34,7 @@ __all__ = [
     "Branch",
     "BranchReader",
     "ByThread",
+    "Foresight",
     "ForwardContext",
     "Handle",
     "Heads",

@@ -58,6 +58,10 @@ _PLAIN = frozenset(
 )
 
 
+class Foreseen(Exception):  # noqa: N818
+    """Attention was asked for its weights alone: the layer that it is in need not go on. It never leaves the seam."""
+
+
 def attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -81,6 +85,8 @@ def attention_forward(
     """
     options = {"scaling": scaling, "dropout": dropout, **_biased(module, alula, query, key, kwargs)}
     _weigh(module, query, key, attention_mask, options, alula)
+    if alula is not None and alula.foresight is not None:
+        raise Foreseen
     apart, shared = _requested(module, alula, query.shape[2], key.shape[2])
     if apart:
         _answer_apart(sdpa_attention_forward, module, query, key, attention_mask, options, alula, apart)
@@ -136,7 +142,11 @@ def _weigh(
     module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any], alula: Any
 ) -> None:
     """Give those who asked queries and keys, and the attention of a few queries, which is written out for these."""
-    if alula is None or not hasattr(module, "layer_idx") or not (alula.requests.weights or alula.requests.heads):
+    if (
+        alula is None
+        or not hasattr(module, "layer_idx")
+        or not (alula.requests.weights or alula.requests.heads or alula.foresight)
+    ):
         return
     for asked in alula.requested_heads(module, query.shape[2], key.shape[2]):
         scaling = query.shape[-1] ** -0.5 if options["scaling"] is None else options["scaling"]

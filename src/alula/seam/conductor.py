@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from alula.anatomy import NAME, Anatomy
 from alula.errors import HostError, SeamError, UsageError
 from alula.seam import dialect
-from alula.seam.attention import ATTENTION, EAGER, answer_from_weights, mask_with_bias
+from alula.seam.attention import ATTENTION, EAGER, Foreseen, answer_from_weights, mask_with_bias
 from alula.seam.context import ForwardContext
 from alula.seam.hooks import Handle
 from alula.seam.lanes import Lane, LeanLayer, Lent, Plan, Slots, held_at, packed_mask, ranked
-from alula.seam.requests import Request, Work, Worker
+from alula.seam.requests import Foresight, Request, Work, Worker
 from alula.tokens import TokenMap
 
 
@@ -54,6 +54,7 @@ class Conductor:
 
     Attributes:
         workers: who says which tokens have work in it. Without one it is not there.
+        foresights: who wants to know its attention before that.
     """
 
     def __init__(self, anatomy: Anatomy, index: int, current: Callable[[], ForwardContext | None]) -> None:
@@ -63,6 +64,7 @@ class Conductor:
         """
         self.anatomy, self.index, self._current = anatomy, index, current
         self.workers: tuple[Request[Worker], ...] = ()
+        self.foresights: tuple[Request[Foresight], ...] = ()
         self._before: dict[str, Any] = {}
         self._names: tuple[str, ...] = ()
 
@@ -109,6 +111,8 @@ class Conductor:
         if ctx is None:
             return run(*args, **kwargs)
         given = dialect.hidden_of(args, kwargs, where=where)
+        if self.foresights and self.index not in ctx.left:
+            self._foresee(ctx, given, dialect.named_of(self._names, args, kwargs))
         plan = self._plan(ctx, given)
         attending = None if plan is None else plan.attending
         named = dialect.named_of(self._names, args, kwargs)
@@ -145,6 +149,39 @@ class Conductor:
         if layer is None:
             return output
         return dialect.output_with_hidden(output, layer.scatter(dialect.hidden_of_output(output), given))
+
+    @torch.compiler.disable  # an exception leaves it half-way
+    @torch.no_grad()
+    def _foresee(self, ctx: ForwardContext, given: Tensor, named: dict[str, Any]) -> None:
+        """Run the layer as far as its attention, for those who want to know that before they say who has work here.
+
+        Raises:
+            SeamError: it was run, and its attention did not show itself.
+        """
+        count, past = ctx.tokens.shape[1], ctx.all_tokens.shape[1] - ctx.tokens.shape[1]
+        module = self.anatomy.layers[self.index]
+        named = {name: value for name, value in named.items() if not isinstance(value, Cache)}
+        named.pop(self._names[0], None)
+        for request in self.foresights:
+            view = ctx.at(self.index)
+            if (request.mark is not None and request.mark not in ctx.marks) or request.by.queries(view) is None:
+                continue
+            work = request.by.standing(view)
+            plan = None if work is None else ctx.once(Plan.of, work, ctx.tokens)
+            lane = None if plan is None else plan.attending
+            keys = ctx.once(_stretch, ctx.tokens, past, past + count) if lane is None else _behind(lane, past)
+            seen = named | {dialect.MASK: packed_mask(named.get(dialect.MASK), lane, keys, ctx.tokens, past, None)}
+            if lane is not None:
+                seen = dialect.with_positions(seen, partial(ctx.once, _of_lane, lane))
+            with ctx.foreseeing(self.index, request, lane, keys.places):
+                try:
+                    self._run("layer", module, given if lane is None else lane.gather(given), **seen)
+                except Foreseen:
+                    continue
+            raise SeamError(
+                f"the attention of decoder layer {self.index} did not show itself before the layer was run",
+                remedy='run the decoder with SDPA: model.set_attn_implementation("sdpa")',
+            )
 
     @torch.compiler.disable  # lanes are made by reading the device, which torch 2.7 cannot break a graph at
     def _plan(self, ctx: ForwardContext, hidden: Tensor) -> Plan | None:
@@ -256,6 +293,11 @@ def _of_lane(lane: Lane, table: Tensor, dim: int) -> Tensor:
 
 def _stretch(tokens: TokenMap, start: int, stop: int) -> Slots:
     return Slots(torch.arange(start, stop, device=tokens.device).expand(tokens.shape[0], -1))
+
+
+def _behind(lane: Lane, past: int) -> Slots:
+    """The keys of a lane's tokens alone, behind so many cached ones."""
+    return Slots(lane.index + past, lane.real)
 
 
 def _own(lane: Lane) -> Slots:

@@ -23,7 +23,7 @@ from alula.errors import SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence, half
 from alula.seam.lanes import Lane, Plan
-from alula.seam.requests import Bias, Branch, BranchReader, Heads, Request, Requests, Sums, Weights
+from alula.seam.requests import Bias, Branch, BranchReader, Foresight, Heads, Request, Requests, Sums, Weights
 from alula.seam.view import LayerView, gather, located
 from alula.tokens import TokenMap
 
@@ -61,6 +61,7 @@ class ForwardContext:
         cache: the KV cache the model was given, or None.
         layer_cache: the one its layers were given; set when the first of them is entered.
         plans: by decoder layer, what its attention and its MLP are given, where these are not the same tokens.
+        foresight: who has a layer run only to see its attention, meanwhile.
         requests: who takes part, as it was when this forward began.
         marks: of the thread that began it (see `scope`).
         given: inputs that owners take beside the host's own, (B, ..) by name.
@@ -112,6 +113,7 @@ class ForwardContext:
         # by layer the tokens in it, and the indices of a `LayerView`: a view itself would keep this forward alive
         self._standing: dict[int, _Standing] = {}
         self.plans: dict[int, Plan] = {}
+        self.foresight: Request[Foresight] | None = None
         self._packed: dict[int, _Standing] = {}
         self._said: dict[int, Tensor] = {}
         self._all_positions: dict[str, list[Tensor]] = {}
@@ -168,6 +170,23 @@ class ForwardContext:
             yield
         finally:
             self._standing[layer] = before
+
+    @contextmanager
+    def foreseeing(
+        self, layer: int, request: Request[Foresight], lane: Lane | None, keys: Tensor | None
+    ) -> Iterator[None]:
+        """Inside, the tokens of a lane stand in a decoder layer, which is run for its attention alone."""
+        before = self._standing.get(layer), self._packed.get(layer)
+        self.pack(layer, lane, keys)
+        self.foresight = request
+        try:
+            yield
+        finally:
+            self.foresight = None
+            for table, entry in zip((self._standing, self._packed), before, strict=True):
+                table.pop(layer, None)
+                if entry is not None:
+                    table[layer] = entry
 
     def unpack(self, layer: int) -> None:
         """From here on all tokens of the forward are there again."""
@@ -372,7 +391,8 @@ class ForwardContext:
         """
         index: int = module.layer_idx  # type: ignore[assignment]
         wanted = []
-        for request in self._asked(self.requests.weights.get(index, ())):
+        asked = self._asked(self.requests.weights.get(index, ())) if self.foresight is None else [self.foresight]
+        for request in asked:
             view = self.at(index)
             chosen = request.by.queries(view)
             if chosen is not None:
@@ -387,7 +407,7 @@ class ForwardContext:
             SeamError: the module has other queries or keys than this forward knows of.
         """
         index: int = module.layer_idx  # type: ignore[assignment]
-        asked = self._asked(self.requests.heads.get(index, ()))
+        asked = self._asked(self.requests.heads.get(index, ())) if self.foresight is None else []
         if asked:
             self._check_lengths(self.at(index), queries, keys)
         return asked

@@ -32,7 +32,19 @@ from alula.seam.points import (
     check_named,
     check_point,
 )
-from alula.seam.requests import Bias, BranchReader, Ending, Heads, Owner, Request, Requests, Sums, Weights, Worker
+from alula.seam.requests import (
+    Bias,
+    BranchReader,
+    Ending,
+    Foresight,
+    Heads,
+    Owner,
+    Request,
+    Requests,
+    Sums,
+    Weights,
+    Worker,
+)
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
 from alula.tokens import TOKEN_ROLES, Modality, Role, TokenMap
@@ -113,6 +125,29 @@ class Seam(nn.Module):
             self._read_weights(layer)
 
         return self._ask_attention(layer, request, lambda: self.requests.weights.get(layer, ()), put)
+
+    def request_foresight(self, layer: int, foresight: Foresight, *, mark: Hashable | None = None) -> Handle:
+        """Have `foresight` receive the attention of a few new tokens to the new tokens in a decoder layer, before
+        anybody is asked who has work there, until the handle is removed.
+
+        The layer is run for it as far as its queries and keys, by the tokens that `foresight` names.
+
+        Args:
+            layer: index of the decoder layer.
+            foresight: says of which, and takes it.
+            mark: only in forwards that carry this mark (see `scope`).
+
+        Raises:
+            HostError: the decoder runs an attention implementation that does not show queries and keys.
+        """
+        check_readable(self.anatomy, shows_heads=True)
+        request, hooks = Request(foresight, mark, is_ahead=True), self._layers[layer]
+
+        def put(requests: tuple[Request[Foresight], ...]) -> None:
+            hooks.foresights = requests
+            hooks.update()
+
+        return self._ask_attention(layer, request, lambda: hooks.foresights, put)
 
     def request_heads(self, layer: int, heads: Heads, *, mark: Hashable | None = None) -> Handle:
         """Have `heads` receive queries and keys of a decoder layer's attention, until the handle is removed.
@@ -215,7 +250,7 @@ class Seam(nn.Module):
     def _rest_attention(self) -> None:
         """Give the decoder its own attention function back where nobody asks any more."""
         now = self.requests
-        is_asked = now.sums or now.biases or now.weights or now.heads
+        is_asked = now.sums or now.biases or now.weights or now.heads or any(each.foresights for each in self._layers)
         if not is_asked and self._previous_attention is not None:
             close_attention(self.anatomy, self._previous_attention)
             self._previous_attention = None

@@ -24,7 +24,7 @@ from alula.seam.attention import EAGER, answer_from_weights, mask_with_bias
 from alula.seam.conductor import Conductor
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.hooks import ByThread, Handle, with_keywords
-from alula.seam.requests import Request, Worker
+from alula.seam.requests import Foresight, Request, Worker
 
 # The functions at a point are compiled, the way to them is not: torch.compile guards no hooks, and would run those of
 # one layer in another.
@@ -113,6 +113,7 @@ class LayerHooks:
 
     Attributes:
         workers: who says which tokens have work in this layer.
+        foresights: who wants to know its attention before.
         reads_weights: whether eager attention's weights are read in this layer.
         is_biased: whether attention may be biased in this layer.
     """
@@ -125,6 +126,7 @@ class LayerHooks:
         self.anatomy, self.index, self.is_watched = anatomy, index, is_watched
         self.reads_weights = self.is_biased = False
         self.workers: tuple[Request[Worker], ...] = ()
+        self.foresights: tuple[Request[Foresight], ...] = ()
         self._conductor = Conductor(anatomy, index, self._current)
         self._entries: dict[AnyPoint, tuple[Entry, ...]] = {}
         self._handles: dict[str, RemovableHandle | Handle] = {}
@@ -149,6 +151,7 @@ class LayerHooks:
         left = {point: tuple(each for each in there if not is_gone(each)) for point, there in self._entries.items()}
         self._entries = {point: there for point, there in left.items() if there}
         self.workers = tuple(request for request in self.workers if not is_gone(request))
+        self.foresights = tuple(request for request in self.foresights if not is_gone(request))
         self.update()
 
     def replace(self, point: Point, module: nn.Module) -> Handle:
@@ -184,8 +187,8 @@ class LayerHooks:
         layer, attention = self.anatomy.layers[self.index], self.anatomy.attention(self.index)
         after = self.anatomy.attention_out(self.index)
         wanted: dict[str, Callable[[], RemovableHandle | Handle]] = {}
-        self._conductor.workers = self.workers
-        if self.workers:
+        self._conductor.workers, self._conductor.foresights = self.workers, self.foresights
+        if self.workers or self.foresights:
             wanted["conduct"] = self._conductor.put
         if parts := any(request.has_parts for request in self.workers):
             wanted["conduct parts"] = self._conductor.put_parts
@@ -259,8 +262,8 @@ class LayerHooks:
                     f"the {point} of decoder layer {self.index}, with {entry.owner!r} there, was run without its host",
                     remedy="call the whole model; its forward tells the graft which tokens are images",
                 )
-            if entry.is_reading and self.index in ctx.left:
-                continue  # gradient checkpointing computes it again
+            if entry.is_reading and (self.index in ctx.left or ctx.foresight is not None):
+                continue  # gradient checkpointing computes it again, or it is run for its attention alone
             if view is None:
                 view = ctx.at(self.index)
             shape, known = hidden.shape, view.tokens.shape

@@ -60,6 +60,13 @@ Tokens = Tensor | Literal[False] | None
 """some of a forward's new tokens: (B, S) bool; None: all, False: none, which is known without reading the device"""
 
 
+class Foresight(Weights, Protocol):
+    """`Weights` of a layer that are wanted before it is run, to say who has work in it."""
+
+    def standing(self, view: LayerView) -> Work | None:
+        """The work of those that would stand in the layer; None: of all."""
+
+
 class Heads(Protocol):
     """Something that wants queries and keys of the decoder's own attention in a layer, as they are compared there."""
 
@@ -196,12 +203,14 @@ class Request(Generic[Asker]):
         mark: it asks in forwards that carry this mark only (see `scope`); None: in all.
         is_gated: it needs nothing of samples without media.
         has_parts: it tells a layer's attention from its MLP.
+        is_ahead: it wants to know before the layer is run.
     """
 
     by: Asker
     mark: Hashable | None = None
     is_gated: bool = False
     has_parts: bool = False
+    is_ahead: bool = False
 
 
 @dataclass(frozen=True, eq=False)

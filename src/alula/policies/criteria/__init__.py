@@ -6,15 +6,16 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from alula.policies.criteria.attention import InstructionAttention, LastQueryAttention
 from alula.policies.criteria.base import Criterion
-from alula.policies.criteria.candidates import Candidates, Group, Per, Scene
+from alula.policies.criteria.candidates import Candidates, Group, Layout, Per, Scene
 from alula.policies.criteria.conditional_dpp import ConditionalDPP
 from alula.policies.criteria.duplicates import Duplicates
 from alula.policies.criteria.grid import Grid
-from alula.policies.criteria.last_query_attention import LastQueryAttention
 from alula.policies.criteria.max_min_diversity import MaxMinDiversity
 from alula.policies.criteria.pooling import Pooling
 from alula.policies.criteria.random import Random
+from alula.policies.criteria.rope_free_attention import RopeFreeAttention
 
 
 def _named(value: Any) -> Any:
@@ -22,7 +23,15 @@ def _named(value: Any) -> Any:
 
 
 Criteria = Annotated[
-    LastQueryAttention | MaxMinDiversity | ConditionalDPP | Duplicates | Random | Grid | Pooling,
+    LastQueryAttention
+    | InstructionAttention
+    | RopeFreeAttention
+    | MaxMinDiversity
+    | ConditionalDPP
+    | Duplicates
+    | Random
+    | Grid
+    | Pooling,
     Field(discriminator="name"),
     BeforeValidator(_named),
 ]
@@ -36,10 +45,13 @@ __all__ = [
     "Duplicates",
     "Grid",
     "Group",
+    "InstructionAttention",
     "LastQueryAttention",
     "MaxMinDiversity",
+    "Layout",
     "Per",
     "Pooling",
     "Random",
+    "RopeFreeAttention",
     "Scene",
 ]

@@ -21,15 +21,22 @@ class Criterion(Settings, abc.ABC):
 
     name: str
     """its name in saved settings"""
-    reads_attention: ClassVar[bool] = False
-    """whether it reads attention in the layer before, so that it cannot choose in front of the first"""
     is_of_images: ClassVar[bool] = False
     """whether it goes by places within one image"""
     merges: ClassVar[bool] = False
     """whether tokens that leave are merged into some that stay"""
 
+    @property
+    def reads_before(self) -> bool:
+        """Whether it reads attention in the layer before, so that it cannot choose in front of the first."""
+        return False
+
     def place(self, stand: Stand, layer: int) -> None:
-        """Ask ``stand`` for what is read before tokens are chosen in front of a layer."""
+        """Ask ``stand`` for what is read before tokens are chosen in front of a layer.
+
+        Raises:
+            UsageError, HostError: the host has nothing that could be read.
+        """
 
     @abc.abstractmethod
     def choose(self, scene: Scene, candidates: Candidates) -> Tensor:

@@ -23,7 +23,7 @@ from alula.tokens import UNKNOWN, TokenMap
 Per = Literal["image", "request"]
 
 
-_PADDING = UNKNOWN - 1
+_TEXT, _PADDING = -1, UNKNOWN - 1
 
 
 class Group(NamedTuple):
@@ -53,19 +53,59 @@ class Scene(NamedTuple):
     hidden: Tensor
     owner: str
 
-    def noted(self, what: str) -> Tensor:
-        """What was read in the layer before.
+    def noted(self, what: str, layer: int | None = None) -> Tensor:
+        """What was read in a layer; None: in the one before.
 
         Raises:
             SeamError: its attention showed nothing.
         """
-        layer = self.view.layer - 1
+        layer = self.view.layer - 1 if layer is None else layer
         if (self.owner, what, layer) not in self.view.ctx.memo:
             raise SeamError(
                 f"the attention of decoder layer {layer} did not show what tokens are chosen by",
                 remedy="leave the model's attention implementation alone under a policy that reads it",
             )
         return self.view.ctx.memo[self.owner, what, layer]
+
+
+class Layout(NamedTuple):
+    """Where the new tokens of a forward stand, as the host knows it.
+
+    Attributes:
+        items: (B, S) as `TokenMap.item`, padding told apart from text.
+        instructions: of every sample, its text behind the first image; all text where none is behind; where there is
+            none at all, its last token.
+    """
+
+    items: NDArray[np.int64]
+    instructions: list[NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, tokens: TokenMap) -> Layout:
+        """Reads the device once."""
+        items = np.array(torch.where(tokens.valid, tokens.item, _PADDING).tolist())
+        found = []
+        for of in items:
+            text, seen = np.flatnonzero(of == _TEXT), np.flatnonzero(_is_perceptual(of))
+            behind = text[text > seen[0]] if len(seen) else text
+            found.append(next(each for each in (behind, text, seen[-1:], np.array([len(of) - 1])) if len(each)))
+        return cls(items, found)
+
+
+def instructions(view: LayerView) -> tuple[Tensor, Tensor]:
+    """(B, n) of every sample's instruction among its new tokens, the last once more where (B, n) bool it is shorter."""
+    return view.ctx.once(_table, view.ctx.once(Layout.of, view.ctx.tokens), view.ctx.tokens)
+
+
+def _table(layout: Layout, tokens: TokenMap) -> tuple[Tensor, Tensor]:
+    most = max(map(len, layout.instructions))
+    index = [np.pad(each, (0, most - len(each)), mode="edge") for each in layout.instructions]
+    is_there = [np.arange(most) < len(each) for each in layout.instructions]
+    return torch.from_numpy(np.stack(index)).to(tokens.device), torch.from_numpy(np.stack(is_there)).to(tokens.device)
+
+
+def _is_perceptual(items: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return (items >= 0) | (items == UNKNOWN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +120,7 @@ class Candidates:
         real: (U, N) bool: the token is there; the others fill up.
         counts: how many of every group are there.
         wanted: how many of every group stay, at most as many as there are.
-        instructions: of every group, the text of its sample behind the first image (all text where none is behind),
-            among the B * S.
+        instructions: of every group, that of its sample, among the B * S.
     """
 
     shape: tuple[int, int]
@@ -94,16 +133,15 @@ class Candidates:
     instructions: tuple[NDArray[np.int64], ...] = ()
 
     @classmethod
-    def of(cls, tokens: TokenMap, *, per: Per) -> Candidates:
-        """All perceptual tokens of a forward. Reads the device once.
+    def of(cls, tokens: TokenMap, layout: Layout, *, per: Per) -> Candidates:
+        """All perceptual tokens of a forward.
 
         Raises:
             UsageError: per image, where it cannot be told which image a token is of.
         """
         batch, length = tokens.shape
-        items = np.array(torch.where(tokens.valid, tokens.item, _PADDING).tolist())
         groups, members, texts = [], [], []
-        for sample, of in enumerate(items):
+        for sample, of in enumerate(layout.items):
             if per == "image" and (of == UNKNOWN).any():
                 raise UsageError(
                     f"prompt {sample} has tokens of images, and it cannot be told which are of which",
@@ -111,14 +149,12 @@ class Candidates:
                     remedy='have them chosen per="request", by a criterion that needs no single image; or give one '
                     "prompt at a time",
                 )
-            seen = np.flatnonzero((of >= 0) | (of == UNKNOWN))
-            text = np.flatnonzero(of == -1)
-            behind = text[text > seen[0]] if len(seen) else text
+            seen = np.flatnonzero(_is_perceptual(of))
             for item in np.unique(of[seen]) if per == "image" else [0] if len(seen) else []:
                 here = seen[of[seen] == item] if per == "image" else seen
                 groups.append(Group(sample, int(item), len(here)))
                 members.append(here + sample * length)
-                texts.append((behind if len(behind) else text) + sample * length)
+                texts.append(layout.instructions[sample] + sample * length)
         most = max((group.size for group in groups), default=0)
         index = np.full((len(groups), most), batch * length)
         for row, here in zip(index, members, strict=True):

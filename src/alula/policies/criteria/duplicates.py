@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -28,9 +28,12 @@ class Duplicates(Criterion):
     """
 
     name: Literal["duplicates"] = "duplicates"
-    reads_attention: ClassVar[bool] = True
     image_pivots: Int = Field(default=4, ge=1)
     text_pivots: Int = Field(default=4, ge=0)
+
+    @property
+    def reads_before(self) -> bool:
+        return True
 
     def place(self, stand: Stand, layer: int) -> None:
         stand.heads(layer - 1, _Reader(stand.owner))
