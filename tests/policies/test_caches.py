@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from alula.errors import HostError, UsageError
+from alula.errors import UsageError
 from alula.policies import Policy, Prune, Skip, Withdraw
 from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
@@ -193,20 +193,6 @@ def test_caches_without_room_for_some_are_refused(kind: str) -> None:
         cache.layers[1].__class__ = type("QuantizedLayer", (type(cache.layers[1]),), {})
     with POLICY.on(model), torch.no_grad(), pytest.raises(UsageError, match="use a cache that grows"):
         model(**inputs, **{CACHE: cache})
-
-
-def test_attention_without_masks_that_can_be_read_is_refused() -> None:
-    model = zoo.build("llava-llama", layers=LAYERS)
-    zoo.set_attention(model, "flex_attention")
-    with pytest.raises(HostError, match=r"(?s)'flex_attention'.*set_attn_implementation"), POLICY.on(model):
-        pass
-
-
-@pytest.mark.parametrize("layer", [0, LAYERS, 9])
-def test_a_layer_outside_the_decoder_is_refused(layer: int) -> None:
-    model = zoo.build("llava-llama", layers=LAYERS)
-    with pytest.raises(UsageError, match="give one of 1 to 3"), Withdraw(layer=layer).on(model):
-        pass
 
 
 @pytest.mark.parametrize("host", ["llava-llama", "llava-mistral"])

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import alula
-from alula.errors import UsageError
 from alula.policies import Withdraw
 from tests import zoo
 from tests.grafts.common import CONFIGS, prompt_tokens, run, wake
@@ -97,9 +96,3 @@ def test_training_under_it_gives_the_masked_oracles_gradients(host: str, *, chec
     assert gradients[0].keys() == gradients[1].keys()
     for name, expected in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], expected, atol=1e-4, rtol=1e-3, msg=name)
-
-
-def test_a_prompt_of_images_alone_is_refused() -> None:
-    model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", "3I2", "I")
-    with pytest.raises(UsageError, match="prompt 1 has images and no text"), Withdraw(layer=1).on(model):
-        run(model, "llava-llama", inputs, use_cache=False)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from alula.anatomy import Anatomy
 from alula.errors import UsageError
 from alula.policies.base import Policy, Stand
+from alula.policies.endings import check_endings
 from alula.policies.registry import register
 from alula.seam import LayerView, Work
 from alula.settings import Int
-from alula.tokens import TokenMap
 
 
 @register
@@ -55,19 +54,12 @@ class Withdraw(Policy):
         """That of text alone, where any new token is none.
 
         Raises:
-            UsageError: a prompt has none, and nothing can follow it.
+            UsageError: see `check_endings`.
         """
         ctx = view.ctx
-        return ctx.once(_text, ctx.tokens, ctx.is_caching) if ctx.new_media else None
-
-
-def _text(tokens: TokenMap, is_caching: bool) -> Work:
-    if not is_caching:  # else text may follow: a piece of a prompt may be all image
-        alone = tokens.is_perceptual.any(dim=1) & ~tokens.is_text.any(dim=1)
-        if bool(alone.any()):
-            raise UsageError(
-                f"prompt {int(alone.to(torch.uint8).argmax())} has images and no text: all its tokens would be taken "
-                "out",
-                remedy="put text behind the image",
-            )
-    return Work.of(tokens.is_text)
+        if not ctx.new_media:
+            return None
+        if Withdraw not in ctx.memo:
+            check_endings(ctx)
+            ctx.memo[Withdraw] = Work.of(ctx.tokens.is_text)
+        return ctx.memo[Withdraw]

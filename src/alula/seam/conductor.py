@@ -47,6 +47,13 @@ def check_readable(anatomy: Anatomy, *, shows_heads: bool = False) -> None:
             "taken out of its layers",
             remedy='run it with SDPA: model.set_attn_implementation("sdpa")',
         )
+    parts = getattr(anatomy.host, "tp_size", None) or 1
+    if parts > 1:
+        raise HostError(
+            f"the decoder is split over {parts} devices by tensor parallelism, each of which has some of its heads: "
+            "what a policy reads there is not the whole",
+            remedy="load it without tp_plan, or with device_map, which keeps layers whole",
+        )
 
 
 class Conductor:

@@ -65,6 +65,8 @@ class ForwardContext:
         requests: who takes part, as it was when this forward began.
         marks: of the thread that began it (see `scope`).
         given: inputs that owners take beside the host's own, (B, ..) by name.
+        labels: (B, S) the labels that the host was given by name, or None; a wrapper that calls past the host's hooks
+            (PEFT's) is not heard.
         has_media: per sample, whether any of its tokens so far is perceptual.
         any_media: whether any token so far, of any sample, is perceptual.
         new_media: whether any of the new tokens is; True also where only the device knows.
@@ -88,6 +90,7 @@ class ForwardContext:
         cache: Cache | None = None,
         marks: frozenset[Hashable] = frozenset(),
         given: Mapping[str, Tensor] | None = None,
+        labels: Tensor | None = None,
         new_media: bool | None = None,
     ) -> None:
         self.anatomy = anatomy
@@ -96,6 +99,7 @@ class ForwardContext:
         self.layer_cache: Cache | None = None
         self.marks = marks
         self.given: Mapping[str, Tensor] = given or {}
+        self.labels = labels
         self.past_tokens = past_tokens
         self.past, self.growing = copy.copy(past), past
         self.all_tokens = tokens if past_tokens is None else past_tokens.append(tokens)

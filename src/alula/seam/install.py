@@ -21,7 +21,7 @@ from alula.seam.attention import close_attention, open_attention
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence
 from alula.seam.conductor import check_readable
 from alula.seam.context import NAME, ForwardContext
-from alula.seam.hooks import Handle, with_keywords
+from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.points import (
     AnyPoint,
     Entry,
@@ -73,6 +73,7 @@ class Seam(nn.Module):
         self.requests = Requests()
         self._previous_attention: str | None = None
         self._input_users: set[str] = set()
+        self._labels: ByThread[Tensor | None] = ByThread()
         self._names = dialect.positional_names(anatomy.backbone)
         types = [anatomy.layer_type(index) for index in range(anatomy.num_layers)]
         firsts = {types.index(kind) for kind in types}
@@ -399,7 +400,8 @@ class Seam(nn.Module):
     @with_keywords
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
     def _settle(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Let a cache that was given under an older name too arrive (see `dialect.settled`)."""
+        """Let a cache that was given under an older name too arrive (see `dialect.settled`), and note the labels."""
+        self._labels.put(kwargs.get("labels"))
         return args, dialect.settled(kwargs, where=type(host).__name__)
 
     @with_keywords
@@ -477,9 +479,16 @@ class Seam(nn.Module):
             cache=cache,
             marks=self._marks(),
             given=further,
+            labels=self._taken_labels(tokens),
             new_media=new_media,
         )
         return (), kwargs
+
+    def _taken_labels(self, tokens: TokenMap) -> Tensor | None:
+        """The labels that the host was given for these tokens."""
+        labels = self._labels.get()
+        self._labels.drop()
+        return labels if labels is not None and labels.shape == tokens.modality.shape else None
 
     def _marks(self) -> frozenset[Hashable]:
         """Those of a forward that begins now: the thread's, and those of owners that are here for good."""
