@@ -227,6 +227,40 @@ class Anatomy:
                 raise UsageError(f"layer {layer} does not exist", remedy=f"the decoder has layers 0 to {count - 1}")
         return [layer % count for layer in layers]
 
+    def rope_at(self, index: int, positions: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The (cos, sin) that a layer takes for (B, S) positions of text, by the host's own rotary embedding.
+
+        `check_rope` says whether they can be had.
+
+        Args:
+            hidden: of their dtype and on their device.
+        """
+        rotary: Any = self.decoder.rotary_emb
+        kind = {"layer_type": self.layer_type(index)} if _goes_by_kind(rotary) else {}
+        return rotary(hidden, _in_three(self.decoder, positions), **kind)
+
+    def check_rope(self) -> None:
+        """Refuse a decoder whose tokens cannot be given other positions in some of its layers.
+
+        Raises:
+            HostError: positions are learned and added before the first layer; or its angles depend on how long the
+                longest prompt so far was.
+        """
+        rotary = getattr(self.decoder, "rotary_emb", None)
+        if rotary is None:
+            raise HostError(
+                f"{type(self.decoder).__name__} has no rotary embedding: positions are added before its first layer",
+                remedy="leave positions as they are",
+            )
+        parameters = getattr(self.config, "rope_parameters", None) or {}
+        kinds = [parameters, *(each for each in parameters.values() if isinstance(each, Mapping))]
+        if any("dynamic" in str(each.get("rope_type")) for each in kinds):
+            raise HostError(
+                "the rotary angles of this decoder go by the longest prompt so far (dynamic scaling): asked for other "
+                "positions they would change",
+                remedy="leave positions as they are",
+            )
+
     # -- parts of a layer -----------------------------------------------------------------------------------------
 
     def attention(self, index: int) -> nn.Module:
@@ -398,13 +432,23 @@ def _tables(decoder: Any) -> list[Tensor]:
     weight = next(decoder.parameters())
     if rotary is None or weight.is_meta:
         return []
-    places = torch.arange(3, device=weight.device)[None]
-    if "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {}):
-        places = places.expand(3, 1, 3)
+    places = _in_three(decoder, torch.arange(3, device=weight.device)[None])
     kinds: list[dict[str, str]] = [{}]
-    if "layer_type" in inspect.signature(type(rotary).forward).parameters:  # Gemma-3 has angles per kind of layer
+    if _goes_by_kind(rotary):
         kinds = [{"layer_type": kind} for kind in sorted(set(decoder.config.layer_types))]
     return [table for kind in kinds for table in rotary(weight.new_zeros(1, 3, 1), places, **kind)]
+
+
+def _in_three(decoder: Any, places: Tensor) -> Tensor:
+    """(B, S) positions of text as the decoder's rotary embedding takes them: multimodal RoPE wants time, height and
+    width."""
+    is_multimodal = "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {})
+    return places.expand(3, *places.shape) if is_multimodal else places
+
+
+def _goes_by_kind(rotary: Any) -> bool:
+    """Whether there are angles per kind of layer (Gemma-3)."""
+    return "layer_type" in inspect.signature(type(rotary).forward).parameters
 
 
 def _in_halves(tables: Sequence[Tensor]) -> bool:

@@ -16,7 +16,7 @@ from alula.errors import UsageError
 from alula.policies import Policy, Prune, Skip, Withdraw
 from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
-from tests.grafts.common import prompt_tokens, run, token_map
+from tests.grafts.common import prompt_tokens, run, token_map, true_positions
 from tests.policies.oracle import masked
 from tests.policies.test_withdraw import LAYERS, close, withdrawn
 
@@ -48,6 +48,22 @@ def test_a_prompt_in_pieces(host: str, cuts: tuple[int, ...]) -> None:
     with POLICY.on(model):
         for start, stop in zip((0, *cuts), (*cuts, length), strict=True):
             out = step(model, host, ids[:, start:stop], mask[:, :stop], cache)
+            cache = cache_of_output(out)
+            pieces.append(out.logits)
+    valid = mask.bool()
+    close(torch.cat(pieces, dim=1)[valid], expected[valid])
+
+
+@pytest.mark.parametrize("host", ["llama", "gemma3"])
+def test_a_prompt_in_pieces_at_dense_positions(host: str) -> None:
+    model, inputs = zoo.build(host, layers=LAYERS), zoo.batch(host, "3I2I2", "9I2", "I6I1")
+    ids, mask, length = inputs["input_ids"], inputs["attention_mask"], inputs["input_ids"].shape[1]
+    places, pieces, cache = true_positions(inputs), [], None
+    with Withdraw(layer=1, positions="dense").on(model):
+        expected = run(model, host, inputs, position_ids=places)
+        for start, stop in ((0, 5), (5, 9), (9, 10), (10, length)):
+            given = {"position_ids": places[:, start:stop]}
+            out = step(model, host, ids[:, start:stop], mask[:, :stop], cache, **given)
             cache = cache_of_output(out)
             pieces.append(out.logits)
     valid = mask.bool()

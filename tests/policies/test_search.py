@@ -52,10 +52,12 @@ def divergence(ours: Tensor, full: Tensor) -> float:
     return float(torch.nn.functional.kl_div(logs, left, reduction="batchmean"))
 
 
-@pytest.mark.parametrize("host", HOSTS)
-def test_withdrawal_equals_a_whole_pass_and_a_whole_answer_for_each_layer(host: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "positions"), [*((host, "keep") for host in HOSTS), ("llava-gemma3", "dense"), ("qwen2_5_vl", "dense")]
+)
+def test_withdrawal_equals_a_whole_pass_and_a_whole_answer_for_each_layer(host: str, positions: Any) -> None:
     model, given = zoo.build(host, layers=LAYERS), prompts(host)
-    found = search_withdrawal(model, given, max_new_tokens=WORDS)
+    found = search_withdrawal(model, given, positions=positions, max_new_tokens=WORDS)
     assert found.layers == (1, 2, 3)
     assert found.lengths == (WORDS, WORDS)
     assert find(model) is None
@@ -64,7 +66,7 @@ def test_withdrawal_equals_a_whole_pass_and_a_whole_answer_for_each_layer(host: 
         options: dict[str, Any] = {"do_sample": False, "max_new_tokens": WORDS}
         full, answer = run(model, host, prompt), model.generate(**prompt, **options)[0, length:]
         for index, layer in enumerate(found.layers):
-            with Withdraw(layer=layer).on(model), prompt_tokens(model, host, prompt):
+            with Withdraw(layer=layer, positions=positions).on(model), prompt_tokens(model, host, prompt):
                 ours = run(model, host, prompt)
                 said = model.generate(**prompt, **options)[0, length:]
             assert found.divergences[sample][index] == pytest.approx(divergence(ours, full), rel=1e-3, abs=1e-6)

@@ -40,12 +40,14 @@ class WithdrawalSearch:
         divergences: per prompt and layer, KL(withdrawn || full) of the next token behind the prompt, in nats.
         agreed: per prompt and layer, how many words of the full model's answer would be said before another one is.
         lengths: per prompt, the words of that answer.
+        positions: of text in the layers without images, see `Withdraw`.
     """
 
     layers: tuple[int, ...]
     divergences: tuple[tuple[float, ...], ...]
     agreed: tuple[tuple[int, ...], ...]
     lengths: tuple[int, ...]
+    positions: Literal["keep", "dense"] = "keep"
 
     def divergence(self) -> dict[int, float]:
         """The mean divergence by layer."""
@@ -85,7 +87,7 @@ class WithdrawalSearch:
                 f"{wanted:.4g} is asked for",
                 remedy="ask for less, or do without withdrawal on this data",
             )
-        return Withdraw(layer=layer)
+        return Withdraw(layer=layer, positions=self.positions)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,12 @@ class Contributions:
 
 
 def search_withdrawal(
-    model: nn.Module, prompts: Iterable[Prompt], *, layers: Sequence[int] | None = None, max_new_tokens: int = 32
+    model: nn.Module,
+    prompts: Iterable[Prompt],
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Literal["keep", "dense"] = "keep",
+    max_new_tokens: int = 32,
 ) -> WithdrawalSearch:
     """Find out at which layers image tokens may leave a decoder, by the model's own greedy answers.
 
@@ -141,6 +148,7 @@ def search_withdrawal(
         prompts: of the user's own data, one prompt with media each, of batch size 1 and without padding; VTW took 20
             of the task.
         layers: candidates of `Withdraw`; all by default.
+        positions: as `Withdraw` has them.
         max_new_tokens: most words of an answer; 1: VTW's own search, by the first word alone.
 
     Raises:
@@ -150,8 +158,9 @@ def search_withdrawal(
     chosen = tuple(sorted(set(range(1, anatomy.num_layers) if layers is None else layers)))
     if not chosen or max_new_tokens < 1:
         raise UsageError("there is nothing to find out", remedy="name layers, and one word of an answer at least")
-    for layer in chosen:
-        Withdraw(layer=layer).check(anatomy)
+    policies = {layer: Withdraw(layer=layer, positions=positions) for layer in chosen}
+    for policy in policies.values():
+        policy.check(anatomy)
     divergences, agreed, lengths = [], [], []
     for prompt in _checked(prompts):
         read, words = (prompt, None) if max_new_tokens == 1 else _answered(model, prompt, max_new_tokens)
@@ -160,14 +169,14 @@ def search_withdrawal(
         said = tape.logits.argmax(dim=-1) if words is None else words.to(tape.logits.device)
         here, same = [], []
         for layer in chosen:
-            logits = tape.resumed(layer, Withdraw(layer=layer))
+            logits = tape.resumed(layer, policies[layer])
             here.append(_divergence(logits[0], tape.logits[0]))
             differs = (logits.argmax(dim=-1) != said).nonzero()
             same.append(int(differs[0]) if len(differs) else count)
         divergences.append(tuple(here))
         agreed.append(tuple(same))
         lengths.append(count)
-    return WithdrawalSearch(chosen, tuple(divergences), tuple(agreed), tuple(lengths))
+    return WithdrawalSearch(chosen, tuple(divergences), tuple(agreed), tuple(lengths), positions)
 
 
 def layer_contributions(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from alula.errors import UsageError
 from alula.policies.base import Policy, Stand
 from alula.policies.endings import check_endings
 from alula.policies.registry import register
-from alula.seam import LayerView, Work
+from alula.seam import ForwardContext, LayerView, Work
 from alula.settings import Int
 
 
@@ -22,20 +22,27 @@ class Withdraw(Policy):
         with Withdraw(layer=16).on(model):
             model.generate(**inputs)
 
-    VTW (arXiv 2405.05803) with the positions that tokens have anyway ("keep"). Which tokens leave is told by what they
-    are, so several images, later turns, prompts that come in chunks and drafts are no special cases, and text alone
-    keeps its bits.
+    VTW (arXiv 2405.05803). Which tokens leave is told by what they are, so several images, later turns, prompts that
+    come in chunks and drafts are no special cases, and text alone keeps its bits.
 
     Attributes:
         layer: the first layer, counted from 0, that they are not in; as many layers see them. Larger than 0 and
             smaller than the number of layers: 0 is a model without images.
+        positions: in these layers text has the positions that it has in the others, and what is gone leaves a gap
+            ("keep"); or it is counted anew, without one ("dense"). Windows, and grafts that turn queries of their own,
+            go by the positions of the other layers.
     """
 
     policy_type: ClassVar[str] = "withdraw"
     layer: Int
+    positions: Literal["keep", "dense"] = "keep"
 
     def check(self, anatomy: Anatomy) -> None:
-        """Raise a UsageError if a decoder has no such layer, or none before it."""
+        """Refuse a decoder that cannot be had this way.
+
+        Raises:
+            UsageError: it has no such layer, or none before it. HostError: its positions cannot be counted anew.
+        """
         count = anatomy.num_layers
         if not 0 < self.layer < count:
             raise UsageError(
@@ -44,6 +51,8 @@ class Withdraw(Policy):
                 where="layer",
                 remedy=f"give one of 1 to {count - 1}",
             )
+        if self.positions == "dense":
+            anatomy.check_rope()
 
     def place(self, stand: Stand) -> None:
         self.check(stand.anatomy)
@@ -57,9 +66,19 @@ class Withdraw(Policy):
             UsageError: see `check_endings`.
         """
         ctx = view.ctx
-        if not ctx.new_media:
+        is_counted = self.positions == "dense" and ctx.any_media
+        if not (ctx.new_media or is_counted):
             return None
-        if Withdraw not in ctx.memo:
-            check_endings(ctx)
-            ctx.memo[Withdraw] = Work.of(ctx.tokens.is_text)
-        return ctx.memo[Withdraw]
+        key = Withdraw, self.positions
+        if key not in ctx.memo:
+            if ctx.new_media:
+                check_endings(ctx)
+            text = ctx.tokens.is_text if ctx.new_media else None
+            ctx.memo[key] = Work(text, text, positions=_counted(ctx) if is_counted else None)
+        return ctx.memo[key]
+
+
+def _counted(ctx: ForwardContext) -> Tensor:
+    """(B, S) how many tokens of text stand before each new one in its sample."""
+    count = ctx.all_tokens.is_text.cumsum(dim=1)[:, -ctx.tokens.shape[1] :] - 1
+    return count.clamp(min=0)

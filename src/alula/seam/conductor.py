@@ -143,6 +143,8 @@ class Conductor:
             additive = given.dtype if self.anatomy.config._attn_implementation == EAGER else None
             mask = named.get(dialect.MASK)
             named[dialect.MASK] = ctx.once(packed_mask, mask, attending, keys, ctx.tokens, past, additive)
+        if plan is not None and plan.positions is not None:
+            named = dialect.with_rope(named, self._angles(ctx, plan.positions, given), plan.positions)
         if attending is not None:
             named = dialect.with_positions(named, partial(ctx.once, _of_lane, attending))
         if plan is not None and not (plan.attention is None and plan.mlp is None):
@@ -209,6 +211,13 @@ class Conductor:
             return None
         held = None if ctx.presence is None else ctx.presence.index(self.index)
         return LeanLayer.of(cache, self.index, held, partial(ctx.once, _stretch, ctx.tokens))
+
+    def _angles(self, ctx: ForwardContext, positions: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The RoPE tables of this kind of layer at other positions, made once per forward."""
+        key = Conductor, self.anatomy.layer_type(self.index), id(positions)
+        if key not in ctx.memo:
+            ctx.memo[key] = self.anatomy.rope_at(self.index, positions, hidden)
+        return ctx.memo[key]
 
     def _keys(self, lean: LeanLayer | None, plan: Plan | None, ctx: ForwardContext) -> Slots | None:
         """The keys that attention will be given, of which a lean cache layer is told; None: of all tokens."""

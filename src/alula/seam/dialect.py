@@ -175,6 +175,15 @@ def with_positions(named: Mapping[str, Any], pick: Callable[[Tensor, int], Tenso
     return taken
 
 
+def with_rope(named: Mapping[str, Any], rope: tuple[Tensor, Tensor], positions: Tensor) -> dict[str, Any]:
+    """The arguments of a decoder layer with the tables and the (B, S) positions of others."""
+    taken = {**named, ROPE: rope}
+    before = positions_of(named)
+    if before is not None:
+        taken[POSITIONS] = positions if before.dim() == 2 else positions.expand(len(before), -1, -1)
+    return taken
+
+
 def positional_names(module: nn.Module) -> tuple[str, ...]:
     """The names of what a module's forward takes by position."""
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]

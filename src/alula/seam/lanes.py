@@ -115,6 +115,7 @@ class Plan:
         attention, mlp: what these do; None: they add to all in the layer.
         lends: whether tokens leave keys of the layer before.
         lent: the tokens that leave a key, with those; None: all.
+        positions: (B, S) of all new tokens, in place of the host's own.
     """
 
     layer: Lane | None
@@ -122,13 +123,15 @@ class Plan:
     mlp: Part | None = None
     lends: bool = False
     lent: Lane | None = None
+    positions: Tensor | None = None
 
     @classmethod
     def of(cls, work: Work, tokens: TokenMap) -> Plan | None:
         """None where all tokens do all. Reads the device, once per set of tokens."""
         if work.is_whole:
             layer = Lane.of(work.attend, tokens)
-            return None if layer is None else cls(layer)
+            is_host = layer is None and work.positions is None
+            return None if is_host else cls(layer, positions=work.positions)
         given = work.owning
         layer = Lane.of(either(given, work.feed), tokens)
         lends = work.lend is not False and given is not None
@@ -138,8 +141,10 @@ class Plan:
             _part(work.feed, layer, tokens, work.feed),
             lends,
             Lane.of(work.leaving, tokens) if lends else None,
+            work.positions,
         )
-        return None if layer is None and plan.attention is None and plan.mlp is None else plan
+        parts = (layer, plan.attention, plan.mlp, plan.positions)
+        return None if all(part is None for part in parts) else plan
 
     @property
     def attending(self) -> Lane | None:

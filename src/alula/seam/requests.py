@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from alula.errors import UsageError
 from alula.seam.view import LayerView
 
 
@@ -92,12 +93,14 @@ class Work:
         feed: to these is added what the MLP gives them.
         keys: these leave a key and a value too, for others to attend to.
         lend: of those that leave none of their own, these leave the one that they have in the layer before.
+        positions: (B, S) int64, by which attention turns queries and keys here; None: by the host's own.
     """
 
     attend: Tokens = None
     feed: Tokens = None
     keys: Tokens = False
     lend: Tokens = False
+    positions: Tensor | None = None
 
     @classmethod
     def of(cls, tokens: Tokens) -> Work:
@@ -120,16 +123,27 @@ class Work:
         return either(self.owning, self.lend)
 
     def __and__(self, other: Work) -> Work:
-        """What both let tokens do. A key is left where both have the token leave one."""
+        """What both let tokens do. A key is left where both have the token leave one.
+
+        Raises:
+            UsageError: they are of two minds about positions.
+        """
         attend = both(self.attend, other.attend)
+        positions = self.positions if other.positions is None else other.positions
+        if self.positions is not None and positions is not self.positions:
+            raise UsageError(
+                "two policies count the positions of tokens in one layer, each in its own way",
+                remedy="have one of them leave positions as they are",
+            )
         if self.is_whole and other.is_whole:
-            return Work(attend, attend)
+            return Work(attend, attend, positions=positions)
         is_apart = self.keys is not False or other.keys is not False
         return Work(
             attend,
             both(self.feed, other.feed),
             both(self.owning, other.owning) if is_apart else False,
             either(both(self.lend, other.leaving), both(other.lend, self.leaving)),
+            positions,
         )
 
 
