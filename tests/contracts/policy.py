@@ -37,12 +37,14 @@ CASES: dict[str, Policy] = {
     "prune by a process": Prune.model_validate({"stages": ((0, 0.5),), "criterion": "conditional_dpp"}),
     "prune duplicates": Prune.model_validate({"stages": ((1, 0.5),), "criterion": "duplicates"}),
     "prune by the instruction": Prune.model_validate({"stages": ((1, 0.5),), "criterion": "instruction_attention"}),
+    "prune to a knee": Prune.model_validate({"stages": ((1, "knee"),), "per": "image"}),
+    "prune and merge": Prune.model_validate({"stages": ((0, 0.5),), "criterion": "grid", "merge": "nearest"}),
     "prune by the layer itself": Prune.model_validate(
         {"stages": ((0, 0.5),), "criterion": {"name": "last_query_attention", "of_layer": "itself"}}
     ),
 }
 READ_AHEAD = {"prune"} | {
-    f"prune {by}" for by in ("by a process", "duplicates", "by the instruction", "by the layer itself")
+    f"prune {by}" for by in ("by a process", "duplicates", "to a knee", "by the instruction", "by the layer itself")
 }
 """cases that choose among tokens by text behind them: what a token sees depends on what comes behind it"""
 HOSTS = ("olmo2", "qwen3_moe", "gpt_neox", "gpt2", "qwen3", "gemma3", "llava-llama", "llava-mistral", "qwen2_5_vl")

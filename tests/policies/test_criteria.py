@@ -19,6 +19,7 @@ from alula import TokenMap
 from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError, UsageError
 from alula.policies import Budget, Policy, Prune
+from alula.policies.criteria.base import to_knee
 from alula.seam import dialect, taps
 from alula.seam.dialect import cache_of_output
 from alula.seam.lanes import LeanLayer
@@ -358,6 +359,134 @@ def test_prefill_equals_the_masked_oracle_of_a_naive_loop(host: str, criterion: 
     assert int((~left(first, inputs["input_ids"])).sum()) == int((inputs["input_ids"] == zoo.IMAGE).sum()) // 2
 
 
+def merged(seen: Seen, wanted: int, merge: str) -> tuple[list[int], dict[int, np.ndarray]]:
+    """Who stays by diversity, and what becomes of them that others join."""
+    every = [place for image in seen.there for place in image]
+    over = int(10 / 64 * 2 * wanted + 0.5) if merge == "contextual" else 0
+    kept = max_min_diversity(seen, [wanted - over])
+    targets = kept
+    if merge == "contextual":
+        rest = [place for place in every if place not in kept]
+        targets = rest[:: len(rest) // over][:over] if over else []
+    joins: dict[int, list[int]] = {target: [] for target in targets}
+    for place in every:
+        if place not in kept and place not in targets and targets:
+            joins[max(sorted(targets), key=lambda t: cosine(seen.stream[t], seen.stream[place]))].append(place)
+    new = {}
+    for target, others in joins.items():
+        rows = seen.stream[others]
+        if merge == "nearest":
+            new[target] = np.mean([seen.stream[target], *rows], axis=0)
+        elif others:
+            new[target] = seen.stream[target] + rows.mean(axis=0)
+    return [*kept, *targets], new
+
+
+@pytest.mark.parametrize("merge", ["nearest", "contextual"])
+@pytest.mark.parametrize("host", LOOKING)
+def test_what_leaves_is_merged_as_by_a_naive_loop(host: str, merge: str) -> None:
+    model, inputs = zoo.build(host, layers=LAYERS), zoo.batch(host, *LAYOUTS)
+    ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
+    with watched(model, 1) as given:
+        run(model, host, inputs, use_cache=False)
+    stays, changed = ids != zoo.IMAGE, given[0].clone()
+    for sample in range(len(ids)):
+        there, stream = images(model, host, ids[sample]), given[0][sample].double().numpy()
+        if there:
+            of = Seen(stream, stream, stream, stream, stream, 0, there, [])
+            kept, new = merged(of, sum(map(len, there)) // 2, merge)
+            stays[sample, kept] = True
+            for place, row in new.items():
+                changed[sample, place] = torch.from_numpy(row).to(changed)
+    assert not torch.equal(changed, given[0])
+    whole = torch.ones_like(stays)
+    with masked(model, lambda layer, now: stays if layer else whole), edited(model, 1, lambda hidden: changed):
+        expected = run(model, host, inputs, use_cache=False)
+    settings = {"name": "contextual", "share": 20 / 64} if merge == "contextual" else merge
+    policy = Prune.model_validate({"stages": ((1, 0.5),), "criterion": "max_min_diversity", "merge": settings})
+    with policy.on(model):
+        ours = run(model, host, inputs)
+    close(ours[stays & valid], expected[stays & valid])
+
+
+def knee(scores: list[float]) -> list[int]:
+    """The indices above the knee, point by point."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    high, low = scores[order[0]], scores[order[-1]]
+    if high == low:
+        return list(range(len(scores)))
+    below = [1 - j / (len(order) - 1) - (scores[i] - low) / (high - low) for j, i in enumerate(order)]
+    deepest = max(range(len(order)), key=lambda j: below[j])
+    return sorted(order[: deepest + 1] if below[deepest] > 1e-5 else order)
+
+
+def test_the_knee_of_a_curve() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tail = torch.cat([torch.linspace(1, 0.2, 9), torch.linspace(0.19, 0, 56)])[torch.randperm(65, generator=generator)]
+    many = torch.rand(65, generator=generator) ** 4
+    rows = torch.stack(
+        [tail, 3 * tail - 7, many, torch.ones(65), 1 - torch.arange(65) / 64, 1 - (torch.arange(65) / 64) ** 3]
+    )
+    real = torch.ones_like(rows, dtype=torch.bool)
+    stays = to_knee(rows, real)
+    assert stays.sum(dim=1).tolist()[:2] == [9, 9]
+    assert torch.equal(stays[0], tail >= 0.2 - 1e-6)
+    assert bool(stays[3:].all())  # flat, straight, and nowhere below its chord: no long tail
+    for row, kept in zip(rows.double(), stays, strict=True):
+        assert kept.nonzero()[:, 0].tolist() == knee(row.tolist())
+    some = torch.arange(65) < torch.tensor([[65], [40], [1], [7], [2], [30]])
+    for row, there, kept in zip(rows.double(), some, to_knee(rows, some), strict=True):
+        assert kept.nonzero()[:, 0].tolist() == knee(row[there].tolist())
+
+
+@pytest.mark.parametrize("host", ["llava-llama", "llava-mistral", "llava-gemma3", "qwen2_5_vl"])
+def test_knees_in_stages_by_two_criteria(host: str) -> None:
+    """The instruction's attention read of eager weights; random scores, which have no tail, first."""
+    model, inputs = zoo.build(host, layers=LAYERS), zoo.batch(host, *LAYOUTS)
+    ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
+    implementation = model.config.get_text_config(decoder=True)._attn_implementation
+    kept: dict[int, Tensor] = {}
+
+    def left(layer: int, now: Tensor) -> Tensor:
+        return torch.stack([torch.ones_like(ids, dtype=torch.bool), *(kept[at] for at in kept if layer >= at)]).all(
+            dim=0
+        )
+
+    zoo.set_attention(model, "eager")
+    for layer, last in ((1, True), (3, False)):
+        with masked(model, left), torch.no_grad():
+            weights = model(**inputs, use_cache=False, output_attentions=True).attentions[layer - 1]
+        stays = ids != zoo.IMAGE
+        for sample in range(len(ids)):
+            there = images(model, host, ids[sample])
+            text = [
+                p
+                for p in range(ids.shape[1])
+                if valid[sample, p] and there and p > there[0][0] and ids[sample, p] != zoo.IMAGE
+            ]
+            for image in there:
+                image = [place for place in image if left(layer - 1, ids)[sample, place]]
+                asks = [int(valid[sample].nonzero().max())] if last else text
+                scores = weights[sample][:, asks][..., image].double().mean(dim=(0, 1))
+                stays[sample, [image[i] for i in knee(scores.tolist())]] = True
+        kept[layer] = stays
+    zoo.set_attention(model, implementation)
+    with masked(model, left):
+        expected = run(model, host, inputs, use_cache=False)
+    policy = Prune.model_validate(
+        {
+            "stages": ((1, "knee"), (3, "knee")),
+            "criterion": ("last_query_attention", "instruction_attention"),
+            "per": "image",
+        }
+    )
+    with policy.on(model):
+        ours = run(model, host, inputs)
+    stays = valid & left(LAYERS - 1, ids)
+    assert int(stays.sum()) < int((valid & left(1, ids)).sum()) < int(valid.sum())
+    close(ours[stays], expected[stays])
+
+
 def prompt(*sizes: int, width: int = 32, seed: int = 0) -> tuple[Tensor, TokenMap]:
     """Embeddings of one prompt with images of so many tokens, text around each, and its map."""
     kinds = [0] * 3
@@ -444,11 +573,18 @@ def test_what_is_drawn_at_random_is_the_seeds() -> None:
         ({"criterion": {"name": "grid", "seed": 1}}, "unknown key"),
         ({"criterion": "best"}, "last_query_attention"),
         ({"criterion": "grid", "per": "request"}, "has no effect"),
+        ({"criterion": "pooling", "merge": "nearest"}, "merges by itself"),
+        ({"criterion": {"name": "last_query_attention", "of_layer": "itself"}, "merge": "nearest"}, "not known before"),
+        ({"criterion": "max_min_diversity", "stages": ((0, "knee"),)}, "gives no scores"),
+        ({"criterion": "random", "stages": ((0, "knee"),), "merge": "nearest"}, "how many stay"),
+        ({"criterion": ("random", "grid"), "stages": ((0, "knee"), (1, 0.5))}, "behind a knee"),
+        ({"criterion": ("random", "grid")}, "2 criteria for 1 stages"),
+        ({"stages": ((0, "elbow"),)}, 'or "knee"'),
     ],
 )
 def test_settings_without_effect_are_refused(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        Prune(stages=((0, 0.5),), **settings)
+        Prune(**{"stages": ((0, 0.5),), **settings})
 
 
 def test_attention_that_shows_no_keys_is_refused() -> None:

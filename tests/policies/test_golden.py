@@ -18,6 +18,7 @@ from alula.policies.criteria.candidates import Candidates, Layout
 from alula.policies.criteria.conditional_dpp import spanning, stretched
 from alula.policies.criteria.duplicates import far_from
 from alula.policies.criteria.max_min_diversity import far_apart
+from alula.policies.criteria.merging import evenly, joined
 from alula.seam import find
 from alula.seam.dialect import cache_keyword, cache_of_output
 
@@ -262,6 +263,34 @@ def test_the_layers_own_ranking() -> None:
     for sample, rows in enumerate(numbers["rank_ragged/out.rows"]):
         places = slots.places[sample] if slots.real is None else slots.places[sample][slots.real[sample]]
         assert torch.equal(places, rows[rows >= 0])
+
+
+MERGED = json.loads((GOLDEN / "visionzip.json").read_text())["geometry"]
+
+
+@pytest.mark.parametrize("case", ["selection", "uneven_step"])
+def test_merging(case: str) -> None:
+    """VisionZip's tokens, beside the class token's."""
+    numbers, shape = load_file(GOLDEN / "visionzip.safetensors"), MERGED[case]
+    attention, hidden, metric = (
+        numbers[f"{case}/in.{name}"][..., 1:, :]
+        if name != "cls_attention"
+        else numbers[f"{case}/in.{name}"].sum(dim=1)[:, 1:]
+        for name in ("cls_attention", "hidden", "metric")
+    )
+    batch, count = attention.shape
+    there = candidates(batch, count, shape["dominant"])
+    stays = there.top(attention)
+    assert torch.equal(places(stays) + 1, numbers[f"{case}/out.indices"][:, 1:].sort(dim=1).values)
+    targets = evenly(there, stays, [shape["contextual"]] * batch)
+    assert torch.equal(places(targets) + 1, numbers[f"{case}/out.contextual_targets"])
+    into = joined(metric, there, ~stays & ~targets, targets)
+    text = torch.zeros(batch, 1, hidden.shape[2])
+    new = there.merged(torch.cat([hidden, text], dim=1), into, is_added=True)[:, :-1]
+    expected, kept = numbers[f"{case}/out.tokens"][:, 1:], shape["dominant"]
+    for sample in range(batch):
+        close(new[sample][stays[sample]], expected[sample, :kept])
+        close(new[sample][targets[sample]], expected[sample, kept:])
 
 
 SKIPPED = json.loads((GOLDEN / "skip.json").read_text())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alula.errors import UsageError
 from alula.policies.base import Policy, Stand
-from alula.policies.criteria import Criteria, Group, Per, Pooling
+from alula.policies.criteria import Criteria, Group, Merge, Per, Pooling
 from alula.policies.registry import register
 from alula.policies.stages import Stages
 from alula.settings import Int
@@ -31,6 +31,7 @@ class Budget(Policy):
             where attention is read in the layer before.
         per: whose they are. Those of a request are divided among its images in proportion where the criterion goes by
             places within one, and else compete with one another.
+        merge: those that leave are merged into those that stay (see `criteria.merging`); None: they are gone.
     """
 
     policy_type: ClassVar[str] = "budget"
@@ -38,10 +39,19 @@ class Budget(Policy):
     by: Criteria = Pooling()
     layer: Int | None = None
     per: Per = "image"
+    merge: Merge | None = None
+
+    @model_validator(mode="after")
+    def _check_effects(self) -> Self:
+        if self.merge is not None and self.by.merges:
+            raise ValueError(f"{self.by.name} merges by itself: merge has no effect")
+        if self.merge is not None and self.by.reads_itself:
+            raise ValueError("what is merged enters the layer, whose own attention is not known before it does")
+        return self
 
     def place(self, stand: Stand) -> None:
         layer = int(self.by.reads_before) if self.layer is None else self.layer
-        Stages(self.by, [layer], self._wanted, self.per, stand.owner).place(stand)
+        Stages([(layer, self.by)], self._wanted, self.per, stand.owner, self.merge).place(stand)
 
     def _wanted(self, stage: int, groups: Sequence[Group]) -> list[int]:
         if self.per == "image" or not self.by.is_of_images:

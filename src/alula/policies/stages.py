@@ -10,11 +10,12 @@ from torch import Tensor
 
 from alula.errors import UsageError
 from alula.policies.base import Stand
-from alula.policies.criteria import Candidates, Criterion, Group, Layout, Per, Scene
+from alula.policies.criteria import Candidates, Criterion, Group, Layout, Merge, Per, Scene, Scored
 from alula.seam import LayerView, Point, Work
 
-Wanted = Callable[[int, Sequence[Group]], Sequence[int]]
-"""given a stage and the groups of a forward, how many tokens of each stay"""
+Wanted = Callable[[int, Sequence[Group]], Sequence[int] | None]
+"""given a stage and the groups of a forward, how many tokens of each stay; None: as many as stand above the knee of the
+curve of their scores"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,27 +26,32 @@ class _Chosen:
         work: of the tokens that are left, and of text.
         before: the candidates there were.
         stays: (U, N) bool which of them are left.
+        into: (U, N) whom each of them joins; None: those that leave are gone.
     """
 
     work: Work
     before: Candidates
     stays: Tensor
+    into: Tensor | None
 
 
 class Stages:
     """What one block under a policy asks of the seam; what was chosen in a forward is the forward's."""
 
-    def __init__(self, criterion: Criterion, layers: Sequence[int], wanted: Wanted, per: Per, owner: str) -> None:
+    def __init__(
+        self, stages: Sequence[tuple[int, Criterion]], wanted: Wanted, per: Per, owner: str, merge: Merge | None = None
+    ) -> None:
         """
         Args:
-            criterion: says who stays.
-            layers: of the stages, ascending: the first that the tokens which leave are not in.
+            stages: ascending: the first layer that the tokens which leave are not in, and who says which these are.
             wanted: says how many stay.
             per: among whom they are chosen.
             owner: name under which the policy has the seam.
+            merge: what becomes of those that leave.
         """
-        self.criterion, self.layers, self.wanted, self.owner = criterion, layers, wanted, owner
-        self.per: Per = "image" if criterion.is_of_images else per
+        self.layers, self.criteria = [layer for layer, _ in stages], [criterion for _, criterion in stages]
+        self.wanted, self.owner, self.merge = wanted, owner, merge
+        self.per: Per = "image" if any(each.is_of_images for each in self.criteria) else per
 
     def place(self, stand: Stand) -> None:
         """Put them on a host.
@@ -53,8 +59,9 @@ class Stages:
         Raises:
             UsageError: a stage is outside of its decoder.
         """
-        first, count = int(self.criterion.reads_before), stand.anatomy.num_layers
-        for layer in self.layers:
+        count = stand.anatomy.num_layers
+        for layer, criterion in zip(self.layers, self.criteria, strict=True):
+            first = int(criterion.reads_before)
             if not first <= layer < count:
                 reads = "attention is read in the layer before it, and " if first else ""
                 raise UsageError(
@@ -62,8 +69,8 @@ class Stages:
                     where="layers",
                     remedy=f"give layers of {first} to {count - 1}",
                 )
-            self.criterion.place(stand, layer)
-            if self.criterion.merges:
+            criterion.place(stand, layer)
+            if criterion.merges or self.merge is not None:
                 stand.at(Point.BLOCK_INPUT, layer, self._merge)
         for layer in range(self.layers[0], count):
             stand.work(layer, self)
@@ -80,10 +87,12 @@ class Stages:
         if not view.ctx.new_media:
             return None
         chosen = self._chosen(self.layers.index(view.layer), view, hidden)
-        if chosen is None:
+        if chosen is None or chosen.into is None:
             return None
-        # again from what the layer is given: gradients flow through what is merged, also through a recomputed layer
-        return self.criterion.merge(Scene(view, hidden, self.owner), chosen.before, chosen.stays)
+        # gradients flow through what is merged, also where the layer is computed again
+        if self.merge is None:
+            return chosen.before.merged(hidden, chosen.into)
+        return self.merge.merged(hidden, chosen.before, chosen.into)
 
     def _chosen(self, stage: int, view: LayerView, hidden: Tensor) -> _Chosen | None:
         """What a stage leaves in this forward, chosen when it is first asked for; None where nobody competes."""
@@ -103,8 +112,17 @@ class Stages:
             there = last.before.only(last.stays)
         if not there.groups:
             return None
-        there = there.wanting(tuple(self.wanted(stage, there.groups)))
-        stays = self.criterion.choose(Scene(view, hidden, self.owner), there)
+        wanted = self.wanted(stage, there.groups)
+        there = there.wanting(there.counts if wanted is None else tuple(wanted))
+        criterion, scene = self.criteria[stage], Scene(view, hidden, self.owner)
+        into = None
+        if wanted is None and isinstance(criterion, Scored):
+            stays = criterion.choose_to_knee(scene, there)
+        elif self.merge is not None:
+            stays, into = self.merge.choose(criterion, scene, there)
+        else:
+            stays = criterion.choose(scene, there)
+            into = criterion.into(there) if criterion.merges else None
         work = Work.of(there.spread(stays) | ~view.ctx.tokens.is_perceptual)
         view.ctx.memo[self.owner, "left"] = work
-        return _Chosen(work, there, stays)
+        return _Chosen(work, there, stays, into)

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from alula.policies.criteria.attention import InstructionAttention, LastQueryAttention
-from alula.policies.criteria.base import Criterion
+from alula.policies.criteria.base import Criterion, Scored
 from alula.policies.criteria.candidates import Candidates, Group, Layout, Per, Scene
 from alula.policies.criteria.conditional_dpp import ConditionalDPP
 from alula.policies.criteria.duplicates import Duplicates
 from alula.policies.criteria.grid import Grid
 from alula.policies.criteria.max_min_diversity import MaxMinDiversity
+from alula.policies.criteria.merging import Contextual, Merge, Nearest
 from alula.policies.criteria.pooling import Pooling
 from alula.policies.criteria.random import Random
 from alula.policies.criteria.rope_free_attention import RopeFreeAttention
@@ -40,6 +41,7 @@ Criteria = Annotated[
 __all__ = [
     "Candidates",
     "ConditionalDPP",
+    "Contextual",
     "Criteria",
     "Criterion",
     "Duplicates",
@@ -49,9 +51,12 @@ __all__ = [
     "LastQueryAttention",
     "MaxMinDiversity",
     "Layout",
+    "Merge",
+    "Nearest",
     "Per",
     "Pooling",
     "Random",
     "RopeFreeAttention",
     "Scene",
+    "Scored",
 ]

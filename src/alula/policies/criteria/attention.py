@@ -28,6 +28,10 @@ class _Attention(Scored):
     def reads_before(self) -> bool:
         return self.of_layer == "before"
 
+    @property
+    def reads_itself(self) -> bool:
+        return self.of_layer == "itself"
+
     def place(self, stand: Stand, layer: int) -> None:
         reader = self._reader(stand.owner)
         if self.reads_before:

@@ -12,6 +12,9 @@ from alula.policies.base import Stand
 from alula.policies.criteria.candidates import Candidates, Scene
 from alula.settings import Settings
 
+_CHORD = 1e-5
+"""how far below its chord a straight line may seem in single precision"""
+
 
 class Criterion(Settings, abc.ABC):
     """By what a policy chooses the perceptual tokens that stay. Its fields are its settings; it keeps nothing else.
@@ -25,6 +28,11 @@ class Criterion(Settings, abc.ABC):
     """whether it goes by places within one image"""
     merges: ClassVar[bool] = False
     """whether tokens that leave are merged into some that stay"""
+
+    @property
+    def reads_itself(self) -> bool:
+        """Whether it reads attention of the layer in front of which it chooses."""
+        return False
 
     @property
     def reads_before(self) -> bool:
@@ -42,8 +50,8 @@ class Criterion(Settings, abc.ABC):
     def choose(self, scene: Scene, candidates: Candidates) -> Tensor:
         """(U, N) bool: the candidates that stay, as many of every group as are wanted."""
 
-    def merge(self, scene: Scene, candidates: Candidates, stays: Tensor) -> Tensor:
-        """(B, S, d) what the layer is given, where tokens that leave are merged into some that stay."""
+    def into(self, candidates: Candidates) -> Tensor:
+        """(U, N) whom each candidate joins, where it merges; those that stay themselves."""
         raise NotImplementedError
 
 
@@ -56,3 +64,26 @@ class Scored(Criterion):
 
     def choose(self, scene: Scene, candidates: Candidates) -> Tensor:
         return candidates.top(self.scores(scene, candidates).to(torch.float32))
+
+    def choose_to_knee(self, scene: Scene, candidates: Candidates) -> Tensor:
+        """(U, N) bool: the candidates that stay, down to the knee of the curve of their sorted scores."""
+        return to_knee(self.scores(scene, candidates).to(torch.float32), candidates.real)
+
+
+def to_knee(scores: Tensor, real: Tensor) -> Tensor:
+    """(U, N) bool: of every group the largest (U, N) scores, down to the point of their sorted curve that is farthest
+    below its chord, this one included; all where it is nowhere below: such scores have no long tail (2409.01162).
+
+    Args:
+        real: (U, N) bool: the candidate is there.
+    """
+    order = scores.masked_fill(~real, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    curve, count = scores.gather(1, order), real.sum(dim=1, keepdim=True)
+    last = curve.gather(1, (count - 1).clamp(min=0))
+    height = (curve - last) / (curve[:, :1] - last).clamp(min=torch.finfo(scores.dtype).tiny)
+    place = torch.arange(scores.shape[1], device=scores.device)
+    below = (1 - place / (count - 1).clamp(min=1) - height).masked_fill(place >= count, -torch.inf)
+    depth, knee = below.max(dim=1, keepdim=True)
+    is_flat = (curve[:, :1] <= last) | (depth <= _CHORD)
+    stays = place <= torch.where(is_flat, count, knee)
+    return torch.zeros_like(stays).scatter(1, order, stays) & real

@@ -213,20 +213,21 @@ class Candidates:
         index = self.index.gather(1, order).masked_fill(~real, size)
         return replace(self, index=index, place=self.place.gather(1, order), real=real, counts=self.wanted)
 
-    def merged(self, hidden: Tensor, into: Tensor) -> Tensor:
+    def merged(self, hidden: Tensor, into: Tensor, *, is_added: bool = False) -> Tensor:
         """(B, S, d) hidden states in which every candidate that others join is the mean of itself and these.
 
         Args:
             hidden: (B, S, d) of all new tokens.
-            into: (U, N) of the candidate that each joins; its own for those that stay.
+            into: (U, N) of the candidate that each joins; its own for those that join none.
+            is_added: the mean of the others is added to it.
         """
         size, width = self.shape[0] * self.shape[1], hidden.shape[2]
         precise = torch.promote_types(hidden.dtype, torch.float32)
         values = self.gather(hidden).to(precise).masked_fill(~self.real[..., None], 0)
-        wide = into[..., None].expand_as(values)
-        sums = torch.zeros_like(values).scatter_add(1, wide, values)
-        counts = torch.zeros_like(values[..., 0]).scatter_add(1, into, self.real.to(precise))
-        means = (sums / counts.clamp(min=1)[..., None]).to(hidden)
+        joins = self.real & (into != self.numbers) if is_added else self.real
+        sums = torch.zeros_like(values).scatter_add(1, into[..., None].expand_as(values), values * joins[..., None])
+        counts = torch.zeros_like(values[..., 0]).scatter_add(1, into, joins.to(precise))
+        means = (sums / counts.clamp(min=1)[..., None] + (values if is_added else 0)).to(hidden)
         kept = self.real & (into == self.numbers)
         rows = hidden.flatten(0, 1)
         rows = torch.cat([rows, rows[:1]])  # the last takes what is not put anywhere

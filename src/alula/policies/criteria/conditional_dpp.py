@@ -62,4 +62,4 @@ def spanning(kernel: Tensor, candidates: Candidates) -> Tensor:
         spanned[:, step] = new
         gain = (gain - new.square()).clamp(min=0).masked_fill(~real, -torch.inf)
         gain = gain.masked_fill(chosen | (numbers == pick), -torch.inf)
-    return chosen
+    return chosen & real

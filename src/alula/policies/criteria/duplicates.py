@@ -93,4 +93,4 @@ def far_from(similarity: Tensor, taken: Tensor, each: Tensor, real: Tensor) -> T
     for pivot in range(similarity.shape[1]):
         order = similarity[:, pivot].masked_fill(taken | ~real, torch.inf).argsort(dim=1, stable=True)
         taken = taken | torch.zeros_like(taken).scatter(1, order, first < each[:, pivot, None])
-    return taken
+    return taken & real

@@ -38,4 +38,4 @@ def far_apart(distance: Tensor, candidates: Candidates) -> Tensor:
         to_pick = distance.take_along_dim(pick[..., None], dim=1)[:, 0]
         nearest = to_pick.masked_fill(~real, -torch.inf) if not step else nearest.minimum(to_pick)
         nearest = nearest.scatter(1, pick, -torch.inf)
-    return chosen
+    return chosen & real

@@ -23,6 +23,6 @@ class Pooling(Criterion):
         _, stays = parts(candidates)
         return stays
 
-    def merge(self, scene: Scene, candidates: Candidates, stays: Tensor) -> Tensor:
+    def into(self, candidates: Candidates) -> Tensor:
         into, _ = parts(candidates)
-        return candidates.merged(scene.hidden, into)
+        return into
