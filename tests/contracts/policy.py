@@ -19,7 +19,7 @@ import alula
 from alula import WingsConfig
 from alula.errors import UsageError
 from alula.policies import Budget, ParallelAttention, Policy, Prune, Skip, Withdraw, policy_of, policy_types, register
-from alula.seam import find
+from alula.seam import Owner, find
 from tests import zoo
 from tests.contracts.toy_policy import Dim
 from tests.grafts.common import prompt_tokens, run, true_positions, wake, with_ids
@@ -228,6 +228,7 @@ def test_settings_are_saved_and_read_and_refused(case: str) -> None:
     policy = CASES[case]
     saved = json.loads(json.dumps(policy.to_dict()))
     assert policy_of(saved) == policy
+    assert not saved.keys() & {name for name in vars(Owner) if not name.startswith("_")}
     with pytest.raises(UsageError, match="unknown key"):
         policy_of({**saved, "strenght": 1})
     with pytest.raises(UsageError, match="there is no policy of type 'none'"):

@@ -67,6 +67,9 @@ def test_a_model_under_policies_against_itself(folders: Path, tmp_path: Path, mo
     assert set(pairs.tasks) == {"text_bare", "visual"}
     tuned, base = (RunResult.load(tmp_path / "o" / f"{role}.json") for role in ("tuned", "base"))
     assert tuned.fingerprint != base.fingerprint
+    assert (tuned.conditions.policies, base.conditions.policies) == ([policies["skip"].to_dict()], [])
+    assert any(note.startswith("policies differ: none before, skip (part=mlp") for note in pairs.tasks["visual"].notes)
+    assert "skip (part=mlp" in (tmp_path / "o" / "report.html").read_text()
     assert tuned.tasks["visual"].items != base.tasks["visual"].items
     (tmp_path / "policies.json").write_text('{"policies": {}}')
     assert alula(host, "--policies", file, *ASKED, *SMALL, monkeypatch=monkeypatch) == 2

@@ -36,6 +36,7 @@ def conditions(
         backend=_backend(getattr(model, "config", None)),
         versions=versions(),
         template=dict(template or {}),
+        policies=[policy.to_dict() for policy in active_policies(model)],
     )
 
 

@@ -270,6 +270,9 @@ def _compare_conditions(before: Conditions, after: Conditions) -> list[str]:
         if first != second:
             raise EvaluationError(f"the runs differ in {key}: {first} against {second}", remedy="use the same for both")
     notes = []
+    if before.policies != after.policies:
+        first, second = (" and ".join(each.policies_in_words) or "none" for each in (before, after))
+        notes.append(f"policies differ: {first} before, {second} after")
     for key in ("batch_size", "device", "backend"):
         first, second = getattr(before, key), getattr(after, key)
         if first != second:

@@ -75,6 +75,17 @@ class Conditions(Record):
     versions: dict[str, str]
     template: dict[str, Any] = {}
     """what the chat template was told beside the messages, see `alula.chat_template.TemplateSettings`"""
+    policies: list[dict[str, Any]] = []
+    """settings of the policies that held"""
+
+    @property
+    def policies_in_words(self) -> list[str]:
+        """Each policy's type and settings, e.g. "withdraw (layer=16, positions=keep)"."""
+        told = []
+        for policy in self.policies:
+            settings = ", ".join(f"{key}={value}" for key, value in policy.items() if key != "policy_type")
+            told.append(f"{policy.get('policy_type')} ({settings})")
+        return told
 
 
 class Ratio(Record):

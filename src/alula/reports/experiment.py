@@ -353,6 +353,7 @@ def _repeat(summary: Summary) -> Section:
             "attention",
             listing([f"{part} {name}" for part, name in first.backend.items()]) if first.backend else MISSING,
         ),
+        *(("policy", told) for told in first.policies_in_words),
         *((name, value) for name, value in {**first.versions, **outcome.environment}.items()),
         ("made", outcome.created),
     ]

@@ -86,6 +86,7 @@ def _facts(run: RunResult, command: str) -> Block:
         ("batch size", str(state.batch_size)),
         ("precision", f"{state.dtype} on {state.device}"),
         ("attention", ", ".join(f"{part} {name}" for part, name in state.backend.items())),
+        *(("policy", told) for told in state.policies_in_words),
         *((f"template: {name}", str(value)) for name, value in state.template.items()),
         *state.versions.items(),
     ]

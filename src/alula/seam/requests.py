@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 from torch import Tensor
 from transformers import LogitsProcessor
@@ -238,13 +238,14 @@ class Ending:
 class Owner:
     """Who has the seam of a host under a name: a graft, a policy, a probe, or somebody who says nothing of itself."""
 
-    owner_id: str | None = None
+    # without annotations, which policies, whose annotated attributes are settings, would have as settings, too
+    owner_id = cast("str | None", None)
     """tells it from others that had or will have its name; a mark of it disables what it brings (see `scope`)"""
 
-    standing: Hashable | None = None
+    standing = cast("Hashable | None", None)
     """a mark that forwards of its host carry wherever they begin, unless it is disabled there"""
 
-    further_inputs: tuple[str, ...] = ()
+    further_inputs = cast("tuple[str, ...]", ())
     """names of inputs that it takes beside the host's own: tensors of (B, ..), at `ForwardContext.given`"""
 
     @property
