@@ -33,7 +33,7 @@ PROBES: dict[str, Any] = {
     "alignment": lambda: Alignment(sites=("stream", "mlp")),
     "alignment of tokens": lambda: Alignment(tokens="each"),
     "geometry": lambda: Geometry(sites=("stream", "attention"), offsets=(1, 2), sink_factor=1.5),
-    "lens": lambda: VocabularyLens(tokens_per_kind=3, top=3),
+    "lens": lambda: VocabularyLens(tokens_per_kind=4, top=3),
     "overlap": Overlap,
     "geometry of tokens": lambda: Geometry(of="tokens", change="all_pairs"),
 }
@@ -158,6 +158,21 @@ def test_padding_and_batching_change_nothing(make: Any) -> None:
             for sample in singles(inputs):
                 model(**sample)
     assert_same(together, alone, drawn=False, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("make", PROBES.values(), ids=PROBES)
+def test_large_batches_are_measured_as_small_ones(make: Any) -> None:
+    """What is held during a forward, to be computed together, has bounds: a large batch takes several goes."""
+    model = deep(layers=4).double()
+    together, apart = make(), make()
+    inputs = double(zoo.batch("llava-qwen3", *(f"{3 + i % 4}I{60 + i % 3}" for i in range(24))))
+    with torch.no_grad():
+        with together.on(model):
+            model(**inputs)
+        with apart.on(model):
+            for start in range(0, 24, 6):
+                model(**{name: value[start : start + 6] for name, value in inputs.items()})
+    assert_same(together, apart, drawn=False, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("make", PROBES.values(), ids=PROBES)

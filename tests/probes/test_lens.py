@@ -118,6 +118,23 @@ def test_a_bounded_number_of_evenly_spaced_rows_is_read(model: Any) -> None:
     assert result.kinds["text"].rows == 3
 
 
+def test_many_samples_are_read_some_at_a_time(model: Any) -> None:
+    batches = [double(zoo.batch("llava-qwen3", *["3I20", "I24"] * 8, seed=seed)) for seed in range(2)]
+    names = batches[0]
+    both = {name: torch.cat([inputs[name] for inputs in batches]) for name in names}
+    apart = VocabularyLens(tokens_per_kind=16)
+    with apart.on(model), torch.no_grad():
+        for inputs in batches:
+            model(**inputs)
+    one, other = measure(model, both), apart.result()
+    for kind, found in one.kinds.items():
+        np.testing.assert_allclose(values(found.entropy), values(other.kinds[kind].entropy), rtol=1e-9)
+        np.testing.assert_allclose(values(found.change), values(other.kinds[kind].change), rtol=1e-9)
+    for pair, divergence in one.divergence.items():
+        np.testing.assert_allclose(divergence.all_pairs, other.divergence[pair].all_pairs, rtol=1e-9)
+        np.testing.assert_allclose(values(divergence.matched), values(other.divergence[pair].matched), rtol=1e-9)
+
+
 def test_examples_can_be_read(model: Any) -> None:
     result = measure(model, double(zoo.batch("llava-qwen3", "2I3")), states=(0, -1), examples=1)
 

@@ -1,10 +1,14 @@
 """What a probe remembers: sums, maxima, and a bounded uniform sample. All of it merges, none of it grows with the
-data."""
+data.
+
+What is added stays on the device it was computed on: nobody waits for that device until what was added is read.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,28 +16,72 @@ from torch import Tensor
 from alula.errors import UsageError
 from alula.stats import Array
 
+_WAITING_BYTES, _WAITING_ENTRIES = 1 << 26, 1 << 10  # of a reservoir, that may stay on their device
+
 
 class Tally:
-    """Named sums and named maxima, float64 on the CPU. A name that was never used reads as absent, and merges as
-    zero."""
+    """Named sums and named maxima in float64. A name that was never used reads as absent, and merges as zero.
+
+    Numbers of Python are added on the host and tensors where they are; `sums` and `peaks` bring all to the CPU.
+    """
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.peaks: dict[str, Tensor] = {}
+        self._sums: dict[str, Any] = {}
+        self._peaks: dict[str, Any] = {}
+        self._stacks: dict[tuple[tuple[str, ...], ...], Tensor] = {}
+        self._is_read = False
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """All sums, float64 on the CPU; not to be changed."""
+        self._read()
+        return self._sums
+
+    @property
+    def peaks(self) -> dict[str, Tensor]:
+        """All maxima, float64 on the CPU; not to be changed."""
+        self._read()
+        return self._peaks
+
+    def _read(self) -> None:
+        """Bring everything to the CPU, where it was not since the last addition."""
+        if self._is_read:
+            return
+        stacks, self._stacks = self._stacks, {}
+        for places, values in stacks.items():
+            for names, value in zip(places, values.cpu(), strict=True):
+                for name in names:
+                    self.add(name, value)
+        for named in (self._sums, self._peaks):
+            for name, value in named.items():
+                named[name] = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+        self._is_read = True
 
     def add(self, name: str, value: Tensor | Array | float) -> None:
         """Add `value` (any shape, the same at every call) to the sum called `name`."""
-        value = torch.as_tensor(value, dtype=torch.float64, device="cpu")
-        self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+        value, self._is_read = _wide(value), False
+        if name in self._sums:
+            self._sums[name] = _beside(value, self._sums[name]) + value
+        else:  # no two names share memory, which files do not allow
+            self._sums[name] = value.clone() if isinstance(value, Tensor) else value
+
+    def add_each(self, names: Sequence[tuple[str, ...]], values: Tensor) -> None:
+        """Add each of (n, ...) `values` to the sums of all names at its place."""
+        places, value, self._is_read = tuple(names), _wide(values), False
+        self._stacks[places] = _beside(value, self._stacks[places]) + value if places in self._stacks else value
 
     def raise_peak(self, name: str, value: Tensor | Array | float) -> None:
         """Keep the elementwise maximum of the values given under `name`."""
-        value = torch.as_tensor(value, dtype=torch.float64, device="cpu")
-        self.peaks[name] = torch.maximum(self.peaks[name], value) if name in self.peaks else value.clone()
+        raised, self._is_read = _wide(value), False
+        if name in self._peaks:
+            held = _beside(raised, self._peaks[name])
+            both = isinstance(raised, Tensor) and isinstance(held, Tensor)
+            raised = torch.maximum(held, raised) if both else max(held, raised)
+        self._peaks[name] = raised
 
     def count(self, name: str) -> int:
         """The sum called `name` as a whole number; 0 where nothing was added."""
-        return int(self.sums[name]) if name in self.sums else 0
+        return int(self._sums.get(name, 0))
 
     def merge(self, other: Tally) -> None:
         for name, value in other.sums.items():
@@ -46,8 +94,19 @@ class Tally:
         return named | {f"peaks.{name}": value for name, value in self.peaks.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.sums = {name.removeprefix("sums."): value for name, value in state.items() if name.startswith("sums.")}
-        self.peaks = {name.removeprefix("peaks."): value for name, value in state.items() if name.startswith("peaks.")}
+        self._stacks, self._is_read = {}, False
+        self._sums = {name.removeprefix("sums."): value for name, value in state.items() if name.startswith("sums.")}
+        self._peaks = {name.removeprefix("peaks."): value for name, value in state.items() if name.startswith("peaks.")}
+
+
+def _wide(value: Tensor | Array | float) -> Any:
+    """A number of Python, or a float64 tensor where it is."""
+    return float(value) if isinstance(value, int | float) else torch.as_tensor(value).detach().to(torch.float64)
+
+
+def _beside(value: Any, held: Any) -> Any:
+    """What is held, on the device of a value."""
+    return held.to(value.device) if isinstance(held, Tensor) and isinstance(value, Tensor) else held
 
 
 class Reservoir:
@@ -56,6 +115,9 @@ class Reservoir:
     Every entry draws its priority from a hash of its own content and the seed, and the lowest priorities stay (a
     bottom-k sketch). So no state but the entries themselves is needed, two halves merge exactly into the sample of the
     whole, and entries come out in an order that does not depend on the order they came in.
+
+    What is offered stays on its device until somebody reads, or until more than 1,024 entries or 64 MiB stay there:
+    then all of it draws.
 
     Args:
         capacity: most entries kept. While no more were offered, the sample *is* the data.
@@ -66,30 +128,63 @@ class Reservoir:
         if capacity < 1:
             raise UsageError(f"a reservoir must hold at least one sample, not {capacity}")
         self.capacity, self.seed = capacity, seed
-        self.entries: dict[str, Tensor] = {}
+        self._entries: dict[str, Tensor] = {}
         self._priority = torch.empty(0, dtype=torch.int64)
+        self._waiting: list[tuple[dict[str, Tensor], Tensor]] = []
+        self._bytes = self._count = 0  # of what waits
+
+    @property
+    def entries(self) -> dict[str, Tensor]:
+        """The sample, (K, ...) by name on the CPU."""
+        self._draw_all()
+        return self._entries
 
     def __len__(self) -> int:
+        self._draw_all()
         return len(self._priority)
 
-    def offer(self, entries: Mapping[str, Tensor]) -> None:
+    def offer(self, entries: Mapping[str, Tensor], present: Tensor | None = None) -> None:
         """Offer n entries.
 
         Args:
-            entries: named tensors (n, ...), the same names and trailing shapes at every call. Stored on the CPU in the
-                dtype given.
+            entries: named tensors (n, ...), the same names and trailing shapes at every call, kept in the dtype given.
+                They may be held for a while: give no views of what is larger, and write into none.
+            present: (n,) bool, which of them there are; None: all.
 
         Raises:
             UsageError: names or shapes differ from those of earlier entries.
         """
-        arrived = {name: value.detach().to("cpu").contiguous() for name, value in entries.items()}
-        priorities = [self._draw(parts) for parts in zip(*(arrived[name] for name in sorted(arrived)), strict=True)]
-        self._absorb(arrived, torch.tensor(priorities, dtype=torch.int64))
+        arrived = {name: value.detach() for name, value in entries.items()}
+        before = self._waiting[0][0] if self._waiting else self._entries
+        if before:
+            _check_alike(before, arrived)
+        if present is None:
+            first = next(iter(arrived.values()))
+            present = torch.ones(len(first), dtype=torch.bool, device=first.device)
+        self._waiting.append((arrived, present))
+        self._bytes += sum(value.nbytes for value in arrived.values())
+        self._count += len(present)
+        if self._bytes > _WAITING_BYTES or self._count > _WAITING_ENTRIES:
+            self._draw_all()
 
     def merge(self, other: Reservoir) -> None:
         """Take in the entries of another reservoir of the same capacity and seed."""
+        self._draw_all()
         if len(other):
-            self._absorb(other.entries, other._priority)
+            self._absorb(other._entries, other._priority)
+
+    def _draw_all(self) -> None:
+        """Have what was offered draw its priorities."""
+        if not self._waiting:
+            return
+        waiting, self._waiting, self._bytes, self._count = self._waiting, [], 0, 0
+        present = torch.cat([there for _, there in waiting]).cpu()
+        arrived = {name: torch.cat([entries[name] for entries, _ in waiting]).cpu() for name in waiting[0][0]}
+        if not bool(present.all()):
+            arrived = {name: value[present] for name, value in arrived.items()}
+        priorities = [self._draw(parts) for parts in zip(*(arrived[name] for name in sorted(arrived)), strict=True)]
+        if priorities:
+            self._absorb(arrived, torch.tensor(priorities, dtype=torch.int64))
 
     def _draw(self, parts: tuple[Tensor, ...]) -> int:
         digest = hashlib.blake2b(self.seed.to_bytes(8, "big", signed=True), digest_size=8)
@@ -98,29 +193,34 @@ class Reservoir:
         return int.from_bytes(digest.digest(), "big") >> 1  # 63 bits: int64 stays positive
 
     def _absorb(self, entries: Mapping[str, Tensor], priority: Tensor) -> None:
-        if len(self) == self.capacity:
+        if len(self._priority) == self.capacity:
             # nothing is copied for entries that would not stay; once many were seen, that is nearly all
             staying = (priority < self._priority[-1]).nonzero()[:, 0]
             if not len(staying):
                 return
             entries, priority = {name: value[staying] for name, value in entries.items()}, priority[staying]
-        if len(self):
-            mine = {name: tuple(value.shape[1:]) for name, value in self.entries.items()}
-            theirs = {name: tuple(value.shape[1:]) for name, value in entries.items()}
-            if mine != theirs:
-                raise UsageError(
-                    f"samples of different shapes cannot be put together: {mine} and {theirs}",
-                    remedy="use one probe per model size, and merge only probes of the same model",
-                )
-            entries = {name: torch.cat([self.entries[name], value]) for name, value in entries.items()}
+        if len(self._priority):
+            _check_alike(self._entries, entries)
+            entries = {name: torch.cat([self._entries[name], value]) for name, value in entries.items()}
             priority = torch.cat([self._priority, priority])
         order = torch.sort(priority, stable=True).indices[: self.capacity]
-        self.entries = {name: value[order] for name, value in entries.items()}
+        self._entries = {name: value[order] for name, value in entries.items()}
         self._priority = priority[order]
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"priority": self._priority, **{f"entries.{name}": value for name, value in self.entries.items()}}
+        named = {f"entries.{name}": value for name, value in self.entries.items()}
+        return {"priority": self._priority, **named}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._priority = state["priority"]
-        self.entries = {n.removeprefix("entries."): value for n, value in state.items() if n.startswith("entries.")}
+        self._priority, self._waiting, self._bytes, self._count = state["priority"], [], 0, 0
+        self._entries = {n.removeprefix("entries."): value for n, value in state.items() if n.startswith("entries.")}
+
+
+def _check_alike(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Raise a UsageError where entries do not have the names and trailing shapes that others have."""
+    one, other = ({name: tuple(value.shape[1:]) for name, value in entries.items()} for entries in (mine, theirs))
+    if one != other:
+        raise UsageError(
+            f"samples of different shapes cannot be put together: {one} and {other}",
+            remedy="use one probe per model size, and merge only probes of the same model",
+        )

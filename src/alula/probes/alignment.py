@@ -25,7 +25,7 @@ from alula.probes.similarity import (
     shared_neighbours,
     unit_rows,
 )
-from alula.probes.states import GROUPS, TEXT, StateProbe, groups, standing, unit
+from alula.probes.states import GROUPS, TEXT, StateProbe, groups, refuse_lost, unit, wide
 from alula.seam import ForwardContext, LayerView
 from alula.stats import DEFAULT, Array, Curve, Estimate, Resampling, Result
 
@@ -160,50 +160,60 @@ class Alignment(StateProbe):
     # -- listening ------------------------------------------------------------------------------------------------
 
     def read(self, view: LayerView, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
-        if "groups" not in notes:
-            chosen = groups(view.ctx.tokens, self.text, skip_first=self.skip_first)
-            notes["groups"] = chosen if TEXT in chosen and len(chosen) > 1 else {}
-        if not notes["groups"]:
+        if "chosen" not in notes:
+            named = groups(view.ctx, self.text, skip_first=self.skip_first)
+            notes["groups"], notes["chosen"] = [*named], torch.stack([*named.values()], dim=1)  # (B, G, S)
+            notes["share"] = _shares(notes["chosen"])
+        if len(notes["groups"]) < 2:
             return
-        here = [standing(chosen, view, f"{name} tokens") for name, chosen in notes["groups"].items()]
-        share = torch.stack([chosen.float() for chosen in here], dim=1).to(hidden)  # (B, G, S)
-        share = share / share.sum(dim=-1, keepdim=True).clamp(min=1)
-        notes[site, state] = share @ (unit(hidden) if self.tokens == "each" else hidden)  # (B, G, d)
+        share: Tensor = notes["share"]
+        if view.present is not None:
+            named = {f"{name} tokens": notes["chosen"][:, g] for g, name in enumerate(notes["groups"])}
+            refuse_lost(named, view.present[None], [view.layer])
+            share = _shares(notes["chosen"] & view.present[:, None].to(share.device))
+        hidden = hidden.to(wide(hidden.dtype))
+        notes[site, state] = share.to(hidden) @ (unit(hidden) if self.tokens == "each" else hidden)  # (B, G, d)
 
     def update(self, forward: ForwardContext, notes: dict[Any, Any]) -> None:
-        chosen = notes["groups"]
-        if not chosen:
+        names, here = notes["groups"], notes["chosen"].any(dim=-1)  # (B, G)
+        if len(names) < 2:
             return
-        counts = {"stream": forward.anatomy.num_layers + 1}
+        layers = forward.anatomy.num_layers
+        counts = {site: layers + (site == "stream") for site in self.sites}
         states = {
-            site: torch.stack(
-                [notes[site, state] for state in range(counts.get(site, counts["stream"] - 1))], dim=2
-            ).double().cpu()
-            for site in self.sites
-        }  # fmt: skip
-        present = {name: tokens.any(dim=1).cpu() for name, tokens in chosen.items()}
-        names = list(chosen)
-        for kind in names[1:]:
-            both = present[kind] & present[TEXT]
-            if bool(both.any()):
-                pair = {site: (x[both, names.index(kind)], x[both, names.index(TEXT)]) for site, x in states.items()}
-                self._add(f"{kind}-{TEXT}", pair)
+            site: torch.stack([notes[site, state].to(here.device) for state in range(count)], dim=2).double()
+            for site, count in counts.items()
+        }
+        for g, kind in enumerate(names[1:], start=1):
+            pair = {site: (x[:, g], x[:, 0]) for site, x in states.items()}
+            self._add(f"{kind}-{TEXT}", pair, here[:, g] & here[:, 0])
 
-    def _add(self, pair: str, states: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Add samples of one pair of kinds: per site their vectors (n, N, d) of either kind."""
-        scale = unit if self.tokens == "mean" else torch.clone
+    def _add(self, pair: str, states: dict[str, tuple[Tensor, Tensor]], both: Tensor | None = None) -> None:
+        """Add samples of one pair of kinds.
+
+        Args:
+            states: per site their vectors (n, N, d) of either kind, in float64.
+            both: (n,) bool, those that have both; None: all.
+        """
+        first = next(iter(states.values()))[0]
+        both = torch.ones(len(first), dtype=torch.bool, device=first.device) if both is None else both
+        absent = ~both[:, None, None]
         entries: dict[str, Tensor] = {}
-        self.tally.add(f"samples/{pair}", len(next(iter(states.values()))[0]))
-        prompt = scale(states["stream"][0])[:, :1] if "stream" in states else None
-        for site, (seen, text) in states.items():
-            x, y = scale(seen), scale(text)
+        scaled = {
+            site: tuple((unit(x) if self.tokens == "mean" else x).masked_fill(absent, 0) for x in pair_of)
+            for site, pair_of in states.items()
+        }
+        self.tally.add(f"samples/{pair}", both.sum())
+        prompt = scaled["stream"][0][:, :1] if "stream" in scaled else None
+        for site, (x, y) in scaled.items():
             self.tally.add(f"x/{pair}/{site}", x.sum(dim=0))
             self.tally.add(f"y/{pair}/{site}", y.sum(dim=0))
             self.tally.add(f"matched/{pair}/{site}", (x * y).sum(dim=(0, 2)))
             if prompt is not None:
                 self.tally.add(f"prompt/{pair}/{site}", (prompt * y).sum(dim=(0, 2)))
+            seen, text = states[site]
             entries |= {f"x/{site}": seen.float(), f"y/{site}": text.float()}
-        self.reservoir(pair).offer(entries)
+        self.reservoir(pair).offer(entries, both)
 
     # -- answering ------------------------------------------------------------------------------------------------
 
@@ -239,6 +249,11 @@ class Alignment(StateProbe):
             contrast_score=scores.get("centred_contrast"),
             sites=sites,
         )
+
+
+def _shares(chosen: Tensor) -> Tensor:
+    """(..., S) shares of the chosen tokens in their mean; 0 where none is chosen."""
+    return chosen / chosen.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 class _Site:

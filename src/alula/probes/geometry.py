@@ -20,10 +20,9 @@ from alula.errors import SeamError, UsageError
 from alula.probes import token_sets
 from alula.probes.projection import Method, to_plane
 from alula.probes.registry import register
-from alula.probes.states import GROUPS, StateProbe, groups, standing, unit
+from alula.probes.states import GROUPS, StateProbe, groups, refuse_lost, room, unit, wide
 from alula.seam import ForwardContext, LayerView
 from alula.stats import DEFAULT, Curve, Resampling, Result, means
-from alula.tokens import TokenMap
 
 Of = Literal["samples", "tokens"]
 Change = Literal["same_token", "all_pairs"]
@@ -106,10 +105,13 @@ class Geometry(StateProbe):
     pairs of a member with itself (and, between kinds, pairs from one sample) are taken out again. Intervals of norms
     and changes are bootstrap intervals over at most `keep` samples.
 
+    During a forward states are copied, and computed together once they take 256 MiB (on a CPU 1 MiB); of those before,
+    as many are held as the largest offset reaches back.
+
     Attributes:
         text: the token set taken for text.
         of: members of a kind are "samples" (the mean of their tokens, as published) or single "tokens".
-        offsets: n of the changes. States are held for the largest of them during a forward.
+        offsets: n of the changes.
         change: "same_token": mean cosine of a token with itself n blocks later; "all_pairs": the published form, the
             mean over all pairs of samples of the cosine of their k-th tokens, which shows a change where nothing
             changes as soon as tokens differ between samples. It is over the tokens every sample has, at most `slots`.
@@ -149,149 +151,200 @@ class Geometry(StateProbe):
     # -- listening ------------------------------------------------------------------------------------------------
 
     def read(self, view: LayerView, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
-        tokens: TokenMap = view.ctx.tokens
         if "groups" not in notes:
-            notes["groups"] = groups(tokens, self.text, skip_first=True)
+            tokens = view.ctx.tokens
+            notes["groups"] = groups(view.ctx, self.text, skip_first=True)
             notes["first"] = tokens.position == 0
-        valid, first = tokens.valid.to(hidden.device), standing(notes["first"], view, "first token").to(hidden.device)
-        if view.present is not None:
-            valid = valid & view.present.to(hidden.device)
-        length = hidden.norm(dim=-1)  # (B, S)
-        sink = valid & ~first & (length > self.sink_factor * _median(length, valid)[:, None])
-        directions = unit(hidden)
-        if self.change == "same_token" and self.offsets:
-            notes[site, state, "change"] = self._same_token(notes, site, state, directions)
-            notes[site, state, "valid"] = valid
-        notes[site, state, "first"] = (length * first).sum(dim=1)
-        for kind, chosen in notes["groups"].items():
-            every, of_kind = chosen.to(hidden.device), token_sets.select(tokens, kind).to(hidden.device)
-            chosen = standing(every, view, f"{kind} tokens")
-            plain = chosen & ~sink
-            plain = torch.where(plain.any(dim=1, keepdim=True), plain, chosen)
-            count = plain.sum(dim=1).clamp(min=1).to(hidden)
-            centre = (plain.to(hidden)[:, None] @ hidden)[:, 0] / count[:, None]
-            notes[site, state, kind] = {
-                "norms": torch.stack(
-                    [
-                        _median(length, plain),
-                        (length * plain).sum(dim=1) / count,
-                        length.masked_fill(~plain, 0).amax(dim=1),
-                        centre.norm(dim=-1),
-                    ],
-                    dim=1,
-                ),
-                "sums": unit(centre) if self.of == "samples" else (plain.to(hidden)[:, None] @ directions)[:, 0],
-                "members": torch.ones_like(count) if self.of == "samples" else plain.sum(dim=1).to(hidden),
-                "centre": centre,
-                "highest": length.masked_fill(~(chosen | (first & of_kind)), 0).amax(),
-                "sinks": torch.stack([(chosen & sink).sum(dim=1).to(hidden), (length * (chosen & sink)).sum(dim=1)], 1),
-                "rows": chosen.sum(dim=1).to(hidden),
-            }
-            if self.change == "all_pairs":
-                notes[site, state, kind]["slots"] = self._slots(every, chosen, directions)
+            of_kind = [token_sets.select(tokens, kind) for kind in notes["groups"]]
+            notes["first of kind"] = torch.stack(of_kind, dim=1) & notes["first"][:, None]  # (B, G, S)
+            notes["chosen"] = torch.stack([*notes["groups"].values()], dim=1)  # (B, G, S)
+        block: _Block | None = notes.get((site, "block"))
+        if block is None or not block.fits(hidden):
+            self._finish_block(view.ctx, notes, site)
+            block = notes[site, "block"] = _Block(hidden, state, self._count(view.ctx, site) - state)
+        block.put(hidden, view)
 
-    def _same_token(self, notes: dict[Any, Any], site: str, state: int, directions: Tensor) -> dict[int, Tensor]:
-        """(B, S) cosine of every token with itself n states earlier, for each offset n that reaches back far enough."""
-        held = notes.setdefault((site, "held"), {})
-        held[state] = directions
-        found = {n: (held[state - n].to(directions) * directions).sum(-1) for n in self.offsets if state - n in held}
-        held.pop(state - max(self.offsets), None)
+    @staticmethod
+    def _count(forward: ForwardContext, site: str) -> int:
+        """N, how many states a site has."""
+        return forward.anatomy.num_layers + (site == "stream")
+
+    def _finish_block(self, forward: ForwardContext, notes: dict[Any, Any], site: str) -> None:
+        """Compute what is wanted of the states that were held, and let go of them."""
+        block: _Block | None = notes.pop((site, "block"), None)
+        if block is not None:
+            notes.setdefault((site, "parts"), []).append(self._measure(forward, notes, site, block))
+
+    def _measure(self, forward: ForwardContext, notes: dict[Any, Any], site: str, block: _Block) -> dict[str, Tensor]:
+        """What is wanted of n states, each (n, ...)."""
+        x, present = block.states, block.present()  # (n, B, S, d), (n, B, S)
+        valid, first = (tokens.to(x.device)[None] for tokens in (forward.tokens.valid, notes["first"]))
+        chosen, of_first = (notes[name].to(x.device)[None] for name in ("chosen", "first of kind"))  # (1, B, G, S)
+        if present is not None:
+            named = {"first token": notes["first"], **{f"{kind} tokens": of for kind, of in notes["groups"].items()}}
+            refuse_lost(named, present, block.layers)
+            valid, first = valid & present, first & present
+            chosen, of_first = chosen & present[:, :, None], of_first & present[:, :, None]
+        length = x.norm(dim=-1)  # (n, B, S)
+        ordered, order = length.sort(dim=-1)
+        typical = _medians(ordered, order, valid[:, :, None])[..., 0]
+        sink = valid & ~first & (length > self.sink_factor * typical[..., None])
+        plain = chosen & ~sink[:, :, None]  # (n, B, G, S)
+        plain = torch.where(plain.any(dim=-1, keepdim=True), plain, chosen)
+        members, lengths = plain.sum(dim=-1), length[:, :, None] * plain
+        count = members.clamp(min=1).to(x)
+        centre = (plain.to(x) @ x) / count[..., None]  # (n, B, G, d)
+        sinks = chosen & sink[:, :, None]
+        found = {
+            "first": (length * first).sum(dim=-1),
+            "norms": torch.stack(
+                [
+                    _medians(ordered, order, plain),
+                    lengths.sum(dim=-1) / count,
+                    lengths.amax(dim=-1),
+                    centre.norm(dim=-1),
+                ],
+                dim=-1,
+            ),
+            "centre": centre,
+            "highest": (length[:, :, None] * (chosen | of_first)).amax(dim=(1, 3)),
+            "sinks": torch.stack([sinks.sum(dim=-1).to(x), (length[:, :, None] * sinks).sum(dim=-1)], dim=-1),
+            "rows": chosen.sum(dim=-1).expand(len(x), -1, -1),
+        }
+        if self.of == "samples":
+            found |= {"sums": unit(centre), "members": members.clamp(max=1)}
+        else:
+            found |= {"sums": (plain / _safe(length)[:, :, None]) @ x, "members": members}
+        if self.change == "same_token":
+            self._change(notes, site, block, found, length, chosen)
+        elif self.offsets:
+            every = notes["chosen"].to(x.device)
+            found["slots"], found["slot counts"] = self._slots(every, chosen, x / _safe(length)[..., None])
         return found
 
+    def _change(
+        self,
+        notes: dict[Any, Any],
+        site: str,
+        block: _Block,
+        found: dict[str, Tensor],
+        length: Tensor,
+        chosen: Tensor,
+    ) -> None:
+        """Find for each offset n the (m, B, G) means over each sample's tokens of their cosine with themselves n states
+        earlier, of those of the states that have one so much earlier."""
+        if not self.offsets:
+            return
+        x, safe = block.states, _safe(length)
+        held: dict[int, tuple[Tensor, Tensor, Tensor]] = notes.setdefault((site, "held"), {})
+        chosen = chosen.expand(len(x), -1, -1, -1)
+        for n in self.offsets:
+            cosines, both = [], []
+            for i in range(min(n, len(x))):  # the first of them look back to blocks before
+                if block.first + i - n in held:
+                    other, its_length, its_chosen = (each.to(x.device) for each in held[block.first + i - n])
+                    cosines.append(((other * x[i]).sum(dim=-1) / (its_length * safe[i]))[None])
+                    both.append((its_chosen & chosen[i])[None])
+            if len(x) > n:
+                cosines.append((x[:-n] * x[n:]).sum(dim=-1) / (safe[:-n] * safe[n:]))
+                both.append(chosen[:-n] & chosen[n:])
+            if cosines:
+                weights = torch.cat(both).to(x)  # (m, B, G, S)
+                shares = weights.sum(dim=-1)
+                if block.is_partial:
+                    self._refuse_unpaired(notes, site, shares, n)
+                found[f"change{n}"] = (torch.cat(cosines)[:, :, None] * weights).sum(dim=-1) / shares.clamp(min=1)
+        reach = max(self.offsets)
+        for state in [state for state in held if state < block.first + len(x) - reach]:
+            del held[state]
+        for i in range(max(0, len(x) - reach), len(x)):
+            # copied, so that it does not keep a block that is done with
+            kept = x[i] if len(x) == 1 else x[i].clone()
+            held[block.first + i] = kept, safe[i], chosen[i]
+
+    @staticmethod
+    def _refuse_unpaired(notes: dict[Any, Any], site: str, shares: Tensor, n: int) -> None:
+        """Raise a SeamError where a sample has tokens of a kind, and none that stands in both of two states."""
+        unpaired = ((shares == 0) & notes["chosen"].any(dim=-1).to(shares.device)).any(dim=1).any(dim=0)  # (G,)
+        for group in unpaired.nonzero()[:, 0].tolist():
+            kind = list(notes["groups"])[group]
+            raise SeamError(f"a sample has no {kind} token that stands in two states of {site} {n} blocks apart")
+
     def _slots(self, every: Tensor, chosen: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum over samples of the unit vectors of their k-th tokens (K, d), and how many samples have a k-th token
-        (K,), of those of `every` that are `chosen`."""
-        place = torch.where(chosen, every.cumsum(dim=1) - 1, self.slots).clamp(max=self.slots).flatten()
-        sums = directions.new_zeros(self.slots + 1, directions.shape[-1]).index_add_(0, place, directions.flatten(0, 1))
-        return sums[:-1], torch.bincount(place, minlength=self.slots + 1)[:-1]
+        """Sum over samples of the unit vectors of their k-th tokens (n, G, K, d), and how many samples have a k-th
+        token (n, G, K), of those of (B, G, S) `every` that are `chosen`, from (n, B, S, d)."""
+        states, (_, kinds, _) = len(directions), every.shape
+        place = torch.where(chosen, every.cumsum(dim=-1) - 1, self.slots).clamp(max=self.slots)  # (1 or n, B, G, S)
+        place = place.expand(states, -1, -1, -1).movedim(2, 1)  # (n, G, B, S)
+        rows = torch.arange(states * kinds, device=place.device).view(states, kinds, 1, 1) * (self.slots + 1)
+        place = (place + rows).flatten()
+        counts = directions.new_zeros(states * kinds * (self.slots + 1))
+        sums = directions.new_zeros(len(counts), directions.shape[-1])
+        sums.index_add_(0, place, directions[:, None].expand(-1, kinds, -1, -1, -1).flatten(0, 3))
+        counts.index_add_(0, place, torch.ones_like(place, dtype=counts.dtype))
+        return (
+            sums.view(states, kinds, self.slots + 1, -1)[:, :, :-1],
+            counts.view(states, kinds, self.slots + 1)[:, :, :-1],
+        )
 
     def update(self, forward: ForwardContext, notes: dict[Any, Any]) -> None:
-        tokens = forward.tokens
-        valid = tokens.valid.any(dim=1)
-        self.tally.add("samples", int(valid.sum()))
-        self.tally.add("perceptual_first", int((tokens.is_perceptual & (tokens.position == 0)).sum()))
-        states = {site: forward.anatomy.num_layers + (site == "stream") for site in self.sites}
-        present = {kind: chosen.any(dim=1).cpu() for kind, chosen in notes["groups"].items()}
-        for site, count in states.items():
-            firsts = torch.stack([notes[site, state, "first"] for state in range(count)], dim=1).double().cpu()
-            self.tally.add(f"first/{site}", firsts[valid.cpu()].sum(dim=0))
-            sums = {kind: self._add_kind(notes, site, count, kind, present[kind]) for kind in present}
-            for a, b in combinations(sorted(sums, key=GROUPS.index, reverse=True), 2):
-                self._add_between(f"{a}-{b}/{site}", sums[a], sums[b])
-        self._add_summaries(notes, states, present)
-        if "stream" in states:
-            self._add_centres(notes, states["stream"], present, valid.cpu())
+        tokens, kinds = forward.tokens, [*notes["groups"]]
+        here = notes["chosen"].any(dim=-1)  # (B, G)
+        self.tally.add("samples", tokens.valid.any(dim=1).sum())
+        self.tally.add("perceptual_first", (tokens.is_perceptual & notes["first"]).sum())
+        entries: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
+        for site in self.sites:
+            self._finish_block(forward, notes, site)
+            found = _joined(notes[site, "parts"], here.device)
+            self.tally.add(f"first/{site}", found["first"].sum(dim=1, dtype=torch.float64))
+            self._add_site(site, kinds, found)
+            names = ("norms", *(f"change{n}" for n in self.offsets if f"change{n}" in found))
+            for name in names:
+                total = found[name].sum(dim=1, dtype=torch.float64)
+                for g, kind in enumerate(kinds):
+                    self.tally.add(f"summary/{kind}/{name}/{site}", total[:, g])
+                    entries[kind][f"{name}/{site}"] = found[name][:, :, g].transpose(0, 1).float().contiguous()
+            if site == "stream":
+                self._add_centres(kinds, found["centre"], here)
+        for g, (kind, samples) in enumerate(zip(kinds, here.sum(dim=0), strict=True)):
+            self.tally.add(f"samples/{kind}", samples)
+            self.reservoir(f"summary/{kind}").offer(entries[kind], here[:, g])
 
-    def _add_kind(self, notes: dict[Any, Any], site: str, count: int, kind: str, here: Tensor) -> tuple[Tensor, Tensor]:
-        """Add one kind's sums; returns per sample its sum of unit vectors (B, N, d) and number of members (B, N)."""
+    def _add_site(self, site: str, kinds: list[str], found: dict[str, Tensor]) -> None:
+        """Add the sums of all kinds at one site."""
+        sums, members = found["sums"].double(), found["members"].double()  # (N, B, G, d), (N, B, G)
+        totals = {
+            "sum": sums.sum(dim=1),
+            "members": members.sum(dim=1),
+            "sinks": found["sinks"].sum(dim=1, dtype=torch.float64),
+            "rows": found["rows"].sum(dim=1),
+        }
+        for g, kind in enumerate(kinds):
+            for name, total in totals.items():
+                self.tally.add(f"{name}/{kind}/{site}", total[:, g])
+            self.tally.raise_peak(f"highest/{kind}/{site}", found["highest"][:, g])
+            if "slots" in found:
+                self.tally.add(f"slots/{kind}/{site}", found["slots"][:, g])
+                if site == self.sites[0]:  # a slot is used where every sample has a token in all states
+                    self.tally.add(f"slot_counts/{kind}", found["slot counts"][:, g].amin(dim=0))
+        for b, a in combinations(range(len(kinds)), 2):
+            # what pairs of one sample contribute, to be taken out of all pairs
+            key = f"{kinds[a]}-{kinds[b]}/{site}"
+            self.tally.add(f"own/{key}", (sums[:, :, a] * sums[:, :, b]).sum(dim=(1, 2)))
+            self.tally.add(f"own_pairs/{key}", (members[:, :, a] * members[:, :, b]).sum(dim=1))
 
-        def gather(name: str) -> Tensor:
-            stacked = torch.stack([notes[site, state, kind][name].cpu() for state in range(count)], dim=1)
-            return stacked.double() * here.view(-1, *[1] * (stacked.dim() - 1))
+    def _add_centres(self, kinds: list[str], centre: Tensor, here: Tensor) -> None:
+        """Keep sample means (B, kinds, states, d) for the projection; NaN where a sample lacks the kind.
 
-        key = f"{kind}/{site}"
-        sums, members = gather("sums"), gather("members")
-        self.tally.add(f"sum/{key}", sums.sum(dim=0))
-        self.tally.add(f"members/{key}", members.sum(dim=0))
-        self.tally.add(f"sinks/{key}", gather("sinks").sum(dim=0))
-        self.tally.add(f"rows/{key}", gather("rows").sum(dim=0))
-        highest = [notes[site, state, kind]["highest"].double().cpu() for state in range(count)]
-        self.tally.raise_peak(f"highest/{key}", torch.stack(highest))
-        if self.change == "all_pairs":
-            slots = [notes[site, state, kind]["slots"] for state in range(count)]
-            self.tally.add(f"slots/{key}", torch.stack([s.double().cpu() for s, _ in slots]))
-            if site == self.sites[0]:  # a slot is used where every sample has a token in all states
-                self.tally.add(f"slot_counts/{kind}", torch.stack([count.cpu() for _, count in slots]).amin(dim=0))
-        return sums, members
-
-    def _add_between(self, key: str, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> None:
-        """Add what pairs of one sample contribute, to be taken out of all pairs."""
-        self.tally.add(f"own/{key}", (a[0] * b[0]).sum(dim=(0, 2)))
-        self.tally.add(f"own_pairs/{key}", (a[1] * b[1]).sum(dim=0))
-
-    def _add_summaries(self, notes: dict[Any, Any], states: dict[str, int], present: dict[str, Tensor]) -> None:
-        """Add norms and changes per sample: to the sums, and to the samples kept for intervals."""
-        for kind, here in present.items():
-            entries = {}
-            for site, count in states.items():
-                norms = torch.stack([notes[site, state, kind]["norms"] for state in range(count)], dim=1)
-                entries[f"norms/{site}"] = norms.double().cpu()[here]
-                if self.change == "same_token":
-                    for n in self.offsets:
-                        if n < count:
-                            entries[f"change{n}/{site}"] = self._changes(notes, site, count, kind, n)[here]
-            self.tally.add(f"samples/{kind}", int(here.sum()))
-            for name, values in entries.items():
-                self.tally.add(f"summary/{kind}/{name}", values.sum(dim=0))
-            if bool(here.any()):
-                self.reservoir(f"summary/{kind}").offer({name: values.float() for name, values in entries.items()})
-
-    def _changes(self, notes: dict[Any, Any], site: str, count: int, kind: str, n: int) -> Tensor:
-        """(B, N - n) mean over a sample's tokens of their cosine with themselves n states later."""
-        chosen = notes["groups"][kind]
-        cosines = torch.stack([notes[site, state, "change"][n] for state in range(n, count)], dim=1)  # (B, N - n, S)
-        both = [notes[site, state, "valid"] & notes[site, state - n, "valid"] for state in range(n, count)]
-        chosen = chosen.to(cosines)[:, None] * torch.stack([there.to(cosines) for there in both], dim=1)
-        found = chosen.sum(dim=-1)
-        if bool(((found == 0) & (notes["groups"][kind].to(found.device).any(dim=1, keepdim=True))).any()):
-            raise SeamError(f"a sample has no {kind} token that stands in two states of {site} {n} blocks apart")
-        return ((cosines * chosen).sum(dim=-1) / found.clamp(min=1)).double().cpu()
-
-    def _add_centres(self, notes: dict[Any, Any], count: int, present: dict[str, Tensor], valid: Tensor) -> None:
-        """Keep sample means (B, kinds, states, d) for the projection; NaN where a sample lacks the kind."""
-        if not present:  # a prompt of one token, and first tokens are left out
-            return
-        chosen = self._projected(count)
-        any_kind = next(kind for kind in present)
-        blank = torch.full_like(torch.stack([notes["stream", 0, any_kind]["centre"]] * len(chosen), 1).cpu(), math.nan)
-        centres = []
-        for kind in GROUPS:
-            if kind in present:
-                here = torch.stack([notes["stream", state, kind]["centre"].cpu() for state in chosen], dim=1)
-                centres.append(torch.where(present[kind][:, None, None], here, math.nan))
-            else:
-                centres.append(blank)
-        self.reservoir("centres").offer({"centres": torch.stack(centres, dim=1)[valid].float()})
+        Args:
+            centre: (N, B, G, d). here: (B, G) bool.
+        """
+        chosen = torch.stack([centre[state] for state in self._projected(len(centre))], dim=2).float()  # (B, G, n, d)
+        chosen = chosen.masked_fill(~here[:, :, None, None], math.nan)
+        blank = chosen.new_full((len(chosen), 1, *chosen.shape[2:]), math.nan)
+        by_kind = dict(zip(kinds, chosen.split(1, dim=1), strict=True))
+        centres = torch.cat([by_kind.get(kind, blank) for kind in GROUPS], dim=1)
+        self.reservoir("centres").offer({"centres": centres}, here.any(dim=1))
 
     def _projected(self, count: int) -> list[int]:
         if self.projected is None:
@@ -400,9 +453,75 @@ class Geometry(StateProbe):
         return tuple(found)
 
 
-def _median(values: Tensor, chosen: Tensor) -> Tensor:
-    """(B,) medians of the chosen entries of (B, S); 0 where none is chosen."""
-    ordered = values.masked_fill(~chosen, math.inf).sort(dim=1).values
-    count = chosen.sum(dim=1, keepdim=True)
-    low, high = (ordered.gather(1, index.clamp(min=0))[:, 0] for index in ((count - 1) // 2, count // 2))
-    return torch.where(count[:, 0] > 0, (low + high) / 2, 0.0)
+class _Block:
+    """States of one site in a row, held to be computed in one go: copies, since hosts may go on to write into theirs.
+
+    Attributes:
+        first: number of the first of them.
+        layers: the decoder layers they were seen in.
+    """
+
+    def __init__(self, like: Tensor, first: int, left: int) -> None:
+        """
+        Args:
+            like: (B, S, d) the first of them. left: how many there are from it on.
+        """
+        dtype = wide(like.dtype)
+        size = max(1, min(left, room(like.device) // max(1, like.numel() * dtype.itemsize)))
+        self._room = like.new_empty((size, *like.shape), dtype=dtype)
+        self.first, self.layers = first, list[int]()
+        self._present: list[Tensor | None] = []
+
+    def fits(self, hidden: Tensor) -> bool:
+        """Whether there is room for one more."""
+        return len(self.layers) < len(self._room) and hidden.device == self._room.device
+
+    def put(self, hidden: Tensor, view: LayerView) -> None:
+        """Hold one more."""
+        self._room[len(self.layers)].copy_(hidden)
+        self.layers.append(view.layer)
+        self._present.append(view.present)
+
+    @property
+    def states(self) -> Tensor:
+        """(n, B, S, d) in float32 or float64."""
+        return self._room[: len(self.layers)]
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some of them lack tokens."""
+        return any(present is not None for present in self._present)
+
+    def present(self) -> Tensor | None:
+        """(n, B, S) bool: the token stands in the state; None where all do."""
+        if not self.is_partial:
+            return None
+        every = torch.ones(self._room.shape[1:3], dtype=torch.bool, device=self._room.device)
+        return torch.stack([every if each is None else each.to(every.device) for each in self._present])
+
+
+def _joined(parts: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    """The states of all blocks in a row."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: torch.cat([part[name].to(device) for part in parts if name in part]) for name in names}
+
+
+def _safe(length: Tensor) -> Tensor:
+    """Lengths to divide by: the product of two is not 0."""
+    return length.clamp(min=math.sqrt(torch.finfo(length.dtype).tiny))
+
+
+def _medians(ordered: Tensor, order: Tensor, chosen: Tensor) -> Tensor:
+    """(n, B, G) medians of the chosen ones of n * B rows of S values; 0 where none is chosen.
+
+    Args:
+        ordered, order: (n, B, S) the values as `sort` orders them, and where each stood.
+        chosen: (1 or n, B, G, S) bool.
+    """
+    chosen = chosen.expand(len(order), -1, -1, -1)
+    order, ordered = (each[:, :, None].expand_as(chosen) for each in (order, ordered))
+    rank = chosen.gather(-1, order).cumsum(dim=-1)  # how many of the chosen stand here or before
+    count = rank[..., -1:]
+    middle = torch.cat([(count + 1) // 2, count // 2 + 1], dim=-1)
+    place = torch.searchsorted(rank, middle).clamp(max=rank.shape[-1] - 1)
+    return ordered.gather(-1, place).mean(dim=-1).masked_fill(count[..., 0] == 0, 0)

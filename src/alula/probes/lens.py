@@ -1,29 +1,26 @@
 """Vocabulary lens: what the unembedding reads in tokens of each kind, state by state (IMA, section 2.5).
 
-Shapes: B samples of a batch, S tokens, M chosen tokens, V vocabulary, N states, R token slots, T top tokens.
+Shapes: B samples of a batch, S tokens, K kinds, T tokens read of each, M tokens, V vocabulary, N states.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError, UsageError
 from alula.probes import token_sets
 from alula.probes.registry import register
-from alula.probes.states import GROUPS, TEXT, StateProbe, groups
+from alula.probes.states import GROUPS, TEXT, StateProbe, groups, room, wide
 from alula.seam import ForwardContext, LayerView
+from alula.seam.view import gather
 from alula.stats import DEFAULT, Array, Curve, Resampling, Result, means
-from alula.tokens import TokenMap
-
-_CHUNK = 64  # tokens unembedded at a time
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,8 @@ class VocabularyLens(StateProbe):
 
     Tokens of different kinds are compared over all pairs, by means of distributions and of log-probabilities: mean
     KL(p || q) over pairs is - mean entropy of p - <mean p, mean log q>. Sums take 3 * kinds * states * V * 8 bytes
-    (150,000 tokens, 9 states, 2 kinds: 65 MB).
+    (150,000 tokens, 9 states, 2 kinds: 65 MB). During a forward the states of the tokens that are read are held; at its
+    end head and norm read all of them at once, or of as many samples as take 256 MiB (on a CPU 1 MiB) to read.
 
     Attributes:
         states: of the stream to read, negative ones counted from the last; nine evenly spaced ones when None.
@@ -154,51 +152,34 @@ class VocabularyLens(StateProbe):
     # -- listening ------------------------------------------------------------------------------------------------
 
     def read(self, view: LayerView, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
-        anatomy = view.ctx.anatomy
-        if "tokens" not in notes:
-            notes["tokens"] = self._choose(view.ctx.tokens)
-            notes["states"] = self._read_states(anatomy.num_layers + 1)
-        sample, token, _, _ = notes["tokens"]
-        if state not in notes["states"] or not len(sample):
+        if "chosen" not in notes:
+            notes["chosen"] = self._choose(view.ctx)
+            notes["states"] = self._read_states(view.ctx.anatomy.num_layers + 1)
+        if state not in notes["states"]:
             return
-        if view.present is not None and not bool(view.present.cpu()[sample, token].all()):
+        chosen: _Chosen = notes["chosen"]
+        if view.present is not None and bool((chosen.live & ~chosen.pick(view.present)).any()):
             raise SeamError(
                 f"some of the tokens that are read are not left in decoder layer {view.layer}",
                 remedy="measure without the hook that takes tokens out, or read other states",
             )
-        rows = hidden[sample.to(hidden.device), token.to(hidden.device)].to(_dtype_of(anatomy))
-        log_q = torch.cat([log_probabilities(anatomy, part) for part in rows.split(_CHUNK)])  # (M, V)
-        q = log_q.exp()
-        previous = notes.get("previous")
-        notes["read", state] = {
-            "q": self._per_sample(notes, q),
-            "log_q": self._per_sample(notes, log_q),
-            "entropy": _cross_entropy(q, log_q),
-            "top": torch.topk(q, min(self.top, q.shape[-1]), dim=-1),
-        }
-        if previous is not None:
-            held_q, held_log_q = (x.to(q.device) for x in previous)
-            notes["read", state]["change"] = _cross_entropy(held_q, log_q) - _cross_entropy(held_q, held_log_q)
-        notes["previous"] = (q, log_q)
+        notes["rows", state] = chosen.pick(hidden)
 
-    def _choose(self, tokens: TokenMap) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(M,) sample, token, kind (index into GROUPS) and slot of the tokens to read."""
-        picks = []
-        for kind, chosen in groups(tokens, self.text, skip_first=self.skip_first).items():
-            for number, places in enumerate(chosen.cpu()):
-                where = places.nonzero()[:, 0].tolist()
-                count = min(len(where), self.tokens_per_kind)
-                picks += [(number, where[i * len(where) // count], GROUPS.index(kind), i) for i in range(count)]
-        sample, token, group, slot = torch.tensor(picks, dtype=torch.int64).reshape(-1, 4).unbind(dim=1)
-        return sample, token, group, slot
-
-    def _per_sample(self, notes: dict[Any, Any], values: Tensor) -> Tensor:
-        """(B * kinds present, V) means over each sample's tokens of a kind, in the order of `_cells`."""
-        if "cells" not in notes:
-            notes["cells"] = _cells(notes["tokens"])
-        cell, count = notes["cells"][0].to(values.device), notes["cells"][1].to(values)
-        sums = values.new_zeros(len(count), values.shape[-1]).index_add_(0, cell, values)
-        return sums / count[:, None]
+    def _choose(self, forward: ForwardContext) -> _Chosen:
+        """The tokens to read: of n tokens of a kind, the i n / T th for all i < T; all of fewer than T."""
+        sets = groups(forward, self.text, skip_first=self.skip_first)
+        found = torch.stack([*sets.values()], dim=1).cumsum(dim=-1)  # (B, K, S) how many stand here or before
+        count, slots = found[..., -1:], self.tokens_per_kind
+        slot, some = torch.arange(slots, device=found.device), count.clamp(min=1)
+        ordinal = torch.where(count < slots, slot % some, slot * count // slots)  # (B, K, T)
+        # of fewer than T, those in front are read more than once and weigh as much less
+        times = torch.where(count < slots, (slots - 1 - ordinal) // some + 1, 1)
+        return _Chosen(
+            kinds=tuple(sets),
+            index=torch.searchsorted(found, ordinal + 1).clamp(max=found.shape[-1] - 1),
+            live=slot < count,
+            weight=(count > 0) / (times * some.clamp(max=slots)).double(),
+        )
 
     def _read_states(self, count: int) -> list[int]:
         if self.states is None:
@@ -208,65 +189,86 @@ class VocabularyLens(StateProbe):
         return sorted({state % count for state in self.states})
 
     def update(self, forward: ForwardContext, notes: dict[Any, Any]) -> None:
-        sample, _, kind, _ = notes["tokens"]
-        if not len(sample):
-            return
-        states = notes["states"]
-        self.tally.raise_peak("stream", forward.anatomy.num_layers + 1)
-        read = [notes["read", state] for state in states]
-        cell, count = _cells(notes["tokens"])
-        first = torch.zeros_like(count).scatter_reduce(0, cell, torch.arange(len(cell)), "amin", include_self=False)
-        owner, kinds = sample[first], kind[first]  # of each cell
-        q, log_q = (torch.stack([r[name] for r in read], dim=1).double().cpu() for name in ("q", "log_q"))
-        entropy = _mean(torch.stack([r["entropy"] for r in read], dim=1).double().cpu(), cell, count)  # (cells, N)
-        changes = [r["change"] for r in read[1:]]
-        change = torch.stack(changes, dim=1).double().cpu() if changes else torch.zeros(len(cell), 0).double()
-        change = _mean(change, cell, count)
-        firsts = torch.stack([r["top"].indices[:, 0] for r in read], dim=1).cpu()  # (M, N)
-        for k in kinds.unique().tolist():
-            mine, name = kinds == k, GROUPS[k]
-            self.tally.add(f"samples/{name}", int(mine.sum()))
-            self.tally.add(f"rows/{name}", int(count[mine].sum()))
-            for key, values in (("q", q), ("log_q", log_q), ("entropy", entropy), ("change", change)):
-                self.tally.add(f"{key}/{name}", values[mine].sum(dim=0))
-            weight = (1 / count[cell].double()) * (kind == k)
-            hits = torch.stack(
-                [torch.bincount(firsts[:, i], weights=weight, minlength=q.shape[-1]) for i in range(len(states))]
-            )
-            self.tally.add(f"first/{name}", hits)
-            self.reservoir(f"summary/{name}").offer({"entropy": entropy[mine].float(), "change": change[mine].float()})
-        self._add_pairs(owner, kinds, q, log_q, entropy)
-        self._add_examples(forward.tokens, notes)
+        anatomy, chosen, states = forward.anatomy, notes["chosen"], notes["states"]
+        self.tally.raise_peak("stream", anatomy.num_layers + 1)
+        head = head_of(anatomy, notes["rows", states[0]].shape[-1]).get_parameter("weight")
+        rows = torch.stack([notes["rows", state].to(head.device, head.dtype) for state in states])  # (N, B, K, T, d)
+        of_sample = rows[:, 0].numel() // rows.shape[-1] * head.shape[0] * wide(head.dtype).itemsize
+        # what is read of a token at all states is compared, so it is samples that are taken some at a time
+        some = max(1, room(rows.device) // of_sample)
+        for first in range(0, rows.shape[1], some):
+            samples = slice(first, first + some)
+            self._add(anatomy, rows[:, samples], chosen.of(samples), forward.tokens.position[samples])
 
-    def _add_pairs(self, owner: Tensor, kinds: Tensor, q: Tensor, log_q: Tensor, entropy: Tensor) -> None:
+    def _add(self, anatomy: Anatomy, rows: Tensor, chosen: _Chosen, position: Tensor) -> None:
+        """Add some samples.
+
+        Args:
+            rows: (N, B, K, T, d) the states of the chosen tokens.
+            position: (B, S) of all tokens.
+        """
+        log_q = log_probabilities(anatomy, rows.flatten(0, 3)).view(*rows.shape[:4], -1)  # (N, B, K, T, V)
+        # 0 * -inf is NaN, which a vocabulary with masked tokens would give
+        log_q = log_q.clamp(min=torch.finfo(log_q.dtype).min)
+        q = log_q.exp()
+        weight, here = chosen.weight.to(q.device), chosen.here.to(q.device)  # (B, K, T), (B, K)
+        entropy = _cross_entropy(q, log_q)  # (N, B, K, T)
+        change = (_cross_entropy(q[:-1], log_q[1:]) - entropy[:-1]).double()
+        top = torch.topk(q, min(self.top, q.shape[-1]), dim=-1)
+        # means over a sample's tokens of a kind, (N, B, K, V) and (N, B, K)
+        q, log_q = ((weight[:, :, None].to(x) @ x)[..., 0, :].double() for x in (q, log_q))
+        entropy, change = ((x.double() * weight).sum(dim=-1) for x in (entropy, change))
+        hits = q.new_zeros(len(q), q.shape[2], q.shape[-1])
+        firsts = top.indices[..., 0].transpose(1, 2).flatten(2)  # (N, K, B * T)
+        hits.scatter_add_(2, firsts, weight.transpose(0, 1).flatten(1).expand_as(firsts))
+        samples, tokens = here.sum(dim=0), chosen.live.sum(dim=(0, 2))
+        totals = {
+            **{
+                name: x.sum(dim=1) for name, x in (("q", q), ("log_q", log_q), ("entropy", entropy), ("change", change))
+            },
+            "first": hits,
+        }
+        for k, kind in enumerate(chosen.kinds):
+            self.tally.add(f"samples/{kind}", samples[k])
+            self.tally.add(f"rows/{kind}", tokens[k])
+            for name, total in totals.items():
+                self.tally.add(f"{name}/{kind}", total[:, k])
+            summary = {"entropy": entropy[:, :, k], "change": change[:, :, k]}
+            summary = {name: values.transpose(0, 1).float().contiguous() for name, values in summary.items()}
+            self.reservoir(f"summary/{kind}").offer(summary, here[:, k])
+        self._add_pairs(chosen.kinds, here, q, log_q, entropy)
+        self._add_examples(chosen, top, position)
+
+    def _add_pairs(self, kinds: tuple[str, ...], here: Tensor, q: Tensor, log_q: Tensor, entropy: Tensor) -> None:
         """Add the divergence between kinds within each sample."""
-        for k in kinds.unique().tolist():
-            if GROUPS[k] == TEXT:
+        text = kinds.index(TEXT)
+        for k in range(len(kinds)):
+            if k == text:
                 continue
-            for a, b in ((k, GROUPS.index(TEXT)), (GROUPS.index(TEXT), k)):
-                same = (kinds == a)[:, None] & (kinds == b) & (owner[:, None] == owner)
-                x, y = same.nonzero(as_tuple=True)
-                if len(x):
-                    kl = -entropy[x] - (q[x] * log_q[y]).nan_to_num(neginf=-math.inf).sum(dim=-1)
-                    key = f"{GROUPS[a]}||{GROUPS[b]}"
-                    self.tally.add(f"both/{key}", len(x))
-                    self.tally.add(f"matched/{key}", kl.sum(dim=0))
-                    self.reservoir(f"pair/{key}").offer({"kl": kl.float()})
+            both = here[:, k] & here[:, text]
+            for a, b in ((k, text), (text, k)):
+                kl = (-entropy[:, :, a] - (q[:, :, a] * log_q[:, :, b]).sum(dim=-1)).masked_fill(~both, 0)  # (N, B)
+                key = f"{kinds[a]}||{kinds[b]}"
+                self.tally.add(f"both/{key}", both.sum())
+                self.tally.add(f"matched/{key}", kl.sum(dim=1))
+                self.reservoir(f"pair/{key}").offer({"kl": kl.t().float().contiguous()}, both)
 
-    def _add_examples(self, tokens: TokenMap, notes: dict[Any, Any]) -> None:
+    def _add_examples(self, chosen: _Chosen, top: Any, position: Tensor) -> None:
         """Offer each sample's tokens, with their top tokens, to be kept as an example."""
-        sample, token, kind, slot = notes["tokens"]
-        tops = [notes["read", state]["top"] for state in notes["states"]]
-        shape = (tokens.shape[0], len(GROUPS), self.tokens_per_kind)
-        ids = torch.full((*shape, len(tops), tops[0].indices.shape[-1]), -1, dtype=torch.int32)
-        shares = torch.zeros(ids.shape)
-        positions = torch.full(shape, -1, dtype=torch.int32)
-        ids[sample, kind, slot] = torch.stack([t.indices for t in tops], dim=1).int().cpu()
-        shares[sample, kind, slot] = torch.stack([t.values for t in tops], dim=1).float().cpu()
-        positions[sample, kind, slot] = tokens.position.cpu()[sample, token].int()
-        used = (positions >= 0).flatten(1).any(dim=1)
-        entries = {"tokens": ids[used], "shares": shares[used], "positions": positions[used]}
-        self.reservoir("examples").offer(entries)
+        dead = ~chosen.live.to(top.indices.device)
+        entries = {
+            "tokens": top.indices.movedim(0, 3).int().masked_fill(dead[..., None, None], -1),
+            "shares": top.values.movedim(0, 3).float().masked_fill(dead[..., None, None], 0),
+            "positions": position.gather(1, chosen.index.flatten(1)).view_as(chosen.index).int().to(dead.device),
+        }
+        entries["positions"] = entries["positions"].masked_fill(dead, -1)
+        places = [GROUPS.index(kind) for kind in chosen.kinds]
+        for name, values in entries.items():
+            every = values.new_full((len(values), len(GROUPS), *values.shape[2:]), 0 if name == "shares" else -1)
+            for k, place in enumerate(places):
+                every[:, place] = values[:, k]
+            entries[name] = every
+        self.reservoir("examples").offer(entries, chosen.here.any(dim=1))
 
     # -- answering ------------------------------------------------------------------------------------------------
 
@@ -339,20 +341,60 @@ class VocabularyLens(StateProbe):
         return tuple(found)
 
 
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """The tokens that are read.
+
+    Attributes:
+        kinds: K names.
+        index: (B, K, T) of them among the forward's tokens. Of fewer than T, some are there more than once.
+        live: (B, K, T) bool: the token is there for the first time.
+        weight: (B, K, T) float64, its share in the mean over its sample's tokens of its kind.
+    """
+
+    kinds: tuple[str, ...]
+    index: Tensor
+    live: Tensor
+    weight: Tensor
+
+    @property
+    def here(self) -> Tensor:
+        """(B, K) bool: the sample has tokens of the kind."""
+        return self.live[..., 0]
+
+    def pick(self, values: Tensor) -> Tensor:
+        """(B, K, T, ..) from the (B, S, ..) of all tokens."""
+        return gather(values, self.index.flatten(1)).view(*self.index.shape, *values.shape[2:])
+
+    def of(self, samples: slice) -> _Chosen:
+        """Those of some samples."""
+        return _Chosen(self.kinds, self.index[samples], self.live[samples], self.weight[samples])
+
+
+def head_of(anatomy: Anatomy, width: int) -> nn.Module:
+    """The host's head.
+
+    Raises:
+        HostError: a host without a head, or one with a projection between norm and head.
+    """
+    head = anatomy.head
+    if head is None or head.get_parameter("weight").shape[-1] != width:
+        raise HostError(
+            f"{type(anatomy.host).__name__} has no head that reads its {width}-wide stream",
+            remedy="use a model with a language-model head of the stream's width",
+        )
+    return head
+
+
 def log_probabilities(anatomy: Anatomy, rows: Tensor) -> Tensor:
     """(M, V) log-probabilities, at least float32, that the host's final norm and head give tokens (M, d) of the stream.
 
     Raises:
         HostError: a host without a head, or one with a projection between norm and head.
     """
-    head, norm = anatomy.head, anatomy.final_norm
-    if head is None or head.get_parameter("weight").shape[-1] != rows.shape[-1]:
-        raise HostError(
-            f"{type(anatomy.host).__name__} has no head that reads its {rows.shape[-1]}-wide stream",
-            remedy="use a model with a language-model head of the stream's width",
-        )
+    head, norm = head_of(anatomy, rows.shape[-1]), anatomy.final_norm
     logits = head(rows if norm is None else norm(rows))
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits.to(wide(logits.dtype))
     # transformers scales (Cohere, Granite) and caps logits in the text model's own class; the multimodal classes leave
     # the head bare
     if anatomy.host.config is anatomy.config:
@@ -364,26 +406,8 @@ def log_probabilities(anatomy: Anatomy, rows: Tensor) -> Tensor:
 
 
 def _cross_entropy(q: Tensor, log_p: Tensor) -> Tensor:
-    """(M,) mean of -log p under q, distributions over V; a token of probability 0 under q adds nothing."""
-    found = -torch.linalg.vecdot(q, log_p)
-    # 0 * -inf is NaN, which a vocabulary with masked tokens would give
-    return -(q * log_p.masked_fill(q == 0, 0.0)).sum(dim=-1) if bool(found.isnan().any()) else found
-
-
-def _dtype_of(anatomy: Anatomy) -> torch.dtype:
-    return next(anatomy.head.parameters()).dtype if anatomy.head is not None else torch.float32
-
-
-def _cells(rows: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """(M,) number of the (sample, kind) cell a token belongs to, and (cells,) tokens per cell."""
-    sample, _, kind, _ = rows
-    _, cell, count = torch.unique(sample * len(GROUPS) + kind, return_inverse=True, return_counts=True)
-    return cell, count
-
-
-def _mean(values: Tensor, cell: Tensor, count: Tensor) -> Tensor:
-    """(cells, N) means of (M, N) over the tokens of each cell."""
-    return values.new_zeros(len(count), values.shape[1]).index_add_(0, cell, values) / count[:, None]
+    """(...,) mean of -log p under q, distributions (..., V)."""
+    return -torch.linalg.vecdot(q, log_p)
 
 
 def _entropy(q: Array) -> Array:

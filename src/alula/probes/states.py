@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +16,7 @@ from alula.errors import SeamError, UsageError
 from alula.media import MEDIA
 from alula.probes import token_sets
 from alula.probes.base import Probe
-from alula.seam import LayerView, Seam, TapEvent, taps
-from alula.tokens import Modality, TokenMap
+from alula.seam import ForwardContext, LayerView, Seam, TapEvent, taps
 
 Site = Literal["stream", "attention_norm", "attention", "mlp_norm", "mlp"]
 """Where states are read. "stream": the residual stream, L + 1 states: the input of every block and the (un-normed)
@@ -59,52 +59,59 @@ class StateProbe(Probe):
         notes = self.notes(event.forward)
         if notes is None:
             return
-        hidden = event.hidden.detach()
-        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         view = event.forward.at(event.layer)
-        self.read(view, notes, site, event.layer if index is None else index, view.spread(hidden))
+        self.read(view, notes, site, event.layer if index is None else index, view.spread(event.hidden.detach()))
 
     @abc.abstractmethod
     def read(self, view: LayerView, notes: dict[Any, Any], site: str, state: int, hidden: Tensor) -> None:
         """Note what is needed of one state.
 
         Args:
-            hidden: (B, S, d) in float32 or float64, of all tokens of the forward; 0 at those that `view` lacks.
+            hidden: (B, S, d) of all tokens of the forward, the host's own; 0 at those that `view` lacks.
         """
 
 
-def groups(tokens: TokenMap, text: str, *, skip_first: bool) -> dict[str, Tensor]:
-    """(B, S) bool tokens of the text group and of each perceptual kind, for the groups the batch has tokens of.
+def room(device: torch.device) -> int:
+    """Bytes that what is computed in one go may take. An accelerator is kept busy by few operators on much; a CPU by
+    what its caches hold."""
+    return 1 << 20 if device.type == "cpu" else 1 << 28
+
+
+def groups(forward: ForwardContext, text: str, *, skip_first: bool) -> dict[str, Tensor]:
+    """(B, S) bool tokens of the text group and of each perceptual kind that the batch may have tokens of: which of the
+    host's own it has, only the device knows, and that is not waited for.
 
     Args:
         text: the token set that stands for text.
         skip_first: leave out each sample's first token, the usual attention sink.
     """
+    tokens = forward.tokens
     sets = {TEXT: token_sets.select(tokens, text)}
-    sets |= {name: tokens.modality == int(Modality.of(name)) for name in GROUPS[1:]}
-    if skip_first:
-        sets = {name: chosen & (tokens.position != 0) for name, chosen in sets.items()}
-    return {name: chosen for name, chosen in sets.items() if bool(chosen.any())}
+    known = {modality.name.lower() for modality in forward.anatomy.placeholders} or {*GROUPS}
+    sets |= {name: token_sets.select(tokens, name) for name in GROUPS[1:] if forward.new_media and name in known}
+    return {name: chosen & (tokens.position != 0) for name, chosen in sets.items()} if skip_first else sets
 
 
-def standing(chosen: Tensor, view: LayerView, what: str) -> Tensor:
-    """(B, S) bool: those of the chosen tokens that stand in a layer.
+def refuse_lost(chosen: Mapping[str, Tensor], present: Tensor, layers: Sequence[int]) -> None:
+    """Raise a SeamError where a sample has tokens of a set and none of them is left in a layer they are measured in.
 
     Args:
-        what: what they are, for the error.
-
-    Raises:
-        SeamError: a sample has such tokens and none of them is left.
+        chosen: (B, S) bool, by what they are.
+        present: (n, B, S) bool, the tokens that are left.
+        layers: the n decoder layers.
     """
-    if view.present is None:
-        return chosen
-    left = chosen & view.present.to(chosen.device)
-    if bool((chosen.any(dim=1) & ~left.any(dim=1)).any()):
+    every = torch.stack([*chosen.values()]).to(present.device)  # (G, B, S)
+    lost = (every.any(dim=-1) & ~(every & present[:, None]).any(dim=-1)).any(dim=-1)  # (n, G)
+    for state, group in lost.nonzero().tolist():
         raise SeamError(
-            f"a sample has no {what} left in decoder layer {view.layer}, where they are measured",
+            f"a sample has no {list(chosen)[group]} left in decoder layer {layers[state]}, where they are measured",
             remedy="measure without the hook that takes tokens out",
         )
-    return left
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that states of another are measured in: float32 or float64."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def unit(x: Tensor) -> Tensor:
