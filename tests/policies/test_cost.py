@@ -17,6 +17,7 @@ MOST = 12  # operators beyond the host's own, of each packed layer
 # a policy, and the same with two more packed layers
 PAIRS: dict[str, tuple[Policy, Policy]] = {
     "withdraw": (Withdraw(layer=4), Withdraw(layer=2)),
+    "withdraw, dense": (Withdraw(layer=4, positions="dense"), Withdraw(layer=2, positions="dense")),
     "prune": (Prune(stages=[(4, 0.5)]), Prune(stages=[(2, 0.5)])),
     "budget": (Budget(image_tokens=2, layer=4), Budget(image_tokens=2, layer=2)),
     "skip mlp": (Skip(part="mlp", layers=(2, 4)), Skip(part="mlp", layers=(2, 4, 5, 6))),

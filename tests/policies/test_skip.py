@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import CohereConfig, CohereForCausalLM
 
 import alula
 from alula.anatomy import Anatomy
 from alula.draws import mixed
 from alula.errors import HostError, SeamError, UsageError
-from alula.policies import Prune, Skip, Withdraw
+from alula.policies import ParallelAttention, Prune, Skip, Withdraw
 from alula.probes import AttentionShift
 from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
@@ -398,3 +399,56 @@ def test_layers_and_parts_that_are_not_there_are_refused() -> None:
         Skip(part="mlp", layers=(9,)).on(zoo.build("llava-llama")).__enter__()
     with pytest.raises(HostError, match="has no MLP module"):
         Skip(part="mlp").on(zoo.build("opt")).__enter__()
+
+
+def parallel() -> Any:
+    """A decoder whose attention and MLP read the same norm (Cohere)."""
+    torch.manual_seed(0)
+    config = CohereConfig(
+        vocab_size=zoo.VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=zoo.PAD, eos_token_id=zoo.EOS, bos_token_id=None,
+    )  # fmt: skip
+    model = CohereForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.25)
+    return model
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_layers_whose_halves_stand_side_by_side(case: str) -> None:
+    model, inputs = parallel(), zoo.batch("llama", *LAYOUTS)
+    with oracle(model, CASES[case]):
+        expected = run(model, "llama", inputs, use_cache=False)
+    with CASES[case].on(model):
+        ours = run(model, "llama", inputs)
+    valid = inputs["attention_mask"].bool()
+    close(ours[valid], expected[valid])
+    with pytest.raises(HostError, match="given what its attention is given already"), ParallelAttention().on(model):
+        pass
+
+
+@pytest.mark.parametrize("host", ["llama", "qwen3_moe", "gemma3", "olmo2", "llava-llama", "qwen2_5_vl"])
+def test_an_mlp_given_what_attention_is_given(host: str) -> None:
+    model, inputs = zoo.build(host, layers=LAYERS), zoo.batch(host, *LAYOUTS)
+    anatomy, seen = Anatomy.of(model), {}
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen["given"] = args[0] if args else kwargs["hidden_states"]
+
+    def give(module: nn.Module, args: Any) -> Any:
+        image = (inputs["input_ids"] == zoo.IMAGE)[..., None]
+        return (torch.where(image, seen["given"], args[0]),)
+
+    handles = [anatomy.attention(layer).register_forward_pre_hook(note, with_kwargs=True) for layer in (1, 3)]
+    handles += [anatomy.mlp(layer).register_forward_pre_hook(give) for layer in (1, 3)]
+    expected = run(model, host, inputs)
+    for handle in handles:
+        handle.remove()
+    plain = run(model, host, inputs)
+    with ParallelAttention(layers=(1, 3)).on(model):
+        close(run(model, host, inputs), expected)
+    assert (expected - plain).abs().max() > 1e-3
+    with pytest.raises(HostError, match="no MLP module"), ParallelAttention().on(zoo.build("opt")):
+        pass

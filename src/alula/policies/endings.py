@@ -6,6 +6,7 @@ import functools
 import logging
 
 import torch
+from torch import Tensor
 
 from alula.errors import UsageError
 from alula.seam import ForwardContext
@@ -14,23 +15,26 @@ logger = logging.getLogger(__name__)
 _IGNORED = -100
 
 
-def check_endings(ctx: ForwardContext) -> None:
-    """Look at where the new tokens of a forward end, and where its labels stand, before its image tokens leave.
+def check_endings(ctx: ForwardContext, leaving: Tensor) -> None:
+    """Look at where the new tokens of a forward end, and where its labels stand, before some of them leave.
 
-    Warns once per process of a prompt that ends in an image: what is said next is predicted from a token that later
-    layers do not have. Reads the device once.
+    Warns once per process of a prompt that ends in a token that leaves: what is said next is predicted from it. Reads
+    the device once.
+
+    Args:
+        leaving: (B, S) bool of the tokens that later layers will not have.
 
     Raises:
-        UsageError: without a cache, a prompt has images and no text (behind one, text may follow: a piece of a prompt
-            may be all image); or a label is to be predicted from a token that leaves.
+        UsageError: without a cache, all tokens of a prompt would leave (behind one, text may follow: a piece of a
+            prompt may be all image); or a label is to be predicted from a token that leaves.
     """
     tokens = ctx.tokens
-    found = [tokens.is_perceptual & (tokens.position == tokens.position.amax(dim=1, keepdim=True))]
+    found = [leaving & (tokens.position == tokens.position.amax(dim=1, keepdim=True))]
     if ctx.labels is not None:
         labeled = torch.nn.functional.pad(ctx.labels.to(tokens.device)[:, 1:] != _IGNORED, (0, 1))
-        found.append(tokens.is_perceptual & labeled)
+        found.append(leaving & labeled)
     if not ctx.is_caching:
-        found.append(tokens.is_perceptual.any(dim=1, keepdim=True) & ~tokens.is_text.any(dim=1, keepdim=True))
+        found.append(leaving.any(dim=1, keepdim=True) & ~(tokens.valid & ~leaving).any(dim=1, keepdim=True))
     read = [each.any(dim=1) for each in found]
     ends, *others = (torch.stack(read) if len(read) > 1 else read[0][None]).tolist()
     if not ctx.is_caching and any(alone := others.pop()):

@@ -72,7 +72,7 @@ class Withdraw(Policy):
         key = Withdraw, self.positions
         if key not in ctx.memo:
             if ctx.new_media:
-                check_endings(ctx)
+                check_endings(ctx, ctx.tokens.is_perceptual)
             text = ctx.tokens.is_text if ctx.new_media else None
             ctx.memo[key] = Work(text, text, positions=_counted(ctx) if is_counted else None)
         return ctx.memo[key]
