@@ -300,6 +300,29 @@ class Anatomy:
             )
         return self.layers[index].get_submodule(path)
 
+    # -- the tower ----------------------------------------------------------------------------------------------------
+
+    def tower_layer(self) -> nn.Module:
+        """The tower's layer that the host takes its features from; HostError where there is none that is known."""
+        tower: Any = self.tower
+        count = getattr(getattr(tower, "config", None), "num_hidden_layers", None)
+        lists = () if count is None else (each for each in tower.modules() if isinstance(each, nn.ModuleList))
+        layers = next((each for each in lists if len(each) == count), None)
+        if layers is None:
+            raise HostError(
+                f"{type(self.host).__name__} has no vision tower whose layers are known",
+                remedy="choose by what the decoder is given",
+            )
+        feature = getattr(self.host.config, "vision_feature_layer", -1)  # of hidden states: those put in come first
+        feature = feature if isinstance(feature, int) else feature[-1]
+        return layers[feature if feature < 0 else feature - 1]
+
+    @property
+    def tower_heads(self) -> int:
+        """Of its attention."""
+        tower: Any = self.tower
+        return int(getattr(getattr(tower, "config", None), "num_attention_heads", 1))
+
     @property
     def rotates(self) -> bool:
         """Whether the decoder rotates positions into queries and keys."""

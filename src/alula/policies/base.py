@@ -25,6 +25,7 @@ from alula.seam import (
     Point,
     Seam,
     Sums,
+    Tower,
     Weights,
     Worker,
     declare,
@@ -98,6 +99,14 @@ class Stand:
             HostError: the decoder runs an attention implementation that does not show queries and keys.
         """
         self._seam.request_foresight(layer, foresight, mark=self._mark)
+
+    def tower(self, tower: Tower) -> None:
+        """Have ``tower`` read what the host's vision tower makes of images, see `Seam.request_tower`.
+
+        Raises:
+            HostError: the host has no tower whose layers are known.
+        """
+        self._seam.request_tower(tower, owner=self.owner, mark=self._mark)
 
     def heads(self, layer: int, heads: Heads) -> None:
         """Have ``heads`` receive queries and keys of a layer's attention, see `Seam.request_heads`.

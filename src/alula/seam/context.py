@@ -22,6 +22,7 @@ from alula.anatomy import Anatomy
 from alula.errors import SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence, half
+from alula.seam.hooks import ByThread
 from alula.seam.lanes import Lane, Plan
 from alula.seam.requests import Bias, Branch, BranchReader, Foresight, Heads, Request, Requests, Sums, Weights
 from alula.seam.view import LayerView, gather, located
@@ -63,6 +64,7 @@ class ForwardContext:
         plans: by decoder layer, what its attention and its MLP are given, where these are not the same tokens.
         foresight: who has a layer run only to see its attention, meanwhile.
         requests: who takes part, as it was when this forward began.
+        of_tower: by owner what was read of the images that the vision tower made last in this thread.
         marks: of the thread that began it (see `scope`).
         given: inputs that owners take beside the host's own, (B, ..) by name.
         labels: (B, S) the labels that the host was given by name, or None; a wrapper that calls past the host's hooks
@@ -92,10 +94,12 @@ class ForwardContext:
         given: Mapping[str, Tensor] | None = None,
         labels: Tensor | None = None,
         new_media: bool | None = None,
+        of_tower: ByThread[dict[str, Tensor]] | None = None,
     ) -> None:
         self.anatomy = anatomy
         self.requests = requests
         self.cache = cache
+        self.of_tower: ByThread[dict[str, Tensor]] = ByThread() if of_tower is None else of_tower
         self.layer_cache: Cache | None = None
         self.marks = marks
         self.given: Mapping[str, Tensor] = given or {}

@@ -42,11 +42,13 @@ from alula.seam.requests import (
     Request,
     Requests,
     Sums,
+    Tower,
     Weights,
     Worker,
 )
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
+from alula.seam.tower import TowerHooks
 from alula.tokens import TOKEN_ROLES, Modality, Role, TokenMap
 
 _changing = threading.RLock()  # held while it changes who is on a host
@@ -74,6 +76,7 @@ class Seam(nn.Module):
         self._previous_attention: str | None = None
         self._input_users: set[str] = set()
         self._labels: ByThread[Tensor | None] = ByThread()
+        self._tower = TowerHooks(anatomy, self._marks)
         self._names = dialect.positional_names(anatomy.backbone)
         types = [anatomy.layer_type(index) for index in range(anatomy.num_layers)]
         firsts = {types.index(kind) for kind in types}
@@ -149,6 +152,22 @@ class Seam(nn.Module):
             hooks.update()
 
         return self._ask_attention(layer, request, lambda: hooks.foresights, put)
+
+    def request_tower(self, tower: Tower, *, owner: str, mark: Hashable | None = None) -> Handle:
+        """Have `tower` read what the host's vision tower makes of images, until the handle is removed.
+
+        Args:
+            tower: what it gives is at ``ForwardContext.of_tower`` until the tower runs again in this thread.
+            owner: under which name it is there.
+            mark: only where forwards would carry this mark (see `scope`).
+
+        Raises:
+            HostError: the host has no tower whose layers are known.
+        """
+        request = Request(tower, mark)
+        with _changing:
+            self._tower.put(owner, request)
+        return Handle(self._drop, None, request)
 
     def request_heads(self, layer: int, heads: Heads, *, mark: Hashable | None = None) -> Handle:
         """Have `heads` receive queries and keys of a decoder layer's attention, until the handle is removed.
@@ -339,6 +358,7 @@ class Seam(nn.Module):
                 branches=left(now.branches),
                 endings=tuple(ending for ending in now.endings if not is_gone(ending)),
             )
+            self._tower.drop(is_gone)
             for layer in layers:
                 hooks = self._layers[layer]
                 hooks.is_biased = layer in self.requests.biases
@@ -478,6 +498,7 @@ class Seam(nn.Module):
             is_caching=is_caching,
             cache=cache,
             marks=self._marks(),
+            of_tower=self._tower.notes,
             given=further,
             labels=self._taken_labels(tokens),
             new_media=new_media,

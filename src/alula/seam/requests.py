@@ -68,6 +68,19 @@ class Foresight(Weights, Protocol):
         """The work of those that would stand in the layer; None: of all."""
 
 
+class Tower(Protocol):
+    """Something that reads what the host's vision tower makes of images."""
+
+    def on_tower(self, states: Tensor, query: Tensor | None, key: Tensor | None) -> Tensor:
+        """What is to be known of them in the forwards that their tokens come in, without gradients.
+
+        Args:
+            states: what the layer gives that the host takes its features from, (images, positions, width) or (positions
+                of all images, width).
+            query, key: of that layer's attention, likewise; None where it has no modules of these names.
+        """
+
+
 class Heads(Protocol):
     """Something that wants queries and keys of the decoder's own attention in a layer, as they are compared there."""
 

@@ -17,6 +17,7 @@ from alula.policies.criteria.merging import Contextual, Merge, Nearest
 from alula.policies.criteria.pooling import Pooling
 from alula.policies.criteria.random import Random
 from alula.policies.criteria.rope_free_attention import RopeFreeAttention
+from alula.policies.criteria.tower import TowerAttention, TowerSimilarity
 
 
 def _named(value: Any) -> Any:
@@ -32,7 +33,9 @@ Criteria = Annotated[
     | Duplicates
     | Random
     | Grid
-    | Pooling,
+    | Pooling
+    | TowerAttention
+    | TowerSimilarity,
     Field(discriminator="name"),
     BeforeValidator(_named),
 ]
@@ -59,4 +62,6 @@ __all__ = [
     "RopeFreeAttention",
     "Scene",
     "Scored",
+    "TowerAttention",
+    "TowerSimilarity",
 ]
