@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alula.errors import HostError, UsageError
-from alula.items import Host, locate
+from alula.items import Host, locate, shapes
 from alula.media import MEDIA
 from alula.tokens import UNKNOWN, Modality
 
@@ -368,6 +368,14 @@ class Anatomy:
         """
         host = Host(self.backbone, self.host.config)
         return locate(host, inputs, modalities.to(torch.int64), self.placeholders, input_ids)
+
+    def shapes(self, inputs: Mapping[str, Any]) -> dict[Modality, list[tuple[int, int]]]:
+        """Rows and columns of tokens of every medium of a forward in order, by modality, where the host is told them.
+
+        Args:
+            inputs: of the forward; those named in `items.SHAPES` are enough.
+        """
+        return shapes(Host(self.backbone, self.host.config), inputs)
 
     def tokens_per_item(self, inputs: Mapping[str, Any], modalities: Tensor) -> list[int] | None:
         """How many tokens each item of a forward's inputs takes, in batch order; None where it cannot be known.

@@ -68,6 +68,8 @@ class UnknownItems(Exception):  # noqa: N818
 
 
 Count = Callable[[Host, Mapping[str, Any], int], list[Piece]]
+Shape = Callable[[Host, Mapping[str, Any]], list[tuple[int, int]]]
+SHAPES = ("image_grid_thw", "video_grid_thw", "image_merge_sizes")  # keywords that `shapes` reads
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Way:
         spread: words may stand between the tokens of one medium (the times of a video's frames); they stay text.
         whole_runs: the host itself takes a run of placeholders for one medium.
         fence: ids (before, behind) by which published processors fence each medium; behind None: by the first alone.
+        shape: rows and columns of tokens of the media of a batch in order, a film's frames one below the other.
         fence_inside: the fence, and what else stands in it, is made of the host's visual vocabulary: part of the image.
     """
 
@@ -93,6 +96,18 @@ class Way:
     whole_runs: bool = False
     fence: Callable[[Any], tuple[int, int | None]] | None = None
     fence_inside: bool = False
+    shape: Shape | None = None
+
+
+def shapes(host: Host, inputs: Mapping[str, Any]) -> dict[Modality, list[tuple[int, int]]]:
+    """Rows and columns of tokens of every medium of a forward in order, by modality, where the host is told them."""
+    found = {}
+    for modality, way in _family(host).items():
+        try:
+            found[modality] = [] if way.shape is None else way.shape(host, inputs)
+        except UnknownItems:
+            continue
+    return found
 
 
 def locate(
@@ -457,6 +472,25 @@ def _grid(names: str, merge: Callable[[Host, Mapping[str, Any]], Any]) -> Count:
     return count
 
 
+def _merge_size(host: Host, inputs: Mapping[str, Any]) -> Any:
+    return host.config.vision_config.spatial_merge_size
+
+
+def _merge_sizes(host: Host, inputs: Mapping[str, Any]) -> Any:
+    return _given(inputs, "image_merge_sizes")
+
+
+def _rows_and_columns(name: str, merge: Callable[[Host, Mapping[str, Any]], Any]) -> Shape:
+    """The same by lines: all frames of a film below one another."""
+
+    def shape(host: Host, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
+        frames, rows, columns = _given(inputs, name).unbind(dim=-1)
+        side = merge(host, inputs)
+        return [(row, column) for row, column in torch.stack([frames * rows // side, columns // side], dim=-1).tolist()]
+
+    return shape
+
+
 def _compressed_films(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
     """VideoLLaMA 3 leaves out tokens of frames that changed little."""
     made = _made(inputs, Modality.VIDEO)
@@ -567,7 +601,7 @@ _ONE_SIZE = {Modality.IMAGE: Way(_equal(*_PICTURES))}
 _TILES = {Modality.IMAGE: Way(_equal("pixel_values", parts=True), parts=True, fence=_img_tokens)}
 _MERGED = {Modality.IMAGE: Way(_patches(lambda config: config.spatial_merge_size), lines=True)}
 _GRID = {
-    modality: Way(_grid(name, lambda host, inputs: host.config.vision_config.spatial_merge_size))
+    modality: Way(_grid(name, _merge_size), shape=_rows_and_columns(name, _merge_size))
     for modality, name in ((Modality.IMAGE, "image_grid_thw"), (Modality.VIDEO, "video_grid_thw"))
 }
 
@@ -591,7 +625,9 @@ _FAMILIES: Mapping[str, Mapping[Modality, Way]] = {
     "qwen2_5_vl": _GRID,
     "qwen3_vl": {Modality.IMAGE: _GRID[Modality.IMAGE]},
     "video_llama_3": {
-        Modality.IMAGE: Way(_grid("image_grid_thw", lambda host, inputs: _given(inputs, "image_merge_sizes"))),
+        Modality.IMAGE: Way(
+            _grid("image_grid_thw", _merge_sizes), shape=_rows_and_columns("image_grid_thw", _merge_sizes)
+        ),
         Modality.VIDEO: Way(_compressed_films, from_features=False, spread=True),
     },
     "internvl": _TILES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,29 @@ PAIRS: dict[str, tuple[Policy, Policy]] = {
     "skip block, own keys": (
         Skip(part="block", layers=(2, 4), keys="own"),
         Skip(part="block", layers=(2, 4, 5, 6), keys="own"),
+    ),
+}
+OTHERS: tuple[Any, ...] = (
+    "instruction_attention",
+    {"name": "last_query_attention", "of_layer": "itself"},
+    {"name": "rope_free_attention", "stride": None},
+    "max_min_diversity",
+    "conditional_dpp",
+    "duplicates",
+    "random",
+    "grid",
+)
+PAIRS |= {
+    by if isinstance(by, str) else f"{by['name']}, {by.get('of_layer')}": (
+        Prune.model_validate({"stages": ((4, 0.5),), "criterion": by}),
+        Prune.model_validate({"stages": ((2, 0.5),), "criterion": by}),
+    )
+    for by in OTHERS
+}
+PAIRS |= {
+    "merged": (
+        Prune.model_validate({"stages": ((4, 0.5),), "merge": "contextual"}),
+        Prune.model_validate({"stages": ((2, 0.5),), "merge": "contextual"}),
     ),
 }
 LAYOUTS = (("3I2I2",), ("3I2", "9", "I4I2"))

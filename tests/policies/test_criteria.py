@@ -554,6 +554,35 @@ def test_a_grid_is_even(count: int, spaced: int) -> None:
     assert kept == [24 * row + column for row in range(first, 24, spaced) for column in range(first, 24, spaced)]
 
 
+@pytest.mark.parametrize("host", ["qwen2_5_vl", "qwen3_vl"])
+def test_rows_and_columns_are_those_that_a_host_is_told(host: str) -> None:
+    """Images of 2 by 6 and 4 by 3 tokens, which are no squares, in three parts each."""
+    model = zoo.build(host)
+    ids = torch.tensor([[1, 57, *[zoo.IMAGE] * 12, 58, 2, 57, *[zoo.IMAGE] * 12, 58, 3]])
+    grids = torch.tensor([[1, 4, 12], [1, 8, 6]])
+    pixels = torch.randn(2 * 48, 96, generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "mm_token_type_ids": (ids == zoo.IMAGE).long()}
+    with Budget(image_tokens=3).on(model), torch.no_grad():
+        cache: Any = cache_of_output(model(**inputs, pixel_values=pixels, image_grid_thw=grids, use_cache=True))
+    places = cache.layers[0].slots.places[0].tolist()
+    first, second = ([p - start for p in places if start <= p < start + 12] for start in (2, 17))
+    assert first == [0, 2, 4]
+    assert second == sorted(set(middles_of(4, 3, 3)))
+
+
+def middles_of(rows: int, columns: int, count: int) -> list[int]:
+    """The token in the middle of every part, part by part."""
+    bands = min(max(round((count * rows / columns) ** 0.5), -(-count // columns), 1), rows, count)
+    found = []
+    for band in range(bands):
+        lines = [row for row in range(rows) if row * bands // rows == band]
+        cells = (band + 1) * count // bands - band * count // bands
+        for cell in range(cells):
+            across = [column for column in range(columns) if column * cells // columns == cell]
+            found.append(lines[(len(lines) - 1) // 2] * columns + across[(len(across) - 1) // 2])
+    return found
+
+
 def test_what_is_drawn_at_random_is_the_seeds() -> None:
     model, (embeds, tokens) = zoo.build("llama", layers=LAYERS), prompt(64, 64, 49)
     settings: list[Any] = [{"name": "random", "seed": seed} for seed in (0, 0, 1)]

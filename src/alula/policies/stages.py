@@ -104,7 +104,9 @@ class Stages:
 
     def _choose(self, stage: int, view: LayerView, hidden: Tensor) -> _Chosen | None:
         if not stage:
-            there = Candidates.of(view.ctx.tokens, view.ctx.once(Layout.of, view.ctx.tokens), per=self.per)
+            tokens, is_of_images = view.ctx.tokens, any(each.is_of_images for each in self.criteria)
+            shapes = view.ctx.shapes if is_of_images else None
+            there = Candidates.of(tokens, view.ctx.once(Layout.of, tokens), per=self.per, shapes=shapes)
         else:
             last: _Chosen | None = view.ctx.memo[self.owner, stage - 1]
             if last is None:

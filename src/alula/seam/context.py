@@ -26,7 +26,7 @@ from alula.seam.hooks import ByThread
 from alula.seam.lanes import Lane, Plan
 from alula.seam.requests import Bias, Branch, BranchReader, Foresight, Heads, Request, Requests, Sums, Weights
 from alula.seam.view import LayerView, gather, located
-from alula.tokens import TokenMap
+from alula.tokens import Modality, TokenMap
 
 _T = TypeVar("_T")
 _Standing = tuple[TokenMap, Tensor | None, Tensor | None, Tensor | None]
@@ -64,6 +64,7 @@ class ForwardContext:
         plans: by decoder layer, what its attention and its MLP are given, where these are not the same tokens.
         foresight: who has a layer run only to see its attention, meanwhile.
         requests: who takes part, as it was when this forward began.
+        shapes: gives rows and columns of tokens of the new media in order, by modality, where the host is told them.
         of_tower: by owner what was read of the images that the vision tower made last in this thread.
         marks: of the thread that began it (see `scope`).
         given: inputs that owners take beside the host's own, (B, ..) by name.
@@ -95,10 +96,12 @@ class ForwardContext:
         labels: Tensor | None = None,
         new_media: bool | None = None,
         of_tower: ByThread[dict[str, Tensor]] | None = None,
+        shapes: Callable[[], Mapping[Modality, list[tuple[int, int]]]] = dict,
     ) -> None:
         self.anatomy = anatomy
         self.requests = requests
         self.cache = cache
+        self.shapes = shapes
         self.of_tower: ByThread[dict[str, Tensor]] = ByThread() if of_tower is None else of_tower
         self.layer_cache: Cache | None = None
         self.marks = marks

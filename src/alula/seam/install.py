@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import AlulaError, SeamError, UsageError
-from alula.items import brings_media
+from alula.items import SHAPES, brings_media
 from alula.seam import dialect, preconditions
 from alula.seam.attention import close_attention, open_attention
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence
@@ -499,6 +500,7 @@ class Seam(nn.Module):
             cache=cache,
             marks=self._marks(),
             of_tower=self._tower.notes,
+            shapes=partial(self.anatomy.shapes, {name: kwargs[name] for name in SHAPES if name in kwargs}),
             given=further,
             labels=self._taken_labels(tokens),
             new_media=new_media,

@@ -8,6 +8,8 @@ Shapes: B batch, S new tokens, U groups, N tokens of the largest group.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -18,9 +20,10 @@ from torch import Tensor
 
 from alula.errors import SeamError, UsageError
 from alula.seam import LayerView
-from alula.tokens import UNKNOWN, TokenMap
+from alula.tokens import UNKNOWN, Modality, TokenMap
 
 Per = Literal["image", "request"]
+Shapes = Callable[[], Mapping[Modality, list[tuple[int, int]]]]
 
 
 _TEXT, _PADDING = -1, UNKNOWN - 1
@@ -33,11 +36,14 @@ class Group(NamedTuple):
         sample: of the batch.
         item: number of the image, video or sound in its sample; 0 for a request.
         size: how many tokens it came with.
+        rows, columns: of these; one row where they are not known.
     """
 
     sample: int
     item: int
     size: int
+    rows: int
+    columns: int
 
 
 class Scene(NamedTuple):
@@ -104,6 +110,26 @@ def _table(layout: Layout, tokens: TokenMap) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack(index)).to(tokens.device), torch.from_numpy(np.stack(is_there)).to(tokens.device)
 
 
+def _shaped(
+    groups: list[Group], firsts: list[int], tokens: TokenMap, shapes: Mapping[Modality, list[tuple[int, int]]]
+) -> list[Group]:
+    """Images with their rows and columns: as the host is told them, else of a square.
+
+    Args:
+        firsts: the first token of each among the B * S.
+    """
+    left = {}
+    if any(shapes.values()):  # a read of the device that other hosts are spared
+        kinds = tokens.modality.flatten()[torch.tensor(firsts, device=tokens.device)].tolist()
+        left = {kind: iter(told) for kind, told in shapes.items() if len(told) == kinds.count(kind)}
+    found = []
+    for at, group in enumerate(groups):
+        side = math.isqrt(group.size)
+        rows, columns = next(left[kinds[at]]) if left and kinds[at] in left else (side, side)
+        found.append(group._replace(rows=rows, columns=columns) if rows * columns == group.size else group)
+    return found
+
+
 def _is_perceptual(items: NDArray[np.int64]) -> NDArray[np.bool_]:
     return (items >= 0) | (items == UNKNOWN)
 
@@ -133,8 +159,11 @@ class Candidates:
     instructions: tuple[NDArray[np.int64], ...] = ()
 
     @classmethod
-    def of(cls, tokens: TokenMap, layout: Layout, *, per: Per) -> Candidates:
+    def of(cls, tokens: TokenMap, layout: Layout, *, per: Per, shapes: Shapes | None = None) -> Candidates:
         """All perceptual tokens of a forward.
+
+        Args:
+            shapes: gives the rows and columns of images, where they are wanted.
 
         Raises:
             UsageError: per image, where it cannot be told which image a token is of.
@@ -152,9 +181,11 @@ class Candidates:
             seen = np.flatnonzero(_is_perceptual(of))
             for item in np.unique(of[seen]) if per == "image" else [0] if len(seen) else []:
                 here = seen[of[seen] == item] if per == "image" else seen
-                groups.append(Group(sample, int(item), len(here)))
+                groups.append(Group(sample, int(item), len(here), 1, len(here)))
                 members.append(here + sample * length)
                 texts.append(layout.instructions[sample] + sample * length)
+        if shapes is not None:
+            groups = _shaped(groups, [int(here[0]) for here in members], tokens, shapes())
         most = max((group.size for group in groups), default=0)
         index = np.full((len(groups), most), batch * length)
         for row, here in zip(index, members, strict=True):

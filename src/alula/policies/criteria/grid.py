@@ -17,8 +17,9 @@ from alula.policies.criteria.candidates import Candidates, Scene
 class Grid(Criterion):
     """The tokens stay that stand in the middle of equal parts of the image.
 
-    As many parts as tokens are wanted, in rows and columns where the image's tokens are a square; else, and in stages
-    behind the first, they are evenly spaced in reading order.
+    As many parts as tokens are wanted, in rows and columns where the host is told those of its images or their tokens
+    are a square; else, and in stages behind the first, they are evenly spaced in reading order. A film's frames stand
+    below one another.
     """
 
     name: Literal["grid"] = "grid"
@@ -37,9 +38,8 @@ def parts(candidates: Candidates) -> tuple[Tensor, Tensor]:
     """
     middles = []
     for group, count, wanted in zip(candidates.groups, candidates.counts, candidates.wanted, strict=True):
-        side = math.isqrt(count)
-        is_square = count == group.size == side * side
-        middles.append(_middles(*((side, side) if is_square else (1, count)), wanted))
+        shape = (group.rows, group.columns) if count == group.size else (1, count)
+        middles.append(_middles(*shape, wanted))
     into = candidates.table(middles)
     return into, (into == candidates.numbers) & candidates.real
 

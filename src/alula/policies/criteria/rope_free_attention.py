@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -27,8 +26,8 @@ class RopeFreeAttention(Scored):
     mean over heads. As many stay as are wanted, the uniform ones among them.
 
     Attributes:
-        stride: of the uniform share, from the corner of a square image (else every stride * stride-th token); None:
-            there is none.
+        stride: of the uniform share, from the image's corner (every stride * stride-th token where its rows are not
+            known); None: there is none.
     """
 
     name: Literal["rope_free_attention"] = "rope_free_attention"
@@ -59,12 +58,11 @@ class RopeFreeAttention(Scored):
         assert self.stride is not None
         found = []
         for group, count, wanted in zip(candidates.groups, candidates.counts, candidates.wanted, strict=True):
-            side, share = math.isqrt(count), np.zeros(count, dtype=np.float32)
-            if count == group.size:
-                if side * side == count:
-                    share.reshape(side, side)[:: self.stride, :: self.stride] = 1
-                else:
-                    share[:: self.stride**2] = 1
+            share = np.zeros(count, dtype=np.float32)
+            if count == group.size and group.rows > 1:
+                share.reshape(group.rows, group.columns)[:: self.stride, :: self.stride] = 1
+            elif count == group.size:
+                share[:: self.stride**2] = 1
             if share.sum() > wanted:
                 raise UsageError(
                     f"every {self.stride}th row and column are {int(share.sum())} tokens of an image of {count}, of "
