@@ -137,16 +137,31 @@ class Overlap(Probe):
         notes = self.notes(view.ctx)
         if notes is None:
             return
-        if "chosen" not in notes:
-            notes["chosen"], notes["squares"] = self.chosen(view.ctx.tokens), {}
+        if "read" not in notes:
+            notes["chosen"], notes["read"] = self.chosen(view.ctx.tokens), []
+            notes["zero"] = notes["chosen"].new_zeros(1)
         # query, key and value matrices read one tensor, and so do gate and up
         last = notes.get("last")
-        if last is None or last[0] is not inputs:
-            x = inputs.detach().flatten(0, 1)
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            here = view.pick(notes["chosen"].permute(1, 2, 0)).permute(2, 0, 1).flatten(1)
-            last = notes["last"] = (inputs, here.to(x) @ x.square())
-        notes["squares"][name] = last[1]
+        if last is not None and last[0] is inputs:
+            last[1].append(name)
+            return
+        x = inputs.detach().flatten(0, 1)
+        names, here = [name], self._weights_of(view, notes, x)
+        # the first term has the products in its dtype, which would else be rounded to that of the inputs
+        squares = x.square() if x.dtype == here.dtype else torch.addcmul(notes["zero"].to(x.device), x, x)
+        notes["last"] = inputs, names
+        notes["read"].append((names, here @ squares))
+
+    @staticmethod
+    def _weights_of(view: LayerView, notes: dict[Any, Any], x: Tensor) -> Tensor:
+        """(2 G, B * M) which tokens of a layer count for what, in the dtype in which (B * M, in) inputs are squared."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if view.index is not None:
+            here: Tensor = view.pick(notes["chosen"].permute(1, 2, 0)).permute(2, 0, 1).flatten(1)
+            return here.to(x.device, dtype)
+        if "here" not in notes or notes["here"].dtype != dtype or notes["here"].device != x.device:
+            notes["here"] = notes["chosen"].flatten(1).to(x.device, dtype)
+        return notes["here"]
 
     def chosen(self, tokens: TokenMap) -> Tensor:
         """(2 G, B, S) float: which tokens count for which stream, apart for the two halves of the samples."""
@@ -159,10 +174,13 @@ class Overlap(Probe):
 
     def update(self, forward: ForwardContext, notes: dict[Any, Any]) -> None:
         self.tally.add("samples", forward.tokens.shape[0])
-        counts = notes["chosen"].sum(dim=(1, 2)).view(_HALVES, -1)
-        self.tally.add("rows", counts)
-        for name, squares in notes["squares"].items():
-            self.tally.add(f"squares/{name}", squares.double().cpu().view(_HALVES, len(self.streams), -1))
+        self.tally.add("rows", notes["chosen"].sum(dim=(1, 2)).view(_HALVES, -1))
+        alike: dict[Any, list[tuple[list[str], Tensor]]] = {}
+        for names, squares in notes["read"]:
+            alike.setdefault((squares.shape[1], squares.dtype, squares.device), []).append((names, squares))
+        for read in alike.values():
+            stacked = torch.stack([squares for _, squares in read]).unflatten(1, (_HALVES, -1))
+            self.tally.add_each([tuple(f"squares/{name}" for name in names) for names, _ in read], stacked)
 
     # -- answering ------------------------------------------------------------------------------------------------
 
