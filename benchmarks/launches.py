@@ -30,7 +30,7 @@ from wings import PLANS
 import alula
 from alula.files import write_json
 from alula.grafts import ExpertsConfig
-from alula.policies import Prune, Skip, Withdraw
+from alula.policies import ParallelAttention, Prune, Skip, Withdraw
 from alula.probes import watch
 from alula.seam import find
 from alula.seam.dialect import cache_keyword, cache_of_output
@@ -67,9 +67,13 @@ GRAFTS: dict[str, Callable[[Any], Any]] = {
 }
 POLICIES = {
     "Withdraw": Withdraw(layer=2),
+    "Withdraw (dense)": Withdraw(layer=2, positions="dense"),
     "Prune": Prune(stages=[(2, 0.5)]),
     "Skip (MLP)": Skip(part="mlp"),
     "Skip (block)": Skip(part="block"),
+    "Skip (frozen)": Skip(part="block", keys="own"),
+    "Skip (steps)": Skip(part="block", tokens="all", when="steps"),
+    "parallel attention": ParallelAttention(),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -84,8 +84,11 @@ def test_grafts_see_what_they_saw(config: str) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("host", ["llava-llama", "llava-gemma3", "qwen2_5_vl"])
-def test_training_under_it_gives_the_masked_oracles_gradients(host: str, *, checkpointing: bool) -> None:
+@pytest.mark.parametrize(
+    ("host", "positions"),
+    [("llava-llama", "keep"), ("llava-gemma3", "keep"), ("qwen2_5_vl", "keep"), ("llava-gemma3", "dense")],
+)
+def test_training_gives_the_masked_oracles_gradients(host: str, positions: Any, *, checkpointing: bool) -> None:
     inputs = zoo.batch(host, *LAYOUTS)
     text = inputs["attention_mask"].bool() & (inputs["input_ids"] != zoo.IMAGE)
     gradients = []
@@ -94,7 +97,13 @@ def test_training_under_it_gives_the_masked_oracles_gradients(host: str, *, chec
         if ours and checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
-        with Withdraw(layer=1).on(model) if ours else masked(model, withdrawn(1)):
+        with ExitStack() as stack:
+            if ours:
+                stack.enter_context(Withdraw(layer=1, positions=positions).on(model))
+            else:
+                if positions == "dense":
+                    stack.enter_context(renumbered(model, 1))
+                stack.enter_context(masked(model, withdrawn(1)))
             model(**inputs, use_cache=False).logits[text].square().mean().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
