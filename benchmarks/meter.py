@@ -32,7 +32,7 @@ _COPIES = {"lift_fresh"}  # numbers of Python become a tensor
 _WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive"}
 _INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_"}
 # what reads numbers: torch shows no operator where they are on the CPU
-_READS = {Tensor.tolist, Tensor.cpu, Tensor.numpy}
+_READS = {Tensor.tolist, Tensor.cpu}
 
 
 @dataclass

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -246,6 +247,48 @@ class TokenMap:
         """Inverse of `stack`."""
         modality, item, position, role = stacked.to(torch.int64).unbind(dim=-1)
         return cls(modality=modality, item=item, position=position, role=role)
+
+
+@dataclass(frozen=True, eq=False)
+class KnownTokens:
+    """What the host knows of a batch's tokens, so that it can plan without waiting for the device.
+
+    Attributes:
+        modality: (B, S) int8, values of `Modality`.
+        is_exact: False: where it says text, padding may stand.
+    """
+
+    modality: np.ndarray
+    is_exact: bool = True
+
+    @classmethod
+    def read(cls, tokens: TokenMap) -> KnownTokens:
+        """From the device, which the host waits for."""
+        return cls(tokens.modality.to(torch.int8).cpu().numpy())
+
+    @classmethod
+    def text(cls, batch: int, tokens: int, *, is_exact: bool) -> KnownTokens:
+        """Of text alone."""
+        return cls(np.zeros((batch, tokens), dtype=np.int8), is_exact)
+
+    @cached_property
+    def is_perceptual(self) -> np.ndarray:
+        """(B, S) bool."""
+        return self.modality > Modality.TEXT
+
+    @cached_property
+    def valid(self) -> np.ndarray:
+        """(B, S) bool: the token is not padding; to be asked where that is exactly known."""
+        return self.modality >= 0
+
+    @cached_property
+    def has_media(self) -> tuple[bool, ...]:
+        """Per sample, whether any token is perceptual."""
+        return tuple(bool(sample.any()) for sample in self.is_perceptual)
+
+    def append(self, new: KnownTokens) -> KnownTokens:
+        """These followed by `new`."""
+        return KnownTokens(np.concatenate([self.modality, new.modality], axis=1), self.is_exact and new.is_exact)
 
 
 def _number_items(modality: Tensor, tokens_per_item: Sequence[int] | None) -> Tensor:

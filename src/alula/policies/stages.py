@@ -11,7 +11,6 @@ from torch import Tensor
 from alula.errors import UsageError
 from alula.policies.base import Stand
 from alula.policies.criteria import Candidates, Criterion, Group, Layout, Merge, Per, Scene, Scored
-from alula.policies.endings import check_endings
 from alula.seam import LayerView, Point, Work
 
 Wanted = Callable[[int, Sequence[Group]], Sequence[int] | None]
@@ -126,9 +125,6 @@ class Stages:
         else:
             stays = criterion.choose(scene, there)
             into = criterion.into(there) if criterion.merges else None
-        left = there.spread(stays) | ~view.ctx.tokens.is_perceptual
-        work = Work.of(left)
+        work = Work.of(there.spread(stays) | ~view.ctx.tokens.is_perceptual)
         view.ctx.memo[self.owner, "left"] = work
-        if view.ctx.labels is not None or view.ctx.once(Layout.of, view.ctx.tokens).ends_in_image:
-            check_endings(view.ctx, ~left)
         return _Chosen(work, there, stays, into)

@@ -93,13 +93,14 @@ def attention_forward(
     if not shared:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
-    values = _key_values(shared, key.shape[2]).to(value.dtype)
+    is_few = query.shape[2] <= _FEW_QUERIES and (attention_mask is not None or query.shape[2] == 1)
+    values = _key_values(shared, key.shape[2], value.dtype, alula, 0 if is_few else value.shape[-1])
     options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
     split = alula.split([request for request, _ in shared])
     if split is None:
         output, sums = _with_sums(module, query, key, value, attention_mask, key_values=values, options=options)
     else:
-        wanted, others = split
+        wanted, others, back = split
         chosen = _samples(wanted, query, key, value, attention_mask)
         with_sums, sums = _with_sums(
             module, *chosen, key_values=values[wanted], options=_options_of(wanted, options, len(query))
@@ -109,7 +110,6 @@ def attention_forward(
             *_samples(others, query, key, value, attention_mask),
             **_options_of(others, options, len(query)),
         )
-        back = torch.cat(split).argsort()
         output = torch.cat([with_sums, without])[back]
         sums = torch.cat([sums, sums.new_zeros(len(without), *sums.shape[1:])])[back]
     _deliver(shared, sums, alula, module)
@@ -133,7 +133,7 @@ def flex_forward(
     if apart:
         _answer_apart(run, module, query, key, attention_mask, kwargs, alula, apart)
     if shared:
-        _deliver(shared, _sums_apart(run, module, query, key, attention_mask, kwargs, shared), alula, module)
+        _deliver(shared, _sums_apart(run, module, query, key, attention_mask, kwargs, shared, alula), alula, module)
     return output
 
 
@@ -197,7 +197,7 @@ def answer_from_weights(module: nn.Module, weights: Tensor | None, alula: Any) -
     for requested, with_gradients in ((apart, False), (shared, True)):
         if requested:
             with torch.set_grad_enabled(with_gradients and torch.is_grad_enabled()):
-                values = _key_values(requested, weights.shape[-1]).to(weights.dtype)
+                values = _key_values(requested, weights.shape[-1], weights.dtype, alula)
                 sums = weights.flatten(1, 2) @ values  # (B, H * Q, C)
                 sums = sums.view(*weights.shape[:3], -1).transpose(1, 2)
             _deliver(requested, sums, alula, module)
@@ -259,9 +259,17 @@ def _requested(module: nn.Module, alula: Any, queries: int, keys: int) -> tuple[
     return apart, shared
 
 
-def _key_values(requested: Requested, keys: int) -> Tensor:
-    """(B, keys, all values)."""
-    return torch.cat([_align(values, keys, dim=1) for _, values in requested], dim=-1)
+def _key_values(requested: Requested, keys: int, dtype: torch.dtype, alula: Any, beside: int = 0) -> Tensor:
+    """(B, keys, all values), filled up with 0 so that the columns `beside` them and they are a multiple of 8."""
+    if len(requested) == 1:  # the same for many layers, most often
+        return _align(alula.once(_columns, requested[0][1], dtype, beside), keys, dim=1)
+    return _columns(torch.cat([_align(values, keys, dim=1) for _, values in requested], dim=-1), dtype, beside)
+
+
+def _columns(values: Tensor, dtype: torch.dtype, beside: int) -> Tensor:
+    missing = -(beside + values.shape[-1]) % 8 if beside else 0
+    values = values.to(dtype)
+    return F.pad(values, (0, missing)) if missing else values
 
 
 @torch.no_grad()
@@ -276,7 +284,7 @@ def _answer_apart(
     requested: Requested,
 ) -> None:
     """Give readers their sums from passes of their own."""
-    sums = _sums_apart(run, module, query, key, mask, {**options, "dropout": 0.0}, requested)
+    sums = _sums_apart(run, module, query, key, mask, {**options, "dropout": 0.0}, requested, alula)
     _deliver(requested, sums, alula, module)
 
 
@@ -288,12 +296,13 @@ def _sums_apart(
     mask: Any,
     options: dict[str, Any],
     requested: Requested,
+    alula: Any,
 ) -> Tensor:
     """(B, Q, H, all columns) from passes whose values are nothing but key_values, as many at a time as a head is wide:
     a kernel that can compute the decoder's heads can compute these."""
     width = query.shape[-1]
     sums = []
-    for key_values in _key_values(requested, key.shape[2]).to(query).split(width, dim=-1):
+    for key_values in _key_values(requested, key.shape[2], query.dtype, alula).split(width, dim=-1):
         padded = F.pad(key_values, (0, width - key_values.shape[-1]))[:, None].expand(-1, key.shape[1], -1, -1)
         output, _ = run(module, query, key, padded, mask, **options)
         sums.append(output[..., : key_values.shape[-1]])
@@ -318,15 +327,13 @@ def _with_sums(
     key_values: Tensor,
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """(B, Q, H, D) output of attention and (B, Q, H, C') sums of the (B, K, C) key_values, C' >= C."""
+    """(B, Q, H, D) output of attention and (B, Q, H, C) sums of the (B, K, C) key_values; D + C is a multiple of 8."""
     plain = not options["dropout"] and _PLAIN.issuperset(
         name for name, value in options.items() if value is not None and name != "dropout"
     )
     if plain and query.shape[2] <= _FEW_QUERIES and (mask is not None or query.shape[2] == 1):
         return _few_with_sums(query, key, value, mask, key_values=key_values, scaling=options["scaling"])
-    width = value.shape[-1]
-    padding = -(width + key_values.shape[-1]) % 8 + key_values.shape[-1]
-    key_values = F.pad(key_values, (0, padding - key_values.shape[-1]))
+    width, padding = value.shape[-1], key_values.shape[-1]
     widened = torch.cat([value, key_values[:, None].expand(-1, value.shape[1], -1, -1)], dim=-1)
     output, _ = sdpa_attention_forward(
         module, F.pad(query, (0, padding)), F.pad(key, (0, padding)), widened, mask, **options
@@ -340,7 +347,7 @@ def _few_with_sums(
 ) -> tuple[Tensor, Tensor]:
     """`_with_sums` for few queries, whose weights are cheaper to write out than keys and values are to widen."""
     batch, heads, queries, _ = query.shape
-    weights = _softmax(_scores(query, key, mask, scaling)).to(value.dtype)
+    weights = torch.softmax(_scores(query, key, mask, scaling), dim=-1)
     output = (weights.view(batch, key.shape[1], -1, key.shape[2]) @ value).view(batch, heads, queries, -1)
     sums = weights.flatten(1, 2) @ key_values
     return output.transpose(1, 2).contiguous(), sums.view(batch, heads, queries, -1).transpose(1, 2)
@@ -349,8 +356,9 @@ def _few_with_sums(
 def _scores(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """(B, H, Q, K) logits of attention, those of barred keys as low as can be."""
     batch, heads, queries, _ = query.shape
-    grouped = (query * scaling).reshape(batch, key.shape[1], -1, query.shape[-1])
-    scores = (grouped @ key.transpose(-1, -2)).view(batch, heads, queries, -1)
+    grouped = query.reshape(batch * key.shape[1], -1, query.shape[-1])
+    keys = key.reshape(len(grouped), *key.shape[2:]).transpose(-1, -2)
+    scores = torch.baddbmm(query.new_empty(()), grouped, keys, beta=0, alpha=scaling).view(batch, heads, queries, -1)
     if mask is None:
         return scores
     keys = mask[..., : scores.shape[-1]]

@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from alula.errors import SeamError
 from alula.seam.preconditions import Offset
-from alula.tokens import TokenMap
+from alula.tokens import KnownTokens, TokenMap
 
 
 class _TokenLayer(DynamicLayer):
@@ -74,6 +74,10 @@ class _TokenLayer(DynamicLayer):
         return self.values.shape[-2] if self.is_initialized else 0
 
 
+def _cat(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
 def _begins(part: Tensor, whole: Tensor) -> bool:
     """Whether `part` is the first tokens of `whole`, which may be written to behind them."""
     if whole.is_inference() and not torch.is_inference_mode_enabled():
@@ -97,16 +101,17 @@ class GraftCacheLayer(_TokenLayer):
         super().__init__()
         self.name, self.owner_id, self.layers = name, owner_id, tuple(layers)
 
-    def peek(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Each (B, h, S + tokens, w): what is stored for a layer, followed by (B, h, tokens, w) that are not yet."""
-        place = self.layers.index(layer)
-        mine = [slice(place * new.shape[1], (place + 1) * new.shape[1]) for new in (keys, values)]
+    def peek(self, layers: Sequence[int], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Each (B, layers * h, S + tokens, w): what is stored for layers in a row, followed by (B, layers * h, tokens,
+        w) that are not yet."""
+        place = self.layers.index(layers[0]) / len(layers)
+        mine = [slice(int(place * new.shape[1]), int((place + 1) * new.shape[1])) for new in (keys, values)]
         return self._peek("keys", keys, mine[0]), self._peek("values", values, mine[1])
 
-    def append(self, new: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-        """Add (B, h, tokens, w) keys and values per layer."""
-        keys, values = zip(*(new[layer] for layer in self.layers), strict=True)
-        self.update(torch.cat(keys, dim=1), torch.cat(values, dim=1))
+    def append(self, new: Mapping[tuple[int, ...], tuple[Tensor, Tensor]]) -> None:
+        """Add (B, layers * h, tokens, w) keys and values of layers in a row, for all of them."""
+        keys, values = zip(*(new[layers] for layers in sorted(new)), strict=True)
+        self.update(_cat(keys), _cat(values))
 
     @staticmethod
     def of(cache: Cache | None) -> dict[str, GraftCacheLayer]:
@@ -126,8 +131,8 @@ class TokenCache(_TokenLayer):
 
     def __init__(self) -> None:
         super().__init__()
-        # what `tokens` and `has_media` return; None = to be read from what is stored
-        self._known: tuple[TokenMap, tuple[bool, ...]] | None = None
+        # what `tokens`, `has_media` and `known` return; None = to be read from what is stored
+        self._known: tuple[TokenMap, tuple[bool, ...], KnownTokens | None] | None = None
         self.rope_types: list[str] = []
         self.offset: Offset | None = None
 
@@ -141,9 +146,14 @@ class TokenCache(_TokenLayer):
         self.update(inputs[:, None], facts[:, None])
         self._known = None
 
-    def remember(self, tokens: TokenMap, has_media: tuple[bool, ...]) -> None:
-        """Remember what is stored in the form it is asked for, until the cache is rearranged."""
-        self._known = tokens, has_media
+    def remember(self, tokens: TokenMap, has_media: tuple[bool, ...], known: KnownTokens | None) -> None:
+        """Remember what is stored in the forms it is asked for, until the cache is rearranged."""
+        self._known = tokens, has_media, known
+
+    @property
+    def known(self) -> KnownTokens | None:
+        """What the host knows of the stored tokens without asking the device."""
+        return None if self._known is None else self._known[2]
 
     @property
     def tokens(self) -> TokenMap:
@@ -173,8 +183,8 @@ class TokenCache(_TokenLayer):
     def has_media(self) -> tuple[bool, ...]:
         """Per sample, whether any stored token is perceptual; reads the device only after the cache was rearranged."""
         if self._known is None:
-            tokens = self.tokens
-            self._known = tokens, tuple(tokens.is_perceptual.any(dim=1).tolist())
+            known = KnownTokens.read(self.tokens)
+            self._known = self.tokens, known.has_media, known
         return self._known[1]
 
     def reorder_cache(self, beam_idx: Any) -> None:

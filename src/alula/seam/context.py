@@ -26,23 +26,11 @@ from alula.seam.hooks import ByThread
 from alula.seam.lanes import Lane, Plan
 from alula.seam.requests import Bias, Branch, BranchReader, Foresight, Heads, Request, Requests, Sums, Weights
 from alula.seam.view import LayerView, gather, located
-from alula.tokens import Modality, TokenMap
+from alula.tokens import KnownTokens, Modality, TokenMap
 
 _T = TypeVar("_T")
 _Standing = tuple[TokenMap, Tensor | None, Tensor | None, Tensor | None]
 """what a `LayerView` says of the tokens in a layer"""
-
-
-def _media(tokens: TokenMap, past: TokenCache | None, new: bool | None) -> tuple[tuple[bool, ...], bool]:
-    """Per sample, whether any token so far is perceptual; and whether any new one is, as far as is known.
-
-    Reads the device only while some sample has seen nothing and `new` does not say that nothing comes.
-    """
-    before = past.has_media() if past is not None else (False,) * tokens.shape[0]
-    if new is False or all(before):
-        return before, new is not False
-    now = tokens.is_perceptual.any(dim=1).tolist()
-    return tuple(a or b for a, b in zip(before, now, strict=True)), any(now)
 
 
 class ForwardContext:
@@ -94,10 +82,15 @@ class ForwardContext:
         marks: frozenset[Hashable] = frozenset(),
         given: Mapping[str, Tensor] | None = None,
         labels: Tensor | None = None,
-        new_media: bool | None = None,
         of_tower: ByThread[dict[str, Tensor]] | None = None,
         shapes: Callable[[], Mapping[Modality, list[tuple[int, int]]]] = dict,
+        known: KnownTokens | None = None,
     ) -> None:
+        """
+        Args:
+            known: what the host knows of the new tokens. None: it is read from the device while some sample has seen
+                nothing.
+        """
         self.anatomy = anatomy
         self.requests = requests
         self.cache = cache
@@ -111,13 +104,20 @@ class ForwardContext:
         self.past, self.growing = copy.copy(past), past
         self.all_tokens = tokens if past_tokens is None else past_tokens.append(tokens)
         self.tokens = self.all_tokens.last(tokens.shape[1])
-        self.has_media, self.new_media = _media(tokens, past, new_media)
+        before = (False,) * tokens.shape[0] if past is None else past.has_media()
+        if known is None and not all(before):
+            known = KnownTokens.read(tokens)
+        now = before if known is None else known.has_media
+        self.has_media = tuple(a or b for a, b in zip(before, now, strict=True))
+        self.new_media = known is None or any(now)
+        self._new_known = known
+        self._known: KnownTokens | None = None
         self.any_media = any(self.has_media)
         self.inputs: Tensor | None = None
         self._all_inputs: Tensor | None = None
         self.rope: dict[str, tuple[Tensor, Tensor]] = {}
         self.memo: dict[Any, Any] = {}
-        known = past.get_seq_length() if past is not None else -1
+        stored = past.get_seq_length() if past is not None else -1
         self.is_caching, self.keeps_inputs = is_caching, keeps_inputs
         self.left: set[int] = set()
         self.presence = presence
@@ -132,10 +132,32 @@ class ForwardContext:
         self._cached = {
             name: layer
             for name, layer in (cached or {}).items()
-            if layer.get_seq_length() == known and layer.owner_id == requests.owner_id(name)
+            if layer.get_seq_length() == stored and layer.owner_id == requests.owner_id(name)
         }
-        self._new: dict[str, dict[int, tuple[Tensor, Tensor]]] = defaultdict(dict)
+        self._new: dict[str, dict[tuple[int, ...], tuple[Tensor, Tensor]]] = defaultdict(dict)
         self._layer_state: dict[int, dict[Any, Any]] = defaultdict(dict)
+
+    def known(self, *, exactly: bool = False) -> KnownTokens:
+        """All tokens, as the host knows them; what it does not know yet is read from the device.
+
+        Args:
+            exactly: padding has to be told from text.
+        """
+        known = self.known_so_far
+        if known is None or (exactly and not known.is_exact):
+            known = self._known = KnownTokens.read(self.all_tokens)
+        return known
+
+    @property
+    def known_so_far(self) -> KnownTokens | None:
+        """What the host knows of all tokens without waiting for the device; None where it lacks some."""
+        if self._known is None:
+            before = None if self.past is None else self.past.known
+            if self._new_known is not None and self.past_tokens is None:
+                self._known = self._new_known
+            elif self._new_known is not None and before is not None:
+                self._known = before.append(self._new_known)
+        return self._known
 
     def layer(self, index: int) -> dict[Any, Any]:
         """The state grafts keep for one layer of this forward. It is kept until the forward dies, so that a layer
@@ -336,31 +358,32 @@ class ForwardContext:
         return name in self._cached and layer in self._cached[name].layers
 
     @torch.compiler.disable  # lengths change with every step, and each would be compiled anew
-    def to_cache(self, name: str, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def to_cache(self, name: str, layers: Sequence[int], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Have two tensors of tokens stored in the cache when this forward ends, if it has one.
 
         Args:
             name: of the graft, which must store something for the same layers in every forward.
-            layer: the decoder layer they belong to.
-            keys, values: (B, h, S, w) of the new tokens; (B, h, P + S, w) where nothing `is_cached`.
+            layers: the decoder layers they belong to, some that follow one another among the graft's.
+            keys, values: (B, layers * h, S, w) of the new tokens; (B, layers * h, P + S, w) where nothing `is_cached`.
 
         Returns:
-            (B, h, P + S, w) of all tokens; not to be written to.
+            (B, layers * h, P + S, w) of all tokens; not to be written to.
         """
         if self.is_caching:
-            self._new[name][layer] = keys, values
-        return self._cached[name].peek(layer, keys, values) if self.is_cached(name, layer) else (keys, values)
+            self._new[name][tuple(layers)] = keys, values
+        return self._cached[name].peek(layers, keys, values) if self.is_cached(name, layers[0]) else (keys, values)
 
     def commit(self, cache: Cache) -> None:
         """Store what grafts gave for it in the cache, and take away what was not kept up."""
+        given = {name: sorted(layer for layers in new for layer in layers) for name, new in self._new.items()}
         for name, layer in GraftCacheLayer.of(cache).items():
-            if name not in self._cached or set(self._new.get(name, ())) != set(layer.layers):
+            if name not in self._cached or given.get(name, []) != list(layer.layers):
                 cache.layers.remove(layer)
         for name, new in self._new.items():
             if name not in self._cached:
-                self._cached[name] = GraftCacheLayer(name, self.requests.owner_id(name), sorted(new))
+                self._cached[name] = GraftCacheLayer(name, self.requests.owner_id(name), given[name])
                 cache.layers.append(self._cached[name])
-            if set(new) == set(self._cached[name].layers):
+            if given[name] == list(self._cached[name].layers):
                 self._cached[name].append(new)
         self._new.clear()
 
@@ -501,13 +524,16 @@ class ForwardContext:
                 remedy=dialect.REMEDY,
             )
 
-    def split(self, requests: Sequence[Request[Any]]) -> tuple[Tensor, Tensor] | None:
-        """Indices of the samples of which something is asked, and of the others; None when it is asked of all."""
+    def split(self, requests: Sequence[Request[Any]]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Indices of the samples of which something is asked, those of the others, and where each sample is found in
+        these two lists put together; None when it is asked of all."""
         if all(self.has_media) or not all(request.is_gated for request in requests):
             return None
         if "split" not in self.memo:
-            picks = [[i for i, has in enumerate(self.has_media) if has is wanted] for wanted in (True, False)]
-            self.memo["split"] = tuple(torch.tensor(pick, device=self.tokens.device) for pick in picks)
+            asked = self.all_tokens.is_perceptual.any(dim=1)
+            order = asked.to(torch.int8).argsort(descending=True, stable=True)
+            count = sum(self.has_media)
+            self.memo["split"] = order[:count], order[count:], order.argsort()
         return self.memo["split"]
 
     def all_inputs(self) -> Tensor:

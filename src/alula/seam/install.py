@@ -50,7 +50,7 @@ from alula.seam.requests import (
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
 from alula.seam.tower import TowerHooks
-from alula.tokens import TOKEN_ROLES, Modality, Role, TokenMap
+from alula.tokens import TOKEN_ROLES, KnownTokens, Modality, Role, TokenMap
 
 _changing = threading.RLock()  # held while it changes who is on a host
 _given_tokens: ContextVar[Mapping[nn.Module, TokenMap]] = ContextVar("alula_given_tokens", default=MappingProxyType({}))
@@ -470,9 +470,9 @@ class Seam(nn.Module):
         if given is None and lent is not None and past_tokens is None:
             given = _expand(lent, *reference.shape)
         new_mask = mask[:, mask.shape[1] - reference.shape[1] :] if mask is not None else None
-        tokens, new_media = given, None
+        tokens, known_new = given, None
         if tokens is None:
-            tokens, new_media = self._read_tokens(input_ids, reference, kwargs, new_mask, length > 0)
+            tokens, known_new = self._read_tokens(input_ids, reference, kwargs, new_mask, length > 0)
         if tokens.shape != tuple(reference.shape):
             raise UsageError(f"token_map describes {tokens.shape} tokens, the forward has {tuple(reference.shape)}")
         if roles is None and self in (lent_roles := _given_roles.get()):
@@ -503,7 +503,7 @@ class Seam(nn.Module):
             shapes=partial(self.anatomy.shapes, {name: kwargs[name] for name in SHAPES if name in kwargs}),
             given=further,
             labels=self._taken_labels(tokens),
-            new_media=new_media,
+            known=known_new,
         )
         return (), kwargs
 
@@ -542,12 +542,13 @@ class Seam(nn.Module):
         kwargs: dict[str, Any],
         mask: Tensor | None,
         continued: bool,
-    ) -> tuple[TokenMap, bool]:
-        """The TokenMap of a forward's new tokens, from what the host was given, and whether any is perceptual."""
+    ) -> tuple[TokenMap, KnownTokens]:
+        """The TokenMap of a forward's new tokens, from what the host was given, and what is known of them here."""
         if continued and input_ids is not None and reference.shape[1] == 1 and not brings_media(kwargs):
             # a generated token: text, whatever id was sampled. Several at once are read as in a forward without a
             # cache, whatever keyword brought their media: a new turn must not pass for text because it is not known
-            return TokenMap.text(reference.shape[0], reference.shape[1], mask, device=reference.device), False
+            known = KnownTokens.text(reference.shape[0], reference.shape[1], is_exact=mask is None)
+            return TokenMap.text(reference.shape[0], reference.shape[1], mask, device=reference.device), known
         modalities = torch.zeros(reference.shape, dtype=torch.int64, device=reference.device)
         types = kwargs.get("mm_token_type_ids")
         if types is not None and types.shape == reference.shape:
@@ -564,10 +565,15 @@ class Seam(nn.Module):
             )
         if mask is not None:
             modalities = torch.where(mask.to(torch.bool), modalities, int(Modality.PADDING))
-        if not (modalities > Modality.TEXT).any():
-            return TokenMap.from_modalities(modalities), False
-        modalities, items = self.anatomy.items(kwargs, modalities, input_ids)
-        return replace(TokenMap.from_modalities(modalities), item=items), True
+        tokens = TokenMap.from_modalities(modalities)
+        known = KnownTokens.read(tokens)
+        if not any(known.has_media):
+            return tokens, known
+        found, items = self.anatomy.items(kwargs, modalities, input_ids)
+        if found is not modalities:
+            tokens = TokenMap.from_modalities(found)
+            known = KnownTokens.read(tokens)
+        return replace(tokens, item=items), known
 
     @with_keywords
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
@@ -611,7 +617,7 @@ class Seam(nn.Module):
             }
             past.append(forward.past_tokens, forward.inputs.new_zeros(*forward.past_tokens.shape, 0), blank)
         past.append(forward.tokens, forward.inputs, forward.rope)
-        past.remember(forward.all_tokens, forward.has_media)
+        past.remember(forward.all_tokens, forward.has_media, forward.known_so_far)
         past.offset = preconditions.current_offset(self.anatomy)
         presence = TokenPresence.of(cache)
         if presence is None and forward.is_withdrawn:

@@ -51,9 +51,14 @@ def test_many_queries_are_prefilled() -> None:
     assert engines_of(model, zoo.batch(HOST, LONG))[0] == {PrefillEngine}
 
 
-def test_few_queries_are_prefilled_where_images_stand_in_many_ways() -> None:
-    model, _ = grafted(HOST)
-    assert engines_of(model, zoo.batch(HOST, "1I2", "2I1"))[0] == {PrefillEngine}
+@pytest.mark.parametrize("config", CONFIGS)
+def test_they_do_where_images_stand_in_many_ways(config: str) -> None:
+    model, _ = grafted(HOST, config)
+    inputs = zoo.batch(HOST, "1I2", "2I1")
+    few, decoded = engines_of(model, inputs)
+    many, prefilled = engines_of(model, inputs, grad=True)
+    assert (few, many) == ({DecodeEngine}, {PrefillEngine})
+    torch.testing.assert_close(decoded, prefilled, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layout", [SHORT, "2I30"])

@@ -9,9 +9,9 @@ import torch
 
 from alula import TokenMap, WingsConfig
 from alula.grafts.wings.learners import MOST_SEGMENTS, keys_of
-from alula.grafts.wings.prefill import PARTS, PrefillEngine, lay_out
+from alula.grafts.wings.prefill import PARTS, KeyLayout, PrefillEngine, lay_out, parts_of
 from alula.seam import NAME, ForwardContext
-from alula.tokens import Modality, Role
+from alula.tokens import KnownTokens, Modality, Role
 from tests.grafts.common import grafted
 
 TEXT, IMAGE, PADDING = int(Modality.TEXT), int(Modality.IMAGE), int(Modality.PADDING)
@@ -43,27 +43,34 @@ BATCHES = {
 }
 
 
+def layout_of(tokens: TokenMap, config: WingsConfig) -> KeyLayout:
+    known = KnownTokens.read(tokens)
+    return lay_out(tokens, known, config, parts_of(known, None if config.system_keys else tokens.role.numpy()))
+
+
 @pytest.mark.parametrize("system_keys", [True, False])
 @pytest.mark.parametrize("name", BATCHES)
 def test_every_token_has_its_place(name: str, system_keys: bool) -> None:
     tokens, config = BATCHES[name], WingsConfig(system_keys=system_keys)
-    layout = lay_out(tokens, config)
+    layout = layout_of(tokens, config)
     table = torch.randn(*tokens.shape, 2, 3)
     again = layout.restore(layout.arrange(table))
     assert torch.equal(again[tokens.valid], table[tokens.valid])
-    assert torch.equal(layout.arrange(table), table[torch.arange(len(table))[:, None], layout.index])
-    assert sum(layout.sizes) == layout.index.shape[1]
+    places = torch.arange(tokens.shape[1]).expand(tokens.shape)
+    index = layout.arrange(places)
+    assert index.numpy().tolist() == layout.arranged(places.numpy()).tolist()
+    assert torch.equal(layout.arrange(table), table[torch.arange(len(table))[:, None], index])
+    assert sum(layout.sizes) == index.shape[1]
     for learner in PARTS[:2]:
         keys = keys_of(learner, tokens, config)
         part = layout.part(learner)
         for b in range(tokens.shape[0]):
-            mine = layout.index[b, part][layout.real[b, part]]
-            assert mine.tolist() == keys[b].nonzero().flatten().tolist()
-            assert not layout.real[b, part].int().diff().gt(0).any()  # what fills up comes last
+            mine = keys[b].nonzero().flatten().tolist()
+            assert index[b, part].tolist()[: len(mine)] == mine  # what fills up comes last
 
 
 def test_moving_whole_segments_is_for_batches_laid_out_alike() -> None:
-    whole = {name for name, tokens in BATCHES.items() if lay_out(tokens, WingsConfig()).segments is not None}
+    whole = {name for name, tokens in BATCHES.items() if layout_of(tokens, WingsConfig()).segments is not None}
     assert whole == {
         "one",
         "image first, adjacent to nothing",
@@ -92,10 +99,10 @@ def plan_of(tokens: TokenMap) -> PrefillEngine:
 @pytest.mark.parametrize("name", ["ragged", "ragged, left", "alike, right padding", "alike, left padding"])
 def test_padding_attends_to_nothing(name: str) -> None:
     padding = (BATCHES[name].modality < 0).repeat_interleave(2, dim=1)
-    active = plan_of(BATCHES[name]).active
-    assert active.shape == (*padding.shape, 2)
-    assert not active[padding].any()
-    assert active.any()
+    inactive = plan_of(BATCHES[name]).inactive
+    assert inactive.shape == (*padding.shape, 2)
+    assert inactive[padding].all()
+    assert not inactive.all()
 
 
 @pytest.mark.parametrize("name", ["one", "image first, adjacent to nothing", "alike, right padding", "system tokens"])
@@ -110,10 +117,11 @@ def test_prompts_laid_out_alike_need_no_mask(name: str) -> None:
 
 
 def test_segments_are_cut_where_neighbors_part() -> None:
-    layout = lay_out(tokens_of("..II...I."), WingsConfig())
+    layout = layout_of(tokens_of("..II...I."), WingsConfig())
     assert layout.sizes == (6, 3, 0)
     assert layout.cuts == (2, 5, 6, 8)
-    assert [layout.index[0, a:b].tolist() for a, b in itertools.pairwise((0, *layout.cuts, 9))] == [
+    index = layout.arrange(torch.arange(9)[None])
+    assert [index[0, a:b].tolist() for a, b in itertools.pairwise((0, *layout.cuts, 9))] == [
         [0, 1],
         [4, 5, 6],
         [8],

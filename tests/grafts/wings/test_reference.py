@@ -145,7 +145,7 @@ def test_blocks_of_queries_change_nothing(size: int, queries: int) -> None:
     counts = torch.randint(0, 7, (2, queries), generator=generator).sort(dim=1).values
     counts[:, -1] = 6  # a block that sees everything
     whole = module(q, x, counts)
-    blocks = split_queries(counts, size)
+    blocks = split_queries(counts.numpy(), size)
     assert [block.start for block in blocks] == list(range(0, queries, size))
     torch.testing.assert_close(module(q, x, counts, blocks=blocks), whole, atol=1e-6, rtol=1e-5)
 
@@ -159,8 +159,8 @@ def test_queries_that_are_the_keys_need_no_mask() -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
     q, x = torch.randn(2, 11, 12, generator=generator), torch.randn(2, 6, 12, generator=generator)
     counts = torch.tensor([[0, 2, 1, 2, 3, 4, 5, 6, 6, 6, 6], [0, 0, 0, 0, 3, 4, 5, 0, 5, 5, 0]])
-    whole = module(q, x, counts, blocks=split_queries(counts))
-    blocks = split_queries(counts, cuts=(8,), own=slice(2, 8))
+    whole = module(q, x, counts, blocks=split_queries(counts.numpy()))
+    blocks = split_queries(counts.numpy(), cuts=(8,), own=slice(2, 8))
     assert [(block.start, block.stop, block.is_causal) for block in blocks] == [
         (0, 2, False),
         (2, 8, True),

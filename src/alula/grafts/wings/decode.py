@@ -6,6 +6,9 @@ table of keys, in the order of the tokens, in which every token's key is made by
 query may not attend to is masked. Masks are (B, learners * Q, tokens) with Q below a head's width: nothing grows with
 the square of the tokens.
 
+Values are never made: sum_j p_j (x_j + up_v z_j) = sum_j p_j x_j + up_v sum_j p_j z_j. What new tokens add to the cache
+is made for all layers at once.
+
 Shapes: B batch, Q new tokens, N = P + Q all tokens, d stream width, H heads, D their width, L learners, r rank.
 """
 
@@ -18,6 +21,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from alula.grafts.wings.config import WingsConfig
@@ -26,15 +30,18 @@ from alula.grafts.wings.learners import (
     Angles,
     Engine,
     LayerLearners,
-    LoRRA,
+    by_owner,
+    check_roles,
     keys_of,
     prepared,
     rotate,
     segment_lengths,
 )
+from alula.grafts.wings.stacked import LayerWeights, Weights, compute_dtype
 from alula.seam import ForwardContext
+from alula.tokens import KnownTokens
 
-Which = Literal["new", "all", "queries"]
+Which = Literal["new", "all"]
 
 
 class Segment(NamedTuple):
@@ -45,6 +52,23 @@ class Segment(NamedTuple):
     learner: int
 
 
+@dataclass(frozen=True)
+class Made:
+    """What the layers of one graft share in a forward, by layer.
+
+    Attributes:
+        weights: of their learners.
+        v_up: (layers, H * L, r, D), up to values, by head.
+        keys: (B, layers, N, r) factors of keys; (B, layers, H, N, D) rotated keys where the cache holds these.
+        values: (B, layers, N, r) factors of values.
+    """
+
+    weights: list[LayerWeights]
+    v_up: Tensor
+    keys: Tensor
+    values: Tensor
+
+
 @dataclass(eq=False)
 class DecodeEngine(Engine):
     """What the layers of one forward of few tokens share.
@@ -52,142 +76,162 @@ class DecodeEngine(Engine):
     Attributes:
         tokens: (B, N, d) input tokens.
         head_dim: D.
-        segments: of all tokens, where they are few and the same in all samples.
-        new_segments: of the new tokens, where they are few and the same in all samples; counted from the first new one.
-        attn_bias: (B, 1, L * Q, N) additive: 0, or the lowest number where the query may not attend to the token.
+        segments: of all tokens, where they are few and the same in all samples and operators are cheap: on a CPU.
+        owners: (B, N, L) bool: the token is a key of the learner.
+        attn_bias: (B * H, L * Q, N) additive: 0, or a very low number where the query may not attend to the token.
         active: (B, Q, L): 1 where a query attends to any token, 0 elsewhere; None where all do.
     """
 
     tokens: Tensor
     head_dim: int
     segments: list[Segment] | None
-    new_segments: list[Segment]
+    owners: Tensor
     attn_bias: Tensor
     active: Tensor | None
     _angles: dict[tuple[str, Which], Angles | None] = field(default_factory=dict)
+    _made: dict[str, Made | None] = field(default_factory=dict)
 
     @classmethod
-    def plan(cls, ctx: ForwardContext, config: WingsConfig, head_dim: int) -> DecodeEngine | None:
-        """The engine of a forward of few tokens.
-
-        None where learners have to attend one by one: samples differ in where their images stand, or these are many,
-        and keys have to be made for that.
-        """
+    def plan(cls, ctx: ForwardContext, config: WingsConfig, head_dim: int) -> DecodeEngine:
+        """The engine of a forward of few tokens."""
         every, new = ctx.all_tokens, ctx.tokens
-        past = every.shape[1] - new.shape[1]
-        if config.cache == "keys":
-            new_segments, segments = _segments(new.is_perceptual, config.learners), None
-            if past == 0:
-                segments = new_segments
-        else:
-            segments = _segments(every.is_perceptual, config.learners)
-            new_segments = segments and [
-                Segment(max(s.start - past, 0), s.stop - past, s.learner) for s in segments if s.stop > past
-            ]
-        if new_segments is None:
-            return None
+        if ctx.past_tokens is None and not config.system_keys and "textual" in config.learners:
+            check_roles(every.role.cpu().numpy())
         # padding stands at -1: as a query it is behind no token, as a key it is chosen by nobody
         is_behind = every.position[:, None, :] <= new.position[:, :, None]
+        owners = [keys_of(learner, every, config) for learner in config.learners]
         legal = []
-        for learner in config.learners:
-            attends = is_behind & keys_of(learner, every, config)[:, None, :]
+        for learner, keys in zip(config.learners, owners, strict=True):
+            attends = is_behind & keys[:, None, :]
             if learner == "textual" and config.gate == "exact":
-                attends = attends & every.has_seen[:, past:, None]
+                attends = attends & every.has_seen[:, -new.shape[1] :, None]
             legal.append(attends)
         allowed = torch.stack(legal, dim=1)
-        active = allowed.any(dim=-1).transpose(1, 2)
         tokens = prepared(ctx.all_inputs(), config)
-        # in half precision the lowest number and a score overflow
-        wide = torch.promote_types(tokens.dtype, torch.float32)
+        # a step behind an image attends to the image and to itself
+        is_step = not ctx.new_media and all(ctx.has_media)
+        # half of the lowest number: what is added to it overflows in no dtype
+        barred = torch.finfo(compute_dtype(tokens)).min / 2
+        bias = tokens.new_zeros(allowed.shape, dtype=compute_dtype(tokens)).masked_fill_(~allowed, barred)
+        heads = tokens.shape[-1] // head_dim
         return cls(
             tokens=tokens,
             head_dim=head_dim,
-            segments=segments,
-            new_segments=new_segments,
-            attn_bias=tokens.new_zeros(allowed.shape, dtype=wide)
-            .masked_fill_(~allowed, torch.finfo(wide).min)
-            .flatten(1, 2)[:, None],
-            active=None if bool(active.all()) else active,
+            segments=_segments(ctx.known(), config.learners) if tokens.device.type == "cpu" else None,
+            owners=torch.stack(owners, dim=-1),
+            attn_bias=bias.flatten(1, 2)[:, None].expand(-1, heads, -1, -1).flatten(0, 1),
+            active=None if is_step else allowed.any(dim=-1).transpose(1, 2),
         )
 
-    def fits(self, learners: LayerLearners, ctx: ForwardContext) -> bool:
-        """Whether a layer can attend so: keys that no cache holds have to be made, segment by segment."""
-        return bool(self.segments) or ctx.is_cached(learners.graft_name, learners.index)
+    def prepare(self, learners: LayerLearners, ctx: ForwardContext) -> None:
+        """Add the new tokens to the cache for all layers at once."""
+        name = learners.graft_name
+        if name not in self._made:
+            siblings = learners.siblings
+            weights = siblings.weights(self.tokens, fresh=ctx.past_tokens is None)
+            is_shared = weights is not None and siblings.share_keys
+            self._made[name] = self._make(siblings.layers, weights, ctx) if weights and is_shared else None
 
     @torch.compiler.disable  # lengths change with every step, and each would be compiled anew
-    def attend(self, learners: LayerLearners, ctx: ForwardContext, query: Tensor) -> Tensor:
-        modules = [learners.learner(name) for name in learners.config.learners]
-        keys, value_factors = self._keys_and_factors(learners, modules, ctx)
-        weights = None if learners.router is None else learners.router_weights(ctx)
-        return self._attend(modules, query, keys, value_factors, self.angles(learners, ctx, "queries"), weights)
-
-    def _keys_and_factors(
-        self, learners: LayerLearners, modules: Sequence[LoRRA], ctx: ForwardContext
-    ) -> tuple[Tensor, Tensor]:
-        """(B, H, N, D) rotated keys and (B, N, r) value factors of all tokens; the cache gets those of new ones."""
-        owner = learners.graft_name, learners.index
-        is_cached = ctx.is_cached(*owner)
-        tokens = self.tokens[:, -ctx.tokens.shape[1] :] if is_cached else self.tokens
-        segments = self.new_segments if is_cached else self.segments
-        assert segments is not None
-        key_factors, value_factors = _factors(modules, tokens, segments)[:, None].chunk(2, dim=-1)
-        if learners.config.cache == "keys":
-            angles = self.angles(learners, ctx, "new" if is_cached else "all")
-            new = _expand_keys(modules, tokens, key_factors[:, 0], segments, angles)
-            keys, value_factors = ctx.to_cache(*owner, new, value_factors)
-        else:
-            key_factors, value_factors = ctx.to_cache(*owner, key_factors, value_factors)
-            assert self.segments is not None
-            angles = self.angles(learners, ctx, "all")
-            keys = _expand_keys(modules, self.tokens, key_factors[:, 0], self.segments, angles, self._buffers)
-        return keys, value_factors[:, 0]
-
-    def _attend(
-        self,
-        modules: Sequence[LoRRA],
-        query: Tensor,
-        keys: Tensor,
-        value_factors: Tensor,
-        angles: Angles | None,
-        weights: Tensor | None,
+    def attend(
+        self, learners: LayerLearners, ctx: ForwardContext, query: Tensor, branch: Tensor | None = None
     ) -> Tensor:
-        """(B, Q, d) the sum of the learners' outputs.
-
-        Args:
-            query: (B, Q, d).
-            keys: (B, H, N, D) and value_factors: (B, N, r), of all tokens.
-            angles: of the queries, once for every learner.
-            weights: (B, Q, L) or (L,) of the learners; None = 1.
-        """
-        count = query.shape[1]
-        queries = torch.cat([query + module.q(query) for module in modules], dim=1) * self.head_dim**-0.5
-        q = modules[0].heads(queries)  # (B, H, L * Q, D)
-        if angles is not None:
-            q = rotate(q, angles)
-        scores = q @ keys.to(q.dtype).transpose(-1, -2) + self.attn_bias
-        attention = torch.softmax(scores, dim=-1).to(query.dtype)  # (B, H, L * Q, N)
-        attended = attention @ self._heads  # (B, H, L * Q, D)
-        value_factors = value_factors.to(attention.dtype)  # what was kept may come from under autocast
-        # (B, H, L * Q, r)
-        attended_factors = (attention.flatten(1, 2) @ value_factors).unflatten(1, attention.shape[1:3])
+        made, place = self._made[learners.graft_name], 0
+        if made is None:
+            made = self._make([learners], learners.siblings.of_layer(learners, self.tokens), ctx)
+        else:
+            place = learners.siblings.layers.index(learners)
+        weights, (batch, count, width) = made.weights[place], query.shape
+        q = self._queries(weights, query, self.angles(learners, ctx, "new"))
+        keys = made.keys[:, place]
+        if learners.config.cache == "factors":
+            keys = self._expand_keys(keys, weights, self.angles(learners, ctx, "all"))
+        keys = keys.reshape(-1, *keys.shape[2:]).to(q.dtype)
+        scores = torch.baddbmm(self.attn_bias, q, keys.transpose(-1, -2), alpha=self.head_dim**-0.5)
+        attention = torch.softmax(scores, dim=-1).to(q.dtype)  # (B * H, L * Q, N)
+        attended = self._by_head(attention @ self._heads, batch)
+        factors = attention.view(batch, -1, attention.shape[-1]) @ made.values[:, place].to(attention.dtype)
+        factors = self._by_head(factors, batch)
+        values = torch.baddbmm(attended, factors, made.v_up[place])  # (H * L, B * Q, D)
+        learned = len(weights.q_up)
+        values = values.unflatten(0, (-1, learned)).permute(1, 2, 0, 3).reshape(learned, batch * count, width)
+        low = torch.bmm(values, weights.o_down)  # (L, B * Q, r)
+        routed = None if learners.router is None else learners.router_weights(ctx)
         if self.active is not None:
-            weights = self.active if weights is None else weights * self.active
-        total = None
-        for index, module in enumerate(modules):
-            own = slice(index * count, (index + 1) * count)
-            up = module.v.up.to(query.dtype).unflatten(0, (-1, self.head_dim))  # (H, D, r)
-            values = attended[:, :, own] + attended_factors[:, :, own] @ up.transpose(-1, -2)
-            low = module.o.apply_down(values.transpose(1, 2).flatten(2))
-            if weights is not None:
-                low = low * weights[..., index : index + 1].to(low.dtype)
-            output = module.o.apply_up(low)
-            total = output if total is None else total + output
-        assert total is not None
-        return total
+            routed = self.active if routed is None else routed * self.active
+        if routed is not None:
+            low = low * routed.expand(batch, count, -1).reshape(batch * count, -1).T[..., None].to(low.dtype)
+        low = low.transpose(0, 1).reshape(batch, count, -1)
+        return self.project(learners, low, weights.o_up, branch)
+
+    def _queries(self, weights: LayerWeights, x: Tensor, angles: Angles | None) -> Tensor:
+        """(B * H, L * Q, D) of (B, Q, d), projected and rotated for every learner."""
+        (batch, count, width), (learners, rank, _) = x.shape, weights.q_up.shape
+        low = F.linear(x, weights.q_down).view(batch * count, learners, rank).transpose(0, 1)
+        flat = x.reshape(1, batch * count, width).expand(learners, -1, -1)
+        q = torch.baddbmm(flat, low, weights.q_up).view(learners, batch, count, -1, self.head_dim)
+        q = q.permute(1, 3, 0, 2, 4)
+        if angles is not None:
+            q = rotate(q, Angles(angles.cos[:, :, None], angles.sin[:, :, None]))
+        return q.reshape(-1, learners * count, self.head_dim)
+
+    def _by_head(self, x: Tensor, batch: int) -> Tensor:
+        """(H * L, B * Q, C) of what is (B, H, L, Q, C) in memory."""
+        count = self.owners.shape[-1]
+        x = x.view(batch, self.tokens.shape[-1] // self.head_dim, count, -1, x.shape[-1])
+        return x.permute(1, 2, 0, 3, 4).reshape(-1, batch * x.shape[3], x.shape[-1])
+
+    # -- keys: made of their tokens; what they are made of, or they themselves, is kept in the cache ----------------
+
+    def _make(self, layers: Sequence[LayerLearners], weights: Weights, ctx: ForwardContext) -> Made:
+        """Factors of all tokens' keys and values in some layers, or their keys; the cache gets those of new ones."""
+        config, count = layers[0].config, len(layers)
+        name, indices = layers[0].graft_name, [layer.index for layer in layers]
+        is_cached = ctx.is_cached(name, indices[0])
+        tokens = self.tokens[:, -ctx.tokens.shape[1] :] if is_cached else self.tokens
+        batch, new = tokens.shape[:2]
+        # text alone is made by its learner; where there is none, what is made is nobody's key
+        is_text = is_cached and not ctx.new_media
+        makers = [config.learners.index("textual")] if is_text and "textual" in config.learners else [0]
+        makers = makers if is_text else list(range(len(config.learners)))
+        owners = ctx.all_tokens.last(new).is_perceptual[..., None]
+        low = by_owner(owners, [F.linear(tokens, weights.kv_down[maker]) for maker in makers])
+        low = low.view(batch, new, count, 2, config.rank).permute(3, 0, 2, 1, 4)  # (2, B, layers, new, r)
+        if config.cache == "factors":
+            keys, values = ctx.to_cache(name, indices, low[0], low[1])
+        else:
+            flat = low[0].transpose(0, 1).reshape(count, batch * new, config.rank)
+            every = tokens.reshape(1, batch * new, -1).expand(count, -1, -1)
+            made = [torch.baddbmm(every, flat, weights.k_up[:, maker]) for maker in makers]
+            spread = [each.view(count, batch, new, -1) for each in made]
+            own = by_owner(owners, spread).unflatten(-1, (-1, self.head_dim)).transpose(2, 3)
+            turned = self.angles(layers[0], ctx, "new" if is_cached else "all")  # the layers share keys
+            if turned is not None:
+                own = rotate(own, turned)
+            own = own.transpose(0, 1).reshape(batch, -1, new, self.head_dim)
+            keys, values = ctx.to_cache(name, indices, own, low[1])
+            keys = keys.unflatten(1, (count, -1))
+        return Made(weights.layers, weights.v_up_by_head(self.head_dim), keys, values)
+
+    def _expand_keys(self, factors: Tensor, weights: LayerWeights, angles: Angles | None) -> Tensor:
+        """(B, H, N, D) rotated keys of all tokens: input tokens plus `k.up` of their (B, N, r) factors."""
+        whole, rotated = self._buffers
+        low = factors.to(whole.dtype)  # what was kept may come from under autocast
+        if self.segments is None:
+            own = (low[:, :, None] * self.owners[..., None]).flatten(2)
+            ups = weights.kv_up[:, 0].flatten(0, 1).to(whole.dtype)
+            keys = torch.baddbmm(self.tokens, own, ups.expand(len(own), -1, -1))
+        else:
+            keys = whole.copy_(self.tokens)
+            for start, stop, learner in self.segments:
+                if learner >= 0:
+                    up = weights.kv_up[learner, 0].to(whole.dtype)
+                    keys[:, start:stop].baddbmm_(low[:, start:stop], up.expand(len(low), -1, -1))
+        heads = keys.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return heads if angles is None else rotate(heads, angles, out=rotated)
 
     def angles(self, learners: LayerLearners, ctx: ForwardContext, which: Which) -> Angles | None:
-        """Angles for heads of (B, H, tokens, D), of the new tokens, of all, or of the queries: the new tokens once for
-        every learner. None without RoPE."""
+        """Angles for heads of (B, H, tokens, D), of the new tokens or of all. None without RoPE."""
         if not learners.config.rope:
             return None
         name = learners.layer_type, which
@@ -198,26 +242,28 @@ class DecodeEngine(Engine):
                 # every n-th angle: see `narrow_angles`
                 step = learners.host_head_dim // learners.head_dim
                 cos, sin = (half[:, None, :, ::step].to(self.tokens.dtype) for half in halves)
-                times = self.attn_bias.shape[2] // cos.shape[2] if which == "queries" else 1
-                angles = Angles(torch.cat([cos, cos], dim=-1).repeat(1, 1, times, 1), sin.repeat(1, 1, times, 1))
+                angles = Angles(torch.cat([cos, cos], dim=-1), sin)
             self._angles[name] = angles
         return self._angles[name]
 
     @cached_property
     def _heads(self) -> Tensor:
-        """(B, H, N, D) the input tokens, each head's side by side: every layer reads all of them."""
-        return self.tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2).contiguous()
+        """(B * H, N, D) the input tokens, each head's side by side: every layer reads all of them."""
+        heads = self.tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return heads.reshape(-1, *heads.shape[2:]).to(self.attn_bias.dtype)
 
     @cached_property
     def _buffers(self) -> tuple[Tensor, Tensor]:
-        """Two (B, N, d) tensors for every layer to write its keys to: fresh memory of this size costs more in page
-        faults than what is computed into it."""
-        return torch.empty_like(self.tokens), torch.empty_like(self.tokens)
+        """(B, N, d) and (B, H, N, D) tensors for every layer to write its keys to: fresh memory of this size costs more
+        in page faults than what is computed into it."""
+        batch, count, width = self.tokens.shape
+        return torch.empty_like(self.tokens), self.tokens.new_empty(batch, width // self.head_dim, count, self.head_dim)
 
 
-def _segments(perceptual: Tensor, learners: Sequence[str]) -> list[Segment] | None:
-    """Segments of perceptual and other tokens in (B, tokens), where they are few and the same in all samples."""
-    if len(perceptual) > 1 and not bool((perceptual == perceptual[:1]).all()):
+def _segments(known: KnownTokens, learners: Sequence[str]) -> list[Segment] | None:
+    """Segments of perceptual and other tokens, where they are few and the same in all samples."""
+    perceptual = known.is_perceptual
+    if not (perceptual == perceptual[:1]).all():
         return None
     lengths = segment_lengths(perceptual[0])
     if len(lengths) > MOST_SEGMENTS:
@@ -226,38 +272,3 @@ def _segments(perceptual: Tensor, learners: Sequence[str]) -> list[Segment] | No
     starts_perceptual = bool(perceptual[0, 0])
     bounds = itertools.pairwise(itertools.accumulate(lengths, initial=0))
     return [Segment(start, stop, indices[starts_perceptual ^ bool(i % 2)]) for i, (start, stop) in enumerate(bounds)]
-
-
-def _factors(modules: Sequence[LoRRA], tokens: Tensor, segments: Sequence[Segment]) -> Tensor:
-    """(B, tokens, 2 r) factors of (B, tokens, d), each by the learner it is a key of, or any."""
-    if len(segments) == 1:
-        return modules[segments[0].learner].factors(tokens)
-    return torch.cat([modules[s.learner].factors(tokens[:, s.start : s.stop]) for s in segments], dim=1)
-
-
-def _expand_keys(
-    modules: Sequence[LoRRA],
-    tokens: Tensor,
-    factors: Tensor,
-    segments: Sequence[Segment],
-    angles: Angles | None,
-    buffers: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """(B, H, tokens, D) rotated keys: input tokens plus `k.up` of their factors.
-
-    Args:
-        tokens: (B, tokens, d); what is nobody's key is left as it is.
-        factors: (B, tokens, r).
-        buffers: two tensors like `tokens` that may be written to.
-    """
-    keys = tokens.clone() if buffers is None else buffers[0].copy_(tokens)
-    for segment in segments:
-        if segment.learner >= 0:
-            # under autocast factors are half, the tokens are not
-            low = factors[:, segment.start : segment.stop].to(keys.dtype)
-            up = modules[segment.learner].k.up.to(keys.dtype).T
-            keys[:, segment.start : segment.stop].baddbmm_(low, up.expand(len(low), -1, -1))
-    heads = modules[0].heads(keys)
-    if angles is None:
-        return heads
-    return rotate(heads, angles, out=None if buffers is None else modules[0].heads(buffers[1]))

@@ -19,6 +19,7 @@ from alula.grafts.wings.learners import Engine, LayerLearners, prepared, zero_of
 from alula.grafts.wings.prefill import PrefillEngine
 from alula.grafts.wings.published import PublishedEngine
 from alula.grafts.wings.router import ConstantRouter
+from alula.grafts.wings.stacked import Siblings
 from alula.seam import ForwardContext, LayerView, Point, Seam
 
 _Made = TypeVar("_Made")
@@ -27,8 +28,8 @@ _Made = TypeVar("_Made")
 class WingsLayer(LayerLearners):
     """The learners of one decoder layer, and what adds their output to the stream."""
 
-    def __init__(self, seam: Seam, name: str, config: WingsConfig, index: int) -> None:
-        super().__init__(seam, name, config, index)
+    def __init__(self, seam: Seam, name: str, config: WingsConfig, index: int, siblings: Siblings) -> None:
+        super().__init__(seam, name, config, index, siblings)
         # layers of these settings share an engine
         self._shared = config.gate, config.system_keys, config.normalize, config.learners, config.cache
 
@@ -52,6 +53,7 @@ class WingsLayer(LayerLearners):
             state.stream = hidden
             state.is_differentiable = torch.is_grad_enabled()
             state.engine = self._engine(view.ctx)
+            state.engine.prepare(self, view.ctx)
 
     def add(self, view: LayerView, branch: Tensor) -> Tensor:
         """Behind attention: `branch` (B, S, d), about to join the stream, plus the routed learners."""
@@ -69,13 +71,14 @@ class WingsLayer(LayerLearners):
         query = view.matched(state.stream)
         query = query + branch if self.config.query == "post_attention" else query
         # where tokens were taken out of this layer, the learners go on seeing all of them
-        output = state.engine.attend(self, ctx, prepared(view.spread(query), self.config))
+        is_whole = view.index is None
+        query = prepared(view.spread(query), self.config)
+        output = state.engine.attend(self, ctx, query, branch if is_whole else None)
         if not state.is_differentiable:
             state.stream = None
         if output is None:
             return self._without_learners(branch)
-        output = view.pick(output)
-        return branch + (output if self.config.gain == 1.0 else output * self.config.gain)
+        return output if is_whole else branch + view.pick(output)
 
     # -- the method -----------------------------------------------------------------------------------------------
 
@@ -96,11 +99,7 @@ class WingsLayer(LayerLearners):
             )
         is_short = ctx.tokens.shape[1] < self.head_dim and not torch.is_grad_enabled()
         if is_short and not (self.training and config.dropout) and not ctx.subscribers(self.index):
-            decode = _made_once(
-                ctx, (DecodeEngine, *self._shared), lambda: DecodeEngine.plan(ctx, config, self.head_dim)
-            )
-            if decode is not None and decode.fits(self, ctx):
-                return decode
+            return _made_once(ctx, (DecodeEngine, *self._shared), lambda: DecodeEngine.plan(ctx, config, self.head_dim))
         return _made_once(ctx, (PrefillEngine, *self._shared), lambda: PrefillEngine.plan(ctx, config))
 
     def _without_learners(self, branch: Tensor) -> Tensor:
@@ -114,6 +113,7 @@ class WingsGraft(Graft):
 
     def __init__(self, seam: Seam, name: str, config: WingsConfig) -> None:
         super().__init__(seam, name, config)
+        self.siblings = Siblings()
         seam.keep_inputs(name)
 
     @property
@@ -121,7 +121,7 @@ class WingsGraft(Graft):
         return not self.config.system_keys
 
     def build_layer(self, index: int) -> WingsLayer:
-        return WingsLayer(self.seam, self.name, self.config, index)
+        return WingsLayer(self.seam, self.name, self.config, index, self.siblings)
 
     def place(self, index: int, module: WingsLayer) -> None:
         if module.router is not None and not isinstance(module.router, ConstantRouter):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from alula.errors import AlulaError, UsageError
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.router import ConstantRouter, build_router
+from alula.grafts.wings.stacked import Siblings
 from alula.seam import ForwardContext, Seam
 from alula.tokens import Role, TokenMap
 
@@ -67,23 +69,24 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotated(gradient, cos, -sin), None, None
+        return _rotated(gradient, cos, sin, back=True), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *of_angles: Tensor | None) -> Tensor:
         return _rotated(tangent, *ctx.saved_tensors)
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None, *, back: bool = False) -> Tensor:
     """Writes each half once and copies none: over many tokens this is a good part of what a learner costs."""
+    sign = -1 if back else 1
     width = cos.shape[-1]
     first, second = x[..., : width // 2], x[..., width // 2 : width]
     if width == x.shape[-1]:
         rotated = torch.mul(x, cos, out=out)
     else:
         rotated = torch.cat([x[..., :width] * cos, x[..., width:]], dim=-1)
-    rotated[..., : width // 2].addcmul_(second, sin, value=-1)
-    rotated[..., width // 2 : width].addcmul_(first, sin)
+    rotated[..., : width // 2].addcmul_(second, sin, value=-sign)
+    rotated[..., width // 2 : width].addcmul_(first, sin, value=sign)
     return rotated
 
 
@@ -153,9 +156,10 @@ class LoRRA(nn.Module):
     With `up` zero, the output of a fresh learner is exactly 0.
 
     What a key token contributes is its input token x, which all layers share, and its factors z (down_k x, down_v x),
-    2 r numbers of this layer. While prefilling, keys and values written out (x + up z) and a fused attention kernel are
-    cheapest. For few queries (decoding) the values are never made: sum_j p_j (x_j + up_v z_j) = sum_j p_j x_j + up_v
-    sum_j p_j z_j.
+    2 r numbers of this layer.
+
+    Called by itself it computes one learner from one kind of keys. In a decoder its engines (`prefill`, `decode`)
+    compute all learners of a layer together.
 
     Args:
         width: d of the decoder's stream.
@@ -181,10 +185,6 @@ class LoRRA(nn.Module):
             LowRank(width, rank, std=std, device=torch.device(device), dtype=dtype) for _ in range(4)
         )
 
-    def factors(self, tokens: Tensor) -> Tensor:
-        """(B, tokens, d) input tokens -> (B, tokens, 2 r): what `k` and `v` project down to."""
-        return torch.cat([self.k.apply_down(tokens), self.v.apply_down(tokens)], dim=-1)
-
     def forward(
         self,
         query: Tensor,
@@ -207,101 +207,62 @@ class LoRRA(nn.Module):
         Returns:
             (B, Q, d).
         """
-        key_factors, value_factors = self.factors(tokens).chunk(2, dim=-1)
-        keys = self.expand_keys(tokens, key_factors, key_angles)
-        blocks = split_queries(counts) if blocks is None else blocks
-        attended = self.attend(query, tokens, keys, value_factors, counts, blocks, query_angles)
-        return self.o.apply_up(attended.masked_fill((counts == 0)[..., None], 0.0))
-
-    def expand_keys(self, tokens: Tensor, factors: Tensor, angles: Angles | None) -> Tensor:
-        """(B, H, K, D) rotated keys of (B, K, d) tokens and their (B, K, r) factors."""
-        keys = self.heads(tokens + self.k.apply_up(factors))
-        return keys if angles is None else rotate(keys, angles)
-
-    def attend(
-        self,
-        query: Tensor,
-        tokens: Tensor,
-        keys: Tensor,
-        value_factors: Tensor,
-        counts: Tensor,
-        blocks: Sequence[QueryBlock],
-        angles: Angles | None,
-    ) -> Tensor:
-        """`forward` before the output's projection up, which several learners may share: (B, Q, r).
-
-        Queries that see no key get something finite here, for the caller to set to 0.
-
-        Args:
-            keys: (B, H, K, D) from `expand_keys`.
-            value_factors: (B, K, r).
-            blocks: how to split the queries; from `split_queries`.
-            angles: of the queries.
-        """
-        q = self.queries(query, angles)
-        dropout = self.dropout if self.training else 0.0
-        if query.shape[1] < self.head_dim and not dropout:
-            out = self._attend_factors(q, keys, tokens, value_factors, counts, blocks)
-        else:
-            values = self.heads(tokens + self.v.apply_up(value_factors))
-            out = self._attend_values(q, keys, values, counts, blocks, dropout)
-        return self.o.apply_down(out.transpose(1, 2).flatten(2))
-
-    def queries(self, query: Tensor, angles: Angles | None) -> Tensor:
-        """(B, Q, d) -> (B, H, Q, D), projected and rotated."""
-        q = self.heads(query + self.q(query))
-        return q if angles is None else rotate(q, angles)
+        q, k, v = (self.heads(x + part(x)) for x, part in ((query, self.q), (tokens, self.k), (tokens, self.v)))
+        if query_angles is not None:
+            q = rotate(q, query_angles)
+        if key_angles is not None:
+            k = rotate(k, key_angles)
+        blocks = split_queries(counts.cpu().numpy()) if blocks is None else blocks
+        parts = attend_blocks(q, k, v, counts, blocks, self.dropout if self.training else 0.0)
+        attended = torch.cat(parts, dim=2).transpose(1, 2).flatten(2).masked_fill((counts == 0)[..., None], 0.0)
+        return self.o(attended)
 
     def heads(self, x: Tensor) -> Tensor:
-        """(B, tokens, d) -> (B, H, tokens, D)."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        """(.., tokens, d) -> (.., H, tokens, D)."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
 
-    def _attend_values(
-        self, q: Tensor, k: Tensor, v: Tensor, counts: Tensor, blocks: Sequence[QueryBlock], dropout: float
-    ) -> Tensor:
-        """(B, H, Q, D), a block of queries at a time: no mask is ever larger than a block."""
-        parts = []
-        for block in blocks:
-            queries = q[:, :, block.start : block.stop]
-            # neither causal nor equal queries need a mask, which lets the fastest kernels in
-            needs_no_mask = block.is_causal or block.min_keys == block.max_keys
-            attended = F.scaled_dot_product_attention(
+
+def attend_blocks(
+    q: Tensor, k: Tensor, v: Tensor, counts: Tensor, blocks: Sequence[QueryBlock], dropout: float
+) -> list[Tensor]:
+    """Attention of one learner, a block of queries at a time: no mask is ever larger than a block.
+
+    Queries that see no key get something finite, for the caller to set to 0.
+
+    Args:
+        q: (B, H, Q, D); k, v: (B, H, K, D).
+        counts: (B, Q) how many keys, from the first on, each query may see.
+        blocks: from `split_queries`.
+
+    Returns:
+        (B, H, block, D) of each block.
+    """
+    parts = []
+    for block, queries in zip(blocks, q.split([block.stop - block.start for block in blocks], dim=2), strict=True):
+        if not block.max_keys:
+            parts.append(q.new_zeros(()).expand_as(queries))
+            continue
+        # neither causal nor equal queries need a mask, which lets the fastest kernels in
+        needs_no_mask = block.is_causal or block.min_keys == block.max_keys
+        every = block.max_keys == k.shape[2]
+        parts.append(
+            F.scaled_dot_product_attention(
                 queries,
-                k[:, :, : block.max_keys],
-                v[:, :, : block.max_keys],
+                k if every else k[:, :, : block.max_keys],
+                v if every else v[:, :, : block.max_keys],
                 attn_mask=None if needs_no_mask else _mask(counts, block),
                 is_causal=block.is_causal,
                 dropout_p=dropout,
-                scale=self.head_dim**-0.5,
+                scale=q.shape[-1] ** -0.5,
             )
-            parts.append(attended if block.max_keys else torch.zeros_like(queries))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-    def _attend_factors(
-        self,
-        q: Tensor,
-        k: Tensor,
-        tokens: Tensor,
-        value_factors: Tensor,
-        counts: Tensor,
-        blocks: Sequence[QueryBlock],
-    ) -> Tensor:
-        """(B, H, Q, D) without values: attended tokens, and `v.up` of attended factors."""
-        scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
-        if any(block.is_causal or block.min_keys < tokens.shape[1] for block in blocks):
-            every = QueryBlock(0, q.shape[2], 0, tokens.shape[1])
-            scores = scores.masked_fill(~_mask(counts, every), torch.finfo(scores.dtype).min)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(tokens.dtype)
-        value_factors = value_factors.to(weights.dtype)  # what was kept may come from under autocast
-        attended = (weights.flatten(1, 2) @ value_factors).unflatten(1, weights.shape[1:3])  # (B, H, Q, r)
-        up = self.v.up.to(attended.dtype).unflatten(0, (-1, self.head_dim))  # (H, D, r)
-        return weights @ self.heads(tokens) + attended @ up.transpose(-1, -2)
+        )
+    return parts
 
 
 def split_queries(
-    counts: Tensor, size: int = 512, *, cuts: Sequence[int] = (), own: slice | None = None
+    counts: np.ndarray, size: int = 512, *, cuts: Sequence[int] = (), own: slice | None = None
 ) -> list[QueryBlock]:
-    """Blocks of queries, each with the keys it needs. Synchronizes with the device once.
+    """Blocks of queries, each with the keys it needs.
 
     Args:
         counts: (B, Q) how many keys each query may see.
@@ -310,23 +271,18 @@ def split_queries(
         own: the queries that the keys are made of, if all keys are among them: a causal block.
     """
     bounds = sorted({0, *cuts, counts.shape[1], *([own.start, own.stop] if own is not None else [])})
-    spans: list[tuple[int, int, bool]] = []
+    blocks: list[QueryBlock] = []
     for start, stop in itertools.pairwise(bounds):
         if own is not None and own.start <= start < own.stop:
             if start == own.start:
-                spans.append((own.start, own.stop, True))
+                blocks.append(QueryBlock(start, own.stop, int(counts.min()), own.stop - start, is_causal=True))
             continue
-        spans += [(at, min(at + size, stop), False) for at in range(start, stop, size)]
-    min_and_max = []
-    for start, stop, _ in spans:
-        chunk = counts[:, start:stop]
-        max_keys = chunk.max()
-        min_and_max.append(torch.stack([torch.where(chunk > 0, chunk, max_keys).min(), max_keys]))
-    extremes = torch.stack(min_and_max).tolist()
-    return [
-        QueryBlock(start, stop, min_keys, stop - start if is_causal else max_keys, is_causal)
-        for (start, stop, is_causal), (min_keys, max_keys) in zip(spans, extremes, strict=True)
-    ]
+        for first in range(start, stop, size):
+            chunk = counts[:, first : min(first + size, stop)]
+            most = int(chunk.max())
+            least = int(np.where(chunk > 0, chunk, most).min())
+            blocks.append(QueryBlock(first, first + chunk.shape[1], least, most))
+    return blocks
 
 
 def _mask(counts: Tensor, block: QueryBlock) -> Tensor:
@@ -342,21 +298,32 @@ MOST_SEGMENTS = 16
 
 
 def keys_of(learner: str, tokens: TokenMap, config: WingsConfig) -> Tensor:
-    """(B, S) bool: the token is a key of `learner`.
-
-    Raises:
-        UsageError: the system prompt is to be left out, and no token has a role.
-    """
+    """(B, S) bool: the token is a key of `learner`."""
     if learner == "visual":
         return tokens.is_perceptual
-    if config.system_keys:
-        return tokens.is_text
-    if not bool((tokens.role != Role.UNKNOWN).any()):
+    return tokens.is_text if config.system_keys else tokens.is_text & (tokens.role != Role.SYSTEM)
+
+
+def check_roles(roles: np.ndarray) -> None:
+    """Refuse to leave out the system prompt where no token has a role.
+
+    Raises:
+        UsageError: so it is.
+    """
+    if not (roles != Role.UNKNOWN).any():
         raise UsageError(
             "wings: system_keys=False leaves out the system prompt, but nothing says which tokens it is",
             remedy="give the model token_roles, as Collator(processor, roles=True) makes them, or leave it at True",
         )
-    return tokens.is_text & (tokens.role != Role.SYSTEM)
+
+
+def active_of(learner: str, tokens: TokenMap, config: WingsConfig, keys: Tensor) -> Tensor:
+    """(B, S) bool: the token attends to any of the (B, S) `keys` of a learner, those at or before it.
+
+    Under the exact gate the textual learner is inactive at tokens that have seen nothing perceptual.
+    """
+    sees = keys.cumsum(dim=1).to(torch.bool) & tokens.valid
+    return sees & tokens.has_seen if learner == "textual" and config.gate == "exact" else sees
 
 
 def first_tokens(chosen: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
@@ -377,9 +344,19 @@ def pick_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.reshape(*index.shape, *(1,) * (x.dim() - 2)).expand(shape))
 
 
-def segment_lengths(labels: Tensor) -> list[int]:
-    """Lengths of the segments of equal values in (S,) labels. Synchronizes with the device once."""
-    changes = ((labels[1:] != labels[:-1]).nonzero().flatten() + 1).tolist()
+def by_owner(is_perceptual: Tensor, each: Sequence[Tensor]) -> Tensor:
+    """What was made of tokens by the learner whose keys they are.
+
+    Args:
+        is_perceptual: bool, to be read next to what was made.
+        each: by the visual learner and by the textual one; or by the only one.
+    """
+    return each[0] if len(each) == 1 else torch.where(is_perceptual, each[0], each[1])
+
+
+def segment_lengths(labels: np.ndarray) -> list[int]:
+    """Lengths of the segments of equal values in (S,) labels."""
+    changes = (np.flatnonzero(labels[1:] != labels[:-1]) + 1).tolist()
     return [stop - start for start, stop in itertools.pairwise([0, *changes, len(labels)])]
 
 
@@ -397,13 +374,19 @@ class Engine(abc.ABC):
 
     _shared_values: Tensor | None = None
 
+    def prepare(self, learners: LayerLearners, ctx: ForwardContext) -> None:  # noqa: B027
+        """Make what all layers of the graft share, when the first of them is entered; nothing, if there is nothing."""
+
     @abc.abstractmethod
-    def attend(self, learners: LayerLearners, ctx: ForwardContext, query: Tensor) -> Tensor | None:
-        """The learners' outputs, each times its router weight, summed.
+    def attend(
+        self, learners: LayerLearners, ctx: ForwardContext, query: Tensor, branch: Tensor | None = None
+    ) -> Tensor | None:
+        """The learners' outputs, each times its router weight and the gain, summed.
 
         Args:
             learners: those of one layer.
             query: (B, S, d) of the new tokens.
+            branch: (B, S, d) to add them to, which saves an operator.
 
         Returns:
             (B, S, d); None where no learner has keys.
@@ -417,6 +400,16 @@ class Engine(abc.ABC):
         if self._shared_values is None:
             self._shared_values = router.key_values(ctx.all_tokens)
         return self._shared_values
+
+    def project(self, learners: LayerLearners, low: Tensor, o_up: Tensor, branch: Tensor | None) -> Tensor:
+        """(B, S, d) of (B, S, L * r) outputs, weighed, projected up for all learners at once and added to a branch."""
+        gain, (batch, count, _) = learners.config.gain, low.shape
+        if branch is None or branch.dtype != o_up.dtype:
+            output = low @ o_up
+            output = output if gain == 1.0 else output * gain
+            return output if branch is None else branch + output
+        flat = torch.addmm(branch.reshape(batch * count, -1), low.reshape(batch * count, -1), o_up, alpha=gain)
+        return flat.view(batch, count, -1)
 
 
 @dataclass
@@ -445,10 +438,13 @@ class LayerLearners(nn.Module):
         layer_type: the layer's type of attention, which has RoPE angles of its own.
         host_head_dim: head width of the host; head_dim: of the learners.
         router: None for a single learner.
+        siblings: these layers' learners and those of all others of their graft.
     """
 
-    def __init__(self, seam: Seam, name: str, config: WingsConfig, index: int) -> None:
+    def __init__(self, seam: Seam, name: str, config: WingsConfig, index: int, siblings: Siblings) -> None:
         super().__init__()
+        self.siblings = siblings
+        siblings.layers.append(self)
         anatomy = seam.anatomy
         reference = anatomy.layers[index].get_parameter(next(iter(dict(anatomy.layers[index].named_parameters()))))
         # half-precision hosts train their adapters in float32, as PEFT does
@@ -473,6 +469,10 @@ class LayerLearners(nn.Module):
     def learner(self, name: str) -> LoRRA:
         """The module of a learner."""
         return getattr(self, name)
+
+    def learners(self) -> list[LoRRA]:
+        """Those of all learners."""
+        return [self.learner(name) for name in self.config.learners]
 
     def state(self, ctx: ForwardContext) -> LayerState:
         """What `ctx` knows of these learners."""

@@ -18,11 +18,14 @@ filled up), K key tokens of one learner, d stream width, H heads, D their width,
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,7 +36,12 @@ from alula.grafts.wings.learners import (
     Angles,
     Engine,
     LayerLearners,
+    LoRRA,
     QueryBlock,
+    active_of,
+    attend_blocks,
+    by_owner,
+    check_roles,
     first_tokens,
     keys_of,
     narrow_angles,
@@ -44,10 +52,19 @@ from alula.grafts.wings.learners import (
     split_queries,
     zero_of,
 )
+from alula.grafts.wings.stacked import LayerWeights, Weights, each
 from alula.seam import Branch, ForwardContext
-from alula.tokens import TokenMap
+from alula.tokens import KnownTokens, Role, TokenMap
 
 PARTS = ("textual", "visual", "others")
+
+
+class Cut(NamedTuple):
+    """How what blocks of queries give becomes what segments of tokens are given: each block is split into `sizes`, and
+    of all pieces the ones at `order` follow each other in the prompt."""
+
+    sizes: list[list[int]]
+    order: list[int]
 
 
 @dataclass(frozen=True)
@@ -56,23 +73,25 @@ class LearnerKeys:
 
     Attributes:
         index: (B, K) of the keys among the P + S tokens, in the order of their positions; samples with fewer keys are
-            filled up with token 0, which no query may see.
+            filled up with token 0, which no query may see. None where whole segments are keys.
         part: of the keys among tokens laid out, if they are.
         tokens: (B, K, d) input tokens.
         counts: (B, T) how many keys, from the first on, each query may see.
         blocks: the queries in blocks, with the number of keys each block needs.
+        cut: how what blocks give comes back into the order of the prompt, where whole segments were moved.
     """
 
-    index: Tensor
+    index: Tensor | None
     part: slice | None
     tokens: Tensor
     counts: Tensor
     blocks: list[QueryBlock]
+    cut: Cut | None = None
 
     @property
     def legal(self) -> Tensor:
         """(B, T, K) bool: the query may see the key."""
-        return torch.arange(self.index.shape[1], device=self.index.device) < self.counts[..., None]
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.counts[..., None]
 
 
 @dataclass(frozen=True)
@@ -83,9 +102,20 @@ class KeyAngles:
     keys: dict[str, Angles]
     tokens: Angles
 
-    def last(self, count: int) -> Angles:
-        """Of the last `count` tokens."""
-        return Angles(*(table[:, :, -count:] for table in self.tokens))
+
+@dataclass(frozen=True)
+class Made:
+    """What the layers of one graft share in a forward in which nothing is trained, by layer.
+
+    Attributes:
+        weights: of their learners.
+        factors: by learner (2, B * K, r) of its keys and of its values.
+        keys: by learner (B, H, K, D) rotated keys, where a cache holds these; else they are made layer by layer.
+    """
+
+    weights: list[LayerWeights]
+    factors: dict[str, Sequence[Tensor]]
+    keys: dict[str, Sequence[Tensor]] | None
 
 
 @dataclass(eq=False)
@@ -95,14 +125,17 @@ class PrefillEngine(Engine):
     Attributes:
         layout: of the tokens; None: new tokens are queries as they stand, keys are gathered from all.
         keys: by learner; a learner without keys in this batch is left out.
-        active: (B, S, learners with keys) bool: the query sees a key.
+        inactive: (B, S, learners with keys) bool: the query sees no key.
+        chosen: which of the learners have keys.
     """
 
     layout: KeyLayout | None
     keys: dict[str, LearnerKeys]
-    active: Tensor
+    inactive: Tensor
+    chosen: slice
     _angles: dict[str, KeyAngles] = field(default_factory=dict)
-    _is_perceptual: dict[int, Tensor] = field(default_factory=dict)
+    _made: dict[str, Made | None] = field(default_factory=dict)
+    _pieces: list[list[tuple[int, int]]] | None = None
 
     @classmethod
     def plan(cls, ctx: ForwardContext, config: WingsConfig) -> PrefillEngine:
@@ -111,54 +144,94 @@ class PrefillEngine(Engine):
         A key is legal for a query when it stands at or before it (by true position, in the same sample) and neither is
         padding. Under the exact gate the textual learner is inactive at tokens that have seen nothing perceptual.
         """
+        known = ctx.known(exactly=True)
+        roles = None if config.system_keys or "textual" not in config.learners else ctx.all_tokens.role.cpu().numpy()
+        parts = parts_of(known, roles)
         # behind a cache a query's own keys are not the first it sees
-        layout = lay_out(ctx.all_tokens, config) if ctx.past_tokens is None else None
+        layout = lay_out(ctx.all_tokens, known, config, parts) if ctx.past_tokens is None else None
         inputs = prepared(ctx.all_inputs(), config)
         arranged = inputs if layout is None else layout.arrange(inputs)
-        found = {name: _find_keys(name, ctx, config, layout, arranged) for name in config.learners}
-        keys = {name: each for name, each in found.items() if each is not None}
-        sees = [each.counts > 0 for each in keys.values()]
-        active = torch.stack(sees, dim=-1) if sees else inputs.new_zeros(*ctx.tokens.shape, 0, dtype=torch.bool)
-        if layout is not None:
-            active = layout.restore(active) & ctx.tokens.valid[..., None]  # padding may have no place of its own
-        return cls(layout, keys, active)
+        keys, inactive = {}, []
+        for learner in config.learners:
+            is_key = parts == PARTS.index(learner)
+            if is_key.any():
+                chosen = keys_of(learner, ctx.all_tokens, config)
+                keys[learner] = _keys(learner, ctx, config, layout, arranged, chosen, is_key)
+                active = active_of(learner, ctx.all_tokens, config, chosen)
+                inactive.append(~active[:, -ctx.tokens.shape[1] :])
+        first = config.learners.index(next(iter(keys))) if keys else 0
+        return cls(
+            layout,
+            keys,
+            torch.stack(inactive, dim=-1) if keys else ctx.tokens.valid[..., None][..., :0],
+            slice(first, first + len(keys)),
+        )
 
     # -- attention ------------------------------------------------------------------------------------------------
 
-    def attend(self, learners: LayerLearners, ctx: ForwardContext, query: Tensor) -> Tensor | None:
+    def attend(
+        self, learners: LayerLearners, ctx: ForwardContext, query: Tensor, branch: Tensor | None = None
+    ) -> Tensor | None:
         if not self.keys:
             return None
-        weights = self._router_weights(learners, ctx)
-        queries = self._arrange(query)
+        module = learners.learners()[0]
+        weights, keys, values = self._keys_and_values(learners, ctx)
         angles = self._angles_for(learners, ctx)
-        known = self._keys_and_factors(learners, ctx, angles)
-        attended: list[Tensor] = []
-        ups: list[Tensor] = []
-        for name, keys in self.keys.items():
-            module = learners.learner(name)
-            of_queries = None if angles is None else angles.queries
-            attended.append(module.attend(queries, keys.tokens, *known[name], keys.counts, keys.blocks, of_queries))
-            ups.append(module.o.up)
-        self._publish(learners, ctx, queries, {name: keys for name, (keys, _) in known.items()}, weights)
+        queries = self._arrange(query)
+        q = self._queries(module, weights, queries, angles)
+        dropout = module.dropout if module.training else 0.0
+        parts = [
+            attend_blocks(mine, keys[name], values[name], of.counts, of.blocks, dropout)
+            for mine, (name, of) in zip(each(q), self.keys.items(), strict=True)
+        ]
+        self._publish(learners, ctx, q, keys)
         # outputs are weighed while they are narrow, and projected up for all learners at once
-        low = self._restore(torch.stack(attended, dim=-2))  # (B, S, L, r)
-        if weights is not None:
-            low = low * weights[..., None].to(low.dtype)
-        low = low.masked_fill(~self.active[..., None], 0.0)
-        output = F.linear(low.flatten(-2), torch.cat(ups, dim=1).to(low.dtype))
+        low = torch.matmul(self._together(parts), weights.o_down).transpose(1, 2)  # (B, T, L, r)
+        if self.layout is not None and self.layout.segments is None:
+            low = self.layout.restore(low)
+        routed = self._router_weights(learners, ctx)
+        if routed is not None:
+            low = low * routed[..., None].to(low.dtype)
+        low = low.masked_fill(self.inactive[..., None], 0.0)
+        output = self.project(learners, low.flatten(-2), weights.o_up, branch)
         if learners.must_take_part:  # e.g. the visual one, where the paper's gate keeps the textual one active
             for name in set(learners.config.learners) - self.keys.keys():
                 output = output + zero_of(learners.learner(name)).to(output.dtype)
         return output
+
+    def _queries(self, module: LoRRA, weights: LayerWeights, x: Tensor, angles: KeyAngles | None) -> Tensor:
+        """(L, B, H, T, D) of (B, T, d), projected and rotated for every learner."""
+        (batch, count, width), (learners, rank, _) = x.shape, weights.q_up.shape
+        low = F.linear(x, weights.q_down).view(batch * count, learners, rank).transpose(0, 1)
+        flat = x.reshape(1, batch * count, width).expand(learners, -1, -1)
+        q = torch.baddbmm(flat, low, weights.q_up).view(learners, batch, count, width)
+        q = module.heads(q)
+        return q if angles is None else rotate(q, angles.queries)
+
+    def _together(self, parts: Sequence[Sequence[Tensor]]) -> Tensor:
+        """(B, L, T, d) of every learner's (B, H, block, D), in the order of the tokens where they lie in segments."""
+        batch = len(parts[0][0])
+        pieces: list[Tensor] = []
+        for of_learner, keys in zip(parts, self.keys.values(), strict=True):
+            if keys.cut is None:
+                pieces += of_learner
+                continue
+            cut = [
+                piece
+                for part, sizes in zip(of_learner, keys.cut.sizes, strict=True)
+                for piece in (part.split(sizes, dim=2) if len(sizes) > 1 else [part])
+            ]
+            pieces += [cut[place] for place in keys.cut.order]
+        heads = [piece.transpose(1, 2) for piece in pieces]
+        whole = heads[0] if len(heads) == 1 else torch.cat(heads, dim=1)
+        return whole.reshape(batch, len(parts), -1, whole.shape[-1] * whole.shape[-2])
 
     def _router_weights(self, learners: LayerLearners, ctx: ForwardContext) -> Tensor | None:
         """(B, S, learners with keys) or (learners with keys,); None for a single learner."""
         if learners.router is None:
             return None
         weights = learners.router_weights(ctx)
-        if len(self.keys) < len(learners.config.learners):
-            weights = weights[..., [learners.config.learners.index(name) for name in self.keys]]
-        return weights
+        return weights if len(self.keys) == weights.shape[-1] else weights[..., self.chosen]
 
     def _arrange(self, x: Tensor) -> Tensor:
         """(B, S, ..) of the new tokens -> (B, T, ..) as they are laid out."""
@@ -173,6 +246,7 @@ class PrefillEngine(Engine):
         keys = self.keys[learner]
         if self.layout is not None:
             return self.layout.arrange(table)[:, keys.part]
+        assert keys.index is not None
         return pick_tokens(table, keys.index)
 
     def _angles_for(self, learners: LayerLearners, ctx: ForwardContext) -> KeyAngles | None:
@@ -194,59 +268,127 @@ class PrefillEngine(Engine):
             )
         return self._angles[layer_type]
 
-    # -- keys and value factors: made of their tokens, kept in the cache, found there again ------------------------
+    # -- keys and values: made of their tokens; what they are made of is kept in the cache, and found there again ---
 
-    def _keys_and_factors(
-        self, learners: LayerLearners, ctx: ForwardContext, angles: KeyAngles | None
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """(B, H, K, D) rotated keys and (B, K, r) value factors of every learner.
+    def prepare(self, learners: LayerLearners, ctx: ForwardContext) -> None:
+        """Make factors for all layers at once, and have the cache keep them, where nothing is trained."""
+        name = learners.graft_name
+        if not self.keys or torch.is_grad_enabled() or name in self._made:
+            return
+        some = next(iter(self.keys.values())).tokens
+        siblings = learners.siblings
+        weights = siblings.weights(some, fresh=True)
+        is_shared = weights is not None and (siblings.share_keys or not ctx.is_caching)
+        self._made[name] = self._make(siblings.layers, weights, ctx) if weights and is_shared else None
 
-        Without gradients they, or what they are made of, are kept where there is a cache.
-        """
-        if self.layout is None and not torch.is_grad_enabled():
-            return self._continued(learners, ctx, angles)
-        factors: dict[str, tuple[Tensor, Tensor]] = {}
-        keys: dict[str, Tensor] = {}
-        for name, each in self.keys.items():
-            module = learners.learner(name)
-            key_factors, value_factors = module.factors(each.tokens).chunk(2, dim=-1)
-            factors[name] = key_factors, value_factors
-            keys[name] = module.expand_keys(each.tokens, key_factors, None if angles is None else angles.keys[name])
-        if ctx.is_caching and not torch.is_grad_enabled():
-            whole = learners.config.cache == "keys"
-            kept = {name: keys[name].transpose(1, 2) if whole else factors[name][0][:, :, None] for name in keys}
-            values = {name: factors[name][1][:, :, None] for name in keys}
-            ctx.to_cache(learners.graft_name, learners.index, self._as_tokens(kept), self._as_tokens(values))
-        return {name: (keys[name], factors[name][1]) for name in keys}
+    def _keys_and_values(
+        self, learners: LayerLearners, ctx: ForwardContext
+    ) -> tuple[LayerWeights, dict[str, Tensor], dict[str, Tensor]]:
+        """The learners' matrices, and by learner (B, H, K, D) rotated keys and values."""
+        made, place = self._made.get(learners.graft_name), 0
+        if made is None:
+            some = next(iter(self.keys.values())).tokens
+            alone = learners.siblings.of_layer(learners, some)
+            if torch.is_grad_enabled():
+                made = self._made_of(alone, self._factors(alone, learners.config), None)
+            else:
+                made = self._make([learners], alone, ctx)
+        else:
+            place = learners.siblings.layers.index(learners)
+        weights, angles = made.weights[place], self._angles_for(learners, ctx)
+        keys, values = {}, {}
+        for ups, (name, of) in zip(each(weights.kv_up), self.keys.items(), strict=True):
+            low, heads = made.factors[name][place], learners.learner(name).heads
+            shape, flat = of.tokens.shape, of.tokens.reshape(1, -1, of.tokens.shape[-1])
+            if made.keys is not None:
+                values[name] = heads(torch.addmm(flat[0], low[1], ups[1]).view(shape))
+                keys[name] = made.keys[name][place]
+                continue
+            pair = torch.baddbmm(flat.expand(2, -1, -1), low, ups)
+            k, v = (heads(part.view(shape)) for part in pair.unbind(0))
+            keys[name] = k if angles is None else rotate(k, angles.keys[name])
+            values[name] = v
+        return weights, keys, values
 
-    def _continued(
-        self, learners: LayerLearners, ctx: ForwardContext, angles: KeyAngles | None
-    ) -> dict[str, tuple[Tensor, Tensor]]:
+    def _factors(self, weights: Weights, config: WingsConfig) -> dict[str, Tensor]:
+        """By learner (B * K, layers, 2, r) of its keys and of its values."""
+        downs = dict(zip(config.learners, each(weights.kv_down), strict=True))
+        low = {name: F.linear(of.tokens, downs[name]) for name, of in self.keys.items()}
+        return {name: of.view(-1, len(weights.layers), 2, config.rank) for name, of in low.items()}
+
+    def _make(self, layers: Sequence[LayerLearners], weights: Weights, ctx: ForwardContext) -> Made:
+        """Factors of some layers' keys and values, stored in the cache where there is one."""
+        if self.layout is None:
+            return self._continued(layers, weights, ctx)
+        factors = self._factors(weights, layers[0].config)
+        keys = None
+        if ctx.is_caching:
+            batch = len(next(iter(self.keys.values())).tokens)
+            by_token = {name: low.unflatten(0, (batch, -1)) for name, low in factors.items()}  # (B, K, layers, 2, r)
+            kept = {name: low[..., 0, :] for name, low in by_token.items()}
+            if layers[0].config.cache == "keys":
+                angles = self._angles_for(layers[0], ctx)  # these layers share keys
+                keys = {}
+                for index, (name, of) in enumerate(self.keys.items()):
+                    ups = weights.k_up[:, self.chosen.start + index]
+                    turned = None if angles is None else angles.keys[name]
+                    keys[name] = self._keys_of(layers[0], of.tokens, factors[name][:, :, 0], ups, turned)
+                    kept[name] = keys[name].permute(1, 3, 0, 2, 4).flatten(2, 3)
+            of_values = self._as_tokens({name: low[..., 1, :] for name, low in by_token.items()})
+            ctx.to_cache(layers[0].graft_name, [layer.index for layer in layers], self._as_tokens(kept), of_values)
+        return self._made_of(weights, factors, keys)
+
+    def _continued(self, layers: Sequence[LayerLearners], weights: Weights, ctx: ForwardContext) -> Made:
         """Behind a cache: new tokens are added to what it holds, and each learner takes its own out of all."""
-        owner = learners.graft_name, learners.index
-        modules = {name: learners.learner(name) for name in learners.config.learners}
+        config, count, rank = layers[0].config, len(layers), layers[0].config.rank
+        name, indices = layers[0].graft_name, [layer.index for layer in layers]
         # tokens the graft kept nothing of, e.g. because it was inactive, are made anew
         assert ctx.inputs is not None, "the first decoder layer has not been entered"
-        tokens = prepared(ctx.inputs if ctx.is_cached(*owner) else ctx.all_inputs(), learners.config)
-        made = self._by_owner(ctx, [module.factors(tokens) for module in modules.values()])
-        key_factors, value_factors = made.chunk(2, dim=-1)
-        known = {}
-        if learners.config.cache == "factors":
-            of_keys, of_values = ctx.to_cache(*owner, key_factors[:, None], value_factors[:, None])
-            for name, each in self.keys.items():
-                own_angles = None if angles is None else angles.keys[name]
-                keys = modules[name].expand_keys(each.tokens, self._pick(name, of_keys[:, 0]), own_angles)
-                known[name] = keys, self._pick(name, of_values[:, 0])
-            return known
-        expanded = tokens + self._by_owner(ctx, [module.k.apply_up(key_factors) for module in modules.values()])
-        new = next(iter(modules.values())).heads(expanded)
-        if angles is not None:
-            new = rotate(new, angles.last(tokens.shape[1]))
-        of_keys, of_values = ctx.to_cache(*owner, new, value_factors[:, None])
-        for name in self.keys:
-            keys = self._pick(name, of_keys.transpose(1, 2)).transpose(1, 2)
-            known[name] = keys, self._pick(name, of_values[:, 0])
-        return known
+        tokens = prepared(ctx.inputs if ctx.is_cached(name, indices[0]) else ctx.all_inputs(), config)
+        batch, new = tokens.shape[:2]
+        owners = ctx.all_tokens.last(new).is_perceptual[..., None]
+        low = by_owner(owners, [F.linear(tokens, down) for down in weights.kv_down])
+        low = low.view(batch, new, count, 2, rank)
+        kept = low[..., 0, :].transpose(1, 2)
+        if config.cache == "keys":
+            angles = self._angles_for(layers[0], ctx)
+            turned = None if angles is None else Angles(*(table[:, :, -new:] for table in angles.tokens))
+            flat = low[..., 0, :].reshape(batch * new, count, rank)
+            of_each = [self._keys_of(layers[0], tokens, flat, ups, turned) for ups in weights.k_up.unbind(1)]
+            kept = by_owner(owners[:, None], of_each).transpose(0, 1).flatten(1, 2)
+        of_keys, of_values = ctx.to_cache(name, indices, kept, low[..., 1, :].transpose(1, 2))
+        factors, keys = {}, {}
+        for learner in self.keys:
+            # (B, K, layers, 1 or 2, r)
+            parts = [self._pick(learner, of_values.transpose(1, 2))]
+            picked = self._pick(learner, of_keys.transpose(1, 2))
+            if config.cache == "keys":
+                keys[learner] = picked.unflatten(2, (count, -1)).permute(2, 0, 3, 1, 4)
+            parts = [*parts, *parts] if config.cache == "keys" else [picked, *parts]
+            factors[learner] = torch.stack(parts, dim=-2).flatten(0, 1)
+        return self._made_of(weights, factors, keys or None)
+
+    def _made_of(self, weights: Weights, factors: Mapping[str, Tensor], keys: Mapping[str, Tensor] | None) -> Made:
+        return Made(
+            [each.only(self.chosen) for each in weights.layers],
+            {name: [part.transpose(0, 1) for part in each(low, dim=1)] for name, low in factors.items()},
+            None if keys is None else {name: each(of_learner) for name, of_learner in keys.items()},
+        )
+
+    @staticmethod
+    def _keys_of(
+        learners: LayerLearners, tokens: Tensor, factors: Tensor, ups: Tensor, angles: Angles | None
+    ) -> Tensor:
+        """(layers, B, H, K, D) rotated keys of one learner.
+
+        Args:
+            tokens: (B, K, d); factors: (B * K, layers, r); ups: (layers, r, d).
+            angles: of the tokens, the same in these layers.
+        """
+        every = tokens.reshape(1, -1, tokens.shape[-1]).expand(len(ups), -1, -1)
+        keys = torch.baddbmm(every, factors.transpose(0, 1), ups).view(len(ups), *tokens.shape)
+        keys = learners.learners()[0].heads(keys)
+        return keys if angles is None else rotate(keys, angles)
 
     def _as_tokens(self, tables: Mapping[str, Tensor]) -> Tensor:
         """(B, K, h, C) of every learner's keys -> (B, h, S, C) of the tokens; 0 at tokens that are nobody's key."""
@@ -255,121 +397,118 @@ class PrefillEngine(Engine):
         parts = [
             tables[name] if name in tables else some.new_zeros(some.shape[0], size, *some.shape[2:])
             for name, size in zip(PARTS, self.layout.sizes, strict=True)
+            if size
         ]
-        return self.layout.restore(torch.cat(parts, dim=1)).transpose(1, 2)
-
-    def _by_owner(self, ctx: ForwardContext, each: Sequence[Tensor]) -> Tensor:
-        """(B, tokens, C) of the last tokens, each from the learner whose key it is."""
-        if len(each) == 1:
-            return each[0]
-        visual, textual = each
-        count = visual.shape[1]
-        if count not in self._is_perceptual:  # the same in all layers
-            self._is_perceptual[count] = ctx.all_tokens.last(count).is_perceptual[..., None]
-        return torch.where(self._is_perceptual[count], visual, textual)
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return self.layout.restore(whole).transpose(1, 2)
 
     # -- the learners' attention, for probes (seam.Branch) ----------------------------------------------------------
 
     @torch.no_grad()
-    def _publish(
-        self,
-        learners: LayerLearners,
-        ctx: ForwardContext,
-        queries: Tensor,
-        keys: Mapping[str, Tensor],
-        weights: Tensor | None,
-    ) -> None:
+    def _publish(self, learners: LayerLearners, ctx: ForwardContext, q: Tensor, keys: Mapping[str, Tensor]) -> None:
         """Publish the learners' attention as branches of this layer, where somebody wants to know.
 
         Args:
-            queries: (B, T, d) as they are laid out.
+            q: (L, B, H, T, D) of every learner with keys, as they are laid out.
             keys: (B, H, K, D) by learner, rotated.
-            weights: the router's, broadcastable to (B, S, learners with keys); None for a single learner (1).
         """
         if not ctx.subscribers(learners.index):
             return
+        weights = self._router_weights(learners, ctx)
         for index, name in enumerate(self.keys):
-            weight = queries.new_ones(()) if weights is None else weights[..., index : index + 1]
-            sums = partial(self._sums, learners, ctx, name, queries, keys[name])
+            weight = q.new_ones(()) if weights is None else weights[..., index : index + 1]
+            sums = partial(self._sums, name, q[index].detach(), keys[name].detach())
             branch = Branch(learners.graft_name, name, weight * learners.config.gain, sums)
             ctx.publish(learners.index, branch)
 
     @torch.no_grad()
-    def _sums(
-        self, learners: LayerLearners, ctx: ForwardContext, name: str, queries: Tensor, keys: Tensor, values: Tensor
-    ) -> Tensor:
+    def _sums(self, name: str, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """(B, S, H, C) sums of a learner's attention over (B, P + S, C) values; 0 at tokens where it is inactive.
 
         The learner's own queries and keys attend to the given values in the place of its own, without dropout.
         """
-        module = learners.learner(name)
-        angles = self._angles_for(learners, ctx)
-        q = module.queries(queries, None if angles is None else angles.queries)
-        legal = self.keys[name].legal
+        legal, width = self.keys[name].legal, q.shape[-1]
         active = legal.any(dim=-1, keepdim=True)
         sums = [
             F.scaled_dot_product_attention(
                 q,
                 keys.to(q.dtype),
-                F.pad(part, (0, module.head_dim - part.shape[-1]))[:, None].expand(-1, q.shape[1], -1, -1),
+                F.pad(part, (0, width - part.shape[-1]))[:, None].expand(-1, q.shape[1], -1, -1),
                 attn_mask=(legal | ~active)[:, None],
-                scale=module.head_dim**-0.5,
+                scale=width**-0.5,
             )[..., : part.shape[-1]]
-            for part in self._pick(name, values.to(q)).split(module.head_dim, dim=-1)
+            for part in self._pick(name, values.to(q)).split(width, dim=-1)
         ]
         return self._restore(torch.cat(sums, dim=-1).transpose(1, 2) * active[..., None])
 
 
-def _find_keys(
-    learner: str, ctx: ForwardContext, config: WingsConfig, layout: KeyLayout | None, inputs: Tensor
-) -> LearnerKeys | None:
-    """The keys of a learner; None without any.
+def _keys(
+    learner: str,
+    ctx: ForwardContext,
+    config: WingsConfig,
+    layout: KeyLayout | None,
+    inputs: Tensor,
+    chosen: Tensor,
+    is_key: np.ndarray,
+) -> LearnerKeys:
+    """The keys of a learner.
 
     Args:
         inputs: (B, P + S, d) prepared input tokens, laid out where there is a layout.
+        chosen: (B, P + S) bool: the token is a key, on the device.
+        is_key: the same on the host.
     """
-    every, new = ctx.all_tokens, ctx.tokens
-    if layout is None:
-        part, (index, real) = None, first_tokens(keys_of(learner, every, config))
-    else:
-        part = layout.part(learner)
-        index, real = layout.index[:, part], layout.real[:, part]
-    if not index.shape[1]:
-        return None
-    position = torch.where(real, every.position.gather(1, index), torch.iinfo(torch.int64).max)
-    counts = torch.searchsorted(position, new.position.contiguous(), right=True)  # 0 at padding, whose position is -1
+    new, known = ctx.tokens.shape[1], ctx.known(exactly=True)
+    sees = known.valid
     if learner == "textual" and config.gate == "exact":
-        counts = counts * every.has_seen[:, -new.shape[1] :]
-    if layout is None or part is None:
-        return LearnerKeys(index, None, pick_tokens(inputs, index), counts, split_queries(counts))
-    counts = layout.arrange(counts)
-    return LearnerKeys(index, part, inputs[:, part], counts, split_queries(counts, cuts=layout.cuts, own=part))
+        sees = sees & (known.is_perceptual.cumsum(axis=1) > 0)
+    seen = (is_key.cumsum(axis=1) * sees)[:, -new:]
+    counts = chosen.cumsum(dim=1) * active_of(learner, ctx.all_tokens, config, chosen)
+    counts = counts[:, -new:]
+    if layout is None:
+        index, _ = first_tokens(chosen, int(is_key.sum(axis=1).max()))
+        return LearnerKeys(index, None, pick_tokens(inputs, index), counts, split_queries(seen))
+    part = layout.part(learner)
+    blocks = split_queries(layout.arranged(seen), cuts=layout.cuts, own=part)
+    cut = None if layout.segments is None else _cut(blocks, layout)
+    return LearnerKeys(None, part, inputs[:, part].contiguous(), layout.arrange(counts), blocks, cut)
+
+
+def _cut(blocks: Sequence[QueryBlock], layout: KeyLayout) -> Cut:
+    places, sizes, segments = [0, *layout.cuts, sum(layout.sizes)], [], []
+    for block in blocks:
+        inside = [place for place in places if block.start < place < block.stop]
+        bounds = [block.start, *inside, block.stop]
+        sizes.append([stop - start for start, stop in itertools.pairwise(bounds)])
+        segments += [bisect.bisect_right(places, start) - 1 for start in bounds[:-1]]
+    sequence = layout.segments[1] if layout.segments else tuple(range(len(places)))
+    return Cut(sizes, sorted(range(len(segments)), key=lambda piece: sequence[segments[piece]]))
 
 
 # -- the order of the tokens ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KeyLayout:
     """The tokens of a batch with the keys of the textual learner first, then those of the visual one, then others.
 
     Attributes:
-        index: (B, T) the token at each place. Where tokens are moved one by one, samples with fewer tokens in a part
-            than others are filled up with token 0, and padding has no place; in segments it stays behind the text.
-        real: (B, T) whether the place holds a token of the prompt: neither padding nor there to fill up.
         sizes: how many places each of the three parts has.
         cuts: places in front of which a segment of tokens ends that were neighbors in the prompt.
-        segments: the lengths of all segments, and which of them comes when, where that is the same in all samples.
-            None: tokens are moved one by one, by `index` and `back`.
+        segments: the lengths of all segments, and which of them comes when, where that is the same in all samples;
+            padding stays behind the text. None: tokens are moved one by one, by `index` and `back`.
+        index: (B, T) the token at each place; samples with fewer tokens in a part than others are filled up with token
+            0, and padding has no place. Only without segments.
         back: (B, S) the place of each token; only without segments. Padding has place 0.
+        order: `index` on the host.
     """
 
-    index: Tensor
-    real: Tensor
     sizes: tuple[int, int, int]
     cuts: tuple[int, ...]
-    segments: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    segments: tuple[tuple[int, ...], tuple[int, ...]] | None
+    index: Tensor | None = None
     back: Tensor | None = None
+    order: np.ndarray | None = None
 
     def part(self, learner: str) -> slice:
         """The places of a learner's keys."""
@@ -379,13 +518,22 @@ class KeyLayout:
 
     def arrange(self, x: Tensor) -> Tensor:
         """(B, S, ..) -> (B, T, ..)."""
-        if self.segments is None:
+        if self.index is not None:
             return pick_tokens(x, self.index)
+        assert self.segments is not None
+        return _permuted(x, *self.segments)
+
+    def arranged(self, x: np.ndarray) -> np.ndarray:
+        """(B, S) -> (B, T) on the host."""
+        if self.order is not None:
+            return np.take_along_axis(x, self.order, axis=1)
+        assert self.segments is not None
         lengths, sequence = self.segments
-        return _permuted(x, lengths, sequence)
+        parts = np.split(x, np.cumsum(lengths)[:-1], axis=1)
+        return np.concatenate([parts[i] for i in sequence], axis=1)
 
     def restore(self, x: Tensor) -> Tensor:
-        """(B, T, ..) -> (B, S, ..)."""
+        """(B, T, ..) as they are laid out -> (B, S, ..) of the new tokens."""
         if self.back is not None:
             return pick_tokens(x, self.back)
         assert self.segments is not None
@@ -394,49 +542,77 @@ class KeyLayout:
         return _permuted(x, [lengths[segment] for segment in sequence], inverse)
 
 
-def lay_out(tokens: TokenMap, config: WingsConfig) -> KeyLayout:
-    """The layout of all tokens of a prompt. Synchronizes with the device three times."""
-    part = torch.where(tokens.is_perceptual, 1, 0)
-    if "textual" in config.learners:
-        part = torch.where(tokens.is_text & ~keys_of("textual", tokens, config), 2, part)
-    column = torch.arange(tokens.shape[1], device=tokens.device)
-    # behind the last token padding is a key of nobody, and need not be told from text
-    alike = (part == part[:1]).all() & ((tokens.position == column) | ~tokens.valid).all()
-    lengths = segment_lengths(part[0])
-    if len(lengths) <= MOST_SEGMENTS and bool(alike):
-        return _by_segments(part[0], lengths, tokens.valid)
-    return _by_index(part, tokens.valid)
+def parts_of(known: KnownTokens, roles: np.ndarray | None) -> np.ndarray:
+    """(B, S) of which part (`PARTS`) each token is; padding is of none (-1).
+
+    Args:
+        roles: (B, S), where the system prompt is left out of the textual learner's keys.
+
+    Raises:
+        UsageError: it is to be left out, and no token has a role.
+    """
+    parts = np.where(known.is_perceptual, 1, np.where(known.valid, 0, -1))
+    if roles is not None:
+        check_roles(roles)
+        parts[(parts == 0) & (roles == Role.SYSTEM)] = 2
+    return parts
 
 
-def _by_segments(part: Tensor, lengths: Sequence[int], valid: Tensor) -> KeyLayout:
+def lay_out(tokens: TokenMap, known: KnownTokens, config: WingsConfig, parts: np.ndarray) -> KeyLayout:
+    """The layout of all tokens of a prompt.
+
+    Args:
+        known: the tokens, as the host knows them.
+        parts: from `parts_of`.
+    """
+    # text is nobody's key where there is no textual learner, and padding behind the last token need not be told from it
+    whole = np.maximum(parts, 0)
+    lengths = segment_lengths(whole[0])
+    is_right_padded = bool(
+        (known.valid.cumsum(axis=1) == known.valid * np.arange(1, parts.shape[1] + 1))[known.valid].all()
+    )
+    if len(lengths) <= MOST_SEGMENTS and is_right_padded and bool((whole == whole[:1]).all()):
+        return _by_segments(whole[0], lengths)
+    return _by_index(tokens, config, parts)
+
+
+def _by_segments(part: np.ndarray, lengths: Sequence[int]) -> KeyLayout:
     starts = list(itertools.accumulate(lengths, initial=0))
-    owner = part[torch.tensor(starts[:-1], device=part.device)].tolist()
+    owner = part[starts[:-1]].tolist()
     sequence = tuple(sorted(range(len(lengths)), key=owner.__getitem__))
     ordered = [lengths[segment] for segment in sequence]
-    index = torch.cat([torch.arange(starts[segment], starts[segment + 1], device=part.device) for segment in sequence])
     sizes = [sum(n for n, o in zip(lengths, owner, strict=True) if o == i) for i in range(3)]
     return KeyLayout(
-        index.expand(len(valid), -1),
-        valid[:, index],
-        (sizes[0], sizes[1], sizes[2]),
-        tuple(itertools.accumulate(ordered[:-1])),
-        (tuple(lengths), sequence),
+        (sizes[0], sizes[1], sizes[2]), tuple(itertools.accumulate(ordered[:-1])), (tuple(lengths), sequence)
     )
 
 
-def _by_index(part: Tensor, valid: Tensor) -> KeyLayout:
-    chosen = [(part == i) & valid for i in range(3)]
-    counts = torch.stack([each.sum(dim=1).max() for each in chosen]).tolist()
+def _by_index(tokens: TokenMap, config: WingsConfig, parts: np.ndarray) -> KeyLayout:
+    counts = [int((parts == i).sum(axis=1).max()) for i in range(3)]
+    of_text = keys_of("textual", tokens, config)
+    chosen = (of_text, tokens.is_perceptual, tokens.is_text & ~of_text)
     picked = [first_tokens(each, most) for each, most in zip(chosen, counts, strict=True)]
     index = torch.cat([index for index, _ in picked], dim=1)
     real = torch.cat([real for _, real in picked], dim=1)
-    batch, length = part.shape
+    batch, length = parts.shape
     back = index.new_zeros(batch, length + 1)
     places = torch.arange(index.shape[1], device=index.device).expand(batch, -1)
     back.scatter_(1, torch.where(real, index, length), places)  # what fills up lands behind the last token
     sizes = (counts[0], counts[1], counts[2])
     cuts = tuple(cut for cut in itertools.accumulate(counts[:2]) if 0 < cut < index.shape[1])
-    return KeyLayout(index, real, sizes, cuts, back=back[:, :-1])
+    return KeyLayout(sizes, cuts, None, index, back[:, :-1], _order(parts, counts))
+
+
+def _order(parts: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """(B, T) the token at each place, as `KeyLayout.index`."""
+    order = np.zeros((len(parts), sum(counts)), dtype=np.int64)
+    for sample, row in enumerate(parts):
+        start = 0
+        for part, most in enumerate(counts):
+            mine = np.flatnonzero(row == part)
+            order[sample, start : start + len(mine)] = mine
+            start += most
+    return order
 
 
 def _permuted(x: Tensor, lengths: Sequence[int], sequence: Sequence[int]) -> Tensor:

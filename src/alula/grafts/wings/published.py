@@ -74,12 +74,14 @@ class PublishedEngine(Engine):
     def key_values(self, learners: LayerLearners, ctx: ForwardContext) -> Tensor | None:
         return None if self.routed is None else super().key_values(learners, ctx)
 
-    def attend(self, learners: LayerLearners, ctx: ForwardContext, query: Tensor) -> Tensor | None:
+    def attend(
+        self, learners: LayerLearners, ctx: ForwardContext, query: Tensor, branch: Tensor | None = None
+    ) -> Tensor | None:
         weights = self.factor
         if self.routed is not None and learners.router is not None:
             weights = torch.where(self.routed, learners.router_weights(ctx) * self.factor, self.factor)
         tables = ctx.all_rope(learners.layer_type)
-        total = None
+        total = branch
         for index, (name, keys) in enumerate((("visual", self.visual), ("textual", self.textual))):
             if keys is not None:
                 output = _attend(learners.learner(name), query, keys, tables)

@@ -1,0 +1,175 @@
+"""The matrices of learners side by side, so that one product serves all learners of a layer, or all layers at once.
+
+Launching a kernel costs a GPU more than most of a learner's products, and a learner has eight small matrices, kept in
+float32 whatever the decoder is in. Here they are put together, and brought to the decoder's dtype, in few operators.
+
+Shapes: N layers, L learners, r rank, d stream width, H heads, D their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The matrices of one layer's learners.
+
+    Attributes:
+        q_down: (L * r, d), for `linear`.
+        q_up: (L, r, d), for products of (L, tokens, r).
+        kv_down: (L, 2 r, d): of a learner's keys and then of its values, for `linear`.
+        kv_up: (L, 2, r, d): likewise.
+        o_down: (L, d, r).
+        o_up: (L * r, d), for products of (tokens, L * r).
+    """
+
+    q_down: Tensor
+    q_up: Tensor
+    kv_down: Tensor
+    kv_up: Tensor
+    o_down: Tensor
+    o_up: Tensor
+
+    def only(self, chosen: slice) -> LayerWeights:
+        """Those of some of the learners."""
+        count, rank = self.q_up.shape[:2]
+        if len(range(count)[chosen]) == count:
+            return self
+        rows = slice(chosen.start * rank, chosen.stop * rank)
+        return LayerWeights(
+            self.q_down[rows],
+            self.q_up[chosen],
+            self.kv_down[chosen],
+            self.kv_up[chosen],
+            self.o_down[chosen],
+            self.o_up[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The matrices of several layers' learners.
+
+    Attributes:
+        layers: those of each.
+        kv_down: (L, N * 2 r, d): what keys and values of all layers are made of, in one product.
+        kv_up: (N, L, 2, r, d): back up, all layers.
+    """
+
+    layers: list[LayerWeights]
+    kv_down: Tensor
+    kv_up: Tensor
+    _by_head: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def k_up(self) -> Tensor:
+        """(N, L, r, d), of the keys of all layers."""
+        return self.kv_up[:, :, 0]
+
+    def v_up_by_head(self, head_dim: int) -> Tensor:
+        """(N, H * L, r, D), of the values of all layers."""
+        if head_dim not in self._by_head:
+            heads = self.kv_up[:, :, 1].unflatten(-1, (-1, head_dim)).permute(0, 3, 1, 2, 4)
+            self._by_head[head_dim] = heads.flatten(1, 2).contiguous()
+        return self._by_head[head_dim]
+
+    def at(self, place: int) -> Weights:
+        """Those of one of the layers."""
+        by_head = {head_dim: ups[place : place + 1] for head_dim, ups in self._by_head.items()}
+        layer = self.layers[place]
+        return Weights([layer], layer.kv_down, self.kv_up[place : place + 1], by_head)
+
+    @classmethod
+    def of(cls, layers: Sequence[Sequence[Any]], dtype: torch.dtype) -> Weights:
+        """
+        Args:
+            layers: the learners (`LoRRA`) of each layer, all of one rank and on one device.
+            dtype: of the matrices returned.
+        """
+        count, learners = len(layers), len(layers[0])
+        rank, width = layers[0][0].q.down.shape
+        every = [learner for those in layers for learner in those]
+        # keys and values by learner: all layers share their tokens
+        pairs = [part for index in range(learners) for those in layers for part in (those[index].k, those[index].v)]
+        downs = [learner.q.down for learner in every] + [learner.o.down for learner in every]
+        down = torch.cat([*downs, *(part.down for part in pairs)]).to(dtype)
+        q_down, o_down, kv_down = down.split([len(every) * rank, len(every) * rank, 2 * len(every) * rank])
+        ups = [learner.q.up for learner in every] + [up for learner in every for up in (learner.k.up, learner.v.up)]
+        q_up, kv_up = torch.stack(ups).to(dtype).split([len(every), 2 * len(every)])
+        o_up = torch.cat([learner.o.up for learner in every], dim=1).to(dtype)
+        kv_down = kv_down.view(learners, count * 2 * rank, width)
+        kv_up = kv_up.view(count, learners, 2, width, rank).transpose(-1, -2)
+        parts = zip(
+            each(q_down.view(count, learners * rank, width)),
+            each(q_up.view(count, learners, width, rank).transpose(-1, -2)),
+            each(kv_down.view(learners, count, 2 * rank, width), dim=1),
+            each(kv_up),
+            each(o_down.view(count, learners, rank, width).transpose(-1, -2)),
+            [o_up] if count == 1 else o_up.split(learners * rank, dim=1),
+            strict=True,
+        )
+        return cls(
+            [LayerWeights(q, ups, kv, kv_ups, o, last.T) for q, ups, kv, kv_ups, o, last in parts], kv_down, kv_up
+        )
+
+
+def each(stacked: Tensor, dim: int = 0) -> Sequence[Tensor]:
+    """What lies along a dimension, in as few operators as autograd can undo: none for a single one."""
+    return [stacked.squeeze(dim)] if stacked.shape[dim] == 1 else stacked.unbind(dim)
+
+
+class Siblings:
+    """All layers of one graft, whose matrices are put together once per prompt where nothing is trained.
+
+    What was put together is kept for the steps of decoding behind it: a cache goes on with the weights it began with.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[Any] = []
+        self._kept: tuple[torch.dtype, torch.device, Weights] | None = None
+
+    @property
+    def share_keys(self) -> bool:
+        """Whether keys of all layers can be made when the first is entered: a layer's RoPE angles are known from the
+        first of its kind on."""
+        config = self.layers[0].config
+        return config.cache == "factors" or not config.rope or len({layer.layer_type for layer in self.layers}) == 1
+
+    def of_layer(self, layer: Any, like: Tensor) -> Weights:
+        """Those of one layer: some that were put together for a prompt, or put together now."""
+        kept = self._kept
+        if torch.is_grad_enabled() or kept is None or kept[:2] != (compute_dtype(like), like.device):
+            return Weights.of([layer.learners()], compute_dtype(like))
+        return kept[2].at(self.layers.index(layer))
+
+    def weights(self, like: Tensor, *, fresh: bool) -> Weights | None:
+        """Those of all layers; None where they cannot be put together, since they are spread over devices or processes.
+
+        Args:
+            like: hidden states, in whose dtype, or that of autocast, and on whose device they are wanted.
+            fresh: put them together anew.
+        """
+        kept = self._kept
+        if not fresh and kept is not None and kept[:2] == (compute_dtype(like), like.device):
+            return kept[2]
+        learners = [layer.learners() for layer in self.layers]
+        parameters = [parameter for those in learners for learner in those for parameter in learner.parameters()]
+        # sharded parameters are whole only while their own layer runs
+        if any(type(p) is not nn.Parameter or p.dim() != 2 or p.device != like.device for p in parameters):
+            self._kept = None
+            return None
+        weights = Weights.of(learners, compute_dtype(like))
+        self._kept = compute_dtype(like), like.device, weights
+        return weights
+
+
+def compute_dtype(like: Tensor) -> torch.dtype:
+    """What products with these hidden states are computed in."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
