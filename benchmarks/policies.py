@@ -1,6 +1,7 @@
 """What policies save on the clock, beside what they save on paper.
 
     python benchmarks/policies.py                    # writes benchmarks/results/policies.json
+    python benchmarks/policies.py --only steps --output benchmarks/results/policies_steps.json
     python benchmarks/policies.py --device cuda      # on an accelerator: a decoder of 7B shape in bfloat16
     python benchmarks/policies.py --shrink --rounds 1 --output x.json   # the same code on little, anywhere
 
@@ -123,6 +124,18 @@ def policies(layers: int, image: int, text: int) -> dict[str, tuple[Policy, Size
     }
 
 
+def in_steps(layers: int) -> dict[str, Policy]:
+    """Those that leave something out of steps, which hold as many keys as plain ones."""
+    return {
+        "every second block skipped in steps": Skip(
+            part="block", layers=tuple(range(2, layers, 2)), tokens="all", when="steps"
+        ),
+        "MLP of the upper half skipped in steps": Skip(
+            part="mlp", layers=tuple(range(layers // 2, layers)), tokens="all", when="steps"
+        ),
+    }
+
+
 def counted(config: Any, sizes: Sizes) -> float:
     """Multiplications of matrices in all layers, attention as all pairs."""
     total, width = 0.0, config.hidden_size
@@ -217,13 +230,14 @@ def prefill(model: Any, image: int, text: int, device: str, rounds: int, chosen:
 def decode(model: Any, image: int, text: int, device: str, rounds: int, steps: int) -> dict[str, Any]:
     """Times of steps behind a long prompt, whose cache holds fewer keys under a policy."""
     embeds, tokens = prompt(model, image, text)
-    layers, arms = model.config.num_hidden_layers, policies(model.config.num_hidden_layers, image, text)
-    names = ("withdrawal in the middle", "pruned to 11 % at layer 2")
+    layers = model.config.num_hidden_layers
+    leaner = {name: policy for name, (policy, _) in policies(layers, image, text).items()}
+    arms = {name: leaner[name] for name in ("withdrawal in the middle", "pruned to 11 % at layer 2")} | in_steps(layers)
     step = torch.randn(1, 1, model.config.hidden_size, device=model.device, dtype=model.dtype)
     told = TokenMap.text(1, 1, device=model.device)
     caches: dict[str, Any] = {"plain": cache_of_output(model(inputs_embeds=embeds, logits_to_keep=1))}
-    for name in names:
-        with arms[name][0].on(model):
+    for name, policy in arms.items():
+        with policy.on(model):
             caches[name] = cache_of_output(model(inputs_embeds=embeds, token_map=tokens, logits_to_keep=1))
 
     def go(name: str) -> Callable[[], None]:
@@ -233,19 +247,19 @@ def decode(model: Any, image: int, text: int, device: str, rounds: int, steps: i
                 model(inputs_embeds=step, **given, **{cache_keyword(): caches[name]})
 
         def under() -> None:
-            with arms[name][0].on(model):
+            with arms[name].on(model):
                 run()
 
         return run if name == "plain" else under
 
-    seconds = timed({name: go(name) for name in caches}, device, rounds)
     keys = {name: sum(layer.keys.shape[-2] for layer in cache.layers[:layers]) for name, cache in caches.items()}
+    seconds = timed({name: go(name) for name in caches}, device, rounds)
     return {
         "image tokens": image,
         "steps per round": steps,
         "plain seconds per step": round(statistics.median(seconds["plain"]) / steps, 5),
-        "keys held, of plain": {name: round(keys[name] / keys["plain"], 3) for name in names},
-        "measured": {name: ratio(seconds, name) for name in names},
+        "keys held, of plain": {name: round(keys[name] / keys["plain"], 3) for name in arms},
+        "measured": {name: ratio(seconds, name) for name in arms},
     }
 
 
@@ -285,6 +299,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="in place of the decoder's own")
     parser.add_argument("--shrink", action="store_true", help="a small decoder, short prompts: checks this script only")
+    parser.add_argument("--only", action="append", choices=("operators", "prompt", "prompt of tiles", "steps"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "policies.json")
     options = parser.parse_args()
@@ -303,13 +318,15 @@ def main() -> None:
     tiled = ["pruned to 11 % at layer 2", "withdrawal in the middle"]
     image, tiles, long = (24, 48, 48) if options.shrink else (576, 2880, 2048)
     with torch.inference_mode():
-        record["operators"] = operators(model, image, 64)
-        record["prompt"] = prefill(model, image, 64, options.device, options.rounds, None)
-        write_json(options.output, record)
-        record["prompt of tiles"] = prefill(model, tiles, 64, options.device, min(options.rounds, 3), tiled)
-        write_json(options.output, record)
-        record["steps"] = decode(model, long, 64, options.device, options.rounds, 2 if options.shrink else 10)
-        write_json(options.output, record)
+        parts: dict[str, Callable[[], Any]] = {
+            "operators": lambda: operators(model, image, 64),
+            "prompt": lambda: prefill(model, image, 64, options.device, options.rounds, None),
+            "prompt of tiles": lambda: prefill(model, tiles, 64, options.device, min(options.rounds, 3), tiled),
+            "steps": lambda: decode(model, long, 64, options.device, options.rounds, 2 if options.shrink else 10),
+        }
+        for name in options.only or parts:
+            record[name] = parts[name]()
+            write_json(options.output, record)
 
 
 if __name__ == "__main__":

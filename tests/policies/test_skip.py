@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CohereConfig, CohereForCausalLM
 
 import alula
+from alula import TokenMap
 from alula.anatomy import Anatomy
 from alula.draws import mixed
 from alula.errors import HostError, SeamError, UsageError
@@ -19,7 +20,7 @@ from alula.policies import ParallelAttention, Prune, Skip, Withdraw
 from alula.probes import AttentionShift
 from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
-from tests.grafts.common import CONFIGS, prompt_tokens, run, true_positions, wake
+from tests.grafts.common import CONFIGS, prompt_tokens, run, token_map, true_positions, wake
 from tests.policies.oracle import masked, silenced
 from tests.policies.test_withdraw import HOSTS, LAYERS, LAYOUTS, WAYS, close, withdrawn
 
@@ -350,6 +351,16 @@ def test_steps_alone_skip_and_run_nothing_of_it(part: Any) -> None:
     left = inputs["input_ids"].shape[1]
     cached = _step_by_step(model, inputs, part, 4)
     assert torch.equal(said[:, left:], cached)
+
+
+@torch.no_grad()
+def test_a_step_of_embeddings_is_one() -> None:
+    model, inputs, calls = zoo.build("llama", layers=LAYERS), zoo.batch("llama", "3I2"), []
+    Anatomy.of(model).mlp(2).register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[1]))
+    with Skip(part="block", layers=(2,), tokens="all", when="steps").on(model):
+        cache = cache_of_output(model(**inputs, token_map=token_map(inputs), use_cache=True))
+        model(inputs_embeds=torch.randn(1, 1, 32), token_map=TokenMap.text(1, 1), **{cache_keyword(): cache})
+    assert calls == [9]
 
 
 @torch.no_grad()

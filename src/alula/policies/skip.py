@@ -112,9 +112,7 @@ class Skip(Policy):
         these = tokens.is_perceptual if self.tokens == "image" else tokens.valid
         if self.share == 1:
             return these
-        count = these.cumsum(
-            dim=1
-        ).double()  # in double precision: half of 3 tokens is 1, whatever the model computes in
+        count = these.cumsum(dim=1).double()  # half of 3 tokens is 1, whatever the model computes in
         if self.choice == "strided":
             return these & ((count * self.share).floor() > ((count - 1) * self.share).floor())
         wanted = (count[:, -1:] * self.share).floor()

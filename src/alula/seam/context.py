@@ -291,7 +291,7 @@ class ForwardContext:
     @property
     def is_step(self) -> bool:
         """Whether it is of one token per sample behind a cache, as `generate` adds word by word."""
-        return self.past_tokens is not None and self.tokens.shape[1] == 1 and not self.new_media
+        return self.past_tokens is not None and self.tokens.shape[1] == 1
 
     @property
     def is_withdrawn(self) -> bool:
