@@ -6,10 +6,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import torch
 
 from alula.policies import Budget, Policy, Prune, Skip, Withdraw
 from alula.seam import install
+from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
+from tests.elsewhere import DEVICE, elsewhere
+from tests.grafts.common import token_map
 from tests.grafts.experts.test_cost import forwards
 
 LAYERS = 8
@@ -80,3 +84,29 @@ def test_packed_layers_launch_little_and_steps_do_not_wait(case: str, layouts: t
     assert reads - bare_reads <= 4
     assert few[1][1] == more[1][1] == bare[1][1]
     assert more[1][0] - few[1][0] <= 2 * MOST
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_everything_stays_on_the_models_device(case: str) -> None:
+    policy = PAIRS[case][1]
+    inputs = zoo.batch("llama", *LAYOUTS[1])
+    length = inputs["input_ids"].shape[1]
+    embeds = torch.randn(3, length, 32, generator=torch.Generator().manual_seed(0))
+
+    def said(device: str) -> torch.Tensor:
+        model = zoo.build("llama", layers=LAYERS).to(device)
+        mask = inputs["attention_mask"].to(device)
+        with policy.on(model), torch.no_grad():
+            given = {"inputs_embeds": embeds.to(device), "token_map": token_map(inputs).to(device)}
+            output = model(**given, attention_mask=mask, use_cache=True)
+            more = torch.full((3, 1), 5, device=device)
+            mask = torch.cat([mask, torch.ones_like(more)], dim=1)
+            step = model(input_ids=more, attention_mask=mask, **{cache_keyword(): cache_of_output(output)})
+        return torch.cat([output.logits, step.logits], dim=1)
+
+    expected = said("cpu")
+    with elsewhere():
+        ours = said(DEVICE)
+        assert ours.device.type == DEVICE
+        ours = ours.to("cpu")
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)

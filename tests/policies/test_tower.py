@@ -17,6 +17,7 @@ from alula.errors import HostError, UsageError
 from alula.policies import Prune
 from alula.seam.dialect import cache_of_output
 from tests import zoo
+from tests.elsewhere import DEVICE, elsewhere
 from tests.grafts.common import run
 from tests.policies.oracle import Left, masked
 from tests.policies.test_criteria import images, knee
@@ -186,3 +187,18 @@ def test_a_tower_keeps_no_hooks_and_copies_read_their_own() -> None:
     assert [len(part._forward_hooks) for part in model.model.vision_tower.modules()] == hooks
     assert torch.equal(run(model, "llava-llama", inputs), before)
     assert torch.equal(run(twin, "llava-llama", inputs), expected)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_it_stays_on_the_models_device(criterion: str) -> None:
+    inputs = zoo.batch("llava-llama", *LAYOUTS)
+
+    def said(device: str) -> Tensor:
+        model = zoo.build("llava-llama", layers=LAYERS).to(device)
+        with policy(criterion, merge="contextual").on(model):
+            return run(model, "llava-llama", {name: value.to(device) for name, value in inputs.items()})
+
+    expected = said("cpu")
+    with elsewhere():
+        ours = said(DEVICE).to("cpu")
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)

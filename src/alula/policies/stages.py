@@ -11,6 +11,7 @@ from torch import Tensor
 from alula.errors import UsageError
 from alula.policies.base import Stand
 from alula.policies.criteria import Candidates, Criterion, Group, Layout, Merge, Per, Scene, Scored
+from alula.policies.endings import check_endings
 from alula.seam import LayerView, Point, Work
 
 Wanted = Callable[[int, Sequence[Group]], Sequence[int] | None]
@@ -125,6 +126,9 @@ class Stages:
         else:
             stays = criterion.choose(scene, there)
             into = criterion.into(there) if criterion.merges else None
-        work = Work.of(there.spread(stays) | ~view.ctx.tokens.is_perceptual)
+        left = there.spread(stays) | ~view.ctx.tokens.is_perceptual
+        work = Work.of(left)
         view.ctx.memo[self.owner, "left"] = work
+        if view.ctx.labels is not None or view.ctx.once(Layout.of, view.ctx.tokens).ends_in_image:
+            check_endings(view.ctx, ~left)
         return _Chosen(work, there, stays, into)

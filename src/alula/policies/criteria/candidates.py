@@ -81,21 +81,24 @@ class Layout(NamedTuple):
         items: (B, S) as `TokenMap.item`, padding told apart from text.
         instructions: of every sample, its text behind the first image; all text where none is behind; where there is
             none at all, its last token.
+        ends_in_image: whether some sample's last token is an image's.
     """
 
     items: NDArray[np.int64]
     instructions: list[NDArray[np.int64]]
+    ends_in_image: bool
 
     @classmethod
     def of(cls, tokens: TokenMap) -> Layout:
         """Reads the device once."""
         items = np.array(torch.where(tokens.valid, tokens.item, _PADDING).tolist())
-        found = []
+        found, last = [], []
         for of in items:
             text, seen = np.flatnonzero(of == _TEXT), np.flatnonzero(_is_perceptual(of))
             behind = text[text > seen[0]] if len(seen) else text
             found.append(next(each for each in (behind, text, seen[-1:], np.array([len(of) - 1])) if len(each)))
-        return cls(items, found)
+            last.append(of[of != _PADDING][-1:])
+        return cls(items, found, bool(_is_perceptual(np.concatenate(last)).any()))
 
 
 def instructions(view: LayerView) -> tuple[Tensor, Tensor]:
