@@ -32,7 +32,7 @@ from alula.files import write_json
 from alula.grafts import ExpertsConfig
 from alula.policies import ParallelAttention, Prune, Skip, Withdraw
 from alula.probes import watch
-from alula.seam import find
+from alula.seam import find, taps
 from alula.seam.dialect import cache_keyword, cache_of_output
 from alula.training.environment import readable_environment
 from probes import PROBES
@@ -40,6 +40,7 @@ from probes import PROBES
 RESULTS = Path(__file__).parent / "results" / "launches.json"
 CACHE = cache_keyword()
 DEPTHS = 4, 6
+SEAM = "seam alone"
 DTYPES = {"fledgling": torch.float32, "7b": torch.bfloat16, "probes": torch.bfloat16}
 RANK = 8
 IMAGE_START, IMAGE, TOKENS = 14, 120, 256
@@ -187,11 +188,13 @@ def pictured(layers: int, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor]]:
 
 
 def of_probes(name: str, layers: int, dtype: torch.dtype) -> dict[str, Counts]:
-    """A host while probes watch it: none, one, or all five."""
+    """A host while probes watch it: none, one, or all five; or nothing but the seam, which tells what tokens are."""
     model, batch = pictured(layers, dtype)
     chosen = PROBES if name == "all five" else {key: value for key, value in PROBES.items() if key == name}
-    probes = [make() for make in chosen.values()]
-    with torch.no_grad(), watch(model, probes) if probes else contextlib.nullcontext():
+    watched: Any = watch(model, [make() for make in chosen.values()]) if chosen else contextlib.nullcontext()
+    if name == SEAM:
+        watched = taps(model, ["block_input"], lambda event: None)
+    with torch.no_grad(), watched:
         model(**batch, use_cache=False)  # what is found out once, of the first batch
         with Meter() as meter:
             model(**batch, use_cache=False)
@@ -224,7 +227,7 @@ def jobs() -> Iterator[Job]:
             yield shape, name, lambda layers, s=shape, n=name: of_graft(s, n, layers, DTYPES[s])
         for name in POLICIES:
             yield shape, name, lambda layers, s=shape, n=name: of_policy(s, n, layers, DTYPES[s])
-    for name in ("plain", *PROBES, "all five"):
+    for name in ("plain", SEAM, *PROBES, "all five"):
         yield "probes", name, lambda layers, n=name: of_probes(n, layers, DTYPES["probes"])
 
 

@@ -30,6 +30,16 @@ def test_no_count_is_above_the_committed_one(section: str, launches: Any) -> Non
     assert found[section].keys() == committed[section].keys()
 
 
+def test_all_probes_together_keep_to_their_budget(launches: Any) -> None:
+    """At most 25 launches a layer; what they measure is copied and waited for when it is read."""
+    counts = json.loads(launches.RESULTS.read_text())["counts"]["probes"]
+    plain, seam, probes = (counts[name]["prompt"] for name in ("plain", launches.SEAM, "all five"))
+    assert probes["launches a layer"] - plain["launches a layer"] <= 25
+    for what in ("copies", "waits"):
+        assert probes[f"{what} a layer"] == 0
+        assert probes[f"{what} a forward"] == seam[f"{what} a forward"]
+
+
 def test_what_is_above_is_named(launches: Any) -> None:
     assert list(launches.above({"a": {"b": 3, "c": 1}}, {"a": {"b": 2, "c": 1}})) == ["a, b: 3, committed 2"]
     assert list(launches.above({"a": {"d": 0}}, {"a": {}})) == ["a, d: not committed"]

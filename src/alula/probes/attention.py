@@ -140,12 +140,11 @@ class AttentionShift(Probe):
         return torch.stack([sets[name] for name in SEGMENTS], dim=-1).float()
 
     def update(self, forward: ForwardContext, notes: dict[Any, Any]) -> None:
-        has_image = forward.all_tokens.is_perceptual.any(dim=1).cpu()
-        asked = token_sets.select(forward.tokens, self.queries).any(dim=1).cpu()
-        measured = has_image & asked
-        self.tally.add("without_image", int((~has_image).sum()))
-        self.tally.add("without_queries", int((has_image & ~asked).sum()))
-        if not bool(measured.any()):
+        has_image = forward.all_tokens.is_perceptual.any(dim=1)
+        asked = token_sets.select(forward.tokens, self.queries).any(dim=1)
+        self.tally.add("without_image", (~has_image).sum())
+        self.tally.add("without_queries", (has_image & ~asked).sum())
+        if not forward.any_media:
             return
         layers = range(forward.anatomy.num_layers)
         unheard = [layer for layer in layers if ("main", layer) not in notes]
@@ -154,25 +153,28 @@ class AttentionShift(Probe):
                 f"no attention was seen in layer {unheard[0]}",
                 remedy="leave the model's attention implementation alone while the probe is on",
             )
-        main = torch.stack([notes["main", layer].double().cpu() for layer in layers], dim=1)[measured]  # (B, L, H, C)
-        total = main.clone()
-        for layer in layers:
-            if ("learned", layer) in notes:
-                total[:, layer] += self.portion * notes["learned", layer].double().cpu()[measured, None]
-                self.tally.add("heard_learners", 1)
-        self._add({"main": main, "total": total / total.sum(dim=-1, keepdim=True)})
+        main = torch.stack([notes["main", layer].to(asked.device) for layer in layers], dim=1).double()  # (B, L, H, C)
+        if self.heads == "mean":
+            main = main.mean(dim=2, keepdim=True)
+        total, heard = main, [layer for layer in layers if ("learned", layer) in notes]
+        if heard:
+            silent = main.new_zeros(len(main), main.shape[-1])
+            learned = [notes.get(("learned", layer), silent).to(main) for layer in layers]
+            total = main + self.portion * torch.stack(learned, dim=1)[:, :, None]
+            self.tally.add("heard_learners", len(heard))
+        self._add({"main": main, "total": total / total.sum(dim=-1, keepdim=True)}, has_image & asked)
 
-    def _add(self, curves: dict[str, Tensor]) -> None:
-        """Add the curves (B, L, H, C) of some samples."""
-        self.tally.add("samples", len(curves["main"]))
+    def _add(self, curves: dict[str, Tensor], measured: Tensor) -> None:
+        """Add the curves (B, L, H, C) of those samples that are `measured`, (B,) bool."""
+        self.tally.add("samples", measured.sum())
         for branch, curve in curves.items():
+            curve = curve.masked_fill(~measured[:, None, None, None], 0)
             self.tally.add(f"curve/{branch}", curve.sum(dim=0))
-            of_heads = shifts(curve.numpy())
+            of_heads = shifts(curve)  # none is defined of a curve of zeros
             for unit, values in (("sample", over_heads(of_heads)), ("head", of_heads)):
-                defined = np.isfinite(values)
-                self.tally.add(f"{unit}_shift/{branch}", np.where(defined, values, 0).sum(axis=0))
-                self.tally.add(f"{unit}_defined/{branch}", defined.sum(axis=0))
-        self.reservoir("curves").offer({branch: curve.float() for branch, curve in curves.items()})
+                self.tally.add(f"{unit}_shift/{branch}", values.nansum(dim=0))
+                self.tally.add(f"{unit}_defined/{branch}", values.isnan().logical_not().sum(dim=0))
+        self.reservoir("curves").offer({branch: curve.float() for branch, curve in curves.items()}, measured)
 
     # -- answering ------------------------------------------------------------------------------------------------
 
@@ -220,14 +222,15 @@ class AttentionShift(Probe):
 
     def _shift(self, branch: str, kept: Array, weights: Array, how: Resampling) -> Estimate:
         if self.average == "curves":
-            value = over_heads(shifts(self._mean_curve(branch)))
-            return how.estimate(over_heads(shifts(means(weights, kept))), float(value))
-        return how.estimate(weighted(weights, over_heads(shifts(kept))), float(self._mean_shift("sample", branch)))
+            value = over_heads(_shifts(self._mean_curve(branch)))
+            return how.estimate(over_heads(_shifts(means(weights, kept))).numpy(), float(value))
+        of_samples = over_heads(_shifts(kept)).numpy()
+        return how.estimate(weighted(weights, of_samples), float(self._mean_shift("sample", branch)))
 
     def _per_head(self, kept: Array, weights: Array, how: Resampling) -> tuple[Estimate, ...]:
         if self.average == "curves":
-            return how.curve(shifts(means(weights, kept)), shifts(self._mean_curve("main")))
-        replicates = np.stack([weighted(weights, head) for head in shifts(kept).T], axis=1)
+            return how.curve(_shifts(means(weights, kept)).numpy(), _shifts(self._mean_curve("main")).numpy())
+        replicates = np.stack([weighted(weights, head) for head in _shifts(kept).numpy().T], axis=1)
         return how.curve(replicates, self._mean_shift("head", "main"))
 
     def _mean_shift(self, unit: str, branch: str) -> Array:
@@ -259,8 +262,7 @@ class _Listener(Sums, BranchReader):
         """Take (B, Q, H, C) sums of the main branch."""
         notes = self.probe.notes(view.ctx)
         assert notes is not None
-        shares = _over_queries(self._queries(view, notes), sums)
-        notes["main", view.layer] = shares if self.probe.heads == "each" else shares.mean(dim=1, keepdim=True)
+        notes["main", view.layer] = _over_queries(self._queries(view, notes), sums, notes)
 
     def _queries(self, view: LayerView, notes: dict[Any, Any]) -> Tensor:
         """(B, M) shares of the chosen queries among the tokens that stand in this layer."""
@@ -284,37 +286,41 @@ class _Listener(Sums, BranchReader):
         sums = branch.sums(notes["segments"])
         if self.probe.learners == "routed":
             sums = sums * branch.weight[..., None]
-        share = _over_queries(view.spread(self._queries(view, notes)), sums).mean(dim=1)
+        share = _over_queries(view.spread(self._queries(view, notes)), sums, notes).mean(dim=1)
         notes["learned", view.layer] = notes.get(("learned", view.layer), 0) + share
 
 
-def _over_queries(share: Tensor, sums: Tensor) -> Tensor:
-    """(B, H, C) mean of (B, Q, H, C) over the chosen queries."""
-    share = share.to(sums.device)
-    sums = sums.detach().to(torch.promote_types(sums.dtype, torch.float32))
+def _over_queries(share: Tensor, sums: Tensor, notes: dict[Any, Any]) -> Tensor:
+    """(B, H, C) mean of (B, Q, H, C) over the chosen queries, in float32 or float64."""
+    known = notes.get("unasked")
+    if known is None or known[0] is not share or known[1].device != sums.device:
+        share_there = share.to(sums.device)
+        # the zero has one dimension, with which it makes products with half precision float32
+        known = share, share_there, (share_there == 0)[..., None, None], share_there.new_zeros(1)
+        notes["unasked"] = known
+    _, weights, unasked, zero = known
     # what a kernel leaves at a padding query that may attend to nothing can be NaN, which a share of 0 would not undo
-    sums = sums.masked_fill((share == 0)[..., None, None], 0.0)
-    return torch.einsum("bq,bqhc->bhc", share.to(sums.dtype), sums)
+    sums = torch.where(unasked, zero, sums.detach())
+    return (weights[:, None].to(sums.dtype) @ sums.flatten(2)).view(len(sums), *sums.shape[2:])
 
 
-def shifts(curves: Array) -> Array:
+def shifts(curves: Tensor) -> Tensor:
     """1 - Pearson correlation over layers of the "before" and "after" curves: (..., L, H, C) -> (..., H).
 
     NaN where a curve does not vary over layers beyond rounding.
     """
-    pair = curves[..., [SEGMENTS.index("before"), SEGMENTS.index("after")]]
-    centred = pair - pair.mean(axis=-3, keepdims=True)
-    spread = np.sqrt((centred**2).mean(axis=-3))  # (..., H, 2)
-    varies = spread > 1e-6 * np.abs(pair).mean(axis=-3)
-    covariance = (centred[..., 0] * centred[..., 1]).mean(axis=-2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(varies.all(axis=-1), 1 - covariance / spread.prod(axis=-1), math.nan)
+    pair = torch.stack([curves[..., SEGMENTS.index(name)] for name in ("before", "after")], dim=-1)
+    centred = pair - pair.mean(dim=-3, keepdim=True)
+    spread = centred.square().mean(dim=-3).sqrt()  # (..., H, 2)
+    varies = spread > 1e-6 * pair.abs().mean(dim=-3)
+    covariance = (centred[..., 0] * centred[..., 1]).mean(dim=-2)
+    return (1 - covariance / spread.prod(dim=-1)).masked_fill(~varies.all(dim=-1), math.nan)
 
 
-def over_heads(values: Array) -> Array:
+def _shifts(curves: Array) -> Tensor:
+    return shifts(torch.from_numpy(curves))
+
+
+def over_heads(values: Tensor) -> Tensor:
     """(..., H) -> (...): the mean of the defined ones, NaN where none is."""
-    defined = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(defined, values, 0).sum(axis=-1) / np.where(
-            defined.any(axis=-1), defined.sum(axis=-1), math.nan
-        )
+    return values.nanmean(dim=-1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from alula.media import MEDIA
 from alula.probes import token_sets
 from alula.probes.base import Probe
 from alula.seam import ForwardContext, LayerView, Seam, TapEvent, taps
+from alula.tokens import Modality
 
 Site = Literal["stream", "attention_norm", "attention", "mlp_norm", "mlp"]
 """Where states are read. "stream": the residual stream, L + 1 states: the input of every block and the (un-normed)
@@ -78,8 +80,7 @@ def room(device: torch.device) -> int:
 
 
 def groups(forward: ForwardContext, text: str, *, skip_first: bool) -> dict[str, Tensor]:
-    """(B, S) bool tokens of the text group and of each perceptual kind that the batch may have tokens of: which of the
-    host's own it has, only the device knows, and that is not waited for.
+    """(B, S) bool tokens of the text group, of which there may be none, and of each perceptual kind in the batch.
 
     Args:
         text: the token set that stands for text.
@@ -87,8 +88,8 @@ def groups(forward: ForwardContext, text: str, *, skip_first: bool) -> dict[str,
     """
     tokens = forward.tokens
     sets = {TEXT: token_sets.select(tokens, text)}
-    known = {modality.name.lower() for modality in forward.anatomy.placeholders} or {*GROUPS}
-    sets |= {name: token_sets.select(tokens, name) for name in GROUPS[1:] if forward.new_media and name in known}
+    found = {*np.unique(forward.known().modality).tolist()}
+    sets |= {name: token_sets.select(tokens, name) for name in GROUPS[1:] if int(Modality.of(name)) in found}
     return {name: chosen & (tokens.position != 0) for name, chosen in sets.items()} if skip_first else sets
 
 

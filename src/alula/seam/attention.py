@@ -288,6 +288,13 @@ def _answer_apart(
     _deliver(requested, sums, alula, module)
 
 
+def _as_values(columns: Tensor, width: int) -> list[tuple[Tensor, int]]:
+    """(B, 1, K, width) values of attention made of (B, K, C) columns, as many at a time as a head is wide, and how many
+    each of them holds."""
+    parts = columns.split(width, dim=-1)
+    return [(F.pad(part, (0, width - part.shape[-1]))[:, None], part.shape[-1]) for part in parts]
+
+
 def _sums_apart(
     run: Callable[..., tuple[Tensor, Any]],
     module: nn.Module,
@@ -300,13 +307,13 @@ def _sums_apart(
 ) -> Tensor:
     """(B, Q, H, all columns) from passes whose values are nothing but key_values, as many at a time as a head is wide:
     a kernel that can compute the decoder's heads can compute these."""
-    width = query.shape[-1]
+    columns, width = _key_values(requested, key.shape[2], query.dtype, alula).to(query.device), query.shape[-1]
+    values = alula.once(_as_values, columns, width) if len(requested) == 1 else _as_values(columns, width)
     sums = []
-    for key_values in _key_values(requested, key.shape[2], query.dtype, alula).split(width, dim=-1):
-        padded = F.pad(key_values, (0, width - key_values.shape[-1]))[:, None].expand(-1, key.shape[1], -1, -1)
-        output, _ = run(module, query, key, padded, mask, **options)
-        sums.append(output[..., : key_values.shape[-1]])
-    return torch.cat(sums, dim=-1)
+    for padded, count in values:
+        output, _ = run(module, query, key, padded.expand(-1, key.shape[1], -1, -1), mask, **options)
+        sums.append(output[..., :count])
+    return sums[0] if len(sums) == 1 else torch.cat(sums, dim=-1)
 
 
 def _deliver(requested: Requested, sums: Tensor, alula: Any, module: nn.Module) -> None:
@@ -389,7 +396,9 @@ def _align(values: Tensor, keys: int, *, dim: int) -> Tensor:
     """Fit a dimension of known keys to those attention holds: a sliding cache keeps the last, a static one has a blank
     tail."""
     have = values.shape[dim]
-    if have >= keys:
+    if have == keys:
+        return values  # no view of it: what is made of these values is made once, for this very tensor
+    if have > keys:
         return values.narrow(dim, have - keys, keys)
     return F.pad(values, (0, 0) * (values.dim() - 1 - dim % values.dim()) + (0, keys - have))
 
