@@ -300,6 +300,11 @@ class Anatomy:
             )
         return self.layers[index].get_submodule(path)
 
+    @property
+    def has_planes(self) -> bool:
+        """Whether positions of images have height and width (M-RoPE)."""
+        return "mrope_section" in (getattr(self.config, "rope_parameters", None) or {})
+
     # -- the tower ----------------------------------------------------------------------------------------------------
 
     def tower_layer(self) -> nn.Module:

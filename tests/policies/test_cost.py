@@ -58,6 +58,10 @@ PAIRS |= {
     for by in OTHERS
 }
 PAIRS |= {
+    "dense": (
+        Prune.model_validate({"stages": ((4, 0.5),), "positions": "dense"}),
+        Prune.model_validate({"stages": ((2, 0.5),), "positions": "dense"}),
+    ),
     "merged": (
         Prune.model_validate({"stages": ((4, 0.5),), "merge": "contextual"}),
         Prune.model_validate({"stages": ((2, 0.5),), "merge": "contextual"}),

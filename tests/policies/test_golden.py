@@ -237,16 +237,24 @@ def test_attention_without_rope(case: str) -> None:
 
 @torch.no_grad()
 def test_the_layers_own_ranking() -> None:
-    """PyramidDrop's first stage, and its ragged ranking; later ones count positions anew, which alula does not."""
+    """PyramidDrop in all of its stages, to the logits of prompt and steps, and its ragged ranking."""
     name, settings = "pyramiddrop", {"name": "last_query_attention", "of_layer": "itself"}
     facts, numbers = json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.safetensors")
     shape, model = facts["geometry"], llama(facts, numbers)
-    policy = Prune.model_validate({"stages": ((2, 0.5),), "criterion": settings})
-    with policy.on(model):
+    stages = list(zip(shape["layer_list"], shape["ratios"], strict=True))
+    whole = Prune.model_validate({"stages": stages, "criterion": settings, "positions": "dense"})
+    with whole.on(model):
         tokens = mapped(36, shape["system_rows"], shape["image_rows"])
         output = model(inputs_embeds=numbers["model/in.embeds"], token_map=tokens)
-    cache: Any = cache_of_output(output)
-    assert torch.equal(cache.layers[2].slots.places[0], numbers["model/out.stage0_kept"])
+        cache: Any = cache_of_output(output)
+        held = [cache.layers[layer].slots.places[0] for layer, _ in stages]
+        for stage, places in enumerate(held):
+            assert torch.equal(places, numbers[f"model/out.stage{stage}_kept"])
+        close(output.logits[:, held[-1]], numbers["model/out.prefill_logits"])
+        for step, token in enumerate(numbers["model/in.next_ids"].T):
+            output = model(input_ids=token[None], **{cache_keyword(): cache_of_output(output)})
+            close(output.logits[:, 0], numbers["model/out.decode_logits"][:, step])
+    policy = Prune.model_validate({"stages": ((2, 0.5),), "criterion": settings})
 
     features, mask = numbers["rank_ragged/in.features"], numbers["rank_ragged/in.mask"]
     kinds = torch.where(mask, 0, -1)

@@ -12,7 +12,7 @@ from alula.errors import UsageError
 from alula.policies.base import Policy, Stand
 from alula.policies.criteria import Criteria, Group, Merge, Per, Pooling
 from alula.policies.registry import register
-from alula.policies.stages import Stages
+from alula.policies.stages import Positions, Stages
 from alula.settings import Int
 
 
@@ -32,6 +32,7 @@ class Budget(Policy):
         per: whose they are. Those of a request are divided among its images in proportion where the criterion goes by
             places within one, and else compete with one another.
         merge: those that leave are merged into those that stay (see `criteria.merging`); None: they are gone.
+        positions: of those that stay, and of text: see `Prune`.
     """
 
     policy_type: ClassVar[str] = "budget"
@@ -40,6 +41,7 @@ class Budget(Policy):
     layer: Int | None = None
     per: Per = "image"
     merge: Merge | None = None
+    positions: Positions = "keep"
 
     @model_validator(mode="after")
     def _check_effects(self) -> Self:
@@ -51,7 +53,7 @@ class Budget(Policy):
 
     def place(self, stand: Stand) -> None:
         layer = int(self.by.reads_before) if self.layer is None else self.layer
-        Stages([(layer, self.by)], self._wanted, self.per, stand.owner, self.merge).place(stand)
+        Stages([(layer, self.by)], self._wanted, self.per, stand.owner, self.merge, self.positions).place(stand)
 
     def _wanted(self, stage: int, groups: Sequence[Group]) -> list[int]:
         if self.per == "image" or not self.by.is_of_images:

@@ -8,9 +8,18 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, model_validator
 
 from alula.policies.base import Policy, Stand
-from alula.policies.criteria import Criteria, Criterion, Group, LastQueryAttention, Merge, Per, Scored
+from alula.policies.criteria import (
+    Criteria,
+    Criterion,
+    Group,
+    LastQueryAttention,
+    Merge,
+    Per,
+    RopeFreeAttention,
+    Scored,
+)
 from alula.policies.registry import register
-from alula.policies.stages import Stages
+from alula.policies.stages import Positions, Stages
 from alula.settings import Int, Number
 
 
@@ -35,7 +44,7 @@ class Prune(Policy):
         Prune(stages=[(0, 0.25)], criterion="pooling")     # before the first layer, pooled to a quarter
         Prune(stages=[(8, 0.5), (16, 0.25), (24, 0.125)])  # in stages, as PyramidDrop
 
-    `round(share * tokens)` stay, at least one. Positions stay as they are.
+    `round(share * tokens)` stay, at least one.
 
     Attributes:
         stages: (layer, share) in order: the first layer, counted from 0, that the tokens which leave are not in, and
@@ -45,6 +54,9 @@ class Prune(Policy):
         per: among whom: the tokens of one image (video, sound), or all of a request. None: of a request, where no
             criterion goes by places within one image.
         merge: those that leave are merged into those that stay (see `criteria.merging`); None: they are gone.
+        positions: those that stay, and text, keep theirs, with gaps ("keep"), or are counted anew behind every stage
+            ("dense", as PyramidDrop, and whoever prunes before the decoder). Windows, and grafts that turn queries of
+            their own, go by the positions of the other layers.
     """
 
     policy_type: ClassVar[str] = "prune"
@@ -52,6 +64,7 @@ class Prune(Policy):
     criterion: Annotated[tuple[Criteria, ...], BeforeValidator(_several)] = (LastQueryAttention(),)
     per: Per | None = None
     merge: Merge | None = None
+    positions: Positions = "keep"
 
     @model_validator(mode="after")
     def _check_stages(self) -> Self:
@@ -79,6 +92,8 @@ class Prune(Policy):
             if is_cut and criterion.is_of_images:
                 raise ValueError(f"behind a knee nobody knows how many tokens {criterion.name} is to place evenly")
             is_cut = is_cut or share == "knee"
+            if self.positions == "dense" and len(criteria) > 1 and isinstance(criterion, RopeFreeAttention):
+                raise ValueError("rope_free_attention turns back by the host's positions: dense ones are for one stage")
             if share == "knee" and not isinstance(criterion, Scored):
                 raise ValueError(f"{criterion.name} gives no scores, whose curve could have a knee: give a share")
             if share == "knee" and self.merge is not None:
@@ -95,7 +110,7 @@ class Prune(Policy):
 
     def place(self, stand: Stand) -> None:
         stages = [(layer, criterion) for (layer, _), criterion in zip(self.stages, self._criteria(), strict=True)]
-        Stages(stages, self._wanted, self.per or "request", stand.owner, self.merge).place(stand)
+        Stages(stages, self._wanted, self.per or "request", stand.owner, self.merge, self.positions).place(stand)
 
     def _wanted(self, stage: int, groups: Sequence[Group]) -> list[int] | None:
         _, share = self.stages[stage]

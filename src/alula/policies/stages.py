@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from alula.errors import UsageError
+from alula.errors import HostError, UsageError
 from alula.policies.base import Stand
 from alula.policies.criteria import Candidates, Criterion, Group, Layout, Merge, Per, Scene, Scored
 from alula.policies.endings import check_endings
-from alula.seam import LayerView, Point, Work
+from alula.seam import ForwardContext, LayerView, Point, Work
 
+Positions = Literal["keep", "dense"]
+"""of tokens that are left: as they were, with gaps, or counted anew"""
 Wanted = Callable[[int, Sequence[Group]], Sequence[int] | None]
 """given a stage and the groups of a forward, how many tokens of each stay; None: as many as stand above the knee of the
 curve of their scores"""
@@ -24,12 +27,14 @@ class _Chosen:
     """What a stage left in one forward.
 
     Attributes:
-        work: of the tokens that are left, and of text.
+        left: (B, S) bool of all new tokens: it is left, or text.
+        work: that of these.
         before: the candidates there were.
         stays: (U, N) bool which of them are left.
         into: (U, N) whom each of them joins; None: those that leave are gone.
     """
 
+    left: Tensor
     work: Work
     before: Candidates
     stays: Tensor
@@ -40,7 +45,13 @@ class Stages:
     """What one block under a policy asks of the seam; what was chosen in a forward is the forward's."""
 
     def __init__(
-        self, stages: Sequence[tuple[int, Criterion]], wanted: Wanted, per: Per, owner: str, merge: Merge | None = None
+        self,
+        stages: Sequence[tuple[int, Criterion]],
+        wanted: Wanted,
+        per: Per,
+        owner: str,
+        merge: Merge | None = None,
+        positions: Positions = "keep",
     ) -> None:
         """
         Args:
@@ -49,18 +60,27 @@ class Stages:
             per: among whom they are chosen.
             owner: name under which the policy has the seam.
             merge: what becomes of those that leave.
+            positions: of those that are left, and of text.
         """
         self.layers, self.criteria = [layer for layer, _ in stages], [criterion for _, criterion in stages]
-        self.wanted, self.owner, self.merge = wanted, owner, merge
+        self.wanted, self.owner, self.merge, self.is_dense = wanted, owner, merge, positions == "dense"
         self.per: Per = "image" if any(each.is_of_images for each in self.criteria) else per
 
     def place(self, stand: Stand) -> None:
         """Put them on a host.
 
         Raises:
-            UsageError: a stage is outside of its decoder.
+            UsageError: a stage is outside of its decoder. HostError: its positions cannot be counted anew.
         """
         count = stand.anatomy.num_layers
+        if self.is_dense:
+            stand.anatomy.check_rope()
+            if stand.anatomy.has_planes:
+                raise HostError(
+                    "images of this host have positions by height and width, which are lost where tokens are counted",
+                    where="positions",
+                    remedy='give positions="keep"',
+                )
         for layer, criterion in zip(self.layers, self.criteria, strict=True):
             first = int(criterion.reads_before)
             if not first <= layer < count:
@@ -78,10 +98,33 @@ class Stages:
 
     def work(self, view: LayerView, hidden: Tensor) -> Work | None:
         """That of the tokens left by the last stage before this layer."""
-        if not view.ctx.new_media:
-            return None
-        chosen = self._chosen(sum(layer <= view.layer for layer in self.layers) - 1, view, hidden)
-        return None if chosen is None else chosen.work
+        ctx, stage = view.ctx, sum(layer <= view.layer for layer in self.layers) - 1
+        chosen = self._chosen(stage, view, hidden) if ctx.new_media else None
+        if not (self.is_dense and ctx.any_media):
+            return None if chosen is None else chosen.work
+        if (self.owner, stage, "dense") not in ctx.memo:
+            left = None if chosen is None else chosen.left
+            work = Work(left, left, positions=self._counted(ctx, stage, left))
+            ctx.memo[self.owner, stage, "dense"] = ctx.memo[self.owner, "left"] = work
+        return ctx.memo[self.owner, stage, "dense"]
+
+    def _counted(self, ctx: ForwardContext, stage: int, left: Tensor | None) -> Tensor:
+        """(B, S) how many tokens that are left stand before each new one in its sample.
+
+        Raises:
+            HostError: a window let go of some, and how many it was is not known.
+        """
+        last = self.layers[stage + 1] if stage + 1 < len(self.layers) else ctx.anatomy.num_layers
+        before = ctx.held(range(self.layers[stage], last))
+        if before is None:
+            raise HostError(
+                f"decoder layers {self.layers[stage]} to {last - 1} keep the keys of a window alone, and how many "
+                "tokens stand before it is not known",
+                where="positions",
+                remedy='give positions="keep"',
+            )
+        stays = ctx.tokens.valid if left is None else left & ctx.tokens.valid
+        return (before + stays.cumsum(dim=1) - 1).clamp(min=0)
 
     @torch.compiler.disable  # it reads the device
     def _merge(self, view: LayerView, hidden: Tensor) -> Tensor | None:
@@ -131,4 +174,4 @@ class Stages:
         view.ctx.memo[self.owner, "left"] = work
         if view.ctx.labels is not None or view.ctx.once(Layout.of, view.ctx.tokens).ends_in_image:
             check_endings(view.ctx, ~left)
-        return _Chosen(work, there, stays, into)
+        return _Chosen(left, work, there, stays, into)

@@ -180,6 +180,8 @@ class Conductor:
             lane = None if plan is None else plan.attending
             keys = ctx.once(_stretch, ctx.tokens, past, past + count) if lane is None else _behind(lane, past)
             seen = named | {dialect.MASK: packed_mask(named.get(dialect.MASK), lane, keys, ctx.tokens, past, None)}
+            if plan is not None and plan.positions is not None:
+                seen = dialect.with_rope(seen, self._angles(ctx, plan.positions, given), plan.positions)
             if lane is not None:
                 seen = dialect.with_positions(seen, partial(ctx.once, _of_lane, lane))
             with ctx.foreseeing(self.index, request, lane, keys.places):

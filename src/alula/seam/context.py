@@ -23,7 +23,7 @@ from alula.errors import SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence, half
 from alula.seam.hooks import ByThread
-from alula.seam.lanes import Lane, Plan
+from alula.seam.lanes import Lane, LeanLayer, Plan
 from alula.seam.requests import Bias, Branch, BranchReader, Foresight, Heads, Request, Requests, Sums, Weights
 from alula.seam.view import LayerView, gather, located
 from alula.tokens import KnownTokens, Modality, TokenMap
@@ -224,6 +224,22 @@ class ForwardContext:
     def unpack(self, layer: int) -> None:
         """From here on all tokens of the forward are there again."""
         self._standing.pop(layer, None)
+
+    def held(self, layers: Sequence[int]) -> Tensor | None:
+        """(B, 1) of how many cached tokens, padding left out, some layers hold keys that all hold the same; None where
+        all of them let go of those behind a window."""
+        if self.past_tokens is None or self.layer_cache is None:
+            return torch.zeros(self.tokens.shape[0], 1, dtype=torch.int64, device=self.tokens.device)
+        valid = self.past_tokens.valid
+        for layer in layers:
+            there: Any = self.layer_cache.layers[layer]
+            if getattr(there, "is_sliding", False):
+                continue
+            if isinstance(there, LeanLayer):
+                valid = valid.gather(1, there.slots.places)
+                valid = valid if there.slots.real is None else valid & there.slots.real
+            return valid.sum(dim=1, keepdim=True)
+        return None
 
     def once(self, make: Callable[..., _T], *by: Any) -> _T:
         """What a function gives for these arguments, computed once in this forward: for the same objects, not for equal
