@@ -342,11 +342,18 @@ def _with_sums(
         return _few_with_sums(query, key, value, mask, key_values=key_values, scaling=options["scaling"])
     width, padding = value.shape[-1], key_values.shape[-1]
     widened = torch.cat([value, key_values[:, None].expand(-1, value.shape[1], -1, -1)], dim=-1)
-    output, _ = sdpa_attention_forward(
-        module, F.pad(query, (0, padding)), F.pad(key, (0, padding)), widened, mask, **options
-    )
+    if not _takes_wide_values(query):
+        query, key = F.pad(query, (0, padding)), F.pad(key, (0, padding))
+    output, _ = sdpa_attention_forward(module, query, key, widened, mask, **options)
     output, sums = output.split([width, padding], dim=-1)
     return output.contiguous(), sums
+
+
+def _takes_wide_values(query: Tensor) -> bool:
+    """Whether a fused kernel takes values wider than keys as they are, which else are filled up to be as wide: cuDNN's
+    does on the accelerators it is chosen on, in half precision."""
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    return query.is_cuda and is_half and torch.cuda.get_device_capability(query.device) >= (9, 0)
 
 
 def _few_with_sums(

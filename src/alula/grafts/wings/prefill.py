@@ -52,7 +52,7 @@ from alula.grafts.wings.learners import (
     split_queries,
     zero_of,
 )
-from alula.grafts.wings.stacked import LayerWeights, Weights, each
+from alula.grafts.wings.stacked import LayerWeights, Weights, along
 from alula.seam import Branch, ForwardContext
 from alula.tokens import KnownTokens, Role, TokenMap
 
@@ -182,7 +182,7 @@ class PrefillEngine(Engine):
         dropout = module.dropout if module.training else 0.0
         parts = [
             attend_blocks(mine, keys[name], values[name], of.counts, of.blocks, dropout)
-            for mine, (name, of) in zip(each(q), self.keys.items(), strict=True)
+            for mine, (name, of) in zip(along(q), self.keys.items(), strict=True)
         ]
         self._publish(learners, ctx, q, keys)
         # outputs are weighed while they are narrow, and projected up for all learners at once
@@ -297,7 +297,7 @@ class PrefillEngine(Engine):
             place = learners.siblings.layers.index(learners)
         weights, angles = made.weights[place], self._angles_for(learners, ctx)
         keys, values = {}, {}
-        for ups, (name, of) in zip(each(weights.kv_up), self.keys.items(), strict=True):
+        for ups, (name, of) in zip(along(weights.kv_up), self.keys.items(), strict=True):
             low, heads = made.factors[name][place], learners.learner(name).heads
             shape, flat = of.tokens.shape, of.tokens.reshape(1, -1, of.tokens.shape[-1])
             if made.keys is not None:
@@ -312,7 +312,7 @@ class PrefillEngine(Engine):
 
     def _factors(self, weights: Weights, config: WingsConfig) -> dict[str, Tensor]:
         """By learner (B * K, layers, 2, r) of its keys and of its values."""
-        downs = dict(zip(config.learners, each(weights.kv_down), strict=True))
+        downs = dict(zip(config.learners, along(weights.kv_down), strict=True))
         low = {name: F.linear(of.tokens, downs[name]) for name, of in self.keys.items()}
         return {name: of.view(-1, len(weights.layers), 2, config.rank) for name, of in low.items()}
 
@@ -371,8 +371,8 @@ class PrefillEngine(Engine):
     def _made_of(self, weights: Weights, factors: Mapping[str, Tensor], keys: Mapping[str, Tensor] | None) -> Made:
         return Made(
             [each.only(self.chosen) for each in weights.layers],
-            {name: [part.transpose(0, 1) for part in each(low, dim=1)] for name, low in factors.items()},
-            None if keys is None else {name: each(of_learner) for name, of_learner in keys.items()},
+            {name: [part.transpose(0, 1) for part in along(low, dim=1)] for name, low in factors.items()},
+            None if keys is None else {name: along(of_learner) for name, of_learner in keys.items()},
         )
 
     @staticmethod

@@ -106,11 +106,11 @@ class Weights:
         kv_down = kv_down.view(learners, count * 2 * rank, width)
         kv_up = kv_up.view(count, learners, 2, width, rank).transpose(-1, -2)
         parts = zip(
-            each(q_down.view(count, learners * rank, width)),
-            each(q_up.view(count, learners, width, rank).transpose(-1, -2)),
-            each(kv_down.view(learners, count, 2 * rank, width), dim=1),
-            each(kv_up),
-            each(o_down.view(count, learners, rank, width).transpose(-1, -2)),
+            along(q_down.view(count, learners * rank, width)),
+            along(q_up.view(count, learners, width, rank).transpose(-1, -2)),
+            along(kv_down.view(learners, count, 2 * rank, width), dim=1),
+            along(kv_up),
+            along(o_down.view(count, learners, rank, width).transpose(-1, -2)),
             [o_up] if count == 1 else o_up.split(learners * rank, dim=1),
             strict=True,
         )
@@ -119,7 +119,7 @@ class Weights:
         )
 
 
-def each(stacked: Tensor, dim: int = 0) -> Sequence[Tensor]:
+def along(stacked: Tensor, dim: int = 0) -> Sequence[Tensor]:
     """What lies along a dimension, in as few operators as autograd can undo: none for a single one."""
     return [stacked.squeeze(dim)] if stacked.shape[dim] == 1 else stacked.unbind(dim)
 
