@@ -179,10 +179,12 @@ def test_a_full_reservoir_keeps_exact_means() -> None:
 
 def test_reservoirs_do_not_depend_on_the_split() -> None:
     torch.manual_seed(0)
-    x, y = torch.randn(2, 50, 1, 8)
-    parts = [feed(Alignment(keep=16), x[pick], y[pick]) for pick in (slice(30, 50), slice(0, 7), slice(7, 30))]
+    x, y = torch.randn(2, 3000, 1, 8)
+    parts = [feed(Alignment(keep=16), x[pick], y[pick]) for pick in (slice(30, 3000), slice(0, 7), slice(7, 30))]
     merged = parts[0].merge(parts[1]).merge(parts[2])
-    whole = feed(Alignment(keep=16), x, y)
+    whole = Alignment(keep=16)
+    for start in range(0, 3000, 300):  # more than may wait to be drawn from
+        feed(whole, x[start : start + 300], y[start : start + 300])
     for name, kept in whole.reservoir("image-text").entries.items():
         assert torch.equal(kept, merged.reservoir("image-text").entries[name])
 

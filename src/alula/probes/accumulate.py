@@ -27,6 +27,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._sums: dict[str, Any] = {}
+        self._added: dict[str, Tensor] = {}  # to the sums, all in one operator once a name comes again
         self._peaks: dict[str, Any] = {}
         self._stacks: dict[tuple[tuple[str, ...], ...], Tensor] = {}
         self._is_read = False
@@ -47,23 +48,35 @@ class Tally:
         """Bring everything to the CPU, where it was not since the last addition."""
         if self._is_read:
             return
+        self._add_up()
         stacks, self._stacks = self._stacks, {}
         for places, values in stacks.items():
             for names, value in zip(places, values.cpu(), strict=True):
-                for name in names:
-                    self.add(name, value)
+                self._sums |= {name: value + self._sums[name].cpu() if name in self._sums else value for name in names}
         for named in (self._sums, self._peaks):
             for name, value in named.items():
-                named[name] = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+                # files do not allow names to share memory
+                named[name] = torch.as_tensor(value, dtype=torch.float64, device="cpu").clone()
         self._is_read = True
 
     def add(self, name: str, value: Tensor | Array | float) -> None:
         """Add `value` (any shape, the same at every call) to the sum called `name`."""
         value, self._is_read = _wide(value), False
-        if name in self._sums:
-            self._sums[name] = _beside(value, self._sums[name]) + value
-        else:  # no two names share memory, which files do not allow
-            self._sums[name] = value.clone() if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            return
+        if name in self._added:
+            self._add_up()
+        self._added[name] = value
+
+    def _add_up(self) -> None:
+        """Add what was added since, in few operators."""
+        added, self._added = self._added, {}
+        known = [name for name in added if name in self._sums]
+        held = [_beside(added[name], self._sums[name]) for name in known]
+        self._sums |= added
+        if known:
+            self._sums |= zip(known, torch._foreach_add(held, [added[name] for name in known]), strict=True)
 
     def add_each(self, names: Sequence[tuple[str, ...]], values: Tensor) -> None:
         """Add each of (n, ...) `values` to the sums of all names at its place."""
@@ -74,13 +87,14 @@ class Tally:
         """Keep the elementwise maximum of the values given under `name`."""
         raised, self._is_read = _wide(value), False
         if name in self._peaks:
-            held = _beside(raised, self._peaks[name])
-            both = isinstance(raised, Tensor) and isinstance(held, Tensor)
-            raised = torch.maximum(held, raised) if both else max(held, raised)
+            held = self._peaks[name]
+            raised = torch.maximum(_beside(raised, held), raised) if isinstance(raised, Tensor) else max(held, raised)
         self._peaks[name] = raised
 
     def count(self, name: str) -> int:
         """The sum called `name` as a whole number; 0 where nothing was added."""
+        if name in self._added:
+            self._add_up()
         return int(self._sums.get(name, 0))
 
     def merge(self, other: Tally) -> None:
@@ -94,7 +108,7 @@ class Tally:
         return named | {f"peaks.{name}": value for name, value in self.peaks.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._stacks, self._is_read = {}, False
+        self._added, self._stacks, self._is_read = {}, {}, False
         self._sums = {name.removeprefix("sums."): value for name, value in state.items() if name.startswith("sums.")}
         self._peaks = {name.removeprefix("peaks."): value for name, value in state.items() if name.startswith("peaks.")}
 
@@ -104,9 +118,9 @@ def _wide(value: Tensor | Array | float) -> Any:
     return float(value) if isinstance(value, int | float) else torch.as_tensor(value).detach().to(torch.float64)
 
 
-def _beside(value: Any, held: Any) -> Any:
+def _beside(value: Tensor, held: Tensor | float) -> Tensor:
     """What is held, on the device of a value."""
-    return held.to(value.device) if isinstance(held, Tensor) and isinstance(value, Tensor) else held
+    return torch.as_tensor(held, dtype=torch.float64, device=value.device)
 
 
 class Reservoir:

@@ -167,14 +167,16 @@ class AttentionShift(Probe):
     def _add(self, curves: dict[str, Tensor], measured: Tensor) -> None:
         """Add the curves (B, L, H, C) of those samples that are `measured`, (B,) bool."""
         self.tally.add("samples", measured.sum())
-        for branch, curve in curves.items():
-            curve = curve.masked_fill(~measured[:, None, None, None], 0)
-            self.tally.add(f"curve/{branch}", curve.sum(dim=0))
-            of_heads = shifts(curve)  # none is defined of a curve of zeros
-            for unit, values in (("sample", over_heads(of_heads)), ("head", of_heads)):
-                self.tally.add(f"{unit}_shift/{branch}", values.nansum(dim=0))
-                self.tally.add(f"{unit}_defined/{branch}", values.isnan().logical_not().sum(dim=0))
         self.reservoir("curves").offer({branch: curve.float() for branch, curve in curves.items()}, measured)
+        stacked = torch.stack([*curves.values()]).masked_fill(~measured[:, None, None, None], 0)
+        of_heads = shifts(stacked)  # (branches, B, H); none is defined of a curve of zeros
+        sums = {"curve": stacked.sum(dim=1)}
+        for unit, values in (("sample", over_heads(of_heads)), ("head", of_heads)):
+            sums[f"{unit}_shift"] = values.nansum(dim=1)
+            sums[f"{unit}_defined"] = values.isnan().logical_not().sum(dim=1).double()
+        for name, values in sums.items():
+            for branch, value in zip(curves, values, strict=True):
+                self.tally.add(f"{name}/{branch}", value)
 
     # -- answering ------------------------------------------------------------------------------------------------
 
