@@ -15,7 +15,7 @@ from alula.evaluation import RunResult
 from alula.reports import Outcome, experiment_report
 from alula_fledgling.quickstart import METHODS, Plan, jobs, quickstart
 
-NAMES = ("full", "lora", "wings")
+NAMES = ("full", "lora", "wings", "experts")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_all_methods_share_the_base_and_one_learning_rate(finished: tuple[Plan, 
     rates = {name: set(plan.recipe(0, name).stages[-1].learning_rates.values()) for name in (*NAMES, "full-10x")}
     shared = rates["full"]
     assert len(shared) == 1
-    assert rates["lora"] == rates["wings"] == shared
+    assert rates["lora"] == rates["wings"] == rates["experts"] == shared
     assert rates["full-10x"] == {10 * next(iter(shared))}
     data = [plan.recipe(0, method.name).stages[-1].data for method in METHODS]
     steps = {(stage.steps, stage.batch_size) for m in METHODS for stage in plan.recipe(0, m.name).stages}
@@ -51,11 +51,12 @@ def test_all_methods_share_the_base_and_one_learning_rate(finished: tuple[Plan, 
     assert len(steps) == 1
 
 
-def test_wings_answers_bare_text_exactly_as_the_base(finished: tuple[Plan, Outcome]) -> None:
+@pytest.mark.parametrize("method", ["wings", "experts"])
+def test_grafts_answer_bare_text_exactly_as_the_base(finished: tuple[Plan, Outcome], method: str) -> None:
     plan, _ = finished
-    base, wings = (RunResult.load(jobs.answers_path(plan, 0, name)) for name in ("base", "wings"))
-    assert [i.answer for i in base.tasks["text_bare"].items] == [i.answer for i in wings.tasks["text_bare"].items]
-    host, tuned = alula.load_model(plan.aligned(0)), alula.load_model(plan.run_directory(0, "wings") / "final")
+    base, graft = (RunResult.load(jobs.answers_path(plan, 0, name)) for name in ("base", method))
+    assert [i.answer for i in base.tasks["text_bare"].items] == [i.answer for i in graft.tasks["text_bare"].items]
+    host, tuned = alula.load_model(plan.aligned(0)), alula.load_model(plan.run_directory(0, method) / "final")
     ids = host.processor.tokenizer("What is 7 plus 5?", return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(host.model(**ids).logits, tuned.model(**ids).logits)

@@ -67,6 +67,11 @@ def test_experts_are_scaled_as_lora_is(tmp_path: Path) -> None:
     assert samples["wings-best"] == 2 * 9600
 
 
+def test_the_experts_of_the_quickstart_are_an_arm(tmp_path: Path) -> None:
+    plan = FrontierPlan(tmp_path, arms=("experts-wide",))
+    assert plan.own.recipe(0, "experts").stages == plan.recipe_of(0, plan.chosen[0]).stages
+
+
 def test_distilled_arms_differ_in_one_key(tmp_path: Path) -> None:
     plan = FrontierPlan(tmp_path)
     arms = {arm.name: arm for arm in plan.chosen}

@@ -22,18 +22,18 @@ def quickstart(
     ] = Path("runs/quickstart"),
     seeds: Annotated[str, typer.Option(help="Training seeds, comma separated; each repeats all trainings.")] = "0",
     methods: Annotated[
-        str, typer.Option(help="Comma separated, out of full, full-10x, lora, wings.")
-    ] = "full,full-10x,lora,wings",
+        str, typer.Option(help="Comma separated, out of full, full-10x, lora, wings, experts.")
+    ] = "full,full-10x,lora,wings,experts",
     items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions per task.")] = 400,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side; default: one per core.")] = None,
     steps: Annotated[float, typer.Option(min=0.001, help="Factor on the trainings' steps, for a quick look.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")] = False,
 ) -> None:
-    """Tune one model four ways on the same images and measure how much text skill each way keeps.
+    """Tune one model five ways on the same images and measure how much text skill each way keeps.
 
     Joins the LLM and the vision tower of the fledgling, aligns them once, then tunes them by full fine-tuning (at
-    the shared and at ten times the learning rate), LoRA and Wings. Base and tuned models answer the same held-out
-    questions: text bare, text after an image, visual skill, interleaved dialogues. Ends with a table and a
+    the shared and at ten times the learning rate), LoRA, Wings and experts. Base and tuned models answer the same
+    held-out questions: text bare, text after an image, visual skill, interleaved dialogues. Ends with a table and a
     self-contained HTML report.
     """
     from rich.console import Console
