@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from alula.errors import UsageError
+from alula.errors import SeamError, UsageError
 from alula.probes import Geometry
 from alula.probes.projection import to_plane
 from tests import zoo
-from tests.probes.models import singles, states
+from tests.probes.models import deep, singles, states
 
 LAYOUTS = ("3I4I2", "2I5", "1I6", "7", "I3")
 SITES = ("stream", "attention_norm", "attention", "mlp_norm", "mlp")
@@ -180,6 +180,13 @@ def test_pca_is_the_plane_of_largest_variance() -> None:
 def test_options_are_checked(option: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Geometry(**option)
+
+
+def test_a_layer_that_is_left_out_is_told(inputs: dict[str, Any]) -> None:
+    model = deep(layers=3, sliding=False).double()
+    model.model.language_model.layers[1].forward = lambda hidden_states, **_: hidden_states
+    with pytest.raises(SeamError, match="mlp was seen in 2 of 3 states"):
+        measure(model, inputs, sites=("mlp",))
 
 
 def test_a_prompt_of_one_row_has_nothing_to_place(model: Any) -> None:

@@ -105,8 +105,8 @@ class Geometry(StateProbe):
     pairs of a member with itself (and, between kinds, pairs from one sample) are taken out again. Intervals of norms
     and changes are bootstrap intervals over at most `keep` samples.
 
-    During a forward states are copied, and computed together once they take 256 MiB (on a CPU 1 MiB); of those before,
-    as many are held as the largest offset reaches back.
+    During a forward the states of a site are copied, and computed together once they take 256 MiB (on a CPU 1 MiB); of
+    those before, as many are held as the largest offset reaches back.
 
     Attributes:
         text: the token set taken for text.
@@ -295,7 +295,12 @@ class Geometry(StateProbe):
         entries: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         for site in self.sites:
             self._finish_block(forward, notes, site)
-            found = _joined(notes[site, "parts"], here.device)
+            found, count = _joined(notes[site, "parts"], here.device), self._count(forward, site)
+            if len(found["first"]) != count:
+                raise SeamError(
+                    f"{site} was seen in {len(found['first'])} of {count} states",
+                    remedy="measure without what leaves parts of layers out",
+                )
             self.tally.add(f"first/{site}", found["first"].sum(dim=1, dtype=torch.float64))
             self._add_site(site, kinds, found)
             names = ("norms", *(f"change{n}" for n in self.offsets if f"change{n}" in found))

@@ -209,7 +209,7 @@ class VocabularyLens(StateProbe):
         """
         log_q = log_probabilities(anatomy, rows.flatten(0, 3)).view(*rows.shape[:4], -1)  # (N, B, K, T, V)
         # 0 * -inf is NaN, which a vocabulary with masked tokens would give
-        log_q = log_q.clamp(min=torch.finfo(log_q.dtype).min)
+        log_q.clamp_(min=torch.finfo(log_q.dtype).min)
         q = log_q.exp()
         weight, here = chosen.weight.to(q.device), chosen.here.to(q.device)  # (B, K, T), (B, K)
         entropy = _cross_entropy(q, log_q)  # (N, B, K, T)
