@@ -30,6 +30,21 @@ def test_no_count_is_above_the_committed_one(section: str, launches: Any) -> Non
     assert found[section].keys() == committed[section].keys()
 
 
+@pytest.mark.parametrize("section", ["fledgling", "7b"])
+def test_wings_keep_to_their_budgets(section: str, launches: Any) -> None:
+    """Fewer launches than LoRA's in a prompt and in a step. Where images stand is read once, in front of the layers of
+    a prompt; a step waits for nothing."""
+    counts = json.loads(launches.RESULTS.read_text())["counts"][section]
+    host, wings = counts["host"], counts["Wings (mass)"]
+    for workload, most in (("prompt", 45), ("step", 30), ("training step", 130)):
+        more = {what: value - host[workload][what] for what, value in wings[workload].items()}
+        assert more["launches a layer"] <= most
+        assert more["copies a layer"] == more["copies a forward"] == more["waits a layer"] == 0
+        assert more["waits a forward"] == (0 if workload == "step" else 1)
+    for workload in ("ragged prompt", "ragged step"):
+        assert wings[workload]["waits a forward"] - host[workload]["waits a forward"] == ("prompt" in workload)
+
+
 def test_all_probes_together_keep_to_their_budget(launches: Any) -> None:
     """At most 25 launches a layer; what they measure is copied and waited for when it is read."""
     counts = json.loads(launches.RESULTS.read_text())["counts"]["probes"]
