@@ -13,6 +13,7 @@ from alula.evaluation.results import Estimate
 from alula.reports import readings
 from alula.reports.document import Block, Cell, Document, Facts, Figure, FigureRow, Section, Table
 from alula.reports.figures import Point, scatter
+from alula.reports.figures.scatter import SIZE
 from alula.reports.outcome import Outcome
 from alula.reports.summary import Method, Summary
 from alula.reports.wording import MISSING, bounds, count, duration, listing, percent, points, rates
@@ -110,7 +111,9 @@ def _group(ablation: Ablation, method: Method) -> str:
     return next(arm.group for arm in ablation.arms if arm.name == method.name)
 
 
-def tradeoff(ablation: Ablation, summary: Summary, shown: list[Method], column: Column) -> str | None:
+def tradeoff(
+    ablation: Ablation, summary: Summary, shown: list[Method], column: Column, size: tuple[int, int] = SIZE
+) -> str | None:
     """What arms kept against what they see, as SVG; None where the base had nothing to keep, or no arm is shown."""
     sight = next(each for each in ablation.columns if not each.kept)
     dots = []
@@ -124,7 +127,8 @@ def tradeoff(ablation: Ablation, summary: Summary, shown: list[Method], column: 
     of_kind = f", {column.kind} turns" if column.kind else ""
     title = f"{summary.title(column.task)}{of_kind}: share of the base's accuracy kept"
     reference = (1.0, "the untuned base")
-    return scatter(dots, title=title, x_title="visual questions answered right", y_title=title, reference=reference)
+    across = "visual questions answered right"
+    return scatter(dots, title=title, x_title=across, y_title=title, reference=reference, size=size)
 
 
 def _scatter(ablation: Ablation, summary: Summary, group: str, column: Column) -> str | None:

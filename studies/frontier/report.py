@@ -8,6 +8,7 @@ from dataclasses import replace
 from rich.table import Table as TerminalTable
 from scipy.stats import spearmanr
 
+from alula.evaluation import across_seeds
 from alula.reports.document import Cell, Document, Section, Table
 from alula.reports.experiment import dialogues
 from alula.reports.summary import Summary
@@ -22,6 +23,8 @@ SHOWN = (
     "experts-both", "experts-wide", "full-distill", "lora-distill", "experts-seen-distill", "experts-both-distill",
 )  # fmt: skip
 """arms of the figure that stands for all"""
+SIZE = (780, 640)
+"""of that figure: many arms lie within a few percent of each other"""
 _AIM_COLUMNS = ("bare text: answers changed", "behind an image: kept", "visual skill against full tuning", "time")
 
 
@@ -53,9 +56,12 @@ def table(outcome: FrontierOutcome) -> TerminalTable:
 
 
 def markdown(outcome: FrontierOutcome) -> str:
-    """Three tables for docs: the arms, the questions, and the arms against the aim."""
+    """Four tables for docs: the arms, the questions, the arms against the aim, and what they see."""
     lines = [f"| the aim | {' | '.join(_AIM_COLUMNS)} |", "|---|" + "---|" * len(_AIM_COLUMNS)]
     lines += [f"| {_name(outcome, each)} | {' | '.join(_judged(each))} |" for each in judge(outcome)]
+    kinds = _kinds(outcome)
+    lines += ["", f"| visual skill: right | {' | '.join(kinds)} |", "|---|" + "---|" * len(kinds)]
+    lines += [f"| {method.label} | {' | '.join(_seen(kinds, name))} |" for name, method in outcome.methods.items()]
     own = "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
     return f"{arms.markdown(FRONTIER, outcome, _more(outcome))}\n{own}\n"
 
@@ -65,7 +71,7 @@ def figures(outcome: FrontierOutcome) -> dict[str, str]:
     summary = Summary(outcome)
     shown = [method for method in summary.methods if method.name in SHOWN]
     behind = next(column for column in FRONTIER.columns if column.task == "text_after_image")
-    first = arms.tradeoff(FRONTIER, summary, shown, behind)
+    first = arms.tradeoff(FRONTIER, summary, shown, behind, SIZE)
     return {**({} if first is None else {"frontier": first}), **arms.figures(FRONTIER, outcome)}
 
 
@@ -75,8 +81,11 @@ def report(outcome: FrontierOutcome) -> Document:
     rows = [[Cell(_name(outcome, each)), *map(Cell, _judged(each))] for each in judge(outcome)]
     lead = [*aims(outcome), *_razor(outcome)]
     aim = Section("The aim", lead, [Table(["", *_AIM_COLUMNS], rows)])
+    kinds = _kinds(outcome)
+    seen = [[Cell(method.label), *map(Cell, _seen(kinds, name))] for name, method in outcome.methods.items()]
+    sight = Section("What they see", ["Visual questions answered right, by kind."], [Table(["", *kinds], seen)])
     found = dialogues(Summary(outcome))
-    return replace(document, sections=[aim, *document.sections, *([found] if found else [])])
+    return replace(document, sections=[aim, *document.sections, sight, *([found] if found else [])])
 
 
 def _more(outcome: FrontierOutcome) -> dict[str, dict[str, str]]:
@@ -86,6 +95,19 @@ def _more(outcome: FrontierOutcome) -> dict[str, dict[str, str]]:
         "KL(base, tuned)": {name: MISSING if math.isnan(nat) else f"{nat:.3f}" for name, nat in nats.items()},
         "time": {name: _times(value) for name, value in times.items()},
     }
+
+
+def _kinds(outcome: FrontierOutcome) -> dict[str, dict[str, float]]:
+    """Kind of visual question -> arm -> its accuracy, mean over trainings."""
+    kinds: dict[str, dict[str, float]] = {}
+    for name, method in outcome.methods.items():
+        for kind, found in across_seeds(method.results("visual")).groups.items():
+            kinds.setdefault(kind, {})[name] = found.tuned.mean.value
+    return kinds
+
+
+def _seen(kinds: dict[str, dict[str, float]], arm: str) -> list[str]:
+    return [percent(found[arm]) for found in kinds.values()]
 
 
 def _judged(each: Judgement) -> list[str]:

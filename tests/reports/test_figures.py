@@ -13,7 +13,7 @@ import pytest
 from alula.evaluation import Estimate
 from alula.reports.figures import Curve, Line, Point, Sides, butterfly, cloud, curves, lines, scatter
 from alula.reports.figures.canvas import Scale, nice_step, spread, text_width
-from alula.reports.figures.markers import MARKERS, marker_path
+from alula.reports.figures.markers import MARKERS, marker_path, marker_svg
 from alula.reports.palette import SERIES_DARK, SERIES_LIGHT
 
 
@@ -144,6 +144,7 @@ def test_helpers() -> None:
 
 def test_every_series_has_its_own_marker() -> None:
     assert len({marker_path(k, 0, 0, 5) for k in range(len(MARKERS))}) == len(MARKERS) == len(SERIES_LIGHT)
+    assert len({marker_svg(k) for k in range(2 * len(MARKERS))}) == 2 * len(MARKERS)  # shape and color together
 
 
 def luminance(colour: str) -> float:

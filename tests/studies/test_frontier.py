@@ -18,7 +18,7 @@ from alula.hosts.stops import stop_ids
 from alula.loading import load_model
 from alula.reports import render
 from studies.frontier import ARMS, DISTILLED, FRONTIER, FrontierOutcome, FrontierPlan, frontier
-from studies.frontier.aim import judge
+from studies.frontier.aim import judge, relative_time
 from studies.frontier.divergence import divergences
 from studies.frontier.report import aims, figures, markdown, report, table, verdict
 from studies.passes import held_out
@@ -45,7 +45,7 @@ def test_the_record_holds_every_arm(finished: tuple[FrontierPlan, FrontierOutcom
     assert "The aim" in page
     assert "Text turns answered right" in page
     rows = [line for line in markdown(outcome).splitlines() if line.startswith("| experts (seen) |")]
-    assert [row.count("|") for row in rows] == [10, 6]
+    assert [row.count("|") for row in rows] == [10, 6, 10]
     assert any("on the MLP against LoRA on the MLP" in sentence for sentence in verdict(outcome))
 
 
@@ -205,6 +205,11 @@ def test_the_page_has_the_tables_of_the_record_it_names() -> None:
     assert named is not None
     outcome = FrontierOutcome.load(ROOT / "benchmarks" / "results" / named[1])
     rows = [line for line in markdown(outcome).splitlines() if line.startswith("|")]
-    assert len(rows) > 20
+    assert len(rows) > 40
     assert not [row for row in rows if row not in page]
     assert render(report(outcome))
+    timed = re.search(r"benchmarks/results/(frontier-seed-\d+\.json)\)", page)
+    assert timed is not None
+    costs = FrontierOutcome.load(ROOT / "benchmarks" / "results" / timed[1])
+    times = [(costs.methods[arm].label, relative_time(costs, arm)) for arm in costs.costs]
+    assert [time for label, time in times if f"| {label} | {time:.2f}x |" not in page] == []

@@ -1,4 +1,4 @@
-"""A marker per series."""
+"""A marker per series: where there are more series than shapes, a shape comes again in another color."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MARKERS = ("circle", "square", "diamond", "up", "down", "hexagon", "cross")
 
 def marker_path(series: int, x: float, y: float, r: float) -> str:
     """Return the SVG path data of the series' marker centred on (x, y) with radius ``r``."""
-    shape = MARKERS[series % len(MARKERS)]
+    shape = MARKERS[(series + series // len(MARKERS)) % len(MARKERS)]
     if shape == "circle":
         return f"M{x - r:.2f} {y:.2f}a{r:.2f} {r:.2f} 0 1 0 {2 * r:.2f} 0a{r:.2f} {r:.2f} 0 1 0 {-2 * r:.2f} 0Z"
     if shape == "cross":

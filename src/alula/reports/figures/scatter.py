@@ -12,9 +12,12 @@ from alula.reports.figures.frame import frame
 from alula.reports.figures.markers import marker_path
 from alula.reports.palette import colour
 
-WIDTH, HEIGHT = 560, 450
+SIZE = (560, 450)
+"""width and height in pixels, enough for some seven points"""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 44, 54
 _RADIUS, _FONT = 6.5, 13.0
+_GAP = 5.0
+"""left free at both ends of a label, since its width is known only about"""
 
 
 @dataclass(frozen=True)
@@ -41,20 +44,29 @@ class _Box:
         return max(0.0, wide) * max(0.0, high)
 
 
-def scatter(points: Sequence[Point], *, title: str, x_title: str, y_title: str, reference: tuple[float, str]) -> str:
+def scatter(
+    points: Sequence[Point],
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    reference: tuple[float, str],
+    size: tuple[int, int] = SIZE,
+) -> str:
     """Return the scatter plot as SVG.
 
     Args:
         points: at least one.
         reference: a y value to mark with a dashed line, and its name.
+        size: width and height in pixels.
     """
     x_low, x_high = _range([p.x for p in points], [r[0] for p in points for r in p.repeats])
     y_low, y_high = _range([p.y for p in points], [*(r[1] for p in points for r in p.repeats), reference[0]])
-    x = Scale(x_low, x_high, _LEFT, WIDTH - _RIGHT)
-    y = Scale(y_low, y_high, HEIGHT - _BOTTOM, _TOP)
-    canvas = Canvas(WIDTH, HEIGHT)
+    x = Scale(x_low, x_high, _LEFT, size[0] - _RIGHT)
+    y = Scale(y_low, y_high, size[1] - _BOTTOM, _TOP)
+    canvas = Canvas(*size)
     frame(canvas, x, y, x_title=x_title, y_title=y_title, x_format=_percent, y_format=_percent)
-    canvas.line(_LEFT, y(reference[0]), WIDTH - _RIGHT, y(reference[0]), class_="reference")
+    canvas.line(x.start, y(reference[0]), x.end, y(reference[0]), class_="reference")
     for point in points:
         for dot_x, dot_y in point.repeats:
             canvas.add(
@@ -72,7 +84,7 @@ def scatter(points: Sequence[Point], *, title: str, x_title: str, y_title: str, 
         canvas.close()
         bars += [_Box(low_x, at_y - 2, high_x, at_y + 2), _Box(at_x - 2, high_y, at_x + 2, low_y)]
     level = y(reference[0])
-    line = _Box(_LEFT, level - 2, WIDTH - _RIGHT, level + 2)
+    line = _Box(x.start, level - 2, x.end, level + 2)
     side, anchor = _free_side(points, x, reference[0])
     wide = text_width(reference[1], _FONT)
     note = _Box(side - wide * (anchor == "end"), level - 6 - _FONT, side + wide * (anchor == "start"), level - 2)
@@ -84,10 +96,10 @@ def scatter(points: Sequence[Point], *, title: str, x_title: str, y_title: str, 
 def _label(canvas: Canvas, points: Sequence[Point], x: Scale, y: Scale, bars: Sequence[_Box], note: _Box) -> None:
     centres = [(x(p.x.value), y(p.y.value)) for p in points]
     dots = [_Box(cx - 9, cy - 9, cx + 9, cy + 9) for cx, cy in centres]
-    frame_box = _Box(_LEFT, _TOP, WIDTH - 4, HEIGHT - _BOTTOM)
+    frame_box = _Box(x.start, y.end, x.end + _RIGHT - 4, y.start)
     placed = [note]
     for point, (cx, cy) in zip(points, centres, strict=True):
-        width, height = text_width(point.label, _FONT), _FONT * 1.15
+        width, height = text_width(point.label, _FONT) + 2 * _GAP, _FONT * 1.15
         best: tuple[float, _Box, float] | None = None
         for distance in (14.0, 22.0, 34.0, 48.0, 64.0, 84.0, 108.0):
             for angle in range(0, 360, 30):
@@ -109,7 +121,7 @@ def _label(canvas: Canvas, points: Sequence[Point], x: Scale, y: Scale, bars: Se
         if distance > 22:
             near_x, near_y = min(max(cx, box.left), box.right), min(max(cy, box.top), box.bottom)
             canvas.line(cx, cy, near_x, near_y, class_="leader")
-        canvas.text(box.left, box.bottom - 3, point.label, fill=colour(point.series), class_="label")
+        canvas.text(box.left + _GAP, box.bottom - 3, point.label, fill=colour(point.series), class_="label")
 
 
 def _range(estimates: Sequence[Estimate], more: Sequence[float]) -> tuple[float, float]:
