@@ -93,6 +93,8 @@ def attention_forward(
     if not shared:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        attention_mask = alula.once(_with_a_key, attention_mask)
     is_few = query.shape[2] <= _FEW_QUERIES and (attention_mask is not None or query.shape[2] == 1)
     values = _key_values(shared, key.shape[2], value.dtype, alula, 0 if is_few else value.shape[-1])
     options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -347,6 +349,12 @@ def _with_sums(
     output, _ = sdpa_attention_forward(module, query, key, widened, mask, **options)
     output, sums = output.split([width, padding], dim=-1)
     return output.contiguous(), sums
+
+
+def _with_a_key(mask: Tensor) -> Tensor:
+    """A boolean mask in which a query that may attend to nothing, which is padding, attends to all: cuDNN's kernel, the
+    default on recent accelerators, gives such a query numbers, and gradients that are none."""
+    return mask | ~mask.any(dim=-1, keepdim=True)
 
 
 def _takes_wide_values(query: Tensor) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from alula import TokenMap, WingsConfig
 from alula.grafts.wings.learners import MOST_SEGMENTS, keys_of
@@ -145,3 +147,33 @@ def test_what_stands_in_padding_does_not_matter() -> None:
                 ).logits
             )
     torch.testing.assert_close(logits[0][kind >= 0], logits[1][kind >= 0], atol=1e-5, rtol=1e-5)
+
+
+class Masks(TorchFunctionMode):
+    """Collects the boolean masks that attention is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[torch.Tensor] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        mask = (kwargs or {}).get("attn_mask")
+        if function is torch.nn.functional.scaled_dot_product_attention and mask is not None:
+            self.found.append(mask)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_every_query_of_a_mask_has_a_key(side: str) -> None:
+    """Also padding and queries whose learner has no key for them: kernels differ in what they make of others."""
+    model, _ = grafted("llama", WingsConfig(rank=4))
+    kind = tokens_of("..II..I.", "..I..", "III", side=side).modality.repeat_interleave(4, dim=1)
+    mask = (kind >= 0).to(torch.int64)
+    with Masks() as masks:
+        model(
+            input_ids=torch.randint(0, 50, kind.shape),
+            attention_mask=mask,
+            token_map=TokenMap.from_modalities(kind, mask),
+        )
+    assert len(masks.found) >= 2 * model.config.num_hidden_layers  # the decoder's own and learners'
+    assert all(found.dtype == torch.bool and found.any(dim=-1).all() for found in masks.found)
