@@ -104,8 +104,9 @@ class GraftCacheLayer(_TokenLayer):
     def peek(self, layers: Sequence[int], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Each (B, layers * h, S + tokens, w): what is stored for layers in a row, followed by (B, layers * h, tokens,
         w) that are not yet."""
-        place = self.layers.index(layers[0]) / len(layers)
-        mine = [slice(int(place * new.shape[1]), int((place + 1) * new.shape[1])) for new in (keys, values)]
+        first = self.layers.index(layers[0])
+        starts = [first * (new.shape[1] // len(layers)) for new in (keys, values)]
+        mine = [slice(start, start + new.shape[1]) for start, new in zip(starts, (keys, values), strict=True)]
         return self._peek("keys", keys, mine[0]), self._peek("values", values, mine[1])
 
     def append(self, new: Mapping[tuple[int, ...], tuple[Tensor, Tensor]]) -> None:

@@ -15,7 +15,7 @@ from alula.grafts.wings.prefill import PrefillEngine
 from alula.grafts.wings.published import PublishedEngine
 from alula.seam import NAME
 from tests import zoo
-from tests.grafts.common import CONFIGS, grafted
+from tests.grafts.common import CONFIGS, grafted, wake
 
 HOST = "llava-llama"
 SHORT, LONG = "1I2", "2I9I9I7"
@@ -70,3 +70,35 @@ def test_released_weights_have_an_engine_of_their_own(layout: str) -> None:
 def test_without_an_image_there_is_nothing_to_compute() -> None:
     model, _ = grafted(HOST)
     assert engines_of(model, zoo.batch(HOST, "5"))[0] == set()
+
+
+STEP = torch.tensor([[7]])
+
+
+@pytest.mark.parametrize("config", ["mass", "keys kept"])
+@pytest.mark.parametrize("prompt", ["with gradients", "of text", "before the change"])
+def test_steps_go_by_the_parameters_as_they_are(prompt: str, config: str) -> None:
+    """Matrices that were put together for an earlier prompt are no part of them, whatever came between."""
+
+    def logits(*, has_run: bool) -> Tensor:
+        model, graft = grafted(HOST, config)
+        if has_run:
+            with torch.no_grad():
+                model(**zoo.batch(HOST, LONG))
+        if prompt != "before the change":
+            wake(graft, seed=5)
+        with torch.set_grad_enabled(prompt == "with gradients"):
+            first = zoo.batch(HOST, "9" if prompt == "of text" else LONG)
+            cache = model(**first, use_cache=True).past_key_values
+        step: dict[str, Any] = {"input_ids": STEP}
+        if prompt == "of text":
+            step = {name: value for name, value in zoo.batch(HOST, "1I1").items() if name != "attention_mask"}
+        if prompt == "before the change":
+            wake(graft, seed=5)
+            if not has_run:
+                with torch.no_grad():
+                    model(**zoo.batch(HOST, LONG))
+        with torch.no_grad():
+            return model(**step, past_key_values=cache).logits
+
+    torch.testing.assert_close(logits(has_run=True), logits(has_run=False))

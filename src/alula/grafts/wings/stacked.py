@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -124,15 +124,26 @@ def along(stacked: Tensor, dim: int = 0) -> Sequence[Tensor]:
     return [stacked.squeeze(dim)] if stacked.shape[dim] == 1 else stacked.unbind(dim)
 
 
+class _Kept(NamedTuple):
+    """Matrices that were put together, and the parameters they were made of, each at the version it had."""
+
+    dtype: torch.dtype
+    device: torch.device
+    weights: Weights
+    parameters: list[nn.Parameter]
+    versions: list[int]
+
+
 class Siblings:
     """All layers of one graft, whose matrices are put together once per prompt where nothing is trained.
 
-    What was put together is kept for the steps of decoding behind it: a cache goes on with the weights it began with.
+    What was put together is kept for the steps of decoding behind it, while no parameter is changed or exchanged. Only
+    what is written past autograd (``parameter.data``) is not seen before the next prompt.
     """
 
     def __init__(self) -> None:
         self.layers: list[Any] = []
-        self._kept: tuple[torch.dtype, torch.device, Weights] | None = None
+        self._kept: _Kept | None = None
 
     @property
     def share_keys(self) -> bool:
@@ -143,10 +154,10 @@ class Siblings:
 
     def of_layer(self, layer: Any, like: Tensor) -> Weights:
         """Those of one layer: some that were put together for a prompt, or put together now."""
-        kept = self._kept
+        kept = self._kept  # no older than this forward, see `weights`
         if torch.is_grad_enabled() or kept is None or kept[:2] != (compute_dtype(like), like.device):
             return Weights.of([layer.learners()], compute_dtype(like))
-        return kept[2].at(self.layers.index(layer))
+        return kept.weights.at(self.layers.index(layer))
 
     def weights(self, like: Tensor, *, fresh: bool) -> Weights | None:
         """Those of all layers; None where they cannot be put together, since they are spread over devices or processes.
@@ -156,17 +167,35 @@ class Siblings:
             fresh: put them together anew.
         """
         kept = self._kept
-        if not fresh and kept is not None and kept[:2] == (compute_dtype(like), like.device):
-            return kept[2]
-        learners = [layer.learners() for layer in self.layers]
-        parameters = [parameter for those in learners for learner in those for parameter in learner.parameters()]
+        if not fresh and kept is not None and kept[:2] == (compute_dtype(like), like.device) and self._is_unchanged():
+            return kept.weights
+        self._kept = None
+        learners, parameters = [layer.learners() for layer in self.layers], self._parameters()
         # sharded parameters are whole only while their own layer runs
         if any(type(p) is not nn.Parameter or p.dim() != 2 or p.device != like.device for p in parameters):
-            self._kept = None
             return None
         weights = Weights.of(learners, compute_dtype(like))
-        self._kept = compute_dtype(like), like.device, weights
+        if not any(p.is_inference() for p in parameters):  # these do not count their versions
+            versions = [p._version for p in parameters]
+            self._kept = _Kept(compute_dtype(like), like.device, weights, parameters, versions)
         return weights
+
+    def _parameters(self) -> list[nn.Parameter]:
+        """Those of all learners, in an order of their own."""
+        return [
+            parameter
+            for layer in self.layers
+            for learner in layer.learners()
+            for part in (learner.q, learner.k, learner.v, learner.o)
+            for parameter in part._parameters.values()  # `parameters()` is slow, and this is asked in every step
+        ]
+
+    @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
+    def _is_unchanged(self) -> bool:
+        """Whether the parameters are those that what is kept was made of, as they were."""
+        assert self._kept is not None
+        now = zip(self._parameters(), self._kept.parameters, self._kept.versions, strict=True)
+        return all(parameter is made_of and parameter._version == version for parameter, made_of, version in now)
 
 
 def compute_dtype(like: Tensor) -> torch.dtype:
