@@ -14,6 +14,7 @@ from alula.grafts.wings.learners import MOST_SEGMENTS, keys_of
 from alula.grafts.wings.prefill import PARTS, KeyLayout, PrefillEngine, lay_out, parts_of
 from alula.seam import NAME, ForwardContext
 from alula.tokens import KnownTokens, Modality, Role
+from tests import zoo
 from tests.grafts.common import grafted
 
 TEXT, IMAGE, PADDING = int(Modality.TEXT), int(Modality.IMAGE), int(Modality.PADDING)
@@ -47,13 +48,15 @@ BATCHES = {
 
 def layout_of(tokens: TokenMap, config: WingsConfig) -> KeyLayout:
     known = KnownTokens.read(tokens)
-    return lay_out(tokens, known, config, parts_of(known, None if config.system_keys else tokens.role.numpy()))
+    has_roles = not config.system_keys and "textual" in config.learners
+    return lay_out(tokens, known, config, parts_of(known, tokens.role.numpy() if has_roles else None))
 
 
+@pytest.mark.parametrize("learners", [("visual", "textual"), ("visual",)])
 @pytest.mark.parametrize("system_keys", [True, False])
 @pytest.mark.parametrize("name", BATCHES)
-def test_every_token_has_its_place(name: str, system_keys: bool) -> None:
-    tokens, config = BATCHES[name], WingsConfig(system_keys=system_keys)
+def test_every_token_has_its_place(name: str, system_keys: bool, learners: tuple[str, ...]) -> None:
+    tokens, config = BATCHES[name], WingsConfig(system_keys=system_keys, learners=learners)
     layout = layout_of(tokens, config)
     table = torch.randn(*tokens.shape, 2, 3)
     again = layout.restore(layout.arrange(table))
@@ -63,7 +66,7 @@ def test_every_token_has_its_place(name: str, system_keys: bool) -> None:
     assert index.numpy().tolist() == layout.arranged(places.numpy()).tolist()
     assert torch.equal(layout.arrange(table), table[torch.arange(len(table))[:, None], index])
     assert sum(layout.sizes) == index.shape[1]
-    for learner in PARTS[:2]:
+    for learner in learners:
         keys = keys_of(learner, tokens, config)
         part = layout.part(learner)
         for b in range(tokens.shape[0]):
@@ -177,3 +180,16 @@ def test_every_query_of_a_mask_has_a_key(side: str) -> None:
         )
     assert len(masks.found) >= 2 * model.config.num_hidden_layers  # the decoder's own and learners'
     assert all(found.dtype == torch.bool and found.any(dim=-1).all() for found in masks.found)
+
+
+def test_roles_are_nothing_to_the_visual_learner() -> None:
+    """Also where samples differ in where their images stand, and their tokens are laid out one by one."""
+    inputs = zoo.batch("llava-llama", "2I9I3", "1I2")
+    roles = torch.full(inputs["input_ids"].shape, int(Role.USER))
+    roles[:, :6] = roles[:, -2:] = int(Role.SYSTEM)
+    logits = []
+    for system_keys in (True, False):
+        model, _ = grafted("llava-llama", WingsConfig(rank=4, learners=("visual",), system_keys=system_keys))
+        with torch.no_grad():
+            logits.append(model(**inputs, token_roles=roles).logits[inputs["attention_mask"].bool()])
+    assert torch.equal(*logits)

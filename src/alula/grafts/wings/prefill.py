@@ -589,7 +589,8 @@ def _by_segments(part: np.ndarray, lengths: Sequence[int]) -> KeyLayout:
 
 def _by_index(tokens: TokenMap, config: WingsConfig, parts: np.ndarray) -> KeyLayout:
     counts = [int((parts == i).sum(axis=1).max()) for i in range(3)]
-    of_text = keys_of("textual", tokens, config)
+    # as in `parts_of`: without a textual learner its keys are no part of their own
+    of_text = keys_of("textual", tokens, config) if "textual" in config.learners else tokens.is_text
     chosen = (of_text, tokens.is_perceptual, tokens.is_text & ~of_text)
     picked = [first_tokens(each, most) for each, most in zip(chosen, counts, strict=True)]
     index = torch.cat([index for index, _ in picked], dim=1)
