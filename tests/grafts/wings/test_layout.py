@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from alula import TokenMap, WingsConfig
 from alula.grafts.wings.learners import MOST_SEGMENTS, keys_of
-from alula.grafts.wings.prefill import PARTS, KeyLayout, PrefillEngine, lay_out, parts_of
+from alula.grafts.wings.prefill import KeyLayout, PrefillEngine, lay_out, parts_of
 from alula.seam import NAME, ForwardContext
 from alula.tokens import KnownTokens, Modality, Role
 from tests import zoo
