@@ -93,9 +93,9 @@ def attention_forward(
     if not shared:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        attention_mask = alula.once(_with_a_key, attention_mask)
-    is_few = query.shape[2] <= _FEW_QUERIES and (attention_mask is not None or query.shape[2] == 1)
+    is_few, is_blank = query.shape[2] <= _FEW_QUERIES and (attention_mask is not None or query.shape[2] == 1), None
+    if attention_mask is not None and attention_mask.dtype == torch.bool and not is_few:
+        attention_mask, is_blank = alula.once(_with_a_key, attention_mask)
     values = _key_values(shared, key.shape[2], value.dtype, alula, 0 if is_few else value.shape[-1])
     options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
     split = alula.split([request for request, _ in shared])
@@ -114,6 +114,8 @@ def attention_forward(
         )
         output = torch.cat([with_sums, without])[back]
         sums = torch.cat([sums, sums.new_zeros(len(without), *sums.shape[1:])])[back]
+    if is_blank is not None:
+        output = output.masked_fill(is_blank, 0)
     _deliver(shared, sums, alula, module)
     return output, None
 
@@ -351,10 +353,12 @@ def _with_sums(
     return output.contiguous(), sums
 
 
-def _with_a_key(mask: Tensor) -> Tensor:
-    """A boolean mask in which a query that may attend to nothing, which is padding, attends to all: cuDNN's kernel, the
-    default on recent accelerators, gives such a query numbers, and gradients that are none."""
-    return mask | ~mask.any(dim=-1, keepdim=True)
+def _with_a_key(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A boolean mask in which a query that may attend to nothing, which is padding, attends to all, and (B, Q, 1, 1)
+    bool which these are: other kernels give them 0, and cuDNN's, the default on recent accelerators, gives numbers
+    and gradients that are none."""
+    is_blank = ~mask.any(dim=-1, keepdim=True)
+    return mask | is_blank, is_blank.transpose(1, 2)
 
 
 def _takes_wide_values(query: Tensor) -> bool:
