@@ -16,6 +16,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 import alula
 from alula import WingsConfig
 from alula.errors import HostError, UsageError
+from alula.grafts import grafts_of
+from alula.seam import find
 from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
 from tests.grafts.common import ASKS_ATTENTION, CONFIGS, covering, grafted, run, wake
@@ -75,6 +77,18 @@ def test_detach_gives_back_the_attention_implementation(implementation: str) -> 
     assert model.config.text_config._attn_implementation == {"eager": "eager", "sdpa": "alula"}[implementation]
     alula.detach(model)
     assert model.config.text_config._attn_implementation == implementation
+
+
+def test_a_graft_detached_twice_leaves_the_next_of_its_name_alone() -> None:
+    model = zoo.build("llama")
+    first = alula.attach(model, WingsConfig(rank=2))
+    first.detach()
+    second = alula.attach(model, WingsConfig(rank=2))
+    first.detach()
+    assert grafts_of(model) == {"wings": second}
+    second.detach()
+    second.detach()
+    assert find(model) is None
 
 
 @pytest.mark.parametrize("host", ["qwen3", "llava-gemma3", "qwen2_5_vl"])

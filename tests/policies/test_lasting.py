@@ -117,6 +117,19 @@ def test_it_stands_beside_grafts() -> None:
     graft.detach()
 
 
+def test_taken_off_twice_it_leaves_the_next_of_its_name_alone() -> None:
+    model = zoo.build("llava-llama", layers=LAYERS)
+    first = Withdraw(layer=1).attach(model)
+    first.detach()
+    second = Withdraw(layer=2).attach(model)
+    first.detach()
+    assert policies_of(model) == {"withdraw": second}
+    assert model.config.alula_policies["withdraw"]["layer"] == 2
+    second.detach()
+    second.detach()
+    assert find(model) is None
+
+
 def test_names_are_taken_once_and_what_does_not_fit_leaves_nothing() -> None:
     model, _ = built()
     Withdraw(layer=1).attach(model)

@@ -148,7 +148,9 @@ class Graft(Owner, abc.ABC):
             self.place(index, module)
 
     def detach(self) -> None:
-        """Take every part and hook out of the host again."""
+        """Take every part and hook out of the host again, where they were not yet."""
+        if self.seam.owners.get(self.name) is not self:
+            return  # another may have its name by now
         for handle in self._handles:
             handle.remove()
         for index in self.layers:

@@ -169,7 +169,9 @@ class Attached(Owner):
         return marked(self.owner_id)
 
     def detach(self) -> None:
-        """Take it off; without others the host is bit for bit what it was."""
+        """Take it off, where it was not yet; without others the host is bit for bit what it was."""
+        if self.seam.owners.get(self.name) is not self:
+            return  # another may have its name by now
         self.seam.forget(self.standing)
         retract(self.seam.anatomy.host, self.name, key=POLICIES)
         self.seam.release(self.name)
