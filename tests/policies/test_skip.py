@@ -463,3 +463,14 @@ def test_an_mlp_given_what_attention_is_given(host: str) -> None:
     assert (expected - plain).abs().max() > 1e-3
     with pytest.raises(HostError, match="no MLP module"), ParallelAttention().on(zoo.build("opt")):
         pass
+
+
+@pytest.mark.parametrize("choice", ["first", "strided", "random"])
+def test_a_share_is_rounded_down_as_written(choice: Any) -> None:
+    """0.29 of 100 tokens are 29, also where floating point has their product at 28.999..."""
+    model, ids = zoo.build("llama"), torch.arange(100)[None] % 50
+    logits = []
+    for share in (0.29, 0.2901):
+        with Skip(part="mlp", tokens="all", share=share, choice=choice).on(model), torch.no_grad():
+            logits.append(model(input_ids=ids).logits)
+    assert torch.equal(*logits)

@@ -114,14 +114,18 @@ class Skip(Policy):
             return these
         count = these.cumsum(dim=1).double()  # half of 3 tokens is 1, whatever the model computes in
         if self.choice == "strided":
-            return these & ((count * self.share).floor() > ((count - 1) * self.share).floor())
-        wanted = (count[:, -1:] * self.share).floor()
+            return these & (self._share_of(count) > self._share_of(count - 1))
+        wanted = self._share_of(count[:, -1:])
         if self.choice == "first":
             return these & (count <= wanted)
         drawn = _drawn(tokens.position, self.seed or 0) if self.choice == "random" else hidden.float().norm(dim=-1)
         order = drawn.masked_fill(~these, -1).argsort(dim=1, descending=True, stable=True)
         places = torch.arange(order.shape[1], device=order.device).expand_as(order)
         return these & (torch.empty_like(order).scatter(1, order, places) < wanted)
+
+    def _share_of(self, count: Tensor) -> Tensor:
+        """How many of (B, ..) float64 counts of tokens: 29 of 100 by 0.29, though their product is a little less."""
+        return (count * self.share + 1e-9).floor()
 
 
 def _check_lender(stand: Stand, layer: int) -> None:
