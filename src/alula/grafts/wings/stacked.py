@@ -201,4 +201,5 @@ class Siblings:
 def compute_dtype(like: Tensor) -> torch.dtype:
     """What products with these hidden states are computed in."""
     kind = like.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+    is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if is_cast else like.dtype
