@@ -9,6 +9,7 @@ import pytest
 from alula.data import open_mixture
 from alula.errors import RecipeError, UsageError
 from alula.grafts import WingsConfig
+from alula.policies import Budget, Prune, policy_of
 from alula.probes import AttentionShift, Geometry, Overlap, Probe
 from alula.training import parse_recipe
 from alula.training.notation import read_yaml
@@ -98,3 +99,27 @@ def test_published_settings_take_no_stand_ins_and_no_phantoms() -> None:
     assert "more)" not in caught.value.message
     with pytest.raises(UsageError, match=r"router_rows: it stands beside router_tokens"):
         WingsConfig.from_dict({"router_tokens": 8, "router_rows": 4096})
+
+
+def test_a_misspelt_key_is_told_before_the_one_that_is_missing_for_it() -> None:
+    with pytest.raises(UsageError, match=r"Budget\.tokens: unknown key; did you mean `image_tokens`\? \(and 1 more\)"):
+        Budget(tokens=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("criterion", "words"),
+    [
+        ("gird", "Prune.criterion: unknown name 'gird'; did you mean `grid`?"),
+        ({"name": "fastv"}, "Prune.criterion: unknown name 'fastv'\n  remedy: name is one of: last_query_attention, "),
+        ({"seed": 1}, "Prune.criterion: the key 'name' is required here"),
+    ],
+)
+def test_an_unknown_name_is_told_with_those_there_are(criterion: Any, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Prune(stages=[(2, 0.5)], criterion=criterion)
+    assert words in str(caught.value)
+
+
+def test_saved_policies_without_a_type_are_asked_for_one() -> None:
+    with pytest.raises(UsageError, match=r"the key 'policy_type' is required\n.*policy_type is one of: budget"):
+        policy_of({"layer": 3})

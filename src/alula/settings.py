@@ -132,17 +132,20 @@ def problems(error: ValidationError, schema: Any, given: Any, lines: yaml.Node |
 
 
 def refusal(error: ValidationError, schema: Any, given: Any, *, where: Callable[[str], str]) -> UsageError:
-    """The first problem as an error, with the number of others.
+    """The first problem as an error, with the number of others. Of a key that is missing it tells last.
 
     Args:
         error, schema, given: as `problems` takes them.
         where: what a setting is called, given its path; the path is empty for the whole.
     """
     found = problems(error, schema, given)
-    first, more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    first = min(found, key=lambda problem: problem.what == _REQUIRED)  # a key that is misspelt is missing as well
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first.loc).removeprefix(".")
     return UsageError(first.what + more, where=where(path), remedy=first.remedy)
 
+
+_REQUIRED = "this key is required"
 
 _WANTED = {
     "int_type": "a whole number is wanted here",
@@ -163,7 +166,15 @@ def _problem(item: Mapping[str, Any], schema: Any, given: Any, lines: yaml.Node 
         what = "unknown key" + (f"; did you mean `{close[0]}`?" if close else "")
         remedy = f"legal keys: {', '.join(legal)}"
     elif kind in ("missing", "missing_argument"):
-        what = "this key is required"
+        what = _REQUIRED
+    elif kind == "union_tag_invalid":
+        key, tag = item["ctx"]["discriminator"].strip("'"), item["ctx"]["tag"]
+        legal = re.findall(r"'([^']*)'", item["ctx"]["expected_tags"])
+        close = difflib.get_close_matches(tag, legal, n=1)
+        what = f"unknown {key} {tag!r}" + (f"; did you mean `{close[0]}`?" if close else "")
+        remedy = f"{key} is one of: {', '.join(legal)}"
+    elif kind == "union_tag_not_found":
+        what = f"the key {item['ctx']['discriminator']} is required here"
     elif kind in ("value_error", "setting"):
         what = message.removeprefix("Value error, ")
     elif kind in ("model_type", "model_attributes_type", "dataclass_type"):
@@ -193,7 +204,10 @@ def _as_written(loc: tuple[Any, ...], given: Any) -> tuple[Any, ...]:
         if isinstance(here, list | tuple) and isinstance(part, int) and part < len(here):
             kept, here = [*kept, part], here[part]
         elif isinstance(here, Mapping) and part in here:
-            if last or isinstance(here[part], Mapping | list | tuple):  # otherwise a union's tag: a value has no keys
+            # otherwise a union's tag: a value has no keys. It may have a place, where one stands for a list of one
+            if isinstance(here[part], Mapping | list | tuple) or all(
+                isinstance(step, int) for step in loc[index + 1 :]
+            ):
                 kept, here = [*kept, part], here[part]
         elif isinstance(here, Mapping) and isinstance(part, str) and last:
             kept.append(part)  # a missing key

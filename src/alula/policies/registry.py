@@ -45,7 +45,9 @@ def policy_of(settings: Mapping[str, Any], *, where: str = "policy") -> Policy:
     kind = _POLICIES.get(name)
     if kind is None:
         raise UsageError(
-            f"there is no policy of type {name!r}",
+            f"there is no policy of type {name!r}"
+            if "policy_type" in settings
+            else "the key 'policy_type' is required",
             where=where,
             remedy=f"policy_type is one of: {', '.join(policy_types()) or 'none is installed'}",
         )
