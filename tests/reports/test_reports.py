@@ -165,6 +165,16 @@ def test_models_of_the_same_folder_name_are_told_apart() -> None:
     assert comparison_outcome(compare(one, one), command="", seconds=0).title == "runs/x/final against runs/x/final"
 
 
+def test_a_model_under_policies_is_told_apart_from_itself() -> None:
+    tasks = native_tasks(["text_bare"], n=10)
+    base = made_run(tasks, "host", lambda t, k, kind: True)
+    policies = [{"policy_type": "withdraw", "layer": 3}]
+    tuned = base.model_copy(update={"conditions": base.conditions.model_copy(update={"policies": policies})})
+    assert comparison_outcome(compare(base, tuned), command="", seconds=0).title == (
+        "host with withdraw (layer=3) against host"
+    )
+
+
 def test_a_base_that_knows_nothing(tmp_path: Path) -> None:
     tasks = native_tasks(["text_bare", "visual"], n=20)
     pairs = compare(

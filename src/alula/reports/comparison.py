@@ -6,12 +6,15 @@ import datetime
 from pathlib import PurePath
 
 from alula.evaluation import PairedRun
+from alula.evaluation.results import Conditions
 from alula.reports.outcome import BaseOutcome, MethodOutcome, Outcome, SeedOutcome
 
 
 def comparison_outcome(pairs: PairedRun, *, command: str, seconds: float, seed: int = 0) -> Outcome:
     """Return the comparison as an `Outcome`; what is not known of the training stays empty."""
     tuned, base = _short(pairs.tuned, pairs.base)
+    if tuned == base:
+        tuned, base = _under(tuned, pairs.tuned_conditions), _under(base, pairs.base_conditions)
     return Outcome(
         title=f"{tuned} against {base}",
         command=command,
@@ -37,3 +40,8 @@ def _short(one: str, other: str) -> tuple[str, str]:
         if short != short_other:
             return short, short_other
     return one, other
+
+
+def _under(name: str, conditions: Conditions) -> str:
+    """A model that is compared with itself, told apart by the policies on it."""
+    return " with ".join(filter(None, (name, " and ".join(conditions.policies_in_words))))
