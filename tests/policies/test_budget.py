@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import gc
 import logging
-import weakref
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alula.errors import UsageError
-from alula.policies import Budget, Policy, Prune, Withdraw
+from alula.policies import Budget, Withdraw
 from alula.policies.endings import tell_ending
 from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
@@ -127,38 +125,6 @@ def test_what_is_done_to_a_cache_is_done_to_what_it_knows(host: str, change: str
             cache.crop(-2)
         found = step(model, host, more, whole_mask, cache).logits
     close(found, expected)
-
-
-@pytest.mark.parametrize(
-    "policy",
-    [
-        POLICY,
-        Budget(image_tokens=2),
-        Prune.model_validate({"stages": ((1, 0.5),), "criterion": "duplicates"}),
-        Prune.model_validate({"stages": ((1, "knee"), (2, 0.25)), "criterion": "instruction_attention"}),
-        Prune.model_validate({"stages": ((0, 0.5),), "criterion": "tower_attention", "merge": "contextual"}),
-        Prune.model_validate(
-            {"stages": ((0, 0.5), (1, 0.25)), "criterion": {"name": "last_query_attention", "of_layer": "itself"}}
-        ),
-    ],
-    ids=["grid", "pooling", "duplicates", "knee", "tower", "itself"],
-)
-def test_no_forward_is_kept_alive(policy: Policy) -> None:
-    model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", "3I2", "5")
-    seen: list[Any] = []
-    gc.collect()
-    gc.disable()
-    try:
-        with policy.on(model), torch.no_grad():
-            handle = model.model.language_model.layers[0].register_forward_pre_hook(
-                lambda layer, args, kwargs: seen.append(weakref.ref(kwargs["alula"])), with_kwargs=True
-            )
-            cache: Any = cache_of_output(model(**inputs, use_cache=True))
-            model(input_ids=torch.tensor([[5], [6]]), **{CACHE: cache})
-            handle.remove()
-        assert [each() for each in seen] == [None, None]
-    finally:
-        gc.enable()
 
 
 def test_a_label_behind_a_token_that_leaves_is_refused() -> None:

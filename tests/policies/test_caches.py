@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from alula.errors import UsageError
-from alula.policies import Policy, Prune, Skip, Withdraw
+from alula.policies import Budget, Policy, Prune, Skip, Withdraw
 from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
 from tests.grafts.common import prompt_tokens, run, token_map, true_positions
@@ -234,7 +234,21 @@ def test_a_neighbor_of_text_alone_stays_what_it_is_up_to_rounding(host: str, cas
 
 
 @pytest.mark.parametrize(
-    "policy", [POLICY, Prune(stages=[(1, 0.5)]), Skip(part="block", keys="own")], ids=lambda each: each.policy_type
+    "policy",
+    [
+        POLICY,
+        Prune(stages=[(1, 0.5)]),
+        Skip(part="block", keys="own"),
+        Budget.model_validate({"image_tokens": 2, "by": "grid"}),
+        Budget(image_tokens=2),
+        Prune.model_validate({"stages": ((1, 0.5),), "criterion": "duplicates"}),
+        Prune.model_validate({"stages": ((1, "knee"), (2, 0.25)), "criterion": "instruction_attention"}),
+        Prune.model_validate({"stages": ((0, 0.5),), "criterion": "tower_attention", "merge": "contextual"}),
+        Prune.model_validate(
+            {"stages": ((0, 0.5), (1, 0.25)), "criterion": {"name": "last_query_attention", "of_layer": "itself"}}
+        ),
+    ],
+    ids=["withdraw", "prune", "skip", "grid", "pooling", "duplicates", "knee", "tower", "itself"],
 )
 def test_no_forward_is_kept_alive(policy: Policy) -> None:
     model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", "3I2", "5")

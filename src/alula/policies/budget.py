@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from alula.errors import UsageError
 from alula.policies.base import Policy, Stand
-from alula.policies.criteria import Criteria, Group, Merge, Per, Pooling
+from alula.policies.criteria import Criteria, Group, Merge, Per, Pooling, check_merge
 from alula.policies.registry import register
 from alula.policies.stages import Positions, Stages
 from alula.settings import Int
@@ -45,10 +45,7 @@ class Budget(Policy):
 
     @model_validator(mode="after")
     def _check_effects(self) -> Self:
-        if self.merge is not None and self.by.merges:
-            raise ValueError(f"{self.by.name} merges by itself: merge has no effect")
-        if self.merge is not None and self.by.reads_itself:
-            raise ValueError("what is merged enters the layer, whose own attention is not known before it does")
+        check_merge(self.merge, self.by)
         return self
 
     def place(self, stand: Stand) -> None:

@@ -17,6 +17,7 @@ from alula.policies.criteria import (
     Per,
     RopeFreeAttention,
     Scored,
+    check_merge,
 )
 from alula.policies.registry import register
 from alula.policies.stages import Positions, Stages
@@ -98,10 +99,7 @@ class Prune(Policy):
                 raise ValueError(f"{criterion.name} gives no scores, whose curve could have a knee: give a share")
             if share == "knee" and self.merge is not None:
                 raise ValueError("merging needs to know how many stay: give a share in the place of the knee")
-            if self.merge is not None and criterion.merges:
-                raise ValueError(f"{criterion.name} merges by itself: merge has no effect")
-            if self.merge is not None and criterion.reads_itself:
-                raise ValueError("what is merged enters the layer, whose own attention is not known before it does")
+            check_merge(self.merge, criterion)
         return self
 
     def _criteria(self) -> Sequence[Criterion]:

@@ -93,19 +93,25 @@ def attention_forward(
     if not shared:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
-    is_few, is_blank = query.shape[2] <= _FEW_QUERIES and (attention_mask is not None or query.shape[2] == 1), None
+    is_few, is_blank = _are_written_out(query, attention_mask, options), None
     if attention_mask is not None and attention_mask.dtype == torch.bool and not is_few:
         attention_mask, is_blank = alula.once(_with_a_key, attention_mask)
     values = _key_values(shared, key.shape[2], value.dtype, alula, 0 if is_few else value.shape[-1])
     options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
     split = alula.split([request for request, _ in shared])
     if split is None:
-        output, sums = _with_sums(module, query, key, value, attention_mask, key_values=values, options=options)
+        output, sums = _with_sums(
+            module, query, key, value, attention_mask, key_values=values, options=options, is_few=is_few
+        )
     else:
         wanted, others, back = split
         chosen = _samples(wanted, query, key, value, attention_mask)
         with_sums, sums = _with_sums(
-            module, *chosen, key_values=values[wanted], options=_options_of(wanted, options, len(query))
+            module,
+            *chosen,
+            key_values=values[wanted],
+            options=_options_of(wanted, options, len(query)),
+            is_few=is_few,
         )
         without, _ = sdpa_attention_forward(
             module,
@@ -328,6 +334,13 @@ def _deliver(requested: Requested, sums: Tensor, alula: Any, module: nn.Module) 
         start += wanted.shape[-1]
 
 
+def _are_written_out(query: Tensor, mask: Tensor | None, options: dict[str, Any]) -> bool:
+    """Whether queries are so few, and attention so plain, that `_few_with_sums` computes it."""
+    if query.shape[2] > _FEW_QUERIES or (mask is None and query.shape[2] > 1) or options["dropout"]:
+        return False
+    return _PLAIN.issuperset(name for name, value in options.items() if value is not None and name != "dropout")
+
+
 def _with_sums(
     module: nn.Module,
     query: Tensor,
@@ -337,12 +350,11 @@ def _with_sums(
     *,
     key_values: Tensor,
     options: dict[str, Any],
+    is_few: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(B, Q, H, D) output of attention and (B, Q, H, C) sums of the (B, K, C) key_values; D + C is a multiple of 8."""
-    plain = not options["dropout"] and _PLAIN.issuperset(
-        name for name, value in options.items() if value is not None and name != "dropout"
-    )
-    if plain and query.shape[2] <= _FEW_QUERIES and (mask is not None or query.shape[2] == 1):
+    """(B, Q, H, D) output of attention and (B, Q, H, C) sums of the (B, K, C) key_values; D + C is a multiple of 8 but
+    for the few queries whose attention is written out."""
+    if is_few:
         return _few_with_sums(query, key, value, mask, key_values=key_values, scaling=options["scaling"])
     width, padding = value.shape[-1], key_values.shape[-1]
     widened = torch.cat([value, key_values[:, None].expand(-1, value.shape[1], -1, -1)], dim=-1)

@@ -166,11 +166,8 @@ class DecodeEngine(Engine):
 
     def _queries(self, weights: LayerWeights, x: Tensor, angles: Angles | None) -> Tensor:
         """(B * H, L * Q, D) of (B, Q, d), projected and rotated for every learner."""
-        (batch, count, width), (learners, rank, _) = x.shape, weights.q_up.shape
-        low = F.linear(x, weights.q_down).view(batch * count, learners, rank).transpose(0, 1)
-        flat = x.reshape(1, batch * count, width).expand(learners, -1, -1)
-        q = torch.baddbmm(flat, low, weights.q_up).view(learners, batch, count, -1, self.head_dim)
-        q = q.permute(1, 3, 0, 2, 4)
+        (batch, count, _), learners = x.shape, len(weights.q_up)
+        q = weights.queries(x).view(learners, batch, count, -1, self.head_dim).permute(1, 3, 0, 2, 4)
         if angles is not None:
             q = rotate(q, Angles(angles.cos[:, :, None], angles.sin[:, :, None]))
         return q.reshape(-1, learners * count, self.head_dim)

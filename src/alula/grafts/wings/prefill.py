@@ -135,7 +135,6 @@ class PrefillEngine(Engine):
     chosen: slice
     _angles: dict[str, KeyAngles] = field(default_factory=dict)
     _made: dict[str, Made | None] = field(default_factory=dict)
-    _pieces: list[list[tuple[int, int]]] | None = None
 
     @classmethod
     def plan(cls, ctx: ForwardContext, config: WingsConfig) -> PrefillEngine:
@@ -156,8 +155,8 @@ class PrefillEngine(Engine):
             is_key = parts == PARTS.index(learner)
             if is_key.any():
                 chosen = keys_of(learner, ctx.all_tokens, config)
-                keys[learner] = _keys(learner, ctx, config, layout, arranged, chosen, is_key)
                 active = active_of(learner, ctx.all_tokens, config, chosen)
+                keys[learner] = _keys(learner, ctx, config, layout, arranged, chosen, active, is_key)
                 inactive.append(~active[:, -ctx.tokens.shape[1] :])
         first = config.learners.index(next(iter(keys))) if keys else 0
         return cls(
@@ -201,11 +200,7 @@ class PrefillEngine(Engine):
 
     def _queries(self, module: LoRRA, weights: LayerWeights, x: Tensor, angles: KeyAngles | None) -> Tensor:
         """(L, B, H, T, D) of (B, T, d), projected and rotated for every learner."""
-        (batch, count, width), (learners, rank, _) = x.shape, weights.q_up.shape
-        low = F.linear(x, weights.q_down).view(batch * count, learners, rank).transpose(0, 1)
-        flat = x.reshape(1, batch * count, width).expand(learners, -1, -1)
-        q = torch.baddbmm(flat, low, weights.q_up).view(learners, batch, count, width)
-        q = module.heads(q)
+        q = module.heads(weights.queries(x).view(-1, *x.shape))
         return q if angles is None else rotate(q, angles.queries)
 
     def _together(self, parts: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -449,6 +444,7 @@ def _keys(
     layout: KeyLayout | None,
     inputs: Tensor,
     chosen: Tensor,
+    active: Tensor,
     is_key: np.ndarray,
 ) -> LearnerKeys:
     """The keys of a learner.
@@ -456,15 +452,15 @@ def _keys(
     Args:
         inputs: (B, P + S, d) prepared input tokens, laid out where there is a layout.
         chosen: (B, P + S) bool: the token is a key, on the device.
-        is_key: the same on the host.
+        active: (B, P + S) bool: it attends to any.
+        is_key: `chosen` on the host.
     """
     new, known = ctx.tokens.shape[1], ctx.known(exactly=True)
     sees = known.valid
     if learner == "textual" and config.gate == "exact":
         sees = sees & (known.is_perceptual.cumsum(axis=1) > 0)
     seen = (is_key.cumsum(axis=1) * sees)[:, -new:]
-    counts = chosen.cumsum(dim=1) * active_of(learner, ctx.all_tokens, config, chosen)
-    counts = counts[:, -new:]
+    counts = (chosen.cumsum(dim=1) * active)[:, -new:]
     if layout is None:
         index, _ = first_tokens(chosen, int(is_key.sum(axis=1).max()))
         return LearnerKeys(index, None, pick_tokens(inputs, index), counts, split_queries(seen))

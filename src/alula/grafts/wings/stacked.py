@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -35,6 +36,12 @@ class LayerWeights:
     kv_up: Tensor
     o_down: Tensor
     o_up: Tensor
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(L, B * tokens, d) of the (B, tokens, d) stream: what every learner makes of it, not rotated."""
+        (learners, rank, _), flat = self.q_up.shape, x.reshape(1, -1, x.shape[-1])
+        low = F.linear(x, self.q_down).view(-1, learners, rank).transpose(0, 1)
+        return torch.baddbmm(flat.expand(learners, -1, -1), low, self.q_up)
 
     def only(self, chosen: slice) -> LayerWeights:
         """Those of some of the learners."""

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
 from alula.policies.criteria.attention import InstructionAttention, LastQueryAttention
-from alula.policies.criteria.base import Criterion, Scored
+from alula.policies.criteria.base import Criterion, Scored, named
 from alula.policies.criteria.candidates import Candidates, Group, Layout, Per, Scene
 from alula.policies.criteria.conditional_dpp import ConditionalDPP
 from alula.policies.criteria.duplicates import Duplicates
 from alula.policies.criteria.grid import Grid
 from alula.policies.criteria.max_min_diversity import MaxMinDiversity
-from alula.policies.criteria.merging import Contextual, Merge, Nearest
+from alula.policies.criteria.merging import Contextual, Merge, Nearest, check_merge
 from alula.policies.criteria.pooling import Pooling
 from alula.policies.criteria.random import Random
 from alula.policies.criteria.rope_free_attention import RopeFreeAttention
 from alula.policies.criteria.tower import TowerAttention, TowerSimilarity
-
-
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
 
 Criteria = Annotated[
     LastQueryAttention
@@ -37,7 +32,7 @@ Criteria = Annotated[
     | TowerAttention
     | TowerSimilarity,
     Field(discriminator="name"),
-    BeforeValidator(_named),
+    BeforeValidator(named),
 ]
 """a criterion as a setting: itself, its name alone, or a mapping of its settings with its name"""
 
@@ -64,4 +59,5 @@ __all__ = [
     "Scored",
     "TowerAttention",
     "TowerSimilarity",
+    "check_merge",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -87,3 +87,8 @@ def to_knee(scores: Tensor, real: Tensor) -> Tensor:
     is_flat = (curve[:, :1] <= last) | (depth <= _CHORD)
     stays = place <= torch.where(is_flat, count, knee)
     return torch.zeros_like(stays).scatter(1, order, stays) & real
+
+
+def named(value: Any) -> Any:
+    """A setting given by its name alone as a mapping."""
+    return {"name": value} if isinstance(value, str) else value

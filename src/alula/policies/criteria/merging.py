@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from alula.policies.criteria.base import Criterion
+from alula.policies.criteria.base import Criterion, named
 from alula.policies.criteria.candidates import Candidates, Scene
 from alula.settings import Number, Settings
 
@@ -77,9 +77,17 @@ def joined(features: Tensor, candidates: Candidates, leaves: Tensor, targets: Te
     return torch.where(is_joined, nearest, candidates.numbers)
 
 
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-Merge = Annotated[Annotated[Nearest | Contextual, Field(discriminator="name")], BeforeValidator(_named)]
+Merge = Annotated[Annotated[Nearest | Contextual, Field(discriminator="name")], BeforeValidator(named)]
 """a way to merge as a setting: itself, its name alone, or a mapping of its settings with its name"""
+
+
+def check_merge(merge: Merge | None, criterion: Criterion) -> None:
+    """Refuse to merge what a criterion lets go of where that has no effect, or cannot be.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if merge is not None and criterion.merges:
+        raise ValueError(f"{criterion.name} merges by itself: merge has no effect")
+    if merge is not None and criterion.reads_itself:
+        raise ValueError("what is merged enters the layer, whose own attention is not known before it does")
