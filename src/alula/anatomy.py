@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from alula.errors import HostError, UsageError
-from alula.items import Host, locate, shapes
+from alula.items import Host, Tokens, locate, shapes
 from alula.media import MEDIA
 from alula.tokens import UNKNOWN, Modality
 
@@ -358,9 +359,9 @@ class Anatomy:
     # -- items ----------------------------------------------------------------------------------------------------
 
     def items(
-        self, inputs: Mapping[str, Any], modalities: Tensor, input_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Modality and item of every token of a forward, see `alula.items`.
+        self, inputs: Mapping[str, Any], modalities: Tokens, input_ids: Tokens | None = None
+    ) -> tuple[Tokens, Tokens]:
+        """Modality and item of every token of a forward, see `alula.items`. All arrays are int64, on the host.
 
         Args:
             inputs: of the forward.
@@ -372,7 +373,7 @@ class Anatomy:
             for text and padding, `tokens.UNKNOWN` where they cannot be told apart.
         """
         host = Host(self.backbone, self.host.config)
-        return locate(host, inputs, modalities.to(torch.int64), self.placeholders, input_ids)
+        return locate(host, inputs, modalities, self.placeholders, input_ids)
 
     def shapes(self, inputs: Mapping[str, Any]) -> dict[Modality, list[tuple[int, int]]]:
         """Rows and columns of tokens of every medium of a forward in order, by modality, where the host is told them.
@@ -389,10 +390,13 @@ class Anatomy:
             inputs: of the forward.
             modalities: (B, S) values of `Modality`.
         """
-        _, items = self.items(inputs, modalities, inputs.get("input_ids"))
+        ids = inputs.get("input_ids")
+        _, items = self.items(
+            inputs, modalities.to(torch.int64).cpu().numpy(), None if ids is None else ids.to(torch.int64).cpu().numpy()
+        )
         if not (items >= 0).any() or (items == UNKNOWN).any():
             return None
-        return [int(n) for sample in items for n in sample[sample >= 0].bincount()]
+        return [int(n) for sample in items for n in np.bincount(sample[sample >= 0])]
 
 
 def _family_of(layers: Any) -> _Family:

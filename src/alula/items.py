@@ -113,43 +113,40 @@ def shapes(host: Host, inputs: Mapping[str, Any]) -> dict[Modality, list[tuple[i
 def locate(
     host: Host,
     inputs: Mapping[str, Any],
-    modalities: Tensor,
+    modalities: Tokens,
     placeholders: Mapping[Modality, int],
-    input_ids: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Modality and item of every token of a forward.
+    ids: Tokens | None,
+) -> tuple[Tokens, Tokens]:
+    """Modality and item of every token of a forward, found on the host.
 
     Args:
         host: the host.
         inputs: of the forward.
         modalities: (B, S) values of `Modality`, as placeholders or `mm_token_type_ids` tell them.
         placeholders: token id per modality.
-        input_ids: (B, S) of the forward; None where it was given embeddings.
+        ids: (B, S) input ids of the forward; None where it was given embeddings.
 
     Returns:
         modalities (B, S), where the tokens that end an image's lines are image tokens too; items (B, S), counted within
         each sample from 0 over all modalities together, -1 for text and padding, `UNKNOWN` where they cannot be known.
     """
-    found = modalities.clamp(min=int(Modality.TEXT))
-    if input_ids is not None:
-        spots = torch.zeros_like(found)
+    spots = np.maximum(modalities, int(Modality.TEXT))
+    if ids is not None:
+        told = np.zeros_like(spots)
         for modality, token in placeholders.items():
-            spots = torch.where(input_ids == token, int(modality), spots)
-        found = torch.where(spots == found, found, int(Modality.TEXT))
-    ids = torch.full_like(modalities, -1) if input_ids is None else input_ids.to(modalities)
-    modality, spot, token_ids = torch.stack([modalities, found, ids]).cpu().numpy()
-    samples = [_Sample(*tokens) for tokens in zip(modality, spot, token_ids, strict=True)]
+            told[ids == token] = int(modality)
+        spots[told != spots] = int(Modality.TEXT)
+    given = np.full_like(modalities, -1) if ids is None else ids
+    samples = [_Sample(*tokens) for tokens in zip(modalities, spots, given, strict=True)]
     try:
-        if input_ids is not None and not brings_media(inputs) and _stand_together(host):
+        if ids is not None and not brings_media(inputs) and _stand_together(host):
             _run_by_run(samples)
         else:
             _divide(host, inputs, samples)
     except UnknownItems:
         for sample in samples:
             sample.forget()
-    made = torch.from_numpy(np.stack([[sample.modality for sample in samples], [sample.item for sample in samples]]))
-    whole = made.to(modalities.device)
-    return whole[0], whole[1]
+    return np.stack([sample.modality for sample in samples]), np.stack([sample.item for sample in samples])
 
 
 class _Sample:

@@ -267,6 +267,11 @@ class KnownTokens:
         return cls(tokens.modality.to(torch.int8).cpu().numpy())
 
     @classmethod
+    def of(cls, modality: np.ndarray) -> KnownTokens:
+        """From (B, S) values of `Modality` that the host has."""
+        return cls(modality.astype(np.int8))
+
+    @classmethod
     def text(cls, batch: int, tokens: int, *, is_exact: bool) -> KnownTokens:
         """Of text alone."""
         return cls(np.zeros((batch, tokens), dtype=np.int8), is_exact)

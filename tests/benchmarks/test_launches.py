@@ -30,12 +30,13 @@ def test_no_count_is_above_the_committed_one(section: str, launches: Any) -> Non
     assert found[section].keys() == committed[section].keys()
 
 
+@pytest.mark.parametrize("name", ["Wings (mass)", "Wings (attention)", "Wings (keys kept)"])
 @pytest.mark.parametrize("section", ["fledgling", "7b"])
-def test_wings_keep_to_their_budgets(section: str, launches: Any) -> None:
+def test_wings_keep_to_their_budgets(section: str, name: str, launches: Any) -> None:
     """Fewer launches than LoRA's in a prompt and in a step. Where images stand is read once, in front of the layers of
     a prompt; a step waits for nothing."""
     counts = json.loads(launches.RESULTS.read_text())["counts"][section]
-    host, wings = counts["host"], counts["Wings (mass)"]
+    host, wings = counts["host"], counts[name]
     for workload, most in (("prompt", 45), ("step", 30), ("training step", 130)):
         more = {what: value - host[workload][what] for what, value in wings[workload].items()}
         assert more["launches a layer"] <= most
@@ -53,6 +54,14 @@ def test_all_probes_together_keep_to_their_budget(launches: Any) -> None:
     for what in ("copies", "waits"):
         assert probes[f"{what} a layer"] == 0
         assert probes[f"{what} a forward"] == seam[f"{what} a forward"]
+
+
+def test_where_media_stand_is_read_once(launches: Any) -> None:
+    """One wait of the seam beside the host's own; which item each token belongs to is sent without one."""
+    counts = json.loads(launches.RESULTS.read_text())["counts"]["probes"]
+    plain, seam = (counts[name]["prompt"] for name in ("plain", launches.SEAM))
+    assert seam["waits a forward"] - plain["waits a forward"] == 1
+    assert seam["copies a forward"] - plain["copies a forward"] == 1
 
 
 def test_what_is_above_is_named(launches: Any) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -551,7 +552,9 @@ class Seam(nn.Module):
             return TokenMap.text(reference.shape[0], reference.shape[1], mask, device=reference.device), known
         modalities = torch.zeros(reference.shape, dtype=torch.int64, device=reference.device)
         types = kwargs.get("mm_token_type_ids")
-        if types is not None and types.shape == reference.shape:
+        if types is not None and types.shape != reference.shape:
+            types = None
+        if types is not None:
             modalities = types.to(modalities)
         elif input_ids is not None:
             for modality, token in self.anatomy.placeholders.items():
@@ -565,15 +568,22 @@ class Seam(nn.Module):
             )
         if mask is not None:
             modalities = torch.where(mask.to(torch.bool), modalities, int(Modality.PADDING))
-        tokens = TokenMap.from_modalities(modalities)
-        known = KnownTokens.read(tokens)
+        if types is None and not self.anatomy.placeholders:
+            known = KnownTokens.text(reference.shape[0], reference.shape[1], is_exact=mask is None)
+            return TokenMap.from_modalities(modalities), known
+        # the one thing the host waits for: where media stand decides what is computed
+        asked = [modalities] if input_ids is None else [modalities, input_ids.to(modalities)]
+        modality, *ids = torch.stack(asked).cpu().numpy()
+        known = KnownTokens.of(modality)
         if not any(known.has_media):
-            return tokens, known
-        found, items = self.anatomy.items(kwargs, modalities, input_ids)
-        if found is not modalities:
-            tokens = TokenMap.from_modalities(found)
-            known = KnownTokens.read(tokens)
-        return replace(tokens, item=items), known
+            return TokenMap.from_modalities(modalities), known
+        found, item = self.anatomy.items(kwargs, modality, *ids)
+        if (found != modality).any():
+            modalities, items = _sent(np.stack([found, item]), reference.device).unbind()
+            known = KnownTokens.of(found)
+        else:
+            items = _sent(item, reference.device)
+        return replace(TokenMap.from_modalities(modalities), item=items), known
 
     @with_keywords
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
@@ -728,6 +738,12 @@ def _key_mask(mask: Any, length: int, new: int) -> Tensor | None:
     allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     themselves = allowed[:, 0, -new:, length : length + new].diagonal(dim1=-2, dim2=-1)
     return torch.cat([allowed[:, 0, :, :length].any(dim=1), themselves], dim=1)
+
+
+def _sent(values: np.ndarray, device: torch.device) -> Tensor:
+    """An array of the host's on a device, without waiting until it is there."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def needs_roles(model: nn.Module) -> bool:

@@ -125,6 +125,7 @@ class DecodeEngine(Engine):
 
     def prepare(self, learners: LayerLearners, ctx: ForwardContext) -> None:
         """Add the new tokens to the cache for all layers at once."""
+        super().prepare(learners, ctx)
         name = learners.graft_name
         if name not in self._made:
             siblings = learners.siblings

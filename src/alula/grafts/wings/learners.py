@@ -10,7 +10,7 @@ import abc
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from alula.errors import AlulaError, UsageError
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.router import ConstantRouter, build_router
-from alula.grafts.wings.stacked import Siblings
+from alula.grafts.wings.stacked import Siblings, compute_dtype
 from alula.seam import ForwardContext, Seam
 from alula.tokens import Role, TokenMap
 
@@ -369,13 +369,20 @@ def prepared(x: Tensor, config: WingsConfig) -> Tensor:
 # -- all learners of a layer, and what computes them ------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class Engine(abc.ABC):
     """One way to compute learners. Made once per forward, of what its layers share; each layer attends through it."""
 
-    _shared_values: Tensor | None = None
+    _shared_values: Tensor | None = field(default=None, init=False)
+    _router_values: dict[str, Sequence[Tensor] | None] = field(default_factory=dict, init=False)
 
-    def prepare(self, learners: LayerLearners, ctx: ForwardContext) -> None:  # noqa: B027
-        """Make what all layers of the graft share, when the first of them is entered; nothing, if there is nothing."""
+    def prepare(self, learners: LayerLearners, ctx: ForwardContext) -> None:
+        """Make what all layers of the graft share, when the first of them is entered."""
+        name = learners.graft_name
+        if name not in self._router_values:
+            assert ctx.inputs is not None, "the first decoder layer has not been entered"
+            dtype = compute_dtype(ctx.inputs)
+            self._router_values[name] = learners.siblings.router_values(ctx.all_tokens, dtype)
 
     @abc.abstractmethod
     def attend(
@@ -394,7 +401,9 @@ class Engine(abc.ABC):
 
     def key_values(self, learners: LayerLearners, ctx: ForwardContext) -> Tensor | None:
         """(B, P + S, C) values per key whose sums of attention the layer's router needs, or None."""
-        router = learners.router
+        router, of_all = learners.router, self._router_values[learners.graft_name]
+        if of_all is not None:
+            return of_all[learners.siblings.layers.index(learners)]
         if router is None or not router.values_are_shared:
             return None if router is None else router.key_values(ctx.all_tokens)
         if self._shared_values is None:

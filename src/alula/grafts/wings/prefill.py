@@ -267,6 +267,7 @@ class PrefillEngine(Engine):
 
     def prepare(self, learners: LayerLearners, ctx: ForwardContext) -> None:
         """Make factors for all layers at once, and have the cache keep them, where nothing is trained."""
+        super().prepare(learners, ctx)
         name = learners.graft_name
         if not self.keys or torch.is_grad_enabled() or name in self._made:
             return

@@ -71,6 +71,10 @@ class PublishedEngine(Engine):
         _check(ctx.all_tokens, ctx, training)
         return _plan_batch(ctx, config) if training else _plan_samples(ctx, config)
 
+    def prepare(self, learners: LayerLearners, ctx: ForwardContext) -> None:
+        if self.routed is not None:
+            super().prepare(learners, ctx)
+
     def key_values(self, learners: LayerLearners, ctx: ForwardContext) -> Tensor | None:
         return None if self.routed is None else super().key_values(learners, ctx)
 

@@ -5,6 +5,7 @@ Shapes: B batch, Q query tokens, K key tokens, H heads of the main attention.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -46,18 +47,12 @@ class AttentionRouter(Router):
         self.bias = nn.Parameter(torch.zeros(2, device=device, dtype=dtype))
 
     def key_values(self, tokens: TokenMap) -> Tensor:
-        if tokens.shape[1] > self.weight.shape[1]:
-            raise UsageError(
-                f"the input has {tokens.shape[1]} tokens, the attention router has weights for "
-                f"{self.weight.shape[1]} positions",
-                remedy='shorten the input, train with a larger router_tokens, or use router="mass" (length-free)',
-            )
-        picked = F.embedding(tokens.position.clamp(min=0), self.weight.T)
-        return picked * tokens.valid[..., None]
+        (values,) = looked_up([self], tokens, self.weight.dtype)
+        return values
 
     def forward(self, sums: Tensor | None) -> Tensor:
         assert sums is not None
-        mean = _wide(sums).mean(dim=2)
+        mean = sums.mean(dim=2, dtype=_wide_dtype(sums))
         return torch.softmax(mean + self.bias.to(mean.dtype), dim=-1)
 
 
@@ -66,7 +61,7 @@ class PublishedRouter(AttentionRouter):
 
     def forward(self, sums: Tensor | None) -> Tensor:
         assert sums is not None
-        return torch.softmax(F.silu(sums.float().sum(dim=2) + self.bias.float()), dim=-1)
+        return torch.softmax(F.silu(sums.sum(dim=2, dtype=torch.float32) + self.bias.float()), dim=-1)
 
 
 class MassRouter(Router):
@@ -114,6 +109,31 @@ def build_router(config: WingsConfig, heads: int, *, device: torch.device, dtype
             return ConstantRouter(device=device, dtype=dtype)
 
 
-def _wide(x: Tensor) -> Tensor:
+def looked_up(routers: Sequence[AttentionRouter], tokens: TokenMap, dtype: torch.dtype) -> Sequence[Tensor]:
+    """By router (B, K, 2) `key_values`, looked up for all layers together.
+
+    Args:
+        routers: with weights for equally many positions, on the device of the tokens.
+        dtype: of the values.
+
+    Raises:
+        UsageError: the input is longer than that.
+    """
+    positions = routers[0].weight.shape[1]
+    if tokens.shape[1] > positions:
+        raise UsageError(
+            f"the input has {tokens.shape[1]} tokens, the attention router has weights for {positions} positions",
+            remedy='shorten the input, train with a larger router_tokens, or use router="mass" (length-free)',
+        )
+    weights = routers[0].weight if len(routers) == 1 else torch.cat([router.weight for router in routers])
+    picked = F.embedding(tokens.position.clamp(min=0), weights.T) * tokens.valid[..., None]
+    return picked.to(dtype).split(2, dim=-1)
+
+
+def _wide_dtype(x: Tensor) -> torch.dtype:
     """At least float32: half precision would round router weights to three digits."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(_wide_dtype(x))

@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alula.grafts.wings.router import AttentionRouter, looked_up
+from alula.tokens import TokenMap
+
 
 @dataclass(frozen=True)
 class LayerWeights:
@@ -178,14 +181,23 @@ class Siblings:
             return kept.weights
         self._kept = None
         learners, parameters = [layer.learners() for layer in self.layers], self._parameters()
-        # sharded parameters are whole only while their own layer runs
-        if any(type(p) is not nn.Parameter or p.dim() != 2 or p.device != like.device for p in parameters):
+        if not _are_together(parameters, like.device):
             return None
         weights = Weights.of(learners, compute_dtype(like))
         if not any(p.is_inference() for p in parameters):  # these do not count their versions
             versions = [p._version for p in parameters]
             self._kept = _Kept(compute_dtype(like), like.device, weights, parameters, versions)
         return weights
+
+    def router_values(self, tokens: TokenMap, dtype: torch.dtype) -> Sequence[Tensor] | None:
+        """By layer (B, K, 2) what its router has sums of attention taken of, where that differs by layer; None also
+        where it cannot be made together, see `weights`."""
+        routers: list[AttentionRouter] = [layer.router for layer in self.layers]
+        if not all(isinstance(router, AttentionRouter) for router in routers):
+            return None
+        if not _are_together([router.weight for router in routers], tokens.device):
+            return None
+        return looked_up(routers, tokens, dtype)
 
     def _parameters(self) -> list[nn.Parameter]:
         """Those of all learners, in an order of their own."""
@@ -203,6 +215,11 @@ class Siblings:
         assert self._kept is not None
         now = zip(self._parameters(), self._kept.parameters, self._kept.versions, strict=True)
         return all(parameter is made_of and parameter._version == version for parameter, made_of, version in now)
+
+
+def _are_together(parameters: Sequence[nn.Parameter], device: torch.device) -> bool:
+    """Whether matrices lie whole on a device: sharded ones are whole only while their own layer runs."""
+    return all(type(p) is nn.Parameter and p.dim() == 2 and p.device == device for p in parameters)
 
 
 def compute_dtype(like: Tensor) -> torch.dtype:
