@@ -22,10 +22,10 @@ from alula.errors import HostError, UsageError
 from alula.probes import token_sets
 from alula.probes.base import Probe
 from alula.probes.registry import register
-from alula.seam import NAME, ForwardContext, InputOf, LayerView, Phase, Seam
+from alula.seam import ForwardContext, InputOf, LayerView, Phase, Seam
 from alula.stats import DEFAULT, Resampling, Result
 from alula.tokens import TokenMap
-from alula.weights import WeightMask, keep_highest, linears, wanda_scores
+from alula.weights import WeightMask, channel_squares, keep_highest, linears, other_matrices, wanda_scores
 
 _HALVES = 2
 _WITHDRAWN = "measure without the hook that takes tokens out of that layer"
@@ -147,10 +147,8 @@ class Overlap(Probe):
             return
         x = inputs.detach().flatten(0, 1)
         names, here = [name], self._weights_of(view, notes, x)
-        # the first term has the products in its dtype, which would else be rounded to that of the inputs
-        squares = x.square() if x.dtype == here.dtype else torch.addcmul(notes["zero"].to(x.device), x, x)
         notes["last"] = inputs, names
-        notes["read"].append((names, here @ squares))
+        notes["read"].append((names, channel_squares(x, here, notes["zero"].to(x.device, here.dtype))))
 
     @staticmethod
     def _weights_of(view: LayerView, notes: dict[Any, Any], x: Tensor) -> Tensor:
@@ -283,16 +281,12 @@ class Overlap(Probe):
 
 def refuse_other_matrices(layer: nn.Module, index: int) -> None:
     """Raise a HostError where a layer has matrices that are no linear layers: what they weigh would not be counted."""
-    for path, module in layer.named_modules():
-        own = {NAME, "lora_A", "lora_B"} & set(path.split("."))
-        if own or isinstance(module, (nn.Linear, nn.Embedding)):
-            continue
-        if any(weight.dim() > 1 for weight in module.parameters(recurse=False)):
-            raise HostError(
-                f"{path} of layer {index} is a {type(module).__name__}, whose matrices are no linear layers",
-                where="overlap",
-                remedy="measure a decoder of linear layers; fused experts and Conv1D are not read",
-            )
+    for path, module in other_matrices(layer):
+        raise HostError(
+            f"{path} of layer {index} is a {type(module).__name__}, whose matrices are no linear layers",
+            where="overlap",
+            remedy="measure a decoder of linear layers; fused experts and Conv1D are not read",
+        )
 
 
 def _iou(a: Tensor, b: Tensor) -> float:

@@ -18,8 +18,7 @@ from alula.errors import UsageError
 from alula.grafts.base import TRAINED, Graft
 from alula.grafts.experts.config import ExpertsConfig
 from alula.seam import NAME, ForwardContext, LayerView, OutputOf
-
-_ROUTERS = ("gate", "router", "shared_expert_gate")
+from alula.weights import target_names
 
 
 class Expert(nn.Module):
@@ -223,17 +222,10 @@ class ExpertsGraft(Graft):
     def _named_linears(self, index: int) -> dict[str, tuple[nn.Module, set[str]]]:
         """The layer's linears by path, each with the targets that mean it."""
         anatomy, layer = self.seam.anatomy, self.seam.anatomy.layers[index]
-
-        def names(path: str) -> set[str]:
-            name = path.rpartition(".")[2]
-            if path.startswith(f"{anatomy.family.attention}."):
-                return {path, name, "attention"}
-            return {path, name} if name in _ROUTERS else {path, name, "mlp"}
-
         # inside an adapter of PEFT's the linear is called base_layer; the expert stands behind the adapter as a whole
         modules = {path: getattr(each, "base_layer", each) for path, each in layer.named_modules()}
         return {
-            path: (each, names(path))
+            path: (each, target_names(anatomy, path))
             for path, each in modules.items()
             if _widths(each) is not None and not {"base_layer", NAME} & {*path.split(".")} and "lora_" not in path
         }

@@ -1,0 +1,16 @@
+"""Smaller models: weights set to zero, what shares them across tasks, files without the zeros, parts taken out.
+
+    from alula.compress import WeightPruning, prune
+
+    mask = prune(model, WeightPruning(method="wanda", sparsity=0.5), batches)
+    mask.save("mask.safetensors")
+
+Weights set to zero make nothing faster; parts taken out do.
+"""
+
+from alula.compress.calibration import Batches, Calibration, Seen
+from alula.compress.pruning import apply_mask, find_mask, prune
+from alula.compress.settings import WeightPruning
+from alula.weights import WeightMask
+
+__all__ = ["Batches", "Calibration", "Seen", "WeightMask", "WeightPruning", "apply_mask", "find_mask", "prune"]
