@@ -187,6 +187,20 @@ class TokenMap:
         """(B, S) bool: a perceptual token stands at or before this valid token, in its own sample."""
         return self.is_perceptual.cumsum(dim=1).to(torch.bool) & self.valid
 
+    @property
+    def has_seen_in_turn(self) -> Tensor:
+        """(B, S) bool: a perceptual token stands at or before this valid token, and no user's turn began since.
+
+        A user's turn begins where a token of the user's follows one that is not. What has no role belongs to the turn
+        before it. The answer to a turn with an image is thus within it.
+        """
+        is_users = self.role == Role.USER
+        # what stands before a token, padding left out: the number of valid tokens that are not the user's changes
+        others = (self.valid & ~is_users).cumsum(dim=1)
+        turn = torch.where(is_users, others + 1, 0).cummax(dim=1).values
+        seen = torch.where(self.is_perceptual, turn + 1, 0).cummax(dim=1).values
+        return (seen == turn + 1) & self.valid
+
     # -- change of shape ------------------------------------------------------------------------------------------
 
     def append(self, new: TokenMap) -> TokenMap:

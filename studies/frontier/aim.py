@@ -94,6 +94,13 @@ def divergence(outcome: FrontierOutcome, arm: str) -> float:
     return fmean(found.values()) if found else math.nan
 
 
+def right_later(outcome: FrontierOutcome, arm: str) -> float:
+    """Share of the visual questions answered right when they come a turn later than their images, mean over trainings;
+    NaN where it was not measured."""
+    found = outcome.later.get(arm)
+    return fmean(found.values()) if found else math.nan
+
+
 def _kept(method: MethodOutcome, task: str) -> Estimate | None:
     spread = across_seeds(method.results(task)).overall.retention
     return None if spread is None else spread.mean

@@ -78,6 +78,10 @@ PLAIN = (
         changes=_experts("image")),
     Arm("experts-seen", "experts (seen)", "the same for every token from the first image on", "experts",
         changes=_experts("seen")),
+    Arm("experts-turn", "experts (turn)", "from an image on to the end of the answer to its turn; turns "
+        "without an image go through the base's own weights", "experts", changes=_experts("turn")),
+    Arm("experts-turn-wide", "full experts (turn)", "the same with a whole matrix beside every linear", "experts",
+        changes=_experts("turn", None)),
     Arm("experts-both", "experts (both)", "one of rank 32 for image tokens, another for text behind them: together as "
         "many parameters as one of rank 64", "experts", changes=_experts("both", RANK // 2)),
     Arm("experts-mlp", "experts (seen) on the MLP", "from the first image on, on gate, up and down projections alone",
@@ -117,6 +121,7 @@ def _questions() -> tuple[Question, ...]:
     pairs = [(arm, other) for arm in kinds for other in ("full", "lora", "wings")]
     pairs += [("experts-mlp", "lora-mlp"), ("lora-mlp", "lora"), ("experts-mlp", "experts-seen")]
     pairs += [("experts-both", "experts-seen"), ("experts-both", "experts-image"), ("experts-wide", "experts-image")]
+    pairs += [("experts-turn", "experts-seen"), ("experts-turn-wide", "experts-wide")]
     pairs += [("experts-image-128", "experts-image"), ("experts-image-128", "experts-wide")]
     pairs += [("full-tenth", "full"), ("full-replay", "full"), ("lora-replay", "lora"), ("lora", "full")]
     pairs += [

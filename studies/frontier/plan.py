@@ -36,6 +36,10 @@ class FrontierPlan(ArmsPlan):
         """What was measured of an arm's divergence from the base."""
         return self.own.seed_directory(seed) / f"{name}-divergence.json"
 
+    def later_path(self, seed: int, name: str) -> Path:
+        """What a model, an arm's or the base, answered to visual questions a turn later."""
+        return self.own.seed_directory(seed) / f"{name}-later.json"
+
     def costs_path(self, name: str) -> Path:
         """What was measured of an arm's training time."""
         return self.output / "costs" / f"{name}.json"

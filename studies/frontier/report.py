@@ -14,13 +14,14 @@ from alula.reports.experiment import dialogues
 from alula.reports.summary import Summary
 from alula.reports.wording import MISSING, bounds, listing, percent, points
 from studies import arms
-from studies.frontier.aim import AIMS, Judgement, divergence, judge, relative_time
+from studies.frontier.aim import AIMS, Judgement, divergence, judge, relative_time, right_later
 from studies.frontier.arms import FRONTIER
 from studies.frontier.record import FrontierOutcome
 
 SHOWN = (
     "projector", "full", "full-tenth", "full-replay", "lora", "wings", "wings-best", "experts-seen", "experts-image",
-    "experts-both", "experts-wide", "full-distill", "lora-distill", "experts-seen-distill", "experts-both-distill",
+    "experts-both", "experts-wide", "experts-turn", "experts-turn-wide", "full-distill", "lora-distill",
+    "experts-seen-distill", "experts-both-distill",
 )  # fmt: skip
 """arms of the figure that stands for all"""
 SIZE = (780, 640)
@@ -90,8 +91,11 @@ def report(outcome: FrontierOutcome) -> Document:
 
 def _more(outcome: FrontierOutcome) -> dict[str, dict[str, str]]:
     nats = {name: divergence(outcome, name) for name in outcome.methods}
+    later = {name: right_later(outcome, name) for name in outcome.methods}
     times = {name: relative_time(outcome, name) for name in outcome.methods}
+    seen = {name: MISSING if math.isnan(share) else percent(share) for name, share in later.items()}
     return {
+        **({"a turn later: right": seen} if outcome.later else {}),
         "KL(base, tuned)": {name: MISSING if math.isnan(nat) else f"{nat:.3f}" for name, nat in nats.items()},
         "time": {name: _times(value) for name, value in times.items()},
     }

@@ -25,6 +25,8 @@ from alula_fledgling.tasks import (
     text_after_image,
     text_after_text,
     text_bare,
+    visual,
+    visual_later,
     visual_unseen,
 )
 
@@ -207,3 +209,16 @@ def test_every_reference_fits_within_the_limit() -> None:
     for task in native_tasks(tuple(NATIVE), n=300):
         longest = max(len(tokenizer(item.gold).input_ids) for item in task.items())
         assert longest + 1 < task.max_new_tokens  # one token ends the turn
+
+
+def test_a_turn_later_the_same_questions_come_without_their_image() -> None:
+    now, later = visual(16).items(), visual_later(16).items()
+    assert [item.id for item in later] == [f"{item.id}@later" for item in now]
+    assert [item.gold for item in later] == [item.gold for item in now]
+    for before, after in zip(now, later, strict=True):
+        *earlier, asked = after.messages
+        assert [part["type"] for part in asked["content"]] == ["text"]
+        shown = list(images_of(before.messages))
+        assert len(shown) == 1
+        assert list(images_of(earlier)) == shown
+        assert earlier[-1]["role"] == "assistant"

@@ -24,7 +24,7 @@ from studies.frontier.report import aims, figures, markdown, report, table, verd
 from studies.passes import held_out
 
 ROOT = Path(__file__).parents[2]
-TRAINED = ("full", "lora", "lora-mlp", "wings-best", "experts-seen", "experts-both", "experts-mlp")
+TRAINED = ("full", "lora", "lora-mlp", "wings-best", "experts-seen", "experts-turn", "experts-both", "experts-mlp")
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +39,15 @@ def test_the_record_holds_every_arm(finished: tuple[FrontierPlan, FrontierOutcom
     assert FrontierOutcome.load(plan.output / "outcome.json") == outcome
     assert set(outcome.divergence) == set(TRAINED)
     assert all(found[0] > 0 for found in outcome.divergence.values())
+    assert set(outcome.later) == {*TRAINED, "base"}
+    assert all(0 <= share[0] <= 1 for share in outcome.later.values())
     assert table(outcome).row_count == len(TRAINED)
     assert {"frontier", "experts-text-after-image", "wings-dialogue-text"} <= set(figures(outcome))
     page = render(report(outcome))
     assert "The aim" in page
     assert "Text turns answered right" in page
     rows = [line for line in markdown(outcome).splitlines() if line.startswith("| experts (seen) |")]
-    assert [row.count("|") for row in rows] == [10, 6, 10]
+    assert [row.count("|") for row in rows] == [11, 6, 10]
     assert any("on the MLP against LoRA on the MLP" in sentence for sentence in verdict(outcome))
 
 

@@ -58,6 +58,7 @@ class ForwardContext:
         given: inputs that owners take beside the host's own, (B, ..) by name.
         labels: (B, S) the labels that the host was given by name, or None; a wrapper that calls past the host's hooks
             (PEFT's) is not heard.
+        has_roles: whether it was said whose turn the new tokens are.
         has_media: per sample, whether any of its tokens so far is perceptual.
         any_media: whether any token so far, of any sample, is perceptual.
         new_media: whether any of the new tokens is; True also where only the device knows.
@@ -82,6 +83,7 @@ class ForwardContext:
         marks: frozenset[Hashable] = frozenset(),
         given: Mapping[str, Tensor] | None = None,
         labels: Tensor | None = None,
+        has_roles: bool = False,
         of_tower: ByThread[dict[str, Tensor]] | None = None,
         shapes: Callable[[], Mapping[Modality, list[tuple[int, int]]]] = dict,
         known: KnownTokens | None = None,
@@ -99,7 +101,7 @@ class ForwardContext:
         self.layer_cache: Cache | None = None
         self.marks = marks
         self.given: Mapping[str, Tensor] = given or {}
-        self.labels = labels
+        self.labels, self.has_roles = labels, has_roles
         self.past_tokens = past_tokens
         self.past, self.growing = copy.copy(past), past
         self.all_tokens = tokens if past_tokens is None else past_tokens.append(tokens)

@@ -504,6 +504,7 @@ class Seam(nn.Module):
             shapes=partial(self.anatomy.shapes, {name: kwargs[name] for name in SHAPES if name in kwargs}),
             given=further,
             labels=self._taken_labels(tokens),
+            has_roles=roles is not None,
             known=known_new,
         )
         return (), kwargs

@@ -14,11 +14,12 @@ from alula_fledgling.tasks.skills import (
     text_after_text,
     text_bare,
     visual,
+    visual_later,
     visual_unseen,
 )
 
 __all__ = [
     "DEFAULT", "NATIVE", "TEXT_ONLY", "default_tasks", "native_tasks",
-    "text_bare", "text_after_image", "text_after_text", "visual", "visual_unseen", "film", "film_unseen", "sound",
-    "sound_unseen", "dialogue", "dialogue_turns", "interleaved", "pope", "chair",
+    "text_bare", "text_after_image", "text_after_text", "visual", "visual_unseen", "visual_later", "film",
+    "film_unseen", "sound", "sound_unseen", "dialogue", "dialogue_turns", "interleaved", "pope", "chair",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ NATIVE: dict[str, Callable[..., Task]] = {
     "text_after_text": skills.text_after_text,
     "visual": skills.visual,
     "visual_unseen": skills.visual_unseen,
+    "visual_later": skills.visual_later,
     "film": skills.film,
     "film_unseen": skills.film_unseen,
     "sound": skills.sound,

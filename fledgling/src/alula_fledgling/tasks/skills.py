@@ -77,6 +77,20 @@ visual = _shown_skill("visual", "visual skill", microworld.visual_items, "test")
 """Visual skill on held-out scenes."""
 visual_unseen = _shown_skill("visual_unseen", "visual skill, unseen combinations", microworld.visual_items, "unseen")
 """Visual skill on scenes with attribute combinations that no training scene showed."""
+
+
+def visual_later(n: int = 400, seed: int = 0, families: Sequence[str] | None = None) -> Task:
+    """The items of `visual` a turn later: an earlier turn shows the image with an unrelated text question and its gold
+    answer, and the question about the image comes in a turn without one."""
+
+    def make() -> list[TaskItem]:
+        partners = _text(n, seed + _PARTNER_SEED, None)
+        items = microworld.visual_items(n, split="test", seed=seed, families=families)
+        return _turns(map(_asked_later, items, partners), suffix="@later")
+
+    return _task("visual_later", "visual skill, a turn later", make, n=n, seed=seed)
+
+
 film = _shown_skill("film", "films", microworld.film_items, "test")
 """Questions about held-out films."""
 film_unseen = _shown_skill("film_unseen", "films, unseen combinations", microworld.film_items, "unseen")
@@ -219,6 +233,19 @@ def _after_turn(item: Item, partner: Item) -> Item:
         messages=(*item.messages[:head], *partner.messages, *item.messages[head:]),
         targets=tuple(replace(target, turn=target.turn + shift) for target in item.targets),
     )
+
+
+def _asked_later(item: Item, partner: Item) -> Item:
+    """Move the images of ``item`` to the start of ``partner``, which is asked and answered before it."""
+    media = [part for message in item.messages for part in message["content"] if part["type"] != "text"]
+    words = [
+        {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
+        for message in item.messages
+    ]
+    first = next(i for i, message in enumerate(partner.messages) if message["role"] == "user")
+    shown = {**partner.messages[first], "content": [*media, *partner.messages[first]["content"]]}
+    earlier = replace(partner, messages=(*partner.messages[:first], shown, *partner.messages[first + 1 :]))
+    return _after_turn(replace(item, messages=tuple(words)), earlier)
 
 
 def _after_bare_image(item: Item, partner: Item) -> Item:

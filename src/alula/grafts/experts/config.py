@@ -16,8 +16,10 @@ class ExpertsConfig(GraftConfig):
     Attributes:
         tokens: "image": tokens of images, videos and audio, as in CogVLM's visual expert (arXiv 2311.03079), while text
             goes through the base's own weights; "seen": every token at or behind the first of those in its sample, a
-            LoRA that is gated by modality; "both": two experts of these settings, one for the tokens of images, videos
-            and audio and one for text at or behind the first of them, so that no token has two.
+            LoRA that is gated by modality; "turn": from one of those on to the user's next turn, the answer included,
+            so that turns without an image go through the base's own weights (needs roles, see `Role`); "both": two
+            experts of these settings, one for the tokens of images, videos and audio and one for text at or behind the
+            first of them, so that no token has two.
         rank: width of an expert's low-rank factors; None: a full matrix per linear.
         alpha: the low-rank product is scaled by ``alpha / rank``, as in LoRA (arXiv 2106.09685); without effect, and
             refused, where ``rank`` is None.
@@ -31,7 +33,7 @@ class ExpertsConfig(GraftConfig):
     graft_type: ClassVar[str] = "experts"
     free: ClassVar[tuple[str, ...]] = ("dropout",)
 
-    tokens: Literal["image", "seen", "both"] = "image"
+    tokens: Literal["image", "seen", "turn", "both"] = "image"
     rank: Int | None = Field(default=64, ge=1, le=2**16)
     alpha: Number | None = Field(default=None, gt=0, le=2**16)
     targets: tuple[str, ...] = ("attention", "mlp")

@@ -18,6 +18,7 @@ from alula.errors import UsageError
 from alula.grafts.base import TRAINED, Graft
 from alula.grafts.experts.config import ExpertsConfig
 from alula.seam import NAME, ForwardContext, LayerView, OutputOf
+from alula.tokens import Role
 from alula.weights import target_names
 
 
@@ -135,6 +136,13 @@ class LayerExperts(nn.Module):
             return None
         if tokens == "image":
             return Gate(ctx.tokens.is_perceptual[..., None]) if ctx.new_media else None
+        if tokens == "turn":
+            if ctx.new_media and not ctx.has_roles and not (ctx.tokens.role != Role.UNKNOWN).any():
+                raise UsageError(
+                    'experts: tokens="turn" ends with the turn, and nothing says whose turn a token is',
+                    remedy="give the model token_roles, as Collator(processor, roles=True) makes them",
+                )
+            return Gate(ctx.all_tokens.has_seen_in_turn[:, -count:, None])
         only_text = tokens == "both" and not ctx.new_media
         if tokens == "seen" or only_text:
             if ctx.past is not None and all(ctx.past.has_media()):
@@ -192,6 +200,10 @@ class ExpertsGraft(Graft):
     """Experts attached to a host."""
 
     config: ExpertsConfig
+
+    @property
+    def needs_roles(self) -> bool:
+        return self.config.tokens == "turn"
 
     def grow(self, indices: list[int]) -> None:
         linears = {index: self._named_linears(index) for index in indices}
