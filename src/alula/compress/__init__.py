@@ -8,9 +8,17 @@
 Weights set to zero make nothing faster; parts taken out do.
 """
 
+from alula.coding import Coded, decode, encode, is_coded
 from alula.compress.calibration import Batches, Calibration, Seen
+from alula.compress.data import MixtureBatches
 from alula.compress.pruning import apply_mask, find_mask, prune
 from alula.compress.settings import WeightPruning
+from alula.compress.subnet import Pooled, pooled_mask, shared_mask, task_masks
 from alula.weights import WeightMask
 
-__all__ = ["Batches", "Calibration", "Seen", "WeightMask", "WeightPruning", "apply_mask", "find_mask", "prune"]
+__all__ = [
+    "Batches", "Calibration", "Seen", "MixtureBatches",
+    "WeightPruning", "prune", "find_mask", "apply_mask", "WeightMask",
+    "task_masks", "shared_mask", "Pooled", "pooled_mask",
+    "Coded", "encode", "decode", "is_coded",
+]  # fmt: skip

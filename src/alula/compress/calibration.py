@@ -81,7 +81,7 @@ class Calibration:
             raise UsageError(
                 "calibration data are gone through once per layer, and this can be only once",
                 where="batches",
-                remedy="pass a list of batches, a DataLoader that does not shuffle, or alula.compress.Batches",
+                remedy="pass a list of batches, a DataLoader that does not shuffle, or alula.compress.MixtureBatches",
             )
         token_sets.check(tokens, "tokens")
         self.model, self.batches, self.tokens, self.skip_first = model, batches, tokens, skip_first

@@ -13,13 +13,15 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from alula.errors import HostError, UsageError
+from alula.coding import is_coded, read_coded
+from alula.errors import AlulaError, HostError, UsageError
 from alula.files import atomic_directory, write_json
 from alula.hosts.configs import first_line, read_config, suspicion
 from alula.hosts.directories import locate, read_json
@@ -129,7 +131,8 @@ def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str]) -
 def load_strictly(
     cls: Any, source: str, *, partly: bool = False, grafted: bool = False, **options: Any
 ) -> PreTrainedModel:
-    """``cls.from_pretrained`` that refuses weights which leave a parameter untouched, do not fit or are not used.
+    """``cls.from_pretrained`` that refuses weights which leave a parameter untouched, do not fit or are not used, and
+    reads coded ones (`alula.coding`).
 
     transformers fills such parameters with random values, leaves such weights out, and goes on with a warning.
 
@@ -144,7 +147,12 @@ def load_strictly(
         options["dtype"] = "auto"
     try:
         with quiet_loading():
-            model, info = cls.from_pretrained(source, output_loading_info=True, **options)
+            if is_coded(source):
+                model, info = _from_coded(cls, source, **options)
+            else:
+                model, info = cls.from_pretrained(source, output_loading_info=True, **options)
+    except AlulaError:
+        raise
     except Exception as error:  # a value of another type in the config fails in whatever line meets it first
         raise HostError(
             f"cannot be loaded ({first_line(error)})",
@@ -186,3 +194,18 @@ def load_strictly(
             remedy="alula.load_model loads both; then save_adapter writes the graft and save_host the host by itself",
         )
     return model.eval()
+
+
+def _from_coded(cls: Any, source: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """``cls.from_pretrained`` of a directory with coded weights."""
+    config = read_config(source)
+    if config.__class__ not in cls._model_mapping:
+        raise HostError(f"{cls.__name__} has no model of type {config.model_type!r}", where=source)
+    if (Path(source) / "generation_config.json").is_file():
+        options["generation_config"] = GenerationConfig.from_pretrained(source)
+    kind: Any = cls._model_mapping[type(config)]
+    model, info = kind.from_pretrained(
+        None, config=config, state_dict=read_coded(source), output_loading_info=True, **options
+    )
+    model.config.name_or_path = model.name_or_path = source
+    return model, info
