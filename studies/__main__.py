@@ -39,6 +39,7 @@ def commands() -> typer.Typer:
     app.command(name="frontier")(frontier)
     app.command(name="early-warning")(early_warning)
     app.command(name="alignment")(alignment)
+    app.command(name="policies")(policies)
     return app
 
 
@@ -220,8 +221,55 @@ def alignment(
     _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
 
 
+def policies(
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/policies"),
+    seeds: Seeds = "0,1,2",
+    parts: Annotated[
+        str,
+        typer.Option(
+            help="Comma separated: shares, layers, withdrawal, skips, turns, pictures, text; or all. More may join in "
+            "a later call."
+        ),
+    ] = "all",
+    criteria: Annotated[str, typer.Option(help="Comma separated names of ways to prune, or all.")] = "all",
+    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions about one picture, per kind.")] = 40,
+    pairs: Annotated[
+        int, typer.Option(min=1, max=MAX_ITEMS, help="Pictures about which two questions are asked.")
+    ] = 120,
+    workers: Workers = None,
+    steps: Steps = 1.0,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do policies keep answers?
+
+    Asks fully tuned models the same questions under every policy: all pruning criteria at four shares beside
+    down-sampling, grid and chance, withdrawal and skipping by layer, conversations, text alone. Ends with a table, a
+    verdict per published claim, a report, and the tables in Markdown (tables.md).
+    """
+    from alula.files import write_text
+    from studies.policies import PARTS, PoliciesPlan, figures, markdown, report, table, verdict
+    from studies.policies import policies as run
+
+    plan = PoliciesPlan(
+        output=output,
+        seeds=_numbers(seeds, "--seeds", int),
+        parts=_arms(parts) or PARTS,
+        ways=_arms(criteria),
+        items=items,
+        pairs=pairs,
+        steps=steps,
+        reuse=reuse,
+    )
+    record = run(plan, command=command_line(), workers=workers)
+    write_text(output / "tables.md", markdown(record))
+    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
 def _arms(text: str) -> tuple[str, ...]:
-    """The named arms; none for all."""
+    """The named arms, parts or criteria; none for all."""
     return () if text == "all" else tuple(name.strip() for name in text.split(","))
 
 
