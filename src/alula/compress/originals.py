@@ -36,7 +36,7 @@ class Originals:
     @torch.no_grad()
     def restore(self) -> None:
         """Give all weights back what they were."""
-        for index, weight in enumerate(self._kept):
+        for index, weight in reversed([*enumerate(self._kept)]):  # what was kept first was there first
             weight.copy_(load_file(self._path(index))["weight"])
 
     def _path(self, index: int) -> Path:

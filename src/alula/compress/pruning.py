@@ -30,7 +30,7 @@ def prune(
 
     The data run through the host once per layer, up to that layer and with all layers before it pruned. Above the model
     memory holds the sums of one layer and one batch; what weights were is on disk meanwhile. This makes nothing faster
-    (see `WeightPruning`).
+    (see `WeightPruning`); `remove` does.
 
     Args:
         model: a host, in whatever precision; scores are computed in float32 at least.
