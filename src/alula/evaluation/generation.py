@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,14 @@ class Answer:
         truncated: it did not stop by itself.
         thought: what was thought aloud before it.
         unfinished: it ended inside the thought, so there is no answer.
+        ids: every token that was said, thought included, before the one that ended it.
     """
 
     text: str
     truncated: bool
     thought: str = ""
     unfinished: bool = False
+    ids: tuple[int, ...] = ()
 
 
 def batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -92,12 +94,9 @@ def neutral_config(model: Any, processor: Any, decoding: Decoding, max_new_token
     return config
 
 
-@torch.no_grad()
-def answer(
-    model: Any, processor: Any, prompts: Sequence[Rendered], config: GenerationConfig, seed: int
-) -> list[Answer]:
-    """Generate one answer per prompt. ``seed`` matters only when sampling."""
-    tokenizer = tokenizer_of(processor)
+@contextmanager
+def put(model: Any, prompts: Sequence[Rendered], config: GenerationConfig) -> Iterator[dict[str, Any]]:
+    """Yield what ``model.generate`` is given inside the block for the prompts, as one batch on the model's device."""
     inputs = collate(prompts, config.pad_token_id)
     parameter = next(model.parameters())
     inputs = {
@@ -106,7 +105,18 @@ def answer(
     }
     width = inputs["input_ids"].shape[1]
     with _given_roles(model, prompts, width), generation_extras(model, inputs) as given:
-        output = _generated(model, given, config, seed, parameter.device)
+        yield given
+
+
+@torch.no_grad()
+def answer(
+    model: Any, processor: Any, prompts: Sequence[Rendered], config: GenerationConfig, seed: int
+) -> list[Answer]:
+    """Generate one answer per prompt. ``seed`` matters only when sampling."""
+    tokenizer = tokenizer_of(processor)
+    with put(model, prompts, config) as given:
+        width = given["input_ids"].shape[1]
+        output = _generated(model, given, config, seed, given["input_ids"].device)
     new_tokens = output[:, width:].tolist()
     stops = set(config.eos_token_id)
     return [
@@ -136,4 +146,10 @@ def _given_roles(model: Any, prompts: Sequence[Rendered], width: int) -> Abstrac
 def _read(tokenizer: Any, row: list[int], stops: set[int], *, opened: bool) -> Answer:
     end = next((index for index, token in enumerate(row) if token in stops), None)
     said = thoughts.said(tokenizer, row[:end], opened=opened)
-    return Answer(text=said.answer, truncated=end is None, thought=said.thought, unfinished=not said.finished)
+    return Answer(
+        text=said.answer,
+        truncated=end is None,
+        thought=said.thought,
+        unfinished=not said.finished,
+        ids=tuple(row[:end]),
+    )

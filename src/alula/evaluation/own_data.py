@@ -72,7 +72,7 @@ def _samples(source: Source, n: int | None) -> Iterator[Sample]:
 
 def _items(sample: Sample, history: History | None) -> list[TaskItem]:
     """The last turn as a scored item, behind the earlier ones where the model is to answer those itself."""
-    scored = _item(sample)
+    scored = item_of(sample)
     if (history or sample.meta.get("history")) != "generated":
         return [scored]
     earlier = [turn for turn, message in enumerate(scored.messages) if message["role"] == "assistant"]
@@ -91,17 +91,29 @@ def _items(sample: Sample, history: History | None) -> list[TaskItem]:
     return [*asked, replace(scored, follows=follows)]
 
 
-def _item(sample: Sample) -> TaskItem:
+def item_of(sample: Sample, *, answered: bool = True) -> TaskItem:
+    """The question of a conversation's last user turn, with the assistant turn behind it as the reference.
+
+    Args:
+        answered: refuse a conversation that ends with a user turn; else its item has ``gold=""``.
+
+    Raises:
+        DataError: it has no such turns, or the reference no text.
+    """
     *prompt, last = sample.messages
-    if last["role"] != "assistant":
+    gold = ""
+    if last["role"] == "user" and not answered:
+        prompt = [*prompt, last]
+    elif last["role"] != "assistant":
         raise DataError(
             f"the conversation ends with a {last['role']} turn, not with a reference answer",
             where=str(sample.place or sample.id),
             remedy="end every conversation with the assistant turn that answers are compared with",
         )
-    gold = data.message_text(last)
-    if not gold.strip():
-        raise DataError("the last assistant turn holds no text to score against", where=sample.id)
+    else:
+        gold = data.message_text(last)
+        if not gold.strip():
+            raise DataError("the last assistant turn holds no text to score against", where=sample.id)
     if not prompt or prompt[-1]["role"] != "user":
         raise DataError("no user turn stands before the last assistant turn", where=sample.id)
     setting = _setting(sample, prompt)

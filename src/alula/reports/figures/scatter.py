@@ -22,13 +22,15 @@ _GAP = 5.0
 
 @dataclass(frozen=True)
 class Point:
-    """A point in fractions (1 = 100 %) with its intervals; ``repeats`` are the (x, y) of single trainings."""
+    """A point in fractions (1 = 100 %) with its intervals; ``repeats`` are the (x, y) of single trainings. A ``faint``
+    one is small, without bars, and named only when it is pointed at."""
 
     label: str
     series: int
     x: Estimate
     y: Estimate
     repeats: Sequence[tuple[float, float]] = ()
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,20 @@ def scatter(
     y_title: str,
     reference: tuple[float, str],
     size: tuple[int, int] = SIZE,
+    through: Sequence[tuple[float, float]] = (),
 ) -> str:
     """Return the scatter plot as SVG.
 
     Args:
         points: at least one.
         reference: a y value to mark with a dashed line, and its name.
+        through: (x, y) that a line leads through, behind the points.
         size: width and height in pixels.
     """
-    x_low, x_high = _range([p.x for p in points], [r[0] for p in points for r in p.repeats])
-    y_low, y_high = _range([p.y for p in points], [*(r[1] for p in points for r in p.repeats), reference[0]])
+    x_low, x_high = _range([_extent(p, p.x) for p in points], [r[0] for p in points for r in p.repeats])
+    y_low, y_high = _range(
+        [_extent(p, p.y) for p in points], [*(r[1] for p in points for r in p.repeats), reference[0]]
+    )
     x = Scale(x_low, x_high, _LEFT, size[0] - _RIGHT)
     y = Scale(y_low, y_high, size[1] - _BOTTOM, _TOP)
     canvas = Canvas(*size)
@@ -72,8 +78,17 @@ def scatter(
             canvas.add(
                 "path", d=marker_path(point.series, x(dot_x), y(dot_y), 3.2), fill=colour(point.series), opacity=0.4
             )
+    if through:
+        steps = "L".join(f"{x(at):.2f} {y(value):.2f}" for at, value in through)
+        canvas.add("path", d=f"M{steps}", class_="curve dashed", stroke="var(--soft)")
     bars = []
     for point in points:
+        if point.faint:
+            at = x(point.x.value), y(point.y.value)
+            canvas.open(hint=_hint(point), class_="point")
+            canvas.add("path", d=marker_path(point.series, *at, 0.7 * _RADIUS), fill=colour(point.series), opacity=0.6)
+            canvas.close()
+            continue
         low_x, high_x = _bounds(point.x, x)
         low_y, high_y = _bounds(point.y, y)
         at_x, at_y = x(point.x.value), y(point.y.value)
@@ -99,6 +114,8 @@ def _label(canvas: Canvas, points: Sequence[Point], x: Scale, y: Scale, bars: Se
     frame_box = _Box(x.start, y.end, x.end + _RIGHT - 4, y.start)
     placed = [note]
     for point, (cx, cy) in zip(points, centres, strict=True):
+        if point.faint:
+            continue
         width, height = text_width(point.label, _FONT) + 2 * _GAP, _FONT * 1.15
         best: tuple[float, _Box, float] | None = None
         for distance in (14.0, 22.0, 34.0, 48.0, 64.0, 84.0, 108.0):
@@ -132,6 +149,10 @@ def _range(estimates: Sequence[Estimate], more: Sequence[float]) -> tuple[float,
     bottom = max(min([low, *(b - 0.01 for b in bounds)]), low - reach)
     top = min(max([high, *(b + 0.01 for b in bounds)]), high + reach)
     return max(bottom, -0.02), top
+
+
+def _extent(point: Point, estimate: Estimate) -> Estimate:
+    return Estimate(estimate.value) if point.faint else estimate
 
 
 def _bounds(estimate: Estimate, scale: Scale) -> tuple[float, float]:
