@@ -34,7 +34,7 @@ METHODS = (
     ),
     Method("lora", "LoRA", "low-rank updates of the decoder's linear layers (PEFT)"),
     Method("wings", "Wings", "frozen decoder, visual and textual learners beside attention, exact gate"),
-    Method("experts", "experts", "frozen decoder, a whole matrix beside every linear, for image tokens alone"),
+    Method("experts", "experts", "frozen decoder, a whole matrix beside every linear, in the turns that show an image"),
 )
 
 
