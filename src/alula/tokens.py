@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -59,6 +59,9 @@ class Role(enum.IntEnum):
     ASSISTANT = 2
 
 
+_COLUMNS = ("modality", "item", "position", "role")
+
+
 @dataclass(frozen=True, eq=False)
 class TokenMap:
     """The modality, item, true position and role of every token of a batch.
@@ -79,8 +82,9 @@ class TokenMap:
     role: Tensor
 
     def __post_init__(self) -> None:
-        shapes = {f.name: tuple(getattr(self, f.name).shape) for f in fields(self)}
-        if len(set(shapes.values())) != 1 or self.modality.dim() != 2:
+        shape = self.modality.shape
+        if len(shape) != 2 or not (self.item.shape == self.position.shape == self.role.shape == shape):
+            shapes = {name: tuple(getattr(self, name).shape) for name in _COLUMNS}
             raise UsageError(f"TokenMap needs four tensors of one (batch, tokens) shape, got {shapes}")
 
     # -- construction ---------------------------------------------------------------------------------------------
@@ -203,18 +207,23 @@ class TokenMap:
 
     # -- change of shape ------------------------------------------------------------------------------------------
 
-    def append(self, new: TokenMap) -> TokenMap:
+    def append(self, new: TokenMap, known: KnownTokens | None = None) -> TokenMap:
         """This map followed by `new` (same batch); positions of the new valid tokens continue this map's.
 
         Items that follow unknown ones are unknown too.
+
+        Args:
+            known: what the host knows of the new ones, which saves work on them.
         """
         if not self.shape[1]:
             return new
-        count = self.valid.sum(dim=1, keepdim=True)
-        position = torch.where(new.position >= 0, new.position + count, -1)
-        lowest, highest = self.item.aminmax(dim=1, keepdim=True)  # UNKNOWN is the lowest there is
-        item = torch.where(lowest == UNKNOWN, UNKNOWN, new.item + highest + 1)
-        item = torch.where(new.item >= 0, item, new.item)
+        item, position = new.item, new.position + self.valid.sum(dim=1, keepdim=True)
+        if known is None or not known.is_exact or not known.valid.all():
+            position = torch.where(new.position >= 0, position, -1)
+        if known is None or any(known.has_media):
+            lowest, highest = self.item.aminmax(dim=1, keepdim=True)  # UNKNOWN is the lowest there is
+            item = torch.where(lowest == UNKNOWN, UNKNOWN, new.item + highest + 1)
+            item = torch.where(new.item >= 0, item, new.item)
         pairs = {"modality": new.modality, "item": item, "position": position, "role": new.role}
         return TokenMap(**{name: torch.cat([getattr(self, name), value], dim=1) for name, value in pairs.items()})
 
@@ -223,7 +232,7 @@ class TokenMap:
         start = self.shape[1] - tokens
         if not start:
             return self  # no views of it: torch.compile would guard their base beside them
-        return TokenMap(**{f.name: getattr(self, f.name)[:, start:] for f in fields(self)})
+        return TokenMap(**{name: getattr(self, name)[:, start:] for name in _COLUMNS})
 
     def with_roles(self, roles: Tensor) -> TokenMap:
         """This map with the (B, S) roles given for its valid tokens.
@@ -239,18 +248,20 @@ class TokenMap:
         """This map in which all but the (B, S) bool `left` tokens are padding; None: the map itself."""
         if left is None:
             return self
-        return TokenMap(**{f.name: torch.where(left, getattr(self, f.name), -1) for f in fields(self)})
+        return TokenMap(**{name: torch.where(left, getattr(self, name), -1) for name in _COLUMNS})
 
     def pick(self, index: Tensor) -> TokenMap:
         """The tokens at (B, M) `index`."""
-        return TokenMap(**{f.name: getattr(self, f.name).gather(1, index) for f in fields(self)})
+        return TokenMap(**{name: getattr(self, name).gather(1, index) for name in _COLUMNS})
 
     def select(self, samples: Tensor) -> TokenMap:
         """The samples named by the index tensor, in its order (beams, sub-batches)."""
-        return TokenMap(**{f.name: getattr(self, f.name).index_select(0, samples) for f in fields(self)})
+        return TokenMap(**{name: getattr(self, name).index_select(0, samples) for name in _COLUMNS})
 
     def to(self, device: torch.device | str) -> TokenMap:
-        return TokenMap(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        if self.device == device:
+            return self
+        return TokenMap(**{name: getattr(self, name).to(device) for name in _COLUMNS})
 
     def stack(self) -> Tensor:
         """(B, S, 4) int64: modality, item, position, role."""
@@ -308,6 +319,14 @@ class KnownTokens:
     def append(self, new: KnownTokens) -> KnownTokens:
         """These followed by `new`."""
         return KnownTokens(np.concatenate([self.modality, new.modality], axis=1), self.is_exact and new.is_exact)
+
+
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """What the host knows, on a device, for which the host does not wait."""
+    made = torch.from_numpy(array)
+    if device.type != "cuda":
+        return made.to(device)
+    return made.pin_memory().to(device, non_blocking=True)  # of memory that may be paged, CUDA copies in step
 
 
 def _number_items(modality: Tensor, tokens_per_item: Sequence[int] | None) -> Tensor:

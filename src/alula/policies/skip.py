@@ -12,7 +12,7 @@ from alula.draws import mixed
 from alula.errors import HostError, UsageError
 from alula.policies.base import Policy, Stand
 from alula.policies.registry import register
-from alula.seam import LayerView, Tokens, Work
+from alula.seam import ForwardContext, LayerView, Tokens, Work
 from alula.settings import Int, Number
 from alula.tokens import TokenMap
 
@@ -95,17 +95,24 @@ class Skip(Policy):
             return None
         key = Skip, id(self)
         if key not in ctx.memo:
-            ctx.memo[key] = self._work(ctx.tokens, hidden.detach())
+            ctx.memo[key] = self._work(ctx.tokens, hidden.detach(), self._counts(ctx))
         return ctx.memo[key]
 
-    def _work(self, tokens: TokenMap, hidden: Tensor) -> Work:
+    def _counts(self, ctx: ForwardContext) -> tuple[int, ...] | None:
+        """How many tokens of each sample do not skip, where the host knows it and some do."""
+        if self.tokens == "all" or self.share < 1 or self.keys == "lent" or not any(ctx.known_new.has_media):
+            return None
+        known = ctx.known_new
+        return tuple((known.valid & ~known.is_perceptual).sum(axis=1).tolist())
+
+    def _work(self, tokens: TokenMap, hidden: Tensor, counts: tuple[int, ...] | None) -> Work:
         skips = None if self._is_everybody else self._skips(tokens, hidden)
         stays: Tokens = False if skips is None else ~skips
         if self.part == "mlp":
-            return Work(feed=stays)
+            return Work(feed=stays, counts=counts)
         keys: Tokens = None if self.keys == "own" else False
         lend: Tokens = skips if self.keys == "lent" else False
-        return Work(stays, None if self.part == "attention" else stays, keys, lend)
+        return Work(stays, None if self.part == "attention" else stays, keys, lend, counts=counts)
 
     def _skips(self, tokens: TokenMap, hidden: Tensor) -> Tensor:
         """(B, S) bool."""

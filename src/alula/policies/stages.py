@@ -104,7 +104,8 @@ class Stages:
             return None if chosen is None else chosen.work
         if (self.owner, stage, "dense") not in ctx.memo:
             left = None if chosen is None else chosen.left
-            work = Work(left, left, positions=self._counted(ctx, stage, left))
+            counts = None if chosen is None else chosen.work.counts
+            work = Work(left, left, positions=self._counted(ctx, stage, left), counts=counts)
             ctx.memo[self.owner, stage, "dense"] = ctx.memo[self.owner, "left"] = work
         return ctx.memo[self.owner, stage, "dense"]
 
@@ -170,8 +171,9 @@ class Stages:
             stays = criterion.choose(scene, there)
             into = criterion.into(there) if criterion.merges else None
         left = there.spread(stays) | ~view.ctx.tokens.is_perceptual
-        work = Work.of(left)
+        layout = view.ctx.once(Layout.of, view.ctx.tokens)
+        work = Work.of(left, None if wanted is None else there.counted(layout.text_counts))
         view.ctx.memo[self.owner, "left"] = work
-        if view.ctx.labels is not None or view.ctx.once(Layout.of, view.ctx.tokens).ends_in_image:
-            check_endings(view.ctx, ~left)
+        if view.ctx.labels is not None or layout.ends_in_image:
+            check_endings(view.ctx, ~left.cpu().numpy())
         return _Chosen(left, work, there, stays, into)

@@ -71,10 +71,12 @@ class Withdraw(Policy):
             return None
         key = Withdraw, self.positions
         if key not in ctx.memo:
-            if ctx.new_media:
-                check_endings(ctx, ctx.tokens.is_perceptual)
-            text = ctx.tokens.is_text if ctx.new_media else None
-            ctx.memo[key] = Work(text, text, positions=_counted(ctx) if is_counted else None)
+            text = counts = None
+            if ctx.new_media and any(ctx.known_new.has_media):
+                known = ctx.known_new
+                check_endings(ctx, known.is_perceptual)
+                text, counts = ctx.tokens.is_text, tuple((known.valid & ~known.is_perceptual).sum(axis=1).tolist())
+            ctx.memo[key] = Work(text, text, positions=_counted(ctx) if is_counted else None, counts=counts)
         return ctx.memo[key]
 
 

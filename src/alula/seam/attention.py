@@ -83,9 +83,13 @@ def attention_forward(
     Returns:
         (B, Q, H, D) output and None for the weights.
     """
+    if not _is_asked(module, alula):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
     options = {"scaling": scaling, "dropout": dropout, **_biased(module, alula, query, key, kwargs)}
     _weigh(module, query, key, attention_mask, options, alula)
-    if alula is not None and alula.foresight is not None:
+    if alula.foresight is not None:
         raise Foreseen
     apart, shared = _requested(module, alula, query.shape[2], key.shape[2])
     if apart:
@@ -130,6 +134,8 @@ def flex_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, alula: Any = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """What `flex_attention_forward` returns, biased and with the sums as asked for: see `attention_forward`."""
+    if not _is_asked(module, alula):
+        return flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
     kwargs = _biased(module, alula, query, key, kwargs)
     if kwargs.get(dialect.BIAS) is not None:  # its kernel asks it for every head and query
         kwargs[dialect.BIAS] = kwargs[dialect.BIAS].expand(*query.shape[:3], key.shape[2])
@@ -147,16 +153,19 @@ def flex_forward(
     return output
 
 
+def _is_asked(module: nn.Module, alula: Any) -> bool:
+    """Whether anybody asks anything of an attention module's layer, in whatever forward."""
+    # vision towers of some hosts hand our keyword to attention modules that have no layer index
+    layer = None if alula is None else getattr(module, "layer_idx", None)
+    return layer is not None and (alula.foresight is not None or alula.requests.is_any_of(layer))
+
+
 @torch.no_grad()
 def _weigh(
     module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any], alula: Any
 ) -> None:
     """Give those who asked queries and keys, and the attention of a few queries, which is written out for these."""
-    if (
-        alula is None
-        or not hasattr(module, "layer_idx")
-        or not (alula.requests.weights or alula.requests.heads or alula.foresight)
-    ):
+    if not (alula.requests.weights or alula.requests.heads or alula.foresight):
         return
     for asked in alula.requested_heads(module, query.shape[2], key.shape[2]):
         scaling = query.shape[-1] ** -0.5 if options["scaling"] is None else options["scaling"]
@@ -245,7 +254,7 @@ def mask_with_bias(attention: nn.Module, kwargs: dict[str, Any], alula: Any, lik
 
 def _biased(module: nn.Module, alula: Any, query: Tensor, key: Tensor, options: dict[str, Any]) -> dict[str, Any]:
     """The options of an attention function, with what is asked to be added to its logits."""
-    if alula is None or not alula.requests.biases or not hasattr(module, "layer_idx"):
+    if not alula.requests.biases:
         return options
     bias = alula.key_bias(module, query.shape[2], key.shape[2])
     if bias is None:
@@ -259,9 +268,6 @@ Requested = list[tuple[Request[Sums], Tensor]]
 
 def _requested(module: nn.Module, alula: Any, queries: int, keys: int) -> tuple[Requested, Requested]:
     """Who wants which sums in this layer: those who want them from a separate pass, and the others."""
-    # vision towers of some hosts hand our keyword to attention modules that have no layer index
-    if alula is None or not hasattr(module, "layer_idx"):
-        return [], []
     apart: Requested = []
     shared: Requested = []
     for request, values in alula.requested_sums(module, queries, keys):

@@ -118,7 +118,7 @@ class GraftCacheLayer(_TokenLayer):
     def of(cache: Cache | None) -> dict[str, GraftCacheLayer]:
         """The graft layers of a cache, by name."""
         layers = getattr(cache, "layers", None) or []
-        return {layer.name: layer for layer in layers if isinstance(layer, GraftCacheLayer)}
+        return {layer.name: layer for layer in layers if type(layer) is GraftCacheLayer}
 
 
 class TokenCache(_TokenLayer):
@@ -208,7 +208,7 @@ class TokenCache(_TokenLayer):
     def of(cache: Cache | None) -> TokenCache | None:
         """The token cache riding on `cache`, if any."""
         layers = getattr(cache, "layers", None) or []
-        return next((layer for layer in layers if isinstance(layer, TokenCache)), None)
+        return next((layer for layer in layers if type(layer) is TokenCache), None)
 
 
 _BITS = 24  # integers up to 2**24 are exact in float32
@@ -246,7 +246,7 @@ class TokenPresence(_TokenLayer):
     def of(cache: Cache | None) -> TokenPresence | None:
         """The one riding on `cache`, if any."""
         layers = getattr(cache, "layers", None) or []
-        return next((layer for layer in layers if isinstance(layer, TokenPresence)), None)
+        return next((layer for layer in layers if type(layer) is TokenPresence), None)
 
 
 def half(table: Tensor) -> Tensor:

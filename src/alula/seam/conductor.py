@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -56,6 +57,21 @@ def check_readable(anatomy: Anatomy, *, shows_heads: bool = False) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Passage:
+    """What some tokens of a forward take through decoder layers.
+
+    Attributes:
+        arguments: of the layers, in the place of the host's.
+        standing: the tokens in the layers, as the forward is told it.
+        told: what they were made of, which is kept so that none of it is taken for another.
+    """
+
+    arguments: dict[str, Any]
+    standing: Any
+    told: tuple[Any, ...]
+
+
 class Conductor:
     """Runs one decoder layer, and where workers tell its parts apart, its attention and its MLP.
 
@@ -72,6 +88,7 @@ class Conductor:
         self.anatomy, self.index, self._current = anatomy, index, current
         self.workers: tuple[Request[Worker], ...] = ()
         self.foresights: tuple[Request[Foresight], ...] = ()
+        self._kind = anatomy.layer_type(index)
         self._before: dict[str, Any] = {}
         self._names: tuple[str, ...] = ()
 
@@ -114,18 +131,15 @@ class Conductor:
         """The layer's forward."""
         ctx: ForwardContext | None = kwargs.get(NAME)
         module = self.anatomy.layers[self.index]
-        run, where = partial(self._run, "layer", module), type(module).__name__
         if ctx is None:
-            return run(*args, **kwargs)
-        given = dialect.hidden_of(args, kwargs, where=where)
+            return self._run("layer", module, *args, **kwargs)
+        given: Tensor = args[0] if args else dialect.hidden_of(args, kwargs, where=type(module).__name__)
         if self.foresights and self.index not in ctx.left:
             self._foresee(ctx, given, dialect.named_of(self._names, args, kwargs))
         plan = self._plan(ctx, given)
-        attending = None if plan is None else plan.attending
-        named = dialect.named_of(self._names, args, kwargs)
-        lean = self._lean(ctx, dialect.cache_of(named, where=where), attending)
+        lean = self._lean(ctx, None if plan is None else plan.attending)
         if plan is None and lean is None:
-            return run(*args, **kwargs)
+            return self._run("layer", module, *args, **kwargs)
         count = ctx.tokens.shape[1]
         if given.shape[1] != count:
             raise SeamError(
@@ -138,26 +152,48 @@ class Conductor:
         if layer is not None and layer.is_empty:
             ctx.check_unread(self.index, is_skipped=True)
             return given
-        if keys is not None:
-            past = ctx.all_tokens.shape[1] - count
-            additive = given.dtype if self.anatomy.config._attn_implementation == EAGER else None
-            mask = named.get(dialect.MASK)
-            named[dialect.MASK] = ctx.once(packed_mask, mask, attending, keys, ctx.tokens, past, additive)
-        if plan is not None and plan.positions is not None:
-            named = dialect.with_rope(named, self._angles(ctx, plan.positions, given), plan.positions)
-        if attending is not None:
-            named = dialect.with_positions(named, partial(ctx.once, _of_lane, attending))
+        named = dialect.named_of(self._names, args, kwargs)
+        passage = self._passage(ctx, plan, keys, named, given)
+        named.update(passage.arguments)
         if plan is not None and not (plan.attention is None and plan.mlp is None):
             ctx.plans[self.index] = plan
         named.pop(self._names[0], None)
-        ctx.pack(self.index, layer, None if keys is None else keys.places)
+        ctx.pack(self.index, passage.standing)
         try:
-            output = run(given if layer is None else layer.gather(given), **named)
+            output = self._run("layer", module, given if layer is None else layer.gather(given), **named)
         finally:
             ctx.unpack(self.index)
         if layer is None:
             return output
         return dialect.output_with_hidden(output, layer.scatter(dialect.hidden_of_output(output), given))
+
+    def _passage(
+        self, ctx: ForwardContext, plan: Plan | None, keys: Slots | None, named: dict[str, Any], given: Tensor
+    ) -> _Passage:
+        """What the tokens of a plan take through layers that are given the same: made once for all of these."""
+        told = plan, keys, *map(named.get, (dialect.MASK, dialect.ROPE, dialect.POSITIONS))
+        key = (_Passage, self._kind, *map(id, told))
+        if key not in ctx.memo:
+            ctx.memo[key] = self._new_passage(ctx, told, named, given)
+        return ctx.memo[key]
+
+    def _new_passage(
+        self, ctx: ForwardContext, told: tuple[Any, ...], named: dict[str, Any], given: Tensor
+    ) -> _Passage:
+        plan: Plan | None = told[0]
+        keys: Slots | None = told[1]
+        lane = None if plan is None else plan.attending
+        taken = {name: named[name] for name in (dialect.ROPE, dialect.POSITIONS) if name in named}
+        if plan is not None and plan.positions is not None:
+            taken = dialect.with_rope(taken, self._angles(ctx, plan.positions, given), plan.positions)
+        if lane is not None:
+            taken = dialect.with_positions(taken, partial(ctx.once, _of_lane, lane))
+        if keys is not None:
+            past = ctx.all_tokens.shape[1] - ctx.tokens.shape[1]
+            additive = given.dtype if self.anatomy.config._attn_implementation == EAGER else None
+            taken[dialect.MASK] = packed_mask(named.get(dialect.MASK), lane, keys, ctx.tokens, past, additive)
+        standing = ctx.stood(None if plan is None else plan.layer, None if keys is None else keys.places)
+        return _Passage(taken, standing, told)
 
     @torch.compiler.disable  # an exception leaves it half-way
     @torch.no_grad()
@@ -205,18 +241,21 @@ class Conductor:
                     work = here if work is None else ctx.once(Work.__and__, work, here)
         return None if work is None else ctx.once(Plan.of, work, ctx.tokens)
 
-    def _lean(self, ctx: ForwardContext, cache: Any, lane: Lane | None) -> LeanLayer | None:
+    def _lean(self, ctx: ForwardContext, lane: Lane | None) -> LeanLayer | None:
         """The layer's lean cache layer, made where tokens are taken out; None where it has none."""
+        cache = ctx.layer_cache
         layers = getattr(cache, "layers", None) or []
         there = layers[self.index] if self.index < len(layers) else None
-        if cache is None or (lane is None and not isinstance(there, LeanLayer)):
+        if isinstance(there, LeanLayer):
+            return there
+        if cache is None or lane is None:
             return None
         held = None if ctx.presence is None else ctx.presence.index(self.index)
         return LeanLayer.of(cache, self.index, held, partial(ctx.once, _stretch, ctx.tokens))
 
     def _angles(self, ctx: ForwardContext, positions: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The RoPE tables of this kind of layer at other positions, made once per forward."""
-        key = Conductor, self.anatomy.layer_type(self.index), id(positions)
+        key = Conductor, self._kind, id(positions)
         if key not in ctx.memo:
             ctx.memo[key] = self.anatomy.rope_at(self.index, positions, hidden)
         return ctx.memo[key]
@@ -281,7 +320,8 @@ class Conductor:
             if ctx.requests.biases:
                 kwargs = mask_with_bias(attention, kwargs, ctx, hidden)
             output = run(*args, **kwargs)
-            if self.anatomy.config._attn_implementation == EAGER and ctx.is_asked(self.index):
+            is_any = ctx.requests.is_any_of(self.index)  # a config takes long to answer
+            if is_any and self.anatomy.config._attn_implementation == EAGER and ctx.is_asked(self.index):
                 answer_from_weights(attention, output[1], ctx)
         if part is None:
             return output

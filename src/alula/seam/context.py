@@ -29,7 +29,7 @@ from alula.seam.view import LayerView, gather, located
 from alula.tokens import KnownTokens, Modality, TokenMap
 
 _T = TypeVar("_T")
-_Standing = tuple[TokenMap, Tensor | None, Tensor | None, Tensor | None]
+Standing = tuple[TokenMap, Tensor | None, Tensor | None, Tensor | None]
 """what a `LayerView` says of the tokens in a layer"""
 
 
@@ -104,7 +104,7 @@ class ForwardContext:
         self.labels, self.has_roles = labels, has_roles
         self.past_tokens = past_tokens
         self.past, self.growing = copy.copy(past), past
-        self.all_tokens = tokens if past_tokens is None else past_tokens.append(tokens)
+        self.all_tokens = tokens if past_tokens is None else past_tokens.append(tokens, known)
         self.tokens = self.all_tokens.last(tokens.shape[1])
         before = (False,) * tokens.shape[0] if past is None else past.has_media()
         if known is None and not all(before):
@@ -124,10 +124,10 @@ class ForwardContext:
         self.left: set[int] = set()
         self.presence = presence
         # by layer the tokens in it, and the indices of a `LayerView`: a view itself would keep this forward alive
-        self._standing: dict[int, _Standing] = {}
+        self._standing: dict[int, Standing] = {}
         self.plans: dict[int, Plan] = {}
         self.foresight: Request[Foresight] | None = None
-        self._packed: dict[int, _Standing] = {}
+        self._packed: dict[int, Standing] = {}
         self._said: dict[int, Tensor] = {}
         self._all_positions: dict[str, list[Tensor]] = {}
         # what another graft of this name left, or this one before a gap, is of no use
@@ -149,6 +149,13 @@ class ForwardContext:
         if known is None or (exactly and not known.is_exact):
             known = self._known = KnownTokens.read(self.all_tokens)
         return known
+
+    @property
+    def known_new(self) -> KnownTokens:
+        """The new tokens, as the host knows them; what it does not know yet is read from the device."""
+        if self._new_known is None or not self._new_known.is_exact:
+            self._new_known = KnownTokens.read(self.tokens)
+        return self._new_known
 
     @property
     def known_so_far(self) -> KnownTokens | None:
@@ -186,12 +193,13 @@ class ForwardContext:
             keys = torch.cat([places[:, :known] if cached is None else cached, new], dim=1)
         self._standing[layer] = tokens, index, keys, None
 
-    def pack(self, layer: int, lane: Lane | None, keys: Tensor | None) -> None:
-        """From here on the tokens of a lane stand in a decoder layer, and its attention is given keys of (B, K) tokens;
-        None: all."""
-        self._packed[layer] = self._standing[layer] = self._stood(lane, keys)
+    def pack(self, layer: int, standing: Standing) -> None:
+        """From here on these tokens stand in a decoder layer."""
+        self._packed[layer] = self._standing[layer] = standing
 
-    def _stood(self, lane: Lane | None, keys: Tensor | None) -> _Standing:
+    def stood(self, lane: Lane | None, keys: Tensor | None) -> Standing:
+        """Of a layer in which the tokens of a lane stand, and whose attention is given keys of (B, K) tokens; None:
+        all."""
         if lane is None:
             return self.tokens, None, keys, None
         return self.once(Lane.tokens, lane, self.tokens), lane.index, keys, lane.real
@@ -200,7 +208,7 @@ class ForwardContext:
     def narrowed(self, layer: int, lane: Lane) -> Iterator[None]:
         """Inside, the tokens of a lane stand in a decoder layer, while its attention or its MLP runs."""
         before = self._standing[layer]
-        self._standing[layer] = self._stood(lane, before[2])
+        self._standing[layer] = self.stood(lane, before[2])
         try:
             yield
         finally:
@@ -212,7 +220,7 @@ class ForwardContext:
     ) -> Iterator[None]:
         """Inside, the tokens of a lane stand in a decoder layer, which is run for its attention alone."""
         before = self._standing.get(layer), self._packed.get(layer)
-        self.pack(layer, lane, keys)
+        self.pack(layer, self.stood(lane, keys))
         self.foresight = request
         try:
             yield
@@ -246,7 +254,7 @@ class ForwardContext:
     def once(self, make: Callable[..., _T], *by: Any) -> _T:
         """What a function gives for these arguments, computed once in this forward: for the same objects, not for equal
         ones, but for numbers."""
-        key = (make, *(each if isinstance(each, int) else id(each) for each in by))
+        key = (make, *[each if isinstance(each, int) else id(each) for each in by])
         if key not in self.memo:
             self.memo[key] = make(*by), by
         return self.memo[key][0]

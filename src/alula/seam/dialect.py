@@ -186,6 +186,11 @@ def with_rope(named: Mapping[str, Any], rope: tuple[Tensor, Tensor], positions: 
 
 def positional_names(module: nn.Module) -> tuple[str, ...]:
     """The names of what a module's forward takes by position."""
-    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    return _positional_names(type(module).forward)
+
+
+@once
+def _positional_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)

@@ -8,7 +8,7 @@ Shapes: B batch, S new tokens of the forward, M of them in the layer, P cached t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from alula.errors import HostError, SeamError, UsageError
 from alula.seam.requests import Tokens, Work, either
-from alula.seam.view import gather
+from alula.seam.view import gather, widened
 from alula.tokens import TokenMap
 
 
@@ -33,21 +33,25 @@ class Lane:
 
     index: Tensor
     real: Tensor | None = None
+    _wide: dict[Any, Tensor] = field(default_factory=dict, repr=False)  # `index` as wide as what is gathered by it
 
     @classmethod
-    def of(cls, working: Tokens, tokens: TokenMap) -> Lane | None:
+    def of(cls, working: Tokens, tokens: TokenMap, counts: Sequence[int] | None = None) -> Lane | None:
         """The lane of the `working` tokens, padding left out; None where all tokens have work.
 
-        Reads the device once, where these are some.
+        Args:
+            counts: how many there are in each sample, of fewer than all. None: it is read from the device, once, where
+                these are some.
         """
         if working is None:
             return None
         if working is False:
             return cls(tokens.modality[:, :0])
         left = working & tokens.valid
-        counts, out = torch.stack([left.sum(dim=1), (tokens.valid & ~working).sum(dim=1)]).tolist()
-        if not any(out):
-            return None
+        if counts is None:
+            counts, out = torch.stack([left.sum(dim=1), (tokens.valid & ~working).sum(dim=1)]).tolist()
+            if not any(out):
+                return None
         most, working = max(counts), left
         order = working.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         index = order[:, :most].sort(dim=1).values
@@ -55,14 +59,23 @@ class Lane:
 
     def gather(self, values: Tensor) -> Tensor:
         """(B, M, ..) of the tokens in the lane, from (B or 1, S, ..) of all."""
-        return gather(values, self.index)
+        if values.shape[0] != self.index.shape[0]:
+            values = values.expand(self.index.shape[0], *values.shape[1:])
+        return values.gather(1, self._index_of(values))
+
+    def _index_of(self, values: Tensor) -> Tensor:
+        """(B, M, ..) the index, as wide as (B, any, ..) values and where these are."""
+        key = values.device, values.shape[2:]
+        if key not in self._wide:
+            self._wide[key] = widened(self.index.to(values.device), values).expand(-1, -1, *values.shape[2:])
+        return self._wide[key]
 
     def scatter(self, values: Tensor, into: Tensor) -> Tensor:
         """(B, S, d) `into`, with the (B, M, d) values of the lane's tokens in their places, as these are kept."""
-        into, index = into.to(values), self.index.to(values.device)
+        into = into.to(values)
         if self.real is not None:
-            values = torch.where(self.real.to(values.device)[..., None], values, gather(into, index))
-        return into.scatter(1, index[..., None].expand_as(values), values)
+            values = torch.where(self.real.to(values.device)[..., None], values, self.gather(into))
+        return into.scatter(1, self._index_of(values), values)
 
     def tokens(self, tokens: TokenMap) -> TokenMap:
         """The map of the lane's tokens, in which those that fill up are padding."""
@@ -129,16 +142,16 @@ class Plan:
     def of(cls, work: Work, tokens: TokenMap) -> Plan | None:
         """None where all tokens do all. Reads the device, once per set of tokens."""
         if work.is_whole:
-            layer = Lane.of(work.attend, tokens)
+            layer = Lane.of(work.attend, tokens, work.counts)
             is_host = layer is None and work.positions is None
             return None if is_host else cls(layer, positions=work.positions)
         given = work.owning
-        layer = Lane.of(either(given, work.feed), tokens)
+        layer = Lane.of(either(given, work.feed), tokens, work.counts)
         lends = work.lend is not False and given is not None
         plan = cls(
             layer,
-            _part(given, layer, tokens, work.attend),
-            _part(work.feed, layer, tokens, work.feed),
+            _part(given, layer, tokens, work.attend, work.counts),
+            _part(work.feed, layer, tokens, work.feed, work.counts),
             lends,
             Lane.of(work.leaving, tokens) if lends else None,
             work.positions,
@@ -152,12 +165,14 @@ class Plan:
         return self.layer if self.attention is None or self.attention.lane is None else self.attention.lane
 
 
-def _part(given: Tokens, layer: Lane | None, tokens: TokenMap, heard: Tokens) -> Part | None:
+def _part(
+    given: Tokens, layer: Lane | None, tokens: TokenMap, heard: Tokens, counts: Sequence[int] | None
+) -> Part | None:
     """A part of a layer that is given some tokens, of which some are `heard`."""
     if isinstance(given, Tensor) and layer is not None:
         within = Lane.of(layer.gather(given), layer.tokens(tokens))
     else:
-        within = Lane.of(given, tokens)
+        within = Lane.of(given, tokens, counts)
     lane = None if within is None else within.among(layer)
     if heard is given or heard is None:
         return None if lane is None else Part(lane, within)
@@ -181,13 +196,13 @@ class Slots:
     places: Tensor
     real: Tensor | None = None
     spare: int = 0
-    _next: tuple[tuple[Any, ...], Slots] | None = field(default=None, repr=False)
+    _next: tuple[tuple[Any, ...], Any, Slots] | None = field(default=None, repr=False)
 
-    def _once(self, by: tuple[Any, ...], make: Callable[[], Slots]) -> Slots:
-        """What `make` gives, made once while the same thing is done to all layers that share this."""
-        if self._next is None or not all(map(_same, self._next[0], by)):
-            self._next = by, make()
-        return self._next[1]
+    def _once(self, done: tuple[Any, ...], by: Any, make: Callable[[], Slots]) -> Slots:
+        """What `make` gives, made once while the same is done, `by` the same object, to all layers that share this."""
+        if self._next is None or self._next[1] is not by or self._next[0] != done:
+            self._next = done, by, make()
+        return self._next[2]
 
     def grown(self, lane: Lane | None, past: int, count: int) -> Slots:
         """With those of `count` new tokens behind `past` ones that stand in a lane; None: all of them."""
@@ -204,16 +219,16 @@ class Slots:
                 real = torch.cat([_all_true(self.real, self.places), _all_true(new_real, new)], dim=1)
             return Slots(torch.cat([self.places, new], dim=1), real, self.spare)
 
-        return self._once(("grown", lane, past, count), make)
+        return self._once(("grown", past, count), lane, make)
 
     def of_samples(self, index: Tensor) -> Slots:
         """Those of the samples at `index`."""
-        return self._once(("samples", index), lambda: self._at(index.to(self.places.device)))
+        return self._once(("samples",), index, lambda: self._at(index.to(self.places.device)))
 
     def repeated(self, repeats: int) -> Slots:
         """Those of every sample, side by side as often."""
         samples = torch.arange(len(self.places), device=self.places.device)
-        return self._once(("repeated", repeats), lambda: self._at(samples.repeat_interleave(repeats)))
+        return self._once(("repeated", repeats), None, lambda: self._at(samples.repeat_interleave(repeats)))
 
     def _at(self, index: Tensor) -> Slots:
         return Slots(self.places[index], None if self.real is None else self.real[index], self.spare)
@@ -230,7 +245,7 @@ class Slots:
             places = self.places[:, :most].clamp(max=max(length - 1, 0))
             return Slots(places, None if real is None else real[:, :most], self.spare + most - least)
 
-        return self._once(("cropped", length), make)
+        return self._once(("cropped", length), None, make)
 
     def last(self, count: int) -> Slots:
         """The last `count`."""
@@ -238,12 +253,7 @@ class Slots:
         if start <= 0:
             return self
         real = None if self.real is None else self.real[:, start:]
-        return self._once(("last", count), lambda: Slots(self.places[:, start:], real, self.spare))
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two arguments are one: tensors and lanes as objects, what they are called and numbers by value."""
-    return one is other or (isinstance(one, str | int) and isinstance(other, str | int) and one == other)
+        return self._once(("last", count), None, lambda: Slots(self.places[:, start:], real, self.spare))
 
 
 def _all_true(real: Tensor | None, like: Tensor) -> Tensor:

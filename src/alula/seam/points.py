@@ -131,6 +131,7 @@ class LayerHooks:
         self._entries: dict[AnyPoint, tuple[Entry, ...]] = {}
         self._handles: dict[str, RemovableHandle | Handle] = {}
         self._inside: ByThread[ref[ForwardContext]] = ByThread()
+        self._hooked_for: Any = None if is_watched else self._needs()
         self.update()
 
     # -- who stands here ------------------------------------------------------------------------------------------
@@ -176,8 +177,15 @@ class LayerHooks:
             )
         self._put_module(path, own)
 
+    def _needs(self) -> tuple[Any, ...]:
+        """What hooks are registered for."""
+        return self._entries, self.workers, self.foresights, self.reads_weights, self.is_biased
+
     def update(self) -> None:
         """Register the hooks that are needed now, and remove the others."""
+        if (needs := self._needs()) == self._hooked_for:
+            return
+        self._hooked_for = None  # until all of them are there
         entering = self._entries.get(Point.BLOCK_INPUT, ())
         self._takers = tuple(entry for entry in entering if entry.phase is Phase.TOKENS)
         self._editors = tuple(entry for entry in entering if entry.phase is Phase.EDIT)
@@ -232,9 +240,11 @@ class LayerHooks:
         for name, register in wanted.items():
             if name not in self._handles:
                 self._handles[name] = register()
+        self._hooked_for = needs
 
     def remove(self) -> None:
         """Take every hook out of the layer."""
+        self._hooked_for = None
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()

@@ -107,6 +107,8 @@ class Work:
         keys: these leave a key and a value too, for others to attend to.
         lend: of those that leave none of their own, these leave the one that they have in the layer before.
         positions: (B, S) int64, by which attention turns queries and keys here; None: by the host's own.
+        counts: where the sets that are given are one and the same, and some tokens are not in it, how many of each
+            sample are, padding left out, if the host knows it; None: it is read from the device.
     """
 
     attend: Tokens = None
@@ -114,11 +116,12 @@ class Work:
     keys: Tokens = False
     lend: Tokens = False
     positions: Tensor | None = None
+    counts: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, tokens: Tokens) -> Work:
+    def of(cls, tokens: Tokens, counts: tuple[int, ...] | None = None) -> Work:
         """These are in the layer and all others are not."""
-        return cls(tokens, tokens)
+        return cls(tokens, tokens, counts=counts)
 
     @property
     def is_whole(self) -> bool:
@@ -297,6 +300,10 @@ class Requests:
     heads: Mapping[int, tuple[Request[Heads], ...]] = field(default_factory=dict)
     branches: Mapping[int, tuple[Request[BranchReader], ...]] = field(default_factory=dict)
     endings: tuple[Ending, ...] = ()
+
+    def is_any_of(self, layer: int) -> bool:
+        """Whether anything is asked of attention in a decoder layer."""
+        return layer in self.sums or layer in self.weights or layer in self.biases or layer in self.heads
 
     def owner_id(self, name: str) -> str | None:
         """What tells the owner of that name from others that had or will have it; None where none is there."""

@@ -49,9 +49,9 @@ class LayerView:
         """(B, S, ..) of all tokens, from the (B, M, ..) of those in this layer; 0 at the others."""
         if self.index is None:
             return values
-        index = _widened(self.index, values)
+        index = widened(self.index, values)
         if self.real is not None:
-            values = values.masked_fill(~_widened(self.real, values), 0)
+            values = values.masked_fill(~widened(self.real, values), 0)
         every = values.new_zeros(len(values), self.ctx.tokens.shape[1], *values.shape[2:])
         return every.scatter(1, index.expand_as(values), values)
 
@@ -121,11 +121,12 @@ class LayerView:
 def gather(values: Tensor, index: Tensor) -> Tensor:
     """(B, M, ..) entries of (B or 1, N, ..) at (B, M)."""
     values = values.expand(len(index), *values.shape[1:])
-    index = _widened(index.to(values.device), values)
+    index = widened(index.to(values.device), values)
     return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
 
-def _widened(index: Tensor, values: Tensor) -> Tensor:
+def widened(index: Tensor, values: Tensor) -> Tensor:
+    """(B, M) with as many dimensions as (B, any, ..) values."""
     return index.view(*index.shape, *(1 for _ in values.shape[2:]))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from alula.errors import SeamError, UsageError
 from alula.seam import LayerView
-from alula.tokens import UNKNOWN, Modality, TokenMap
+from alula.tokens import UNKNOWN, Modality, TokenMap, on_device
 
 Per = Literal["image", "request"]
 Shapes = Callable[[], Mapping[Modality, list[tuple[int, int]]]]
@@ -82,11 +82,13 @@ class Layout(NamedTuple):
         instructions: of every sample, its text behind the first image; all text where none is behind; where there is
             none at all, its last token.
         ends_in_image: whether some sample's last token is an image's.
+        text_counts: of every sample, how many tokens of text it has.
     """
 
     items: NDArray[np.int64]
     instructions: list[NDArray[np.int64]]
     ends_in_image: bool
+    text_counts: list[int]
 
     @classmethod
     def of(cls, tokens: TokenMap) -> Layout:
@@ -98,7 +100,8 @@ class Layout(NamedTuple):
             behind = text[text > seen[0]] if len(seen) else text
             found.append(next(each for each in (behind, text, seen[-1:], np.array([len(of) - 1])) if len(each)))
             last.append(of[of != _PADDING][-1:])
-        return cls(items, found, bool(_is_perceptual(np.concatenate(last)).any()))
+        counts = (items == _TEXT).sum(axis=1).tolist()
+        return cls(items, found, bool(_is_perceptual(np.concatenate(last)).any()), counts)
 
 
 def instructions(view: LayerView) -> tuple[Tensor, Tensor]:
@@ -110,7 +113,7 @@ def _table(layout: Layout, tokens: TokenMap) -> tuple[Tensor, Tensor]:
     most = max(map(len, layout.instructions))
     index = [np.pad(each, (0, most - len(each)), mode="edge") for each in layout.instructions]
     is_there = [np.arange(most) < len(each) for each in layout.instructions]
-    return torch.from_numpy(np.stack(index)).to(tokens.device), torch.from_numpy(np.stack(is_there)).to(tokens.device)
+    return on_device(np.stack(index), tokens.device), on_device(np.stack(is_there), tokens.device)
 
 
 def _shaped(
@@ -123,7 +126,7 @@ def _shaped(
     """
     left = {}
     if any(shapes.values()):  # a read of the device that other hosts are spared
-        kinds = tokens.modality.flatten()[torch.tensor(firsts, device=tokens.device)].tolist()
+        kinds = tokens.modality.flatten()[on_device(np.array(firsts), tokens.device)].tolist()
         left = {kind: iter(told) for kind, told in shapes.items() if len(told) == kinds.count(kind)}
     found = []
     for at, group in enumerate(groups):
@@ -193,12 +196,10 @@ class Candidates:
         index = np.full((len(groups), most), batch * length)
         for row, here in zip(index, members, strict=True):
             row[: len(here)] = here
-        on_device = torch.from_numpy(index).to(tokens.device)
+        at = on_device(index, tokens.device)
         place = torch.arange(most, device=tokens.device).expand(len(groups), -1)
         counts = tuple(group.size for group in groups)
-        return cls(
-            tokens.shape, tuple(groups), on_device, place, on_device < batch * length, counts, instructions=tuple(texts)
-        )
+        return cls(tokens.shape, tuple(groups), at, place, at < batch * length, counts, instructions=tuple(texts))
 
     @property
     def numbers(self) -> Tensor:
@@ -216,7 +217,7 @@ class Candidates:
     def instruction(self) -> tuple[Tensor, Tensor]:
         """(U, T) of every group's instruction among the B * S tokens, of no meaning where (U, T) bool it is shorter."""
         index = self.table(list(self.instructions))
-        lengths = torch.tensor([len(each) for each in self.instructions], device=index.device)
+        lengths = on_device(np.array([len(each) for each in self.instructions]), index.device)
         return index, torch.arange(index.shape[1], device=index.device) < lengths[:, None]
 
     def table(self, rows: list[NDArray[Any]]) -> Tensor:
@@ -224,14 +225,28 @@ class Candidates:
         table = np.zeros((len(rows), max(map(len, rows))), dtype=rows[0].dtype)
         for row, here in zip(table, rows, strict=True):
             row[: len(here)] = here
-        return torch.from_numpy(table).to(self.index.device)
+        return on_device(table, self.index.device)
 
     def top(self, scores: Tensor) -> Tensor:
         """(U, N) bool: as many candidates as are wanted, with the largest of (U, N) scores; of equal ones the first."""
         order = scores.masked_fill(~self.real, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        wanted = torch.tensor(self.wanted, device=order.device)[:, None]
-        first = self.numbers < wanted
+        first = (self.numbers < self.wanted_on_device()).expand_as(order)
         return torch.zeros_like(first).scatter(1, order, first) & self.real
+
+    def wanted_on_device(self) -> Tensor | int:
+        """(U, 1) how many of every group stay; a number where it is the same one."""
+        if len(set(self.wanted)) == 1:
+            return self.wanted[0]
+        return on_device(np.array(self.wanted), self.index.device)[:, None]
+
+    def counted(self, text: list[int]) -> tuple[int, ...] | None:
+        """Of every sample, how many tokens are left: of text so many, and those wanted of its groups; None where none
+        leaves."""
+        left = list(text)
+        for group, wanted in zip(self.groups, self.wanted, strict=True):
+            left[group.sample] += wanted
+        is_any_out = any(wanted < group.size for group, wanted in zip(self.groups, self.wanted, strict=True))
+        return tuple(left) if is_any_out else None
 
     def spread(self, chosen: Tensor) -> Tensor:
         """(B, S) bool of all new tokens, from the (U, N) bool of the candidates."""

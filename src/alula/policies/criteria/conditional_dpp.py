@@ -48,7 +48,7 @@ def spanning(kernel: Tensor, candidates: Candidates) -> Tensor:
     """(U, N) bool: as many candidates as are wanted, greedily so that the determinant of their part of the (U, N, N)
     kernel is largest. Beyond its rank, where nothing is left to gain, the first ones are taken."""
     real, numbers = candidates.real, candidates.numbers
-    wanted = torch.tensor(candidates.wanted, device=real.device)[:, None]
+    wanted = candidates.wanted_on_device()
     gain = kernel.diagonal(dim1=1, dim2=2).masked_fill(~real, -torch.inf)
     chosen, spanned = torch.zeros_like(real), kernel.new_zeros(len(kernel), max(candidates.wanted), kernel.shape[1])
     for step in range(max(candidates.wanted)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -13,6 +14,7 @@ from alula.policies.criteria.base import Criterion
 from alula.policies.criteria.candidates import Candidates, Scene
 from alula.seam import LayerView
 from alula.settings import Int
+from alula.tokens import on_device
 
 
 class Duplicates(Criterion):
@@ -48,7 +50,7 @@ class Duplicates(Criterion):
         counts = [min(self.image_pivots, wanted) for wanted in candidates.wanted]
         more = [min(self.text_pivots, len(words)) for words in candidates.instructions]
         image = of_images.topk(max(counts), dim=1).indices
-        first = torch.arange(image.shape[1], device=image.device) < torch.tensor(counts, device=image.device)[:, None]
+        first = torch.arange(image.shape[1], device=image.device) < on_device(np.array(counts), image.device)[:, None]
         taken = torch.zeros_like(candidates.real).scatter(1, image, first)
         words = text.gather(1, of_text.topk(max(more), dim=1).indices)
         pivots = torch.cat([candidates.index.gather(1, image), words], dim=1).clamp(max=len(norms) - 1)
@@ -58,7 +60,7 @@ class Duplicates(Criterion):
             _shares(wanted - count, count, words_, image.shape[1], words.shape[1])
             for wanted, count, words_ in zip(candidates.wanted, counts, more, strict=True)
         ]
-        return far_from(similarity, taken, torch.tensor(each, device=image.device), candidates.real)
+        return far_from(similarity, taken, on_device(np.array(each), image.device), candidates.real)
 
 
 class _Reader:

@@ -31,7 +31,7 @@ def far_apart(distance: Tensor, candidates: Candidates) -> Tensor:
     others = real[:, None] & (numbers != numbers[:, None])
     nearest = distance.masked_fill(~others, torch.inf).amin(dim=2).masked_fill(~real, -torch.inf)
     chosen = torch.zeros_like(real)
-    wanted = torch.tensor(candidates.wanted, device=real.device)[:, None]
+    wanted = candidates.wanted_on_device()
     for step in range(max(candidates.wanted)):
         pick = nearest.argmax(dim=1, keepdim=True)
         chosen = chosen | ((numbers == pick) & (wanted > step))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from alula.policies.criteria.base import Criterion, named
 from alula.policies.criteria.candidates import Candidates, Scene
 from alula.settings import Number, Settings
+from alula.tokens import on_device
 
 
 class Nearest(Settings):
@@ -63,7 +65,7 @@ def evenly(candidates: Candidates, stays: Tensor, over: list[int]) -> Tensor:
     """(U, N) bool: so many of every group's candidates that do not stay, from the first at a whole stride."""
     pairs = zip(candidates.counts, candidates.wanted, over, strict=True)
     strides = [max(1, (count - wanted) // some) if some else 1 for count, wanted, some in pairs]
-    stride, most = (torch.tensor(each, device=stays.device)[:, None] for each in (strides, over))
+    stride, most = (on_device(np.array(each), stays.device)[:, None] for each in (strides, over))
     left = candidates.real & ~stays
     rank = left.cumsum(dim=1) - 1
     return left & (rank % stride == 0) & (rank // stride < most)

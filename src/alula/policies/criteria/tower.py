@@ -13,7 +13,7 @@ from alula.errors import HostError, UsageError
 from alula.policies.base import Stand
 from alula.policies.criteria.base import Scored
 from alula.policies.criteria.candidates import Candidates, Layout, Scene
-from alula.tokens import UNKNOWN
+from alula.tokens import UNKNOWN, on_device
 
 
 class _OfTower(Scored):
@@ -34,7 +34,7 @@ class _OfTower(Scored):
         patches = seen.repeat_interleave(repeats, dim=0) if repeats > 1 else seen
         patches = _per_token(patches, index.shape[1])
         every = patches.new_zeros(ctx.tokens.shape).flatten()
-        at = torch.from_numpy(index).to(every.device).flatten()
+        at = on_device(index, every.device).flatten()
         return candidates.gather(every.scatter(0, at, patches.flatten()).view(ctx.tokens.shape))
 
 
