@@ -67,6 +67,7 @@ def unending(config: GenerationConfig, tokens: int) -> GenerationConfig:
     made = copy.deepcopy(config)
     # not eos_token_id=None, in the place of which generate() takes the model's own
     made.max_new_tokens = made.min_new_tokens = tokens
+    made.min_length = None  # the other way to ask for the same: two of them are warned of
     return made
 
 
