@@ -28,9 +28,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIP
 from wings import PLANS
 
 import alula
+import policies
 from alula.files import write_json
 from alula.grafts import ExpertsConfig
-from alula.policies import ParallelAttention, Prune, Skip, Withdraw
+from alula.policies import Budget, ParallelAttention, Prune, Skip, Withdraw
 from alula.probes import watch
 from alula.seam import find, taps
 from alula.seam.dialect import cache_keyword, cache_of_output
@@ -41,6 +42,8 @@ RESULTS = Path(__file__).parent / "results" / "launches.json"
 CACHE = cache_keyword()
 DEPTHS = 4, 6
 SEAM = "seam alone"
+NOTHING = "nothing asked"
+"""the seam on a host, for somebody who asks nothing of it"""
 DTYPES = {"fledgling": torch.float32, "7b": torch.bfloat16, "probes": torch.bfloat16}
 RANK = 8
 IMAGE_START, IMAGE, TOKENS = 14, 120, 256
@@ -66,10 +69,17 @@ GRAFTS: dict[str, Callable[[Any], Any]] = {
     "experts (seen)": _experts("seen"),
     "experts (both)": _experts("both"),
 }
+STAGES = ((1, 0.5), (2, 0.25), (3, 0.125))
 POLICIES = {
+    NOTHING: None,
     "Withdraw": Withdraw(layer=2),
     "Withdraw (dense)": Withdraw(layer=2, positions="dense"),
     "Prune": Prune(stages=[(2, 0.5)]),
+    "Prune in stages": Prune(stages=STAGES),
+    "PyramidDrop": Prune(
+        stages=STAGES, criterion={"name": "last_query_attention", "of_layer": "itself"}, positions="dense"
+    ),
+    "Budget": Budget(image_tokens=30),
     "Skip (MLP)": Skip(part="mlp"),
     "Skip (block)": Skip(part="block"),
     "Skip (frozen)": Skip(part="block", keys="own"),
@@ -159,9 +169,9 @@ def of_graft(shape: str, name: str, layers: int, dtype: torch.dtype) -> dict[str
 
 
 def of_policy(shape: str, name: str, layers: int, dtype: torch.dtype) -> dict[str, Counts]:
-    """A decoder under a policy."""
-    model = decoder(shape, layers, dtype)
-    with POLICIES[name].on(model):
+    """A decoder under a policy; None: nothing but the seam."""
+    model, policy = decoder(shape, layers, dtype), POLICIES[name]
+    with policies.idle(model) if policy is None else policy.on(model):
         return {**prompt_and_step(model), **prompt_and_step(model, ragged=True)}
 
 

@@ -46,6 +46,41 @@ def test_wings_keep_to_their_budgets(section: str, name: str, launches: Any) -> 
         assert wings[workload]["waits a forward"] - host[workload]["waits a forward"] == ("prompt" in workload)
 
 
+def _of_policies(launches: Any) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """(policy, its counts by workload, the host's) at both shapes."""
+    counts = json.loads(launches.RESULTS.read_text())["counts"]
+    return [
+        (name, counts[shape][name], counts[shape]["host"])
+        for shape in ("fledgling", "7b")
+        for name in launches.POLICIES
+    ]
+
+
+def test_policies_keep_to_their_budget_in_a_packed_layer(launches: Any) -> None:
+    """At most 12 operators a layer beyond the host's own, and nothing is waited for in one."""
+    for name, own, host in _of_policies(launches):
+        for workload, counted in own.items():
+            more = {what: value - host[workload][what] for what, value in counted.items()}
+            assert more["launches a layer"] <= 12, (name, workload)
+            assert more["waits a layer"] == 0, (name, workload)
+
+
+def test_steps_under_policies_wait_for_nothing(launches: Any) -> None:
+    for name, own, host in _of_policies(launches):
+        for workload in ("step", "ragged step"):
+            for what in ("copies a forward", "waits a forward"):
+                assert own[workload][what] == host[workload][what], (name, workload)
+
+
+def test_prompts_under_policies_wait_twice_at_most(launches: Any) -> None:
+    """For what tokens are, and for which image each is of. Each later stage waits once more, to see that the token whose
+    attention it goes by is there."""
+    for name, own, host in _of_policies(launches):
+        for workload in ("prompt", "ragged prompt"):
+            later = len(launches.STAGES) - 1 if name in ("Prune in stages", "PyramidDrop") else 0
+            assert own[workload]["waits a forward"] - host[workload]["waits a forward"] <= 2 + later, (name, workload)
+
+
 def test_all_probes_together_keep_to_their_budget(launches: Any) -> None:
     """At most 25 launches a layer; what they measure is copied and waited for when it is read."""
     counts = json.loads(launches.RESULTS.read_text())["counts"]["probes"]

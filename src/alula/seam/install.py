@@ -51,7 +51,7 @@ from alula.seam.requests import (
 from alula.seam.scope import marks
 from alula.seam.tested import tell_untested
 from alula.seam.tower import TowerHooks
-from alula.tokens import TOKEN_ROLES, KnownTokens, Modality, Role, TokenMap
+from alula.tokens import TOKEN_ROLES, KnownTokens, Modality, Role, TokenMap, on_device
 
 _changing = threading.RLock()  # held while it changes who is on a host
 _given_tokens: ContextVar[Mapping[nn.Module, TokenMap]] = ContextVar("alula_given_tokens", default=MappingProxyType({}))
@@ -580,10 +580,10 @@ class Seam(nn.Module):
             return TokenMap.from_modalities(modalities), known
         found, item = self.anatomy.items(kwargs, modality, *ids)
         if (found != modality).any():
-            modalities, items = _sent(np.stack([found, item]), reference.device).unbind()
+            modalities, items = on_device(np.stack([found, item]), reference.device).unbind()
             known = KnownTokens.of(found)
         else:
-            items = _sent(item, reference.device)
+            items = on_device(item, reference.device)
         return replace(TokenMap.from_modalities(modalities), item=items), known
 
     @with_keywords
@@ -739,12 +739,6 @@ def _key_mask(mask: Any, length: int, new: int) -> Tensor | None:
     allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     themselves = allowed[:, 0, -new:, length : length + new].diagonal(dim1=-2, dim2=-1)
     return torch.cat([allowed[:, 0, :, :length].any(dim=1), themselves], dim=1)
-
-
-def _sent(values: np.ndarray, device: torch.device) -> Tensor:
-    """An array of the host's on a device, without waiting until it is there."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def needs_roles(model: nn.Module) -> bool:
