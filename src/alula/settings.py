@@ -47,7 +47,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, *unnamed: Any, **values: Any) -> None:
+        if unnamed:
+            fields = list(type(self).model_fields)
+            raise UsageError(
+                "settings are given by name, not by position",
+                where=self.named(""),
+                remedy=f"write {type(self).__name__}({fields[0]}=...)" if fields else "give none: it has no settings",
+            )
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -223,11 +230,17 @@ def _legal_keys(schema: Any, loc: tuple[Any, ...]) -> list[str]:
     """Keys the schema allows at ``loc``."""
     models = _models_in(schema)
     for part in loc:
+        chosen = [model for model in models if part in _tags(model)]
         having = [model for model in models if part in _fields(model)]
         inside = [found for model in having for found in _models_in(_fields(model)[part])]
         # a union names the branch it took by a plain field of that branch
-        models = inside or having or models
+        models = inside or having or chosen or models
     return list(dict.fromkeys(key for model in models for key in _fields(model)))
+
+
+def _tags(model: Any) -> tuple[Any, ...]:
+    """The names by which a model is told from others of its union."""
+    return get_args(_fields(model).get("name"))
 
 
 def _fields(model: Any) -> dict[str, Any]:

@@ -73,8 +73,8 @@ def test_steps_under_policies_wait_for_nothing(launches: Any) -> None:
 
 
 def test_prompts_under_policies_wait_twice_at_most(launches: Any) -> None:
-    """For what tokens are, and for which image each is of. Each later stage waits once more, to see that the token whose
-    attention it goes by is there."""
+    """For what tokens are, and for which image each is of. Each later stage waits once more, to see that the token
+    whose attention it goes by is there."""
     for name, own, host in _of_policies(launches):
         for workload in ("prompt", "ragged prompt"):
             later = len(launches.STAGES) - 1 if name in ("Prune in stages", "PyramidDrop") else 0

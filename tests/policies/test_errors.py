@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alula.errors import HostError, UsageError
-from alula.policies import Policy, Prune, Skip, Withdraw
+from alula.policies import Budget, Policy, Prune, Skip, Withdraw
 from alula.policies.endings import tell_ending
 from alula.seam import find
 from tests import zoo
@@ -51,7 +52,7 @@ def test_a_decoder_in_parts(case: str) -> None:
     assert find(model) is None
 
 
-@pytest.mark.parametrize("layer", [0, LAYERS, 9])
+@pytest.mark.parametrize("layer", [-1, 0, LAYERS, 9])
 def test_a_layer_outside_the_decoder(layer: int) -> None:
     model = zoo.build("llava-llama", layers=LAYERS)
     with pytest.raises(UsageError, match="give one of 1 to 3"):
@@ -104,3 +105,17 @@ def test_a_prompt_of_images_alone(caplog: pytest.LogCaptureFixture) -> None:
         said = model.generate(**inputs, max_new_tokens=2, do_sample=False)  # what follows may be text
     assert said.shape == (2, 11)
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Withdraw(16), r"Withdraw\(layer=\.\.\.\)"),
+        (lambda: Prune(stages=(2, 0.5)), r"\[\(2, 0\.5\)\]"),
+        (lambda: Prune(stages=[(2, 0.5)], criterion={"name": "random", "sed": 1}), "legal keys: name, seed$"),
+        (lambda: Budget(image_tokens=1, by="grid", merge="contextual"), "none is one that others are merged into"),
+    ],
+)
+def test_a_slip_in_settings_is_told_with_what_to_write(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        make()

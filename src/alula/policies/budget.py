@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from alula.errors import UsageError
 from alula.policies.base import Policy, Stand
-from alula.policies.criteria import Criteria, Group, Merge, Per, Pooling, check_merge
+from alula.policies.criteria import Contextual, Criteria, Group, Merge, Per, Pooling, check_merge
 from alula.policies.registry import register
 from alula.policies.stages import Positions, Stages
 from alula.settings import Int
@@ -46,6 +46,8 @@ class Budget(Policy):
     @model_validator(mode="after")
     def _check_effects(self) -> Self:
         check_merge(self.merge, self.by)
+        if isinstance(self.merge, Contextual) and not self.merge.places(self.image_tokens):
+            raise ValueError(f"of {self.image_tokens} tokens that stay, none is one that others are merged into")
         return self
 
     def place(self, stand: Stand) -> None:

@@ -34,6 +34,12 @@ def _share(value: Any) -> Any:
     return value
 
 
+def _stages(value: Any) -> Any:
+    if isinstance(value, list | tuple) and not all(isinstance(each, list | tuple) for each in value):
+        raise ValueError("stages are pairs of a layer and the share that stays: write [(2, 0.5)], one pair for a stage")
+    return value
+
+
 Share = Annotated[Number | Literal["knee"], BeforeValidator(_share)]
 
 
@@ -61,7 +67,7 @@ class Prune(Policy):
     """
 
     policy_type: ClassVar[str] = "prune"
-    stages: tuple[tuple[Int, Share], ...]
+    stages: Annotated[tuple[tuple[Int, Share], ...], BeforeValidator(_stages)]
     criterion: Annotated[tuple[Criteria, ...], BeforeValidator(_several)] = (LastQueryAttention(),)
     per: Per | None = None
     merge: Merge | None = None

@@ -44,6 +44,12 @@ class Withdraw(Policy):
             UsageError: it has no such layer, or none before it. HostError: its positions cannot be counted anew.
         """
         count = anatomy.num_layers
+        if self.layer < 0:
+            raise UsageError(
+                f"layers are counted from the first here, and {self.layer} is none of them",
+                where="layer",
+                remedy=f"give one of 1 to {count - 1}: {self.layer % count} is meant, if it was counted from the last",
+            )
         if not 0 < self.layer < count:
             raise UsageError(
                 f"withdrawal at layer {self.layer} leaves "

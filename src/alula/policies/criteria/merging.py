@@ -49,12 +49,16 @@ class Contextual(Settings):
     def choose(self, criterion: Criterion, scene: Scene, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """(U, N) bool the candidates that stay, (U, N) whom each joins."""
         wanted = candidates.wanted
-        over = [min(int(self.share * each + 0.5), each - 1) for each in wanted]
+        over = [self.places(each) for each in wanted]
         dominant = candidates.wanting(tuple(each - some for each, some in zip(wanted, over, strict=True)))
         stays = criterion.choose(scene, dominant)
         targets = evenly(dominant, stays, over)
         leaves = dominant.real & ~stays & ~targets
         return stays | targets, joined(dominant.gather(scene.hidden), dominant, leaves, targets)
+
+    def places(self, wanted: int) -> int:
+        """How many of those that stay others are merged into."""
+        return min(int(self.share * wanted + 0.5), wanted - 1)
 
     def merged(self, hidden: Tensor, candidates: Candidates, into: Tensor) -> Tensor:
         """(B, S, d) hidden states in which those that others join are changed."""
