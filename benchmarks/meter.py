@@ -7,6 +7,7 @@ operator that computes is one launch, also those that some devices split up; vie
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -91,3 +92,24 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.counts.waits += function in _READS
         return function(*args, **(kwargs or {}))
+
+
+def peak_bytes(run: Callable[[], Any], device: str) -> int:
+    """Bytes of tensors at the peak of a run, above those that stood before it: what torch's allocator gave out and took
+    back, so that it is the same in every run. What kernels of other libraries take beside it is not seen on a CPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    told: Any = profiler.profiler
+    events = [event for event in told.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda each: each.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak

@@ -8,12 +8,14 @@
 Plain passes and passes under each policy take turns in one process. On a CPU they are timed in processor seconds of one
 thread, which other work on the machine does not count into; on an accelerator in seconds between synchronisations. A
 ratio is the median over rounds of the ratio within a round. What is counted are multiplications of matrices in the
-decoder's layers, attention as all pairs of tokens; what ranks tokens is not counted, but timed.
+decoder's layers, attention as all pairs of tokens; what ranks tokens is not counted, but timed. Memory is what torch's
+allocator gives out, exactly. "host" is what Python takes, on a decoder of 28 layers so thin that nothing else counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import sys
 import time
@@ -23,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from meter import Meter, peak_bytes
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from alula import TokenMap
@@ -34,6 +36,7 @@ from alula.seam import install
 from alula.seam.dialect import MASK, cache_keyword, cache_of_output
 from alula.training.environment import readable_environment
 
+PARTS = ("operators", "host", "memory", "memory of tiles", "prompt", "prompt of tiles", "steps")
 SYSTEM = 32
 """text tokens in front of the image; the rest of the text is behind it"""
 Sizes = Callable[[int], tuple[int, int]]
@@ -93,16 +96,35 @@ def cut(model: Any, layer: int, embeds: Tensor, tokens: TokenMap) -> None:
     model.lm_head(decoder.norm(embeds[:, -1:]))
 
 
+def mlp_cut(model: Any, first: int, embeds: Tensor, tokens: TokenMap) -> None:
+    """Skipped MLPs by hand, from a layer on, for one prompt alone."""
+    decoder, left = model.model, tokens.is_text[0].nonzero()[:, 0]
+    rope = decoder.rotary_emb(embeds, torch.arange(embeds.shape[1], device=embeds.device)[None])
+    cache = {cache_keyword(): DynamicCache(config=model.config)}
+    for index, each in enumerate(decoder.layers):
+        attended, _ = each.self_attn(
+            each.input_layernorm(embeds), position_embeddings=rope, attention_mask=None, **cache
+        )
+        embeds = embeds + attended
+        if index < first:
+            embeds = embeds + each.mlp(each.post_attention_layernorm(embeds))
+        else:
+            embeds[:, left] += each.mlp(each.post_attention_layernorm(embeds[:, left]))
+    model.lm_head(decoder.norm(embeds[:, -1:]))
+
+
 def policies(layers: int, image: int, text: int) -> dict[str, tuple[Policy, Sizes]]:
     """Each with how many tokens it leaves in a layer."""
     every, quarter = image + text, layers // 4
 
-    def pruned(*stages: tuple[int, float]) -> tuple[Policy, Sizes]:
+    def pruned(*stages: tuple[int, float], **settings: Any) -> tuple[Policy, Sizes]:
         def sizes(layer: int) -> tuple[int, int]:
             share = ([1.0] + [share for first, share in stages if first <= layer])[-1]
             return text + round(share * image), text + round(share * image)
 
-        return Prune(stages=stages), sizes
+        return Prune(stages=stages, **settings), sizes
+
+    own = {"name": "last_query_attention", "of_layer": "itself"}
 
     return {
         "withdrawal in the middle": (
@@ -112,7 +134,9 @@ def policies(layers: int, image: int, text: int) -> dict[str, tuple[Policy, Size
         "pruned to 50 % at layer 2": pruned((2, 0.5)),
         "pruned to 25 % at layer 2": pruned((2, 0.25)),
         "pruned to 11 % at layer 2": pruned((2, 0.11)),
-        "pruned in three stages": pruned((quarter, 0.5), (2 * quarter, 0.25), (3 * quarter, 0.125)),
+        "PyramidDrop": pruned(
+            (quarter, 0.5), (2 * quarter, 0.25), (3 * quarter, 0.125), criterion=own, positions="dense"
+        ),
         "MLP skipped behind a quarter": (
             Skip(part="mlp", layers=tuple(range(quarter, layers))),
             lambda layer: (every, every if layer < quarter else text),
@@ -206,6 +230,7 @@ def prefill(model: Any, image: int, text: int, device: str, rounds: int, chosen:
             "nothing asked": under(lambda: idle(model)),
             "withdrawal by masks alone": barred,
             "withdrawal by hand": lambda: cut(model, layers // 2, embeds, tokens),
+            "MLP skipped by hand": lambda: mlp_cut(model, layers // 4, embeds, tokens),
         }
     seconds = timed(run, device, rounds)
     whole = counted(model.config, lambda layer: (image + text, image + text))
@@ -233,8 +258,7 @@ def decode(model: Any, image: int, text: int, device: str, rounds: int, steps: i
     layers = model.config.num_hidden_layers
     leaner = {name: policy for name, (policy, _) in policies(layers, image, text).items()}
     arms = {name: leaner[name] for name in ("withdrawal in the middle", "pruned to 11 % at layer 2")} | in_steps(layers)
-    step = torch.randn(1, 1, model.config.hidden_size, device=model.device, dtype=model.dtype)
-    told = TokenMap.text(1, 1, device=model.device)
+    step = torch.tensor([[7]], device=model.device)
     caches: dict[str, Any] = {"plain": cache_of_output(model(inputs_embeds=embeds, logits_to_keep=1))}
     for name, policy in arms.items():
         with policy.on(model):
@@ -242,9 +266,8 @@ def decode(model: Any, image: int, text: int, device: str, rounds: int, steps: i
 
     def go(name: str) -> Callable[[], None]:
         def run() -> None:
-            given = {} if name == "plain" else {"token_map": told}
             for _ in range(steps):
-                model(inputs_embeds=step, **given, **{cache_keyword(): caches[name]})
+                model(input_ids=step, **{cache_keyword(): caches[name]})
 
         def under() -> None:
             with arms[name].on(model):
@@ -263,16 +286,63 @@ def decode(model: Any, image: int, text: int, device: str, rounds: int, steps: i
     }
 
 
-class _Count(TorchDispatchMode):
-    """Operators that are not views."""
+def memory(model: Any, image: int, text: int, device: str) -> dict[str, Any]:
+    """Bytes at the peak of a prompt, and in the cache behind it, under each policy."""
+    embeds, tokens = prompt(model, image, text)
+    layers, found = model.config.num_hidden_layers, {}
+    arms: dict[str, Any] = {"plain": contextlib.nullcontext, "nothing asked": lambda: idle(model)}
+    arms |= {name: lambda p=p: p.on(model) for name, (p, _) in policies(layers, image, text).items()}
+    arms["withdrawal by masks alone"] = lambda: masked(model, layers // 2, tokens)
+    for name, manager in arms.items():
+        given = {} if name in ("plain", "withdrawal by masks alone") else {"token_map": tokens}
+        with manager():
+            cache = cache_of_output(model(inputs_embeds=embeds, logits_to_keep=1, **given))
+            held = sum(each.nbytes for layer in cache.layers[:layers] for each in (layer.keys, layer.values))
+            del cache
+            peak = peak_bytes(lambda g=given: model(inputs_embeds=embeds, logits_to_keep=1, **g), device)
+        found[name] = {"peak bytes": peak, "cache bytes": held}
+        print(f"  {name:30} peak {peak / 2**20:.1f} MiB, cache {held / 2**20:.1f}", file=sys.stderr)
+    plain = found["plain"]
+    for each in found.values():
+        each |= {
+            f"{what} of plain": round(each[f"{what} bytes"] / plain[f"{what} bytes"], 3) for what in ("peak", "cache")
+        }
+    return {"image tokens": image, "text tokens": text, "policies": found}
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operators += not function.is_view
-        return function(*args, **(kwargs or {}))
+def host(rounds: int) -> dict[str, Any]:
+    """Milliseconds of one thread that a block, a prompt and a step take where only Python and launching count."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=28,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    embeds, tokens = prompt(model, 24, 64)
+    arms: dict[str, Any] = {"plain": contextlib.nullcontext, "nothing asked": lambda: idle(model)}
+    arms |= {name: lambda p=p: p.on(model) for name, (p, _) in policies(28, 24, 64).items()}
+    seconds: dict[str, dict[str, list[float]]] = {name: {"block": [], "prompt": [], "step": []} for name in arms}
+    for _ in range(10 * rounds):
+        for name, manager in arms.items():
+            given = {} if name == "plain" else {"token_map": tokens}
+            began = time.thread_time()
+            with manager():
+                entered = time.thread_time()
+                cache = cache_of_output(model(inputs_embeds=embeds, logits_to_keep=1, **given))
+                read = time.thread_time()
+                model(input_ids=torch.tensor([[7]]), **{cache_keyword(): cache})
+                stepped = time.thread_time()
+            times = (entered - began + time.thread_time() - stepped, read - entered, stepped - read)
+            for what, took in zip(("block", "prompt", "step"), times, strict=True):
+                seconds[name][what].append(took)
+    return {
+        name: {what: round(1000 * statistics.median(each), 2) for what, each in own.items()}
+        for name, own in seconds.items()
+    }
 
 
 def operators(model: Any, image: int, text: int) -> dict[str, Any]:
@@ -282,11 +352,11 @@ def operators(model: Any, image: int, text: int) -> dict[str, Any]:
     layers, found = model.config.num_hidden_layers, {}
     for packed in (0, 1, 2):
         with idle(model) if not packed else Withdraw(layer=layers - packed).on(model):
-            with _Count() as whole:
+            with Meter() as whole:
                 output = model(inputs_embeds=embeds, token_map=tokens, logits_to_keep=1)
-            with _Count() as after:
+            with Meter() as after:
                 model(inputs_embeds=step, token_map=told, **{cache_keyword(): cache_of_output(output)})
-        found[packed] = {"prompt": whole.operators, "step": after.operators}
+        found[packed] = {"prompt": whole.counts.total, "step": after.counts.total}
     return {
         "all layers, nothing packed": found[0],
         "beyond the host, first packed layer": {key: found[1][key] - found[0][key] for key in found[0]},
@@ -299,7 +369,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="in place of the decoder's own")
     parser.add_argument("--shrink", action="store_true", help="a small decoder, short prompts: checks this script only")
-    parser.add_argument("--only", action="append", choices=("operators", "prompt", "prompt of tiles", "steps"))
+    parser.add_argument("--only", action="append", choices=PARTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "policies.json")
     options = parser.parse_args()
@@ -320,10 +390,15 @@ def main() -> None:
     with torch.inference_mode():
         parts: dict[str, Callable[[], Any]] = {
             "operators": lambda: operators(model, image, 64),
+            "host": lambda: host(options.rounds),
+            "memory": lambda: memory(model, image, 64, options.device),
+            "memory of tiles": lambda: memory(model, tiles, 64, options.device),
             "prompt": lambda: prefill(model, image, 64, options.device, options.rounds, None),
             "prompt of tiles": lambda: prefill(model, tiles, 64, options.device, min(options.rounds, 3), tiled),
             "steps": lambda: decode(model, long, 64, options.device, options.rounds, 2 if options.shrink else 10),
         }
+        if options.device not in ("cpu", "cuda"):  # whose allocators tell what they gave out
+            parts = {name: part for name, part in parts.items() if not name.startswith("memory")}
         for name in options.only or parts:
             record[name] = parts[name]()
             write_json(options.output, record)
