@@ -24,6 +24,7 @@ _HOMES = {
     "audit": "alula.auditing",
     "build_host": "alula.hosts",
     "compare": "alula.evaluation",
+    "compile_layers": "alula.grafts",
     "detach": "alula.grafts",
     "evaluate": "alula.evaluation",
     "grafts_of": "alula.grafts",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from alula.grafts import ExpertsConfig as ExpertsConfig
     from alula.grafts import WingsConfig as WingsConfig
     from alula.grafts import attach as attach
+    from alula.grafts import compile_layers as compile_layers
     from alula.grafts import detach as detach
     from alula.grafts import grafts_of as grafts_of
     from alula.grafts import load_adapter as load_adapter

@@ -2,7 +2,7 @@
 
 from alula.grafts.base import Graft, GraftConfig
 from alula.grafts.experts import ExpertsConfig
-from alula.grafts.lifecycle import attach, detach, grafts_of
+from alula.grafts.lifecycle import attach, compile_layers, detach, grafts_of
 from alula.grafts.registry import register
 from alula.grafts.storage import load_adapter, save_adapter
 from alula.grafts.wings import WingsConfig
@@ -13,6 +13,7 @@ __all__ = [
     "GraftConfig",
     "WingsConfig",
     "attach",
+    "compile_layers",
     "detach",
     "grafts_of",
     "load_adapter",

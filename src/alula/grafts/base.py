@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alula.errors import AdapterError, UsageError
 from alula.seam import NAME, Handle, OutputOf, Owner, Phase, Point, Seam, marked, marks, retract
-from alula.seam.points import PointFunction
+from alula.seam.points import PartMaker, PointFunction
 from alula.settings import Settings, refusal
 
 logger = logging.getLogger(__name__)
@@ -120,15 +120,16 @@ class Graft(Owner, abc.ABC):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by part name, e.g. "wings.visual"; together all of them, none twice."""
 
-    def on(self, point: Point | OutputOf, index: int, function: PointFunction) -> None:
+    def on(self, point: Point | OutputOf, index: int, function: PointFunction, part: PartMaker | None = None) -> None:
         """Have ``function(view, hidden)`` called at a point of a decoder layer, until the graft is detached.
 
         Args:
             point: where in the layer.
             index: index of the decoder layer.
             function: a bound method of the layer's module, which returns other hidden states, or None.
+            part: another, which gives what stands there once the layer is compiled.
         """
-        self.hold(self.seam.on(point, index, function, phase=Phase.ADD, owner=self.name))
+        self.hold(self.seam.on(point, index, function, phase=Phase.ADD, owner=self.name, part=part))
 
     def hold(self, handle: Handle) -> None:
         """Have `handle` removed when the graft is detached."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from alula.errors import UsageError
 from alula.grafts.base import Graft, GraftConfig
 from alula.grafts.registry import kind_of
-from alula.seam import declare, find, install
+from alula.seam import Handle, declare, find, install
 
 
 def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Graft:
@@ -52,6 +54,32 @@ def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Gr
         raise
     declare(seam.anatomy.host, name, {"alula_type": config.graft_type, "config": config.to_dict()})
     return graft
+
+
+def compile_layers(model: nn.Module, **options: Any) -> Handle:
+    """Have the decoder layers of a model with grafts run compiled, with what the grafts add to them.
+
+    One graph serves all layers, all lengths and all steps: prompts, steps and training have one each, for one sample
+    and for several. Wings is compiled; in forwards in which something stands in a layer that is not (experts, probes,
+    policies, gradient checkpointing, the prompt into a cache of fixed size), that layer runs as it is written, which is
+    logged once. Text alone is computed as the compiled host computes it.
+
+    Args:
+        model: a host with grafts.
+        options: of `torch.compile`, such as ``mode="reduce-overhead"``; `dynamic` is True where it is not given,
+            without which every length is compiled anew. ``fullgraph`` is always True.
+
+    Returns:
+        A handle whose `remove` has layers run as they are written again. Detaching the last graft does so too.
+
+    Raises:
+        UsageError: the model has no graft, or is compiled already. HostError: its layers cannot be compiled with
+            grafts.
+    """
+    seam = find(model)
+    if seam is None or not grafts_of(model):
+        raise UsageError("the model has no graft", remedy="compile its layers as torch does: layer.compile()")
+    return seam.compile_layers(**{"dynamic": True, **options})
 
 
 def check_name(name: str) -> None:

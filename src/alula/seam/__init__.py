@@ -4,6 +4,7 @@ from alula.seam.attention import ATTENTION
 from alula.seam.cache import TokenCache
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.declared import DECLARED, POLICIES, declare, declared, grafted_weights, retract
+from alula.seam.frame import Part, Uncompiled
 from alula.seam.generation import generation_extras
 from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.install import Seam, find, install, needs_roles
@@ -44,6 +45,7 @@ __all__ = [
     "LayerView",
     "Owner",
     "POLICIES",
+    "Part",
     "Phase",
     "Point",
     "Requests",
@@ -52,6 +54,7 @@ __all__ = [
     "TapEvent",
     "TokenCache",
     "Tower",
+    "Uncompiled",
     "Tokens",
     "Weights",
     "Work",

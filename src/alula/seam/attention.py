@@ -33,6 +33,7 @@ from transformers.masking_utils import flex_attention_mask, sdpa_mask
 from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError
 from alula.seam import dialect
+from alula.seam.frame import Frame
 from alula.seam.requests import Request, Sums
 
 ATTENTION = "alula"
@@ -83,6 +84,9 @@ def attention_forward(
     Returns:
         (B, Q, H, D) output and None for the weights.
     """
+    if isinstance(alula, Frame):
+        options = {"scaling": scaling, "dropout": dropout, **kwargs}
+        return _framed(module, query, key, value, attention_mask, options, alula)
     if not _is_asked(module, alula):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
@@ -99,7 +103,7 @@ def attention_forward(
 
     is_few, is_blank = _are_written_out(query, attention_mask, options), None
     if attention_mask is not None and attention_mask.dtype == torch.bool and not is_few:
-        attention_mask, is_blank = alula.once(_with_a_key, attention_mask)
+        attention_mask, is_blank = alula.once(with_a_key, attention_mask)
     values = _key_values(shared, key.shape[2], value.dtype, alula, 0 if is_few else value.shape[-1])
     options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
     split = alula.split([request for request, _ in shared])
@@ -127,6 +131,45 @@ def attention_forward(
     if is_blank is not None:
         output = output.masked_fill(is_blank, 0)
     _deliver(shared, sums, alula, module)
+    return output, None
+
+
+def _framed(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+    frame: Frame,
+) -> tuple[Tensor, None]:
+    """Attention inside of what is compiled."""
+    asked = frame.asked
+    if asked is None:
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
+    scaling = query.shape[-1] ** -0.5 if options["scaling"] is None else options["scaling"]
+    options = {**options, "scaling": scaling}
+    given = mask if asked.mask is None else asked.mask
+    columns = asked.columns.to(value.dtype)
+    if asked.is_apart:
+        output, _ = sdpa_attention_forward(module, query, key, value, mask, **options)
+        width, parts = query.shape[-1], []
+        for padded, count in _as_values(columns, width):
+            values = padded.expand(-1, key.shape[1], -1, -1)
+            part, _ = sdpa_attention_forward(module, query, key, values, given, **{**options, "dropout": 0.0})
+            parts.append(part[..., :count])
+        sums = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    else:
+        columns = _columns(columns, columns.dtype, 0 if asked.is_few else value.shape[-1])
+        output, sums = _with_sums(
+            module, query, key, value, given, key_values=columns, options=options, is_few=asked.is_few
+        )
+        if asked.is_blank is not None:
+            output = output.masked_fill(asked.is_blank, 0)
+    start = 0
+    for width in asked.widths:
+        frame.sums.append(sums[..., start : start + width])
+        start += width
     return output, None
 
 
@@ -248,7 +291,7 @@ def mask_with_bias(attention: nn.Module, kwargs: dict[str, Any], alula: Any, lik
         return kwargs
     if dialect.MASK not in kwargs:
         raise SeamError(f"{type(attention).__name__} was given no {dialect.MASK} by name", remedy=dialect.REMEDY)
-    bias = _align(bias, keys, dim=-1).to(like)
+    bias = align(bias, keys, dim=-1).to(like)
     return {**kwargs, dialect.MASK: bias if mask is None else mask + bias}
 
 
@@ -259,7 +302,7 @@ def _biased(module: nn.Module, alula: Any, query: Tensor, key: Tensor, options: 
     bias = alula.key_bias(module, query.shape[2], key.shape[2])
     if bias is None:
         return options
-    bias, given = _align(bias, key.shape[2], dim=-1).to(query), options.get(dialect.BIAS)
+    bias, given = align(bias, key.shape[2], dim=-1).to(query), options.get(dialect.BIAS)
     return {**options, dialect.BIAS: bias if given is None else given + bias}
 
 
@@ -278,8 +321,8 @@ def _requested(module: nn.Module, alula: Any, queries: int, keys: int) -> tuple[
 def _key_values(requested: Requested, keys: int, dtype: torch.dtype, alula: Any, beside: int = 0) -> Tensor:
     """(B, keys, all values), filled up with 0 so that the columns `beside` them and they are a multiple of 8."""
     if len(requested) == 1:  # the same for many layers, most often
-        return _align(alula.once(_columns, requested[0][1], dtype, beside), keys, dim=1)
-    return _columns(torch.cat([_align(values, keys, dim=1) for _, values in requested], dim=-1), dtype, beside)
+        return align(alula.once(_columns, requested[0][1], dtype, beside), keys, dim=1)
+    return _columns(torch.cat([align(values, keys, dim=1) for _, values in requested], dim=-1), dtype, beside)
 
 
 def _columns(values: Tensor, dtype: torch.dtype, beside: int) -> Tensor:
@@ -371,7 +414,7 @@ def _with_sums(
     return output.contiguous(), sums
 
 
-def _with_a_key(mask: Tensor) -> tuple[Tensor, Tensor]:
+def with_a_key(mask: Tensor) -> tuple[Tensor, Tensor]:
     """A boolean mask in which a query that may attend to nothing, which is padding, attends to all, and (B, Q, 1, 1)
     bool which these are: other kernels give them 0, and cuDNN's, the default on recent accelerators, gives numbers
     and gradients that are none."""
@@ -429,7 +472,7 @@ def _options_of(pick: Tensor, options: dict[str, Any], batch: int) -> dict[str, 
     }
 
 
-def _align(values: Tensor, keys: int, *, dim: int) -> Tensor:
+def align(values: Tensor, keys: int, *, dim: int) -> Tensor:
     """Fit a dimension of known keys to those attention holds: a sliding cache keeps the last, a static one has a blank
     tail."""
     have = values.shape[dim]

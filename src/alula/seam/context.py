@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, StaticLayer
 
 from alula.anatomy import NAME as NAME
 from alula.anatomy import Anatomy
@@ -254,7 +254,7 @@ class ForwardContext:
     def once(self, make: Callable[..., _T], *by: Any) -> _T:
         """What a function gives for these arguments, computed once in this forward: for the same objects, not for equal
         ones, but for numbers."""
-        key = (make, *[each if isinstance(each, int) else id(each) for each in by])
+        key = (make, *[each if isinstance(each, int | float) else id(each) for each in by])
         if key not in self.memo:
             self.memo[key] = make(*by), by
         return self.memo[key][0]
@@ -506,6 +506,26 @@ class ForwardContext:
     def is_asked(self, layer: int) -> bool:
         """Whether anybody wants to know of the attention in a layer of this forward."""
         return bool(self._asked(self.requests.sums.get(layer, ())) or self._asked(self.requests.weights.get(layer, ())))
+
+    def reads_attention(self, layer: int, but: Sequence[Any]) -> bool:
+        """Whether anybody reads or biases the attention of a layer of this forward.
+
+        Args:
+            but: those who do not count.
+        """
+        now = self.requests
+        asked = [each.get(layer, ()) for each in (now.biases, now.weights, now.heads, now.branches)]
+        view = self.at(layer)
+        sums = [each for each in self._asked(now.sums.get(layer, ())) if all(each.by is not known for known in but)]
+        others = any(each.by.key_values(view) is not None for each in sums)
+        return others or any(bool(self._asked(each)) for each in asked)
+
+    @property
+    def room(self) -> int | None:
+        """How many tokens a cache of fixed size has room for; None where it grows, or where there is none."""
+        layers = getattr(self.layer_cache, "layers", None) or []
+        rooms = [layer.max_cache_len for layer in layers if isinstance(layer, StaticLayer)]
+        return max(rooms, default=None)
 
     def check_unread(self, layer: int, *, is_skipped: bool) -> None:
         """Refuse that no token attends in a layer whose attention somebody wants to know.

@@ -21,6 +21,7 @@ from alula.items import SHAPES, brings_media
 from alula.seam import dialect, preconditions
 from alula.seam.attention import close_attention, open_attention
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence
+from alula.seam.compiled import CompiledLayer, check_compilable, compiled
 from alula.seam.conductor import check_readable
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.hooks import ByThread, Handle, with_keywords
@@ -28,6 +29,7 @@ from alula.seam.points import (
     AnyPoint,
     Entry,
     LayerHooks,
+    PartMaker,
     Phase,
     Point,
     PointFunction,
@@ -303,6 +305,7 @@ class Seam(nn.Module):
         phase: Phase,
         owner: str,
         mark: Hashable | None = None,
+        part: PartMaker | None = None,
     ) -> Handle:
         """Call ``function(view, hidden)`` at a point of a decoder layer; what it returns takes the place of `hidden`.
 
@@ -315,6 +318,8 @@ class Seam(nn.Module):
                 changes nothing; it returns the (B, M) indices of the tokens that are left in this layer and later ones.
             owner: name under which its owner holds the seam.
             mark: call it only in forwards that carry this mark (see `scope`).
+            part: what stands at the output of attention in a layer that is compiled (see `compile_layers`); None: the
+                layer runs uncompiled while the function is there.
 
         Raises:
             UsageError: no such point or layer, or no function. HostError: the host has no such point, or it can only be
@@ -324,10 +329,36 @@ class Seam(nn.Module):
             raise UsageError(f"what stands at a point is called, and a {type(function).__name__} cannot be")
         point, (layer,) = check_named(point), self.anatomy.layer_indices([layer])
         check_point(self.anatomy, point, layer, phase)
-        entry, hooks = Entry(phase, function, owner, mark), self._layers[layer]
+        entry, hooks = Entry(phase, function, owner, mark, part), self._layers[layer]
         with _changing:
             hooks.put(point, entry)
         return Handle(self._drop, layer, entry)
+
+    def compile_layers(self, **options: Any) -> Handle:
+        """Have the decoder's layers run compiled, with what grafts add to them, until the handle is removed or the last
+        owner lets go of the seam.
+
+        Args:
+            options: of `torch.compile`.
+
+        Raises:
+            HostError: its layers cannot be compiled with grafts. UsageError: they are compiled already.
+        """
+        with _changing:
+            if any(hooks.compiled is not None for hooks in self._layers):
+                raise UsageError("the decoder's layers are compiled already", remedy="remove the handle first")
+            check_compilable(self.anatomy)
+            region, told = compiled(**options), set[str]()
+            for index, hooks in enumerate(self._layers):
+                hooks.compiled = CompiledLayer(self.anatomy, index, region, hooks.parts, told)
+                hooks.update()
+        return Handle(self._uncompile)
+
+    def _uncompile(self) -> None:
+        with _changing:
+            for hooks in self._layers:
+                hooks.compiled = None
+                hooks.update()
 
     def at_end(self, function: Callable[[ForwardContext], None], *, mark: Hashable) -> Handle:
         """Call ``function(ctx)`` when a forward that carries `mark` (see `scope`) has ended, its cache filled."""

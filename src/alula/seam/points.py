@@ -21,14 +21,21 @@ from alula.anatomy import Anatomy
 from alula.errors import HostError, SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.attention import EAGER, answer_from_weights, mask_with_bias
+from alula.seam.compiled import CompiledLayer
 from alula.seam.conductor import Conductor
 from alula.seam.context import NAME, ForwardContext
+from alula.seam.frame import Frame, Part, Uncompiled
 from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.requests import Foresight, Request, Worker
+from alula.seam.view import LayerView
 
 # The functions at a point are compiled, the way to them is not: torch.compile guards no hooks, and would run those of
 # one layer in another.
 _untraced = torch.compiler.disable(recursive=False)
+
+
+# of a layer that is compiled; what stands at its input runs before it
+_COMPILED_HOOKS = frozenset({"compile", "enter", "before attention, compiled", "after attention, compiled"})
 
 
 class Point(StrEnum):
@@ -43,6 +50,9 @@ class Point(StrEnum):
     MLP_INPUT = "mlp_input"
     MLP = "mlp"
     BLOCK_OUTPUT = "block_output"
+
+
+_COMPILED_POINTS = frozenset({Point.BLOCK_INPUT, Point.ATTENTION})
 
 
 class Phase(IntEnum):
@@ -87,16 +97,23 @@ class OutputOf:
 AnyPoint = Point | InputOf | OutputOf
 PointFunction = Callable[..., Tensor | None]
 """``function(view, hidden)``; at an `OutputOf` ``function(view, output, given)``"""
+PartMaker = Callable[[LayerView], Part | None]
+"""given a layer of a forward, what a graft adds there once it is compiled; None: nothing"""
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A function at a point, and the mark that a forward has to carry for it to be called (None: every one)."""
+    """A function at a point, and the mark that a forward has to carry for it to be called (None: every one).
+
+    Attributes:
+        part: gives what stands there in a compiled layer; None: the layer cannot be compiled while it is called.
+    """
 
     phase: Phase
     function: PointFunction
     owner: str
     mark: Hashable | None
+    part: PartMaker | None = None
 
     @cached_property
     def is_reading(self) -> bool:
@@ -128,6 +145,7 @@ class LayerHooks:
         self.workers: tuple[Request[Worker], ...] = ()
         self.foresights: tuple[Request[Foresight], ...] = ()
         self._conductor = Conductor(anatomy, index, self._current)
+        self.compiled: CompiledLayer | None = None
         self._entries: dict[AnyPoint, tuple[Entry, ...]] = {}
         self._handles: dict[str, RemovableHandle | Handle] = {}
         self._inside: ByThread[ref[ForwardContext]] = ByThread()
@@ -179,7 +197,7 @@ class LayerHooks:
 
     def _needs(self) -> tuple[Any, ...]:
         """What hooks are registered for."""
-        return self._entries, self.workers, self.foresights, self.reads_weights, self.is_biased
+        return self._entries, self.workers, self.foresights, self.reads_weights, self.is_biased, self.compiled
 
     def update(self) -> None:
         """Register the hooks that are needed now, and remove the others."""
@@ -195,6 +213,9 @@ class LayerHooks:
         layer, attention = self.anatomy.layers[self.index], self.anatomy.attention(self.index)
         after = self.anatomy.attention_out(self.index)
         wanted: dict[str, Callable[[], RemovableHandle | Handle]] = {}
+        how = "" if self.compiled is None else ", compiled"
+        if self.compiled is not None:
+            wanted["compile"] = self.compiled.put
         self._conductor.workers, self._conductor.foresights = self.workers, self.foresights
         if self.workers or self.foresights:
             wanted["conduct"] = self._conductor.put
@@ -210,11 +231,11 @@ class LayerHooks:
             wanted["leave"] = lambda: layer.register_forward_hook(self._leave)
         # its own output is told, too, which tokens attention was given
         if parts or self.reads_weights or self.is_biased or used - own - {Point.BLOCK_INPUT}:
-            wanted["before attention"] = lambda: attention.register_forward_pre_hook(
-                self._before_attention, with_kwargs=True
-            )
+            before = self._before_attention if self.compiled is None else self._into_compiled
+            wanted["before attention" + how] = lambda: attention.register_forward_pre_hook(before, with_kwargs=True)
         if self.reads_weights or (Point.ATTENTION in used and after is attention):
-            wanted["after attention"] = lambda: attention.register_forward_hook(self._after_attention, with_kwargs=True)
+            behind = self._after_attention if self.compiled is None else self._behind_compiled
+            wanted["after attention" + how] = lambda: attention.register_forward_hook(behind, with_kwargs=True)
         if Point.ATTENTION in used and after is not attention:
             wanted["behind attention"] = lambda: after.register_forward_hook(self._after_attention_norm)
         if Point.ATTENTION_NORM in used:
@@ -250,6 +271,28 @@ class LayerHooks:
         self._handles.clear()
 
     # -- one forward ----------------------------------------------------------------------------------------------
+
+    def parts(self, ctx: ForwardContext) -> tuple[Part, ...]:
+        """What grafts add in this layer once it is compiled.
+
+        Raises:
+            Uncompiled: something is asked of it in this forward that cannot be.
+        """
+        strange = [str(point) for point in self._entries if point not in _COMPILED_POINTS]
+        if strange or self._handles.keys() - _COMPILED_HOOKS:
+            raise Uncompiled(f"something in it is not compiled ({', '.join(strange) or 'a policy'})")
+        view, parts = ctx.at(self.index), []
+        if view.index is not None or view.key_index is not None:
+            raise Uncompiled("tokens were taken out of it")
+        for entry in self._entries.get(Point.ATTENTION, ()):
+            if not entry.is_for(ctx):
+                continue
+            if entry.part is None:
+                raise Uncompiled(f"{entry.owner!r} is not compiled")
+            part = entry.part(view)
+            if part is not None:
+                parts.append(part)
+        return tuple(parts)
 
     @_untraced
     def _run(
@@ -352,6 +395,23 @@ class LayerHooks:
         return None if hidden is before else dialect.output_with_hidden(output, hidden)
 
     @with_keywords
+    def _into_compiled(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`_before_attention` of a layer that may run compiled, where everything was done before."""
+        is_inside = isinstance(kwargs.get(NAME), Frame)
+        return None if is_inside else self._before_attention(attention, args, kwargs)
+
+    @with_keywords
+    def _behind_compiled(
+        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]
+    ) -> Any:
+        """`_after_attention` of a layer that may run compiled."""
+        frame = kwargs.get(NAME)
+        if isinstance(frame, Frame):
+            # this layer's hook may run in the graph of another: everything of a layer is the frame's
+            return dialect.output_with_hidden(output, frame.join(dialect.hidden_of_output(output)))
+        return self._after_attention(attention, args, kwargs, output)
+
+    @with_keywords
     @_untraced
     def _before_attention(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ctx, given = kwargs.get(NAME), kwargs
@@ -396,7 +456,7 @@ class LayerHooks:
             answer_from_weights(attention, output[1], ctx)
         if "behind attention" in self._handles:
             return None  # "attention" is what the norm gives
-        if ctx is not None and "before attention" not in self._handles:
+        if ctx is not None and not {"before attention", "before attention, compiled"} & self._handles.keys():
             ctx.meet(self.index, dialect.hidden_of_output(output).shape[1], kwargs, inside=True)
         return self._at(Point.ATTENTION, ctx, output)
 

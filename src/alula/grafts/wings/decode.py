@@ -34,6 +34,7 @@ from alula.grafts.wings.learners import (
     check_roles,
     keys_of,
     prepared,
+    project,
     rotate,
     segment_lengths,
 )
@@ -67,6 +68,149 @@ class Made:
     v_up: Tensor
     keys: Tensor
     values: Tensor
+
+
+def raised(tokens: Tensor, factors: Tensor, owners: Tensor, weights: LayerWeights) -> Tensor:
+    """(B, N, d) keys of (B, N, d) tokens, not rotated: plus `k.up` of their (B, N, r) factors, by the learner whose key
+    each is."""
+    own = (factors.to(tokens.dtype)[:, :, None] * owners[..., None]).flatten(2)
+    ups = weights.kv_up[:, 0].flatten(0, 1).to(tokens.dtype)
+    return torch.baddbmm(tokens, own, ups.expand(len(own), -1, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class StepInputs:
+    """What the learners of one layer need beside their keys.
+
+    Attributes:
+        weights: of the learners.
+        v_up: (H * L, r, D) up to values, by head.
+        values: (B, N, r) factors of values.
+        heads: (B * H, N, D) the input tokens, each head's side by side.
+        attn_bias: (B * H, L * Q, N), as in `DecodeEngine`.
+        active: (B, Q, L), likewise.
+        angles: of the new tokens.
+    """
+
+    weights: LayerWeights
+    v_up: Tensor
+    values: Tensor
+    heads: Tensor
+    attn_bias: Tensor
+    active: Tensor | None
+    angles: Angles | None
+
+    def attend(self, query: Tensor, keys: Tensor, routed: Tensor | None, branch: Tensor | None, gain: float) -> Tensor:
+        """(B, Q, d) the learners' outputs, weighed and summed, added to a branch.
+
+        Args:
+            query: (B, Q, d).
+            keys: (B, H, N, D), rotated.
+            routed: (B, Q, L) or (L,) router weights; None for a single learner.
+            branch: (B, Q, d) to add them to.
+        """
+        weights, (batch, count, width), head_dim = self.weights, query.shape, self.v_up.shape[-1]
+        q = self._queries(query, head_dim)
+        keys = keys.reshape(-1, *keys.shape[2:]).to(q.dtype)
+        scores = torch.baddbmm(self.attn_bias, q, keys.transpose(-1, -2), alpha=head_dim**-0.5)
+        attention = torch.softmax(scores, dim=-1).to(q.dtype)  # (B * H, L * Q, N)
+        attended = self._by_head(attention @ self.heads, batch, width // head_dim)
+        factors = attention.view(batch, -1, attention.shape[-1]) @ self.values.to(attention.dtype)
+        factors = self._by_head(factors, batch, width // head_dim)
+        values = torch.baddbmm(attended, factors, self.v_up)  # (H * L, B * Q, D)
+        learned = len(weights.q_up)
+        values = values.unflatten(0, (-1, learned)).permute(1, 2, 0, 3).reshape(learned, batch * count, width)
+        low = torch.bmm(values, weights.o_down)  # (L, B * Q, r)
+        if self.active is not None:
+            routed = self.active if routed is None else routed * self.active
+        if routed is not None:
+            low = low * routed.expand(batch, count, -1).reshape(batch * count, -1).T[..., None].to(low.dtype)
+        low = low.transpose(0, 1).reshape(batch, count, -1)
+        return project(low, weights.o_up, branch, gain)
+
+    def _queries(self, x: Tensor, head_dim: int) -> Tensor:
+        """(B * H, L * Q, D) of (B, Q, d), projected and rotated for every learner."""
+        (batch, count, _), learners = x.shape, len(self.weights.q_up)
+        q = self.weights.queries(x).view(learners, batch, count, -1, head_dim).permute(1, 3, 0, 2, 4)
+        if self.angles is not None:
+            q = rotate(q, Angles(self.angles.cos[:, :, None], self.angles.sin[:, :, None]))
+        return q.reshape(-1, learners * count, head_dim)
+
+    def _by_head(self, x: Tensor, batch: int, heads: int) -> Tensor:
+        """(H * L, B * Q, C) of what is (B, H, L, Q, C) in memory."""
+        x = x.view(batch, heads, len(self.weights.q_up), -1, x.shape[-1])
+        return x.permute(1, 2, 0, 3, 4).reshape(-1, batch * x.shape[3], x.shape[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class StepPart:
+    """What the learners add in a compiled layer. Where a cache has room for N tokens, that is the N of a step, whatever
+    is in it: the rest is barred.
+
+    Attributes:
+        by: the learners.
+        dtype: in which products are computed.
+        place: (1,) of the layer among those that `keys` and `values` are of.
+        keys, values: of all layers, as in `Made`.
+        heads, attn_bias, active, angles: as in `StepInputs`.
+        tokens: (B, N, d) input tokens, owners: (B, N, L), key_angles: of all tokens; where keys are made of factors.
+    """
+
+    by: LayerLearners
+    dtype: torch.dtype
+    place: Tensor
+    keys: Tensor
+    values: Tensor
+    heads: Tensor
+    attn_bias: Tensor
+    active: Tensor | None
+    angles: Angles | None
+    tokens: Tensor | None
+    owners: Tensor | None
+    key_angles: Angles | None
+
+    @property
+    def is_few(self) -> bool:
+        return True
+
+    @property
+    def wants_sums(self) -> bool:
+        return self.by.wants_sums
+
+    def add(self, stream: Tensor, branch: Tensor, sums: Tensor | None) -> Tensor:
+        query, head_dim = self.by.query(stream, branch), self.by.head_dim
+        # put together here, where it is fused with what comes behind: slices of what is kept differ by their place
+        weights = Weights.of([self.by.learners()], self.dtype)
+        keys, values = (each.index_select(1, self.place).squeeze(1) for each in (self.keys, self.values))
+        if self.tokens is not None and self.owners is not None:
+            keys = raised(self.tokens, keys, self.owners, weights.layers[0])
+            keys = keys.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+            keys = keys if self.key_angles is None else rotate(keys, self.key_angles)
+        inputs = StepInputs(
+            weights.layers[0],
+            weights.v_up_by_head(head_dim)[0],
+            values,
+            self.heads,
+            self.attn_bias,
+            self.active,
+            self.angles,
+        )
+        routed = None if self.by.router is None else self.by.router(sums)
+        return inputs.attend(query, keys, routed, branch, self.by.config.gain)
+
+
+def _filled(x: Tensor, dim: int, room: int | None) -> Tensor:
+    """A tensor of tokens filled up to those that a cache has room for, if its size is fixed."""
+    return _barred(x, dim, room, 0.0)
+
+
+def _barred(x: Tensor, dim: int, room: int | None, value: float) -> Tensor:
+    if room is None:
+        return x
+    # in memory of its own also where it is full: strides of what lies in a cache that grows change as it does
+    whole = x.new_full((*x.shape[:dim], room, *x.shape[dim + 1 :]), value)
+    whole.narrow(dim, 0, x.shape[dim]).copy_(x)
+    return whole
 
 
 @dataclass(eq=False)
@@ -137,47 +281,53 @@ class DecodeEngine(Engine):
     def attend(
         self, learners: LayerLearners, ctx: ForwardContext, query: Tensor, branch: Tensor | None = None
     ) -> Tensor:
-        made, place = self._made[learners.graft_name], 0
-        if made is None:
-            made = self._make([learners], learners.siblings.of_layer(learners, self.tokens), ctx)
-        else:
-            place = learners.siblings.layers.index(learners)
-        weights, (batch, count, width) = made.weights[place], query.shape
-        q = self._queries(weights, query, self.angles(learners, ctx, "new"))
+        made, place = self._placed(learners, ctx)
+        routed = None if learners.router is None else learners.router_weights(ctx)
         keys = made.keys[:, place]
         if learners.config.cache == "factors":
-            keys = self._expand_keys(keys, weights, self.angles(learners, ctx, "all"))
-        keys = keys.reshape(-1, *keys.shape[2:]).to(q.dtype)
-        scores = torch.baddbmm(self.attn_bias, q, keys.transpose(-1, -2), alpha=self.head_dim**-0.5)
-        attention = torch.softmax(scores, dim=-1).to(q.dtype)  # (B * H, L * Q, N)
-        attended = self._by_head(attention @ self._heads, batch)
-        factors = attention.view(batch, -1, attention.shape[-1]) @ made.values[:, place].to(attention.dtype)
-        factors = self._by_head(factors, batch)
-        values = torch.baddbmm(attended, factors, made.v_up[place])  # (H * L, B * Q, D)
-        learned = len(weights.q_up)
-        values = values.unflatten(0, (-1, learned)).permute(1, 2, 0, 3).reshape(learned, batch * count, width)
-        low = torch.bmm(values, weights.o_down)  # (L, B * Q, r)
-        routed = None if learners.router is None else learners.router_weights(ctx)
-        if self.active is not None:
-            routed = self.active if routed is None else routed * self.active
-        if routed is not None:
-            low = low * routed.expand(batch, count, -1).reshape(batch * count, -1).T[..., None].to(low.dtype)
-        low = low.transpose(0, 1).reshape(batch, count, -1)
-        return self.project(learners, low, weights.o_up, branch)
+            keys = self._expand_keys(keys, made.weights[place], self.angles(learners, ctx, "all"))
+        inputs = self._inputs(made, place, self.angles(learners, ctx, "new"))
+        return inputs.attend(query, keys, routed, branch, learners.config.gain)
 
-    def _queries(self, weights: LayerWeights, x: Tensor, angles: Angles | None) -> Tensor:
-        """(B * H, L * Q, D) of (B, Q, d), projected and rotated for every learner."""
-        (batch, count, _), learners = x.shape, len(weights.q_up)
-        q = weights.queries(x).view(learners, batch, count, -1, self.head_dim).permute(1, 3, 0, 2, 4)
-        if angles is not None:
-            q = rotate(q, Angles(angles.cos[:, :, None], angles.sin[:, :, None]))
-        return q.reshape(-1, learners * count, self.head_dim)
+    def _placed(self, learners: LayerLearners, ctx: ForwardContext) -> tuple[Made, int]:
+        """What was made for the layers of a graft, or is made for this one alone, and which of them it is."""
+        made = self._made[learners.graft_name]
+        if made is None:
+            return self._make([learners], learners.siblings.of_layer(learners, self.tokens), ctx), 0
+        return made, learners.siblings.layers.index(learners)
 
-    def _by_head(self, x: Tensor, batch: int) -> Tensor:
-        """(H * L, B * Q, C) of what is (B, H, L, Q, C) in memory."""
-        count = self.owners.shape[-1]
-        x = x.view(batch, self.tokens.shape[-1] // self.head_dim, count, -1, x.shape[-1])
-        return x.permute(1, 2, 0, 3, 4).reshape(-1, batch * x.shape[3], x.shape[-1])
+    def _inputs(self, made: Made, place: int, angles: Angles | None) -> StepInputs:
+        return StepInputs(
+            made.weights[place],
+            made.v_up[place],
+            made.values[:, place],
+            self._heads,
+            self.attn_bias,
+            self.active,
+            angles,
+        )
+
+    def part(self, learners: LayerLearners, ctx: ForwardContext) -> StepPart:
+        made, place = self._placed(learners, ctx)
+        room = ctx.room
+        barred = torch.finfo(self.attn_bias.dtype).min / 2
+        angles, expands = None, learners.config.cache == "factors"
+        if expands and (every := self.angles(learners, ctx, "all")) is not None:
+            angles = Angles(ctx.once(_filled, every.cos, 2, room), ctx.once(_filled, every.sin, 2, room))
+        return StepPart(
+            learners,
+            compute_dtype(self.tokens),
+            learners.siblings.place_on(self.tokens.device, place),
+            ctx.once(_filled, made.keys, made.keys.dim() - 2, room),
+            ctx.once(_filled, made.values, 2, room),
+            ctx.once(_filled, self._heads, 1, room),
+            ctx.once(_barred, self.attn_bias, 2, room, barred),
+            self.active,
+            self.angles(learners, ctx, "new"),
+            ctx.once(_filled, self.tokens, 1, room) if expands else None,
+            ctx.once(_filled, self.owners, 1, room) if expands else None,
+            angles,
+        )
 
     # -- keys: made of their tokens; what they are made of, or they themselves, is kept in the cache ----------------
 
@@ -213,20 +363,17 @@ class DecodeEngine(Engine):
 
     def _expand_keys(self, factors: Tensor, weights: LayerWeights, angles: Angles | None) -> Tensor:
         """(B, H, N, D) rotated keys of all tokens: input tokens plus `k.up` of their (B, N, r) factors."""
-        whole, rotated = self._buffers
-        low = factors.to(whole.dtype)  # what was kept may come from under autocast
         if self.segments is None:
-            own = (low[:, :, None] * self.owners[..., None]).flatten(2)
-            ups = weights.kv_up[:, 0].flatten(0, 1).to(whole.dtype)
-            keys = torch.baddbmm(self.tokens, own, ups.expand(len(own), -1, -1))
+            keys = raised(self.tokens, factors, self.owners, weights)
         else:
-            keys = whole.copy_(self.tokens)
+            keys = self._buffers[0].copy_(self.tokens)
+            low = factors.to(keys.dtype)  # what was kept may come from under autocast
             for start, stop, learner in self.segments:
                 if learner >= 0:
-                    up = weights.kv_up[learner, 0].to(whole.dtype)
+                    up = weights.kv_up[learner, 0].to(keys.dtype)
                     keys[:, start:stop].baddbmm_(low[:, start:stop], up.expand(len(low), -1, -1))
         heads = keys.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        return heads if angles is None else rotate(heads, angles, out=rotated)
+        return heads if angles is None else rotate(heads, angles, out=self._buffers[1])
 
     def angles(self, learners: LayerLearners, ctx: ForwardContext, which: Which) -> Angles | None:
         """Angles for heads of (B, H, tokens, D), of the new tokens or of all. None without RoPE."""

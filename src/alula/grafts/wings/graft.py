@@ -15,12 +15,11 @@ from alula.errors import AlulaError
 from alula.grafts.base import Graft
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.decode import DecodeEngine
-from alula.grafts.wings.learners import Engine, LayerLearners, prepared, zero_of
+from alula.grafts.wings.learners import Engine, LayerLearners, zero_of
 from alula.grafts.wings.prefill import PrefillEngine
 from alula.grafts.wings.published import PublishedEngine
-from alula.grafts.wings.router import ConstantRouter
 from alula.grafts.wings.stacked import Siblings
-from alula.seam import ForwardContext, LayerView, Point, Seam
+from alula.seam import ForwardContext, LayerView, Part, Point, Seam, Uncompiled
 
 _Made = TypeVar("_Made")
 
@@ -68,17 +67,33 @@ class WingsLayer(LayerLearners):
                 "reentrant gradient checkpointing would lose the gradients that flow through the learners' keys",
                 remedy='gradient_checkpointing_kwargs={"use_reentrant": False}, which is the default of transformers',
             )
-        query = view.matched(state.stream)
-        query = query + branch if self.config.query == "post_attention" else query
         # where tokens were taken out of this layer, the learners go on seeing all of them
         is_whole = view.index is None
-        query = prepared(view.spread(query), self.config)
+        query = view.spread(self.query(view.matched(state.stream), branch))
         output = state.engine.attend(self, ctx, query, branch if is_whole else None)
         if not state.is_differentiable:
             state.stream = None
         if output is None:
             return self._without_learners(branch)
         return output if is_whole else branch + view.pick(output)
+
+    def part(self, view: LayerView) -> Part | None:
+        """What stands behind attention once the layer is compiled; None: nothing.
+
+        Raises:
+            Uncompiled: this cannot be compiled.
+        """
+        if self.must_take_part:
+            raise Uncompiled("learners are trained by several processes")
+        if not self._is_active(view.ctx):
+            return None
+        state = self.state(view.ctx)
+        assert state.engine is not None, "the decoder layer has not been entered"
+        return state.engine.part(self, view.ctx)
+
+    def forget(self, ctx: ForwardContext) -> None:
+        """Let go of what was kept for `add`: the layer runs compiled."""
+        self.state(ctx).stream = None
 
     # -- the method -----------------------------------------------------------------------------------------------
 
@@ -124,11 +139,11 @@ class WingsGraft(Graft):
         return WingsLayer(self.seam, self.name, self.config, index, self.siblings)
 
     def place(self, index: int, module: WingsLayer) -> None:
-        if module.router is not None and not isinstance(module.router, ConstantRouter):
+        if module.wants_sums:
             # first, since a host whose attention cannot give sums is refused
             self.hold(self.seam.request_sums(index, module, gated=self.config.gate == "exact"))
         self.on(Point.BLOCK_INPUT, index, module.enter)
-        self.on(Point.ATTENTION, index, module.add)
+        self.on(Point.ATTENTION, index, module.add, module.part)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         parts = [*self.config.learners, "router"]

@@ -22,7 +22,7 @@ from alula.errors import AlulaError, UsageError
 from alula.grafts.wings.config import WingsConfig
 from alula.grafts.wings.router import ConstantRouter, build_router
 from alula.grafts.wings.stacked import Siblings, compute_dtype
-from alula.seam import ForwardContext, Seam
+from alula.seam import ForwardContext, Part, Seam, Uncompiled
 from alula.tokens import Role, TokenMap
 
 # -- rotary position embedding ----------------------------------------------------------------------------------------
@@ -47,7 +47,8 @@ def rotate(x: Tensor, angles: Angles, out: Tensor | None = None) -> Tensor:
     Args:
         out: where to write the result, of the shape of `x`; without gradients only.
     """
-    if out is None and torch.is_grad_enabled():
+    # compiled, what autograd makes of it is fused as it is
+    if out is None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _Rotation.apply(x, *angles)
     return _rotated(x, *angles, out)
 
@@ -410,15 +411,24 @@ class Engine(abc.ABC):
             self._shared_values = router.key_values(ctx.all_tokens)
         return self._shared_values
 
-    def project(self, learners: LayerLearners, low: Tensor, o_up: Tensor, branch: Tensor | None) -> Tensor:
-        """(B, S, d) of (B, S, L * r) outputs, weighed, projected up for all learners at once and added to a branch."""
-        gain, (batch, count, _) = learners.config.gain, low.shape
-        if branch is None or branch.dtype != o_up.dtype:
-            output = low @ o_up
-            output = output if gain == 1.0 else output * gain
-            return output if branch is None else branch + output
-        flat = torch.addmm(branch.reshape(batch * count, -1), low.reshape(batch * count, -1), o_up, alpha=gain)
-        return flat.view(batch, count, -1)
+    def part(self, learners: LayerLearners, ctx: ForwardContext) -> Part | None:
+        """What the learners add in a compiled layer; None: nothing.
+
+        Raises:
+            Uncompiled: this engine is not compiled.
+        """
+        raise Uncompiled("the released arithmetic is not compiled")
+
+
+def project(low: Tensor, o_up: Tensor, branch: Tensor | None, gain: float) -> Tensor:
+    """(B, S, d) of (B, S, L * r) outputs, weighed, projected up for all learners at once and added to a branch."""
+    batch, count, _ = low.shape
+    if branch is None or branch.dtype != o_up.dtype:
+        output = low @ o_up
+        output = output if gain == 1.0 else output * gain
+        return output if branch is None else branch + output
+    flat = torch.addmm(branch.reshape(batch * count, -1), low.reshape(batch * count, -1), o_up, alpha=gain)
+    return flat.view(batch, count, -1)
 
 
 @dataclass
@@ -483,6 +493,15 @@ class LayerLearners(nn.Module):
         """Those of all learners."""
         return [self.learner(name) for name in self.config.learners]
 
+    def query(self, stream: Tensor, branch: Tensor) -> Tensor:
+        """(B, S, d) what the learners ask with.
+
+        Args:
+            stream: the layer's input.
+            branch: what attention adds to it.
+        """
+        return prepared(stream + branch if self.config.query == "post_attention" else stream, self.config)
+
     def state(self, ctx: ForwardContext) -> LayerState:
         """What `ctx` knows of these learners."""
         states = ctx.layer(self.index)
@@ -490,6 +509,11 @@ class LayerLearners(nn.Module):
         if state is None:
             state = states[self] = LayerState()
         return state
+
+    @property
+    def wants_sums(self) -> bool:
+        """Whether the router goes by sums of attention."""
+        return self.router is not None and not isinstance(self.router, ConstantRouter)
 
     def router_weights(self, ctx: ForwardContext) -> Tensor:
         """(B, S, 2) or (2,).
@@ -499,13 +523,14 @@ class LayerLearners(nn.Module):
         """
         assert self.router is not None
         sums = self.state(ctx).sums
-        if sums is None and not isinstance(self.router, ConstantRouter):
+        if sums is None and self.wants_sums:
             raise AlulaError(
                 f"the graft {self.graft_name!r} routes by attention, but the decoder's attention implementation was "
                 f"changed to {ctx.anatomy.config._attn_implementation!r} while it is attached",
                 remedy='set it to "eager", or detach the graft before changing it',
             )
-        return self.router(sums)
+        weights: Tensor = self.router(sums)
+        return weights
 
     @property
     def must_take_part(self) -> bool:

@@ -22,7 +22,7 @@ import bisect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -47,13 +47,14 @@ from alula.grafts.wings.learners import (
     narrow_angles,
     pick_tokens,
     prepared,
+    project,
     rotate,
     segment_lengths,
     split_queries,
     zero_of,
 )
-from alula.grafts.wings.stacked import LayerWeights, Weights, along
-from alula.seam import Branch, ForwardContext
+from alula.grafts.wings.stacked import LayerWeights, Weights, along, compute_dtype
+from alula.seam import Branch, ForwardContext, Uncompiled
 from alula.tokens import KnownTokens, Role, TokenMap
 
 PARTS = ("textual", "visual", "others")
@@ -88,6 +89,14 @@ class LearnerKeys:
     blocks: list[QueryBlock]
     cut: Cut | None = None
 
+    def mask(self, queries: slice) -> Tensor | None:
+        """(B, 1, queries, K) bool for some that lie side by side; None where there are none of them. A query without
+        keys sees the first: its output is zeroed, but must not be NaN."""
+        if queries.start == queries.stop:
+            return None
+        key = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return key < self.counts[:, None, queries, None].clamp(min=1)
+
     @property
     def legal(self) -> Tensor:
         """(B, T, K) bool: the query may see the key."""
@@ -111,11 +120,135 @@ class Made:
         weights: of their learners.
         factors: by learner (2, B * K, r) of its keys and of its values.
         keys: by learner (B, H, K, D) rotated keys, where a cache holds these; else they are made layer by layer.
+        all_factors, all_keys: of all layers, (B * K, layers, 2, r) and (layers, B, H, K, D).
     """
 
     weights: list[LayerWeights]
     factors: dict[str, Sequence[Tensor]]
     keys: dict[str, Sequence[Tensor]] | None
+    all_factors: Mapping[str, Tensor]
+    all_keys: Mapping[str, Tensor] | None
+
+
+class PromptKeys(NamedTuple):
+    """The keys of one learner in a compiled layer.
+
+    Attributes:
+        tokens: (B, K, d) input tokens.
+        before: (B, 1, queries, K) bool which keys the queries in front of those of its own may see; behind: likewise.
+            None: there are no such queries.
+        has_own: the tokens are queries as well, which see one another causally.
+    """
+
+    tokens: Tensor
+    before: Tensor | None
+    behind: Tensor | None
+    has_own: bool
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPart:
+    """What the learners add in a compiled layer.
+
+    Attributes:
+        by: the learners.
+        dtype: in which products are computed.
+        first: the first of the learners that have keys.
+        place: (1,) of the layer among those that `factors` and `rotated` are of.
+        factors, rotated: by learner with keys, what was made for all layers at once, as in `Made`; None while they are
+            trained, of `rotated` also where keys are made of their factors.
+        keys: by learner with keys.
+        index: (B, T) the token at each place; back: (B, S) the place of each token.
+        inactive: (B, S, learners with keys) bool.
+        angles, key_angles: of the queries as they are laid out, and of each learner's keys.
+    """
+
+    by: LayerLearners
+    dtype: torch.dtype
+    first: int
+    place: Tensor
+    factors: tuple[Tensor, ...] | None
+    rotated: tuple[Tensor, ...] | None
+    keys: tuple[PromptKeys, ...]
+    index: Tensor
+    back: Tensor
+    inactive: Tensor
+    angles: Angles | None
+    key_angles: tuple[Angles, ...] | None
+
+    @property
+    def is_few(self) -> bool:
+        return False
+
+    @property
+    def wants_sums(self) -> bool:
+        return self.by.wants_sums
+
+    def add(self, stream: Tensor, branch: Tensor, sums: Tensor | None) -> Tensor:
+        query = pick_tokens(self.by.query(stream, branch), self.index)
+        # put together here, where it is fused with what comes behind: slices of what is kept differ by their place
+        weights = Weights.of([self.by.learners()], self.dtype).layers[0]
+        weights = weights.only(slice(self.first, self.first + len(self.keys)))
+        learner = self.by.learners()[0]
+        q = learner.heads(weights.queries(query).view(-1, *query.shape))
+        q = q if self.angles is None else rotate(q, self.angles)
+        attended = []
+        for place, of in enumerate(self.keys):
+            if self.factors is None:
+                down, rank = weights.kv_down[place], weights.q_up.shape[1]
+                low = F.linear(of.tokens, down).view(-1, 2, rank).transpose(0, 1)
+            else:
+                low = self.factors[place].index_select(1, self.place).squeeze(1).transpose(0, 1)
+            keys, values = keys_and_values(
+                learner,
+                of.tokens,
+                low,
+                weights.kv_up[place],
+                None if self.rotated is None else self.rotated[place].index_select(0, self.place).squeeze(0),
+                None if self.key_angles is None else self.key_angles[place],
+            )
+            attended.append(_attended(q[place], keys, values, of))
+        joined = torch.stack(attended, dim=1).transpose(2, 3).flatten(3)  # (B, L, T, d)
+        low = pick_tokens(torch.matmul(joined, weights.o_down).transpose(1, 2), self.back)  # (B, S, L, r)
+        if self.by.router is not None:
+            routed = self.by.router(sums)
+            routed = routed[..., self.first : self.first + len(self.keys)]
+            low = low * routed[..., None].to(low.dtype)
+        low = low.masked_fill(self.inactive[..., None], 0.0)
+        return project(low.flatten(-2), weights.o_up, branch, self.by.config.gain)
+
+
+def _attended(q: Tensor, keys: Tensor, values: Tensor, of: PromptKeys) -> Tensor:
+    """(B, H, T, D) of one learner's queries as they are laid out, of lengths that are sizes of tensors."""
+    scale = q.shape[-1] ** -0.5
+    start = 0 if of.before is None else of.before.shape[-2]
+    stop = start + of.tokens.shape[1] if of.has_own else start
+    parts = []
+    if of.before is not None:
+        parts.append(F.scaled_dot_product_attention(q[:, :, :start], keys, values, attn_mask=of.before, scale=scale))
+    if of.has_own:
+        parts.append(F.scaled_dot_product_attention(q[:, :, start:stop], keys, values, is_causal=True, scale=scale))
+    if of.behind is not None:
+        parts.append(F.scaled_dot_product_attention(q[:, :, stop:], keys, values, attn_mask=of.behind, scale=scale))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def keys_and_values(
+    learner: LoRRA, tokens: Tensor, low: Tensor, ups: Tensor, rotated: Tensor | None, angles: Angles | None
+) -> tuple[Tensor, Tensor]:
+    """(B, H, K, D) rotated keys and values of one learner.
+
+    Args:
+        tokens: (B, K, d); low: (2, B * K, r) factors of keys and of values; ups: (2, r, d).
+        rotated: the keys, where they are made already.
+        angles: of the keys; None without RoPE.
+    """
+    flat = tokens.reshape(1, -1, tokens.shape[-1])
+    if rotated is not None:
+        return rotated, learner.heads(torch.addmm(flat[0], low[1], ups[1]).view(tokens.shape))
+    pair = torch.baddbmm(flat.expand(2, -1, -1), low, ups)
+    k, v = (learner.heads(part.view(tokens.shape)) for part in pair.unbind(0))
+    return k if angles is None else rotate(k, angles), v
 
 
 @dataclass(eq=False)
@@ -192,11 +325,59 @@ class PrefillEngine(Engine):
         if routed is not None:
             low = low * routed[..., None].to(low.dtype)
         low = low.masked_fill(self.inactive[..., None], 0.0)
-        output = self.project(learners, low.flatten(-2), weights.o_up, branch)
+        output = project(low.flatten(-2), weights.o_up, branch, learners.config.gain)
         if learners.must_take_part:  # e.g. the visual one, where the paper's gate keeps the textual one active
             for name in set(learners.config.learners) - self.keys.keys():
                 output = output + zero_of(learners.learner(name)).to(output.dtype)
         return output
+
+    def part(self, learners: LayerLearners, ctx: ForwardContext) -> PromptPart | None:
+        if not self.keys:
+            return None
+        if learners.training and learners.config.dropout:
+            raise Uncompiled("learners drop attention weights out")
+        siblings, made, place = learners.siblings, self._made.get(learners.graft_name), 0
+        if made is not None:
+            place = siblings.layers.index(learners)
+        elif not torch.is_grad_enabled():
+            some = next(iter(self.keys.values())).tokens
+            made = self._make([learners], siblings.of_layer(learners, some), ctx)
+        angles, (index, back, keys) = self._angles_for(learners, ctx), self._compiled
+        return PromptPart(
+            learners,
+            compute_dtype(next(iter(self.keys.values())).tokens),
+            self.chosen.start,
+            siblings.place_on(self.inactive.device, place),
+            None if made is None else tuple(made.all_factors.values()),
+            None if made is None or made.all_keys is None else tuple(made.all_keys.values()),
+            keys,
+            index,
+            back,
+            self.inactive,
+            None if angles is None else angles.queries,
+            None if angles is None else tuple(angles.keys.values()),
+        )
+
+    @cached_property
+    def _compiled(self) -> tuple[Tensor, Tensor, tuple[PromptKeys, ...]]:
+        """(B, T) the token at each place, (B, S) the place of each token, and each learner's keys in the form in which
+        lengths are the sizes of tensors alone."""
+        device, batch = self.inactive.device, len(self.inactive)
+        index = torch.arange(self.inactive.shape[1], device=device).expand(batch, -1)
+        back = index
+        if self.layout is not None and self.layout.index is not None and self.layout.back is not None:
+            index, back = self.layout.index, self.layout.back
+        elif self.layout is not None:
+            index, back = self.layout.arrange(index), self.layout.restore(index)
+        keys = []
+        for of in self.keys.values():
+            whole, own = of.counts.shape[1], of.part
+            before = slice(0, whole if own is None else own.start)
+            behind = None if own is None else slice(own.stop, whole)
+            keys.append(
+                PromptKeys(of.tokens, of.mask(before), None if behind is None else of.mask(behind), own is not None)
+            )
+        return index.contiguous(), back.contiguous(), tuple(keys)
 
     def _queries(self, module: LoRRA, weights: LayerWeights, x: Tensor, angles: KeyAngles | None) -> Tensor:
         """(L, B, H, T, D) of (B, T, d), projected and rotated for every learner."""
@@ -294,16 +475,14 @@ class PrefillEngine(Engine):
         weights, angles = made.weights[place], self._angles_for(learners, ctx)
         keys, values = {}, {}
         for ups, (name, of) in zip(along(weights.kv_up), self.keys.items(), strict=True):
-            low, heads = made.factors[name][place], learners.learner(name).heads
-            shape, flat = of.tokens.shape, of.tokens.reshape(1, -1, of.tokens.shape[-1])
-            if made.keys is not None:
-                values[name] = heads(torch.addmm(flat[0], low[1], ups[1]).view(shape))
-                keys[name] = made.keys[name][place]
-                continue
-            pair = torch.baddbmm(flat.expand(2, -1, -1), low, ups)
-            k, v = (heads(part.view(shape)) for part in pair.unbind(0))
-            keys[name] = k if angles is None else rotate(k, angles.keys[name])
-            values[name] = v
+            keys[name], values[name] = keys_and_values(
+                learners.learner(name),
+                of.tokens,
+                made.factors[name][place],
+                ups,
+                None if made.keys is None else made.keys[name][place],
+                None if angles is None else angles.keys[name],
+            )
         return weights, keys, values
 
     def _factors(self, weights: Weights, config: WingsConfig) -> dict[str, Tensor]:
@@ -369,6 +548,8 @@ class PrefillEngine(Engine):
             [each.only(self.chosen) for each in weights.layers],
             {name: [part.transpose(0, 1) for part in along(low, dim=1)] for name, low in factors.items()},
             None if keys is None else {name: along(of_learner) for name, of_learner in keys.items()},
+            factors,
+            keys,
         )
 
     @staticmethod

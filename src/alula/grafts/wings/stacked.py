@@ -154,6 +154,7 @@ class Siblings:
     def __init__(self) -> None:
         self.layers: list[Any] = []
         self._kept: _Kept | None = None
+        self._places: dict[torch.device, list[Tensor]] = {}
 
     @property
     def share_keys(self) -> bool:
@@ -161,6 +162,13 @@ class Siblings:
         first of its kind on."""
         config = self.layers[0].config
         return config.cache == "factors" or not config.rope or len({layer.layer_type for layer in self.layers}) == 1
+
+    def place_on(self, device: torch.device, place: int) -> Tensor:
+        """(1,) the place of a layer among these, for picking its share of what is made for all inside of a graph, of
+        which a number would be a part."""
+        if device not in self._places:
+            self._places[device] = [torch.tensor([each], device=device) for each in range(len(self.layers))]
+        return self._places[device][place]
 
     def of_layer(self, layer: Any, like: Tensor) -> Weights:
         """Those of one layer: some that were put together for a prompt, or put together now."""

@@ -1,0 +1,134 @@
+"""Decoder layers compiled with Wings: one graph a kind of forward, whatever the length, and what it computes is what is
+computed without."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import DynamicCache
+
+import alula
+from alula import ExpertsConfig, WingsConfig
+from alula.errors import HostError, UsageError
+from alula.probes import AttentionShift
+from alula.seam.dialect import cache_keyword
+from tests import zoo
+from tests.grafts.common import grafted, prompt_tokens, run, token_map, wake
+
+CACHE = cache_keyword()
+
+
+@pytest.fixture(autouse=True)
+def _no_graphs() -> Iterator[None]:
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def graphs() -> int:
+    """How many were made; a break would have been an error."""
+    return counters["stats"]["unique_graphs"]
+
+
+def pair(host: str, config: str | WingsConfig = "mass", **options: Any) -> tuple[Any, Any]:
+    """A grafted model, and a copy whose layers are compiled."""
+    model, _ = grafted(host, config)
+    twin = copy.deepcopy(model)
+    alula.compile_layers(twin, **{"backend": "eager", **options})
+    return model, twin
+
+
+def steps(model: Any, layout: str, count: int) -> list[torch.Tensor]:
+    """Logits of a prompt and of steps behind it."""
+    inputs, cache = zoo.batch("llama", layout), DynamicCache()
+    with torch.no_grad():
+        logits = [model(**inputs, token_map=token_map(inputs), **{CACHE: cache}).logits]
+        for token in range(count):
+            logits.append(model(input_ids=torch.tensor([[token]]), **{CACHE: cache}).logits)
+    return logits
+
+
+def test_a_graph_for_prompts_and_one_for_steps() -> None:
+    """Of all layers and lengths; cached is uncached."""
+    model, twin = pair("llama")
+    for layout in ("3I20", "9I31"):
+        for ours, theirs in zip(steps(twin, layout, 3), steps(model, layout, 3), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    assert graphs() == 2
+    text = zoo.batch("llama", "30")  # a third, of the host alone: its bits are those of eager attention in one kernel
+    alula.detach(model)
+    assert torch.equal(run(twin, "llama", text), run(model, "llama", text))
+    assert graphs() == 3
+
+
+def test_steps_of_a_fixed_size() -> None:
+    """Nothing in a step's graph grows with the cache, so CUDA graphs may record it: sizes are constants in this one."""
+    model, twin = pair("llama", dynamic=False)
+    inputs = zoo.batch("llama", "3I9")
+    options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    with prompt_tokens(twin, "llama", inputs):
+        ours = twin.generate(**inputs, **options, cache_implementation="static")
+    with prompt_tokens(model, "llama", inputs):
+        theirs = model.generate(**inputs, **options, use_cache=False)
+    assert torch.equal(ours.sequences, theirs.sequences)
+    for a, b in zip(ours.logits, theirs.logits, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert graphs() == 1
+
+
+def test_gradients() -> None:
+    model, twin = pair("llama", WingsConfig(rank=4, router="attention", router_tokens=64))
+    for layout in ("3I20", "9I31"):
+        inputs = zoo.batch("llama", layout)
+        found = []
+        for each in (model, twin):
+            each.train().zero_grad()
+            each(**inputs, token_map=token_map(inputs), labels=inputs["input_ids"]).loss.backward()
+            found.append({name: p.grad for name, p in each.named_parameters() if p.grad is not None})
+        assert found[0].keys() == found[1].keys()
+        for name, gradient in found[0].items():
+            torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-3)
+    assert graphs() == 1
+
+
+def test_what_is_not_compiled_runs_as_it_is_written(caplog: pytest.LogCaptureFixture) -> None:
+    model, twin = pair("llama")
+    inputs = zoo.batch("llama", "3I20")
+    with AttentionShift().on(twin), caplog.at_level(logging.WARNING, "alula"):
+        watched = run(twin, "llama", inputs)
+    torch.testing.assert_close(watched, run(model, "llama", inputs), atol=2e-5, rtol=1e-4)
+    assert [record.message for record in caplog.records] == [
+        "decoder layer 0, and others like it, runs uncompiled: its attention is read or biased"
+    ]
+    assert graphs() == 0
+    wake(alula.attach(twin, ExpertsConfig(rank=2, targets=("mlp",)), "experts"))
+    run(twin, "llama", inputs)
+    assert graphs() == 0
+
+
+def test_taken_off_the_host_is_what_it_was() -> None:
+    _, twin = pair("llama")
+    inputs = zoo.batch("llama", "30")
+    with pytest.raises(UsageError, match="compiled already"):
+        alula.compile_layers(twin)
+    alula.detach(twin)
+    assert not any("forward" in vars(layer) for layer in twin.model.layers)
+    assert torch.equal(run(twin, "llama", inputs), run(zoo.build("llama"), "llama", inputs))
+    model, _ = grafted("llama")
+    alula.compile_layers(model, backend="eager").remove()
+    assert not any("forward" in vars(layer) for layer in model.model.layers)
+
+
+def test_hosts_that_cannot_be_compiled_are_refused() -> None:
+    with pytest.raises(UsageError, match="no graft"):
+        alula.compile_layers(zoo.build("llama"))
+    model, _ = grafted("gemma3")
+    with pytest.raises(HostError, match="a norm between its attention and the stream"):
+        alula.compile_layers(model)
