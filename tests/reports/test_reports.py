@@ -29,6 +29,7 @@ from alula.reports import (
     run_report,
     run_table,
 )
+from alula.reports.summary import Summary
 from alula.reports.wording import bounds, count, duration, listing, percent, probability, rates
 from alula_fledgling.tasks import native_tasks
 from tests.reports.conftest import made_outcome, made_run
@@ -259,3 +260,26 @@ def test_wording() -> None:
 
 def test_made_up_data_is_reproducible() -> None:
     assert made_outcome(n=10, seeds=(0,), methods=("lora",)) == made_outcome(n=10, seeds=(0,), methods=("lora",))
+
+
+RECORD = Path(__file__).parents[2] / "benchmarks" / "results" / "quickstart.json"
+
+
+def test_of_those_that_keep_the_same_the_one_that_sees_more_is_named() -> None:
+    """Wings and experts keep every bare word in this record, and experts see more."""
+    page = experiment_report(Outcome.load(RECORD)).replace("\N{NO-BREAK SPACE}", " ")
+    assert "Tuned with experts it keeps 100.0" in page
+    assert re.search(r"Wings \(by [^)]*experts\)", page)
+
+
+def test_the_readme_has_the_figures_of_the_record() -> None:
+    readme = (RECORD.parents[2] / "README.md").read_text()
+    summary = Summary(Outcome.load(RECORD))
+    for method, name in zip(
+        summary.methods, ("full", "full fine-tuning, 10x", "LoRA", "Wings", "experts"), strict=True
+    ):
+        row = next(line for line in readme.splitlines() if line.startswith(f"| {name}"))
+        kept = [summary.overall(method, task).retention for task in ("text_bare", "text_after_image")]
+        seen = summary.overall(method, "visual").tuned.mean.value
+        figures = [percent(share.mean.value) for share in kept if share is not None] + [percent(seen)]
+        assert [figure.replace("\N{NO-BREAK SPACE}", " ") in row for figure in figures] == [True] * 3

@@ -17,7 +17,8 @@ def lead(summary: Summary) -> list[str]:
         start = f"{outcome.base.label} answers {percent(summary.base_accuracy(task))} of the text questions."
         kept = [(method, summary.overall(method, task).retention) for method in summary.methods]
         shares = [(share.mean.value, method) for method, share in kept if share is not None]
-        ranked = [method for _, method in sorted(shares, key=lambda pair: -pair[0])]
+        # of those that keep the same, the one that sees more comes first
+        ranked = [method for _, method in sorted(shares, key=lambda pair: (-pair[0], -_sight(summary, pair[1])))]
         if len(ranked) > 1:
             best, worst = ranked[0], ranked[-1]
             said.append(
@@ -48,8 +49,8 @@ def tradeoff(summary: Summary) -> list[str]:
     said = []
     if 1 <= len(front) < len(beaten):
         said.append(
-            f"By their means, nothing here is better than {listing(front)}: no other method keeps a point more of the "
-            "text and sees as well."
+            f"By their means, nothing here is better than {listing(front)}: no other method is a point better in "
+            "one and as good in the other."
         )
         said.append("Outdone: " + "; ".join(f"{label} (by {listing(by)})" for label, by in beaten.items() if by) + ".")
     return said
@@ -155,8 +156,12 @@ def _kept(summary: Summary, method: Method, task: str) -> str:
 def _and_sees(summary: Summary, method: Method) -> str:
     if not summary.visual_tasks:
         return ""
-    seen = summary.overall(method, summary.visual_tasks[0]).tuned.mean.value
-    return f" and answers {percent(seen)} of the visual questions"
+    return f" and answers {percent(_sight(summary, method))} of the visual questions"
+
+
+def _sight(summary: Summary, method: Method) -> float:
+    """Share of the visual questions that it answers right; 0 without any."""
+    return summary.overall(method, summary.visual_tasks[0]).tuned.mean.value if summary.visual_tasks else 0.0
 
 
 def _beats(summary: Summary, one: Method, other: Method, task: str, sight: str) -> bool:
@@ -165,4 +170,4 @@ def _beats(summary: Summary, one: Method, other: Method, task: str, sight: str) 
         return False
     keeps = first.mean.value - second.mean.value
     sees = summary.overall(one, sight).tuned.mean.value - summary.overall(other, sight).tuned.mean.value
-    return keeps >= _CLEAR and sees >= -_CLEAR / 2
+    return max(keeps, sees) >= _CLEAR and min(keeps, sees) >= -_CLEAR / 2
