@@ -237,7 +237,7 @@ def policies(
     items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions about one picture, per kind.")] = 40,
     pairs: Annotated[
         int, typer.Option(min=1, max=MAX_ITEMS, help="Pictures about which two questions are asked.")
-    ] = 120,
+    ] = 60,
     workers: Workers = None,
     steps: Steps = 1.0,
     reuse: Reuse = None,

@@ -25,12 +25,12 @@ from alula.seam.dialect import cache_keyword, cache_of_output
 from alula_fledgling.microworld import score
 from studies.policies.plan import PoliciesPlan
 from studies.policies.questions import DESCRIPTION, LONG, SHORT, Question, pictures, single, texts, turns
-from studies.policies.rows import LAYERS, LOOKED, TOKENS, Row, changes_text, knee_rows, share_name
+from studies.policies.rows import LAYERS, LOOKED, TOKENS, Row, changes_text, knee_rows, layer_rows, share_name
 
 BATCH = 128
 DRAWN = 32
 """prompts that share a draw, where chance decides"""
-_PER_KIND = 15
+_PER_KIND = 5
 """questions of each kind whose first token is looked at; who stays is looked at in as many"""
 _TEXTS, _SHOWN = 10, 6
 """prompts without a picture, a question of each family, and those with one beside them"""
@@ -80,14 +80,14 @@ class Measuring:
         talked: list[Row | None] = [None, *plan.talked]
         if "withdrawal" in plan.parts:
             talked += [row for row in plan.rows if row.name == f"withdraw-{LAYERS // 2}"]
-        for each in talked:
-            name = each.name if each else "none"
-            if "turns" in plan.parts:
-                add(f"turns/{name}", partial(self.turns, each))
-            if "pictures" in plan.parts:
-                add(f"pictures/{name}", partial(self.pictures, each))
+        if "turns" in plan.parts:
+            for each in talked:
+                add(f"turns/{each.name if each else 'none'}", partial(self.turns, each))
         if "text" in plan.parts:
             add("text", self.text)
+        if "pictures" in plan.parts:
+            for each in talked:
+                add(f"pictures/{each.name if each else 'none'}", partial(self.pictures, each))
         return found
 
     @cached_property
@@ -171,8 +171,8 @@ class Measuring:
 
     def text(self) -> dict[str, Any]:
         """Logits of text under every policy: alone, and in a batch beside pictures."""
-        model, _ = self._loaded
-        words, shown = texts(self._intake, _TEXTS, self.plan.task_seed), self.asked[:_SHOWN]
+        plan, (model, _) = self.plan, self._loaded
+        words, shown = texts(self._intake, _TEXTS, plan.task_seed), self.asked[:_SHOWN]
         alone, mixed = self._collated(words), self._collated([*words, *shown])
         valid = alone["attention_mask"].bool()
 
@@ -183,7 +183,10 @@ class Measuring:
 
         own, beside = of(alone, None), of(mixed, None)
         changed, apart, turned = [], {}, []
-        rows = [row for row in self.plan.rows if not changes_text(row.settings)]
+        # other shares and layers are other numbers in the same code
+        several = {share_name(way.name, share) for way in plan.chosen for share in plan.shares if share != LOOKED}
+        several |= {row.name for row in layer_rows()}
+        rows = [row for row in plan.rows if not changes_text(row.settings) and row.name not in several]
         for row in rows:
             policy = policy_of(row.drawn(self._draw(0)))
             if not torch.equal(of(alone, policy), own):
@@ -192,7 +195,7 @@ class Measuring:
             apart[row.name] = float((here - beside).abs().max())
             if not torch.equal(here.argmax(dim=-1), beside.argmax(dim=-1)):
                 turned.append(row.name)
-        meant = [row for row in self.plan.rows if changes_text(row.settings)]
+        meant = [row for row in plan.rows if changes_text(row.settings)]
         return {
             "policies": len(rows),
             "logits": own.numel(),

@@ -29,7 +29,7 @@ from studies.policies.rows import (
 MODEL = "full"
 """the quickstart's method whose models are measured: full tuning, which sees best"""
 PARTS = ("shares", "layers", "withdrawal", "skips", "turns", "pictures", "text")
-TALKED = (0.5, 0.22)
+TALKED = (0.22,)
 """shares asked in conversations"""
 
 
@@ -50,7 +50,7 @@ class PoliciesPlan(StudyPlan):
     ways: tuple[str, ...] = ()
     shares: tuple[float, ...] = SHARES
     items: int = 40
-    pairs: int = 120
+    pairs: int = 60
     task_seed: int = 0
 
     def __post_init__(self) -> None:

@@ -117,8 +117,7 @@ WAYS = (
 )  # fmt: skip
 PLAIN = ("pooling", "grid", "random", "pooling-dense", "random-dense", "pooling-1", "random-1")
 """ways that look at nothing"""
-CHAINED = ("pooling", "random", "diversity", "dpp", "tower-attention", "random-1", "last-query", "instruction",
-           "rope-free", "duplicates")  # fmt: skip
+CHAINED = ("random", "diversity", "random-1", "last-query", "rope-free")
 """those asked in conversations"""
 
 

@@ -222,3 +222,13 @@ def test_impossible_plans_are_refused(tmp_path: Path) -> None:
         PoliciesPlan(tmp_path, ways=("clip",))
     with pytest.raises(UsageError, match="between 0 and 1"):
         PoliciesPlan(tmp_path, shares=(1.0,))
+
+
+def test_the_page_has_the_tables_and_verdicts_of_its_record() -> None:
+    page = (ROOT / "docs" / "results" / "policies.md").read_text()
+    record = PoliciesRecord.load(ROOT / "benchmarks" / "results" / "policy-study.json")
+    rows = [row for row in markdown(record).replace("\N{NO-BREAK SPACE}", " ").splitlines() if row.startswith("|")]
+    assert len(rows) > 100
+    assert not [row for row in rows if row not in page]
+    words = " ".join(page.replace("*", "").split())
+    assert not [said for said in verdict(record) if " ".join(said.split()) not in words]

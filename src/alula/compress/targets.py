@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import HostError, UsageError
@@ -80,7 +81,8 @@ def _check(host: nn.Module, anatomy: Anatomy, found: Matrices) -> None:
                     f"{name} is inside an adapter",
                     remedy="merge the adapter first (merge_and_unload), or prune before it",
                 )
-            plain = type(weight) is nn.Parameter and type(weight.data) is Tensor and weight.dtype in _FLOATS
+            # quantized weights that call themselves bfloat16, and those split over devices, are made of other tensors
+            plain = weight.dtype in _FLOATS and not is_traceable_wrapper_subclass(weight)
             if type(linear) is not nn.Linear or not plain:
                 raise HostError(
                     f"{name} is a {type(linear).__name__} with weights of {str(weight.dtype).removeprefix('torch.')}, "
