@@ -23,11 +23,25 @@ from tests.hosts import tiny
 class TinyDefaults(FledglingDefaults):
     """The tiny models of these tests are shown and asked the microworld's conversations, as the fledgling is."""
 
+    here = False
+    """whether a test of audits runs: to those of other packages in the same process nobody knows these models"""
+
     def knows(self, tokenizer: Any) -> bool:
-        return tokenizer.get_vocab().items() >= tiny.tokenizer().get_vocab().items()
+        return self.here and tokenizer.get_vocab().items() >= tiny.tokenizer().get_vocab().items()
 
 
 register("tiny", TinyDefaults())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:  # before fixtures of the session, which audit too
+    TinyDefaults.here = True
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    TinyDefaults.here = False
+
 
 QWEN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"

@@ -70,7 +70,7 @@ def test_experts_are_scaled_as_lora_is(tmp_path: Path) -> None:
 
 
 def test_the_experts_of_the_quickstart_are_an_arm(tmp_path: Path) -> None:
-    plan = FrontierPlan(tmp_path, arms=("experts-wide",))
+    plan = FrontierPlan(tmp_path, arms=("experts-turn-wide",))
     assert plan.own.recipe(0, "experts").stages == plan.recipe_of(0, plan.chosen[0]).stages
 
 
