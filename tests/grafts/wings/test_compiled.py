@@ -22,6 +22,8 @@ from tests import zoo
 from tests.grafts.common import grafted, prompt_tokens, run, token_map, wake
 
 CACHE = cache_keyword()
+# torch 2.7 makes one for each of the two layers; from which release on they share one was not looked for
+EACH = 2 if torch.__version__.startswith("2.7.") else 1
 
 
 @pytest.fixture(autouse=True)
@@ -61,11 +63,11 @@ def test_a_graph_for_prompts_and_one_for_steps() -> None:
     for layout in ("3I20", "9I31"):
         for ours, theirs in zip(steps(twin, layout, 3), steps(model, layout, 3), strict=True):
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
-    assert graphs() == 2
+    assert graphs() == 2 * EACH
     text = zoo.batch("llama", "30")  # a third, of the host alone: its bits are those of eager attention in one kernel
     alula.detach(model)
     assert torch.equal(run(twin, "llama", text), run(model, "llama", text))
-    assert graphs() == 3
+    assert graphs() == 3 * EACH
 
 
 def test_steps_of_a_fixed_size() -> None:
@@ -80,7 +82,7 @@ def test_steps_of_a_fixed_size() -> None:
     assert torch.equal(ours.sequences, theirs.sequences)
     for a, b in zip(ours.logits, theirs.logits, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-    assert graphs() == 1
+    assert graphs() == 1 * EACH
 
 
 def test_gradients() -> None:
@@ -95,7 +97,7 @@ def test_gradients() -> None:
         assert found[0].keys() == found[1].keys()
         for name, gradient in found[0].items():
             torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-3)
-    assert graphs() == 1
+    assert graphs() == 1 * EACH
 
 
 def test_what_is_not_compiled_runs_as_it_is_written(caplog: pytest.LogCaptureFixture) -> None:
