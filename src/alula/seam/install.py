@@ -508,7 +508,7 @@ class Seam(nn.Module):
         if tokens.shape != tuple(reference.shape):
             raise UsageError(f"token_map describes {tokens.shape} tokens, the forward has {tuple(reference.shape)}")
         if roles is None and self in (lent_roles := _given_roles.get()):
-            roles = _expand_roles(lent_roles[self], *reference.shape, continued=past_tokens is not None)
+            roles = _expand_roles(lent_roles[self], *reference.shape, past=length)
         if roles is not None:
             tokens = tokens.with_roles(roles.to(tokens.device))
         preconditions.check(
@@ -788,13 +788,12 @@ def _repeats(have: int, batch: int) -> int:
     return 1 if batch % have else batch // have
 
 
-def _expand_roles(roles: Tensor, batch: int, length: int, *, continued: bool) -> Tensor:
-    """As `_expand`, for roles: what is generated is the assistant's."""
-    if continued:
-        return torch.full((batch, length), int(Role.ASSISTANT), device=roles.device)
-    have, known = roles.shape
-    roles = roles.repeat_interleave(_repeats(have, batch), dim=0)
-    return torch.nn.functional.pad(roles, (0, max(0, length - known)), value=int(Role.ASSISTANT))
+def _expand_roles(roles: Tensor, batch: int, length: int, *, past: int) -> Tensor:
+    """As `_expand`, for roles, behind a cache of so many tokens: those of a prompt may come in pieces, and what is
+    generated is the assistant's."""
+    have = roles.shape[0]
+    roles = roles[:, past : past + length].repeat_interleave(_repeats(have, batch), dim=0)
+    return torch.nn.functional.pad(roles, (0, length - roles.shape[1]), value=int(Role.ASSISTANT))
 
 
 def _expand(tokens: TokenMap, batch: int, length: int) -> TokenMap:

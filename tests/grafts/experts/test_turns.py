@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -104,6 +105,26 @@ def test_turns_that_come_one_by_one_are_the_whole_conversation() -> None:
         cache, begin = cache_of_output(output), end
         logits.append(output.logits)
     torch.testing.assert_close(torch.cat(logits, dim=1), together, atol=1e-9, rtol=1e-9)
+
+
+def test_a_prompt_in_pieces_is_the_whole_prompt() -> None:
+    """Roles that are lent are those of the whole prompt, whatever piece of it a forward is given."""
+    model, whole = zoo.build("llava-llama").double(), in_double(batch(TURNS[0]))
+    graft = wake(alula.attach(model, ExpertsConfig(tokens="turn", rank=3)))
+    roles, expected = whole["token_roles"], run(model, "llava-llama", whole)
+    cache, logits, ends = None, [], (0, 13, whole["input_ids"].shape[1])  # the second begins with the user's question
+    with torch.no_grad(), graft.seam.given_roles(roles):
+        for number, (begin, end) in enumerate(itertools.pairwise(ends)):
+            output = model(
+                input_ids=whole["input_ids"][:, begin:end],
+                attention_mask=whole["attention_mask"][:, :end],
+                pixel_values=whole["pixel_values"][number : number + 1],
+                **({} if cache is None else {CACHE: cache}),
+                use_cache=True,
+            )
+            cache = cache_of_output(output)
+            logits.append(output.logits)
+    torch.testing.assert_close(torch.cat(logits, dim=1), expected, atol=1e-9, rtol=1e-9)
 
 
 def test_whose_turn_it_is_has_to_be_said() -> None:
