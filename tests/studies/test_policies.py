@@ -211,7 +211,7 @@ def test_the_report_shows_every_part() -> None:
     assert set(figures(record)) == {"shares", "position", "withdrawal", "skips"}
     assert table(record).row_count == 1 + len(WAYS) + 2
     rows = [line for line in markdown(record).splitlines() if line.startswith("| ")]
-    assert len([row for row in rows if "DivPrune" in row]) == 4 + 2 + 2
+    assert len([row for row in rows if "DivPrune" in row]) == 4 + 1 + 1
     assert len(skip_rows()) > 40
 
 
