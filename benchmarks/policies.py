@@ -263,7 +263,9 @@ def prefill(model: Any, image: int, text: int, device: str, rounds: int, chosen:
             "measured": clock,
             "share of the saving that arrives": round((1 - clock["median"]) / (1 - paper), 3),
             "by hand": hand,
-            "share of what is saved by hand": round((1 - clock["median"]) / (1 - hand["median"]), 3),
+            "share of what is saved by hand": None  # where that is nothing
+            if hand["median"] >= 1
+            else round((1 - clock["median"]) / (1 - hand["median"]), 3),
         }
         print(
             f"  {name:30} counted {paper:.3f} measured {clock['median']:.3f} by hand {hand['median']:.3f}",
