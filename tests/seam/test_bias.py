@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -375,3 +376,63 @@ def test_attention_that_cannot_be_biased_is_refused() -> None:
         zoo.set_attention(model, "sdpa")
         with pytest.raises(HostError, match="set after a bias was asked for"):
             model(**batch)
+
+
+class Alike(Given):
+    """Gives all layers the same tensor."""
+
+    def key_bias(self, view: LayerView) -> Tensor:
+        return view.ctx.once(lambda bias: bias, self.table)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how many numbers the largest tensor holds that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest, self.operators = 0, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        self.operators += 1
+        self.largest = max([self.largest, *(each.numel() for each in tree_leaves(found) if isinstance(each, Tensor))])
+        return found
+
+
+@torch.no_grad()
+def test_a_bias_per_key_needs_no_square() -> None:
+    """One bias for all heads and queries rides in columns of q and k: causality stays a flag. Nine views and copies a
+    layer, and what makes the columns once."""
+    operators = {}
+    for layers in (2, 4):
+        model = zoo.build("qwen3", layers=layers)
+        ids = torch.randint(0, 50, (1, 200), generator=torch.Generator().manual_seed(0))
+        bias = torch.randn(1, 1, 1, 200, generator=torch.Generator().manual_seed(1))
+        with biased(model, Given(torch.zeros(1, 1, 200, 200))), Sizes() as squared:
+            model(input_ids=ids)
+        with biased(model, Alike(bias)), Sizes() as sizes:
+            model(input_ids=ids)
+        with biased(model, Nothing()), Sizes() as plain:
+            model(input_ids=ids)
+        assert squared.largest >= 200 * 200
+        assert sizes.largest < 200 * 200
+        operators[layers] = sizes.operators - plain.operators
+    assert operators[4] - operators[2] <= 2 * 9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_columns_hold_a_bias_exactly(dtype: torch.dtype) -> None:
+    """As near to attention in float64 as a mask is; in half precision nearer, where a mask rounds the bias."""
+    model = zoo.build("qwen3").to(dtype)
+    ids = torch.randint(0, 50, (1, 60), generator=torch.Generator().manual_seed(0))
+    bias = 6 * torch.randn(1, 1, 1, 60, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for name, given in {"columns": bias, "mask": bias.expand(1, 1, 60, 60)}.items():
+        with biased(model, Given(given)):
+            found[name] = model(input_ids=ids).logits.double()
+    zoo.set_attention(model, "naive")
+    ADDED["bias"] = bias
+    expected = model(input_ids=ids).logits.double()
+    errors = {name: float((logits - expected).pow(2).mean().sqrt()) for name, logits in found.items()}
+    assert errors["columns"] < (1e-12 if dtype == torch.float64 else 0.8 * errors["mask"]), errors

@@ -9,8 +9,10 @@ What the decoder computes stays what it is, also where sums are asked for:
   widened value width (equal widths keep the fused kernels usable), and nobody materialises (S, S).
 - "flex_attention" is exchanged for a function that calls it, and once more with columns in the place of values.
 
-Biases per key are added to the logits by what either implementation has for it: eager's additive mask, the
-`position_bias` of SDPA and flex attention. Sums are those of the biased attention.
+Biases are added to the logits by what either implementation has for it: eager's additive mask, the `position_bias` of
+SDPA and flex attention. Where there are many queries, one that is alike for all heads and queries rides through SDPA in
+further columns of q and k instead: nobody materialises (S, S), and causality stays a flag. Sums are those of the biased
+attention.
 
 Others are refused: their masks and kernels are not known here.
 
@@ -41,6 +43,8 @@ EAGER = "eager"
 _FLEX = "alula_flex_attention"
 _OURS = {"sdpa": ATTENTION, "flex_attention": _FLEX}
 _FEW_QUERIES = 8
+_FURTHER = 8  # columns by which heads are widened for a bias: fused kernels take widths that are multiples of it
+_WIDEST = 256  # head that they take
 # options beside which stock SDPA, under a mask, computes what `_few_with_sums` writes out; any other rules it out
 _PLAIN = frozenset(
     {
@@ -91,11 +95,18 @@ def attention_forward(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    options = {"scaling": scaling, "dropout": dropout, **_biased(module, alula, query, key, kwargs)}
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    biased = _biased(module, alula, query, key, kwargs)
+    options = {"scaling": scaling, "dropout": dropout, **biased}
+    if biased.get(dialect.BIAS) is not None:
+        options[dialect.BIAS] = biased[dialect.BIAS].to(query)
     _weigh(module, query, key, attention_mask, options, alula)
     if alula.foresight is not None:
         raise Foreseen
     apart, shared = _requested(module, alula, query.shape[2], key.shape[2])
+    if not apart and not shared and biased.get(dialect.BIAS) is not None and _rides(biased[dialect.BIAS], query):
+        columns = alula.once(_columns_of, biased[dialect.BIAS], scaling, query.dtype)
+        return _with_bias(module, query, key, value, attention_mask, options, columns)
     if apart:
         _answer_apart(sdpa_attention_forward, module, query, key, attention_mask, options, alula, apart)
     if not shared:
@@ -105,7 +116,6 @@ def attention_forward(
     if attention_mask is not None and attention_mask.dtype == torch.bool and not is_few:
         attention_mask, is_blank = alula.once(with_a_key, attention_mask)
     values = _key_values(shared, key.shape[2], value.dtype, alula, 0 if is_few else value.shape[-1])
-    options["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
     split = alula.split([request for request, _ in shared])
     if split is None:
         output, sums = _with_sums(
@@ -181,7 +191,7 @@ def flex_forward(
         return flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
     kwargs = _biased(module, alula, query, key, kwargs)
     if kwargs.get(dialect.BIAS) is not None:  # its kernel asks it for every head and query
-        kwargs[dialect.BIAS] = kwargs[dialect.BIAS].expand(*query.shape[:3], key.shape[2])
+        kwargs[dialect.BIAS] = kwargs[dialect.BIAS].to(query).expand(*query.shape[:3], key.shape[2])
     output = flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
     apart, shared = _requested(module, alula, query.shape[2], key.shape[2])
 
@@ -296,14 +306,57 @@ def mask_with_bias(attention: nn.Module, kwargs: dict[str, Any], alula: Any, lik
 
 
 def _biased(module: nn.Module, alula: Any, query: Tensor, key: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of an attention function, with what is asked to be added to its logits."""
+    """The options of an attention function, with what is asked to be added to its logits, in the dtype it came in."""
     if not alula.requests.biases:
         return options
     bias = alula.key_bias(module, query.shape[2], key.shape[2])
     if bias is None:
         return options
-    bias, given = align(bias, key.shape[2], dim=-1).to(query), options.get(dialect.BIAS)
+    bias, given = align(bias, key.shape[2], dim=-1).to(query.device), options.get(dialect.BIAS)
     return {**options, dialect.BIAS: bias if given is None else given + bias}
+
+
+def _rides(bias: Tensor, query: Tensor) -> bool:
+    """Whether a bias goes through attention in further columns of q and k."""
+    is_alike = bias.shape[1] == bias.shape[2] == 1
+    return is_alike and query.shape[2] > 1 and query.shape[-1] + _FURTHER <= _WIDEST
+
+
+def _with_bias(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+    columns: tuple[Tensor, Tensor],
+) -> tuple[Tensor, None]:
+    """What stock SDPA gives under a bias per key, by a wider product: scaling * [q, 1] . [k, bias / scaling].
+
+    Args:
+        columns: see `_columns_of`.
+    """
+    ones, of_keys = columns
+    query, key, widened = (
+        torch.cat([each, further.expand(len(each), each.shape[1], each.shape[2], -1)], dim=-1)
+        for each, further in ((query, ones), (key, of_keys), (value, of_keys))  # what comes of the last is dropped
+    )
+    output, _ = sdpa_attention_forward(module, query, key, widened, mask, **{**options, dialect.BIAS: None})
+    return output[..., : value.shape[-1]].contiguous(), None
+
+
+def _columns_of(bias: Tensor, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What a (B or 1, 1, 1, K) bias adds to q, (1, 1, 1, 8), and to k, (B or 1, 1, K, 8).
+
+    A number in half precision takes two columns: the second holds what the first rounds off.
+    """
+    exact = bias.transpose(-1, -2).to(torch.promote_types(dtype, torch.float32)) / scaling
+    first = exact.to(dtype)
+    both = [first, (exact - first.to(exact)).to(dtype)]
+    of_keys = F.pad(torch.cat(both, dim=-1), (0, _FURTHER - 2))
+    ones = of_keys.new_zeros(1, 1, 1, _FURTHER)
+    ones[..., :2] = 1
+    return ones, of_keys
 
 
 Requested = list[tuple[Request[Sums], Tensor]]
