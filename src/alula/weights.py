@@ -50,7 +50,7 @@ class WeightMask:
     @classmethod
     def of(cls, kept: Mapping[str, Tensor], made: Mapping[str, Any] | None = None) -> WeightMask:
         """Pack (rows, columns) bool tensors."""
-        bits = {name: np.packbits(mask.cpu().numpy(), axis=1) for name, mask in kept.items()}
+        bits = {name: pack(mask) for name, mask in kept.items()}
         shapes = {name: (mask.shape[0], mask.shape[1]) for name, mask in kept.items()}
         return cls(bits=bits, shapes=shapes, made=made or {})
 
@@ -188,6 +188,11 @@ def _made(operation: str, *masks: WeightMask) -> dict[str, Any]:
     return {**of, "operation": operation, "of": [dict(mask.made) for mask in masks]}
 
 
+def pack(kept: Tensor) -> Bits:
+    """(rows, ceil(columns / 8)) uint8 of (rows, columns) bool, as a `WeightMask` holds them."""
+    return np.packbits(kept.cpu().numpy(), axis=1)
+
+
 def keep_highest(scores: Tensor, sparsity: float) -> Tensor:
     """(rows, columns) bool: in each row all but the int(columns * sparsity) lowest scores; of equal ones the first go.
 
@@ -234,11 +239,11 @@ def keep_count(scores: Tensor, kept: int) -> Tensor:
     rows whose next one is lowest lose one more."""
     rows, columns = scores.shape
     each, more = divmod(rows * columns - kept, rows)
-    order = torch.sort(scores, dim=1, stable=True).indices
-    found = torch.ones_like(scores, dtype=torch.bool).scatter_(1, order[:, :each], False)
+    found = _without_lowest(scores, each)
     if more:
-        following = order[:, each]
-        chosen = torch.sort(scores.gather(1, following[:, None])[:, 0], stable=True).indices[:more]
+        rest = scores.masked_fill(~found, float("inf"))
+        following = rest.argmin(dim=1)  # of equal ones the first
+        chosen = torch.sort(rest.gather(1, following[:, None])[:, 0], stable=True).indices[:more]
         found[chosen, following[chosen]] = False
     return found
 

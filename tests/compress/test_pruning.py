@@ -273,6 +273,30 @@ def test_memory_is_that_of_one_layer(method: Any, of_layer: int) -> None:
     assert peaks[4] == peaks[2]  # not more where there are more layers
 
 
+def test_second_order_works_in_the_memory_of_its_sums() -> None:
+    """Where sums are what is large (here those of one matrix, 256 x 256), nothing is as large beside them."""
+    config = zoo.build("llama").config
+    config.intermediate_size = 256
+    model, inputs = LlamaForCausalLM(config), [zoo.batch("llama", "6", seed=seed) for seed in range(2)]
+    settings = WeightPruning(method="sparsegpt", sparsity=0.5, targets=("down_proj",), layers=(0,), block=16)
+    with Live() as live:
+        prune(model, settings, inputs)
+    of_matrix = 4 * 256**2
+    assert of_matrix < live.peak < 1.5 * of_matrix
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_pruned_some_rows_at_a_time(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many makes no difference."""
+    model = zoo.build("llama").to(dtype)
+    whole = find_mask(model, HALF, samples("llama"))
+    before = state(model)
+    for module in ("pruning", "originals"):
+        monkeypatch.setattr(f"alula.compress.{module}._PIECE", 100)
+    assert (find_mask(model, HALF, samples("llama")) ^ whole).density == 0
+    assert same(before, state(model))
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 

@@ -184,7 +184,7 @@ class _Reading:
             )
         self._batches, self._samples = self._batches + 1, self._samples + len(self._last)
         self._tokens, self._last = self._tokens + int(self._last.sum()), None
-        finite = torch.stack([each.isfinite().all() for each in self._sums.values()])
+        finite = torch.stack([_finite(each) for each in self._sums.values()])
         if not bool(finite.all()):
             name = next(name for name, good in zip(self._sums, finite.tolist(), strict=True) if not good)
             raise DataError(
@@ -208,10 +208,11 @@ class _Reading:
         x = x.masked_fill(~here[:, None], 0)  # what padding holds may be anything, NaN too
         if self.kind == "squares":
             found = channel_squares(x, x.new_ones(1, len(x), dtype=dtype), x.new_zeros(1, dtype=dtype))[0].double()
+            self._sums[name] = self._sums[name].add_(found) if name in self._sums else found
         else:
             x = x.to(dtype)
-            found = x.T @ x
-        self._sums[name] = self._sums[name].add_(found) if name in self._sums else found
+            # a product beside the sums would take as much memory again
+            self._sums[name] = self._sums[name].addmm_(x.T, x) if name in self._sums else x.T @ x
 
     def _chosen(self, ctx: ForwardContext, notes: dict[str, Any]) -> Tensor:
         """(B, S) bool: the tokens that count."""
@@ -234,6 +235,11 @@ class _Reading:
     def result(self) -> dict[str, Tensor]:
         """The sums."""
         return {**self._sums, **{name: self._sums[other] for name, other in self._same_as.items()}}
+
+
+def _finite(sums: Tensor) -> Tensor:
+    """Whether all sums are finite. A product that is not leaves no finite number on the diagonal of its channels."""
+    return (sums.diagonal() if sums.dim() > 1 else sums).isfinite().all()
 
 
 @contextmanager

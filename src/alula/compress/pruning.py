@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -15,12 +16,24 @@ from alula._version import __version__
 from alula.anatomy import Anatomy
 from alula.compress.calibration import Batches, Calibration
 from alula.compress.originals import Originals
-from alula.compress.second_order import BLOCK, DAMPING, prune_by_hessian
+from alula.compress.second_order import BLOCK, DAMPING, Curvature, prune_by_curvature
 from alula.compress.settings import PATTERNS, WeightPruning
 from alula.compress.targets import Matrices, matrices, name_of
 from alula.errors import DataError, UsageError
 from alula.grafts.storage import fingerprint
-from alula.weights import WeightMask, keep_count, keep_highest, keep_of_matrix, keep_pattern, wanda_scores
+from alula.weights import (
+    Bits,
+    WeightMask,
+    keep_count,
+    keep_highest,
+    keep_of_matrix,
+    keep_pattern,
+    pack,
+    wanda_scores,
+)
+
+_PIECE = 1 << 18
+"""weights that are scored at a time where rows are compared apart"""
 
 
 def prune(
@@ -102,9 +115,10 @@ def _pruned(
     calibration = None
     if batches is not None:
         calibration = Calibration(model, batches, tokens=settings.tokens, skip_first=settings.skip_first)
-    masks = [_prune_layer(index, each, settings, calibration, like, originals) for index, each in found.items()]
-    bits = {name: packed for mask in masks for name, packed in mask.bits.items()}
-    shapes = {name: shape for mask in masks for name, shape in mask.shapes.items()}
+    bits: dict[str, Bits] = {}
+    for index, each in found.items():
+        bits |= _prune_layer(index, each, settings, calibration, like, originals)
+    shapes = _shapes(found)
     if calibration is not None and calibration.seen is not None:
         made["data"] = dataclasses.asdict(calibration.seen)
     if like is not None:
@@ -120,46 +134,74 @@ def _prune_layer(
     calibration: Calibration | None,
     like: WeightMask | None,
     originals: Originals,
-) -> WeightMask:
-    """Prune one layer in place; nothing of it but its mask is left in memory."""
+) -> dict[str, Bits]:
+    """Prune one layer in place; nothing of it but its mask, one bit a weight, is left in memory."""
     sums: Mapping[str, Tensor] = {}
     if calibration is not None:
         sums = calibration.sums({index: list(own)}, "products" if settings.method == "sparsegpt" else "squares")
-    kept = {}
+    curvatures: dict[int, Curvature] = {}  # matrices that are given the same have one
+    kept: dict[str, Bits] = {}
     for path, linear in own.items():
-        name = name_of(index, path)
-        originals.keep(linear.weight)
-        kept[name] = _prune_matrix(name, linear.weight, sums.get(name), settings, like)
-    return WeightMask.of(kept)
+        name, weight = name_of(index, path), linear.weight
+        originals.keep(weight)
+        if settings.method == "sparsegpt":
+            products = sums[name]
+            if id(products) not in curvatures:
+                curvatures[id(products)] = Curvature.of(products, settings.damping or DAMPING)
+            kept[name] = pack(_prune_by_curvature(weight, curvatures[id(products)], settings))
+        elif like is not None or (settings.by_matrix and settings.pattern is None):
+            kept[name] = pack(_prune_whole(name, weight, sums.get(name), settings, like))
+        else:
+            kept[name] = _prune_rows(name, weight, sums.get(name), settings)
+    return kept
 
 
-def _prune_matrix(
+def _prune_by_curvature(weight: Tensor, curvature: Curvature, settings: WeightPruning) -> Tensor:
+    pattern, block = _pattern(settings), settings.block or BLOCK
+    return prune_by_curvature(weight, curvature, sparsity=settings.sparsity, pattern=pattern, block=block)
+
+
+def _prune_whole(
     name: str, weight: Tensor, sums: Tensor | None, settings: WeightPruning, like: WeightMask | None
 ) -> Tensor:
-    """Prune one matrix in place and return (out, in) bool which weights stay."""
-    pattern = PATTERNS[settings.pattern] if settings.pattern is not None else None
-    if settings.method == "sparsegpt":
-        assert sums is not None
-        damping, block = settings.damping or DAMPING, settings.block or BLOCK
-        updated, kept = prune_by_hessian(
-            weight, sums, sparsity=settings.sparsity, pattern=pattern, damping=damping, block=block
-        )
-        weight.copy_(updated)
-        return kept
-    scores = weight.abs().to(torch.promote_types(weight.dtype, torch.float32))
-    if sums is not None:
+    """Prune one matrix in place and return (out, in) bool which weights stay, all of them compared at once."""
+    scores = _scores(name, weight, sums)
+    if like is not None:
+        kept = keep_count(scores, like.count(name))
+    else:
+        assert settings.sparsity is not None
+        kept = keep_of_matrix(scores, settings.sparsity)
+    weight.masked_fill_(~kept, 0)
+    return kept
+
+
+def _prune_rows(name: str, weight: Tensor, sums: Tensor | None, settings: WeightPruning) -> Bits:
+    """Prune one matrix in place, some rows at a time, so that scores take little memory."""
+    pattern, packed = _pattern(settings), list[Bits]()
+    for rows in weight.split(max(1, _PIECE // weight.shape[1])):
+        scores = _scores(name, rows, sums)
+        if pattern is not None:
+            kept = keep_pattern(scores, pattern)
+        else:
+            assert settings.sparsity is not None
+            kept = keep_highest(scores, settings.sparsity)
+        rows.masked_fill_(~kept, 0)
+        packed.append(pack(kept))
+    return np.concatenate(packed)
+
+
+def _scores(name: str, weight: Tensor, sums: Tensor | None) -> Tensor:
+    if sums is None:
+        scores = weight.abs().to(torch.promote_types(weight.dtype, torch.float32))
+    else:
         scores = wanda_scores(weight, sums.sqrt())
     if not bool(scores.isfinite().all()):
         raise DataError(f"{name} has weights that are not finite", remedy="load the model again")
-    if like is not None:
-        kept = keep_count(scores, like.count(name))
-    elif pattern is not None:
-        kept = keep_pattern(scores, pattern)
-    else:
-        assert settings.sparsity is not None
-        kept = (keep_of_matrix if settings.by_matrix else keep_highest)(scores, settings.sparsity)
-    weight.masked_fill_(~kept, 0)
-    return kept
+    return scores
+
+
+def _pattern(settings: WeightPruning) -> tuple[int, int] | None:
+    return PATTERNS[settings.pattern] if settings.pattern is not None else None
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -185,9 +227,7 @@ def _check_asked(settings: WeightPruning, batches: Batches | None, like: WeightM
 
 def _check_amount(found: Matrices, settings: WeightPruning, like: WeightMask | None) -> None:
     """Refuse what prunes nothing, or cannot be."""
-    shapes = {
-        name_of(i, path): tuple(linear.weight.shape) for i, each in found.items() for path, linear in each.items()
-    }
+    shapes = _shapes(found)
     if like is not None and shapes != dict(like.shapes):
         raise UsageError(
             "the mask to be like is of other matrices than are pruned",
@@ -208,6 +248,14 @@ def _check_amount(found: Matrices, settings: WeightPruning, like: WeightMask | N
                 f"a sparsity of {settings.sparsity} prunes nothing of {name}, in which {compared} weights are compared",
                 remedy="give a larger one",
             )
+
+
+def _shapes(found: Matrices) -> dict[str, tuple[int, int]]:
+    return {
+        name_of(i, path): (linear.out_features, linear.in_features)
+        for i, each in found.items()
+        for path, linear in each.items()
+    }
 
 
 def _named(model: nn.Module, mask: WeightMask) -> dict[str, nn.Linear]:

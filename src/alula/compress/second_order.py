@@ -5,6 +5,8 @@ Shapes: out, in the widths of a matrix.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,16 +16,55 @@ from alula.weights import keep_of_matrix, keep_pattern
 DAMPING, BLOCK = 0.01, 128  # as published
 
 
-def prune_by_hessian(
+@dataclass(frozen=True)
+class Curvature:
+    """Of what a matrix is given, all that pruning by second order goes by.
+
+    Attributes:
+        factor: (in, in) the upper Cholesky factor of the inverse of the damped Hessian.
+        unused: (in,) bool: channels that no token uses.
+    """
+
+    factor: Tensor
+    unused: Tensor
+
+    @classmethod
+    def of(cls, products: Tensor, damping: float = DAMPING) -> Curvature:
+        """Of (in, in) sums of x x^T over the calibration tokens, whose memory it takes over: they are gone afterwards.
+
+        Args:
+            damping: share of the mean of the diagonal that is added to it.
+
+        Raises:
+            DataError: the damped Hessian is not positive definite.
+        """
+        diagonal = products.diagonal()
+        unused = diagonal == 0
+        diagonal[unused] = 1
+        diagonal += damping * diagonal.mean()
+        factor = products.T  # its own transpose, in the order in which LAPACK computes in place
+        failed = torch.zeros((), dtype=torch.int32, device=factor.device)
+        torch.linalg.cholesky_ex(factor, out=(factor, failed))
+        if not bool(failed):
+            torch.cholesky_inverse(factor, out=factor)
+            torch.linalg.cholesky_ex(factor, upper=True, out=(factor, failed))
+        if bool(failed):
+            raise DataError(
+                "the calibration tokens do not determine a second order (the damped Hessian is not positive definite)",
+                remedy="calibrate on more tokens, or raise damping",
+            )
+        return cls(factor, unused)
+
+
+def prune_by_curvature(
     weight: Tensor,
-    products: Tensor,
+    curvature: Curvature,
     *,
     sparsity: float | None,
     pattern: tuple[int, int] | None,
-    damping: float = DAMPING,
     block: int = BLOCK,
-) -> tuple[Tensor, Tensor]:
-    """Go through the columns from the left; what each loses is made up for by those to its right.
+) -> Tensor:
+    """Prune a matrix in place, its columns from the left; what each loses is made up for by those to its right.
 
     Which weights of a block of columns go is decided when it is reached, by ``w^2 / d^2`` with d the diagonal of the
     Cholesky factor of the inverse Hessian. Of a block exactly ``int(out * columns * sparsity)`` weights go (published
@@ -31,23 +72,16 @@ def prune_by_hessian(
 
     Args:
         weight: (out, in).
-        products: (in, in) sums of x x^T over the calibration tokens.
         sparsity: share of each block that goes; None with a pattern.
         pattern: (n, m): of every m columns n stay.
-        damping: share of the mean of the diagonal that is added to it.
         block: columns that are compared together.
 
     Returns:
-        The updated weight and which weights stay, (out, in) each.
-
-    Raises:
-        DataError: the damped Hessian is not positive definite.
+        (out, in) bool: which weights stay.
     """
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    w = weight.detach().to(dtype, copy=True)
-    factor = _factor(products.to(w.device, dtype), damping)
-    unused = products.diagonal().to(w.device) == 0
-    w[:, unused] = 0
+    w = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))  # float32 and float64: the weight itself
+    factor = curvature.factor.to(w.device, w.dtype)
+    w[:, curvature.unused.to(w.device)] = 0
     kept = torch.ones_like(w, dtype=torch.bool)
     if pattern is not None:
         block = max(block // pattern[1], 1) * pattern[1]
@@ -67,22 +101,7 @@ def prune_by_hessian(
             inner[:, column:] -= errors[:, column, None] * own[column, None, column:]
             inner[:, column] = left
         w[:, start:end] = inner
-        w[:, end:] -= errors @ factor[start:end, end:]
-    return w.to(weight.dtype), kept
-
-
-def _factor(hessian: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor of the inverse of the damped Hessian."""
-    hessian = hessian.clone()
-    diagonal = hessian.diagonal()
-    diagonal[diagonal == 0] = 1
-    diagonal += damping * diagonal.mean()
-    factor, failed = torch.linalg.cholesky_ex(hessian)
-    if not bool(failed):
-        factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-    if bool(failed):
-        raise DataError(
-            "the calibration tokens do not determine a second order (the damped Hessian is not positive definite)",
-            remedy="calibrate on more tokens, or raise damping",
-        )
-    return factor
+        w[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
+    if w.data_ptr() != weight.data_ptr():
+        weight.copy_(w)
+    return kept
