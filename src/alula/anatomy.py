@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
@@ -94,6 +94,47 @@ _DEVIATIONS = {"ChameleonSwinDecoderLayer": "its norms stand behind its halves u
 
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"}
 _LATENT = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}  # of DeepSeek's latent attention
+
+
+@dataclass(frozen=True)
+class MlpNames:
+    """Where the matrices of an MLP stand (paths below the layer), of families whose matrices are single ones.
+
+    Attributes:
+        up: that make its channels: their outputs are channels.
+        down: that reads them.
+        width: key of the decoder's config that says how many there are.
+    """
+
+    up: tuple[str, ...]
+    down: str
+    width: str = "intermediate_size"
+
+
+_MLPS = (
+    MlpNames(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
+    MlpNames(("mlp.up_proj",), "mlp.down_proj"),
+    MlpNames(("mlp.c_fc",), "mlp.c_proj"),
+    MlpNames(("mlp.fc1",), "mlp.fc2"),
+    MlpNames(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
+    MlpNames(("fc1",), "fc2", "ffn_dim"),
+)
+
+
+@dataclass(frozen=True)
+class HeadNames:
+    """Where the matrices of attention heads stand (paths below the layer).
+
+    Attributes:
+        read: queries, keys and values, which are made of the stream.
+        out: what the heads read is written to the stream by.
+    """
+
+    read: tuple[str, str, str]
+    out: str
+
+
+_OUTS = ("o_proj", "out_proj", "dense")
 
 _DECODERS = ("language_model", "text_model")
 _TOWERS = ("vision_tower", "visual", "vision_model")
@@ -295,6 +336,21 @@ class Anatomy:
     def mlp_norm(self, index: int) -> nn.Module:
         """The norm in front of the feed-forward half; HostError where the family has none."""
         return self._norm(index, self.family.mlp_norm, "the MLP")
+
+    def mlp_names(self, linear: Collection[str]) -> MlpNames | None:
+        """Where the MLP's matrices stand in every layer alike; None where they are not single ones that are known.
+
+        Args:
+            linear: paths of the linear modules that every layer has.
+        """
+        found = (each for each in _MLPS if {*each.up, each.down} <= {*linear} and hasattr(self.config, each.width))
+        return next(found, None)
+
+    def head_names(self, linear: Collection[str]) -> HeadNames:
+        """Where the matrices of heads stand, or would: not all of these paths need be among `linear`."""
+        at = self.family.attention
+        out = next((name for name in _OUTS if f"{at}.{name}" in linear), _OUTS[0])
+        return HeadNames((f"{at}.q_proj", f"{at}.k_proj", f"{at}.v_proj"), f"{at}.{out}")
 
     def _norm(self, index: int, path: str | None, half: str) -> nn.Module:
         if path is None:

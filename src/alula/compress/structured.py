@@ -83,30 +83,6 @@ def remove(model: nn.Module, removal: Removal, batches: Batches | None = None) -
     return Removed(before, _parameters(model), plan.blocks, plan.channels, plan.heads, changed)
 
 
-# -- where parts are --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Mlp:
-    """Paths below a layer of the matrices that make channels and of the one that reads them; the width's key."""
-
-    up: tuple[str, ...]
-    down: str
-    width: str = "intermediate_size"
-
-
-_MLPS = (
-    _Mlp(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
-    _Mlp(("mlp.up_proj",), "mlp.down_proj"),
-    _Mlp(("mlp.c_fc",), "mlp.c_proj"),
-    _Mlp(("mlp.fc1",), "mlp.fc2"),
-    _Mlp(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
-    _Mlp(("fc1",), "fc2", "ffn_dim"),
-)
-_READING = ("q_proj", "k_proj", "v_proj")
-_WRITING = ("o_proj", "out_proj", "dense")
-
-
 class _Plan:
     """Chooses parts, and cuts them out."""
 
@@ -116,9 +92,10 @@ class _Plan:
         self.model, self.removal = model, removal
         self.anatomy = Anatomy.of(model)
         self.layers: Sequence[Any] = self.anatomy.layers
-        self.mlp = self._find_mlp()
-        self.attention = self.anatomy.family.attention
-        self.out = next((path for path in self._outs() if path in self._common()), f"{self.attention}.o_proj")
+        self.common = set.intersection(*({path for path, _ in linears(layer)} for layer in self.layers))
+        self.mlp = self.anatomy.mlp_names(self.common)
+        self.attention, self.heads_at = self.anatomy.family.attention, self.anatomy.head_names(self.common)
+        self.out = self.heads_at.out
         self._check_parts()
         config = self.anatomy.config
         self.width = int(getattr(config, self.mlp.width)) if self.mlp is not None else 0
@@ -129,19 +106,6 @@ class _Plan:
         self.channels: dict[int, tuple[int, ...]] = {}
         self.heads: dict[int, tuple[int, ...]] = {}
 
-    def _find_mlp(self) -> _Mlp | None:
-        """What stands in all layers alike."""
-        common = self._common()
-        found = (each for each in _MLPS if {*each.up, each.down} <= common and hasattr(self.anatomy.config, each.width))
-        return next(found, None)
-
-    def _common(self) -> set[str]:
-        """Linear modules that every layer has."""
-        return set.intersection(*({path for path, _ in linears(layer)} for layer in self.layers))
-
-    def _outs(self) -> list[str]:
-        return [f"{self.attention}.{name}" for name in _WRITING]
-
     def _check_parts(self) -> None:
         kind = type(self.layers[0]).__name__
         if self.mlp is None and (self.removal.mlp or self.removal.blocks):
@@ -150,9 +114,8 @@ class _Plan:
                 remedy="remove heads, or prune single weights",
             )
         if self.removal.heads or self.removal.blocks:
-            common, reading = self._common(), [f"{self.attention}.{name}" for name in _READING]
-            wanted = [self.out, *reading] if self.removal.heads else [self.out]
-            if lacking := [path for path in wanted if path not in common]:
+            wanted = [self.out, *self.heads_at.read] if self.removal.heads else [self.out]
+            if lacking := [path for path in wanted if path not in self.common]:
                 raise HostError(
                     f"{kind} has no {lacking[0]} in every layer, by which its heads are known",
                     remedy="remove MLP channels, or prune single weights",
@@ -173,7 +136,7 @@ class _Plan:
         if self.removal.mlp and self.mlp is not None:
             paths += [*self.mlp.up, self.mlp.down]
         if self.removal.heads:
-            paths += [self.out, *(f"{self.attention}.{name}" for name in _READING)]
+            paths += [self.out, *self.heads_at.read]
         if self.removal.blocks and self.mlp is not None:
             paths += [self.mlp.down, self.out]
         return tuple(dict.fromkeys(paths))
@@ -183,9 +146,9 @@ class _Plan:
         d, g, wide = self.anatomy.head_dim, self.anatomy.num_kv_heads, self.anatomy.num_heads
         for index, layer in enumerate(self.layers):
             attention: Any = layer.get_submodule(self.attention)
-            known = (*_READING, self.out.rpartition(".")[2])
+            known = tuple(path.removeprefix(f"{self.attention}.") for path in (*self.heads_at.read, self.out))
             own = {n: weight for n, weight in attention.named_parameters() if n.partition(".")[0] not in known}
-            sizes = [attention.get_submodule(name).out_features for name in _READING]
+            sizes = [layer.get_submodule(path).out_features for path in self.heads_at.read]
             sizes.append(layer.get_submodule(self.out).in_features)
             if sizes != [wide * d, g * d, g * d, wide * d]:
                 raise HostError(
@@ -277,7 +240,8 @@ class _Plan:
         host: Any = self.anatomy.host
         prefix = next(name for name, module in host.named_modules() if module is self.layers[0]).rpartition(".")[0]
         group = self.anatomy.num_heads // self.anatomy.num_kv_heads * self.anatomy.head_dim
-        cuts = {f"{self.attention}.{name}": group if name == "q_proj" else self.anatomy.head_dim for name in _READING}
+        queries, *keys = self.heads_at.read
+        cuts = {queries: group, **dict.fromkeys(keys, self.anatomy.head_dim)}
         found = {}
         for name, weight in host.named_parameters():
             shape = list(weight.shape)
@@ -368,7 +332,7 @@ class _Plan:
                     _cut(layer.get_submodule(path), 0, left)
                 _cut(layer.get_submodule(self.mlp.down), 1, left)
             if index in self.heads:
-                self._cut_heads(layer.get_submodule(self.attention), self.heads[index])
+                self._cut_heads(layer, self.heads[index])
         kept = [layer for index, layer in enumerate(self.layers) if index not in self.blocks]
         if self.blocks:
             setattr(self.anatomy.decoder, self.anatomy.family.layers, nn.ModuleList(kept))
@@ -381,12 +345,13 @@ class _Plan:
                 setattr(config, name, value)
         return changes
 
-    def _cut_heads(self, attention: Any, gone: Sequence[int]) -> None:
+    def _cut_heads(self, layer: Any, gone: Sequence[int]) -> None:
+        attention = layer.get_submodule(self.attention)
         d, g, wide = self.anatomy.head_dim, self.anatomy.num_kv_heads, self.anatomy.num_heads
         queries, keys = _left(g, gone, wide // g * d), _left(g, gone, d)
-        for name in _READING:
-            _cut(attention.get_submodule(name), 0, queries if name == "q_proj" else keys)
-        _cut(attention.get_submodule(self.out.rpartition(".")[2]), 1, queries)
+        for path, left in zip(self.heads_at.read, (queries, keys, keys), strict=True):
+            _cut(layer.get_submodule(path), 0, left)
+        _cut(layer.get_submodule(self.out), 1, queries)
         # what some classes note beside their config
         now = {"num_heads": wide - wide // g * len(gone), "num_key_value_heads": g - len(gone)}
         for name, value in now.items():
