@@ -24,7 +24,7 @@ from alula.errors import HostError
 from alula.seam import dialect
 from alula.seam.attention import ATTENTION, align, with_a_key
 from alula.seam.context import ForwardContext
-from alula.seam.frame import Frame, Part, Sums, Uncompiled
+from alula.seam.frame import Frame, LinearPart, Part, Sums, Uncompiled, enter
 from alula.seam.hooks import Handle
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class _Caught:
 def _region(
     layer: nn.Module,
     parts: tuple[Part, ...],
+    linears: dict[str, tuple[LinearPart, ...]],
     asked: Sums | None,
     held: Any,
     cache_name: str | None,
@@ -66,11 +67,14 @@ def _region(
     named: Mapping[str, Any],
 ) -> tuple[Any, list[Tensor]]:
     """What is compiled: a layer's output, and what it left in a cache that was empty."""
-    frame, caught = Frame(parts, hidden, asked), _Caught()
+    frame, caught = Frame(parts, hidden, asked, linears), _Caught()
     given = {**named, NAME: frame}
     if cache_name is not None:
         given[cache_name] = caught if held is None else _OneLayer(held)
-    return type(layer).forward(layer, hidden, **given), caught.left
+    enter(frame)
+    output = type(layer).forward(layer, hidden, **given)
+    enter(None)
+    return output, caught.left
 
 
 def compiled(**options: Any) -> Region:
@@ -93,13 +97,14 @@ class CompiledLayer:
         anatomy: Anatomy,
         index: int,
         region: Region,
-        parts: Callable[[ForwardContext], tuple[Part, ...]],
+        parts: Callable[[ForwardContext], tuple[tuple[Part, ...], dict[str, tuple[LinearPart, ...]]]],
         told: set[str],
     ) -> None:
         """
         Args:
             region: from `compiled`.
-            parts: gives what grafts add in this layer, or raises `Uncompiled`.
+            parts: gives what grafts add to attention in this layer, and to outputs of modules below it by path, or
+                raises `Uncompiled`.
             told: why layers of this decoder ran uncompiled, as far as it was said.
         """
         self.anatomy, self.index, self._region, self._parts = anatomy, index, region, parts
@@ -137,14 +142,14 @@ class CompiledLayer:
         cache = dialect.cache_of(named, where=type(layer).__name__)
         held, is_kept = self._held(cache), cache is not None
         names = [name for name, value in named.items() if value is cache] if is_kept else []
-        parts = self._parts(ctx)
+        parts, linears = self._parts(ctx)
         hidden = named.pop(self._names[0])
         asked = self._asked(ctx, parts, named.get(dialect.MASK))
         for name in (NAME, *names):
             named.pop(name)
         for part in parts:
             part.by.forget(ctx)
-        output, left = self._region(layer, parts, asked, held, names[0] if names else None, hidden, named)
+        output, left = self._region(layer, parts, linears, asked, held, names[0] if names else None, hidden, named)
         if left and cache is not None:
             keys, values = left
             cache.update(keys, values, self.index)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -47,6 +48,18 @@ class Part(Protocol):
         """
 
 
+class LinearPart(Protocol):
+    """What a graft adds to the output of one module below a compiled layer; guarded as a `Part` is."""
+
+    def add(self, output: Tensor, given: Tensor) -> Tensor:
+        """(B, S, o) the module's output with the graft's.
+
+        Args:
+            output: (B, S, o) of the module.
+            given: (B, S, i) what it was given.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class Sums:
     """How sums of attention are taken in a compiled layer.
@@ -76,12 +89,14 @@ class Frame:
         parts: of grafts, in the order in which they stand there.
         stream: (B, S, d) input of the layer.
         asked: which sums of attention they want; None: none.
+        linears: what grafts add to outputs of modules below the layer, by path.
         sums: (B, S, H, C) those of each part that wants some, once attention has run.
     """
 
     parts: tuple[Part, ...]
     stream: Tensor
     asked: Sums | None
+    linears: dict[str, tuple[LinearPart, ...]] = field(default_factory=dict)
     sums: list[Tensor] = field(default_factory=list)
 
     def join(self, branch: Tensor) -> Tensor:
@@ -93,3 +108,27 @@ class Frame:
                 of_part, place = self.sums[place], place + 1
             branch = part.add(self.stream, branch, of_part)
         return branch
+
+    def at(self, path: str, output: Tensor, given: Tensor) -> Tensor:
+        """(B, S, o) the output of a module below the layer, with what grafts add to it."""
+        for part in self.linears.get(path, ()):
+            output = part.add(output, given)
+        return output
+
+
+# Modules below a layer are not told which forward they are in. While a layer is traced the frame stands here, as torch
+# sees it; a graph, once made, knows its parts and neither reads nor leaves anything here, so threads do not meet. Where
+# torch is told to run what would be compiled as it is written, nothing is put here, and hooks do what they always do.
+_inside: Frame | None = None
+
+
+def inside() -> Frame | None:
+    """The frame of the layer that is traced; None elsewhere."""
+    return _inside if torch.compiler.is_dynamo_compiling() else None
+
+
+def enter(frame: Frame | None) -> None:
+    """Say which layer is traced from here on; None: no more."""
+    global _inside
+    if torch.compiler.is_dynamo_compiling():
+        _inside = frame

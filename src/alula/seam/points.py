@@ -24,7 +24,7 @@ from alula.seam.attention import EAGER, answer_from_weights, mask_with_bias
 from alula.seam.compiled import CompiledLayer
 from alula.seam.conductor import Conductor
 from alula.seam.context import NAME, ForwardContext
-from alula.seam.frame import Frame, Part, Uncompiled
+from alula.seam.frame import Frame, LinearPart, Part, Uncompiled, inside
 from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.requests import Foresight, Request, Worker
 from alula.seam.view import LayerView
@@ -34,8 +34,8 @@ from alula.seam.view import LayerView
 _untraced = torch.compiler.disable(recursive=False)
 
 
-# of a layer that is compiled; what stands at its input runs before it
-_COMPILED_HOOKS = frozenset({"compile", "enter", "before attention, compiled", "after attention, compiled"})
+# of a layer that is compiled; what stands at its input runs before it, and what stands at its output behind it
+_COMPILED_HOOKS = frozenset({"compile", "enter", "leave", "before attention, compiled", "after attention, compiled"})
 
 
 class Point(StrEnum):
@@ -52,7 +52,7 @@ class Point(StrEnum):
     BLOCK_OUTPUT = "block_output"
 
 
-_COMPILED_POINTS = frozenset({Point.BLOCK_INPUT, Point.ATTENTION})
+_COMPILED_POINTS = frozenset({Point.BLOCK_INPUT, Point.ATTENTION, Point.BLOCK_OUTPUT})
 
 
 class Phase(IntEnum):
@@ -97,7 +97,7 @@ class OutputOf:
 AnyPoint = Point | InputOf | OutputOf
 PointFunction = Callable[..., Tensor | None]
 """``function(view, hidden)``; at an `OutputOf` ``function(view, output, given)``"""
-PartMaker = Callable[[LayerView], Part | None]
+PartMaker = Callable[[LayerView], Part | LinearPart | None]
 """given a layer of a forward, what a graft adds there once it is compiled; None: nothing"""
 
 
@@ -255,7 +255,9 @@ class LayerHooks:
             if isinstance(point, InputOf) and (module := _below(layer, point.path)) is not None:
                 wanted[str(point)] = partial(module.register_forward_pre_hook, partial(self._before_module, point))
             if isinstance(point, OutputOf) and (module := _below(layer, point.path)) is not None:
-                wanted[str(point)] = partial(module.register_forward_hook, partial(self._after_module, point))
+                after_module = self._after_module if self.compiled is None else self._behind_compiled_module
+                name = str(point) + how
+                wanted[name] = partial(module.register_forward_hook, partial(after_module, point))
         for name in self._handles.keys() - wanted.keys():
             self._handles.pop(name).remove()
         for name, register in wanted.items():
@@ -272,19 +274,25 @@ class LayerHooks:
 
     # -- one forward ----------------------------------------------------------------------------------------------
 
-    def parts(self, ctx: ForwardContext) -> tuple[Part, ...]:
-        """What grafts add in this layer once it is compiled.
+    def parts(self, ctx: ForwardContext) -> tuple[tuple[Part, ...], dict[str, tuple[LinearPart, ...]]]:
+        """What grafts add in this layer once it is compiled: to attention, and to outputs of modules below by path.
 
         Raises:
             Uncompiled: something is asked of it in this forward that cannot be.
         """
-        strange = [str(point) for point in self._entries if point not in _COMPILED_POINTS]
-        if strange or self._handles.keys() - _COMPILED_HOOKS:
+        below = [point for point in self._entries if isinstance(point, OutputOf)]
+        strange = [str(point) for point in self._entries.keys() - _COMPILED_POINTS - {*below}]
+        if strange or self._handles.keys() - _COMPILED_HOOKS - {f"{point}, compiled" for point in below}:
             raise Uncompiled(f"something in it is not compiled ({', '.join(strange) or 'a policy'})")
-        view, parts = ctx.at(self.index), []
+        view = ctx.at(self.index)
         if view.index is not None or view.key_index is not None:
             raise Uncompiled("tokens were taken out of it")
-        for entry in self._entries.get(Point.ATTENTION, ()):
+        at_linears = {point.path: self._parts_at(point, ctx, view) for point in below}
+        return self._parts_at(Point.ATTENTION, ctx, view), {path: each for path, each in at_linears.items() if each}
+
+    def _parts_at(self, point: AnyPoint, ctx: ForwardContext, view: LayerView) -> tuple[Any, ...]:
+        parts = []
+        for entry in self._entries.get(point, ()):
             if not entry.is_for(ctx):
                 continue
             if entry.part is None:
@@ -480,6 +488,13 @@ class LayerHooks:
     @_untraced
     def _after_module(self, point: OutputOf, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
         return self._at(point, self._current(), output, *args[:1])
+
+    def _behind_compiled_module(self, point: OutputOf, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        """`_after_module` of a layer that may run compiled."""
+        frame = inside()
+        if frame is not None:
+            return frame.at(point.path, output, args[0])  # as in `_behind_compiled`
+        return self._after_module(point, module, args, output)
 
     @_untraced
     def _after_mlp(self, mlp: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:

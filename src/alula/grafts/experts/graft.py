@@ -98,6 +98,19 @@ class Gate(NamedTuple):
     only_text: bool = False
 
 
+class ExpertPart(NamedTuple):
+    """What one expert does in one forward; see `Expert.forward` for `mask` and `only_text`."""
+
+    expert: Expert
+    mask: Tensor | None
+    only_text: bool
+
+    def add(self, output: Tensor, given: Tensor) -> Tensor:
+        """(B, M, o) the linear's output with the expert's update, of `given` (B, M, i)."""
+        updated: Tensor = self.expert(given, output, self.mask, self.only_text)
+        return updated
+
+
 class LayerExperts(nn.Module):
     """The experts of one decoder layer.
 
@@ -120,6 +133,11 @@ class LayerExperts(nn.Module):
 
     def add(self, expert: Expert, view: LayerView, output: Tensor, given: Tensor) -> Tensor | None:
         """At a linear's output: the expert's part for the tokens that are its own."""
+        part = self.part(expert, view)
+        return None if part is None else part.add(output, given)
+
+    def part(self, expert: Expert, view: LayerView) -> ExpertPart | None:
+        """What is added to a linear's output in this forward; None: nothing."""
         memo = view.ctx.memo
         if self._gate not in memo:
             memo[self._gate] = self._made_gate(view.ctx)
@@ -127,7 +145,7 @@ class LayerExperts(nn.Module):
         if gate is None:
             return None
         mask = None if gate.chosen is None else self._mask(view, gate.chosen, expert.dtype)
-        return expert(given, output, mask, gate.only_text)
+        return ExpertPart(expert, mask, gate.only_text)
 
     def _made_gate(self, ctx: ForwardContext) -> Gate | None:
         """The gate of a forward; None: experts have nothing to do."""
@@ -226,7 +244,7 @@ class ExpertsGraft(Graft):
 
     def place(self, index: int, module: Any) -> None:
         for name, expert in module.experts.items():
-            self.on(OutputOf(path_of(name)), index, partial(module.add, expert))
+            self.on(OutputOf(path_of(name)), index, partial(module.add, expert), partial(module.part, expert))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"experts": list(self.parameters())}
