@@ -18,6 +18,7 @@ from alula._version import __version__ as __version__
 
 _HOMES = {
     "ExpertsConfig": "alula.grafts",
+    "MKS2Config": "alula.grafts",
     "TokenMap": "alula.tokens",
     "WingsConfig": "alula.grafts",
     "attach": "alula.grafts",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from alula.evaluation import compare as compare
     from alula.evaluation import evaluate as evaluate
     from alula.grafts import ExpertsConfig as ExpertsConfig
+    from alula.grafts import MKS2Config as MKS2Config
     from alula.grafts import WingsConfig as WingsConfig
     from alula.grafts import attach as attach
     from alula.grafts import compile_layers as compile_layers

@@ -3,6 +3,7 @@
 from alula.grafts.base import Graft, GraftConfig
 from alula.grafts.experts import ExpertsConfig
 from alula.grafts.lifecycle import attach, compile_layers, detach, grafts_of
+from alula.grafts.mks2 import MKS2Config
 from alula.grafts.registry import register
 from alula.grafts.storage import load_adapter, save_adapter
 from alula.grafts.wings import WingsConfig
@@ -11,6 +12,7 @@ __all__ = [
     "ExpertsConfig",
     "Graft",
     "GraftConfig",
+    "MKS2Config",
     "WingsConfig",
     "attach",
     "compile_layers",

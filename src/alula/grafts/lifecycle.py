@@ -13,7 +13,9 @@ from alula.seam import Handle, declare, find, install
 
 
 def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Graft:
-    """Attach a fresh graft to `model`; its output starts at exactly zero, so the host answers as before.
+    """Attach a fresh graft to `model`; what grafts add starts at exactly zero, so the host answers as before.
+
+    MKS2 takes the place of a part of the host from the start, and says for itself how it begins (`MKS2Config`).
 
     Args:
         model: a host (PEFT wrappers are looked through). Nothing is frozen: choose what trains through

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
 from alula.errors import UsageError
-from alula.grafts.base import TRAINED, Graft
+from alula.grafts.base import Graft
 from alula.grafts.experts.config import ExpertsConfig
-from alula.seam import NAME, ForwardContext, LayerView, OutputOf
+from alula.grafts.linears import key, named_linears, path_of, trained_like, widths
+from alula.seam import ForwardContext, LayerView, OutputOf
 from alula.tokens import Role
-from alula.weights import target_names
 
 
 class Expert(nn.Module):
@@ -127,9 +126,10 @@ class LayerExperts(nn.Module):
         self._gate = (LayerExperts, name)  # what is kept of a forward for all layers goes by this key
         self.experts = nn.ModuleDict()
         for path, linear in linears.items():
-            widths = _widths(linear)
-            assert widths is not None
-            self.experts[key(path)] = Expert(widths, config, _trained_like(linear, layer, path))
+            out_in = widths(linear)
+            assert out_in is not None
+            like = trained_like(linear, layer, where=f"experts: {path}")
+            self.experts[key(path)] = Expert(out_in, config, like)
 
     def add(self, expert: Expert, view: LayerView, output: Tensor, given: Tensor) -> Tensor | None:
         """At a linear's output: the expert's part for the tokens that are its own."""
@@ -179,41 +179,6 @@ class LayerExperts(nn.Module):
         return view.pick(memo[asked])
 
 
-def _widths(module: nn.Module) -> tuple[int, int] | None:
-    """(o, i) of a linear, however its weights are stored; None for what is no linear."""
-    if isinstance(module, Conv1D):
-        return module.nf, module.nx
-    widths = getattr(module, "out_features", None), getattr(module, "in_features", None)
-    return widths if isinstance(widths[0], int) and isinstance(widths[1], int) else None  # type: ignore[return-value]
-
-
-def _trained_like(linear: nn.Module, layer: nn.Module, path: str) -> Tensor:
-    """The tensor whose dtype and device an expert takes: the linear's weights, or where these are quantized the first
-    of the layer's that are not, such as a norm's.
-
-    Raises:
-        UsageError: the layer has none.
-    """
-    weight = getattr(linear, "weight", None)
-    for tensor in (weight, *layer.parameters()):
-        if isinstance(tensor, Tensor) and tensor.dtype in TRAINED:
-            return tensor
-    raise UsageError(
-        f"experts: {path} is quantized, and nothing in its layer says in which precision it computes",
-        remedy="load the host with its norms in bfloat16, float16 or float32",
-    )
-
-
-def key(path: str) -> str:
-    """The name of a linear's expert among modules."""
-    return path.replace(".", "__")
-
-
-def path_of(key: str) -> str:
-    """Inverse of `key`."""
-    return key.replace("__", ".")
-
-
 class ExpertsGraft(Graft):
     """Experts attached to a host."""
 
@@ -224,7 +189,7 @@ class ExpertsGraft(Graft):
         return self.config.tokens == "turn"
 
     def grow(self, indices: list[int]) -> None:
-        linears = {index: self._named_linears(index) for index in indices}
+        linears = {index: named_linears(self.seam.anatomy, index) for index in indices}
         there = {name for each in linears.values() for _, names in each.values() for name in names}
         missing = [name for name in self.config.targets if name not in there]
         if missing:
@@ -248,14 +213,3 @@ class ExpertsGraft(Graft):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"experts": list(self.parameters())}
-
-    def _named_linears(self, index: int) -> dict[str, tuple[nn.Module, set[str]]]:
-        """The layer's linears by path, each with the targets that mean it."""
-        anatomy, layer = self.seam.anatomy, self.seam.anatomy.layers[index]
-        # inside an adapter of PEFT's the linear is called base_layer; the expert stands behind the adapter as a whole
-        modules = {path: getattr(each, "base_layer", each) for path, each in layer.named_modules()}
-        return {
-            path: (each, target_names(anatomy, path))
-            for path, each in modules.items()
-            if _widths(each) is not None and not {"base_layer", NAME} & {*path.split(".")} and "lora_" not in path
-        }

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from alula.anatomy import unwrap
 from alula.errors import UsageError
 from alula.files import atomic_directory
-from alula.grafts.experts.graft import ExpertsGraft, LayerExperts, path_of
+from alula.grafts.experts.graft import ExpertsGraft, LayerExperts
 from alula.grafts.lifecycle import get
+from alula.grafts.linears import path_of
 
 
 def export_lora(model: nn.Module, directory: str | os.PathLike[str], *, name: str = "experts") -> Path:
