@@ -29,6 +29,7 @@ _HOMES = {
     "detach": "alula.grafts",
     "evaluate": "alula.evaluation",
     "grafts_of": "alula.grafts",
+    "highlight": "alula.steering",
     "load_adapter": "alula.grafts",
     "load_model": "alula.loading",
     "save_adapter": "alula.grafts",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from alula.hosts import build_host as build_host
     from alula.hosts import save_host as save_host
     from alula.loading import load_model as load_model
+    from alula.steering import highlight as highlight
     from alula.tokens import TokenMap as TokenMap
     from alula.training import train as train
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -209,6 +210,73 @@ class TokenCache(_TokenLayer):
         """The token cache riding on `cache`, if any."""
         layers = getattr(cache, "layers", None) or []
         return next((layer for layer in layers if type(layer) is TokenCache), None)
+
+
+class SecondCache(_TokenLayer):
+    """A cache layer that is a whole cache: what second runs left (see `requests.Contrast`), riding on that of the
+    first ones.
+
+    Attributes:
+        cache: of second runs.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        super().__init__()
+        self.cache, self.is_initialized = cache, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        raise SeamError("the cache of second runs was handed the keys of first ones")
+
+    def get_seq_length(self) -> int:
+        return int(self.cache.get_seq_length())
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        self.cache.reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.cache.batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.cache.batch_select_indices(indices)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self.cache.crop(tokens_to_remove)
+
+    def activate_past_recording(self) -> None:
+        self.cache.activate_past_recording()
+
+    def reset(self) -> None:
+        self.cache.reset()
+
+    def offload(self) -> None:
+        """It stays where it is."""
+
+    def prefetch(self) -> None:
+        """It is there."""
+
+    @staticmethod
+    def before(cache: Cache | None) -> Cache | None:
+        """What a second run is to go on with beside a first one that goes on with `cache`: what the last one left, or a
+        copy of what the first ones did where there was none, or some without one since. None: nothing."""
+        if cache is None or not hasattr(cache, "layers"):
+            return None
+        riding = next((layer for layer in cache.layers if type(layer) is SecondCache), None)
+        if riding is not None:
+            if riding.get_seq_length() == int(cache.get_seq_length()):
+                return riding.cache
+            cache.layers.remove(riding)
+        return copy.deepcopy(cache)
+
+    @staticmethod
+    def ride(cache: Cache | None, second: Cache | None) -> None:
+        """Have the cache of second runs ride on that of first ones."""
+        if cache is None or second is None or not hasattr(cache, "layers"):
+            return
+        if not any(type(layer) is SecondCache for layer in cache.layers):
+            cache.layers.append(SecondCache(second))
+        one, other = TokenCache.of(cache), TokenCache.of(second)
+        if one is not None and other is not None:
+            other.offset = one.offset  # one prompt's, of which the host keeps one
 
 
 _BITS = 24  # integers up to 2**24 are exact in float32

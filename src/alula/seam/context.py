@@ -25,6 +25,7 @@ from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence, half
 from alula.seam.hooks import ByThread
 from alula.seam.lanes import Lane, LeanLayer, Plan
 from alula.seam.requests import Bias, Branch, BranchReader, Foresight, Heads, Request, Requests, Sums, Weights
+from alula.seam.scope import SECOND
 from alula.seam.view import LayerView, gather, located
 from alula.tokens import KnownTokens, Modality, TokenMap
 
@@ -417,6 +418,11 @@ class ForwardContext:
         """Whether the graft of that name takes no part in this forward."""
         return name not in self.requests.owners or self.requests.owner_id(name) in self.marks
 
+    @property
+    def is_second(self) -> bool:
+        """Whether it is run again for the sake of a contrast: nobody reads it then."""
+        return SECOND in self.marks
+
     def _asked(self, requests: Sequence[Request[_T]]) -> list[Request[_T]]:
         """Those that are for this forward; what probes of other threads ask is not."""
         found = []
@@ -434,6 +440,8 @@ class ForwardContext:
         """
         index: int = module.layer_idx  # type: ignore[assignment]
         asked = self._asked(self.requests.sums.get(index, ()))
+        if self.is_second:
+            asked = [request for request in asked if not request.by.separate_pass]
         if not asked:
             return []
         view = self.at(index)
@@ -547,7 +555,7 @@ class ForwardContext:
 
     def subscribers(self, layer: int) -> list[Request[BranchReader]]:
         """Those who want to know the branches of a layer of this forward. Usually nobody: then nothing is published."""
-        return self._asked(self.requests.branches.get(layer, ()))
+        return [] if self.is_second else self._asked(self.requests.branches.get(layer, ()))
 
     def publish(self, layer: int, branch: Branch) -> None:
         """Tell those who want to know of a branch of attention in a decoder layer."""

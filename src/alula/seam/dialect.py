@@ -143,6 +143,26 @@ def output_with_hidden(output: Any, hidden: Tensor) -> Any:
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
+def logits_of(output: Any, *, where: str) -> Tensor:
+    """The logits that a host gave.
+
+    Raises:
+        SeamError: it gave none under a name this table knows.
+    """
+    logits = output.get("logits") if isinstance(output, Mapping) else output[0] if isinstance(output, tuple) else None
+    if not isinstance(logits, Tensor) or logits.dim() != 3:
+        raise SeamError(f"{where} gave no logits of (batch, tokens, vocabulary)", remedy=REMEDY)
+    return logits
+
+
+def output_with_logits(output: Any, logits: Tensor) -> Any:
+    """The same output of a host with other logits."""
+    if isinstance(output, tuple):
+        return (logits, *output[1:])
+    output.logits = logits
+    return output
+
+
 def rope_of(kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
     """The (cos, sin) a decoder layer was given, or None."""
     return kwargs.get(ROPE)

@@ -9,18 +9,19 @@ from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import AlulaError, SeamError, UsageError
 from alula.items import SHAPES, brings_media
 from alula.seam import dialect, preconditions
 from alula.seam.attention import close_attention, open_attention
-from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence
+from alula.seam.cache import GraftCacheLayer, SecondCache, TokenCache, TokenPresence
 from alula.seam.compiled import CompiledLayer, check_compilable, compiled
 from alula.seam.conductor import check_readable
 from alula.seam.context import NAME, ForwardContext
@@ -39,6 +40,7 @@ from alula.seam.points import (
 from alula.seam.requests import (
     Bias,
     BranchReader,
+    Contrast,
     Ending,
     Foresight,
     Heads,
@@ -50,7 +52,7 @@ from alula.seam.requests import (
     Weights,
     Worker,
 )
-from alula.seam.scope import marks
+from alula.seam.scope import SECOND, marked_instead, marks
 from alula.seam.tested import tell_untested
 from alula.seam.tower import TowerHooks
 from alula.tokens import TOKEN_ROLES, KnownTokens, Modality, Role, TokenMap, on_device
@@ -64,6 +66,15 @@ _given_roles: ContextVar[Mapping[nn.Module, Tensor]] = ContextVar("alula_given_r
 
 
 _T = TypeVar("_T")
+
+
+class _Second(NamedTuple):
+    """A forward that is to be run a second time."""
+
+    request: Request[Contrast]
+    changed: Mapping[str, Any]
+    cache: Cache | None
+    is_run: bool
 
 
 class Seam(nn.Module):
@@ -80,6 +91,7 @@ class Seam(nn.Module):
         self._previous_attention: str | None = None
         self._input_users: set[str] = set()
         self._labels: ByThread[Tensor | None] = ByThread()
+        self._seconds: ByThread[_Second] = ByThread()
         self._tower = TowerHooks(anatomy, self._marks)
         self._names = dialect.positional_names(anatomy.backbone)
         types = [anatomy.layer_type(index) for index in range(anatomy.num_layers)]
@@ -87,6 +99,7 @@ class Seam(nn.Module):
         self._layers = [LayerHooks(anatomy, i, is_watched=i in firsts) for i in range(anatomy.num_layers)]
         self._handles = [
             anatomy.host.register_forward_pre_hook(self._settle, with_kwargs=True),
+            anatomy.host.register_forward_hook(self._contrast, with_kwargs=True),
             anatomy.backbone.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             anatomy.backbone.register_forward_hook(self._after_forward, with_kwargs=True),
         ]
@@ -225,6 +238,19 @@ class Seam(nn.Module):
             self._layers[layer].update()
 
         return self._ask_attention(layer, request, lambda: self.requests.biases.get(layer, ()), put)
+
+    def request_contrast(self, contrast: Contrast, *, mark: Hashable) -> Handle:
+        """Have forwards of the host that carry `mark` (see `scope`) run a second time, and their logits replaced, until
+        the handle is removed.
+
+        Args:
+            contrast: says what the second run is given, and makes logits of both.
+            mark: second runs carry ``contrast.second`` in its place.
+        """
+        request = Request(contrast, mark)
+        with _changing:
+            self.requests = replace(self.requests, contrasts=(*self.requests.contrasts, request))
+        return Handle(self._drop, None, request)
 
     def request_work(
         self, layer: int, worker: Worker, *, has_parts: bool = False, mark: Hashable | None = None
@@ -389,6 +415,7 @@ class Seam(nn.Module):
                 weights=left(now.weights),
                 heads=left(now.heads),
                 branches=left(now.branches),
+                contrasts=tuple(each for each in now.contrasts if not is_gone(each)),
                 endings=tuple(ending for ending in now.endings if not is_gone(ending)),
             )
             self._tower.drop(is_gone)
@@ -453,9 +480,66 @@ class Seam(nn.Module):
     @with_keywords
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
     def _settle(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Let a cache that was given under an older name too arrive (see `dialect.settled`), and note the labels."""
+        """Let a cache that was given under an older name too arrive (see `dialect.settled`), note the labels, and make
+        ready for a second run."""
         self._labels.put(kwargs.get("labels"))
-        return args, dialect.settled(kwargs, where=type(host).__name__)
+        kwargs = dialect.settled(kwargs, where=type(host).__name__)
+        self._seconds.drop()
+        request = self._asked_to_contrast()
+        if request is not None:
+            named = dialect.named_of(dialect.positional_names(host), args, kwargs)
+            changed = request.by.changed({**_given_inputs.get().get(self, {}), **named})
+            if changed is not None and kwargs.get("labels") is not None:
+                raise UsageError(
+                    "a loss was asked for under a contrast, which changes logits after the host has made its loss",
+                    remedy="leave labels out, and take the loss of the logits that come back",
+                )
+            cache = None if changed is None else dialect.cache_of(named, where=type(host).__name__)
+            self._seconds.put(_Second(request, changed or {}, SecondCache.before(cache), changed is not None))
+        return args, kwargs
+
+    def _asked_to_contrast(self) -> Request[Contrast] | None:
+        """Who has a forward that begins now run a second time.
+
+        Raises:
+            UsageError: two do.
+        """
+        if not self.requests.contrasts:
+            return None
+        here = self._marks()
+        asked = [request for request in self.requests.contrasts if request.mark in here]
+        if len(asked) > 1:
+            raise UsageError(
+                "two contrasts at once: next tokens can be told against one second run, not two",
+                remedy="leave one of the blocks, or give one of them guidance=1",
+            )
+        return asked[0] if asked else None
+
+    @with_keywords
+    @torch.compiler.disable  # it calls the host
+    def _contrast(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Run a finished forward a second time for who asked for it, and give logits made of both."""
+        second = self._seconds.get()
+        self._seconds.drop()
+        if second is None or not second.is_run:
+            return None
+        named = dialect.named_of(dialect.positional_names(host), args, kwargs)
+        given_cache = dialect.cache_of(named, where=type(host).__name__)
+        first = dialect.cache_of_output(output) if given_cache is None else given_cache
+        given = {**named, **second.changed}
+        if second.cache is not None:
+            given[dialect.cache_keyword()] = second.cache
+        deltas = preconditions.current_offset(self.anatomy)
+        with marked_instead(second.request.mark, second.request.by.second, SECOND):
+            others = host(**given)
+        if deltas is not None:
+            self.anatomy.backbone.rope_deltas = deltas.deltas  # what the first run left, which its cache knows
+        SecondCache.ride(first, dialect.cache_of_output(others) if second.cache is None else second.cache)
+        where = type(host).__name__
+        logits = second.request.by.combined(
+            dialect.logits_of(output, where=where), dialect.logits_of(others, where=where)
+        )
+        return dialect.output_with_logits(output, logits)
 
     @with_keywords
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
@@ -470,6 +554,11 @@ class Seam(nn.Module):
         input_ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         if input_ids is None and embeds is None:
             return (), kwargs  # the host's own error says so
+        if self._seconds.get() is None and self._asked_to_contrast() is not None:
+            raise SeamError(
+                f"{type(backbone).__name__} was called past its host, whose logits a contrast is to replace",
+                remedy="call the model with its head (of PEFT: model.get_base_model()), or generate",
+            )
         reference: Tensor = embeds[..., 0] if input_ids is None else input_ids  # type: ignore[index]
         cache = dialect.cache_of(kwargs, where=type(backbone).__name__)
         past = TokenCache.of(cache)
@@ -626,7 +715,7 @@ class Seam(nn.Module):
         if not self.owners or forward.anatomy is not self.anatomy:
             return  # another thread let go of the seam it began with, whose hooks left the layers on the way
         self._fill_cache(forward, backbone, output)
-        for ending in forward.requests.endings:
+        for ending in () if forward.is_second else forward.requests.endings:
             if ending.mark in forward.marks:
                 ending.function(forward)
 

@@ -323,8 +323,8 @@ class LayerHooks:
                     f"the {point} of decoder layer {self.index}, with {entry.owner!r} there, was run without its host",
                     remedy="call the whole model; its forward tells the graft which tokens are images",
                 )
-            if entry.is_reading and (self.index in ctx.left or ctx.foresight is not None):
-                continue  # gradient checkpointing computes it again, or it is run for its attention alone
+            if entry.is_reading and (self.index in ctx.left or ctx.foresight is not None or ctx.is_second):
+                continue  # gradient checkpointing computes it again, or it is run for its attention or a contrast alone
             if view is None:
                 view = ctx.at(self.index)
             shape, known = hidden.shape, view.tokens.shape

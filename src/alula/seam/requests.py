@@ -57,6 +57,29 @@ class Weights(Protocol):
         not in the layer."""
 
 
+class Contrast(Protocol):
+    """Something that has forwards run a second time, otherwise, and next tokens told by both runs.
+
+    The second run has a cache of its own, which rides on that of the first and follows all that is done to it. Readings
+    (probes) are of first runs alone.
+
+    Attributes:
+        second: mark that second runs carry in the place of the one that the contrast was asked for with.
+    """
+
+    second: Hashable
+
+    def changed(self, given: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """What the second run of a forward is given otherwise, by name; None: it is run once.
+
+        Args:
+            given: by name, what the host was given for the first, and inputs that owners take.
+        """
+
+    def combined(self, logits: Tensor, others: Tensor) -> Tensor:
+        """What stands in the place of the (B, T, vocabulary) logits, given those of the second run."""
+
+
 Tokens = Tensor | Literal[False] | None
 """some of a forward's new tokens: (B, S) bool; None: all, False: none, which is known without reading the device"""
 
@@ -290,6 +313,7 @@ class Requests:
         weights: those who request attention of a few tokens, by decoder layer.
         heads: those who request queries and keys, by decoder layer.
         branches: those who subscribed to branches, by decoder layer.
+        contrasts: those who have forwards run a second time.
         endings: who is given a forward when it ends.
     """
 
@@ -299,6 +323,7 @@ class Requests:
     weights: Mapping[int, tuple[Request[Weights], ...]] = field(default_factory=dict)
     heads: Mapping[int, tuple[Request[Heads], ...]] = field(default_factory=dict)
     branches: Mapping[int, tuple[Request[BranchReader], ...]] = field(default_factory=dict)
+    contrasts: tuple[Request[Contrast], ...] = ()
     endings: tuple[Ending, ...] = ()
 
     def is_any_of(self, layer: int) -> bool:

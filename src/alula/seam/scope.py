@@ -10,6 +10,9 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+SECOND = "second"
+"""a mark of forwards that are run again for the sake of a contrast (see `requests.Contrast`)"""
+
 _marks: ContextVar[frozenset[Hashable]] = ContextVar("alula_marks", default=frozenset())
 
 
@@ -22,6 +25,17 @@ def marked(mark: Hashable) -> Iterator[None]:
         yield
     finally:
         _marks.set(_marks.get() - ({mark} - before))
+
+
+@contextmanager
+def marked_instead(mark: Hashable, *others: Hashable) -> Iterator[None]:
+    """Put other marks in the place of one, on the forwards that this thread begins inside the block."""
+    before = _marks.get()
+    _marks.set((before - {mark}) | set(others))
+    try:
+        yield
+    finally:
+        _marks.set(before)
 
 
 def marks() -> frozenset[Hashable]:
