@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 
 from alula.compress import WeightMask, WeightPruning, apply_mask, find_mask, prune
 from alula.errors import DataError, HostError, UsageError
+from alula.policies import Policy, Prune, Skip, Withdraw
 from alula.seam import find
 from tests import zoo
 from tests.compress.common import captured, chosen, decoder_of, doubled, layouts, linears, same, samples, state
@@ -84,6 +85,28 @@ def test_batches_padding_and_order_do_not_count(method: Any) -> None:
     assert [(masks[0] ^ mask).density for mask in masks[1:]] == [0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Withdraw(layer=1),
+        Prune(stages=((1, 0.5),), criterion="max_min_diversity"),  # type: ignore[arg-type]
+        Skip(part="mlp", layers=(1,)),
+        Skip(part="block", layers=(1,), keys="own"),
+    ],
+)
+def test_under_a_policy_the_tokens_that_are_there_count(policy: Policy) -> None:
+    """Not those that fill up a sample which has fewer: they are image tokens, where padding stands on the right."""
+    name = "llava-qwen3"
+    model = zoo.build(name).double()
+    ragged, alone = [doubled(batch(name, "right"))], [doubled(sample) for sample in samples(name)]
+    with policy.on(model):
+        masks = [find_mask(model, HALF, given) for given in (ragged, alone)]
+        if not isinstance(policy, Prune):
+            with pytest.raises(UsageError, match=r"layers\.1\..* is given no token of 'image'"):
+                find_mask(model, WeightPruning(sparsity=0.5, tokens="image"), alone)
+    assert (masks[0] ^ masks[1]).density == 0
+
+
 def test_what_padding_holds_does_not_count() -> None:
     """Not a number in the embeddings of padding is nobody's input."""
     model, inputs = zoo.build("llama"), zoo.batch("llama", "9", "5", side="right")
@@ -139,6 +162,18 @@ def test_second_order_is_optimal_brain_surgery(block: int) -> None:
         expected, kept = naive_second_order(before[path], torch.cat([each[path] for each in given]), 0.4, block)
         assert torch.equal(mask.unpack(f"layers.0.{path}"), kept)
         torch.testing.assert_close(matrix.weight.detach(), expected, atol=1e-8, rtol=1e-8)
+
+
+def test_second_order_drops_channels_that_no_token_uses() -> None:
+    """And the mask says so."""
+    model = zoo.build("llama")
+    layer = linears(decoder_of(model))[0]
+    with torch.no_grad():
+        layer["mlp.up_proj"].weight[:40] = 0  # of 48
+    settings = WeightPruning(method="sparsegpt", sparsity=0.3, layers=(0,), targets=("down_proj",))
+    mask = prune(model, settings, samples("llama"))
+    assert torch.equal(layer["mlp.down_proj"].weight != 0, mask.unpack("layers.0.mlp.down_proj"))
+    assert mask.sparsity == pytest.approx(40 / 48)
 
 
 @pytest.mark.parametrize("path", ["self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"])

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from alula import policies
 from alula.errors import SeamError, UsageError
-from alula.probes import Alignment, Geometry, Overlap, VocabularyLens
+from alula.probes import Alignment, AttentionShift, Geometry, Overlap, VocabularyLens
 from alula.weights import linears
 from tests import zoo
-from tests.seam.test_view import FIRST, LAYERS, Withdraw, batch, deep
+from tests.compress.common import LAYOUTS, samples
+from tests.seam.test_view import FIRST, HOST, LAYERS, Withdraw, batch, deep
 
 ALL_IMAGES, HALF = "all images", "half of the image"
 
@@ -110,6 +112,21 @@ def test_overlap_counts_the_tokens_that_are_left(which: str, *, probe_first: boo
         with pytest.raises(UsageError, match=r"no token of 'image' was measured in layers\.2"):
             probe.mask("image")
     assert probe.mask("text").density == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("make", [lambda: Overlap(skip_first=False), lambda: AttentionShift(queries="all")])
+def test_under_a_policy_what_fills_up_a_sample_does_not_count(make: Any) -> None:
+    """A batch with padding on the right is its samples one by one."""
+    model, ragged = deep(), zoo.batch(HOST, *LAYOUTS, side="right")
+    tallies = []
+    for batches in ([ragged], samples(HOST)):
+        probe = make()
+        with torch.no_grad(), policies.Withdraw(layer=FIRST).on(model), probe.on(model):
+            for inputs in batches:
+                model(**inputs)
+        tallies.append(probe.tally.sums)
+    for name, sums in tallies[0].items():
+        torch.testing.assert_close(sums, tallies[1][name], atol=1e-4, rtol=1e-4)
 
 
 def test_alignment_takes_the_mean_of_the_tokens_that_are_left() -> None:

@@ -100,7 +100,7 @@ class Calibration:
 
         Raises:
             DataError: numbers that are not finite, or other data than in an earlier pass. UsageError: no data, or no
-                token that counts.
+                token that counts, in one of the matrices.
         """
         reading = _Reading(self, kind)
         with reading.on(self.model, layers), _evaluating(self.model), torch.no_grad():
@@ -113,6 +113,11 @@ class Calibration:
             raise HostError(
                 f"{missing[0]} was not run on any of the calibration data",
                 remedy="name other targets, or calibrate on data that reach it",
+            )
+        if empty := [name for name in wanted if not reading.tokens_of(name)]:
+            raise UsageError(
+                f"{empty[0]} is given no token of {self.tokens!r}: what is on the model keeps them out of it",
+                remedy="take policies off the model, or name layers, targets and tokens that go together",
             )
         return found
 
@@ -141,6 +146,7 @@ class _Reading:
         self.calibration, self.kind = calibration, kind
         self._sums: dict[str, Tensor] = {}
         self._same_as: dict[str, str] = {}
+        self._counts: dict[str, Tensor] = {}
         self._batches = self._samples = self._tokens = 0
         self._digest = hashlib.sha256()
         self._last: Tensor | None = None
@@ -204,7 +210,8 @@ class _Reading:
         notes["last"] = inputs, name
         x = inputs.detach().flatten(0, 1)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        here = view.pick(self._chosen(view.ctx, notes)).flatten().to(x.device)
+        here = view.pick_real(self._chosen(view.ctx, notes)).flatten().to(x.device)
+        self._counts[name] = self._counts.get(name, 0) + here.sum()
         x = x.masked_fill(~here[:, None], 0)  # what padding holds may be anything, NaN too
         if self.kind == "squares":
             found = channel_squares(x, x.new_ones(1, len(x), dtype=dtype), x.new_zeros(1, dtype=dtype))[0].double()
@@ -231,6 +238,10 @@ class _Reading:
     def seen(self) -> Seen:
         """What was seen."""
         return Seen(self._batches, self._samples, self._tokens, self._digest.hexdigest())
+
+    def tokens_of(self, name: str) -> int:
+        """How many tokens the sums of a matrix are over."""
+        return int(self._counts[self._same_as.get(name, name)])
 
     def result(self) -> dict[str, Tensor]:
         """The sums."""

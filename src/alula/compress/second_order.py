@@ -77,11 +77,12 @@ def prune_by_curvature(
         block: columns that are compared together.
 
     Returns:
-        (out, in) bool: which weights stay.
+        (out, in) bool: which weights stay, none of a channel that no token uses.
     """
     w = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))  # float32 and float64: the weight itself
     factor = curvature.factor.to(w.device, w.dtype)
-    w[:, curvature.unused.to(w.device)] = 0
+    unused = curvature.unused.to(w.device)
+    w[:, unused] = 0
     kept = torch.ones_like(w, dtype=torch.bool)
     if pattern is not None:
         block = max(block // pattern[1], 1) * pattern[1]
@@ -104,4 +105,5 @@ def prune_by_curvature(
         w[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
     if w.data_ptr() != weight.data_ptr():
         weight.copy_(w)
+    kept[:, unused] = False
     return kept

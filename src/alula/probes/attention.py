@@ -271,7 +271,7 @@ class _Listener(Sums, BranchReader):
         queries: Tensor = notes["queries"]
         if view.index is None:
             return queries
-        left = view.pick(queries)
+        left = view.pick_real(queries)
         if bool(((queries.sum(dim=1) > 0) & (left.sum(dim=1) == 0)).any()):
             raise SeamError(
                 f"none of the tokens whose attention is measured ({self.probe.queries!r}) is left in layer "

@@ -155,7 +155,7 @@ class Overlap(Probe):
         """(2 G, B * M) which tokens of a layer count for what, in the dtype in which (B * M, in) inputs are squared."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         if view.index is not None:
-            here: Tensor = view.pick(notes["chosen"].permute(1, 2, 0)).permute(2, 0, 1).flatten(1)
+            here: Tensor = view.pick_real(notes["chosen"].permute(1, 2, 0)).permute(2, 0, 1).flatten(1)
             return here.to(x.device, dtype)
         if "here" not in notes or notes["here"].dtype != dtype or notes["here"].device != x.device:
             notes["here"] = notes["chosen"].flatten(1).to(x.device, dtype)

@@ -45,6 +45,11 @@ class LayerView:
         """(B, M, ..) of the tokens in this layer, from the (B, S, ..) of all."""
         return values if self.index is None else gather(values, self.index)
 
+    def pick_real(self, values: Tensor) -> Tensor:
+        """The same, 0 (False) where a token only fills up its sample: it is one that has no work, not always padding."""
+        values = self.pick(values)
+        return values if self.real is None else values.masked_fill(~widened(self.real.to(values.device), values), 0)
+
     def spread(self, values: Tensor) -> Tensor:
         """(B, S, ..) of all tokens, from the (B, M, ..) of those in this layer; 0 at the others."""
         if self.index is None:
