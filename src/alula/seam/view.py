@@ -46,7 +46,7 @@ class LayerView:
         return values if self.index is None else gather(values, self.index)
 
     def pick_real(self, values: Tensor) -> Tensor:
-        """The same, 0 (False) where a token only fills up its sample: it is one that has no work, not always padding."""
+        """The same, 0 (False) where a token only fills up its sample: one without work, which need not be padding."""
         values = self.pick(values)
         return values if self.real is None else values.masked_fill(~widened(self.real.to(values.device), values), 0)
 
