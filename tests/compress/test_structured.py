@@ -186,6 +186,8 @@ def test_calls_that_mean_nothing() -> None:
     model = zoo.build("llama")
     with pytest.raises(UsageError, match="nothing is to be removed"):
         Removal()
+    with pytest.raises(UsageError, match="mlp removes none"):
+        Removal(heads=0.5, multiple_of=64)
     with pytest.raises(UsageError, match="looks at no tokens"):
         Removal(mlp=0.5, method="magnitude", tokens="text")
     with pytest.raises(UsageError, match="needs calibration data"):

@@ -55,6 +55,24 @@ def test_the_shared_subnetwork(tasks: dict[str, list[Any]]) -> None:
     assert (pooled ^ every).density > 0
 
 
+def test_the_rival_compares_what_the_tasks_compared(tasks: dict[str, list[Any]]) -> None:
+    """Weights of the whole matrix, not output by output: the best of it, however they spread over its rows."""
+    model, settings = zoo.build("llava-llama"), WeightPruning(sparsity=0.5, per="matrix")
+    shared = shared_mask(task_masks(model, settings, tasks))
+    pooled = pooled_mask(model, settings, tasks, shared)
+    assert {name: pooled.count(name) for name in shared.shapes} == {name: shared.count(name) for name in shared.shapes}
+    once = shared_mask({"one": find_mask(model, settings, samples("llava-llama")), "same": pooled}, "union")
+    for name in list(shared.shapes)[:7]:  # of the first layer, which no pruned one is before: all that stays, ranked
+        assert once.count(name) == pooled.shapes[name][0] * pooled.shapes[name][1] // 2
+
+
+def test_errors_say_of_which_task(tasks: dict[str, list[Any]]) -> None:
+    with pytest.raises(UsageError, match=r"^task 'two': none of the 1 calibration samples"):
+        task_masks(zoo.build("llava-llama"), WeightPruning(sparsity=0.5, tokens="image"), {
+            "one": tasks["one"], "two": samples("llava-llama")[3:]
+        })  # fmt: skip
+
+
 def test_what_is_shared_by_none() -> None:
     model, given = zoo.build("llama"), samples("llama")
     mask = find_mask(model, HALF, given)

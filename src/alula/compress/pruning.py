@@ -49,8 +49,8 @@ def prune(
         model: a host, in whatever precision; scores are computed in float32 at least.
         settings: what is pruned, and how much.
         batches: model inputs, as processors and `alula.data.Collator` make them; none for magnitude.
-        like: keep exactly as many weights of each matrix as this mask does, by output and as evenly as can be
-            (in place of a sparsity or a pattern).
+        like: keep exactly as many weights of each matrix as this mask does, in place of a sparsity or a pattern: by
+            output and as evenly as can be, or the highest of the whole matrix where that is compared (`per`).
 
     Returns:
         The weights that were kept, and in `WeightMask.made` what they were chosen by.
@@ -167,7 +167,8 @@ def _prune_whole(
     """Prune one matrix in place and return (out, in) bool which weights stay, all of them compared at once."""
     scores = _scores(name, weight, sums)
     if like is not None:
-        kept = keep_count(scores, like.count(name))
+        compared = scores.reshape(1, -1) if settings.by_matrix else scores
+        kept = keep_count(compared, like.count(name)).view_as(scores)
     else:
         assert settings.sparsity is not None
         kept = keep_of_matrix(scores, settings.sparsity)
@@ -215,10 +216,8 @@ def _check_asked(settings: WeightPruning, batches: Batches | None, like: WeightM
             where="WeightPruning",
             remedy="give one of sparsity, pattern, and a mask to be like",
         )
-    if like is not None and (settings.method == "sparsegpt" or settings.per is not None):
-        raise UsageError(
-            "like has no effect on SparseGPT, and is by output", remedy="use Wanda or magnitude, without per"
-        )
+    if like is not None and settings.method == "sparsegpt":
+        raise UsageError("like has no effect on SparseGPT", remedy="use Wanda or magnitude")
     if settings.needs_data and batches is None:
         raise UsageError(f"{settings.method} needs calibration data", remedy='pass batches, or method="magnitude"')
     if not settings.needs_data and batches is not None:

@@ -11,6 +11,7 @@ from alula.probes import token_sets
 from alula.settings import Bool, Int, Number, Settings
 
 Method = Literal["wanda", "magnitude", "sparsegpt"]
+_MULTIPLE = 8
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
 """how many are kept of how many weights one behind the other in a row"""
 
@@ -103,7 +104,7 @@ class Removal(Settings):
     method: Literal["wanda", "magnitude"] = "wanda"
     tokens: str = "all"
     skip_first: Bool = False
-    multiple_of: Int = Field(default=8, ge=1)
+    multiple_of: Int = Field(default=_MULTIPLE, ge=1)
 
     @field_validator("tokens")
     @classmethod
@@ -114,6 +115,8 @@ class Removal(Settings):
     def _all_have_effect(self) -> Removal:
         if not (self.mlp or self.heads or self.blocks):
             raise ValueError("nothing is to be removed; give mlp, heads or blocks")
+        if not self.mlp and self.multiple_of != _MULTIPLE:
+            raise ValueError("multiple_of is of MLP channels, and mlp removes none")
         if self.method == "magnitude" and (self.tokens != "all" or self.skip_first):
             raise ValueError("magnitude looks at no tokens")
         return self

@@ -17,7 +17,7 @@ from torch import nn
 from alula.compress.calibration import Batches
 from alula.compress.pruning import find_mask
 from alula.compress.settings import WeightPruning
-from alula.errors import UsageError
+from alula.errors import AlulaError, UsageError
 from alula.weights import WeightMask
 
 Rule = Literal["intersection", "majority", "union"]
@@ -32,7 +32,14 @@ def task_masks(model: nn.Module, settings: WeightPruning, tasks: Mapping[str, Ba
     """
     if not settings.needs_data:
         raise UsageError(f"{settings.method} finds the same mask for every task", remedy="use Wanda or SparseGPT")
-    return {task: find_mask(model, settings, batches) for task, batches in tasks.items()}
+    found = {}
+    for task, batches in tasks.items():
+        try:
+            found[task] = find_mask(model, settings, batches)
+        except AlulaError as error:
+            where = ": ".join(filter(None, (f"task {task!r}", error.where)))
+            raise type(error)(error.message, where=where, remedy=error.remedy) from error
+    return found
 
 
 def shared_mask(masks: Mapping[str, WeightMask], rule: Rule = "intersection") -> WeightMask:
@@ -83,5 +90,5 @@ def pooled_mask(
     Raises:
         UsageError, HostError, DataError: see `find_mask`.
     """
-    alike = WeightPruning(**{**settings.model_dump(), "sparsity": None, "pattern": None, "per": None})
+    alike = WeightPruning(**{**settings.model_dump(), "sparsity": None, "pattern": None})
     return find_mask(model, alike, Pooled(tasks), like=like)
