@@ -22,10 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from alula.errors import HostError, UsageError
-from alula.files import atomic_directory, read_json, recovered, telling, write_json
+from alula.files import atomic_directory, contents, read_json, recovered, telling, write_json
 
 MANIFEST = "coded_weights.json"
-_INDEX = "model.safetensors.index.json"
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHTS = ("model*.safetensors", _INDEX, "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+"""what a model is loaded from by others: none of it stands beside coded weights"""
 _VERSION = 1
 _FILE_BYTES = 1 << 30  # about how much is held and written at a time
 _AS_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -66,6 +68,9 @@ def encode(directory: str | os.PathLike[str], target: str | os.PathLike[str]) ->
     Raises:
         HostError: no safetensors there, or they cannot be read. UsageError: it is coded already, or nothing in it would
             become smaller. FilesError: the file system refused.
+
+    Other files of weights, which transformers passes over (shards that the index does not name, ``pytorch_model.bin``),
+    are left out.
     """
     directory = recovered(directory)
     if is_coded(directory):
@@ -91,7 +96,7 @@ def encode(directory: str | os.PathLike[str], target: str | os.PathLike[str]) ->
                 remedy="prune it first: 7 % of zeros are needed in half precision, 4 % in float32",
             )
         write_json(partial / MANIFEST, {"alula_coding": _VERSION, "tensors": tensors})
-        _copy_others(directory, partial, {*files, directory / _INDEX})
+        _copy_others(directory, partial, set(_weights_of_others(directory)))
     return Coded(plain, coded)
 
 
@@ -108,9 +113,7 @@ def decode(directory: str | os.PathLike[str], target: str | os.PathLike[str]) ->
         files = sorted({entry["file"] for entry in manifest.values()})
         for number, file in enumerate(files):
             own = {name: entry for name, entry in manifest.items() if entry["file"] == file}
-            written = (
-                "model.safetensors" if len(files) == 1 else f"model-{number + 1:05}-of-{len(files):05}.safetensors"
-            )
+            written = _SINGLE if len(files) == 1 else f"model-{number + 1:05}-of-{len(files):05}.safetensors"
             with telling(partial):
                 save_file(_read(directory, file, own), partial / written, {"format": "pt"})
             places |= dict.fromkeys(own, written)
@@ -166,14 +169,26 @@ def _decoded(kept: Tensor, values: Tensor, shape: tuple[int, ...], *, where: str
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    files = sorted(directory.glob("model*.safetensors"))
-    if not files or not (directory / "config.json").is_file():
+    """Those that transformers would read."""
+    single, index = directory / _SINGLE, directory / _INDEX
+    found = [single] if single.is_file() else []
+    if not found and index.is_file():
+        told = read_json(index)
+        named = told.get("weight_map") if isinstance(told, dict) else None
+        found = [directory / str(name) for name in sorted(set(named.values()))] if isinstance(named, dict) else []
+    if not found or not (directory / "config.json").is_file():
         raise HostError(
             "holds no config.json with model.safetensors, so there is nothing to code",
             where=str(directory),
             remedy="give a directory that save_pretrained or alula.save_host wrote",
         )
-    return files
+    if lacking := [file for file in found if not file.is_file()]:
+        raise HostError("a shard that the index names is missing", where=str(lacking[0]), remedy="copy it again")
+    return found
+
+
+def _weights_of_others(directory: Path) -> list[Path]:
+    return sorted({file for pattern in _WEIGHTS for file in directory.glob(pattern)})
 
 
 def _plain_tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
@@ -198,7 +213,7 @@ def _write(directory: Path, number: int, tensors: Mapping[str, Tensor]) -> tuple
 
 def _copy_others(directory: Path, target: Path, without: set[Path]) -> None:
     with telling(target):
-        for path in sorted(directory.iterdir()):
+        for path in contents(directory):
             if path.is_dir():
                 shutil.copytree(path, target / path.name)
             elif path not in without:
@@ -210,6 +225,12 @@ def _manifest(directory: Path) -> dict[str, Any]:
     where = directory / MANIFEST
     if not where.is_file():
         raise HostError("its weights are not coded", where=str(directory), remedy="load it as it is")
+    if others := _weights_of_others(directory):
+        raise HostError(
+            f"holds coded weights and {others[0].name}: which of them are meant cannot be told",
+            where=str(directory),
+            remedy=f"remove {MANIFEST} with its coded-*.safetensors, or the others",
+        )
     content = read_json(where)
     if not isinstance(content, dict) or content.get("alula_coding") != _VERSION:
         raise HostError(

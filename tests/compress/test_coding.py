@@ -133,7 +133,50 @@ def test_every_kind_of_number(tmp_path: Path) -> None:
     assert same_bits(coding.read_coded(tmp_path / "coded"), tensors)
 
 
+def test_what_transformers_would_load_is_what_is_coded(half: Path, tmp_path: Path) -> None:
+    """Not shards of an earlier model, which the index does not name; and nothing that is no weight's stays behind."""
+    weights, path = bits(half), tmp_path / "plain"
+    shutil.copytree(half, path, ignore=shutil.ignore_patterns("model*"))
+    places = {name: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, name in enumerate(weights)}
+    for file in set(places.values()):
+        save_file({name: weights[name] for name in weights if places[name] == file}, path / file, {"format": "pt"})
+    save_file(
+        {name: torch.ones_like(value) for name, value in weights.items()}, path / "model-00003-of-00003.safetensors"
+    )
+    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (path / "pytorch_model.bin").write_bytes(b"of an earlier model")
+    encode(path, path / "coded")  # inside of it
+    assert same_bits(coding.read_coded(path / "coded"), weights)
+    own = {file.name for file in (path / "coded").iterdir()}
+    kept = {file.name for file in half.iterdir()} - {"model.safetensors"}
+    assert own == {*kept, coding.MANIFEST, "coded-00001.safetensors"}
+    (path / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(HostError, match="a shard that the index names is missing"):
+        encode(path, tmp_path / "target")
+
+
+def test_grafts_in_a_checkpoint_are_read(half: Path, tmp_path: Path) -> None:
+    loaded = alula.load_model(half)
+    graft = alula.attach(loaded.model, alula.WingsConfig(rank=4))
+    loaded.model.save_pretrained(tmp_path / "plain")
+    loaded.processor.save_pretrained(tmp_path / "plain")
+    encode(tmp_path / "plain", tmp_path / "coded")
+    again = alula.load_model(tmp_path / "coded").model
+    assert same_bits(dict(again.state_dict()), dict(loaded.model.state_dict()))
+    graft.detach()
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_weights_of_two_kinds(coded: Path, half: Path, tmp_path: Path) -> None:
+    """A model was saved into a coded directory: what was coded is not taken for it."""
+    path = tmp_path / "coded"
+    shutil.copytree(coded, path)
+    alula.load_model(half).model.save_pretrained(path)
+    for read in (alula.load_model, lambda path: decode(path, tmp_path / "target")):
+        with pytest.raises(HostError, match=r"coded weights and model\.safetensors"):
+            read(path)
 
 
 def test_nothing_to_gain(half: Path, coded: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from alula.coding import is_coded, read_coded
 from alula.errors import AdapterError, UsageError
 from alula.files import telling
 from alula.grafts.lifecycle import attach, grafts_of
@@ -81,6 +82,10 @@ def with_current_names(model: nn.Module, weights: Mapping[str, Tensor]) -> Mappi
 def _stored(source: str) -> dict[str, dict[str, Tensor]]:
     """The weights of each graft, by the names of its state dict."""
     found: dict[str, dict[str, Tensor]] = {}
+    if is_coded(source):
+        coded = read_coded(source)
+        named = grafted_weights(coded)
+        return {name: {own: coded[key] for own, key in weights.items()} for name, weights in named.items()}
     for shard in _shards(source):
         with telling(shard), safe_open(shard, "pt") as tensors:
             for name, weights in grafted_weights(tensors.keys()).items():
