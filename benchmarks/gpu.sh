@@ -27,5 +27,8 @@ for part in prefill-1024 decode train prefill-256; do
 done
 measure probes 80 benchmarks/probes.py --device cuda --rounds 3 --output "$out/probes.json"
 measure experts 80 benchmarks/experts.py --device cuda --rounds 3 --no-memory --output "$out/experts.json"
+for part in decode-static prefill-1024 train; do
+  measure "compiled-$part" 150 benchmarks/compiled.py --device cuda --only "7b/$part" --rounds 3 --output "$out/compiled.json"
+done
 measure policies 80 benchmarks/policies.py --device cuda --rounds 3 --output "$out/policies.json"
 exit $failed
