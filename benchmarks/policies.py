@@ -1,7 +1,7 @@
 """What policies save on the clock, beside what they save on paper.
 
     python benchmarks/policies.py                    # writes benchmarks/results/policies.json
-    python benchmarks/policies.py --only steps --output benchmarks/results/policies_steps.json
+    python benchmarks/policies.py --only steps --output x.json   # one part
     python benchmarks/policies.py --device cuda      # on an accelerator: a decoder of 7B shape in bfloat16
     python benchmarks/policies.py --shrink --rounds 1 --output x.json   # the same code on little, anywhere
 
