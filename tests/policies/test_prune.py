@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from alula.anatomy import Anatomy
-from alula.errors import HostError, SeamError, UsageError
+from alula.errors import HostError, UsageError
 from alula.policies import Prune, Withdraw
 from alula.seam import taps
+from alula.seam.dialect import cache_of_output
 from tests import zoo
 from tests.grafts.common import prompt_tokens, run, true_positions
 from tests.policies.oracle import Left, masked
@@ -50,9 +51,9 @@ def ranked(
         for sample in range(len(ids)):
             image = (ids[sample] == zoo.IMAGE).nonzero()[:, 0]
             text = (valid[sample] & (ids[sample] != zoo.IMAGE)).nonzero()[:, 0].tolist()
-            asks = [int(valid[sample].nonzero().max())]
+            asks = [int((valid[sample] & left(layer - 1, ids)[sample]).nonzero().max())]
             if criterion == "instruction_attention" and len(image):
-                asks = [place for place in text if place > int(image[0])]
+                asks = [place for place in text if place > int(image[0])] or text or asks
             there = image[left(layer - 1, ids)[sample, image]]
             if len(image):
                 count = max(1, int(share * len(image) + 0.5))
@@ -206,11 +207,29 @@ def test_attention_that_cannot_be_read_is_refused() -> None:
         pass
 
 
-def test_a_prompt_that_ends_in_an_image_that_is_gone_cannot_be_ranked() -> None:
-    model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", "5I")
-    with (
-        Withdraw(layer=1).on(model),
-        Prune(stages=[(3, 0.5)]).on(model),
-        pytest.raises(SeamError, match="is not there"),
-    ):
-        run(model, "llava-llama", inputs)
+@pytest.mark.parametrize(("criterion", "of_layer"), [("last_query_attention", "before"), *OTHERS])
+@pytest.mark.parametrize("seed", [0, 2])
+def test_where_the_end_of_a_piece_is_gone_the_last_token_left_ranks(criterion: str, of_layer: str, seed: int) -> None:
+    """As pieces of a prompt end in images, whose last token the first stage may take out."""
+    host = "llava-llama"
+    model, inputs = zoo.build(host, layers=LAYERS), zoo.batch(host, "I", "5I", "3I4", seed=seed)
+    stages = ((1, 0.5), (3, 0.25))
+    left = ranked(model, inputs, stages, criterion, of_layer)
+    assert not left(1, inputs["input_ids"])[:2, -1].all()
+    with masked(model, left):
+        expected = run(model, host, inputs, use_cache=False)
+    policy = Prune(stages=stages, criterion={"name": criterion, "of_layer": of_layer})  # type: ignore[arg-type]
+    with policy.on(model):
+        ours = run(model, host, inputs)
+        model.generate(**zoo.batch(host, "3I4I2", seed=seed), max_new_tokens=2, prefill_chunk_size=4)
+    stays = inputs["attention_mask"].bool() & left(LAYERS - 1, inputs["input_ids"])
+    close(ours[stays], expected[stays])
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_attention_without_positions_is_that_of_the_last_token_left(seed: int) -> None:
+    model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", "I", "5I", seed=seed)
+    criterion: Any = {"name": "rope_free_attention", "stride": None}
+    with Prune(stages=((1, 0.5), (3, 0.25)), criterion=criterion).on(model), torch.no_grad():
+        cache: Any = cache_of_output(model(**inputs, use_cache=True))
+    assert [layer.keys.shape[-2] for layer in cache.layers[:LAYERS]] == [9, 7, 7, 6]

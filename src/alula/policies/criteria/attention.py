@@ -5,13 +5,15 @@ from __future__ import annotations
 import abc
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from alula.policies.base import Stand
 from alula.policies.criteria.base import Scored
-from alula.policies.criteria.candidates import Candidates, Scene, instructions
+from alula.policies.criteria.candidates import Candidates, Layout, Scene, instructions
 from alula.seam import LayerView, Work
+from alula.tokens import on_device
 
 
 class _Attention(Scored):
@@ -52,7 +54,7 @@ class LastQueryAttention(_Attention):
 
     FastV, eq. 3, and the row its code reads; of the layer itself, it is the ranking of PyramidDrop. Tokens are ranked
     in the forward they come in, by its last token: a prompt in pieces piece by piece, and without a cache anew in every
-    step.
+    step. Where a piece ends in an image and stages before took its end, by the last token that is left.
     """
 
     name: Literal["last_query_attention"] = "last_query_attention"
@@ -65,7 +67,8 @@ class InstructionAttention(_Attention):
     """The tokens stay that the instruction attends to most, mean over its tokens and over heads.
 
     The second stage of 2409.01162, with its visual tokens only. The instruction is the text behind the first image of a
-    sample, all of its text where none is behind. Attention of its tokens is written out for all heads at once.
+    sample, all of its text where none is behind, its last token that is left where it has none. Attention of its tokens
+    is written out for all heads at once.
     """
 
     name: Literal["instruction_attention"] = "instruction_attention"
@@ -99,14 +102,20 @@ class _Reader(abc.ABC):
 
 class _LastQuery(_Reader):
     def queries(self, view: LayerView) -> Tensor | None:
-        """(B, 1) the last valid new token of every sample."""
+        """(B, 1) the last new token of every sample."""
         return last_query(view) if view.ctx.new_media else None
 
 
 class _Instruction(_Reader):
     def queries(self, view: LayerView) -> Tensor | None:
         """(B, n) of the instruction, its last token once more where it is shorter."""
-        return instructions(view)[0] if view.ctx.new_media else None
+        if not view.ctx.new_media:
+            return None
+        index, _ = instructions(view)
+        texts = view.ctx.once(Layout.of, view.ctx.tokens).text_counts
+        if view.index is None or all(texts):
+            return index
+        return torch.where(on_device(np.array(texts) == 0, index.device)[:, None], last_query(view), index)
 
     def mean(self, view: LayerView, weights: Tensor) -> Tensor:
         _, is_there = instructions(view)
@@ -114,6 +123,8 @@ class _Instruction(_Reader):
 
 
 def last_query(view: LayerView) -> Tensor:
-    """(B, 1) the last valid new token of every sample."""
+    """(B, 1) the last new token of every sample that stands in the layer."""
     valid = view.ctx.tokens.valid
+    if view.index is not None and view.ctx.once(Layout.of, view.ctx.tokens).ends_in_image:
+        valid = valid & view.present
     return (valid * torch.arange(valid.shape[1], device=valid.device)).argmax(dim=1, keepdim=True)
