@@ -13,7 +13,9 @@ nothing, and are timed to say so.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import ctypes
 import gc
 import statistics
 import sys
@@ -27,12 +29,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
+from alula.allocator import keep_freed_memory
 from alula.compress import Removal, WeightPruning, encode, prune, remove
 from alula.files import write_json
 from alula.seam.dialect import cache_keyword, cache_of_output
 from alula.training.environment import readable_environment
 from policies import ratio, timed
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 SHARES = (0.5, 0.7)
 """of weights that are zero, on disk"""
 
@@ -134,11 +138,13 @@ def disk(model: Any) -> dict[str, Any]:
 
 
 def memory(model: Any, samples: int, tokens: int) -> dict[str, Any]:
-    """MiB above the model at the highest, by the system's own count, and beside it what one layer's sums take."""
+    """MiB above the model at the highest, by the system's own count; beside it what a forward of one batch, one
+    layer's sums and the mask take, of which it has to consist."""
     batches = [{"input_ids": torch.randint(0, 1024, (1, tokens))} for _ in range(samples)]
     config, found = model.config, dict[str, Any]()
     inputs = (config.hidden_size, config.hidden_size, config.hidden_size, config.intermediate_size)
     sums = {"wanda": 8 * sum(inputs), "sparsegpt": 4 * sum(width**2 for width in inputs)}
+    model(**batches[0], use_cache=False)  # what is set up once does not count
     with peak() as plain:
         began = time.thread_time()
         for batch in batches:
@@ -150,11 +156,12 @@ def memory(model: Any, samples: int, tokens: int) -> dict[str, Any]:
         settings: Any = {"method": method, "sparsity": 0.5}
         with peak() as highest:
             began = time.thread_time()
-            prune(pruned, WeightPruning(**settings), batches)
+            mask = prune(pruned, WeightPruning(**settings), batches)
             spent = time.thread_time() - began
         found[method] = {
             "MiB above the model": highest(),
             "MiB of the sums of one layer": round(sums[method] / 2**20, 3),
+            "MiB of the mask that is returned": round(sum(each.nbytes for each in mask.bits.values()) / 2**20, 1),
             "MiB of the model": round(sum(each.nbytes for each in model.parameters()) / 2**20, 1),
             "processor time over one pass of the data": round(spent / once, 2),
         }
@@ -176,6 +183,14 @@ def peak() -> Iterator[Callable[[], float | None]]:
     yield lambda: found[0]
     after = _held("VmHWM") if resettable else None
     found.append(None if before is None or after is None else round((after - before) / 1024, 1))
+
+
+def hand_back_freed_memory() -> None:
+    """Let glibc give memory back as soon as it is free: else what earlier work left is used again, and not counted."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+            libc.mallopt(parameter, 1 << 16)
 
 
 def _held(what: str) -> float | None:
@@ -210,7 +225,9 @@ def main() -> None:
     with torch.inference_mode():
         record["disk"] = disk(model)
         if options.device == "cpu":
+            hand_back_freed_memory()
             record["memory"] = memory(model, *((2, 16) if options.shrink else (8, 256)))
+            keep_freed_memory()  # as the command line does
     with torch.no_grad():
         made = arms(model)
     with torch.inference_mode():

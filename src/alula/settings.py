@@ -276,3 +276,45 @@ def _line(node: yaml.Node | None, loc: tuple[Any, ...]) -> int | None:
         else:
             return line
     return line
+
+
+def budget_of(text: str) -> dict[str, float]:
+    """Read ``agreement:0.98,accuracy:0.9``.
+
+    Raises:
+        UsageError: something else than such pairs, or the same name twice.
+    """
+    found: dict[str, float] = {}
+    for pair in text.split(","):
+        name, _, value = (part.strip() for part in pair.partition(":"))
+        try:
+            number = float(value)
+        except ValueError:
+            raise UsageError(
+                f"{pair.strip()!r} is not NAME:SHARE",
+                where="--budget",
+                remedy="agreement:0.98, or retention:0.99,visual:0.98",
+            ) from None
+        if name in found:
+            raise UsageError(f"{name} is given twice", where="--budget")
+        found[name] = number
+    return found
+
+
+def checked_budget(budget: Mapping[str, float], known: Mapping[str, str]) -> Mapping[str, float]:
+    """A budget, for validators of settings.
+
+    Args:
+        known: by name, what can be asked for.
+
+    Raises:
+        ValueError: another name, or no share above 0.
+    """
+    for name, least in budget.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"there is no {name!r}{hint} Choose among {', '.join(known)}")
+        if not 0 < least <= 1:
+            raise ValueError(f"{name} is a share above 0, of 1 at most, not {least:g}")
+    return budget

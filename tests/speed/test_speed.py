@@ -16,13 +16,13 @@ from alula.cli import app as cli
 from alula.errors import DataError, HostError, UsageError
 from alula.evaluation import Decoding, data_task, evaluate
 from alula.policies import Prune, Skip, Withdraw, read_policies
+from alula.settings import budget_of
 from alula.speed import (
     Part,
     Plan,
     Row,
     Speed,
     Spread,
-    budget_of,
     default_grid,
     frontier,
     measure,

@@ -72,7 +72,8 @@ def speed(
     from alula.files import write_text
     from alula.hosts.placement import device_named, dtype_named
     from alula.loading import load_model
-    from alula.speed import Plan, budget_of, measure, recommend, save_recommended, speed_report, speed_table, warnings
+    from alula.settings import budget_of
+    from alula.speed import Plan, measure, recommend, save_recommended, speed_report, speed_table, warnings
 
     plan = Plan(
         output=output,

@@ -13,7 +13,7 @@ from alula.compress.calibration import Batches, Calibration, Seen
 from alula.compress.data import MixtureBatches
 from alula.compress.pruning import apply_mask, find_mask, prune
 from alula.compress.settings import Removal, WeightPruning
-from alula.compress.structured import Removed, remove
+from alula.compress.structured import Removed, check_removal, remove
 from alula.compress.subnet import Pooled, pooled_mask, shared_mask, task_masks
 from alula.weights import WeightMask
 
@@ -21,6 +21,6 @@ __all__ = [
     "Batches", "Calibration", "Seen", "MixtureBatches",
     "WeightPruning", "prune", "find_mask", "apply_mask", "WeightMask",
     "task_masks", "shared_mask", "Pooled", "pooled_mask",
-    "Removal", "Removed", "remove",
+    "Removal", "Removed", "remove", "check_removal",
     "Coded", "encode", "decode", "is_coded",
 ]  # fmt: skip

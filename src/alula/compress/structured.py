@@ -83,6 +83,15 @@ def remove(model: nn.Module, removal: Removal, batches: Batches | None = None) -
     return Removed(before, _parameters(model), plan.blocks, plan.channels, plan.heads, changed)
 
 
+def check_removal(model: nn.Module, removal: Removal) -> None:
+    """Refuse what `remove` would refuse of a host, before any data are looked at. Nothing is changed.
+
+    Raises:
+        UsageError, HostError: see `remove`.
+    """
+    _Plan(model, removal).check_config()
+
+
 class _Plan:
     """Chooses parts, and cuts them out."""
 

@@ -6,7 +6,7 @@
 
 from alula.speed.advice import Recommendation, frontier, recommend, save_recommended, warnings
 from alula.speed.grid import Candidate, default_grid, read_grid
-from alula.speed.plan import Plan, budget_of
+from alula.speed.plan import Plan
 from alula.speed.record import Part, Row, Speed, Spread
 from alula.speed.report import speed_report, speed_table
 from alula.speed.run import measure
@@ -19,7 +19,6 @@ __all__ = [
     "Row",
     "Speed",
     "Spread",
-    "budget_of",
     "default_grid",
     "frontier",
     "measure",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.chat_template import TemplateSettings
-from alula.errors import UsageError
-from alula.settings import Int, Number, Settings
+from alula.settings import Int, Number, Settings, checked_budget
 from alula.speed.grid import Candidate, read_grid
 
 BUDGETS = {
@@ -74,14 +72,7 @@ class Plan(Settings):
     def _known(cls, budget: Mapping[str, float]) -> Mapping[str, float]:
         if not budget:
             raise ValueError("nothing is asked for: agreement:0.98, for one")
-        for name, least in budget.items():
-            if name not in BUDGETS:
-                close = difflib.get_close_matches(name, BUDGETS, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                raise ValueError(f"there is no {name!r}{hint} Choose among {', '.join(BUDGETS)}")
-            if not 0 < least <= 1:
-                raise ValueError(f"{name} is a share above 0, of 1 at most, not {least:g}")
-        return budget
+        return checked_budget(budget, BUDGETS)
 
     @model_validator(mode="after")
     def _possible(self) -> Plan:
@@ -106,26 +97,3 @@ class Plan(Settings):
         own = self.candidates()
         facts["grid"] = None if own is None else {each.name: each.settings() for each in own}
         return {key: value for key, value in facts.items() if key not in ("output", "budget")}
-
-
-def budget_of(text: str) -> dict[str, float]:
-    """Read ``agreement:0.98,accuracy:0.9``.
-
-    Raises:
-        UsageError: something else than such pairs, or the same name twice.
-    """
-    found: dict[str, float] = {}
-    for pair in text.split(","):
-        name, _, value = (part.strip() for part in pair.partition(":"))
-        try:
-            number = float(value)
-        except ValueError:
-            raise UsageError(
-                f"{pair.strip()!r} is not NAME:SHARE",
-                where="--budget",
-                remedy="agreement:0.98, or accuracy:0.7,agreement:0.9",
-            ) from None
-        if name in found:
-            raise UsageError(f"{name} is given twice", where="--budget")
-        found[name] = number
-    return found

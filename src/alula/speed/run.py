@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from alula.anatomy import Anatomy
+from alula.book import Book
 from alula.errors import AlulaError, DataError, HostError, UsageError
 from alula.evaluation import Decoding, defaults_for, generation, prompts, token_ids
 from alula.evaluation.conditions import conditions, decisive, fingerprint
@@ -26,7 +27,6 @@ from alula.inputs import Intake, Rendered
 from alula.jobs import add_session, claim, refuse_others
 from alula.policies import active_policies, put_policies
 from alula.seam import needs_roles
-from alula.speed.book import Book
 from alula.speed.grid import Candidate, default_grid, pooled
 from alula.speed.plan import Plan
 from alula.speed.record import Host, Part, Row, Speed, Spread
