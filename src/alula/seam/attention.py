@@ -170,10 +170,9 @@ def _framed(
             parts.append(part[..., :count])
         sums = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
     else:
-        columns = _columns(columns, columns.dtype, 0 if asked.is_few else value.shape[-1])
-        output, sums = _with_sums(
-            module, query, key, value, given, key_values=columns, options=options, is_few=asked.is_few
-        )
+        is_few = asked.is_few and _are_written_out(query, mask, options)
+        columns = _columns(columns, columns.dtype, 0 if is_few else value.shape[-1])
+        output, sums = _with_sums(module, query, key, value, given, key_values=columns, options=options, is_few=is_few)
         if asked.is_blank is not None:
             output = output.masked_fill(asked.is_blank, 0)
     start = 0
@@ -436,9 +435,15 @@ def _deliver(requested: Requested, sums: Tensor, alula: Any, module: nn.Module) 
         start += wanted.shape[-1]
 
 
+def are_few(queries: int, mask: Any) -> bool:
+    """Whether queries are so few that their attention may be written out, which knows of no causal order but that of
+    a mask."""
+    return queries <= _FEW_QUERIES and (queries == 1 or mask is not None)
+
+
 def _are_written_out(query: Tensor, mask: Tensor | None, options: dict[str, Any]) -> bool:
     """Whether queries are so few, and attention so plain, that `_few_with_sums` computes it."""
-    if query.shape[2] > _FEW_QUERIES or (mask is None and query.shape[2] > 1) or options["dropout"]:
+    if not are_few(query.shape[2], mask) or options["dropout"]:
         return False
     return _PLAIN.issuperset(name for name, value in options.items() if value is not None and name != "dropout")
 

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 from alula.anatomy import NAME, Anatomy
 from alula.errors import HostError
 from alula.seam import dialect
-from alula.seam.attention import ATTENTION, align, with_a_key
+from alula.seam.attention import ATTENTION, align, are_few, with_a_key
 from alula.seam.context import ForwardContext
 from alula.seam.frame import Frame, LinearPart, Part, Sums, Uncompiled, enter
 from alula.seam.hooks import Handle
@@ -107,7 +107,7 @@ class CompiledLayer:
                 raises `Uncompiled`.
             told: why layers of this decoder ran uncompiled, as far as it was said.
         """
-        self.anatomy, self.index, self._region, self._parts = anatomy, index, region, parts
+        self.anatomy, self.index, self.region, self._parts = anatomy, index, region, parts
         self._names = dialect.positional_names(anatomy.layers[index])
         self._told = told
 
@@ -149,7 +149,7 @@ class CompiledLayer:
             named.pop(name)
         for part in parts:
             part.by.forget(ctx)
-        output, left = self._region(layer, parts, linears, asked, held, names[0] if names else None, hidden, named)
+        output, left = self.region(layer, parts, linears, asked, held, names[0] if names else None, hidden, named)
         if left and cache is not None:
             keys, values = left
             cache.update(keys, values, self.index)
@@ -190,7 +190,7 @@ class CompiledLayer:
         keys = ctx.all_tokens.shape[1] if ctx.room is None else ctx.room
         view = ctx.at(self.index)
         columns = [ctx.once(_to_length, part.by.key_values(view), keys) for part in wanting]
-        is_few = all(part.is_few for part in wanting)
+        is_few = all(part.is_few for part in wanting) and are_few(ctx.tokens.shape[1], mask)
         is_apart = not is_few and ctx.split(ctx.requests.sums.get(self.index, ())) is not None
         blank = None
         if not is_few and mask is not None and mask.dtype == torch.bool:

@@ -70,6 +70,16 @@ def test_a_graph_for_prompts_and_one_for_steps() -> None:
     assert graphs() == 3 * EACH
 
 
+@pytest.mark.parametrize("router", ["mass", "attention"])
+@pytest.mark.parametrize("layouts", [["I1"], ["1I2"], ["1I2", "I1"]])
+def test_a_short_prompt_is_causal(layouts: list[str], router: str) -> None:
+    """Fewer tokens than a head is wide go the way of steps, whose attention may be written out; a prompt has no mask
+    where nothing is padded."""
+    model, twin = pair("llama", WingsConfig(rank=4, router=router, router_tokens=64))
+    inputs = zoo.batch("llama", *layouts)
+    torch.testing.assert_close(run(twin, "llama", inputs), run(model, "llama", inputs), atol=2e-5, rtol=1e-4)
+
+
 def test_steps_of_a_fixed_size() -> None:
     """Nothing in a step's graph grows with the cache, so CUDA graphs may record it: sizes are constants in this one."""
     model, twin = pair("llama", dynamic=False)
