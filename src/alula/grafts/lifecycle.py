@@ -63,21 +63,25 @@ def compile_layers(model: nn.Module, **options: Any) -> Handle:
 
     One graph serves all layers, all lengths and all steps: prompts, steps and training have one each, for one sample
     and for several. Wings and experts are compiled; in forwards in which something stands in a layer that is not
-    (policies, probes that look inside of it, gradient checkpointing, the prompt into a cache of fixed size), that layer
-    runs as it is written, which is logged once. Text alone is computed as the compiled host computes it.
+    (policies, probes that look inside of it, hooks of others at its modules, gradient checkpointing, the prompt into a
+    cache of fixed size), that layer runs as it is written, which is logged once. Text alone is computed as the compiled
+    host computes it.
 
     Args:
         model: a host with grafts.
         options: of `torch.compile`, such as ``mode="reduce-overhead"``; `dynamic` is True where it is not given,
-            without which every length is compiled anew. ``fullgraph`` is always True.
+            without which every length is compiled anew. Not ``fullgraph``: graphs are whole.
 
     Returns:
-        A handle whose `remove` has layers run as they are written again. Detaching the last graft does so too.
+        A handle whose `remove` has layers run as they are written again. Taking off the last of what is attached
+        (grafts, policies, probes) does so too.
 
     Raises:
-        UsageError: the model has no graft, or is compiled already. HostError: its layers cannot be compiled with
-            grafts.
+        UsageError: the model has no graft, or is compiled already; or an option that is not free. HostError: its layers
+            cannot be compiled with grafts.
     """
+    if "fullgraph" in options:
+        raise UsageError("layers are compiled in whole graphs, always", remedy="leave fullgraph out")
     seam = find(model)
     if seam is None or not grafts_of(model):
         raise UsageError("the model has no graft", remedy="compile its layers as torch does: layer.compile()")

@@ -98,6 +98,11 @@ class Conductor:
         self._names = dialect.positional_names(layer)
         return self._stand("layer", layer, self._conduct)
 
+    @property
+    def is_outermost(self) -> bool:
+        """Whether it stands at the layer's `forward`, and nobody wraps it."""
+        return vars(self.anatomy.layers[self.index]).get("forward") == self._conduct
+
     def put_parts(self) -> Handle:
         """Stand at the `forward` of its attention and of its MLP too."""
         attention, mlp = self.anatomy.attention(self.index), self.anatomy.mlp(self.index)

@@ -22,7 +22,7 @@ from alula.items import SHAPES, brings_media
 from alula.seam import dialect, preconditions
 from alula.seam.attention import close_attention, open_attention
 from alula.seam.cache import GraftCacheLayer, SecondCache, TokenCache, TokenPresence
-from alula.seam.compiled import CompiledLayer, check_compilable, compiled
+from alula.seam.compiled import CompiledLayer, Region, check_compilable, compiled
 from alula.seam.conductor import check_readable
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.hooks import ByThread, Handle, with_keywords
@@ -378,13 +378,14 @@ class Seam(nn.Module):
             for index, hooks in enumerate(self._layers):
                 hooks.compiled = CompiledLayer(self.anatomy, index, region, hooks.parts, told)
                 hooks.update()
-        return Handle(self._uncompile)
+        return Handle(self._uncompile, region)
 
-    def _uncompile(self) -> None:
+    def _uncompile(self, region: Region) -> None:
         with _changing:
             for hooks in self._layers:
-                hooks.compiled = None
-                hooks.update()
+                if hooks.compiled is not None and hooks.compiled.region is region:
+                    hooks.compiled = None
+                    hooks.update()
 
     def at_end(self, function: Callable[[ForwardContext], None], *, mark: Hashable) -> Handle:
         """Call ``function(ctx)`` when a forward that carries `mark` (see `scope`) has ended, its cache filled."""
@@ -471,8 +472,10 @@ class Seam(nn.Module):
             self.requests = replace(self.requests, owners=owners)
             self._input_users = self._input_users - {name}
             if not owners:
-                for hooks in (*self._handles, *self._layers):
-                    hooks.remove()
+                for handle in self._handles:
+                    handle.remove()
+                for hooks in self._layers:
+                    hooks.release()
                 delattr(self.anatomy.host, NAME)
 
     # -- one forward ----------------------------------------------------------------------------------------------

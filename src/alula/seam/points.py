@@ -6,7 +6,7 @@ so what a graft sees does not depend on what else was attached before it or afte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from functools import cached_property, partial
@@ -149,6 +149,8 @@ class LayerHooks:
         self._entries: dict[AnyPoint, tuple[Entry, ...]] = {}
         self._handles: dict[str, RemovableHandle | Handle] = {}
         self._inside: ByThread[ref[ForwardContext]] = ByThread()
+        self._is_released = False
+        self._tables: list[Mapping[int, Any]] = []  # of hooks at the modules below the layer
         self._hooked_for: Any = None if is_watched else self._needs()
         self.update()
 
@@ -201,7 +203,7 @@ class LayerHooks:
 
     def update(self) -> None:
         """Register the hooks that are needed now, and remove the others."""
-        if (needs := self._needs()) == self._hooked_for:
+        if self._is_released or (needs := self._needs()) == self._hooked_for:
             return
         self._hooked_for = None  # until all of them are there
         entering = self._entries.get(Point.BLOCK_INPUT, ())
@@ -258,6 +260,8 @@ class LayerHooks:
                 after_module = self._after_module if self.compiled is None else self._behind_compiled_module
                 name = str(point) + how
                 wanted[name] = partial(module.register_forward_hook, partial(after_module, point))
+        if ("compile" in self._handles) != ("compile" in wanted) and self._conductor.is_outermost:
+            self._handles.pop("conduct").remove()  # it stands on what comes or goes, and is put again
         for name in self._handles.keys() - wanted.keys():
             self._handles.pop(name).remove()
         for name, register in wanted.items():
@@ -272,6 +276,11 @@ class LayerHooks:
             handle.remove()
         self._handles.clear()
 
+    def release(self) -> None:
+        """Take every hook out of the layer for good: handles that are removed later put none back."""
+        self._is_released = True
+        self.remove()
+
     # -- one forward ----------------------------------------------------------------------------------------------
 
     def parts(self, ctx: ForwardContext) -> tuple[tuple[Part, ...], dict[str, tuple[LinearPart, ...]]]:
@@ -280,10 +289,14 @@ class LayerHooks:
         Raises:
             Uncompiled: something is asked of it in this forward that cannot be.
         """
+        if self.compiled is None:
+            raise Uncompiled("it is compiled no more")  # somebody wraps its forward, which could not be given back
         below = [point for point in self._entries if isinstance(point, OutputOf)]
         strange = [str(point) for point in self._entries.keys() - _COMPILED_POINTS - {*below}]
         if strange or self._handles.keys() - _COMPILED_HOOKS - {f"{point}, compiled" for point in below}:
             raise Uncompiled(f"something in it is not compiled ({', '.join(strange) or 'a policy'})")
+        if self._is_hooked(anew=ctx.past_tokens is None):
+            raise Uncompiled("a hook that is not the seam's stands at one of its modules")
         view = ctx.at(self.index)
         if view.index is not None or view.key_index is not None:
             raise Uncompiled("tokens were taken out of it")
@@ -301,6 +314,19 @@ class LayerHooks:
             if part is not None:
                 parts.append(part)
         return tuple(parts)
+
+    def _is_hooked(self, *, anew: bool) -> bool:
+        """Whether somebody else hooked a module below the layer. torch guards no hooks: in a graph that is there
+        already none would be called, and one that is made with them would call them in other layers.
+
+        Args:
+            anew: look for modules again, which takes long; else those that were found will do.
+        """
+        if anew or not self._tables:
+            _, *below = self.anatomy.layers[self.index].modules()
+            self._tables = [table for module in below for table in _hooks(module)]
+        own = {each.id for each in self._handles.values() if isinstance(each, RemovableHandle)}
+        return any(table and table.keys() - own for table in self._tables)
 
     @_untraced
     def _run(
@@ -499,6 +525,11 @@ class LayerHooks:
     @_untraced
     def _after_mlp(self, mlp: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
         return self._at(Point.MLP, self._current(), output)
+
+
+def _hooks(module: nn.Module) -> tuple[Mapping[int, Any], ...]:
+    """Those of a module, by kind."""
+    return module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
 
 
 def _below(layer: nn.Module, path: str) -> nn.Module | None:

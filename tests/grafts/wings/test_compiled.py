@@ -16,6 +16,7 @@ from transformers import DynamicCache
 import alula
 from alula import WingsConfig
 from alula.errors import HostError, UsageError
+from alula.policies import Withdraw
 from alula.probes import AttentionShift
 from alula.seam.dialect import cache_keyword
 from tests import zoo
@@ -122,6 +123,24 @@ def test_what_is_not_compiled_runs_as_it_is_written(caplog: pytest.LogCaptureFix
     assert graphs() == 0
 
 
+def test_hooks_of_others_are_called(caplog: pytest.LogCaptureFixture) -> None:
+    """Whenever they came and wherever they stand: torch guards none."""
+    model, twin = pair("llama")
+    inputs, seen = zoo.batch("llama", "3I20"), []
+    run(twin, "llama", inputs)
+    with caplog.at_level(logging.WARNING, "alula"):
+        looking = twin.model.layers[1].self_attn.register_forward_hook(lambda *_: seen.append(1))
+        run(twin, "llama", inputs)
+    assert seen == [1]
+    (told,) = [record.message for record in caplog.records if record.name.startswith("alula")]
+    assert told.endswith("runs uncompiled: a hook that is not the seam's stands at one of its modules")
+    looking.remove()
+    for each in (model, twin):
+        each.model.layers[0].mlp.register_forward_hook(lambda mlp, given, output: 2 * output)
+    torch.testing.assert_close(run(twin, "llama", inputs), run(model, "llama", inputs), atol=2e-5, rtol=1e-4)
+    assert graphs() == 1 * EACH
+
+
 def test_taken_off_the_host_is_what_it_was() -> None:
     _, twin = pair("llama")
     inputs = zoo.batch("llama", "30")
@@ -135,9 +154,33 @@ def test_taken_off_the_host_is_what_it_was() -> None:
     assert not any("forward" in vars(layer) for layer in model.model.layers)
 
 
+def test_a_handle_takes_away_its_own_alone() -> None:
+    model, _ = grafted("llama")
+    earlier = alula.compile_layers(model, backend="eager")
+    earlier.remove()
+    handle = alula.compile_layers(model, backend="eager")
+    earlier.remove()
+    assert all("forward" in vars(layer) for layer in model.model.layers)
+    alula.detach(model)
+    handle.remove()
+    assert not any(layer._forward_pre_hooks or layer._forward_hooks for layer in model.model.layers)
+
+
+def test_a_policy_that_stays_longer_leaves_nothing() -> None:
+    model, _ = grafted("llama")
+    handle = alula.compile_layers(model, backend="eager")
+    policy = Withdraw(layer=1).attach(model)
+    handle.remove()
+    policy.detach()
+    assert not any("forward" in vars(layer) for layer in model.model.layers)
+    alula.compile_layers(model, backend="eager")
+
+
 def test_hosts_that_cannot_be_compiled_are_refused() -> None:
     with pytest.raises(UsageError, match="no graft"):
         alula.compile_layers(zoo.build("llama"))
+    with pytest.raises(UsageError, match="leave fullgraph out"):
+        alula.compile_layers(grafted("llama")[0], fullgraph=False)
     model, _ = grafted("gemma3")
     with pytest.raises(HostError, match="a norm between its attention and the stream"):
         alula.compile_layers(model)
