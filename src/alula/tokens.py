@@ -198,12 +198,13 @@ class TokenMap:
         A user's turn begins where a token of the user's follows one that is not. What has no role belongs to the turn
         before it. The answer to a turn with an image is thus within it.
         """
-        is_users = self.role == Role.USER
+        valid = self.valid
+        is_users = (self.role == Role.USER) & valid
         # what stands before a token, padding left out: the number of valid tokens that are not the user's changes
-        others = (self.valid & ~is_users).cumsum(dim=1)
+        others = (valid & ~is_users).cumsum(dim=1)
         turn = torch.where(is_users, others + 1, 0).cummax(dim=1).values
         seen = torch.where(self.is_perceptual, turn + 1, 0).cummax(dim=1).values
-        return (seen == turn + 1) & self.valid
+        return (seen == turn + 1) & valid
 
     # -- change of shape ------------------------------------------------------------------------------------------
 

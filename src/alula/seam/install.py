@@ -600,7 +600,7 @@ class Seam(nn.Module):
         if tokens.shape != tuple(reference.shape):
             raise UsageError(f"token_map describes {tokens.shape} tokens, the forward has {tuple(reference.shape)}")
         if roles is None and self in (lent_roles := _given_roles.get()):
-            roles = _expand_roles(lent_roles[self], *reference.shape, past=length)
+            roles = _expand_roles(lent_roles[self], *reference.shape, past=length, device=reference.device)
         if roles is not None:
             tokens = tokens.with_roles(roles.to(tokens.device))
         preconditions.check(
@@ -781,8 +781,12 @@ class Seam(nn.Module):
 
     @contextmanager
     def given_roles(self, roles: Tensor | None) -> Iterator[None]:
-        """Use (B, S) `roles` for the first forward of every empty cache, e.g. the prompt of a `generate` call, in this
-        thread; all that follows is the assistant's. None: nothing is known.
+        """Have the forwards that this thread begins inside take their tokens' roles from (B, S) `roles`, e.g. those of
+        the prompt of a `generate` call; all that follows is the assistant's.
+
+        Args:
+            roles: of all tokens from the first of the cache on, however many of them it holds already, padding
+                included. None: nothing is known.
         """
         before = _given_roles.get()
         _given_roles.set(before if roles is None else {**before, self: roles})
@@ -880,10 +884,12 @@ def _repeats(have: int, batch: int) -> int:
     return 1 if batch % have else batch // have
 
 
-def _expand_roles(roles: Tensor, batch: int, length: int, *, past: int) -> Tensor:
+def _expand_roles(roles: Tensor, batch: int, length: int, *, past: int, device: torch.device) -> Tensor:
     """As `_expand`, for roles, behind a cache of so many tokens: those of a prompt may come in pieces, and what is
     generated is the assistant's."""
-    have = roles.shape[0]
+    have, known = roles.shape
+    if past >= known:  # a step: nothing of the prompt's is brought to the device
+        return torch.full((batch, length), int(Role.ASSISTANT), device=device)
     roles = roles[:, past : past + length].repeat_interleave(_repeats(have, batch), dim=0)
     return torch.nn.functional.pad(roles, (0, length - roles.shape[1]), value=int(Role.ASSISTANT))
 

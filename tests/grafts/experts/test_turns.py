@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -127,6 +128,18 @@ def test_a_prompt_in_pieces_is_the_whole_prompt() -> None:
     torch.testing.assert_close(torch.cat(logits, dim=1), expected, atol=1e-9, rtol=1e-9)
 
 
+def test_a_step_brings_no_roles_to_the_device() -> None:
+    """What a prompt's tokens are is copied with the prompt: these could not be."""
+    model, inputs = zoo.build("llava-llama"), batch(TURNS[0])
+    graft = wake(alula.attach(model, ExpertsConfig(tokens="turn", rank=3)))
+    roles = inputs.pop("token_roles")
+    with torch.no_grad(), graft.seam.given_roles(roles):
+        cache = cache_of_output(model(**inputs, use_cache=True))
+        step = model(input_ids=torch.tensor([[5]]), **{CACHE: copy.deepcopy(cache)}).logits
+    with torch.no_grad(), graft.seam.given_roles(roles.to("meta")):
+        assert torch.equal(model(input_ids=torch.tensor([[5]]), **{CACHE: cache}).logits, step)
+
+
 def test_whose_turn_it_is_has_to_be_said() -> None:
     model, inputs = zoo.build("llava-llama"), batch("u1I2 a1 u3")
     graft = wake(alula.attach(model, ExpertsConfig(tokens="turn", rank=3)))
@@ -146,3 +159,9 @@ def test_the_map_of_tokens_knows_turns() -> None:
     modalities = torch.tensor([[0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0]])
     tokens = TokenMap.from_modalities(modalities, roles=roles)
     assert tokens.has_seen_in_turn.int().tolist() == [[0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 1]]
+
+
+def test_padding_begins_no_turn_whatever_role_it_carries() -> None:
+    roles, mask = torch.tensor([[1, 1, 1, 2, 1, 1, 2]]), torch.tensor([[1, 1, 1, 1, 0, 0, 1]])
+    tokens = TokenMap.from_modalities(torch.tensor([[0, 1, 0, 0, 0, 0, 0]]), mask, roles=roles)
+    assert tokens.has_seen_in_turn.int().tolist() == [[0, 1, 1, 1, 0, 0, 1]]
