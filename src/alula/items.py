@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alula.errors import HostError
 from alula.media import MEDIA
 from alula.tokens import UNKNOWN, Modality
 
@@ -431,33 +432,65 @@ def _patches(merge: Callable[[Any], int]) -> Count:
 
 def _tiled(host: Host, inputs: Mapping[str, Any], tokens: int) -> list[Piece]:
     """LLaVA-NeXT and its kin: the host's own packing, done on tensors that hold nothing."""
+    patches = (host.config.vision_config.image_size // host.config.vision_config.patch_size) ** 2
+    sizes, tiles = _tiles(host, inputs)
+    nothing = [torch.empty(count, patches, 1, device="meta") for count in tiles]
+    return [Piece(len(image)) for image in _packed(host, inputs, nothing, sizes)]
+
+
+def packed_tiles(host: Host, inputs: Mapping[str, Any], features: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What stands in the place of each image of a host that cuts them into tiles, by its own packing.
+
+    Args:
+        host: one of the table's whose images come in tiles.
+        inputs: of a forward, or what an image processor gave.
+        features: of each image (tiles, patches, 1), those that only fill up a batch included.
+
+    Returns:
+        (tokens, 1) for each image; 0 for tokens that close a line.
+
+    Raises:
+        HostError: its class token stays among the patches.
+    """
+    try:
+        sizes, tiles = _tiles(host, inputs)
+    except UnknownItems:
+        raise HostError(
+            f"image sizes are lacking, or the class token stays among the patches of {type(host.backbone).__name__}",
+            remedy='set vision_feature_select_strategy="default"',
+        ) from None
+    return _packed(host, inputs, [each[:count] for each, count in zip(features, tiles, strict=True)], sizes)
+
+
+def _tiles(host: Host, inputs: Mapping[str, Any]) -> tuple[list[list[int]], list[int]]:
+    """The sizes of images, and into how many tiles each is cut."""
     from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
     config, vision = host.config, host.config.vision_config
     sizes = _given(inputs, "image_sizes")
     sizes = sizes.tolist() if isinstance(sizes, Tensor) else [list(map(int, size)) for size in sizes]
-    strategy = inputs.get("vision_feature_select_strategy") or config.vision_feature_select_strategy
-    if strategy != "default" and vision.model_type.startswith("clip"):
+    if _selected(host, inputs) != "default" and vision.model_type.startswith("clip"):
         raise UnknownItems  # the class token stays among the patches
     alone = inputs.get("batch_num_images")
     cut = [True] * len(sizes) if alone is None else [int(n) == 1 for n in alone for _ in range(int(n))]
-    patches = (vision.image_size // vision.patch_size) ** 2
-    nothing = [
-        torch.empty(
-            image_size_to_num_patches(size, config.image_grid_pinpoints, vision.image_size) if whole else 1,
-            patches,
-            1,
-            device="meta",
-        )
+    return sizes, [
+        image_size_to_num_patches(size, config.image_grid_pinpoints, vision.image_size) if whole else 1
         for size, whole in zip(sizes, cut, strict=True)
     ]
-    how: dict[str, Any] = {"image_newline": torch.empty(1, device="meta")}
-    if config.model_type == "llava_onevision":
-        how["vision_aspect_ratio"] = config.vision_aspect_ratio
+
+
+def _selected(host: Host, inputs: Mapping[str, Any]) -> str:
+    return inputs.get("vision_feature_select_strategy") or host.config.vision_feature_select_strategy
+
+
+def _packed(host: Host, inputs: Mapping[str, Any], features: list[Tensor], sizes: list[list[int]]) -> Sequence[Tensor]:
+    how: dict[str, Any] = {"image_newline": features[0].new_zeros(1)}
+    if host.config.model_type == "llava_onevision":
+        how["vision_aspect_ratio"] = host.config.vision_aspect_ratio
     else:
-        how["vision_feature_select_strategy"] = strategy
-    packed, _ = host.backbone.pack_image_features(nothing, sizes, **how)
-    return [Piece(len(image)) for image in packed]
+        how["vision_feature_select_strategy"] = _selected(host, inputs)
+    packed, _ = host.backbone.pack_image_features(features, sizes, **how)
+    return packed
 
 
 def _grid(names: str, merge: Callable[[Host, Mapping[str, Any]], Any]) -> Count:

@@ -222,6 +222,15 @@ class Intake:
             )
         return before, behind[0]
 
+    def text(self, messages: Messages, prompt: bool) -> str:
+        """What the chat template writes, before the processor puts tokens of media in.
+
+        Args:
+            messages: content in lists of parts.
+            prompt: end with the generation prompt.
+        """
+        return self._text(self.processor, messages, prompt)
+
     def _reader(self, literal: bool) -> Any:
         return self._literals.reader if literal else self.processor
 

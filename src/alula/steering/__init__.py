@@ -4,6 +4,23 @@ the block the host is bit for bit what it was.
 
 from alula.steering.block import HIGHLIGHTED, Highlight, Method
 from alula.steering.highlight import highlight
+from alula.steering.prompt import Prompt
+from alula.steering.regions import Box, Frames, Mask, Polygon, Seconds, Whole
 from alula.steering.shift import Shift
+from alula.steering.spans import Span
 
-__all__ = ["HIGHLIGHTED", "Highlight", "Method", "Shift", "highlight"]
+__all__ = [
+    "HIGHLIGHTED",
+    "Box",
+    "Frames",
+    "Highlight",
+    "Mask",
+    "Method",
+    "Polygon",
+    "Prompt",
+    "Seconds",
+    "Shift",
+    "Span",
+    "Whole",
+    "highlight",
+]
