@@ -383,6 +383,28 @@ class Anatomy:
         return layers[feature if feature < 0 else feature - 1]
 
     @property
+    def image_connector(self) -> nn.Module:
+        """What takes the features of images from the tower to the decoder; HostError where there is none of its own, or
+        other media go through it as well."""
+        projector: Any = self.projector
+        of = getattr(projector, "of", None)  # of a host with connectors by medium
+        if projector is None or "shared" in getattr(projector, "_modules", ()):
+            raise HostError(
+                f"{type(self.host).__name__} has no connector between vision tower and decoder that only images go "
+                "through, where their features could be read",
+                remedy="do without (mks2.retrieval: null), or take a host whose connector stands outside of its tower",
+            )
+        return projector if of is None else of("image")
+
+    @property
+    def feature_size(self) -> int:
+        """Width of the features that `image_connector` is given."""
+        layers = getattr(self.host.config, "vision_feature_layer", None)
+        return int(self.host.config.vision_config.hidden_size) * (
+            len(layers) if isinstance(layers, list | tuple) else 1
+        )
+
+    @property
     def tower_heads(self) -> int:
         """Of its attention."""
         tower: Any = self.tower

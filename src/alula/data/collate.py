@@ -78,6 +78,10 @@ class Collator:
         labels: whether training batches say what is learnt from.
         roles: add ``token_roles`` (B, L) int64, whose turn each token belongs to (`alula.tokens.Role`), for grafts and
             probes that tell the system prompt from the user's words; the template has to write turn by turn.
+        descriptions: put the answer of each sample with one image and one answer into the batch once more, in a row of
+            its own behind the others: the answer's tokens, up to the one that ends it, behind the token that begins a
+            text where the tokenizer has one, with nothing to learn. ``describes`` (B,) int64 says for these rows which
+            image it is, in the order of the batch's, and -1 for the others.
         stops: ids of the tokens that end the model's generation; default: the tokenizer's end token.
         pad_to_multiple_of: round L up (tensor cores like 8 or 64).
         fingerprints: add ``image_fingerprints``, the images' ``ImageRef.fingerprint()`` in the order of
@@ -103,6 +107,7 @@ class Collator:
         train: bool = True,
         labels: bool = True,
         roles: bool = False,
+        descriptions: bool = False,
         stops: Sequence[int] | None = None,
         pad_to_multiple_of: int | None = None,
         fingerprints: bool = False,
@@ -116,6 +121,9 @@ class Collator:
         self.max_length, self.context = max_length, context
         self.padding_side = padding_side or ("right" if train else "left")
         self.train, self.labels, self.roles = train, train and labels, roles
+        self.descriptions = descriptions
+        if descriptions and not self.labels:
+            raise UsageError("descriptions are told by labels: they are of training batches", where="descriptions")
         self.pad_to_multiple_of = pad_to_multiple_of
         self.fingerprints = fingerprints
         self.quarantine, self.replacer = quarantine, replacer
@@ -303,6 +311,7 @@ class Collator:
                 for number in range(len(ids))
             ]
             del rows["assistant_masks"]
+        describes = self._describe(rows, entries) if self.descriptions else None
         length = max(map(len, ids))
         if self.pad_to_multiple_of:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -318,10 +327,32 @@ class Collator:
                 for start, labels in held
             ]
         )
+        if describes is not None:
+            batch["describes"] = torch.tensor(describes)
         if self.fingerprints:
             images = [ref for entry in entries for ref in entry.refs if isinstance(ref, MEDIA["image"])]
             batch["image_fingerprints"] = [ref.fingerprint() for ref in images]
         return BatchFeature(batch)
+
+    def _describe(self, rows: dict[str, Any], entries: list[_Entry]) -> list[int]:
+        """Add the rows of descriptions; which image each row is of, -1: none."""
+        ids, labels, image = rows["input_ids"], rows["labels"], 0
+        describes, begin = [-1] * len(ids), self.tokenizer.bos_token_id
+        per_token = [key for key, value in rows.items() if _per_token(value, ids)]
+        for number, entry in enumerate(entries):
+            images = sum(isinstance(ref, MEDIA["image"]) for ref in entry.refs)
+            spoken = [token for token in labels[number] if token != IGNORED]
+            answers = sum(message["role"] == "assistant" for message in entry.sample.messages)
+            if images == len(entry.refs) == answers == 1 and spoken:
+                begins = [begin] if begin is not None and ids[number][0] == begin else []
+                added = [*begins, *spoken]
+                fills = {"input_ids": added, "attention_mask": [1] * len(added), "labels": [IGNORED] * len(added)}
+                role = int(Role.ASSISTANT)
+                for key in per_token:
+                    rows[key].append(fills.get(key, [role if key == TOKEN_ROLES else 0] * len(added)))
+                describes.append(image)
+            image += images
+        return describes
 
     def _stacked(self, values: list[list[int]], length: int, fill: int) -> torch.Tensor:
         padded = torch.full((len(values), length), fill, dtype=torch.int64)

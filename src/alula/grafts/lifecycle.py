@@ -62,7 +62,7 @@ def compile_layers(model: nn.Module, **options: Any) -> Handle:
     """Have the decoder layers of a model with grafts run compiled, with what the grafts add to them.
 
     One graph serves all layers, all lengths and all steps: prompts, steps and training have one each, for one sample
-    and for several. Wings and experts are compiled; in forwards in which something stands in a layer that is not
+    and for several. Wings, experts and MKS2 are compiled; in forwards in which something stands in a layer that is not
     (policies, probes that look inside of it, hooks of others at its modules, gradient checkpointing, the prompt into a
     cache of fixed size), that layer runs as it is written, which is logged once. Text alone is computed as the compiled
     host computes it.

@@ -186,6 +186,24 @@ class Seam(nn.Module):
             self._tower.put(owner, request)
         return Handle(self._drop, None, request)
 
+    def request_features(self, *, owner: str) -> Handle:
+        """Have what the vision tower hands to the connector of images, (images, positions, width), kept without
+        gradients until the handle is removed: see `features_of`, and ``ForwardContext.of_tower`` under that name.
+
+        Args:
+            owner: under which name it is there.
+
+        Raises:
+            HostError: the host has no connector that only images go through.
+        """
+        self.anatomy.image_connector  # noqa: B018 - refuses where there is none
+        with _changing:
+            return self._tower.keep_features(owner)
+
+    def features_of(self, owner: str) -> Tensor:
+        """(images, positions, width) of the images that the tower made last in this thread, for who requested them."""
+        return (self._tower.notes.get() or {})[owner]
+
     def request_heads(self, layer: int, heads: Heads, *, mark: Hashable | None = None) -> Handle:
         """Have `heads` receive queries and keys of a decoder layer's attention, until the handle is removed.
 

@@ -7,6 +7,7 @@ of neither. What a reader makes of it is kept for the thread until the tower run
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from alula.anatomy import Anatomy
+from alula.errors import SeamError
 from alula.seam import dialect
-from alula.seam.hooks import ByThread
+from alula.seam.hooks import ByThread, Handle
 from alula.seam.requests import Request, Tower
 
 
@@ -47,6 +49,21 @@ class TowerHooks:
                 part = next((each for path, each in layer.named_modules() if path.endswith(name)), None)
                 if part is not None:
                     self._handles.append(part.register_forward_hook(hook))
+
+    def keep_features(self, owner: str) -> Handle:
+        """See `Seam.request_features`."""
+        handle = self.anatomy.image_connector.register_forward_pre_hook(partial(self._before_connector, owner))
+        return Handle(handle.remove)
+
+    @torch.compiler.disable
+    def _before_connector(self, owner: str, module: nn.Module, args: Any) -> None:
+        features: Tensor = args[0].detach()
+        if features.dim() != 3:
+            raise SeamError(
+                f"{type(module).__name__} is given features of the shape {tuple(features.shape)}, not image by image",
+                remedy="do without (mks2.retrieval: null)",
+            )
+        self.notes.put({**(self.notes.get() or {}), owner: features})
 
     def drop(self, is_gone: Callable[[Request[Any]], bool]) -> None:
         """Take away those that are gone."""

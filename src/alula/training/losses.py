@@ -33,11 +33,14 @@ class Loss:
         weight: what its mean over the samples is multiplied by before it is added.
         observes: whether it is given the context. Where no loss of a stage is, nothing is put on the model, and
             decoders that no seam can be put on will do.
+        in_batch: whether it compares the samples of a micro-batch with one another (those of all processes): then
+            another split of an optimizer step is another loss.
     """
 
     function: LossFunction
     weight: float = 1.0
     observes: bool = True
+    in_batch: bool = False
 
 
 class AuxiliaryLosses:

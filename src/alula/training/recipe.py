@@ -198,6 +198,8 @@ class _Stage(Section):
         if self.train and not any(part.startswith(method.defining) for part in self.train):
             need = _or(part + ("*" if part.endswith(".") else "") for part in method.defining)
             raise ValueError(f"train: method `{self.method}` without the part {need} would not be `{self.method}`")
+        if idle := [part for part in self.learning_rates if part in method.idle_parts(self.settings)]:
+            raise ValueError(f"train: {_and(idle)} does nothing under these settings of `{self.method}`")
         for section in METHODS:
             if getattr(self, section, None) is not None and self.method != section:
                 raise ValueError(f"`{section}` configures method {section}, but this stage's method is {self.method}")
@@ -269,6 +271,25 @@ class Recipe(Section):
         except UsageError as error:
             raise ValueError(f"{error.where}: {error.message}") from error
 
+    @model_validator(mode="before")
+    @classmethod
+    def _continue(cls, value: Any) -> Any:
+        """Settings of a stage that goes on with an adapter and may change some: those of the stage before, and its
+        own."""
+        stages = value.get("stages") if isinstance(value, Mapping) else None
+        if not isinstance(stages, list | tuple) or not all(isinstance(stage, Mapping) for stage in stages):
+            return value
+        found: list[Mapping[str, Any]] = []
+        for stage in stages:
+            name = stage.get("method")
+            method = METHODS.get(name) if isinstance(name, str) else None
+            if method is not None and method.continued and found and found[-1].get("method") == name:
+                before, own = found[-1].get(name) or {}, stage.get(name) or {}
+                if isinstance(before, Mapping) and isinstance(own, Mapping):
+                    stage = {**stage, name: {**before, **own}}
+            found.append(stage)
+        return {**value, "stages": found}
+
     @model_validator(mode="after")
     def _recomputable(self) -> Recipe:
         for stage in self.stages:
@@ -291,11 +312,30 @@ class Recipe(Section):
                     f"stages: `{before.name}` leaves a {before.method} adapter, which `{after.name}` "
                     f"(method {after.method}) cannot go on with; use method {before.method}, or put it first"
                 )
-            if getattr(after, after.method, None) is not None:
+            kept = METHODS[after.method].continued
+            changed = [
+                key
+                for key in (type(after.settings).model_fields if kept else ())
+                if key not in kept and getattr(after.settings, key) != getattr(before.settings, key)
+            ]
+            if changed:
+                raise ValueError(
+                    f"stages: `{after.name}` goes on with the adapter of `{before.name}`, of whose settings it may "
+                    f"change {_and(kept)}, not {_and(changed)}"
+                )
+            if not kept and getattr(after, after.method, None) is not None:
                 raise ValueError(
                     f"stages: `{after.name}` goes on with the adapter of `{before.name}`; leave its "
                     f"`{after.method}` section out, the adapter's own shape is kept"
                 )
+        for place, stage in enumerate(self.stages):
+            method = METHODS[stage.method]
+            before_it = self.stages[place - 1].settings if place and method.leaves_adapter else None
+            if before_it is not None and self.stages[place - 1].method != stage.method:
+                before_it = None
+            why = method.misplaced(stage.settings, stage.learning_rates, before_it)
+            if why is not None:
+                raise ValueError(f"stages: `{stage.name}` {why}")
         return self
 
 

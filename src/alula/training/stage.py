@@ -245,6 +245,7 @@ def train_stage(opened: OpenStage, display: Display, callbacks: Sequence[Trainer
             dataset=opened.samples.window(data.steps * stage.batch_size),
             collator=collator(plan, tunable, data.quarantine, opened.samples),
             auxiliary=auxiliary,
+            token_weight=METHODS[stage.method].token_weight(stage.settings),
             callbacks=[writer, Sealing(stage.keep_checkpoints), *([monitor] if monitor else []), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
@@ -263,6 +264,7 @@ def collator(
         context=context_length(tunable.model),
         template=plan.template,
         roles=needs_roles(tunable.model),
+        descriptions=METHODS[plan.stage.method].describes(plan.stage.settings),
         stops=stop_ids(tunable.model, tunable.processor.tokenizer),
         quarantine=quarantine,
         replacer=replacer if quarantine is not None else None,

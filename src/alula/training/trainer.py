@@ -89,6 +89,7 @@ class StageTrainer(Trainer):
         rates: peak learning rate per part.
         dataset: map-style, in the order it is to be taken.
         auxiliary: losses beside the next-token loss.
+        token_weight: factor on the next-token loss.
     """
 
     def __init__(
@@ -102,9 +103,11 @@ class StageTrainer(Trainer):
         dataset: Any,
         collator: Any,
         auxiliary: AuxiliaryLosses,
+        token_weight: float,
         callbacks: list[TrainerCallback],
     ) -> None:
         self.parts, self.rates, self.stage, self.auxiliary = parts, rates, stage, auxiliary
+        self.token_weight = token_weight
         super().__init__(
             model=model,
             args=args,
@@ -144,6 +147,8 @@ class StageTrainer(Trainer):
                 return_outputs=True,
                 num_items_in_batch=num_items_in_batch,
             )
+        if self.token_weight != 1.0:
+            loss = self.token_weight * loss
         added = self.auxiliary.added(outputs, batch)
         if added is not None:  # gradients are averaged over processes, which the Trainer's own loss makes up for, too
             loss = loss + added * self.accelerator.num_processes

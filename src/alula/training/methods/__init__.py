@@ -10,12 +10,13 @@ from alula.training.methods.base import Method, Tunable
 from alula.training.methods.experts import Experts
 from alula.training.methods.full import Full
 from alula.training.methods.lora import Lora
+from alula.training.methods.mks2 import MKS2
 from alula.training.methods.prefix import Prefix
 from alula.training.methods.projector import Projector
 from alula.training.methods.wings import Wings
 
 _REGISTRY: Registry[Method] = Registry("alula.methods", "method of training")
-for _method in (Projector(), Full(), Lora(), Prefix(), Wings(), Experts()):
+for _method in (Projector(), Full(), Lora(), Prefix(), Wings(), Experts(), MKS2()):
     _REGISTRY.register(_method.name, _method)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -57,6 +57,8 @@ class Method(abc.ABC):
     """parts (or beginnings of their names) without one of which it would be another method"""
     leaves_adapter: ClassVar[bool] = False
     """whether its output is an adapter on a base, which only the same method can go on training"""
+    continued: ClassVar[tuple[str, ...]] = ()
+    """settings that a stage which goes on with its adapter may change; the others are those of the stage before"""
     no_checkpointing: ClassVar[str | None] = None
     """why blocks cannot be recomputed under it"""
 
@@ -71,6 +73,28 @@ class Method(abc.ABC):
             settings: of the stage, as they were given.
         """
         return train
+
+    def idle_parts(self, settings: Any) -> Collection[str]:
+        """Those of its parts that do nothing under these settings, and so cannot be trained."""
+        return ()
+
+    def misplaced(self, settings: Any, rates: Collection[str], before: Any) -> str | None:
+        """Why a stage makes no sense at its place; None: it does.
+
+        Args:
+            settings: the stage's.
+            rates: names of the parts it trains.
+            before: settings of the stage whose adapter it goes on with; None: it starts afresh.
+        """
+        return None
+
+    def describes(self, settings: Any) -> bool:
+        """Whether batches hold captions once more, alone (`Collator` with descriptions)."""
+        return False
+
+    def token_weight(self, settings: Any) -> float:
+        """Factor on the next-token loss."""
+        return 1.0
 
     def check(self, anatomy: Anatomy, settings: Any) -> None:  # noqa: B027 (a method may have nothing to refuse)
         """Refuse a host that does not have what the settings name.

@@ -47,7 +47,7 @@ class GraftMethod(Method):
     ) -> Tunable:
         model, modules = host.model, set[str]()
         if previous is not None:
-            graft = load_adapter(model, previous)
+            graft = load_adapter(model, previous, **self._changed(settings))
             modules.update(read_config(previous)["modules"])
         else:
             graft = attach(model, settings)
@@ -55,6 +55,10 @@ class GraftMethod(Method):
             projector = Anatomy.of(model).projector
             modules.update(name for name, module in model.named_modules() if module is projector)
         return Tunable(model, host.processor, base, graft, tuple(sorted(modules)))
+
+    def _changed(self, settings: Any) -> dict[str, Any]:
+        """Settings of the graft that this stage has in the place of its adapter's."""
+        return {name: getattr(settings, name) for name in self.continued if name in type(settings).free}
 
     def export(self, tuned: Tunable, directory: Path, host: Path) -> None:
         base = tuned.base
