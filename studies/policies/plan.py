@@ -61,6 +61,11 @@ class PoliciesPlan(StudyPlan):
                 raise UsageError(f"there is no {what} {unknown[0]!r}", remedy=f"choose among {', '.join(known)}")
         if not all(0 < share < 1 for share in self.shares):
             raise UsageError("a share of image tokens that stays is between 0 and 1")
+        if odd := [share for share in self.shares if share != round(share, 2)]:
+            raise UsageError(
+                f"shares are told apart by whole percents, and {odd[0]} is between two of them",
+                remedy=f"give {round(odd[0], 2)}",
+            )
         check_count(self.items, "items")
         check_count(self.pairs, "pairs")
 

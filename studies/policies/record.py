@@ -160,11 +160,13 @@ def apart(values: Marks, others: Marks) -> Estimate:
 
 
 def among(values: Marks, chosen: Marks) -> Estimate | None:
-    """The mean over items that each seed chooses for itself; intervals are over trainings alone. None: one has none."""
+    """The mean over items that each seed chooses for itself; intervals are over trainings alone, and one training has
+    none. None: a seed chooses nothing."""
     counts = chosen.sum(axis=1)
     if not counts.all():
         return None
-    return seed_interval(((values * chosen).sum(axis=1) / counts).tolist(), 0.0, values.shape[1])
+    means = ((values * chosen).sum(axis=1) / counts).tolist()
+    return Estimate(means[0]) if len(means) == 1 else seed_interval(means, 0.0, values.shape[1])
 
 
 def gather_seed(found: Mapping[str, Any]) -> SeedRecord:

@@ -60,7 +60,8 @@ def grids(record: PoliciesRecord) -> dict[str, Grid]:
     shares: list[float] = record.settings["shares"]
     if ways(record):
         found |= {"shares": _shares(record, shares), "kinds": _kinds(record, shares)}
-        found |= {"hard": _hard(record, shares)}
+    if {"pooling", "random"} <= {way.name for way in ways(record)}:
+        found["hard"] = _hard(record, shares)
     if record.has("random-at-2"):
         found["layers"] = _layers(record)
     if all(model.stays for model in record.models):

@@ -113,21 +113,19 @@ def _random(record: PoliciesRecord) -> str:
 def _difficult(record: PoliciesRecord) -> str:
     split = hard(record, LOOKED)
     chance = record.right(share_name("random", LOOKED))
-    above: list[str] = []
-    alike: list[str] = []
+    sides: dict[int, list[str]] = {1: [], 0: [], -1: []}
     for way in ways(record):
         if way.name in PLAIN:
             continue
         found = among(record.right(share_name(way.name, LOOKED)) - chance, split.hard)
         if found is not None:
-            (above if found.low > 0 else alike).append(f"{_SHORT[way.name]} ({points(found)})")
+            sides[sign(found)].append(f"{_SHORT[way.name]} ({points(found)})")
     least = among(chance, split.hard)
     told_least = "" if least is None else f", of which random gets {percent(least.value)} right"
     return (
         f"What down-sampling gets wrong, others get right (VTC-Bench's difficult items): at {kept(LOOKED)} tokens "
-        f"these are {split.hard.sum(axis=1).mean():.0f} questions a seed{told_least}. Beyond random there, by "
-        f"intervals over three seeds alone: {listing(above) if above else 'nobody'}; not told from it: "
-        f"{listing(alike) if alike else 'nobody'}."
+        f"these are {split.hard.sum(axis=1).mean():.0f} questions a seed{told_least}. Against random there, by "
+        f"intervals over seeds alone ({len(record.models)}): {_told_sides(sides)}."
     )
 
 

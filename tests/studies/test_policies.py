@@ -203,6 +203,34 @@ def test_what_is_hard_is_what_down_sampling_gets_wrong() -> None:
     assert (record.right("pooling-22") * split.hard == 0).all()
 
 
+def test_who_is_told_from_chance_on_hard_questions_is_said_by_side() -> None:
+    record = made({"duplicates": 0.9, "tower-similarity": 0.05})
+    one = record.model_copy(update={"seeds": {0: record.seeds[0]}})
+    words = said(record, "What down-sampling gets wrong")
+    assert "seeds alone (3): above it" in words
+    above, rest = words.split("; below it ")
+    below, alike = rest.split("; not told from it ")
+    assert "DART (+" in above
+    assert below.startswith("the tower's similarity (-")
+    assert "FastV" in alike
+    # one training has no interval: nobody is told from chance
+    assert "seeds alone (1): not told from it DivPrune" in said(one, "What down-sampling gets wrong")
+
+
+@pytest.mark.parametrize("left_out", ["pooling", "random"])
+def test_a_report_without_plain_ways_has_no_hard_questions(left_out: str) -> None:
+    record, gone = made({}), {share_name(left_out, share) for share in SHARES}
+    seeds = {
+        seed: model.model_copy(update={"single": {row: each for row, each in model.single.items() if row not in gone}})
+        for seed, model in record.seeds.items()
+    }
+    fewer = record.model_copy(update={"seeds": seeds})
+    assert "DivPrune" in markdown(fewer)
+    assert "hard: against random" not in markdown(fewer)
+    assert verdict(fewer)
+    render(report(fewer))
+
+
 def test_the_report_shows_every_part() -> None:
     record = made({})
     page = render(report(record))
@@ -222,6 +250,8 @@ def test_impossible_plans_are_refused(tmp_path: Path) -> None:
         PoliciesPlan(tmp_path, ways=("clip",))
     with pytest.raises(UsageError, match="between 0 and 1"):
         PoliciesPlan(tmp_path, shares=(1.0,))
+    with pytest.raises(UsageError, match="between two of them"):  # what is kept of 0.33 would be taken for it
+        PoliciesPlan(tmp_path, shares=(0.33, 0.334))
 
 
 def test_the_page_has_the_tables_and_verdicts_of_its_record() -> None:
