@@ -436,3 +436,20 @@ def test_columns_hold_a_bias_exactly(dtype: torch.dtype) -> None:
     expected = model(input_ids=ids).logits.double()
     errors = {name: float((logits - expected).pow(2).mean().sqrt()) for name, logits in found.items()}
     assert errors["columns"] < (1e-12 if dtype == torch.float64 else 0.8 * errors["mask"]), errors
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("low", ["infinite", "lowest", "out of range once divided"])
+def test_columns_bar_keys(low: str, dtype: torch.dtype) -> None:
+    """As a mask does: what cannot be divided by the scaling is no NaN."""
+    model = zoo.build("qwen3").to(dtype)
+    ids = torch.randint(0, 50, (1, 12), generator=torch.Generator().manual_seed(0))
+    lowest = torch.finfo(dtype).min
+    bias = torch.zeros(1, 1, 1, 12)
+    bias[..., 3:6] = {"infinite": -torch.inf, "lowest": lowest, "out of range once divided": lowest / 2}[low]
+    found = []
+    for given in (bias, bias.expand(1, 1, 12, 12)):
+        with biased(model, Given(given)):
+            found.append(model(input_ids=ids).logits)
+    torch.testing.assert_close(*found)
