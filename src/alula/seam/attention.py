@@ -347,8 +347,8 @@ def _with_bias(
 def _columns_of(bias: Tensor, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """What a (B or 1, 1, 1, K) bias adds to q, (1, 1, 1, 8), and to k, (B or 1, 1, K, 8).
 
-    A number in half precision takes two columns: the second holds what the first rounds off. One that is infinite, or is
-    once it is divided, bars a key: it becomes the lowest there is, for what is infinite minus itself is no number.
+    A number in half precision takes two columns: the second holds what the first rounds off. One that is infinite, or
+    is once it is divided, bars a key: it becomes the lowest there is, for what is infinite minus itself is no number.
     """
     most = torch.finfo(dtype).max
     exact = bias.transpose(-1, -2).to(torch.promote_types(dtype, torch.float32)) / scaling
