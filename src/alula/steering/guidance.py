@@ -31,7 +31,6 @@ class Guided(Contrast):
         block: Highlight,
         guidance: float,
         *,
-        inputs: Mapping[str, Any] | None = None,
         everywhere: bool = False,
         probability: bool = False,
         plausibility: float = 0.0,
@@ -40,14 +39,13 @@ class Guided(Contrast):
         Args:
             block: whose second run it is.
             guidance: 1 would leave the first run's.
-            inputs: what the second run is given otherwise.
             everywhere: also where nothing is highlighted.
             probability: of probabilities, not of their logarithms.
             plausibility: tokens with less than this share of the probability of the likeliest one are out of the
                 question (0 to 1).
         """
         self.second: Hashable = block.second
-        self._block, self._guidance, self._inputs = block, guidance, dict(inputs or {})
+        self._block, self._guidance = block, guidance
         self._is_everywhere, self._of_probabilities, self._plausibility = everywhere, probability, plausibility
 
     def changed(self, given: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -60,7 +58,7 @@ class Guided(Contrast):
                 "guidance by probabilities gives numbers that are no logits: one token can be read from them, no more",
                 remedy="give max_new_tokens=1, or leave probability=True out",
             )
-        return self._inputs if begins else {}
+        return {}
 
     def combined(self, logits: Tensor, others: Tensor) -> Tensor:
         one, other = (torch.log_softmax(each.float(), dim=-1) for each in (logits, others))

@@ -53,13 +53,13 @@ class Shift(Settings):
         if guidance == 1 and not strength:
             raise UsageError("strength=0 and guidance=1 do nothing", remedy="give one of them another value")
         if strength:
-            _shift(block, strength, second=False)
+            shift(block, strength, second=False)
         if guidance == 1:
             return
         block.seam.request_contrast(Guided(block, guidance, probability=self.probability), mark=block.first)
         sign = -1 if strength < 0 else 1
         if further := -(strength + sign * self.margin):
-            _shift(block, further, second=True)
+            shift(block, further, second=True)
         if self.embedding != 1:
             self._scale_embeddings(block, sign)
 
@@ -96,7 +96,9 @@ def _product(weights: Tensor, amount: float) -> Tensor:
     return (amount * weights)[:, None, None]
 
 
-def _shift(block: Highlight, amount: float, *, second: bool) -> None:
+def shift(block: Highlight, amount: float, *, second: bool) -> None:
+    """Add a number to the attention logits of highlighted tokens, of a weight w, w times as much, in first or second
+    runs."""
     added = _Added(block, amount)
     for layer in range(block.anatomy.num_layers):
         block.seam.request_bias(layer, added, mark=block.second if second else block.first)
