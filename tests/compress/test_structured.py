@@ -151,6 +151,14 @@ def test_magnitude_needs_no_data() -> None:
     assert list(found.channels[1]) == expected.tolist()
 
 
+def test_a_share_is_not_a_part_less_than_it_says() -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=100, num_hidden_layers=1, num_attention_heads=4
+    )  # fmt: skip
+    found = remove(LlamaForCausalLM(config), Removal(mlp=0.29, multiple_of=1, method="magnitude"))
+    assert len(found.channels[0]) == 29
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
