@@ -1,7 +1,7 @@
 """What policies save on the clock, beside what they save on paper.
 
     python benchmarks/policies.py                    # writes benchmarks/results/policies.json
-    python benchmarks/policies.py --only steps --output x.json   # one part
+    python benchmarks/policies.py --only steps       # one part, anew; the others stay in the record
     python benchmarks/policies.py --device cuda      # on an accelerator: a decoder of 7B shape in bfloat16
     python benchmarks/policies.py --shrink --rounds 1 --output x.json   # the same code on little, anywhere
 
@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
+import json
 import statistics
 import sys
 import time
@@ -211,6 +213,12 @@ def ratio(seconds: dict[str, list[float]], name: str, to: str = "plain") -> dict
     return {"median": round(statistics.median(each), 3), "low": round(min(each), 3), "high": round(max(each), 3)}
 
 
+def _share(seconds: dict[str, list[float]], name: str, by_hand: str) -> float | None:
+    """Of what is saved by hand; None where that is nothing."""
+    ours, theirs = ratio(seconds, name)["median"], ratio(seconds, by_hand)["median"]
+    return None if theirs >= 1 else round((1 - ours) / (1 - theirs), 3)
+
+
 def prompt(model: Any, image: int, text: int) -> tuple[Tensor, TokenMap]:
     """Embeddings of one prompt, and its map."""
     modalities = torch.zeros(1, image + text, dtype=torch.int64, device=model.device)
@@ -263,9 +271,7 @@ def prefill(model: Any, image: int, text: int, device: str, rounds: int, chosen:
             "measured": clock,
             "share of the saving that arrives": round((1 - clock["median"]) / (1 - paper), 3),
             "by hand": hand,
-            "share of what is saved by hand": None  # where that is nothing
-            if hand["median"] >= 1
-            else round((1 - clock["median"]) / (1 - hand["median"]), 3),
+            "share of what is saved by hand": _share(seconds, name, f"{name}, by hand"),
         }
         print(
             f"  {name:30} counted {paper:.3f} measured {clock['median']:.3f} by hand {hand['median']:.3f}",
@@ -275,7 +281,8 @@ def prefill(model: Any, image: int, text: int, device: str, rounds: int, chosen:
 
 
 def decode(model: Any, image: int, text: int, device: str, rounds: int, steps: int) -> dict[str, Any]:
-    """Times of steps behind a long prompt, whose cache holds fewer keys under a policy."""
+    """Times of steps behind a long prompt, whose cache holds fewer keys under a policy. By hand: plain ones behind a
+    plain cache cut down to as many keys per layer."""
     embeds, tokens = prompt(model, image, text)
     layers = model.config.num_hidden_layers
     leaner = {name: policy for name, (policy, _) in policies(layers, image, text).items()}
@@ -286,6 +293,13 @@ def decode(model: Any, image: int, text: int, device: str, rounds: int, steps: i
         with policy.on(model):
             caches[name] = cache_of_output(model(inputs_embeds=embeds, token_map=tokens, logits_to_keep=1))
 
+    held = {name: [layer.keys.shape[-2] for layer in cache.layers[:layers]] for name, cache in caches.items()}
+    lean = [name for name in arms if name in leaner]
+    for name in lean:
+        cache = caches[f"{name}, by hand"] = copy.deepcopy(caches["plain"])
+        for layer, count in zip(cache.layers, held[name], strict=True):
+            layer.keys, layer.values = layer.keys[..., :count, :].clone(), layer.values[..., :count, :].clone()
+
     def go(name: str) -> Callable[[], None]:
         def run() -> None:
             for _ in range(steps):
@@ -295,16 +309,16 @@ def decode(model: Any, image: int, text: int, device: str, rounds: int, steps: i
             with arms[name].on(model):
                 run()
 
-        return run if name == "plain" else under
+        return under if name in arms else run
 
-    keys = {name: sum(layer.keys.shape[-2] for layer in cache.layers[:layers]) for name, cache in caches.items()}
     seconds = timed({name: go(name) for name in caches}, device, rounds)
     return {
         "image tokens": image,
         "steps per round": steps,
         "plain seconds per step": round(statistics.median(seconds["plain"]) / steps, 5),
-        "keys held, of plain": {name: round(keys[name] / keys["plain"], 3) for name in arms},
-        "measured": {name: ratio(seconds, name) for name in arms},
+        "keys held, of plain": {name: round(sum(held[name]) / sum(held["plain"]), 3) for name in arms},
+        "measured": {name: ratio(seconds, name) for name in caches if name != "plain"},
+        "share of what is saved by hand": {name: _share(seconds, name, f"{name}, by hand") for name in lean},
     }
 
 
@@ -399,14 +413,12 @@ def main() -> None:
     dtype = getattr(torch, options.dtype) if options.dtype else None
     model, what = decoder(options.device, dtype, shrink=options.shrink)
     print(what, file=sys.stderr)
-    record: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/policies.py", *sys.argv[1:]]),
-        "environment": readable_environment(),
-        "device": options.device,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "rounds": options.rounds,
-        "what": what,
-    }
+    place = {"device": options.device, "dtype": str(model.dtype).removeprefix("torch."), "what": what}
+    record: dict[str, Any] = {**place, "parts": {}}
+    if options.only and options.output.exists():
+        record = json.loads(options.output.read_text())
+        if any(record[name] != value for name, value in place.items()):
+            raise SystemExit(f"{options.output} was measured elsewhere: name another --output")
     tiled = ["pruned to 11 % at layer 2", "withdrawal in the middle"]
     image, tiles, long = (24, 48, 48) if options.shrink else (576, 2880, 2048)
     with torch.inference_mode():
@@ -423,6 +435,11 @@ def main() -> None:
             parts = {name: part for name, part in parts.items() if not name.startswith("memory")}
         for name in options.only or parts:
             record[name] = parts[name]()
+            record["parts"][name] = {
+                "command": " ".join(["python", "benchmarks/policies.py", *sys.argv[1:]]),
+                "rounds": options.rounds,
+                "environment": readable_environment(),
+            }
             write_json(options.output, record)
 
 
