@@ -83,6 +83,35 @@ def watched(name: str, calls: list[int]) -> Any:
     return loaded
 
 
+def copied(data: Path, folder: Path) -> tuple[Path, list[Any]]:
+    """The data in another place, to be changed there, and its records."""
+    shutil.copytree(data.parent, folder)
+    return folder / data.name, json.loads(data.read_text())
+
+
+@pytest.mark.parametrize("change", ["answers", "order", "picture"])
+def test_data_that_changed_are_not_mixed_in(llava: Path, data: Path, tmp_path: Path, change: str) -> None:
+    """In the same file: what is asked and calibrated on is another, and what is known of the other says nothing."""
+    file, records = copied(data, tmp_path / "mine")
+    plan = planned(llava, file, tmp_path / "out", sparsity=0.5)
+    compress(plan, LOAD)
+    if change == "answers":
+        records[0]["conversations"][-1]["value"] = "another"
+    pictures = sorted((file.parent / "images").iterdir())
+    if change == "picture":
+        shutil.copyfile(pictures[1], pictures[0])
+    file.write_text(json.dumps(records[::-1] if change == "order" else records))
+    with pytest.raises(UsageError, match="other questions, pictures"):
+        compress(plan, LOAD)
+
+
+def test_amounts_that_are_nearly_alike_are_two(llava: Path, data: Path, tmp_path: Path) -> None:
+    shares = 0.33333, 0.33334
+    found = [compress(planned(llava, data, tmp_path / "out", sparsity=share), LOAD) for share in shares]
+    assert [each.trial.share for each in found] == list(shares)
+    assert [each.trial.made["settings"]["sparsity"] for each in found] == list(shares)
+
+
 # -- what is found -----------------------------------------------------------------------------------------------------
 
 
@@ -194,7 +223,7 @@ def test_a_finished_compression_runs_no_model_again(searched: tuple[Plan, Compre
 def test_a_killed_compression_goes_on(searched: tuple[Plan, Compressed], tmp_path: Path, share: float) -> None:
     """What a kill leaves are files up to some byte; answers that were given are not given again."""
     plan, found = searched
-    for name in ("plan.json", "base.jsonl", f"tried/weights-{found.trials[0].share:.6f}.jsonl"):
+    for name in ("plan.json", "base.jsonl", f"tried/weights-{found.trials[0].share!r}.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((plan.output / name).read_bytes())
     measured = (plan.output / "measured.jsonl").read_bytes()

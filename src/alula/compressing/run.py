@@ -45,6 +45,7 @@ from alula.evaluation.conditions import conditions, decisive, fingerprint
 from alula.evaluation.pairing import compare_scores
 from alula.files import telling
 from alula.hosts import save_host
+from alula.inputs import Intake
 from alula.jobs import add_session, claim, refuse_others
 from alula.policies import active_policies
 from alula.probes import token_sets
@@ -144,7 +145,8 @@ class _Run:
         self.kinds = self.chosen.kinds()
         self._check_asked()
         state = conditions(model, Decoding(), plan.batch_size, plan.told.recorded(processor))
-        self.identity = {"fingerprint": fingerprint(model), **decisive(state)}
+        questions = self.chosen.digest(Intake.of(processor, plan.told))
+        self.identity = {"fingerprint": fingerprint(model), "questions": questions, **decisive(state)}
         self.facts: dict[str, Any] = {
             "model_class": type(anatomy.host).__name__,
             "parameters": sum(each.numel() for each in model.parameters()),
@@ -203,7 +205,7 @@ class _Run:
 
     def trial(self, amount: Amount) -> Trial:
         """What an amount comes to."""
-        key = f"tried/{amount.name}"
+        key = self._place(amount)
         if key not in self.book:
             started = time.perf_counter()
             made = self._make(amount)
@@ -227,7 +229,7 @@ class _Run:
 
     def trials(self) -> list[Trial]:
         """All that were tried, the least first."""
-        return [self.trial(amount) for amount in self.amounts if f"tried/{amount.name}" in self.book]
+        return [self.trial(amount) for amount in self.amounts if self._place(amount) in self.book]
 
     def nothing(self) -> EvaluationError:
         """That no amount is within the budget."""
@@ -246,7 +248,7 @@ class _Run:
     def write(self, amount: Amount) -> None:
         """Save the model of an amount, unless it is there already."""
         plan, trial = self.plan, self.trial(amount)
-        state = {"name": amount.name, "coded": plan.coded}
+        state = {"place": self._place(amount), "coded": plan.coded}
         if self.book.get("written") != state or not (plan.output / MODEL).is_dir():
             made = self._make(amount)
             if fingerprint(made.model) != trial.fingerprint:
@@ -280,7 +282,7 @@ class _Run:
         return _Made(model, processor, mask, dict(mask.made), mask.sparsity * total / before)
 
     def _place(self, amount: Amount) -> str:
-        return f"tried/{self.plan.kind}-{amount.share:.6f}"
+        return f"tried/{self.plan.kind}-{amount.share!r}"
 
     # -- answers ------------------------------------------------------------------------------------------------------
 

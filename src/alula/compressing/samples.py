@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ from alula.compress import Batches, MixtureBatches
 from alula.compressing.plan import SAMPLES, Plan
 from alula.data import BadSampleError, Collator, Mixture, Sample, open_file, open_source
 from alula.errors import DataError, UsageError
-from alula.evaluation import Defaults, ItemTask, Task, TaskItem, exact_match, named_tasks
+from alula.evaluation import Defaults, ItemTask, Task, TaskItem, exact_match, named_tasks, prompts
 from alula.evaluation.items import media_of
 from alula.evaluation.own_data import item_of
+from alula.inputs import Intake
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,23 @@ class Chosen:
         tasks: what is asked.
         batches: what scores are taken from; None where nothing is looked at.
         asked, calibrated: what they are, for people.
+        own: all conversations of the user's that play a part, in their order; none where they come with the model.
     """
 
     tasks: Sequence[Task]
     batches: Batches | None
     asked: str
     calibrated: str
+    own: Sequence[TaskItem] = ()
+
+    def digest(self, intake: Intake) -> str:
+        """sha256 (hex) of the user's conversations as the model is given them, media included, and of right answers."""
+        digest = hashlib.sha256()
+        for item in self.own:
+            messages = prompts.loaded(item.messages, intake)
+            rendered = prompts.encode(intake, messages, where=f"conversation {item.id!r}")
+            digest.update(f"{item.id}\n{rendered.hash}\n{item.gold}\n".encode())
+        return digest.hexdigest()
 
     def kinds(self) -> dict[str, dict[str, str]]:
         """By task and item, "text" or "visual": of what skill a question is."""
@@ -86,6 +99,7 @@ def _own(plan: Plan, takes: frozenset[str], collate: Collator) -> Chosen:
     wanted = (plan.calibration or SAMPLES) if plan.needs_data else 0
     seen: list[Sample] = []
     items: list[TaskItem] = []
+    own: list[TaskItem] = []
     reasons: list[str] = []
     for index in order:
         try:
@@ -98,8 +112,10 @@ def _own(plan: Plan, takes: frozenset[str], collate: Collator) -> Chosen:
             reasons.append(f"{sample.id} shows what the model does not take")
         elif len(seen) < wanted:
             seen.append(sample)
+            own.append(item)
         elif len(items) < plan.items:
             items.append(item)
+            own.append(item)
         else:
             break
     if not items:
@@ -116,7 +132,8 @@ def _own(plan: Plan, takes: frozenset[str], collate: Collator) -> Chosen:
     )  # fmt: skip
     batches = _Samples(seen, collate, plan.batch_size) if wanted else None
     calibrated = f"{len(seen)} conversations of {name}" if wanted else ""
-    return Chosen([task], batches, f"{len(items)} other conversations of {name}" if wanted else name, calibrated)
+    asked = f"{len(items)} other conversations of {name}" if wanted else name
+    return Chosen([task], batches, asked, calibrated, own)
 
 
 def _kind(item: TaskItem) -> str:
