@@ -67,7 +67,10 @@ def _region(
     named: Mapping[str, Any],
 ) -> tuple[Any, list[Tensor]]:
     """What is compiled: a layer's output, and what it left in a cache that was empty."""
-    frame, caught = Frame(parts, hidden, asked, linears), _Caught()
+    # said here, so that it is guarded: in a layer without a graft's hooks nobody asks, and its graph would be taken for
+    # that of a layer in which they stand
+    frame = Frame(tuple(parts), hidden, asked, dict(linears.items()))
+    caught = _Caught()
     given = {**named, NAME: frame}
     if cache_name is not None:
         given[cache_name] = caught if held is None else _OneLayer(held)

@@ -77,6 +77,13 @@ def test_a_graph_for_prompts_and_one_for_steps(tokens: str) -> None:
     assert torch.equal(theirs, run(model, "llama", text))
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_layers_without_experts_lend_no_graph_to_those_that_have_some(layer: int) -> None:
+    model, twin = pair(ExpertsConfig(rank=2, tokens="seen", targets=("mlp",), layers=(layer,)))
+    for ours, theirs in zip(logits(twin, "3I20", 3), logits(model, "3I20", 3), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
 def test_gradients() -> None:
     model, twin = pair(CONFIGS["both"])
     for layout in ("3I20", "9I31"):
