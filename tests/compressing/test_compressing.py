@@ -292,7 +292,9 @@ def test_a_budget_that_nothing_meets(searched: tuple[Plan, Compressed], tmp_path
         ({"sparsity": 0.5, "kind": "heads", "method": "sparsegpt"}, "should be 'wanda' or 'magnitude'"),
         ({"sparsity": 0.5, "tokens": "words"}, "cannot be 'words'"),
         ({"sparsity": 0.5, "method": "magnitude", "calibration": 3}, "magnitude looks at no data"),
-        ({"sparsity": 0.1, "budget": {"visual": 0.9}, "step": 0.2}, "--step"),
+        ({"sparsity": 0.1, "budget": {"visual": 0.9}, "step": 0.2}, "is more than the most"),
+        ({"sparsity": 0.5, "step": 0.1}, "--step has no effect"),
+        ({"kind": "heads", "budget": {"visual": 0.9}, "step": 0.1}, "--step has no effect"),
     ],
 )
 def test_settings_that_mean_nothing(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ BUDGETS = {
     "visual": "right answers to questions about images (films, sounds), over those of the model as it was",
 }
 """what a budget may ask for, each at least so much"""
+_STEP = 0.05
 MOST = 0.9
 """the largest share that is tried where nothing says it"""
 SAMPLES = 128
@@ -81,7 +82,7 @@ class Plan(Settings):
     kind: Kind = "weights"
     sparsity: Number | None = Field(default=None, gt=0, lt=1)
     budget: Mapping[str, Number] | None = None
-    step: Number = Field(default=0.05, gt=0, lt=1)
+    step: Number = Field(default=_STEP, gt=0, lt=1)
     method: Literal["wanda", "magnitude", "sparsegpt"] = "wanda"
     pattern: Literal["2:4", "4:8"] | None = None
     targets: tuple[str, ...] | None = None
@@ -122,6 +123,9 @@ class Plan(Settings):
             raise ValueError("--images is where pictures of --data are, and no --data is given")
         if self.calibration is not None and self.method == "magnitude":
             raise ValueError("--calibration has no effect: magnitude looks at no data")
+        if self.step != _STEP and (self.budget is None or self.pattern is not None or self.kind in ("heads", "blocks")):
+            why = "nothing is searched without --budget" if self.budget is None else "amounts are whole parts, or one"
+            raise ValueError(f"--step has no effect: {why}")
         if self.budget is not None and self.step > self.most:
             raise ValueError(f"--step {self.step:g} is more than the most that is tried, {self.most:g}")
         try:
