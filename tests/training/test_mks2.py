@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from alula.errors import HostError, RecipeError, UsageError
 from alula.grafts import MKS2Config
 from alula.grafts.mks2.retrieval import CaptionPairs, RetrievalHead
 from alula.hosts import load_host
-from alula.training import load_recipe, train
+from alula.training import check, train
 from alula.training.contrast import info_nce
 from alula.training.metrics import read_rows
 from tests import zoo
@@ -331,10 +329,6 @@ def test_a_router_that_is_not_there_is_not_trained(recipe: MakeRecipe) -> None:
         recipe(stages=[store, {**MIX, "train": {"mks2.router": 1e-3}}])
 
 
-def test_the_recipe_of_the_page_is_legal(plain: Callable[..., Any], tmp_path: Path) -> None:
-    made = load_recipe(Path(__file__).parents[2] / "recipes" / "mks2.yaml")
-    assert [(stage.method, stage.settings.mode) for stage in made.stages if stage.method == "mks2"] == [
-        ("mks2", "store"),
-        ("mks2", "mix"),
-    ]
-    assert json.loads(json.dumps(plain(**STORE)))  # what the others of this page are made of is plain data
+def test_the_recipe_in_the_repository_can_be_run() -> None:
+    made = check(Path(__file__).parents[2] / "recipes" / "mks2.yaml")
+    assert [(stage.method, stage.settings.mode) for stage in made.stages] == [("mks2", "store"), ("mks2", "mix")]

@@ -10,7 +10,7 @@ import typer
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
 from alula.cli.options import Policies, Template
-from alula.cli.tasks import HELP, EvalCommand, requested
+from alula.cli.tasks import HELP, EvalCommand, pictures_named, requested
 
 
 def register(app: typer.Typer) -> None:
@@ -32,6 +32,15 @@ def evaluate(
     task: Annotated[list[str] | None, typer.Option(metavar="TASK", help=HELP)] = None,
     images: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder that image paths in the files of tasks start from.")
+    ] = None,
+    retrieval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Captions and pictures in the place of questions: R@1, 5, 10 both ways (of models with MKS2's "
+            "retrieval), BLEU-4 and CIDEr. A file (COCO's or Karpathy's JSON, Flickr30k's lines, CSV of image and "
+            r"caption)\[,split=NAME]; or a source as recipes name it, such as microworld:caption,split=test.",
+        ),
     ] = None,
     template: Template = None,
     policies: Policies = None,
@@ -75,11 +84,13 @@ def evaluate(
     from rich.console import Console
 
     from alula.chat_template import TemplateSettings
-    from alula.evaluation import choose_tasks, run_session
+    from alula.errors import UsageError
+    from alula.evaluation import choose_tasks, evaluate_captions, run_session
     from alula.files import write_text
     from alula.hosts.placement import device_named, dtype_named
     from alula.loading import load_model
     from alula.reports import (
+        captions_table,
         comparison_outcome,
         experiment_report,
         experiment_table,
@@ -90,6 +101,30 @@ def evaluate(
     )
 
     settings = TemplateSettings.parse(template or ())
+    if retrieval is not None:
+        refused = {"--task": task, "--base": base, "--history": history}
+        if wrong := [option for option, given in refused.items() if given]:
+            raise UsageError(f"asks no questions: leave {', '.join(wrong)} out", where="--retrieval")
+        pictures = pictures_named(retrieval, images=images, n=n, seed=seed)
+        loaded, processor = load_model(model, dtype=dtype_named(dtype), device=device_named(device), policies=policies)
+        run = evaluate_captions(
+            loaded,
+            processor,
+            pictures,
+            name=model,
+            source=retrieval,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens or 64,
+            template=settings,
+            journal=output / "captions.jsonl",
+            progress=True,
+        )
+        run.save(output / "retrieval.json")
+        if as_json:
+            typer.echo(run.model_dump_json())
+        else:
+            Console().print(captions_table(run))
+        return
     asked = requested(task or (), images=images, n=n, seed=seed)
     session = run_session(
         model,

@@ -13,6 +13,7 @@ from alula import plugins
 from alula.errors import UsageError
 
 if TYPE_CHECKING:
+    from alula.data.captions import CaptionedPicture
     from alula.evaluation import HarnessTasks, ObjectFiles
 
 HELP = (
@@ -252,3 +253,47 @@ def _yes_or_no(text: str) -> bool:
     if text not in ("true", "false"):
         raise UsageError(f"chat={text} is neither true nor false", where="--task", remedy="chat=true")
     return text == "true"
+
+
+def pictures_named(
+    text: str, *, images: Path | None = None, n: int | None = None, seed: int = 0
+) -> tuple[CaptionedPicture, ...]:
+    """The pictures with captions that ``--retrieval`` names.
+
+    Args:
+        text: ``FILE[,split=NAME]`` or ``KEY:VALUE[,NAME=VALUE...]``, a source as recipes name it.
+        images: folder that paths in a file start from.
+        n: pictures of a file, drawn by ``seed``, or samples of a source; default: all, and 500.
+
+    Raises:
+        UsageError: neither of the two, or a setting of a file that is not its split. DataError: unusable data.
+    """
+    import yaml
+
+    from alula.data import open_source
+    from alula.data.captions import captions_of, read_captions
+    from alula.draws import Draw
+
+    what, *parts = text.split(",")
+    settings = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(f"{part!r} is no setting", where="--retrieval", remedy="write name=value")
+        settings[name.strip()] = value.strip()
+    if Path(what).is_file():
+        if others := sorted({*settings} - {"split"}):
+            raise UsageError(f"a file has no setting {others[0]!r}", where="--retrieval", remedy="split=NAME")
+        pictures = list(read_captions(what, images=images, split=settings.get("split")))
+        if n is not None:
+            Draw("captioned pictures", seed).shuffle(pictures)
+        return tuple(pictures[:n])
+    key, colon, value = what.partition(":")
+    if not colon:
+        raise UsageError(
+            f"there is no file {what!r}", where="--retrieval", remedy="a file, or a source such as microworld:caption"
+        )
+    if images is not None:
+        raise UsageError("--images is for a file of captions", where="--retrieval")
+    spec = {key: value, **{name: yaml.safe_load(each) for name, each in settings.items()}}
+    return captions_of(open_source(spec), 500 if n is None else n)

@@ -341,11 +341,9 @@ class Collator:
         per_token = [key for key, value in rows.items() if _per_token(value, ids)]
         for number, entry in enumerate(entries):
             images = sum(isinstance(ref, MEDIA["image"]) for ref in entry.refs)
-            spoken = [token for token in labels[number] if token != IGNORED]
             answers = sum(message["role"] == "assistant" for message in entry.sample.messages)
-            if images == len(entry.refs) == answers == 1 and spoken:
-                begins = [begin] if begin is not None and ids[number][0] == begin else []
-                added = [*begins, *spoken]
+            added = description(ids[number], labels[number], begin)
+            if images == len(entry.refs) == answers == 1 and added:
                 fills = {"input_ids": added, "attention_mask": [1] * len(added), "labels": [IGNORED] * len(added)}
                 role = int(Role.ASSISTANT)
                 for key in per_token:
@@ -423,6 +421,17 @@ class _Entry:
     refs: list[Any]
     attempt: int = 0
     literal: bool = False
+
+
+def description(ids: Sequence[int], labels: Sequence[int], begin: int | None) -> list[int]:
+    """The token ids of a sample's answer alone, up to the one that ends it.
+
+    Args:
+        ids, labels: of the sample.
+        begin: the token that begins a text, which the answer gets where the sample has it.
+    """
+    spoken = [token for token in labels if token != IGNORED]
+    return [begin, *spoken] if spoken and begin is not None and ids[0] == begin else spoken
 
 
 def _per_token(value: Any, ids: list[list[int]]) -> bool:

@@ -27,6 +27,7 @@ from alula.evaluation.results import (
     RunResult,
     TaskResult,
 )
+from alula.evaluation.retrieval import CaptionRun, Recall, evaluate_captions, recall_of
 from alula.evaluation.runner import evaluate
 from alula.evaluation.scoring import exact_match, normalise
 from alula.evaluation.session import Session, choose_tasks, run_session
@@ -34,6 +35,7 @@ from alula.hosts.decoding import Decoding
 
 __all__ = [
     "HALLUCINATION",
+    "CaptionRun",
     "Comparison",
     "Conditions",
     "Decoding",
@@ -48,6 +50,7 @@ __all__ = [
     "PairedRun",
     "Ratio",
     "RatioComparison",
+    "Recall",
     "RunResult",
     "SeedsComparison",
     "SeedsResult",
@@ -62,6 +65,7 @@ __all__ = [
     "choose_tasks",
     "data_task",
     "defaults_for",
+    "recall_of",
     "run_session",
     "exact_match",
     "named_tasks",
@@ -71,6 +75,7 @@ __all__ = [
     "pope_of_annotations",
     "pope_of_questions",
     "evaluate",
+    "evaluate_captions",
     "run_harness",
     "task_names",
 ]

@@ -6,7 +6,7 @@ from alula.reports.experiment import document, experiment_report
 from alula.reports.outcome import BaseOutcome, CurvePoint, MethodOutcome, Outcome, SeedOutcome, read_curve
 from alula.reports.ratios import paired_ratio_tables, run_ratio_tables
 from alula.reports.single import run_report
-from alula.reports.terminal import experiment_table, findings_table, run_table
+from alula.reports.terminal import captions_table, experiment_table, findings_table, run_table
 
 __all__ = [
     "BaseOutcome",
@@ -16,6 +16,7 @@ __all__ = [
     "Outcome",
     "Section",
     "SeedOutcome",
+    "captions_table",
     "comparison_outcome",
     "document",
     "experiment_report",

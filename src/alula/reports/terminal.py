@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from alula.evaluation import RunResult
+from alula.evaluation import CaptionRun, RunResult
 from alula.evaluation.results import Estimate
 from alula.reports.outcome import Outcome
 from alula.reports.summary import Summary
@@ -47,6 +47,30 @@ def experiment_table(outcome: Outcome) -> Table:
             parts = [summary.overall(method, task) for method in summary.methods]
             changes = [f"[red]-{_mean(part.lost)}[/red]\n[green]+{_mean(part.gained)}[/green]" for part in parts]
             table.add_row("  items lost\n  gained", "", *changes)
+    return table
+
+
+def captions_table(run: CaptionRun) -> Table:
+    """Return what a model made of pictures and captions: recall where it compares them, and its own captions."""
+    table = Table(
+        title=escape(f"{run.model}: {run.pictures} pictures, {run.references} captions"),
+        caption=None if run.recall is not None else "no recall: the model does not compare captions and pictures",
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for name in ("", "value", "95 % interval"):
+        table.add_column(name, justify="left" if name == "" else "right")
+    if run.recall is not None:
+        for title, found in (
+            ("caption to picture", run.recall.caption_to_image),
+            ("picture to caption", run.recall.image_to_caption),
+        ):
+            for k, share in found.items():
+                table.add_row(f"{title}, R@{k}", percent(share.value), f"{bounds(share)} %")
+    table.add_row("BLEU-4", f"{run.bleu4:.1f}", "")
+    table.add_row("CIDEr-D", f"{run.cider.value:.2f}", f"{run.cider.low:.2f} to {run.cider.high:.2f}")
     return table
 
 

@@ -272,6 +272,11 @@ class MKS2Graft(Graft):
         with marked((self.owner_id, mode)):
             yield
 
+    @property
+    def compares(self) -> bool:
+        """Whether it has weights to compare captions and images with."""
+        return self.config.retrieval is not None
+
     def pairs(self, ctx: ForwardContext) -> CaptionPairs | None:
         """The captions and images of a forward that was told of captions; None of others."""
         return ctx.memo.get((Comparing, self.name))

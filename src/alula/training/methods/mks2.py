@@ -121,7 +121,7 @@ class MKS2(GraftMethod):
         try:
             for index in anatomy.layer_indices(settings.layers):
                 adapted_linears(anatomy, index, settings)
-            if settings.retrieval is not None:
+            if settings.retrieval is not None and anatomy.tower is not None:  # an LLM is yet to be joined with one
                 anatomy.image_connector  # noqa: B018 - refuses where there is none
         except (HostError, UsageError) as error:
             raise RecipeError(error.message, where=error.where or "mks2", remedy=error.remedy) from None
