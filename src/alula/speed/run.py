@@ -189,7 +189,7 @@ class _Run:
                 self._count(candidate)
                 advancing.advance(f"count: {candidate.name}", 1)
             references = self._references(grid)
-            # answers of a reference that is in the grid anyway are made once
+            # answers of a reference that several share are made once
             among = {each.key: each for each in (PLAIN, *grid, *references.values())}
             for number in range(len(self.batches)):
                 self._answer(number, list(among.values()), advancing)
