@@ -169,7 +169,7 @@ def refused() -> list[Any]:
         pytest.param([image], {"layers": (9,)}, "withdrawal at layer 9", id="layer"),
         pytest.param([image], {"layers": ()}, "nothing to find out", id="no layers"),
         pytest.param([image], {"max_new_tokens": 0}, "nothing to find out", id="no words"),
-        pytest.param([image | {"position_ids": torch.arange(9)[None]}], {}, "first word alone", id="positions"),
+        pytest.param([image | {"position_ids": torch.arange(9)[None]}], {}, "first token alone", id="positions"),
     ]
 
 

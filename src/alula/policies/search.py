@@ -38,8 +38,8 @@ class WithdrawalSearch:
     Attributes:
         layers: the candidates, ascending.
         divergences: per prompt and layer, KL(withdrawn || full) of the next token behind the prompt, in nats.
-        agreed: per prompt and layer, how many words of the full model's answer would be said before another one is.
-        lengths: per prompt, the words of that answer.
+        agreed: per prompt and layer, how many tokens of the full model's answer would be said before another one is.
+        lengths: per prompt, the tokens of that answer.
         positions: of text in the layers without images, see `Withdraw`.
     """
 
@@ -54,14 +54,14 @@ class WithdrawalSearch:
         return _means(self.layers, self.divergences)
 
     def agreement(self) -> dict[int, float]:
-        """The share of prompts whose whole answer stays word for word, by layer."""
+        """The share of prompts whose whole answer stays token for token, by layer."""
         whole = [[agreed == length for agreed in of] for of, length in zip(self.agreed, self.lengths, strict=True)]
         return _means(self.layers, whole)
 
     def by_divergence(self, limit: float) -> Withdraw:
         """VTW's choice: the first layer whose mean divergence is at most `limit` (0.003 for its LLaVA-1.5-7B).
 
-        What the first word shows says little of whole answers, each of whose words is blind above the layer: see
+        What the first token shows says little of whole answers, each of whose tokens is blind above the layer: see
         `by_agreement`.
 
         Raises:
@@ -71,7 +71,7 @@ class WithdrawalSearch:
         return self._first({layer: value <= limit for layer, value in found.items()}, min(found.values()), limit)
 
     def by_agreement(self, share: float) -> Withdraw:
-        """The first layer at which at least that share of whole answers stays word for word.
+        """The first layer at which at least that share of whole answers stays token for token.
 
         Raises:
             UsageError: there is none.
@@ -140,8 +140,8 @@ def search_withdrawal(
 ) -> WithdrawalSearch:
     """Find out at which layers image tokens may leave a decoder, by the model's own greedy answers.
 
-    Whether a word of an answer stays is read behind the answer's own words before it: greedy generation under the
-    policy says the same words up to there. Answers are without penalties, whatever the model's settings.
+    Whether a token of an answer stays is read behind the answer's own tokens before it: greedy generation under the
+    policy says the same tokens up to there. Answers are without penalties, whatever the model's settings.
 
     Args:
         model: a host, with or without grafts, PEFT adapters and policies that are on it for good.
@@ -149,7 +149,7 @@ def search_withdrawal(
             of the task.
         layers: candidates of `Withdraw`; all by default.
         positions: as `Withdraw` has them.
-        max_new_tokens: most words of an answer; 1: VTW's own search, by the first word alone.
+        max_new_tokens: most tokens of an answer; 1: VTW's own search, by the first token alone.
 
     Raises:
         UsageError: a prompt that is none, no prompts, or layers that the decoder does not have.
@@ -157,16 +157,16 @@ def search_withdrawal(
     anatomy = Anatomy.of(model)
     chosen = tuple(sorted(set(range(1, anatomy.num_layers) if layers is None else layers)))
     if not chosen or max_new_tokens < 1:
-        raise UsageError("there is nothing to find out", remedy="name layers, and one word of an answer at least")
+        raise UsageError("there is nothing to find out", remedy="name layers, and one token of an answer at least")
     policies = {layer: Withdraw(layer=layer, positions=positions) for layer in chosen}
     for policy in policies.values():
         policy.check(anatomy)
     divergences, agreed, lengths = [], [], []
     for prompt in _checked(prompts):
-        read, words = (prompt, None) if max_new_tokens == 1 else _answered(model, prompt, max_new_tokens)
-        count = 1 if words is None else len(words)
+        read, answer = (prompt, None) if max_new_tokens == 1 else _answered(model, prompt, max_new_tokens)
+        count = 1 if answer is None else len(answer)
         tape = _Tape(model, read, count, chosen, text_alone=True)
-        said = tape.logits.argmax(dim=-1) if words is None else words.to(tape.logits.device)
+        said = tape.logits.argmax(dim=-1) if answer is None else answer.to(tape.logits.device)
         here, same = [], []
         for layer in chosen:
             logits = tape.resumed(layer, policies[layer])
@@ -343,12 +343,12 @@ def _checked(prompts: Iterable[Prompt]) -> Iterable[Prompt]:
 
 
 def _answered(model: Any, prompt: Prompt, max_new_tokens: int) -> tuple[dict[str, Any], Tensor]:
-    """A prompt followed by all but the last word of the model's greedy answer, and the (T,) answer."""
+    """A prompt followed by all but the last token of the model's greedy answer, and the (T,) answer."""
     ids = prompt.get("input_ids")
     if ids is None or prompt.get("position_ids") is not None:
         raise UsageError(
             "a prompt of inputs_embeds or with position_ids cannot be followed by its answer",
-            remedy="give input_ids without position_ids, or max_new_tokens=1 to go by the first word alone",
+            remedy="give input_ids without position_ids, or max_new_tokens=1 to go by the first token alone",
         )
     own, tokens = model.generation_config, prompt.get("token_map")
     plain = GenerationConfig(
