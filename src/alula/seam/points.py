@@ -150,6 +150,7 @@ class LayerHooks:
         self._handles: dict[str, RemovableHandle | Handle] = {}
         self._inside: ByThread[ref[ForwardContext]] = ByThread()
         self._is_released = False
+        self._own: set[int] = set()  # of its handles, by which hooks are told from those of others
         self._tables: list[Mapping[int, Any]] = []  # of hooks at the modules below the layer
         self._hooked_for: Any = None if is_watched else self._needs()
         self.update()
@@ -267,6 +268,7 @@ class LayerHooks:
         for name, register in wanted.items():
             if name not in self._handles:
                 self._handles[name] = register()
+        self._own = {each.id for each in self._handles.values() if isinstance(each, RemovableHandle)}
         self._hooked_for = needs
 
     def remove(self) -> None:
@@ -323,10 +325,14 @@ class LayerHooks:
             anew: look for modules again, which takes long; else those that were found will do.
         """
         if anew or not self._tables:
-            _, *below = self.anatomy.layers[self.index].modules()
-            self._tables = [table for module in below for table in _hooks(module)]
-        own = {each.id for each in self._handles.values() if isinstance(each, RemovableHandle)}
-        return any(table and table.keys() - own for table in self._tables)
+            below = [*self.anatomy.layers[self.index]._modules.values()]  # `modules()` takes four times as long
+            self._tables = []
+            while below:
+                module = below.pop()
+                if module is not None:
+                    self._tables += _hooks(module)
+                    below += module._modules.values()
+        return any(table.keys() - self._own for table in filter(None, self._tables))
 
     @_untraced
     def _run(
