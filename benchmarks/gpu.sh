@@ -31,4 +31,5 @@ for part in decode-static prefill-1024 train; do
   measure "compiled-$part" 150 benchmarks/compiled.py --device cuda --only "7b/$part" --rounds 3 --output "$out/compiled.json"
 done
 measure policies 80 benchmarks/policies.py --device cuda --rounds 3 --output "$out/policies.json"
+measure highlight 60 benchmarks/highlight.py --device cuda --rounds 3 --output "$out/highlight.json"
 exit $failed

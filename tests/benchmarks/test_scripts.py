@@ -28,6 +28,8 @@ PARTS = {
     ("experts.py", "elsewhere"): ["--only", "0.5b/decode", "--only", "0.5b/train"],
     ("policies.py", "bfloat16"): ["--only", "prompt", "--only", "steps"],
     ("policies.py", "elsewhere"): ["--only", "prompt", "--only", "steps"],
+    ("highlight.py", "float32"): ["--only", "operators", "--only", "memory"],
+    ("highlight.py", "elsewhere"): ["--only", "steps"],
     ("wings.py", "elsewhere"): ["--only", "0.5b/prefill-256", "--only", "0.5b/decode", "--only", "0.5b/train"],
 }
 

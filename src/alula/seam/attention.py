@@ -100,7 +100,8 @@ def attention_forward(
     options = {"scaling": scaling, "dropout": dropout, **biased}
     if biased.get(dialect.BIAS) is not None:
         options[dialect.BIAS] = biased[dialect.BIAS].to(query)
-    _weigh(module, query, key, attention_mask, options, alula)
+    if alula.requests.weights or alula.requests.heads or alula.foresight:
+        _weigh(module, query, key, attention_mask, options, alula)
     if alula.foresight is not None:
         raise Foreseen
     apart, shared = _requested(module, alula, query.shape[2], key.shape[2])
@@ -217,8 +218,6 @@ def _weigh(
     module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any], alula: Any
 ) -> None:
     """Give those who asked queries and keys, and the attention of a few queries, which is written out for these."""
-    if not (alula.requests.weights or alula.requests.heads or alula.foresight):
-        return
     for asked in alula.requested_heads(module, query.shape[2], key.shape[2]):
         scaling = query.shape[-1] ** -0.5 if options["scaling"] is None else options["scaling"]
         asked.by.on_heads(alula.at(module.layer_idx), query, key[:, :, -query.shape[2] :], scaling)
@@ -283,7 +282,7 @@ def mask_with_bias(attention: nn.Module, kwargs: dict[str, Any], alula: Any, lik
     Raises:
         HostError: the decoder runs an implementation that cannot be biased, set since the bias was asked for.
     """
-    name = alula.anatomy.config._attn_implementation
+    name = alula.implementation
     if name in _OURS.values():
         return kwargs  # the function it calls knows
     if name != EAGER:

@@ -11,6 +11,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -115,6 +116,7 @@ class ForwardContext:
         self.new_media = known is None or any(now)
         self._new_known = known
         self._known: KnownTokens | None = None
+        self._checked: Tensor | None = None  # the bias that was last found to fit
         self.any_media = any(self.has_media)
         self.inputs: Tensor | None = None
         self._all_inputs: Tensor | None = None
@@ -493,12 +495,20 @@ class ForwardContext:
             view = self.at(index)
             bias = request.by.key_bias(view)
             if bias is not None:
-                self._check_bias(request.by, bias)
+                if bias is not self._checked:  # the same for many layers, most often
+                    self._check_bias(request.by, bias)
+                    self._checked = bias
                 total = bias if total is None else total + bias
         if total is None or view is None:
             return None
         self._check_lengths(view, queries, keys)
         return view.pick_pairs(total)
+
+    @cached_property
+    def implementation(self) -> str:
+        """The attention that the decoder runs; a config takes long to answer."""
+        name: str = self.anatomy.config._attn_implementation
+        return name
 
     def _check_bias(self, by: Bias, bias: Tensor) -> None:
         (batch, new), heads = self.tokens.shape, self.anatomy.num_heads

@@ -34,6 +34,7 @@ class Highlight(Owner):
         self.anatomy: Anatomy = seam.anatomy
         self.seam, self.name = seam, name
         self.marks = marks
+        self._copies: dict[torch.device, Tensor] = {}
         self.first: Hashable = object()
         self.second: Hashable = object()
 
@@ -64,10 +65,19 @@ class Highlight(Owner):
         batch, keys = ctx.all_tokens.shape
         if batch % len(marks):
             raise UsageError(f"marks are of {len(marks)} samples, the forward of {batch}")
+        if given is None:
+            marks = self._on(ctx.tokens.device)
         marks = marks.to(device=ctx.tokens.device, dtype=torch.float32)
         if batch != len(marks):  # beams and samples of a prompt stand side by side
             marks = marks.repeat_interleave(batch // len(marks), dim=0)
         return torch.nn.functional.pad(marks[:, :keys], (0, max(keys - marks.shape[1], 0)))
+
+    def _on(self, device: torch.device) -> Tensor:
+        """The block's own marks on a device, copied there once."""
+        assert self.marks is not None
+        if device not in self._copies:
+            self._copies[device] = self.marks.to(device=device, dtype=torch.float32)
+        return self._copies[device]
 
     def of_new(self, ctx: Any) -> Tensor | None:
         """(B, S) of the new tokens; None where they are behind the marked ones."""
