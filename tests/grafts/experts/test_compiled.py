@@ -4,44 +4,26 @@ forward."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch._dynamo.utils import counters
-from transformers import DynamicCache
 
 import alula
 from alula import ExpertsConfig
 from alula.probes import Geometry
-from alula.seam.dialect import cache_keyword
 from tests import zoo
 from tests.grafts.common import grafted, run, token_map, wake
+from tests.grafts.compiled import EACH, graphs, logits_of_steps
 
-CACHE = cache_keyword()
-# torch 2.7 makes one for each of the two layers
-EACH = 2 if torch.__version__.startswith("2.7.") else 1
+pytestmark = pytest.mark.usefixtures("no_graphs")
 CONFIGS = {
     "image": ExpertsConfig(rank=2, targets=("attention", "mlp")),
     "seen": ExpertsConfig(rank=None, tokens="seen", targets=("attention", "mlp")),
     "both": ExpertsConfig(rank=2, tokens="both", targets=("mlp",)),
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_graphs() -> Iterator[None]:
-    torch.compiler.reset()
-    counters.clear()
-    yield
-    torch.compiler.reset()
-
-
-def graphs() -> int:
-    """How many were made; a break would have been an error."""
-    return counters["stats"]["unique_graphs"]
 
 
 def pair(config: ExpertsConfig, host: Any = None) -> tuple[Any, Any]:
@@ -53,21 +35,12 @@ def pair(config: ExpertsConfig, host: Any = None) -> tuple[Any, Any]:
     return model, twin
 
 
-def logits(model: Any, layout: str, steps: int) -> list[torch.Tensor]:
-    inputs, cache = zoo.batch("llama", layout), DynamicCache()
-    with torch.no_grad():
-        found = [model(**inputs, token_map=token_map(inputs), **{CACHE: cache}).logits]
-        for token in range(steps):
-            found.append(model(input_ids=torch.tensor([[token]]), **{CACHE: cache}).logits)
-    return found
-
-
 @pytest.mark.parametrize("tokens", CONFIGS)
 def test_a_graph_for_prompts_and_one_for_steps(tokens: str) -> None:
     """Of all layers and lengths, and of every linear its own expert's numbers."""
     model, twin = pair(CONFIGS[tokens])
     for layout in ("3I20", "9I31"):
-        for ours, theirs in zip(logits(twin, layout, 3), logits(model, layout, 3), strict=True):
+        for ours, theirs in zip(logits_of_steps(twin, layout, 3), logits_of_steps(model, layout, 3), strict=True):
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
     assert graphs() == 2 * EACH
     text = zoo.batch("llama", "30")
@@ -80,7 +53,7 @@ def test_a_graph_for_prompts_and_one_for_steps(tokens: str) -> None:
 @pytest.mark.parametrize("layer", [0, 1])
 def test_layers_without_experts_lend_no_graph_to_those_that_have_some(layer: int) -> None:
     model, twin = pair(ExpertsConfig(rank=2, tokens="seen", targets=("mlp",), layers=(layer,)))
-    for ours, theirs in zip(logits(twin, "3I20", 3), logits(model, "3I20", 3), strict=True):
+    for ours, theirs in zip(logits_of_steps(twin, "3I20", 3), logits_of_steps(model, "3I20", 3), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
 
 

@@ -5,39 +5,21 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
-from transformers import DynamicCache
 
 import alula
 from alula import WingsConfig
 from alula.errors import HostError, UsageError
 from alula.policies import Withdraw
 from alula.probes import AttentionShift
-from alula.seam.dialect import cache_keyword
 from tests import zoo
 from tests.grafts.common import grafted, prompt_tokens, run, token_map
+from tests.grafts.compiled import EACH, graphs, logits_of_steps
 
-CACHE = cache_keyword()
-# torch 2.7 makes one for each of the two layers; from which release on they share one was not looked for
-EACH = 2 if torch.__version__.startswith("2.7.") else 1
-
-
-@pytest.fixture(autouse=True)
-def _no_graphs() -> Iterator[None]:
-    torch.compiler.reset()
-    counters.clear()
-    yield
-    torch.compiler.reset()
-
-
-def graphs() -> int:
-    """How many were made; a break would have been an error."""
-    return counters["stats"]["unique_graphs"]
+pytestmark = pytest.mark.usefixtures("no_graphs")
 
 
 def pair(host: str, config: str | WingsConfig = "mass", **options: Any) -> tuple[Any, Any]:
@@ -48,21 +30,11 @@ def pair(host: str, config: str | WingsConfig = "mass", **options: Any) -> tuple
     return model, twin
 
 
-def steps(model: Any, layout: str, count: int) -> list[torch.Tensor]:
-    """Logits of a prompt and of steps behind it."""
-    inputs, cache = zoo.batch("llama", layout), DynamicCache()
-    with torch.no_grad():
-        logits = [model(**inputs, token_map=token_map(inputs), **{CACHE: cache}).logits]
-        for token in range(count):
-            logits.append(model(input_ids=torch.tensor([[token]]), **{CACHE: cache}).logits)
-    return logits
-
-
 def test_a_graph_for_prompts_and_one_for_steps() -> None:
     """Of all layers and lengths; cached is uncached."""
     model, twin = pair("llama")
     for layout in ("3I20", "9I31"):
-        for ours, theirs in zip(steps(twin, layout, 3), steps(model, layout, 3), strict=True):
+        for ours, theirs in zip(logits_of_steps(twin, layout, 3), logits_of_steps(model, layout, 3), strict=True):
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
     assert graphs() == 2 * EACH
     text = zoo.batch("llama", "30")  # a third, of the host alone: its bits are those of eager attention in one kernel
