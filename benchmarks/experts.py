@@ -35,6 +35,7 @@ RESULTS = Path(__file__).parent / "results" / "experts-speed.json"
 CONTENDERS = ("host", "lora", "image", "seen", "both", "halves")
 EXPERTS = CONTENDERS[2:]
 WORKLOADS = ("train", "prefill-1024", "decode")
+Names = tuple[str, ...]
 RANK, ALPHA = 64, 8  # the latter is PEFT's own
 
 
@@ -53,30 +54,32 @@ class Bench(wings.Bench):
         return model
 
 
-def run_part(name: str, workload: str, records: dict[str, Any], args: argparse.Namespace, bench: Bench) -> None:
+def run_part(
+    name: str, workload: str, records: dict[str, Any], args: argparse.Namespace, bench: wings.Bench, contenders: Names
+) -> None:
     """Add the peaks and rounds that are missing, saving after each."""
     key, place = f"{name}/{workload}", {"device": bench.device, "dtype": str(bench.host.dtype).removeprefix("torch.")}
     record = records["parts"].setdefault(key, {"rounds": [], "peak bytes": [], "place": place})
     if record["place"] != place:
         raise SystemExit(f"{args.output}: {key} was measured on {record['place']}: name another --output, or --again")
     record["trained parameters"] = {
-        c: sum(p.numel() for p in bench.model(c).parameters() if p.requires_grad) for c in CONTENDERS
+        c: sum(p.numel() for p in bench.model(c).parameters() if p.requires_grad) for c in contenders
     }
     peaks = record["peak bytes"]
     while not args.no_memory and len(peaks) < args.peaks:
-        peaks.append({c: wings.measure_peak(bench, workload, c) for c in CONTENDERS})
+        peaks.append({c: wings.measure_peak(bench, workload, c) for c in contenders})
         record["peak over lora"] = ratios(peaks, "lora")
         write_json(args.output, records)
     if len(record["rounds"]) >= args.rounds:
         return
     clock, least = wings.clock_of(bench.device), 0.0 if bench.shrink else 0.2
-    tasks = {c: wings.task_of(bench, workload, c) for c in CONTENDERS}
+    tasks = {c: wings.task_of(bench, workload, c) for c in contenders}
     for task, _ in tasks.values():
         task()  # once, to warm up
     while len(record["rounds"]) < args.rounds:
-        order = CONTENDERS if len(record["rounds"]) % 2 == 0 else CONTENDERS[::-1]
+        order = contenders if len(record["rounds"]) % 2 == 0 else contenders[::-1]
         seconds = {c: seconds_of(tasks[c][0], clock, least) / tasks[c][1] for c in order}
-        record["rounds"].append({c: seconds[c] for c in CONTENDERS})
+        record["rounds"].append({c: seconds[c] for c in contenders})
         record["environment"] = {
             **readable_environment(),
             "processor": wings.processor(),
@@ -103,9 +106,9 @@ def ratios(rounds: list[dict[str, float]], base: str) -> dict[str, dict[str, flo
     return {c: {"median": statistics.median(r), "least": min(r), "most": max(r)} for c, r in found.items()}
 
 
-def table(records: dict[str, Any]) -> str:
+def table(records: dict[str, Any], contenders: Names) -> str:
     """The record as Markdown: time and peak memory over LoRA's, with extremes over rounds."""
-    columns = [c for c in CONTENDERS if c != "lora"]
+    columns = [c for c in contenders if c != "lora"]
     lines = ["| over LoRA | rounds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for key, record in records["parts"].items():
         for what, rounds in (("time", record["rounds"]), ("peak memory", record["peak bytes"])):
@@ -116,27 +119,32 @@ def table(records: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = wings.command_line(__doc__, "0.5b/train", 6, RESULTS)
+def benchmark(text: str, kind: type[wings.Bench], contenders: Names, results: Path) -> None:
+    """The command line of a benchmark against LoRA, which is described by `text`."""
+    parser = wings.command_line(text, "0.5b/train", 6, results)
     parser.add_argument("--peaks", type=int, default=3, help="measurements of peak memory each part shall have")
     args = parser.parse_args()
     torch.set_num_threads(1)
     records = json.loads(args.output.read_text()) if args.output.exists() else {"parts": {}}
     if args.table:
-        print(table(records))
+        print(table(records, contenders))
         return
     parts = wings.chosen(args, WORKLOADS)
     if args.list:
         print("\n".join("/".join(part) for part in parts))
         return
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    benches: dict[str, Bench] = {}
+    benches: dict[str, wings.Bench] = {}
     for name, workload in parts:
         if args.again:
             records["parts"].pop(f"{name}/{workload}", None)
         if name not in benches:
-            benches = {name: Bench(name, args.device, dtype, shrink=args.shrink)}  # one decoder in memory at a time
-        run_part(name, workload, records, args, benches[name])
+            benches = {name: kind(name, args.device, dtype, shrink=args.shrink)}  # one decoder in memory at a time
+        run_part(name, workload, records, args, benches[name], contenders)
+
+
+def main() -> None:
+    benchmark(__doc__ or "", Bench, CONTENDERS, RESULTS)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from wings import PLANS
 import alula
 import policies
 from alula.files import write_json
-from alula.grafts import ExpertsConfig
+from alula.grafts import ExpertsConfig, MKS2Config
 from alula.policies import Budget, ParallelAttention, Prune, Skip, Withdraw
 from alula.probes import watch
 from alula.seam import find, taps
@@ -58,6 +58,10 @@ def _experts(tokens: str) -> Callable[[Any], Any]:
     return lambda model: alula.attach(model, ExpertsConfig(tokens=tokens, rank=RANK, targets=LINEARS))  # type: ignore[arg-type]
 
 
+def _mks2(**settings: Any) -> Callable[[Any], Any]:
+    return lambda model: alula.attach(model, MKS2Config(rank=RANK, **settings))
+
+
 GRAFTS: dict[str, Callable[[Any], Any]] = {
     "LoRA": lambda model: peft.get_peft_model(
         model, peft.LoraConfig(r=RANK, target_modules="all-linear", init_lora_weights=False)
@@ -68,6 +72,10 @@ GRAFTS: dict[str, Callable[[Any], Any]] = {
     "experts (image)": _experts("image"),
     "experts (seen)": _experts("seen"),
     "experts (both)": _experts("both"),
+    "MKS2 (mix)": _mks2(),
+    "MKS2 (parallel)": _mks2(lora="parallel"),
+    "MKS2 (modality)": _mks2(route="modality"),
+    "MKS2 (store)": _mks2(mode="store"),
 }
 STAGES = ((1, 0.5), (2, 0.25), (3, 0.125))
 POLICIES = {

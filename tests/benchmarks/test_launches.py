@@ -46,6 +46,21 @@ def test_wings_keep_to_their_budgets(section: str, name: str, launches: Any) -> 
         assert wings[workload]["waits a forward"] - host[workload]["waits a forward"] == ("prompt" in workload)
 
 
+@pytest.mark.parametrize("section", ["fledgling", "7b"])
+def test_mks2_keeps_to_its_budgets(section: str, launches: Any) -> None:
+    """A prompt and a step launch less than LoRA on all linears, a training step as much; nothing is copied, and a step
+    waits for nothing. By modality a step of text launches nothing in a layer."""
+    counts = json.loads(launches.RESULTS.read_text())["counts"][section]
+    most = {"mix": (25, 80), "parallel": (16, 53), "modality": (10, 34), "store": (3, 3)}
+    for name, (forward, training) in most.items():
+        for workload, counted in counts[f"MKS2 ({name})"].items():
+            more = {what: value - counts["host"][workload][what] for what, value in counted.items()}
+            least = 0 if name == "modality" and "step" in workload else forward
+            assert more["launches a layer"] <= (training if workload == "training step" else least), (name, workload)
+            assert more["copies a layer"] == more["copies a forward"] == more["waits a layer"] == 0
+            assert more["waits a forward"] == (0 if workload in ("step", "ragged step") else 1)
+
+
 def _of_policies(launches: Any) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(policy, its counts by workload, the host's) at both shapes."""
     counts = json.loads(launches.RESULTS.read_text())["counts"]

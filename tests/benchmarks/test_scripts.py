@@ -26,6 +26,9 @@ PARTS = {
     ("experts.py", "float32"): ["--only", "fledgling", "--peaks", "1"],
     ("experts.py", "bfloat16"): ["--only", "7b", "--no-memory"],
     ("experts.py", "elsewhere"): ["--only", "0.5b/decode", "--only", "0.5b/train"],
+    ("mks2.py", "float32"): ["--only", "fledgling", "--no-memory"],
+    ("mks2.py", "bfloat16"): ["--only", "7b", "--no-memory"],
+    ("mks2.py", "elsewhere"): ["--only", "0.5b/decode", "--only", "0.5b/train"],
     ("policies.py", "bfloat16"): ["--only", "prompt", "--only", "steps"],
     ("policies.py", "elsewhere"): ["--only", "prompt", "--only", "steps"],
     ("highlight.py", "float32"): ["--only", "operators", "--only", "memory"],
@@ -74,7 +77,7 @@ def test_a_script_runs_away_from_the_cpu(script: str, tmp_path: Path, monkeypatc
     parts = PARTS.get((script, "elsewhere"), [])
     with elsewhere() as device:
         memory = (
-            ["--no-memory"] if script in ("experts.py", "wings.py") else []
+            ["--no-memory"] if script in ("experts.py", "mks2.py", "wings.py") else []
         )  # which an accelerator's own counters tell
         record = _run(script, tmp_path / "record.json", monkeypatch, "--device", device, *memory, *parts)
     assert f'"{device}"' in json.dumps(record)

@@ -91,8 +91,9 @@ class MemoryRouter(nn.Module):
     def forward(self, given: Tensor) -> Tensor:
         """(B, M, 2) weights of memory and MLP, which add up to 1; at least float32."""
         wide = torch.promote_types(given.dtype, torch.float32)
-        if torch.is_autocast_enabled(given.device.type):
-            with torch.autocast(given.device.type, enabled=False):  # it would round the logits
+        device = given.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):  # it would round the logits
                 return self._weights(given, wide)
         return self._weights(given, wide)
 
