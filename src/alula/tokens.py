@@ -18,6 +18,7 @@ from torch import Tensor
 from alula.errors import UsageError
 from alula.media import MEDIA
 
+DESCRIBES = "describes"  # keyword of a forward: (B,) which of its images a sample is a caption of; -1: it is none
 TOKEN_ROLES = "token_roles"  # keyword of a forward: (B, S) values of `Role`, for what reads its inputs by itself
 
 UNKNOWN = -2  # item of a perceptual token of which it cannot be told to which medium of its sample it belongs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import subprocess
@@ -282,6 +283,23 @@ def test_captions_are_read_at_their_end_on_whichever_side_they_are_padded() -> N
         bare.embed_captions(right["input_ids"], right["attention_mask"])  # type: ignore[attr-defined]
     with pytest.raises(HostError, match="no connector between vision tower and decoder"):
         alula.attach(zoo.build("qwen2_5_vl"), MKS2Config(retrieval=5))
+
+
+def test_pictures_are_compared_by_a_copy_and_in_half_precision_and_nothing_is_left_behind() -> None:
+    model = zoo.build("llava-llama")
+    graft: Any = wake(alula.attach(model, MKS2Config(memory_width=6, rank=2, retrieval=5)))
+    pixels = zoo.pixels("llava-llama", 3)
+    found = graft.embed_images(pixels)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
+    features = model.model.vision_tower(pixels["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
+    ours = features.mean(dim=1) @ graft.layers[1].retrieval.image.T
+    torch.testing.assert_close(found, torch.nn.functional.normalize(ours, dim=1), atol=1e-5, rtol=1e-4)
+    twin = copy.deepcopy(model).bfloat16()
+    again = alula.grafts_of(twin)["mks2"].embed_images({"pixel_values": pixels["pixel_values"].bfloat16()})  # type: ignore[attr-defined]
+    assert again.dtype == torch.float32
+    torch.testing.assert_close(again, found, atol=0.05, rtol=0.05)
+    alula.detach(model)
+    assert not model.model.multi_modal_projector._forward_pre_hooks
 
 
 # -- what recipes may say ------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from alula.data.samples import MEDIA, Sample
 from alula.data.soft_labels import SoftLabels, joined
 from alula.errors import HostError, UsageError
 from alula.inputs import Intake
-from alula.tokens import TOKEN_ROLES, Role
+from alula.tokens import DESCRIBES, TOKEN_ROLES, Role
 
 IGNORED = -100
 """Label of a token that is not learnt from."""
@@ -328,7 +328,7 @@ class Collator:
             ]
         )
         if describes is not None:
-            batch["describes"] = torch.tensor(describes)
+            batch[DESCRIBES] = torch.tensor(describes)
         if self.fingerprints:
             images = [ref for entry in entries for ref in entry.refs if isinstance(ref, MEDIA["image"])]
             batch["image_fingerprints"] = [ref.fingerprint() for ref in images]

@@ -24,10 +24,9 @@ from alula.grafts.mks2.config import MKS2Config, Mode
 from alula.grafts.mks2.memory import LowRank, MemoryRouter, VisualMemory
 from alula.grafts.mks2.retrieval import CaptionPairs, RetrievalHead
 from alula.seam import ForwardContext, LayerView, OutputOf, Point, marked, marks
+from alula.tokens import DESCRIBES
 
 MODES: tuple[Mode, ...] = get_args(Mode)
-DESCRIBES = "describes"
-"""the input that says which samples are captions"""
 _MEMORY, _INNER, _OUTER, _MLP = "memory", "memory_inner", "memory_outer", "mlp"
 
 
