@@ -40,6 +40,7 @@ def commands() -> typer.Typer:
     app.command(name="early-warning")(early_warning)
     app.command(name="alignment")(alignment)
     app.command(name="policies")(policies)
+    app.command(name="highlight")(highlight)
     return app
 
 
@@ -260,6 +261,41 @@ def policies(
         ways=_arms(criteria),
         items=items,
         pairs=pairs,
+        steps=steps,
+        reuse=reuse,
+    )
+    record = run(plan, command=command_line(), workers=workers)
+    write_text(output / "tables.md", markdown(record))
+    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
+def highlight(
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/highlight"),
+    seeds: Seeds = "0",
+    arms: Arms = "all",
+    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions of every kind.")] = 100,
+    workers: Workers = None,
+    steps: Steps = 1.0,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
+) -> None:
+    """Does the answer follow the highlight?
+
+    Points at things in pictures, asks fully tuned models of a quickstart (--reuse) about them under Prompt
+    Highlighter at every strength and guidance and under its rivals, and looks at what it costs in truth, hallucination
+    and fluency. Ends with a table, a verdict, a report, and the tables in Markdown (tables.md).
+    """
+    from alula.files import write_text
+    from studies.highlight import HighlightPlan, figures, markdown, report, table, verdict
+    from studies.highlight import highlight as run
+
+    plan = HighlightPlan(
+        output=output,
+        seeds=_numbers(seeds, "--seeds", int),
+        arms=_arms(arms),
+        items=items,
         steps=steps,
         reuse=reuse,
     )

@@ -1,0 +1,54 @@
+"""What the study of highlights leaves behind: a number per item; every figure is worked out from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from alula.evaluation.results import Record
+from alula.stats import Estimate, seed_interval
+from studies.highlight.plan import ARMS, Arm
+
+
+class HighlightRecord(Record):
+    """The study's outcome.
+
+    Attributes:
+        seeds: training seed -> arm -> task -> measure -> a number for each item.
+    """
+
+    command: str
+    created: str
+    environment: dict[str, str]
+    seconds: float
+    settings: dict[str, Any]
+    seeds: dict[int, dict[str, dict[str, dict[str, list[float]]]]]
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Those that every model was asked under."""
+        return [arm for arm in ARMS if all(arm.name in seed for seed in self.seeds.values())]
+
+    def mean(self, arm: Arm, task: str, measure: str) -> Estimate:
+        """Over seeds and items."""
+        return _estimate([self._items(seed, arm, task, measure) for seed in self.seeds])
+
+    def gain(self, arm: Arm, task: str, measure: str) -> Estimate:
+        """Over what the same models do without a highlight, item by item."""
+        pairs = ((self._items(s, arm, task, measure), self._items(s, ARMS[0], task, measure)) for s in self.seeds)
+        return _estimate([own - plain for own, plain in pairs])
+
+    def has(self, arm: Arm, task: str) -> bool:
+        """Whether an arm was asked that."""
+        return all(task in seed[arm.name] for seed in self.seeds.values())
+
+    def _items(self, seed: int, arm: Arm, task: str, measure: str) -> np.ndarray:
+        return np.asarray(self.seeds[seed][arm.name][task][measure], dtype=np.float64)
+
+
+def _estimate(items: list[np.ndarray]) -> Estimate:
+    """Of the same items under several seeds."""
+    over_seeds = np.mean(items, axis=0)
+    error = float(over_seeds.std(ddof=1) / np.sqrt(len(over_seeds))) if len(over_seeds) > 1 else 0.0
+    return seed_interval([float(each.mean()) for each in items], error, len(over_seeds))

@@ -1,0 +1,54 @@
+"""Running the study of highlights: every lent model under every arm."""
+
+from __future__ import annotations
+
+import datetime
+from functools import partial
+
+from alula.files import read_json
+from alula.jobs import Job, run_in
+from alula.training.environment import readable_environment
+from studies.highlight.measure import measure
+from studies.highlight.plan import HighlightPlan
+from studies.highlight.record import HighlightRecord
+
+
+def highlight(plan: HighlightPlan, *, command: str, workers: int | None = None, quiet: bool = False) -> HighlightRecord:
+    """Ask every model the same questions under every arm; seeds that were measured before are not asked again.
+
+    Args:
+        command: the line that repeats this, for the record.
+        workers: processes side by side; by default one per core.
+        quiet: draw no progress.
+
+    Returns:
+        The record, also written to ``plan.output / "outcome.json"``.
+
+    Raises:
+        UsageError: the output directory holds something else.
+    """
+    jobs = [
+        Job(
+            title=f"pointed at, seed {seed}",
+            call=measure,
+            arguments=(plan, seed),
+            size=1,
+            done=partial(_measured, plan, seed),
+        )
+        for seed in plan.seeds
+    ]
+    seconds = run_in(plan.output, plan.facts, "study", jobs, label="highlight", workers=workers, quiet=quiet)
+    record = HighlightRecord(
+        command=command,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        environment=readable_environment(),
+        seconds=seconds,
+        settings={**plan.facts, "seeds": list(plan.seeds)},
+        seeds={seed: read_json(plan.measured(seed)) for seed in plan.seeds},
+    )
+    record.save(plan.output / "outcome.json")
+    return record
+
+
+def _measured(plan: HighlightPlan, seed: int) -> int:
+    return int(plan.measured(seed).is_file())
