@@ -16,11 +16,13 @@ from torch import Tensor
 import alula
 from alula.data import IGNORED, Collator, Mixture, RecordError, Sample, message_text, open_source
 from alula.data.soft_labels import KEYS, SoftLabels
-from alula.errors import DataError, HostError, RecipeError
+from alula.errors import DataError, HostError, RecipeError, UsageError
 from alula.hosts import load_host
 from alula.training import check, parse_recipe, train
 from alula.training.distillation import HeldMixture, Lessons
 from alula.training.distillation.loss import divergence
+from alula.training.losses import Loss
+from alula.training.methods import METHODS
 from alula.training.recipe import Distill
 from tests.training.conftest import MakeRecipe, rows
 
@@ -378,3 +380,15 @@ def test_a_held_run_goes_on_where_it_was_stopped(recipe: MakeRecipe) -> None:
     assert {path: path.stat().st_mtime_ns for path in asked} == asked
     start: Callable[..., Any] = alula.load_model
     assert type(start(result.final).model) is type(start(whole.final).model)
+
+
+def test_a_loss_of_that_name_is_not_replaced(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Named(type(METHODS["full"])):  # type: ignore[misc]
+        def losses(self, tuned: Any, settings: Any) -> dict[str, Loss]:
+            return {"distill": Loss(lambda outputs, batch, context: outputs["logits"].sum() * 0, 1.0)}
+
+    monkeypatch.setitem(METHODS, "full", Named())
+    stage = {**HELD, "method": "full", "train": {"llm": 1e-2}, "steps": 1}
+    stage.pop("experts")
+    with pytest.raises(UsageError, match="a loss of its own called distill"):
+        train(recipe(**stage), quiet=True)

@@ -18,6 +18,7 @@ from alula.anatomy import Anatomy
 from alula.chat_template import TemplateSettings
 from alula.data import Collator, Mixture, Quarantine
 from alula.data.collate import Replacer
+from alula.errors import UsageError
 from alula.files import write_json
 from alula.hosts import load_host
 from alula.hosts.context import context_length
@@ -213,6 +214,11 @@ def train_stage(opened: OpenStage, display: Display, callbacks: Sequence[Trainer
     stage = plan.stage
     losses = dict(METHODS[stage.method].losses(tunable, stage.settings))
     if stage.distill is not None:
+        if "distill" in losses:
+            raise UsageError(
+                f"stages.{stage.name}: method {stage.method!r} has a loss of its own called distill",
+                remedy="call that loss another name, or leave distill out of the stage",
+            )
         losses["distill"] = distillation(stage.distill.share, stage.distill.weight)
     auxiliary = AuxiliaryLosses(losses, stage.batch_size)
     with (
