@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,9 @@ from alula.errors import HostError, RecipeError, UsageError
 from alula.grafts import MKS2Config
 from alula.grafts.mks2.retrieval import CaptionPairs, RetrievalHead
 from alula.hosts import load_host
-from alula.training import check, train
+from alula.training import check, load_recipe, train
 from alula.training.contrast import info_nce
+from alula.training.methods.mks2 import MKS2Spec
 from alula.training.metrics import read_rows
 from tests import zoo
 from tests.grafts.common import wake
@@ -97,7 +99,7 @@ def test_stage_one_learns_captions_and_images_by_heart(recipe: MakeRecipe) -> No
     """Eight pairs: the caption loss falls, every caption finds its picture, and the LLM has not moved by a bit."""
     rates = {"mks2": 1e-2, "projector": 1e-2}
     data = {"sources": [{"microworld": "caption", "limit": 8}]}
-    made = recipe(stages=[{**STORE, "train": rates, "data": data}], batch_size=8, steps=60, save_every=1000)
+    made = recipe(stages=[{**STORE, "train": rates, "data": data}], batch_size=8, steps=40, save_every=1000)
     hashes = Hashes()
     result = train(made, callbacks=[hashes])
     rows = read_rows(result.directory / "metrics.jsonl")
@@ -117,8 +119,8 @@ def test_stage_one_learns_captions_and_images_by_heart(recipe: MakeRecipe) -> No
 def test_weights_of_the_losses(recipe: MakeRecipe) -> None:
     """Each counts with its own: of the first step, before anything is learnt."""
 
-    def first(run: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
-        stage = {**STORE, "mks2": {**STORE["mks2"], **settings}}  # type: ignore[dict-item]
+    def first(run: dict[str, Any] | None = None, cache: Any = None, **settings: Any) -> dict[str, Any]:
+        stage = {**STORE, "mks2": {**STORE["mks2"], **settings}, "feature_cache": cache}  # type: ignore[dict-item]
         made = recipe(run, [stage], steps=1)
         return read_rows(train(made, resume=False).directory / "metrics.jsonl")[0]
 
@@ -127,7 +129,8 @@ def test_weights_of_the_losses(recipe: MakeRecipe) -> None:
     assert "losses" not in none
     assert plain["loss"] == pytest.approx(caption + contrast, rel=1e-5)
     assert both["losses"]["contrast"] != pytest.approx(contrast, rel=1e-4)
-    recomputed = first({"gradient_checkpointing": True})
+    recomputed = first({"gradient_checkpointing": True}, {"memory_mb": 8})  # features that no tower made just now
+    assert recomputed["losses"] == pytest.approx(plain["losses"], rel=1e-5)
     assert recomputed["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
     weighted = first(caption_weight=0.5, contrast_weight=3)
     assert weighted["loss"] == pytest.approx(0.5 * caption + 3 * contrast, rel=1e-5)
@@ -345,6 +348,19 @@ def test_a_router_that_is_not_there_is_not_trained(recipe: MakeRecipe) -> None:
     assert recipe(stages=[store, MIX]).stages[1].learning_rates.keys() == {"mks2.lora"}
     with pytest.raises(RecipeError, match=r"`mks2\.router` does nothing"):
         recipe(stages=[store, {**MIX, "train": {"mks2.router": 1e-3}}])
+
+
+def test_the_page_names_every_setting_and_its_recipe_is_legal(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "methods" / "mks2.md").read_text()
+    for name in MKS2Spec.model_fields:
+        assert f"`{name}`" in page, name
+    example, *_ = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    compile(example, "mks2.md", "exec")
+    (written,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    head = "name: page\noutput_dir: runs/page\nhost: {llm: fledgling, vision: fledgling}\n"
+    (tmp_path / "page.yaml").write_text(head + written)
+    made = load_recipe(tmp_path / "page.yaml")
+    assert [stage.settings.mode for stage in made.stages] == ["store", "mix"]
 
 
 def test_the_recipe_in_the_repository_can_be_run() -> None:
