@@ -343,6 +343,13 @@ def test_what_makes_no_sense_is_refused(recipe: MakeRecipe, stages: list[dict[st
     assert said in str(caught.value)
 
 
+def test_text_skill_is_no_budget_where_there_is_no_mlp(recipe: MakeRecipe) -> None:
+    with pytest.raises(RecipeError, match="retention: `store` has no MLP while it stores"):
+        recipe({"retention": {"min": 0.9}}, [STORE])
+    beside = {**STORE, "mks2": {**STORE["mks2"], "store": "beside"}}  # type: ignore[dict-item]
+    assert recipe({"retention": {"min": 0.9}}, [beside]).retention is not None
+
+
 def test_a_router_that_is_not_there_is_not_trained(recipe: MakeRecipe) -> None:
     store = {**STORE, "mks2": {**STORE["mks2"], "route": "modality"}}  # type: ignore[dict-item]
     assert recipe(stages=[store, MIX]).stages[1].learning_rates.keys() == {"mks2.lora"}

@@ -291,11 +291,14 @@ class Recipe(Section):
         return {**value, "stages": found}
 
     @model_validator(mode="after")
-    def _recomputable(self) -> Recipe:
+    def _combined(self) -> Recipe:
         for stage in self.stages:
             why = METHODS[stage.method].no_checkpointing
             if self.gradient_checkpointing and why is not None:
                 raise ValueError(f"gradient_checkpointing: method {stage.method} {why}")
+            why = METHODS[stage.method].no_retention(stage.settings)
+            if self.retention is not None and why is not None:
+                raise ValueError(f"retention: `{stage.name}` {why}")
         return self
 
     @model_validator(mode="after")

@@ -88,6 +88,10 @@ class Method(abc.ABC):
         """
         return None
 
+    def no_retention(self, settings: Any) -> str | None:
+        """Why a budget of text skill means nothing in a stage; None: it does."""
+        return None
+
     def describes(self, settings: Any) -> bool:
         """Whether batches hold captions once more, alone (`Collator` with descriptions)."""
         return False

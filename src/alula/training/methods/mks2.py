@@ -116,6 +116,11 @@ class MKS2(GraftMethod):
             return "mixes a memory that holds nothing: put a stage of mode `store` before it, or train `mks2.memory`"
         return None
 
+    def no_retention(self, settings: MKS2Spec) -> str | None:
+        if settings.mode == "store" and settings.store == "instead":
+            return "has no MLP while it stores; store: beside keeps it, and `alula eval` measures what mode `mix` keeps"
+        return None
+
     def check(self, anatomy: Anatomy, settings: MKS2Spec) -> None:
         super().check(anatomy, settings)
         try:
