@@ -43,6 +43,7 @@ TESTS = (
     "tests/grafts",
     "tests/policies",
     "tests/probes",
+    "tests/steering",
     "tests/hosts",
     "tests/contracts",
     "tests/inputs",

@@ -104,7 +104,7 @@ def attention_forward(
         _weigh(module, query, key, attention_mask, options, alula)
     if alula.foresight is not None:
         raise Foreseen
-    apart, shared = _requested(module, alula, query.shape[2], key.shape[2])
+    apart, shared = _requested(module, alula, query.shape[2], key.shape[2]) if alula.requests.sums else ([], [])
     if not apart and not shared and biased.get(dialect.BIAS) is not None and _rides(biased[dialect.BIAS], query):
         columns = alula.once(_columns_of, biased[dialect.BIAS], scaling, query.dtype)
         return _with_bias(module, query, key, value, attention_mask, options, columns)

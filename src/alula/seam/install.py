@@ -578,7 +578,7 @@ class Seam(nn.Module):
         if self._seconds.get() is None and self._asked_to_contrast() is not None:
             raise SeamError(
                 f"{type(backbone).__name__} was called past its host, whose logits a contrast is to replace",
-                remedy="call the model with its head (of PEFT: model.get_base_model()), or generate",
+                remedy="call the model with its head, or generate",
             )
         reference: Tensor = embeds[..., 0] if input_ids is None else input_ids  # type: ignore[index]
         cache = dialect.cache_of(kwargs, where=type(backbone).__name__)
