@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import alula
 from alula.errors import UsageError
+from alula.seam import generation_extras
 from alula.steering import Prompt, Span
 from tests.hosts import tiny
 
@@ -157,10 +158,14 @@ def test_the_door_finds_spans(host: Any, processor: Any) -> None:
     chats = [chat("be brief", "red or blue?", image=True), chat("be brief", "blue or red?", image=True)]
     inputs = inputs_of(processor, *chats)
     prompt = Prompt(host, processor, inputs, chats)
+    options = {"max_new_tokens": 6, "do_sample": False}
     with alula.highlight(host, prompt, spans="red", strength=1.0) as block:
         assert torch.equal(block.marks, prompt.marks(spans=[["red"], ["red"]]))
-        found = host.generate(**inputs, max_new_tokens=3, do_sample=False)
-    assert found.shape[1] == inputs["input_ids"].shape[1] + 3
+        found = [host.generate(**inputs, **options, num_beams=beams) for beams in (1, 3)]
+    with alula.highlight(host, strength=1.0), generation_extras(host, {**inputs, "highlighted": block.marks}) as given:
+        told = [host.generate(**given, **options, num_beams=beams) for beams in (1, 3)]
+    assert all(map(torch.equal, found, told))
+    assert not torch.equal(found[0], host.generate(**inputs, **options))
 
 
 def test_what_is_not_found_is_said(host: Any, processor: Any) -> None:
