@@ -74,7 +74,7 @@ def evaluate(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU if there is one)")] = None,
-    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    report: Annotated[bool, typer.Option(help="Write report.html, of questions.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
     """Evaluate a model; with --base, compare item by item: what tuning kept, lost and gained.
