@@ -173,6 +173,7 @@ def memory(model: Any, samples: int, tokens: int) -> dict[str, Any]:
 def peak() -> Iterator[Callable[[], float | None]]:
     """Gives, after the block, MiB that the process held at most above what it held before; None where none can tell."""
     gc.collect()
+    hand_back_freed_memory()
     found: list[float | None] = []
     resettable = True
     try:
@@ -191,6 +192,7 @@ def hand_back_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
             libc.mallopt(parameter, 1 << 16)
+        libc.malloc_trim(0)
 
 
 def _held(what: str) -> float | None:
@@ -209,6 +211,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "compress.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    hand_back_freed_memory()
     dtype = getattr(torch, options.dtype) if options.dtype else None
     model, what = decoder(options.device, dtype, shrink=options.shrink)
     print(what, file=sys.stderr)
@@ -223,11 +226,10 @@ def main() -> None:
     }
     tokens, steps = (24, 2) if options.shrink else (512, 16)
     with torch.inference_mode():
-        record["disk"] = disk(model)
         if options.device == "cpu":
-            hand_back_freed_memory()
             record["memory"] = memory(model, *((2, 16) if options.shrink else (8, 256)))
-            keep_freed_memory()  # as the command line does
+        keep_freed_memory()  # as the command line does
+        record["disk"] = disk(model)
     with torch.no_grad():
         made = arms(model)
     with torch.inference_mode():

@@ -41,6 +41,7 @@ def commands() -> typer.Typer:
     app.command(name="alignment")(alignment)
     app.command(name="policies")(policies)
     app.command(name="highlight")(highlight)
+    app.command(name="subnetwork")(subnetwork)
     return app
 
 
@@ -295,6 +296,47 @@ def highlight(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         arms=_arms(arms),
+        items=items,
+        steps=steps,
+        reuse=reuse,
+    )
+    record = run(plan, command=command_line(), workers=workers)
+    write_text(output / "tables.md", markdown(record))
+    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
+def subnetwork(
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/subnetwork"),
+    seeds: Seeds = "0,1,2",
+    sparsities: Annotated[
+        str, typer.Option(help="Shares of weights that become zero. More may join in a later call.")
+    ] = "0.3,0.5,0.6,0.7",
+    healed: Annotated[float, typer.Option(help="The sparsity that is healed.")] = 0.7,
+    samples: Annotated[int, typer.Option(min=2, max=MAX_ITEMS, help="Of each stream, to calibrate on.")] = 32,
+    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions per skill.")] = 160,
+    workers: Workers = None,
+    steps: Steps = 1.0,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do pictures and words use one subnetwork?
+
+    Prunes fully tuned models by masks of image tokens, of text, of both, with the published code's padding, by
+    magnitude and chance: what masks share, which skill dies first, whether one mask serves several tasks, what healing
+    forgets. Ends with a table, a verdict per question, a report, and the tables in Markdown (tables.md).
+    """
+    from alula.files import write_text
+    from studies.subnetwork import SubnetworkPlan, figures, markdown, report, table, verdict
+    from studies.subnetwork import subnetwork as run
+
+    plan = SubnetworkPlan(
+        output=output,
+        seeds=_numbers(seeds, "--seeds", int),
+        sparsities=_numbers(sparsities, "--sparsities", float),
+        healed=healed,
+        samples=samples,
         items=items,
         steps=steps,
         reuse=reuse,

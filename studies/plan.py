@@ -14,10 +14,14 @@ from alula.bounds import check_training
 from alula.errors import UsageError
 from alula.files import read_json
 from alula.jobs import Job, lines
+from alula.training import train
 from alula.training.recipe import Recipe
 from alula_fledgling.quickstart import Plan, jobs
 from alula_fledgling.quickstart.plan import ALIGN
 from alula_fledgling.weights import digest
+
+TUNED = "full"
+"""the quickstart's method that tunes all of the decoder"""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,57 @@ class StudyPlan:
     def after_align(self, seed: int) -> tuple[str, ...]:
         """What a job must come after that needs the connector of ``seed``."""
         return (f"{ALIGN}, seed {seed}",) if self.aligned(seed) == self.own.aligned(seed) else ()
+
+
+@dataclass(frozen=True)
+class TunedPlan(StudyPlan):
+    """A study of fully tuned models, the quickstart's that see best."""
+
+    def model(self, seed: int) -> Path:
+        """The trained model of a seed."""
+        return self._holder(seed).run_directory(seed, TUNED) / "final"
+
+    def measured(self, seed: int) -> Path:
+        """Where what was measured of a seed's model is kept."""
+        return self.own.seed_directory(seed) / "measured"
+
+    def training_jobs(self) -> list[Job]:
+        """Trainings that no lent quickstart has done."""
+        missing = [seed for seed in self.seeds if self._holder(seed) is self.own]
+        connectors = [job for job in self.align_jobs() if job.arguments[1] in missing]
+        return connectors + [
+            Job(
+                title=self.training(seed),
+                call=train_tuned,
+                arguments=(self, seed),
+                size=self.recipe(seed, TUNED, TUNED).stages[-1].steps or 0,
+                done=partial(_trained, self, seed),
+                after=self.after_align(seed),
+            )
+            for seed in missing
+        ]
+
+    def after_training(self, seed: int) -> tuple[str, ...]:
+        """What a job must come after that needs the model of ``seed``."""
+        return (self.training(seed),) if self._holder(seed) is self.own else ()
+
+    def training(self, seed: int) -> str:
+        """Title of the job that trains a seed's model."""
+        return f"{TUNED}, seed {seed}"
+
+    def _holder(self, seed: int) -> Plan:
+        lent = self.lent
+        has = lent is not None and (lent.run_directory(seed, TUNED) / "final").is_dir()
+        return lent if lent is not None and has else self.own
+
+
+def train_tuned(plan: TunedPlan, seed: int) -> None:
+    """Train the model of a seed."""
+    train(plan.recipe(seed, TUNED, TUNED), quiet=True)
+
+
+def _trained(plan: TunedPlan, seed: int) -> int:
+    return logged_steps(plan.recipe(seed, TUNED, TUNED))
 
 
 def logged_steps(recipe: Recipe) -> int:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from alula.bounds import check_count
 from alula.errors import UsageError
-from alula.jobs import Job
-from alula.training import train
-from alula_fledgling.quickstart import Plan
-from studies.plan import StudyPlan, logged_steps
+from studies.plan import TunedPlan
 from studies.policies.rows import (
     CHAINED,
     SHARES,
@@ -26,15 +21,13 @@ from studies.policies.rows import (
     withdrawal_rows,
 )
 
-MODEL = "full"
-"""the quickstart's method whose models are measured: full tuning, which sees best"""
 PARTS = ("shares", "layers", "withdrawal", "skips", "turns", "pictures", "text")
 TALKED = (0.22,)
 """shares asked in conversations"""
 
 
 @dataclass(frozen=True)
-class PoliciesPlan(StudyPlan):
+class PoliciesPlan(TunedPlan):
     """Trained models under policies.
 
     Attributes:
@@ -103,49 +96,3 @@ class PoliciesPlan(StudyPlan):
         """Every policy that conversations are held under."""
         ways = [way for way in self.chosen if way.name in CHAINED]
         return share_rows(ways, [share for share in TALKED if share in self.shares])
-
-    def model(self, seed: int) -> Path:
-        """The trained model of a seed."""
-        return self._holder(seed).run_directory(seed, MODEL) / "final"
-
-    def measured(self, seed: int) -> Path:
-        """Where what was measured of a seed's model is kept."""
-        return self.own.seed_directory(seed) / "measured"
-
-    def training_jobs(self) -> list[Job]:
-        """Trainings that no lent quickstart has done."""
-        missing = [seed for seed in self.seeds if self._holder(seed) is self.own]
-        connectors = [job for job in self.align_jobs() if job.arguments[1] in missing]
-        return connectors + [
-            Job(
-                title=self.training(seed),
-                call=train_model,
-                arguments=(self, seed),
-                size=self.recipe(seed, MODEL, MODEL).stages[-1].steps or 0,
-                done=partial(_trained, self, seed),
-                after=self.after_align(seed),
-            )
-            for seed in missing
-        ]
-
-    def after_training(self, seed: int) -> tuple[str, ...]:
-        """What a job must come after that needs the model of ``seed``."""
-        return (self.training(seed),) if self._holder(seed) is self.own else ()
-
-    def training(self, seed: int) -> str:
-        """Title of the job that trains a seed's model."""
-        return f"{MODEL}, seed {seed}"
-
-    def _holder(self, seed: int) -> Plan:
-        lent = self.lent
-        has = lent is not None and (lent.run_directory(seed, MODEL) / "final").is_dir()
-        return lent if lent is not None and has else self.own
-
-
-def train_model(plan: PoliciesPlan, seed: int) -> None:
-    """Train the model of a seed."""
-    train(plan.recipe(seed, MODEL, MODEL), quiet=True)
-
-
-def _trained(plan: PoliciesPlan, seed: int) -> int:
-    return logged_steps(plan.recipe(seed, MODEL, MODEL))

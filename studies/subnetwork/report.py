@@ -1,0 +1,316 @@
+"""The study of subnetworks to look at: a verdict, tables and figures; all from the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as TerminalTable
+
+from alula.reports.document import Cell, Document, Facts, Figure, FigureRow, Section, Table
+from alula.reports.figures import Line, lines
+from alula.reports.wording import MISSING, bounds, duration, listing, percent, points
+from alula.stats import Estimate
+from studies.subnetwork.plan import CALIBRATIONS, HEALINGS, LOOKED, RULES
+from studies.subnetwork.record import SubnetworkRecord
+
+_CALIBRATED = {
+    "both": "both", "image": "image tokens", "words": "prompts of text", "padded": "both, padded as published",
+    "magnitude": "magnitude", "random": "random",
+}  # fmt: skip
+_PAIRS = {
+    "image, words": "image tokens and prompts of text",
+    "image, other samples": "image tokens, and those of other samples",
+    "words, other samples": "prompts of text, and others",
+    "image, magnitude": "image tokens and magnitude",
+    "words, magnitude": "prompts of text and magnitude",
+    "both, padded": "both, and both padded as published",
+}
+_RULES = {
+    "intersection": "kept by every task (alpha-SubNet)", "pooled": "one mask on all tasks' data, as sparse",
+    "magnitude": "magnitude, as sparse", "random": "random, as sparse", "majority": "kept by more than half",
+    "union": "kept by any task",
+}  # fmt: skip
+_HEALED = {"visual": "questions about pictures", "both": "half pictures, half text"}
+_LAYERS = {"iou": "image and text tokens", "shared_magnitude": "expected of shared magnitude", "chance": "chance",
+           "ceiling": "the same kind, other samples", "beyond_magnitude": "without what magnitude keeps"}  # fmt: skip
+_SKILLS = {"text": "text", "visual": "pictures"}
+_DEAD = 0.5
+"""a skill of which less than this is kept is dead"""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text: what it is of, headings, rows."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def grids(record: SubnetworkRecord) -> list[Grid]:
+    """Every table."""
+    return [_first(record), _calibrations(record), _pairs(record), _layers(record), _shared(record), _healing(record)]
+
+
+def table(record: SubnetworkRecord) -> TerminalTable:
+    """What dies first, for the terminal."""
+    grid = _first(record)
+    drawn = TerminalTable(title=grid.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(grid.columns):
+        drawn.add_column(name, justify="right" if place else "left")
+    for row in grid.rows:
+        drawn.add_row(*row)
+    return drawn
+
+
+def markdown(record: SubnetworkRecord) -> str:
+    """All tables for docs."""
+    written = []
+    for grid in grids(record):
+        written += [f"| {' | '.join(grid.columns)} |", "|---|" + "---|" * (len(grid.columns) - 1)]
+        written += [f"| {' | '.join(row)} |" for row in grid.rows] + [""]
+    return "\n".join(written).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def _first(record: SubnetworkRecord) -> Grid:
+    whole = [percent(float(record.right("none", "", skill).mean())) for skill in _SKILLS]
+    rows = [["none", *whole, percent(1.0, 0), percent(1.0, 0), ""]]
+    for sparsity in record.sparsities:
+        name = _named("both", sparsity)
+        right = [percent(float(record.right("pruned", name, skill).mean())) for skill in _SKILLS]
+        kept = [percent(record.kept("pruned", name, skill), 0) for skill in _SKILLS]
+        rows.append([percent(sparsity, 0), *right, *kept, _told(record.first("pruned", name))])
+    columns = ["weights zero", "text right", "pictures right", "text kept", "pictures kept", "pictures less text"]
+    return Grid("What dies first (Wanda on both)", columns, rows)
+
+
+def _calibrations(record: SubnetworkRecord) -> Grid:
+    rows = []
+    for name in CALIBRATIONS:
+        cells = [
+            f"{percent(record.kept('pruned', _named(name, sparsity), skill), 0)}"
+            for sparsity in record.sparsities
+            for skill in _SKILLS
+        ]
+        rows.append([_CALIBRATED[name], *cells])
+    columns = [f"{percent(sparsity, 0)}: {word}" for sparsity in record.sparsities for word in _SKILLS.values()]
+    return Grid("Kept, by what the mask was found by", ["found by", *columns], rows)
+
+
+def _pairs(record: SubnetworkRecord) -> Grid:
+    rows = [[label, _share(record.pair(name))] for name, label in _PAIRS.items()]
+    chance = record.over_seeds({seed: model.overlap.chance for seed, model in record.seeds.items()})
+    return Grid(
+        "Weights kept by both, over those kept by either", ["masks", "shared"], [*rows, ["chance", _share(chance)]]
+    )
+
+
+def _layers(record: SubnetworkRecord) -> Grid:
+    values = {label: record.layers(name) for name, label in _LAYERS.items()}
+    many = len(next(iter(values.values())))
+    rows = [[label, *(f"{value:.2f}" for value in found)] for label, found in values.items()]
+    return Grid("Overlap of image and text tokens in one prompt, by layer", ["", *map(str, range(many))], rows)
+
+
+def _shared(record: SubnetworkRecord) -> Grid:
+    rows = []
+    for rule in RULES:
+        sparsities = {seed: model.shared[rule].sparsity for seed, model in record.seeds.items()}
+        kept = [percent(record.kept("shared", rule, skill), 0) for skill in _SKILLS]
+        against = [
+            MISSING
+            if rule == "intersection"
+            else _told(record.against(("shared", rule), ("shared", "intersection"), s))
+            for s in _SKILLS
+        ]
+        rows.append([_RULES[rule], percent(record.over_seeds(sparsities).value), *kept, *against])
+    columns = ["one mask for four tasks", "weights zero", "text kept", "pictures kept"]
+    return Grid("One subnetwork", [*columns, "text, against the first", "pictures, against the first"], rows)
+
+
+def _healing(record: SubnetworkRecord) -> Grid:
+    pruned = _named("both", record.settings["healed"])
+    rows = []
+    if pruned in next(iter(record.seeds.values())).pruned:
+        rows.append(["not healed", *(percent(record.kept("pruned", pruned, skill), 0) for skill in _SKILLS)])
+    for name in HEALINGS:
+        for group, how in (("beside", "LoRA beside"), ("merged", "merged, and pruned again")):
+            kept = [percent(record.kept(group, name, skill), 0) for skill in _SKILLS]
+            rows.append([f"{_HEALED[name]}: {how}", *kept])
+    return Grid(
+        "Healing", [f"{percent(record.settings['healed'], 0)} zero, healed on", "text kept", "pictures kept"], rows
+    )
+
+
+# -- verdict ----------------------------------------------------------------------------------------------------------
+
+
+def verdict(record: SubnetworkRecord) -> list[str]:
+    """What the study found, question by question."""
+    return [
+        _same(record),
+        _use(record),
+        _dying(record),
+        _one(record),
+        _padding(record),
+        _forgetting(record),
+    ]
+
+
+def _same(record: SubnetworkRecord) -> str:
+    between, chance = record.pair("image, words"), next(iter(record.seeds.values())).overlap.chance
+    own = [record.pair(name) for name in ("image, other samples", "words, other samples")]
+    large = [record.pair(name) for name in ("image, magnitude", "words, magnitude")]
+    lower = between.high < min(each.low for each in own)
+    word = "not quite" if lower else "as far as can be told"
+    return (
+        f"Is the subnetwork of pictures that of words (IMA)? {word.capitalize()}: masks of image tokens and of prompts "
+        f"of text share {_share(between)} at {percent(LOOKED, 0)}, where chance is {percent(chance, 0)}, the same kind "
+        f"on other samples {_share(own[0])} and {_share(own[1])}, and magnitude alone, which looks at nothing, shares "
+        f"{_share(large[0])} and {_share(large[1])} with them."
+    )
+
+
+def _use(record: SubnetworkRecord) -> str:
+    shared, expected = record.layers("iou"), record.layers("shared_magnitude")
+    above = [one - other for one, other in zip(shared, expected, strict=True)]
+    beyond = sum(record.layers("beyond_magnitude")) / len(shared)
+    fell = [str(layer) for layer, value in enumerate(above) if value <= 0]
+    where = f"; it is not in layers {listing(fell)}" if fell else ""
+    return (
+        f"How much of that is shared use? In one prompt the overlap is {100 * sum(above) / len(above):.1f} points "
+        f"above what shared magnitude alone gives (mean over layers{where}); without the weights that magnitude keeps "
+        f"it is {percent(beyond, 0)}."
+    )
+
+
+def _dying(record: SubnetworkRecord) -> str:
+    told = []
+    for skill, word in _SKILLS.items():
+        dead = [s for s in record.sparsities if record.kept("pruned", _named("both", s), skill) < _DEAD]
+        told.append(
+            f"{word} at {percent(dead[0], 0)}" if dead else f"{word} not up to {percent(record.sparsities[-1], 0)}"
+        )
+    firsts = {s: record.first("pruned", _named("both", s)) for s in record.sparsities}
+    clear = {s: found for s, found in firsts.items() if found is not None and (found.low > 0 or found.high < 0)}
+    if clear:
+        clearly = listing([f"{percent(s, 0)}: {_told(found)}" for s, found in clear.items()])
+        tail = f"What is kept of pictures less what is kept of text is told from 0 at {clearly}"
+    else:
+        tail = "At no sparsity is more kept of one than of the other, as far as intervals tell"
+    return f"Which dies first? Half is lost of {listing(told)} (Wanda on both). {tail}."
+
+
+def _one(record: SubnetworkRecord) -> str:
+    subnet = ("shared", "intersection")
+    kept = listing([f"{percent(record.kept(*subnet, skill), 0)} of {word}" for skill, word in _SKILLS.items()])
+    sparsities = {seed: model.shared["intersection"].sparsity for seed, model in record.seeds.items()}
+    said = []
+    for rule in ("pooled", "magnitude", "random"):
+        found = listing([f"{_told(record.against(subnet, ('shared', rule), s))} of {w}" for s, w in _SKILLS.items()])
+        said.append(f"{_RULES[rule]}: {found}")
+    return (
+        "Does one subnetwork serve all tasks (alpha-SubNet)? Kept by the masks of four streams (captions, questions "
+        f"about pictures, dialogues, text) at {percent(LOOKED, 0)} each, "
+        f"{percent(record.over_seeds(sparsities).value)} is zero and it keeps {kept}. Against its rivals: "
+        f"{'; '.join(said)}. Films and sounds were not asked: these models take none."
+    )
+
+
+def _padding(record: SubnetworkRecord) -> str:
+    changed = record.over_seeds({seed: model.overlap.changed_by_padding for seed, model in record.seeds.items()})
+    told = []
+    for sparsity in record.sparsities:
+        pair = ("pruned", _named("padded", sparsity)), ("pruned", _named("both", sparsity))
+        for skill, word in _SKILLS.items():
+            found = record.against(*pair, skill)
+            if found.low > 0 or found.high < 0:
+                told.append(f"{word} at {percent(sparsity, 0)} {_told(found)}")
+    cost = f"it makes a difference of {listing(told)}" if told else "no difference in answers is shown at any sparsity"
+    return (
+        f"What does the published code's padding do? {_share(changed)} of the decoder's weights are kept by only one "
+        f"of the two masks at {percent(LOOKED, 0)}; {cost}."
+    )
+
+
+def _forgetting(record: SubnetworkRecord) -> str:
+    said = []
+    for name in HEALINGS:
+        beside = listing([f"{percent(record.kept('beside', name, s), 0)} of {w}" for s, w in _SKILLS.items()])
+        merged = listing([f"{percent(record.kept('merged', name, s), 0)} of {w}" for s, w in _SKILLS.items()])
+        said.append(f"on {_HEALED[name]} LoRA beside the model keeps {beside}; merged under the mask again, {merged}")
+    apart = record.against(("beside", "both"), ("beside", "visual"), "text")
+    return (
+        f"What does healing forget? Of {percent(record.settings['healed'], 0)} zeros, healed {'; '.join(said)}. Text "
+        f"among the healing data makes {_told(apart)} of text."
+    )
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+
+def figures(record: SubnetworkRecord) -> dict[str, str]:
+    """Inline SVG by name."""
+    xs = [0.0, *record.sparsities]
+    drawn = {}
+    for skill, word in _SKILLS.items():
+        found = [
+            Line(
+                _CALIBRATED[name],
+                series,
+                [1.0, *(record.kept("pruned", _named(name, sparsity), skill) for sparsity in record.sparsities)],
+            )
+            for series, name in enumerate(CALIBRATIONS)
+        ]
+        drawn[f"kept-{skill}"] = lines(
+            xs,
+            found,
+            title=f"{word} kept",
+            x_title="weights that are zero",
+            y_title="of right answers",
+            y_format=_whole,
+        )
+    return drawn
+
+
+def report(record: SubnetworkRecord) -> Document:
+    """The report as data."""
+    sections = [Section("Kept", blocks=[FigureRow([Figure(svg) for svg in figures(record).values()])])]
+    for grid in grids(record):
+        rows = [[Cell(text) for text in row] for row in grid.rows]
+        sections.append(Section(grid.title, blocks=[Table(list(grid.columns), rows)]))
+    facts = [
+        ("seeds", ", ".join(map(str, record.seeds))),
+        ("questions", f"{record.settings['items']} per skill"),
+        ("calibrated on", f"{record.settings['samples']} samples of each stream"),
+        ("whole run", duration(record.seconds)),
+        *record.environment.items(),
+    ]
+    sections.append(Section("To repeat this", blocks=[Facts(facts, record.command)]))
+    return Document(
+        title="One subnetwork?",
+        lead=verdict(record),
+        sections=sections,
+        footer=f"alula, {record.created}. Every figure is drawn from the result file alone.",
+    )
+
+
+def _whole(share: float) -> str:
+    return percent(share, 0)
+
+
+def _named(name: str, sparsity: float) -> str:
+    return f"{name}-{100 * sparsity:g}"
+
+
+def _told(estimate: Estimate | None) -> str:
+    return MISSING if estimate is None else f"{points(estimate)} points ({bounds(estimate)})"
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{percent(estimate.value)} ({bounds(estimate)})"
