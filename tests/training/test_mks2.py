@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 import alula
@@ -22,6 +24,7 @@ from alula.errors import HostError, RecipeError, UsageError
 from alula.grafts import MKS2Config
 from alula.grafts.mks2.retrieval import CaptionPairs, RetrievalHead
 from alula.hosts import load_host
+from alula.seam import marked
 from alula.training import check, load_recipe, train
 from alula.training.contrast import info_nce
 from alula.training.methods.mks2 import MKS2Spec
@@ -262,6 +265,37 @@ def test_two_processes_are_one_big_batch(tmp_path: Path) -> None:
     assert len(expected) == len(ours) == 8
     for one, two in zip(expected, ours, strict=True):
         torch.testing.assert_close(two, one, atol=1e-6, rtol=1e-5)
+
+
+def test_gradients_of_the_contrast_pass_through_a_layer_whose_weights_are_sharded_again(tmp_path: Path) -> None:
+    """Backward comes to the pairs before it comes to the layer's output, which has its weights gathered."""
+    inputs = zoo.batch("llava-llama", "3I2", "I4", "5", "3", side="right")
+    inputs["describes"] = torch.tensor([-1, -1, 0, 1])
+
+    def slopes(*, sharded: bool) -> dict[str, Tensor]:
+        model = zoo.build("llava-llama").train()
+        graft: Any = wake(alula.attach(model, MKS2Config(mode="store", memory_width=6, rank=2, retrieval=5)))
+        if sharded:
+            for layer in model.model.language_model.layers:
+                fully_shard(layer)
+            fully_shard(model)
+        kept: list[Any] = []
+        graft.seam.at_end(lambda ctx: kept.append(graft.pairs(ctx)), mark="kept")
+        with marked("kept"):
+            logits = model(**inputs, use_cache=False).logits
+        (logits.square().mean() + info_nce(kept[0], bidirectional=True)).backward()
+        found = {name: p.grad for name, p in model.named_parameters() if ".retrieval." in name or ".memory." in name}
+        return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items() if g is not None}
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        found, expected = slopes(sharded=True), slopes(sharded=False)
+    finally:
+        distributed.destroy_process_group()
+    assert found.keys() == expected.keys()
+    assert sum(".retrieval." in name for name in found) == 3
+    for name, slope in expected.items():
+        torch.testing.assert_close(found[name], slope, atol=1e-6, rtol=1e-4)
 
 
 def test_captions_are_read_at_their_end_on_whichever_side_they_are_padded() -> None:
