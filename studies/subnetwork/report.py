@@ -280,7 +280,9 @@ def figures(record: SubnetworkRecord) -> dict[str, str]:
 
 def report(record: SubnetworkRecord) -> Document:
     """The report as data."""
-    sections = [Section("Kept", blocks=[FigureRow([Figure(svg) for svg in figures(record).values()])])]
+    captions = {f"kept-{skill}": f"Right answers about {word}." for skill, word in _SKILLS.items()}
+    drawn = [Figure(svg, captions[name]) for name, svg in figures(record).items()]
+    sections = [Section("Kept", blocks=[FigureRow(drawn)])]
     for grid in grids(record):
         rows = [[Cell(text) for text in row] for row in grid.rows]
         sections.append(Section(grid.title, blocks=[Table(list(grid.columns), rows)]))

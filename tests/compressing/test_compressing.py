@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
@@ -21,7 +22,7 @@ from alula.compress import WeightMask, WeightPruning, prune
 from alula.compressing import Compressed, Plan, compress, compress_report, largest
 from alula.compressing.run import MASK, MODEL, PAIRED
 from alula.data import Collator, open_file
-from alula.errors import AlulaError, DataError, EvaluationError, UsageError
+from alula.errors import AlulaError, DataError, EvaluationError, HostError, UsageError
 from alula.evaluation import Decoding, PairedRun, data_task, evaluate
 from alula.evaluation.conditions import fingerprint
 from alula.hosts import save_host
@@ -208,6 +209,16 @@ def test_ways_to_prune(llava: Path, data: Path, tmp_path: Path, settings: dict[s
     assert (found.calibrated == "") == (settings.get("method") == "magnitude")
 
 
+def test_a_text_model_with_questions_of_its_own(tmp_path: Path) -> None:
+    plan = Plan(output=tmp_path, model="fledgling", kind="heads", sparsity=0.5, items=2, calibration=2, batch_size=2)
+    found = compress(plan, LOAD)
+    assert found.chosen == "1 of 2 key heads"
+    assert found.trial.text is not None
+    assert found.trial.visual is None
+    assert found.calibrated == "2 questions of text"
+    assert "n/a" in compress_report(found, PairedRun.load(tmp_path / PAIRED))
+
+
 # -- going on ----------------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +319,11 @@ def test_data_that_do_not_do(llava: Path, data: Path, tmp_path: Path) -> None:
             compress(planned(llava, data, tmp_path / "out", **{"sparsity": 0.5, **changes}), LOAD)
         assert not (tmp_path / "out").exists()
 
+    adapted = LOAD(llava).model
+    adapted = peft.get_peft_model(adapted, peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(HostError, match="is inside an adapter"):
+        compress(planned(llava, data, tmp_path / "out", sparsity=0.5), lambda name: (adapted, LOAD(name).processor))
+    assert not (tmp_path / "out").exists()
     refused(DataError, "20 usable conversations, 128 to calibrate on", calibration=128)
     refused(UsageError, "no questions come with this model", data=None, images=None)
     refused(UsageError, "prunes nothing|nothing would be removed", kind="mlp", sparsity=0.01)

@@ -25,6 +25,7 @@ from alula.compress import (
     prune,
     remove,
 )
+from alula.compress.targets import matrices
 from alula.compressing.plan import Amount, Plan
 from alula.compressing.record import SKILLS, Compressed, Trial
 from alula.compressing.samples import Chosen, choose
@@ -329,7 +330,9 @@ def _possible(model: Any, amounts: Sequence[Amount]) -> list[Amount]:
     found: list[Amount] = []
     refused: UsageError | HostError | None = None
     for amount in amounts:
-        if isinstance(amount.settings, Removal):
+        if isinstance(amount.settings, WeightPruning):
+            matrices(model, amount.settings.targets, amount.settings.layers)  # refuses what cannot be pruned
+        else:
             try:
                 check_removal(model, amount.settings)
             except (UsageError, HostError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from alula.bounds import MAX_SEED
 from alula.compress import Batches, MixtureBatches
 from alula.compressing.plan import SAMPLES, Plan
 from alula.data import BadSampleError, Collator, Mixture, Sample, open_file, open_source
@@ -17,6 +18,8 @@ from alula.evaluation import Defaults, ItemTask, Task, TaskItem, exact_match, na
 from alula.evaluation.items import media_of
 from alula.evaluation.own_data import item_of
 from alula.inputs import Intake
+
+_APART = 43
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,14 @@ def choose(plan: Plan, defaults: Defaults | None, takes: frozenset[str], collate
     asked = f"the questions that come with the model: {', '.join(task.title for task in tasks)}"
     if not plan.needs_data:
         return Chosen(tasks, None, asked, "")
-    title, specs = defaults.audited()
-    mixture = Mixture([open_source({**spec, "seed": plan.seed}) for spec in specs], seed=plan.seed)
+    text, _ = defaults.retention()
+    title, specs = defaults.audited() if takes else ("questions of text", [])
+    # another seed than that of the questions: what is asked is not calibrated on
+    seed = (plan.seed + _APART) % (MAX_SEED + 1)
+    mixture = Mixture([open_source({**spec, "seed": seed}) for spec in (*specs, text)], seed=plan.seed)
     many = plan.calibration or SAMPLES
     batches = MixtureBatches(mixture, collate, samples=many, batch_size=plan.batch_size)
-    return Chosen(tasks, batches, asked, f"{many} {title}")
+    return Chosen(tasks, batches, asked, f"{many} {title}" + (" and questions of text" if takes else ""))
 
 
 def _own(plan: Plan, takes: frozenset[str], collate: Collator) -> Chosen:
