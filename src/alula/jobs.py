@@ -257,6 +257,8 @@ class _Bar:
 
     def __enter__(self) -> _Bar:
         self.progress.__enter__()
+        if not self.console.is_terminal:  # where no bar is drawn until the end
+            self.say(f"{self.progress.tasks[0].description}: {len(self.done)} jobs; each is told when it is done")
         return self
 
     def __exit__(self, *exc: object) -> None:

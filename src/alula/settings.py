@@ -293,7 +293,7 @@ def budget_of(text: str) -> dict[str, float]:
             raise UsageError(
                 f"{pair.strip()!r} is not NAME:SHARE",
                 where="--budget",
-                remedy="agreement:0.98, or retention:0.99,visual:0.98",
+                remedy="write NAME:0.98, several with commas between them; --help lists the names",
             ) from None
         if name in found:
             raise UsageError(f"{name} is given twice", where="--budget")
@@ -313,8 +313,8 @@ def checked_budget(budget: Mapping[str, float], known: Mapping[str, str]) -> Map
     for name, least in budget.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"there is no {name!r}{hint} Choose among {', '.join(known)}")
+            hint = f"; did you mean {close[0]}?" if close else f"; choose among {', '.join(known)}"
+            raise ValueError(f"there is no {name!r}{hint}")
         if not 0 < least <= 1:
             raise ValueError(f"{name} is a share above 0, of 1 at most, not {least:g}")
     return budget

@@ -433,6 +433,19 @@ def test_questions_that_do_not_fit_are_passed_over(small: tuple[Plan, Speed], tm
     plan = small[0].model_copy(update={"output": tmp_path / "out", "max_new_tokens": 512})
     with pytest.raises(DataError, match="leaves room for an answer"):
         measure(plan, LOAD)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_that_is_not_there_is_passed_over(small: tuple[Plan, Speed], tmp_path: Path) -> None:
+    plan, _ = small
+    assert plan.data is not None
+    records = json.loads(plan.data.read_text())[:3]
+    records[1]["image"] = "nowhere.png"
+    file = tmp_path / "lost.json"
+    file.write_text(json.dumps(records))
+    asked = {"output": tmp_path / "out", "data": file, "grid": one_policy(tmp_path), "rounds": 1}
+    speed = measure(plan.model_copy(update=asked), LOAD)
+    assert (speed.n, speed.unusable) == (2, 1)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

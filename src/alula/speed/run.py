@@ -83,14 +83,13 @@ def measure(plan: Plan, load: Loader, *, command: str = "", progress: bool = Fal
     anatomy = Anatomy.of(model)
     saved = Candidate("as the model was saved", tuple(active_policies(model)))
     put_policies(model, {})
-    chosen = choose(plan, defaults_for(processor), taken)
+    chosen = choose(plan, defaults_for(processor), taken, Intake.of(processor, plan.told))
     if any(name != "agreement" for name in plan.budget) and not any(each.item.gold for each in chosen.questions):
         raise UsageError(
             "right answers are asked for, and none are known",
             where="--budget",
             remedy="--data with an assistant turn behind each question, or --budget agreement:0.98",
         )
-    claim(plan.output, plan.facts(), "speed measurement")
     with evaluating(model):
         run = _Run(plan, model, processor, anatomy, chosen)
         grid = default_grid(anatomy.num_layers, run.image_tokens) if own is None else own
@@ -147,6 +146,7 @@ class _Run:
             "clock": self.clock.name,
             **decisive(conditions(model, Decoding(), plan.batch_size)),
         }
+        claim(plan.output, plan.facts(), "speed measurement")  # nothing was written so far, whatever failed
         self.book = Book(plan.output / "measured.jsonl", identity)
         self.warm: set[str] = set()
 

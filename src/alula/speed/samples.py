@@ -13,9 +13,10 @@ from PIL import Image
 
 from alula.data import BadSampleError, Sample, open_file
 from alula.errors import DataError
-from alula.evaluation import Defaults, TaskItem, exact_match, named_tasks
+from alula.evaluation import Defaults, TaskItem, exact_match, named_tasks, prompts
 from alula.evaluation.items import media_of
 from alula.evaluation.own_data import item_of
+from alula.inputs import Intake
 from alula.speed.plan import Plan
 
 Kind = Literal["localization", "reading"]
@@ -84,18 +85,19 @@ class Chosen:
     unusable: int = 0
 
 
-def choose(plan: Plan, defaults: Defaults | None, takes: frozenset[str]) -> Chosen:
+def choose(plan: Plan, defaults: Defaults | None, takes: frozenset[str], intake: Intake) -> Chosen:
     """Find the questions.
 
     Args:
         defaults: those that come with the model, taken where the plan names no data.
         takes: the media the model takes.
+        intake: of its processor.
 
     Raises:
         DataError: the file cannot be read, or no usable record of it shows an image.
     """
     if plan.data is not None:
-        return _own(plan, takes)
+        return _own(plan, takes, intake)
     if defaults is not None:
         return _with_model(plan, defaults, takes)
     return Chosen("drawn pictures", tuple(_drawn(plan)), invented=True)
@@ -107,7 +109,7 @@ def kind_of(labels: Iterable[str]) -> Kind | None:
     return next((kind for kind, known in _KINDS.items() if words & known), None)
 
 
-def _own(plan: Plan, takes: frozenset[str]) -> Chosen:
+def _own(plan: Plan, takes: frozenset[str], intake: Intake) -> Chosen:
     assert plan.data is not None
     source = open_file(plan.data, images=plan.images)
     found: list[Question] = []
@@ -119,6 +121,7 @@ def _own(plan: Plan, takes: frozenset[str]) -> Chosen:
                 without += 1
                 continue
             item = item_of(sample, answered=False)
+            prompts.loaded(item.messages, intake)  # a picture that is not there is told now
         except (BadSampleError, DataError) as error:
             reasons.append(str(error))
             continue

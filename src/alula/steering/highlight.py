@@ -45,7 +45,7 @@ def highlight(
         strength: what is added to the logits of attention for a highlighted token: log(beta) of the paper, by default
             log(2). Negative: attention turns away from it.
         guidance: gamma of the paper, by default 1.3: next tokens are told against a second run that hardly sees what is
-            highlighted. 1: there is no second run.
+            highlighted. 1: there is no second run. Below 1 answers move toward that run, away from what is highlighted.
         by: the method, by default `Shift()`, Prompt Highlighter (Zhang et al., CVPR 2024, arXiv 2312.04302); its
             rivals are `KeyDirections`, `Hidden` and `Distorted`.
 
