@@ -119,6 +119,8 @@ class Plan(Settings):
             given = {"--pattern": self.pattern, "--targets": self.targets, "--coded": self.coded or None}
             if own := [name for name, value in given.items() if value is not None]:
                 raise ValueError(f"{own[0]} is of --kind weights; {_PARTS[self.kind]} are taken out as they are")
+            if self.method == "sparsegpt":
+                raise ValueError("--method sparsegpt is of --kind weights; give --method wanda or magnitude")
         if self.images is not None and self.data is None:
             raise ValueError("--images is where pictures of --data are, and no --data is given")
         if self.calibration is not None and self.method == "magnitude":
