@@ -301,7 +301,7 @@ def test_a_budget_that_nothing_meets(searched: tuple[Plan, Compressed], tmp_path
         ({"budget": {"visual": 1.5}}, "a share above 0"),
         ({"sparsity": 0.5, "kind": "mlp", "coded": True}, "--coded is of --kind weights"),
         ({"sparsity": 0.5, "kind": "mlp", "method": "sparsegpt"}, "--method sparsegpt is of --kind weights"),
-        ({"sparsity": 0.5, "kind": "heads", "method": "sparsegpt"}, "should be 'wanda' or 'magnitude'"),
+        ({"sparsity": 0.5, "kind": "heads", "method": "sparsegpt"}, "--method sparsegpt is of --kind weights"),
         ({"sparsity": 0.5, "tokens": "words"}, "cannot be 'words'"),
         ({"sparsity": 0.5, "method": "magnitude", "calibration": 3}, "magnitude looks at no data"),
         ({"sparsity": 0.1, "budget": {"visual": 0.9}, "step": 0.2}, "is more than the most"),

@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 
 
 def compress(
-    model: Annotated[str, typer.Argument(help="A model directory or hub id; adapters of PEFT have to be merged first.")],
+    model: Annotated[
+        str, typer.Argument(help="A model directory or hub id; adapters of PEFT have to be merged first.")
+    ],
     data: Annotated[
         Path | None,
         typer.Option(
