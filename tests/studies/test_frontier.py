@@ -193,10 +193,10 @@ def test_time_is_measured_beside_full_tuning(
     plan, outcome = finished
     assert outcome.costs == {}
     write_json(plan.costs_path("lora"), {"ratios": [1.5]})  # of an earlier call
-    timed = frontier(replace(plan, arms=("full", "lora", "wings-best"), rounds=1), command="", workers=0, quiet=True)
+    timed = frontier(replace(plan, arms=("full", "lora", "experts-mlp"), rounds=1), command="", workers=0, quiet=True)
     assert timed.costs["lora"] == [1.5]
-    assert len(timed.costs["wings-best"]) == 1
-    assert timed.costs["wings-best"][0] > 0
+    assert len(timed.costs["experts-mlp"]) == 1
+    assert timed.costs["experts-mlp"][0] > 0
     assert {each.arm: each.meets["time"] for each in judge(timed)}["lora"] is False
     assert "| 1.50x |" in markdown(timed)
 
