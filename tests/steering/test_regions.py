@@ -272,8 +272,9 @@ def test_refusals() -> None:
         ("all", "a str is no region"),
     ]
     for region, message in cases:
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, match=message) as caught:
             prompt.marks(regions=[region])
+        assert caught.value.remedy
     with pytest.raises(UsageError, match="what the prompt was made of is not known"):
         Prompt(model, processor, inputs).marks(regions=[Box(0, 0, 8, 8)])
     with pytest.raises(UsageError, match="does not hold it"):

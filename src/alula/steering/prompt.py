@@ -100,7 +100,9 @@ class Prompt:
                     )
                 marks[sample, rows[shares >= least]] = region.weight
         if not marks.any():
-            raise UsageError("nothing is highlighted: there are neither spans nor regions")
+            raise UsageError(
+                "nothing is highlighted: there are neither spans nor regions", remedy="give spans=, regions= or both"
+            )
         return marks
 
     def _by_sample(self, name: str, given: Any) -> list[list[Any]]:
@@ -127,13 +129,13 @@ class Prompt:
             case Whole(medium=medium, index=index):
                 each = self._items(sample, medium)
                 if index is not None or not each:
-                    return _one_of(each, medium, index or 0).float()
+                    return _one_of(each, medium, index or 0, "inputs").float()
                 return torch.stack(each).any(dim=0).float()
             case Box() | Polygon() | Mask():
                 return self._shares_of_image(sample, region)
             case Frames():
                 film = _one_of(self._media(sample, "video"), "video", region.film)
-                tokens = _one_of(self._items(sample, "video"), "video", region.film)
+                tokens = _one_of(self._items(sample, "video"), "video", region.film, "inputs")
                 frames = np.stack([np.asarray(frame) for frame in film])
                 painted = region.paint(*frames.shape[:3])
                 before = sum(len(self._media(other, "video")) for other in range(sample))
@@ -142,7 +144,7 @@ class Prompt:
                 shares = shares_of_film(self.anatomy, self.intake.processor, painted, int(tokens.sum()), grid)
             case Seconds():
                 sound = _one_of(self._media(sample, "audio"), "audio", region.sound)
-                tokens = _one_of(self._items(sample, "audio"), "audio", region.sound)
+                tokens = _one_of(self._items(sample, "audio"), "audio", region.sound, "inputs")
                 seconds = np.asarray(sound).size / (self.intake.sampling_rate or 1)
                 edges = edges_of_sound(self.anatomy, seconds, int(tokens.sum()))
                 shares = torch.from_numpy(region.shares(edges))
@@ -251,7 +253,10 @@ class Prompt:
             )
         messages = self.messages[sample]
         if not -len(messages) <= span.message < len(messages):
-            raise UsageError(f"there is no message {span.message}: there are {len(messages)}")
+            raise UsageError(
+                f"there is no message {span.message}: there are {len(messages)}",
+                remedy="count from 0, or from the last by -1",
+            )
         message = span.message % len(messages)
         content = messages[message]["content"]
         texts = [index for index, part in enumerate(content) if part["type"] == "text" and part["text"].strip()]
@@ -262,7 +267,9 @@ class Prompt:
                 )
             texts = [span.part]
         if not texts:
-            raise UsageError(f"message {message} has no words")
+            raise UsageError(
+                f"message {message} has no words", remedy="name a message with text, or an image by Whole or a region"
+            )
         signs = [sign for name in MEDIA if (sign := getattr(self.intake.processor, MEDIA[name].token, None))]
         return [part_of(decoded, messages, message, part, self.intake.text, signs, self._written) for part in texts]
 
@@ -298,14 +305,16 @@ class Prompt:
         )
 
 
-def _one_of(media: list[Any], medium: str, index: int) -> Any:
-    """The one with an index.
+def _one_of(media: list[Any], medium: str, index: int, where: str = "messages") -> Any:
+    """The one with an index of those that the messages hold, or the inputs show.
 
     Raises:
         UsageError: there is none.
     """
     if not 0 <= index < len(media):
-        raise UsageError(f"there is no {medium} {index}: the sample has {len(media)}")
+        empty = f"give Prompt the messages that hold it, or name it as Whole({medium!r})"
+        remedy = "count from 0" if media else empty if where == "messages" else "name words by spans"
+        raise UsageError(f"there is no {medium} {index}: the sample has {len(media)}", remedy=remedy)
     return media[index]
 
 

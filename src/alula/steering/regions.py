@@ -103,14 +103,20 @@ class Polygon(_Region):
         """As `Box.paint`."""
         is_inside = all(0 <= x <= width and 0 <= y <= height for x, y in self.points)
         if len(self.points) < 3 or not is_inside:
-            raise UsageError(f"{len(self.points)} points make no polygon in an image of {width} by {height} pixels")
+            raise UsageError(
+                f"{len(self.points)} points make no polygon in an image of {width} by {height} pixels",
+                remedy="give three points (x, y) or more, in pixels of the image",
+            )
         fine = 4  # a pixel is inside by the share of its own points
         canvas = Image.new("L", (fine * width, fine * height))
         corners = [(fine * x - 0.5, fine * y - 0.5) for x, y in self.points]
         ImageDraw.Draw(canvas).polygon(corners, fill=1)
         found = np.asarray(canvas, dtype=np.float32).reshape(height, fine, width, fine).mean(axis=(1, 3))
         if not found.any():
-            raise UsageError(f"the polygon of {self.points} holds nothing of the image")
+            raise UsageError(
+                f"the polygon of {self.points} holds nothing of the image",
+                remedy="give points (x, y) in pixels of the image, around a part of it",
+            )
         return found
 
 
@@ -137,7 +143,9 @@ class Mask(_Region):
                 remedy="give it in the size of the image as the processor is given it",
             )
         if not values.any() or values.min() < 0 or values.max() > 1:
-            raise UsageError("a mask holds numbers from 0 to 1, some of them above 0")
+            raise UsageError(
+                "a mask holds numbers from 0 to 1, some of them above 0", remedy="scale it, such as mask / mask.max()"
+            )
         return values
 
 
@@ -162,7 +170,11 @@ class Frames(_Region):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.inside is not None and not isinstance(self.inside, Area):
-            raise UsageError(f"a {type(self.inside).__name__} is no region of a frame", where="Frames.inside")
+            raise UsageError(
+                f"a {type(self.inside).__name__} is no region of a frame",
+                where="Frames.inside",
+                remedy="give a Box, Polygon or Mask",
+            )
 
     def paint(self, frames: int, height: int, width: int) -> Painted:
         """(F, H, W), 1 inside.
@@ -171,7 +183,10 @@ class Frames(_Region):
             UsageError: it is no part of the film.
         """
         if not 0 <= self.start < self.stop <= frames:
-            raise UsageError(f"frames {self.start} to {self.stop} are not in a film of {frames}")
+            raise UsageError(
+                f"frames {self.start} to {self.stop} are not in a film of {frames}",
+                remedy="count frames of the film as it is given, from 0",
+            )
         one = np.ones((height, width), np.float32) if self.inside is None else self.inside.paint(height, width)
         found = np.zeros((frames, height, width), np.float32)
         found[self.start : self.stop] = one
@@ -199,7 +214,10 @@ class Seconds(_Region):
         """
         end = max((stop for _, stop in edges), default=0.0)
         if not 0 <= self.start < self.stop or self.start >= end:
-            raise UsageError(f"seconds {self.start} to {self.stop} are not in a sound of {end:.2f}")
+            raise UsageError(
+                f"seconds {self.start} to {self.stop} are not in a sound of {end:.2f}",
+                remedy="give seconds from the sound's start",
+            )
         begun, ended = np.asarray(edges, dtype=np.float64).T
         inside = np.clip(np.minimum(ended, self.stop) - np.maximum(begun, self.start), 0, None)
         return (inside / (ended - begun)).astype(np.float32)
