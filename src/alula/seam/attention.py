@@ -447,7 +447,7 @@ def _are_written_out(query: Tensor, mask: Tensor | None, options: dict[str, Any]
     """Whether queries are so few, and attention so plain, that `_few_with_sums` computes it."""
     if not are_few(query.shape[2], mask) or options["dropout"]:
         return False
-    return _PLAIN.issuperset(name for name, value in options.items() if value is not None and name != "dropout")
+    return all(name in _PLAIN or name == "dropout" or value is None for name, value in options.items())
 
 
 def _with_sums(

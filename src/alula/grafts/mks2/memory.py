@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from alula.grafts.mks2.config import MKS2Config
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
+_AUTOCAST = frozenset(name for name in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(name))
+"""devices that have it, found out here: torch 2.7 cannot compile the question"""
 _START = 4.0
 """biases of -4 and 4 weigh the MLP by 1 / (1 + exp(-8)) = 0.9997"""
 
@@ -92,7 +94,7 @@ class MemoryRouter(nn.Module):
         """(B, M, 2) weights of memory and MLP, which add up to 1; at least float32."""
         wide = torch.promote_types(given.dtype, torch.float32)
         device = given.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if device in _AUTOCAST and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):  # it would round the logits
                 return self._weights(given, wide)
         return self._weights(given, wide)
