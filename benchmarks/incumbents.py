@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from alula import TokenMap
 from alula.files import write_json
 from alula.seam.dialect import cache_keyword, cache_of_output
 from alula.training.environment import readable_environment
-from policies import masked, policies, prompt
+from policies import masked, policies, prompt, ratio
 
 POLICIES = ("withdrawal in the middle", "pruned to 50 % at layer 2", "pruned to 25 % at layer 2")
 
@@ -137,12 +136,8 @@ def measured(arms: dict[str, Callable[[], dict[str, float]]], plain: dict[str, s
     for name, base in plain.items():
         found[name] = {}
         for what in ("prompt", "step"):
-            each = [own[what] / ref[what] for own, ref in zip(seconds[name], seconds[base], strict=True)]
-            found[name][what] = {
-                "median": round(statistics.median(each), 3),
-                "low": round(min(each), 3),
-                "high": round(max(each), 3),
-            }
+            took = {each: [one[what] for one in seconds[each]] for each in (name, base)}
+            found[name][what] = ratio(took, name, base)
         print(f"  {name:40} {found[name]}", file=sys.stderr)
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -150,6 +150,22 @@ class TunedPlan(StudyPlan):
         """What a job must come after that needs the model of ``seed``."""
         return (self.training(seed),) if self._holder(seed) is self.own else ()
 
+    def measuring_job(self, seed: int, title: str, measure: Callable[[Any, int], None], files: Sequence[Path]) -> Job:
+        """The job that measures a seed's model, which writes the named files one by one."""
+        return Job(
+            title=f"{title}, seed {seed}",
+            call=measure,
+            arguments=(self, seed),
+            size=len(files),
+            done=partial(_written, tuple(files)),
+            after=self.after_training(seed),
+        )
+
+    def read_measured(self, seed: int, files: Sequence[Path]) -> dict[str, Any]:
+        """What those files hold, by their names below `measured`."""
+        directory = self.measured(seed)
+        return {str(path.relative_to(directory).with_suffix("")): read_json(path) for path in files}
+
     def training(self, seed: int) -> str:
         """Title of the job that trains a seed's model."""
         return f"{TUNED}, seed {seed}"
@@ -167,6 +183,10 @@ def train_tuned(plan: TunedPlan, seed: int) -> None:
 
 def _trained(plan: TunedPlan, seed: int) -> int:
     return logged_steps(plan.recipe(seed, TUNED, TUNED))
+
+
+def _written(files: Sequence[Path]) -> int:
+    return sum(path.is_file() for path in files)
 
 
 def logged_steps(recipe: Recipe) -> int:

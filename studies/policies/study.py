@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from functools import partial
 
-from alula.files import read_json
-from alula.jobs import Job, run_in
+from alula.jobs import run_in
 from alula.training.environment import readable_environment
 from studies.policies.measure import measure, measurements
 from studies.policies.plan import PoliciesPlan
@@ -31,7 +29,8 @@ def policies(plan: PoliciesPlan, *, command: str, workers: int | None = None, qu
     Raises:
         UsageError: the output directory holds something else.
     """
-    jobs = [*plan.training_jobs(), *(_job(plan, seed) for seed in plan.seeds)]
+    asked = [plan.measuring_job(seed, "under policies", measure, measurements(plan, seed)) for seed in plan.seeds]
+    jobs = [*plan.training_jobs(), *asked]
     seconds = run_in(plan.output, plan.facts, "study", jobs, label="policies", workers=workers, quiet=quiet)
     record = gather(plan, command=command, seconds=seconds)
     record.save(plan.output / "outcome.json")
@@ -40,11 +39,7 @@ def policies(plan: PoliciesPlan, *, command: str, workers: int | None = None, qu
 
 def gather(plan: PoliciesPlan, *, command: str, seconds: float) -> PoliciesRecord:
     """Put the finished measurements of a plan together."""
-    seeds = {}
-    for seed in plan.seeds:
-        directory = plan.measured(seed)
-        found = {str(path.relative_to(directory).with_suffix("")): read_json(path) for path in measurements(plan, seed)}
-        seeds[seed] = gather_seed(found)
+    seeds = {seed: gather_seed(plan.read_measured(seed, measurements(plan, seed))) for seed in plan.seeds}
     return PoliciesRecord(
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -54,18 +49,3 @@ def gather(plan: PoliciesPlan, *, command: str, seconds: float) -> PoliciesRecor
         kinds=[KINDS[index % len(KINDS)] for index in range(plan.items * len(KINDS))],
         seeds=seeds,
     )
-
-
-def _job(plan: PoliciesPlan, seed: int) -> Job:
-    return Job(
-        title=f"under policies, seed {seed}",
-        call=measure,
-        arguments=(plan, seed),
-        size=len(measurements(plan, seed)),
-        done=partial(_measured, plan, seed),
-        after=plan.after_training(seed),
-    )
-
-
-def _measured(plan: PoliciesPlan, seed: int) -> int:
-    return sum(path.is_file() for path in measurements(plan, seed))

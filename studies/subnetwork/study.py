@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from functools import partial
 
-from alula.files import read_json
-from alula.jobs import Job, run_in
+from alula.jobs import run_in
 from alula.training.environment import readable_environment
 from studies.subnetwork.measure import measure, measurements
 from studies.subnetwork.plan import SubnetworkPlan
@@ -32,7 +30,8 @@ def subnetwork(
     Raises:
         UsageError: the output directory holds something else.
     """
-    jobs = [*plan.training_jobs(), *(_job(plan, seed) for seed in plan.seeds)]
+    asked = [plan.measuring_job(seed, "without weights", measure, measurements(plan, seed)) for seed in plan.seeds]
+    jobs = [*plan.training_jobs(), *asked]
     seconds = run_in(plan.output, plan.facts, "study", jobs, label="subnetwork", workers=workers, quiet=quiet)
     record = gather(plan, command=command, seconds=seconds)
     record.save(plan.output / "outcome.json")
@@ -41,11 +40,7 @@ def subnetwork(
 
 def gather(plan: SubnetworkPlan, *, command: str, seconds: float) -> SubnetworkRecord:
     """Put the finished measurements of a plan together."""
-    seeds = {}
-    for seed in plan.seeds:
-        directory = plan.measured(seed)
-        found = {str(path.relative_to(directory).with_suffix("")): read_json(path) for path in measurements(plan, seed)}
-        seeds[seed] = gather_seed(found)
+    seeds = {seed: gather_seed(plan.read_measured(seed, measurements(plan, seed))) for seed in plan.seeds}
     return SubnetworkRecord(
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -54,18 +49,3 @@ def gather(plan: SubnetworkPlan, *, command: str, seconds: float) -> SubnetworkR
         settings={**plan.facts, "seeds": list(plan.seeds), "sparsities": list(plan.sparsities)},
         seeds=seeds,
     )
-
-
-def _job(plan: SubnetworkPlan, seed: int) -> Job:
-    return Job(
-        title=f"without weights, seed {seed}",
-        call=measure,
-        arguments=(plan, seed),
-        size=len(measurements(plan, seed)),
-        done=partial(_measured, plan, seed),
-        after=plan.after_training(seed),
-    )
-
-
-def _measured(plan: SubnetworkPlan, seed: int) -> int:
-    return sum(path.is_file() for path in measurements(plan, seed))

@@ -30,3 +30,17 @@ def logits_of_steps(model: Any, layout: str, count: int) -> list[torch.Tensor]:
         for token in range(count):
             logits.append(model(input_ids=torch.tensor([[token]]), **{CACHE: cache}).logits)
     return logits
+
+
+def check_gradients(model: Any, twin: Any) -> None:
+    """Those of a model whose layers are compiled are those of its twin, prompt by prompt."""
+    for layout in ("3I20", "9I31"):
+        inputs = zoo.batch("llama", layout)
+        found = []
+        for each in (model, twin):
+            each.train().zero_grad()
+            each(**inputs, token_map=token_map(inputs), labels=inputs["input_ids"]).loss.backward()
+            found.append({name: p.grad for name, p in each.named_parameters() if p.grad is not None})
+        assert found[0].keys() == found[1].keys()
+        for name, gradient in found[0].items():
+            torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-3)

@@ -15,8 +15,8 @@ import alula
 from alula import ExpertsConfig
 from alula.probes import Geometry
 from tests import zoo
-from tests.grafts.common import grafted, run, token_map, wake
-from tests.grafts.compiled import EACH, graphs, logits_of_steps
+from tests.grafts.common import grafted, run, wake
+from tests.grafts.compiled import EACH, check_gradients, graphs, logits_of_steps
 
 pytestmark = pytest.mark.usefixtures("no_graphs")
 CONFIGS = {
@@ -59,16 +59,7 @@ def test_layers_without_experts_lend_no_graph_to_those_that_have_some(layer: int
 
 def test_gradients() -> None:
     model, twin = pair(CONFIGS["both"])
-    for layout in ("3I20", "9I31"):
-        inputs = zoo.batch("llama", layout)
-        found = []
-        for each in (model, twin):
-            each.train().zero_grad()
-            each(**inputs, token_map=token_map(inputs), labels=inputs["input_ids"]).loss.backward()
-            found.append({name: p.grad for name, p in each.named_parameters() if p.grad is not None})
-        assert found[0].keys() == found[1].keys()
-        for name, gradient in found[0].items():
-            torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-3)
+    check_gradients(model, twin)
     assert graphs() == 1 * EACH
 
 

@@ -16,8 +16,8 @@ from alula.errors import HostError, UsageError
 from alula.policies import Withdraw
 from alula.probes import AttentionShift
 from tests import zoo
-from tests.grafts.common import grafted, prompt_tokens, run, token_map
-from tests.grafts.compiled import EACH, graphs, logits_of_steps
+from tests.grafts.common import grafted, prompt_tokens, run
+from tests.grafts.compiled import EACH, check_gradients, graphs, logits_of_steps
 
 pytestmark = pytest.mark.usefixtures("no_graphs")
 
@@ -70,16 +70,7 @@ def test_steps_of_a_fixed_size() -> None:
 
 def test_gradients() -> None:
     model, twin = pair("llama", WingsConfig(rank=4, router="attention", router_tokens=64))
-    for layout in ("3I20", "9I31"):
-        inputs = zoo.batch("llama", layout)
-        found = []
-        for each in (model, twin):
-            each.train().zero_grad()
-            each(**inputs, token_map=token_map(inputs), labels=inputs["input_ids"]).loss.backward()
-            found.append({name: p.grad for name, p in each.named_parameters() if p.grad is not None})
-        assert found[0].keys() == found[1].keys()
-        for name, gradient in found[0].items():
-            torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-3)
+    check_gradients(model, twin)
     assert graphs() == 1 * EACH
 
 
