@@ -7,19 +7,29 @@ import logging
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 from torch import Tensor, nn
 
 from alula.errors import AdapterError, UsageError
 from alula.seam import NAME, Handle, OutputOf, Owner, Phase, Point, Seam, marked, marks, retract
 from alula.seam.points import PartMaker, PointFunction
-from alula.settings import Settings, refusal
+from alula.settings import Int, Settings, refusal
 
 logger = logging.getLogger(__name__)
 TRAINED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def _some(layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if layers == ():
+        raise ValueError("it is empty; name some, or leave it out for all")
+    return layers
+
+
+Layers = Annotated[tuple[Int, ...] | None, AfterValidator(_some)]
+"""decoder layers that get a graft, negative ones counted from the last; None: all"""
 
 
 class GraftConfig(Settings):

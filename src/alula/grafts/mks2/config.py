@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from alula.grafts.base import GraftConfig
+from alula.grafts.base import GraftConfig, Layers
 from alula.settings import Int, Number
 
 Mode = Literal["text", "store", "mix"]
@@ -54,7 +54,7 @@ class MKS2Config(GraftConfig):
     rank: Int = Field(default=16, ge=1, le=2**16)
     alpha: Number = Field(default=32.0, gt=0, le=_MOST_ALPHA)
     dropout: Number = Field(default=0.0, ge=0, lt=1)
-    layers: tuple[Int, ...] | None = None
+    layers: Layers = None
     retrieval: Int | None = Field(default=None, ge=1, le=2**16)
     init_std: Number = Field(default=0.02, gt=0, le=_MOST_SPREAD)  # at zero no gradient would reach the memory
 
@@ -66,13 +66,6 @@ class MKS2Config(GraftConfig):
     def width(self, hidden_size: int) -> int:
         """Inner width of the memory in a decoder of that width."""
         return max(1, 3 * hidden_size // 8) if self.memory_width is None else self.memory_width
-
-    @field_validator("layers")
-    @classmethod
-    def _some(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if layers == ():
-            raise ValueError("it is empty; name some, or leave it out for all")
-        return layers
 
     @model_validator(mode="after")
     def _effective(self) -> MKS2Config:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from alula.grafts.base import GraftConfig
+from alula.grafts.base import GraftConfig, Layers
 from alula.settings import Bool, Int, Number
 
 Router = Literal["attention", "mass", "constant"]
@@ -72,7 +72,7 @@ class WingsConfig(GraftConfig):
 
     rank: Int = Field(default=64, ge=1, le=_MOST_RANK)
     learners: tuple[str, ...] = LEARNERS
-    layers: tuple[Int, ...] | None = None
+    layers: Layers = None
     router: Router = "mass"
     gate: Gate = "exact"
     query: Query = "post_attention"
@@ -114,13 +114,6 @@ class WingsConfig(GraftConfig):
             raise ValueError(f"{twice!r} is listed twice")
         # one order, whatever the order they were named in: the router's columns are visual, textual
         return tuple(sorted(learners, key=LEARNERS.index))
-
-    @field_validator("layers")
-    @classmethod
-    def _some(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if layers == ():
-            raise ValueError("it is empty; name some, or leave it out for all")
-        return layers
 
     @model_validator(mode="after")
     def _possible(self) -> WingsConfig:
