@@ -38,7 +38,7 @@ def compare(before: MethodOutcome, after: MethodOutcome, task: str, kind: str | 
     for seed in sorted(before.seeds.keys() & after.seeds.keys()):
         first, second = before.seeds[seed].tasks[task], after.seeds[seed].tasks[task]
         pairs.append(_against(first, second))
-    return across_seeds(pairs).overall if kind is None else across_seeds(pairs, by=KIND).groups[kind]
+    return across_seeds(pairs, by=()).overall if kind is None else across_seeds(pairs, by=KIND).groups[kind]
 
 
 def _against(before: PairedResult, after: PairedResult) -> PairedResult:

@@ -84,7 +84,7 @@ def figures(ablation: Ablation, outcome: Outcome) -> dict[str, str]:
 
 def report(ablation: Ablation, outcome: Outcome, more: More | None = None) -> Document:
     """The report as data; ``more`` columns stand in the tables of arms."""
-    summary, drawn = Summary(outcome), figures(ablation, outcome)
+    summary, drawn, answers = Summary(outcome), figures(ablation, outcome), contrasts(ablation, outcome)
     sections = []
     for group, title in ablation.groups.items():
         blocks: list[Block] = []
@@ -98,10 +98,10 @@ def report(ablation: Ablation, outcome: Outcome, more: More | None = None) -> Do
         "Accuracy of the first minus that of the second, in percentage points, paired by item and training seed. "
         "Intervals carry seeds and items; they are not corrected for the number of questions."
     ]
-    sections = [Section("Question by question", reading, [_questions(ablation, outcome)]), *sections, _repeat(summary)]
+    sections = [Section("Question by question", reading, [_questions(ablation, outcome, answers)]), *sections, _repeat(summary)]
     return Document(
         title=outcome.title,
-        lead=[*readings.lead(summary), _tally(ablation, outcome)],
+        lead=[*readings.lead(summary), _tally(ablation, answers)],
         sections=sections,
         footer=f"alula, {outcome.created}. Every figure is drawn from the result file alone.",
     )
@@ -171,9 +171,9 @@ def _arms(ablation: Ablation, summary: Summary, members: list[Method], more: Mor
     return Table(["", *titles, "trained parameters, time", "learning rate"], rows)
 
 
-def _questions(ablation: Ablation, outcome: Outcome) -> Table:
+def _questions(ablation: Ablation, outcome: Outcome, answers: list[Contrast]) -> Table:
     rows = []
-    for contrast in contrasts(ablation, outcome):
+    for contrast in answers:
         cells = []
         for found in contrast.differences.values():
             cells.append(Cell(points(found), note=bounds(found), strong=_shown(found), shade=found.value / 0.25))
@@ -191,8 +191,7 @@ def _said(contrast: Contrast) -> str:
     return "; ".join(parts)
 
 
-def _tally(ablation: Ablation, outcome: Outcome) -> str:
-    found = contrasts(ablation, outcome)
+def _tally(ablation: Ablation, found: list[Contrast]) -> str:
     parts = [f"{sum(_shown(c.differences[column]) for c in found)} in {column.plain}" for column in ablation.columns]
     return f"Of {len(found)} comparisons of one arm with another, an interval excludes no difference: {listing(parts)}."
 

@@ -102,7 +102,7 @@ def right_later(outcome: FrontierOutcome, arm: str) -> float:
 
 
 def _kept(method: MethodOutcome, task: str) -> Estimate | None:
-    spread = across_seeds(method.results(task)).overall.retention
+    spread = across_seeds(method.results(task), by=()).overall.retention
     return None if spread is None else spread.mean
 
 

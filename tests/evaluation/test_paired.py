@@ -206,6 +206,8 @@ def test_seeds_by_another_label() -> None:
     both = across_seeds([result], by=("kind", "family")).groups
     assert both["text, f1"].n == 20
     assert sum(group.n for group in both.values()) == 90
+    bare = across_seeds([result], by=())
+    assert (bare.groups, bare.overall) == ({}, across_seeds([result]).overall)
     with pytest.raises(EvaluationError, match="no label 'same', only family, kind"):
         across_seeds([result], by="same")
 

@@ -64,7 +64,8 @@ def across_seeds(
     Args:
         results: one per training seed.
         by: the label of the items to break the result down by: ``"family"`` or a tag that varies, such as
-            ``"pattern"`` of dialogues; several labels are combined as ``"text, VT"``.
+            ``"pattern"`` of dialogues; several labels are combined as ``"text, VT"``. An empty tuple: no groups, which
+            spares their intervals.
 
     Raises:
         EvaluationError: no results, or results of different tasks or labels.

@@ -58,7 +58,7 @@ class Summary:
 
     def overall(self, method: Method, task: str) -> SeedsComparison:
         """The task as a whole over the method's seeds."""
-        return self.result(method, task).overall
+        return self.result(method, task, ()).overall
 
     def of_kind(self, method: Method, task: str, kind: str) -> SeedsComparison:
         """The text or visual items of a mixed task."""
