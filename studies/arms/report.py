@@ -98,7 +98,8 @@ def report(ablation: Ablation, outcome: Outcome, more: More | None = None) -> Do
         "Accuracy of the first minus that of the second, in percentage points, paired by item and training seed. "
         "Intervals carry seeds and items; they are not corrected for the number of questions."
     ]
-    sections = [Section("Question by question", reading, [_questions(ablation, outcome, answers)]), *sections, _repeat(summary)]
+    first = Section("Question by question", reading, [_questions(ablation, outcome, answers)])
+    sections = [first, *sections, _repeat(summary)]
     return Document(
         title=outcome.title,
         lead=[*readings.lead(summary), _tally(ablation, answers)],
