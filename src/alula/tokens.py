@@ -19,6 +19,8 @@ from alula.errors import UsageError
 from alula.media import MEDIA
 
 DESCRIBES = "describes"  # keyword of a forward: (B,) which of its images a sample is a caption of; -1: it is none
+CONDITIONS = "conditions"  # keyword of a forward: (B, D) what is told to the connector of each sample's images
+PROMPT_ENDS = "prompt_ends"  # keyword of a forward: (B,) index among its tokens of the last one of each prompt
 TOKEN_ROLES = "token_roles"  # keyword of a forward: (B, S) values of `Role`, for what reads its inputs by itself
 
 UNKNOWN = -2  # item of a perceptual token of which it cannot be told to which medium of its sample it belongs

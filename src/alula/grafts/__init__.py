@@ -1,6 +1,7 @@
 """Trainable parts attached to decoder layers. Detaching one restores the host bit for bit."""
 
 from alula.grafts.base import Graft, GraftConfig
+from alula.grafts.browse import BrowseConfig, read_conditions
 from alula.grafts.experts import ExpertsConfig
 from alula.grafts.lifecycle import attach, compile_layers, detach, grafts_of
 from alula.grafts.mks2 import MKS2Config
@@ -9,6 +10,7 @@ from alula.grafts.storage import load_adapter, save_adapter
 from alula.grafts.wings import WingsConfig
 
 __all__ = [
+    "BrowseConfig",
     "ExpertsConfig",
     "Graft",
     "GraftConfig",
@@ -19,6 +21,7 @@ __all__ = [
     "detach",
     "grafts_of",
     "load_adapter",
+    "read_conditions",
     "register",
     "save_adapter",
 ]

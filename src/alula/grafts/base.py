@@ -98,20 +98,22 @@ class GraftConfig(Settings):
 class Graft(Owner, abc.ABC):
     """A graft attached to a host.
 
-    The trainable parts are per-layer modules found at ``layer.alula[name]``: they belong to the host's module tree, so
-    `.to`, FSDP, deepcopy, optimizers and device maps treat them like any other part of the layer. This object is their
-    handle.
+    The trainable parts are per-layer modules found at ``layer.alula[name]``, or one of the decoder as a whole found at
+    ``decoder.alula[name]``: they belong to the host's module tree, so `.to`, FSDP, deepcopy, optimizers and device maps
+    treat them like any other part of it. This object is their handle.
 
     Attributes:
         name: under which it is attached.
         config: its settings.
         layers: the per-layer modules by decoder layer index.
+        whole: the module of the decoder as a whole, or None.
         owner_id: tells what it left in a cache from what others of its name did.
     """
 
     def __init__(self, seam: Seam, name: str, config: Any) -> None:
         self.seam, self.name, self.config = seam, name, config
         self.layers: dict[int, nn.Module] = {}
+        self.whole: nn.Module | None = None
         self.owner_id: str = uuid.uuid4().hex
         self._handles: list[Handle] = []
 
@@ -151,12 +153,18 @@ class Graft(Owner, abc.ABC):
         """Build and hook the modules of the given decoder layers."""
         for index in indices:
             layer = self.seam.anatomy.layers[index]
-            module = self.build_layer(index).train(layer.training)
-            container: Any = getattr(layer, NAME, None) or nn.ModuleDict()
-            container[self.name] = module
-            layer.add_module(NAME, container)
-            self.layers[index] = module
+            module = self.layers[index] = self._put_into(layer, self.build_layer(index))
             self.place(index, module)
+
+    def grow_whole(self, module: nn.Module) -> None:
+        """Put in the module of the decoder as a whole."""
+        self.whole = self._put_into(self.seam.anatomy.decoder, module)
+
+    def _put_into(self, parent: nn.Module, module: nn.Module) -> nn.Module:
+        container: Any = getattr(parent, NAME, None) or nn.ModuleDict()
+        container[self.name] = module.train(parent.training)
+        parent.add_module(NAME, container)
+        return module
 
     def detach(self) -> None:
         """Take every part and hook out of the host again, where they were not yet."""
@@ -164,12 +172,12 @@ class Graft(Owner, abc.ABC):
             return  # another may have its name by now
         for handle in self._handles:
             handle.remove()
-        for index in self.layers:
-            layer = self.seam.anatomy.layers[index]
-            container: Any = layer.get_submodule(NAME)
+        parents = [self.seam.anatomy.layers[index] for index in self.layers]
+        for parent in parents if self.whole is None else [*parents, self.seam.anatomy.decoder]:
+            container: Any = parent.get_submodule(NAME)
             del container[self.name]
             if not container:
-                delattr(layer, NAME)
+                delattr(parent, NAME)
         retract(self.seam.anatomy.host, self.name)
         self.seam.release(self.name)
 
@@ -185,10 +193,16 @@ class Graft(Owner, abc.ABC):
     # -- parameters -----------------------------------------------------------------------------------------------
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters as ("layers.3.visual.q.down", tensor)."""
-        for index, module in self.layers.items():
+        """Parameters as ("layers.3.visual.q.down", tensor); those of the decoder as a whole as "decoder.condition"."""
+        for place, module in self._modules():
             for name, parameter in module.named_parameters():
-                yield f"layers.{index}.{name}", parameter
+                yield f"{place}.{name}", parameter
+
+    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
+        if self.whole is not None:
+            yield "decoder", self.whole
+        for index, module in self.layers.items():
+            yield f"layers.{index}", module
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for _, parameter in self.named_parameters())
@@ -196,9 +210,7 @@ class Graft(Owner, abc.ABC):
     def state_dict(self) -> dict[str, Tensor]:
         """Weights by the names of `named_parameters`."""
         return {
-            f"layers.{index}.{name}": value
-            for index, module in self.layers.items()
-            for name, value in module.state_dict().items()
+            f"{place}.{name}": value for place, module in self._modules() for name, value in module.state_dict().items()
         }
 
     def load_state_dict(self, weights: Mapping[str, Tensor], *, where: str | None = None) -> None:
@@ -216,7 +228,8 @@ class Graft(Owner, abc.ABC):
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.parameters())
-        return f"{type(self).__name__}(name={self.name!r}, layers={len(self.layers)}, parameters={count:,})"
+        layers = f", layers={len(self.layers)}" if self.layers else ""
+        return f"{type(self).__name__}(name={self.name!r}{layers}, parameters={count:,})"
 
 
 def check_keys(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, where: str | None = None) -> None:

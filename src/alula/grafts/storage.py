@@ -354,7 +354,8 @@ def _card(facts: dict[str, Any], graft: Graft) -> str:
     return (
         f"---\nlibrary_name: alula\ntags: [alula, {facts['alula_type']}, multimodal]\n---\n\n"
         f"# {facts['name']}: a {facts['alula_type']} adapter for `{facts['base_model_name_or_path'] or 'its base'}`\n\n"
-        f"{sum(p.numel() for p in graft.parameters()):,} trainable parameters in {len(graft.layers)} layers"
+        f"{sum(p.numel() for p in graft.parameters()):,} trainable parameters"
+        + (f" in {len(graft.layers)} layers" if graft.layers else "")
         + (f", and the host's {', '.join(facts['modules'])}" if facts["modules"] else "")
         + '.\n\n```python\nimport alula\n\nmodel, processor = alula.load_model("this/directory")\n```\n\n'
         f"| setting | value |\n|---|---|\n{settings}\n"

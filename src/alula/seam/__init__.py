@@ -4,6 +4,7 @@ from alula.seam.attention import ATTENTION
 from alula.seam.cache import TokenCache
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.declared import DECLARED, POLICIES, declare, declared, grafted_weights, retract
+from alula.seam.embeddings import Read, Rewriter, Seen
 from alula.seam.frame import Part, Uncompiled
 from alula.seam.generation import generation_extras
 from alula.seam.hooks import ByThread, Handle, with_keywords
@@ -25,7 +26,7 @@ from alula.seam.requests import (
     Work,
     Worker,
 )
-from alula.seam.scope import marked, marks
+from alula.seam.scope import READING, SECOND, marked, marks
 from alula.seam.taps import TapEvent, taps
 from alula.seam.view import LayerView
 
@@ -50,8 +51,13 @@ __all__ = [
     "Part",
     "Phase",
     "Point",
+    "READING",
+    "Read",
     "Requests",
+    "Rewriter",
+    "SECOND",
     "Seam",
+    "Seen",
     "Sums",
     "TapEvent",
     "TokenCache",

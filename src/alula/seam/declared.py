@@ -15,6 +15,7 @@ from alula.seam.context import NAME
 DECLARED = "alula_grafts"  # the config's key: settings of each graft by its name
 POLICIES = "alula_policies"  # the same of policies
 _WEIGHT = re.compile(rf"(?:^|\.)layers\.(\d+)\.{NAME}\.([^.]+)\.(.+)")
+_OF_DECODER = re.compile(rf"(?:^|\.)[^.\d]+\.{NAME}\.([^.]+)\.(.+)")
 
 
 def declare(host: Any, name: str, facts: Mapping[str, Any], *, key: str = DECLARED) -> None:
@@ -43,4 +44,6 @@ def grafted_weights(names: Iterable[str]) -> dict[str, dict[str, str]]:
     for name in names:
         if match := _WEIGHT.search(name):
             found.setdefault(match[2], {})[f"layers.{match[1]}.{match[3]}"] = name
+        elif match := _OF_DECODER.search(name):
+            found.setdefault(match[1], {})[f"decoder.{match[2]}"] = name
     return found

@@ -25,6 +25,7 @@ from alula.seam.cache import GraftCacheLayer, SecondCache, TokenCache, TokenPres
 from alula.seam.compiled import CompiledLayer, Region, check_compilable, compiled
 from alula.seam.conductor import check_readable
 from alula.seam.context import NAME, ForwardContext
+from alula.seam.embeddings import EmbeddingHooks, Rewriter
 from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.points import (
     AnyPoint,
@@ -93,6 +94,7 @@ class Seam(nn.Module):
         self._labels: ByThread[Tensor | None] = ByThread()
         self._seconds: ByThread[_Second] = ByThread()
         self._tower = TowerHooks(anatomy, self._marks)
+        self._embeddings = EmbeddingHooks(anatomy)
         self._names = dialect.positional_names(anatomy.backbone)
         types = [anatomy.layer_type(index) for index in range(anatomy.num_layers)]
         firsts = {types.index(kind) for kind in types}
@@ -203,6 +205,21 @@ class Seam(nn.Module):
     def features_of(self, owner: str) -> Tensor:
         """(images, positions, width) of the images that the tower made last in this thread, for who requested them."""
         return (self._tower.notes.get() or {})[owner]
+
+    def request_embeddings(self, rewriter: Rewriter, *, mark: Hashable | None = None) -> Handle:
+        """Have `rewriter` write the decoder's inputs anew in forwards that bring images, until the handle is removed.
+
+        Args:
+            rewriter: is handed them, what the connector was given, and a way to have the decoder read them first.
+            mark: only in forwards that carry this mark (see `scope`).
+
+        Raises:
+            HostError: the host has no connector that only images go through.
+        """
+        request = Request(rewriter, mark)
+        with _changing:
+            self._embeddings.put(request)
+        return Handle(self._drop, None, request)
 
     def request_heads(self, layer: int, heads: Heads, *, mark: Hashable | None = None) -> Handle:
         """Have `heads` receive queries and keys of a decoder layer's attention, until the handle is removed.
@@ -438,6 +455,7 @@ class Seam(nn.Module):
                 endings=tuple(ending for ending in now.endings if not is_gone(ending)),
             )
             self._tower.drop(is_gone)
+            self._embeddings.drop(is_gone)
             for layer in layers:
                 hooks = self._layers[layer]
                 hooks.is_biased = layer in self.requests.biases
@@ -580,6 +598,7 @@ class Seam(nn.Module):
                 f"{type(backbone).__name__} was called past its host, whose logits a contrast is to replace",
                 remedy="call the model with its head, or generate",
             )
+        self._embeddings.begin()
         reference: Tensor = embeds[..., 0] if input_ids is None else input_ids  # type: ignore[index]
         cache = dialect.cache_of(kwargs, where=type(backbone).__name__)
         past = TokenCache.of(cache)

@@ -13,6 +13,9 @@ from contextvars import ContextVar
 SECOND = "second"
 """a mark of forwards that are run again for the sake of a contrast (see `requests.Contrast`)"""
 
+READING = "reading"
+"""a mark of forwards that only read what another is about to be given (see `embeddings`)"""
+
 _marks: ContextVar[frozenset[Hashable]] = ContextVar("alula_marks", default=frozenset())
 
 

@@ -120,9 +120,16 @@ class Queries(nn.Module):
         )
         self.up, self.project = nn.Linear(shape.width, up_width), nn.Linear(up_width, out_width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens of the towers (N, S, w) -> tokens for the decoder (N, Q, D)."""
-        tokens = torch.cat([tokens, self.queries.expand(len(tokens), -1, -1)], dim=1)
+    def forward(self, tokens: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Tokens of the towers (N, S, w) -> tokens for the decoder (N, Q, D).
+
+        Args:
+            shift: (N, w) added to all queries of an item.
+        """
+        queries = self.queries.expand(len(tokens), -1, -1)
+        if shift is not None:
+            queries = queries + shift[:, None]
+        tokens = torch.cat([tokens, queries], dim=1)
         for layer in self.layers:
             tokens = layer(tokens)
         return self.project(self.up(tokens[:, -len(self.queries) :]))
@@ -151,17 +158,31 @@ class Connector(nn.Module):
             else nn.Linear(width, out_width)
         )
 
-    def forward(self, tokens: Tensor, tower: str, frames: int = 0) -> Tensor:
+    @property
+    def shift_width(self) -> int:
+        """w, of what a shift is added to."""
+        entry: Any = next(iter(self.entries.values()))
+        return int(entry.out_features)
+
+    def of_images(self, features: Tensor, shift: Tensor) -> Tensor:
+        """(N, T, D) of images, told a shift (see `alula.seam.connectors`)."""
+        return self.forward(features, "vision", shift=shift)
+
+    def forward(self, tokens: Tensor, tower: str, frames: int = 0, shift: Tensor | None = None) -> Tensor:
         """Tokens of a tower (N, S, d_in) -> decoder tokens (N, S or Q, D).
 
         Args:
             frames: the S tokens are those of so many frames, one frame after the other.
+            shift: (N, w) added to the queries of an item, or, where the connector has none, to what its activation is
+                given.
         """
         tokens = self.entries[tower](tokens)
         if frames:
             assert self.times is not None
             tokens = (tokens.unflatten(1, (frames, -1)) + self.times[:, None]).flatten(1, 2)
-        return self.trunk(self.act(tokens))
+        if isinstance(self.trunk, Queries):
+            return self.trunk(self.act(tokens), shift)
+        return self.trunk(self.act(tokens if shift is None else tokens + shift[:, None]))
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
