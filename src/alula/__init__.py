@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from alula._version import __version__ as __version__
 
 _HOMES = {
+    "AimConfig": "alula.grafts",
     "BrowseConfig": "alula.grafts",
     "ExpertsConfig": "alula.grafts",
     "MKS2Config": "alula.grafts",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from alula.auditing import audit as audit
     from alula.evaluation import compare as compare
     from alula.evaluation import evaluate as evaluate
+    from alula.grafts import AimConfig as AimConfig
     from alula.grafts import BrowseConfig as BrowseConfig
     from alula.grafts import ExpertsConfig as ExpertsConfig
     from alula.grafts import MKS2Config as MKS2Config

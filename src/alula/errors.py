@@ -75,5 +75,9 @@ class AdapterError(AlulaError):
     """An adapter that does not fit the model it is loaded into, or a directory that is not one."""
 
 
+class BankError(AlulaError):
+    """A bank of demonstrations that belongs to another model, or a record of it that cannot be used."""
+
+
 class EvaluationError(AlulaError):
     """Results that cannot be compared or scored."""

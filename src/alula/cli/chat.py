@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from alula.bounds import MAX_SEED
-from alula.cli.options import Policies, Template
+from alula.cli.options import BankDirectory, Policies, Shots, Template
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +28,8 @@ def chat(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="RNG seed for sampling.")] = 0,
     template: Template = None,
     policies: Policies = None,
+    bank: BankDirectory = None,
+    shots: Shots = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU if there is one)")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
@@ -40,17 +42,20 @@ def chat(
     Exit code 0: all lines done; 1: one failed, or the model cannot be loaded; 2: wrong usage.
     """
     from alula.chat_template import TemplateSettings
+    from alula.demonstrations import shots_in
+    from alula.errors import UsageError
     from alula.hosts.decoding import Decoding
     from alula.hosts.placement import device_named, dtype_named
     from alula.loading import load_model
     from alula.serving import Conversation, Terminal
 
+    if shots is not None and bank is None:
+        raise UsageError("shots are taken from a bank", where="--shots", remedy="add --bank DIRECTORY")
     decoding, settings = Decoding.at(temperature, seed), TemplateSettings.parse(template or ())
     with Console(stderr=True).status(f"loading {model}"):
         loaded = load_model(model, dtype=dtype_named(dtype), device=device_named(device), policies=policies)
-    conversation = Conversation(
-        loaded.model, loaded.processor, decoding, max_new_tokens=max_new_tokens, template=settings
-    )
+    shown = [] if bank is None else shots_in(bank, *loaded, shots, seed=seed, template=settings)
+    conversation = Conversation(*loaded, decoding, max_new_tokens=max_new_tokens, template=settings, shots=shown)
     conversation.instruct(system)
     terminal = Terminal(conversation)
     failures = terminal.run()

@@ -9,7 +9,7 @@ import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
-from alula.cli.options import Policies, Template
+from alula.cli.options import BankDirectory, Policies, Shots, Template
 from alula.cli.tasks import HELP, EvalCommand, pictures_named, requested
 
 
@@ -44,6 +44,8 @@ def evaluate(
     ] = None,
     template: Template = None,
     policies: Policies = None,
+    bank: BankDirectory = None,
+    shots: Shots = None,
     history: Annotated[
         str | None,
         typer.Option(
@@ -81,9 +83,12 @@ def evaluate(
 
     Answers are greedy. Exit code 0: done; 1: failed; 2: wrong usage.
     """
+    from functools import partial
+
     from rich.console import Console
 
     from alula.chat_template import TemplateSettings
+    from alula.demonstrations import shots_in
     from alula.errors import UsageError
     from alula.evaluation import choose_tasks, evaluate_captions, run_session
     from alula.files import write_text
@@ -102,7 +107,7 @@ def evaluate(
 
     settings = TemplateSettings.parse(template or ())
     if retrieval is not None:
-        refused = {"--task": task, "--base": base, "--history": history}
+        refused = {"--task": task, "--base": base, "--history": history, "--bank": bank}
         if wrong := [option for option, given in refused.items() if given]:
             raise UsageError(f"asks no questions: leave {', '.join(wrong)} out", where="--retrieval")
         pictures = pictures_named(retrieval, images=images, n=n, seed=seed)
@@ -125,7 +130,15 @@ def evaluate(
         else:
             Console().print(captions_table(run))
         return
+    if shots is not None and bank is None:
+        raise UsageError("shots are taken from a bank", where="--shots", remedy="add --bank DIRECTORY")
     asked = requested(task or (), images=images, n=n, seed=seed)
+    if bank is not None and (base is not None or asked.harness is not None):
+        raise UsageError(
+            "demonstrations are shown to one model, before questions of alula's own",
+            where="--bank",
+            remedy="leave --base and lm_eval tasks out; compare two evaluations, with --bank and without",
+        )
     session = run_session(
         model,
         lambda name: load_model(name, dtype=dtype_named(dtype), device=device_named(device), policies=policies),
@@ -144,6 +157,7 @@ def evaluate(
         load_base=lambda name: load_model(name, dtype=dtype_named(dtype), device=device_named(device)),
         harness=asked.harness,
         template=settings,
+        shots=None if bank is None else partial(shots_in, bank, count=shots, seed=seed, template=settings),
         output=output,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,

@@ -25,3 +25,19 @@ Policies = Annotated[
         help="Policies for the model, in a file that save_policies wrote. (default: those it was saved with)",
     ),
 ]
+
+BankDirectory = Annotated[
+    Path | None,
+    typer.Option(
+        "--bank",
+        metavar="DIRECTORY",
+        exists=True,
+        file_okay=False,
+        help="Put demonstrations of a bank that `alula bank` filled for this model before the questions.",
+    ),
+]
+
+Shots = Annotated[
+    int | None,
+    typer.Option("--shots", min=1, help="How many demonstrations of the bank, drawn by --seed. (default: all)"),
+]

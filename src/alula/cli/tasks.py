@@ -13,6 +13,7 @@ from alula import plugins
 from alula.errors import UsageError
 
 if TYPE_CHECKING:
+    from alula.data import Source
     from alula.data.captions import CaptionedPicture
     from alula.evaluation import HarnessTasks, ObjectFiles
 
@@ -268,19 +269,10 @@ def pictures_named(
     Raises:
         UsageError: neither of the two, or a setting of a file that is not its split. DataError: unusable data.
     """
-    import yaml
-
-    from alula.data import open_source
     from alula.data.captions import captions_of, read_captions
     from alula.draws import Draw
 
-    what, *parts = text.split(",")
-    settings = {}
-    for part in parts:
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise UsageError(f"{part!r} is no setting", where="--retrieval", remedy="write name=value")
-        settings[name.strip()] = value.strip()
+    what, settings = _taken_apart(text, "--retrieval")
     if Path(what).is_file():
         if others := sorted({*settings} - {"split"}):
             raise UsageError(f"a file has no setting {others[0]!r}", where="--retrieval", remedy="split=NAME")
@@ -288,12 +280,51 @@ def pictures_named(
         if n is not None:
             Draw("captioned pictures", seed).shuffle(pictures)
         return tuple(pictures[:n])
+    if images is not None and ":" in what:
+        raise UsageError("--images is for a file of captions", where="--retrieval")
+    return captions_of(_opened(what, settings, "--retrieval", "microworld:caption"), 500 if n is None else n)
+
+
+def source_named(text: str, *, where: str, images: Path | None = None) -> Source:
+    """The source that an argument names.
+
+    Args:
+        text: a file or folder of conversations, or ``KEY:VALUE[,NAME=VALUE...]``, a source as recipes name it.
+        where: the argument, for errors.
+        images: folder that image paths in a file start from.
+
+    Raises:
+        UsageError: neither of the two. DataError: unusable data.
+    """
+    from alula.data import open_file
+
+    if Path(text).exists():
+        return open_file(text, images=images)
+    if images is not None:
+        raise UsageError("--images is for files", where="--images")
+    what, settings = _taken_apart(text, where)
+    return _opened(what, settings, where, "microworld:visual")
+
+
+def _taken_apart(text: str, where: str) -> tuple[str, dict[str, str]]:
+    """What stands before the first comma, and the settings behind it."""
+    what, *parts = text.split(",")
+    settings = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(f"{part!r} is no setting", where=where, remedy="write name=value")
+        settings[name.strip()] = value.strip()
+    return what, settings
+
+
+def _opened(what: str, settings: Mapping[str, str], where: str, example: str) -> Source:
+    """The source of ``KEY:VALUE`` with settings."""
+    import yaml
+
+    from alula.data import open_source
+
     key, colon, value = what.partition(":")
     if not colon:
-        raise UsageError(
-            f"there is no file {what!r}", where="--retrieval", remedy="a file, or a source such as microworld:caption"
-        )
-    if images is not None:
-        raise UsageError("--images is for a file of captions", where="--retrieval")
-    spec = {key: value, **{name: yaml.safe_load(each) for name, each in settings.items()}}
-    return captions_of(open_source(spec), 500 if n is None else n)
+        raise UsageError(f"there is no file {what!r}", where=where, remedy=f"a file, or a source such as {example}")
+    return open_source({key: value, **{name: yaml.safe_load(each) for name, each in settings.items()}})

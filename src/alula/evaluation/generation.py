@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from alula.demonstrations.few_shot import fused_inputs
 from alula.errors import EvaluationError
+from alula.grafts.aim import FUSED, FUSED_AT
 from alula.hosts import thoughts
 from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.host import tokenizer_of
@@ -58,7 +60,7 @@ def collate(prompts: Sequence[Rendered], pad_id: int) -> dict[str, torch.Tensor]
     """
     width = max(prompt.length for prompt in prompts)
     batch: dict[str, torch.Tensor] = {}
-    for key in dict.fromkeys(key for prompt in prompts for key in prompt.inputs):
+    for key in dict.fromkeys(key for prompt in prompts for key in prompt.inputs if key not in (FUSED, FUSED_AT)):
         if key in _PADDING:
             fill = pad_id if _PADDING[key] is None else _PADDING[key]
             rows = []
@@ -76,7 +78,7 @@ def collate(prompts: Sequence[Rendered], pad_id: int) -> dict[str, torch.Tensor]
                     f"the {key!r} of several prompts do not fit into one batch: {error}",
                     remedy="evaluate with batch size 1",
                 ) from error
-    return batch
+    return {**batch, **fused_inputs(prompts, width)}
 
 
 def neutral_config(model: Any, processor: Any, decoding: Decoding, max_new_tokens: int) -> GenerationConfig:

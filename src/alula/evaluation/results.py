@@ -77,6 +77,8 @@ class Conditions(Record):
     """what the chat template was told beside the messages, see `alula.chat_template.TemplateSettings`"""
     policies: list[dict[str, Any]] = []
     """settings of the policies that held"""
+    shots: int = 0
+    """demonstrations before every question, as fused tokens"""
 
     @property
     def policies_in_words(self) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from alula.bounds import check_count
 from alula.chat_template import TemplateSettings
+from alula.demonstrations import FewShot, Shot
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import generation, prompts, token_ids
 from alula.evaluation.conditions import conditions, decisive, fingerprint
@@ -39,6 +40,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     decoding: Decoding | None = None,
     template: TemplateSettings | None = None,
+    shots: Sequence[Shot] = (),
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> RunResult:
@@ -57,6 +59,7 @@ def evaluate(
         max_new_tokens: bounds answers instead of each task's own limit.
         decoding: greedy by default.
         template: variables for the chat template beside the messages, such as ``enable_thinking``.
+        shots: encoded demonstrations that every question is asked behind (`alula.demonstrations`).
         journal: a JSONL file that collects finished items; a later call with the same model, decoding, device, versions
             and file answers only what is missing.
         progress: draw a progress bar with the time left on stderr.
@@ -70,16 +73,20 @@ def evaluate(
     check_sizes(batch_size, max_new_tokens)
     decoding = decoding or Decoding()
     template = template or TemplateSettings()
-    intake = Intake.of(processor, template)  # refuses a template's settings before anything is generated
+    # refuses a template's settings before anything is generated
+    intake = FewShot(processor, shots, template) if shots else Intake.of(processor, template)
     refuse_lost_prompt(model)
     items = _items(tasks, processor)
     started = time.perf_counter()
     mark = fingerprint(model)
     state = conditions(model, decoding, batch_size, template.recorded(processor))
+    if isinstance(intake, FewShot):
+        state = state.model_copy(update={"shots": len(intake.shots)})
     identity = {
         "fingerprint": mark,
         "decoding": decoding.model_dump(mode="json"),
         **decisive(state),
+        **({"shots": intake.digest} if isinstance(intake, FewShot) else {}),
     }
     book = Journal(journal, identity) if journal is not None else None
     results: dict[str, TaskResult] = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 from alula.chat_template import TemplateSettings
 from alula.data.interleave import History
+from alula.demonstrations import Shot
 from alula.errors import UsageError
 from alula.evaluation.defaults import defaults_for
 from alula.evaluation.hallucination import HALLUCINATION, ObjectFiles, object_tasks
@@ -116,6 +117,7 @@ def run_session(
     load_base: Loader | None = None,
     harness: HarnessTasks | None = None,
     template: TemplateSettings | None = None,
+    shots: Callable[[Any, Any], Sequence[Shot]] | None = None,
     output: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     max_new_tokens: int | None = None,
@@ -133,6 +135,7 @@ def run_session(
         harness: tasks of lm-evaluation-harness asked as well, of both models behind the tokens that the tokenizer of
             ``base`` writes before a text.
         template: variables for both models' chat templates beside the messages.
+        shots: gives encoded demonstrations for the model and its processor, behind which it is asked.
 
     Returns:
         the session; with ``output`` also written there as ``tuned.json``, ``base.json`` and ``paired.json``.
@@ -157,6 +160,7 @@ def run_session(
                     tasks,
                     name=name,
                     template=template,
+                    shots=shown,
                     journal=journal,
                     progress=progress,
                     **options,
@@ -171,7 +175,9 @@ def run_session(
     opening = opening_of(load_base(base)[1], chat=harness.chat) if base is not None and harness is not None else None
     loaded, processor = load(model)
     tasks = tasks_for(processor)
+    shown: Sequence[Shot] = () if shots is None else shots(loaded, processor)
     tuned = ask("tuned", model, tasks)
+    shown = ()
     of_tuned = processor
     del loaded, processor
     before, pairs, skipped = None, None, []

@@ -1,5 +1,6 @@
 """Trainable parts attached to decoder layers. Detaching one restores the host bit for bit."""
 
+from alula.grafts.aim import AimConfig
 from alula.grafts.base import Graft, GraftConfig
 from alula.grafts.browse import BrowseConfig, read_conditions
 from alula.grafts.experts import ExpertsConfig
@@ -10,6 +11,7 @@ from alula.grafts.storage import load_adapter, save_adapter
 from alula.grafts.wings import WingsConfig
 
 __all__ = [
+    "AimConfig",
     "BrowseConfig",
     "ExpertsConfig",
     "Graft",

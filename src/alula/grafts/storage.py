@@ -238,10 +238,10 @@ def fingerprint(model: nn.Module) -> str:
     The values enter rounded to bfloat16, so that a host loaded in float32 or bfloat16 has one fingerprint. Grafts and
     PEFT adapters on the decoder do not count.
     """
-    return _digest(_own_weights(Anatomy.of(model).decoder))
+    return digest_of(own_weights(Anatomy.of(model).decoder))
 
 
-def _own_weights(module: nn.Module) -> dict[str, Tensor]:
+def own_weights(module: nn.Module) -> dict[str, Tensor]:
     """A host module's weights by its own names: without grafts, without PEFT's adapters and trained copies."""
     return {
         name.replace(".base_layer", "").replace(".original_module", ""): value
@@ -250,7 +250,8 @@ def _own_weights(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _digest(weights: Mapping[str, Tensor]) -> str:
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """A hash of tensors: every one's name, shape and an even sample of its values, rounded to bfloat16."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
@@ -275,11 +276,11 @@ def _part_fingerprints(host: nn.Module, without: Sequence[str]) -> dict[str, str
     if anatomy.head is not None and anatomy.head.weight is anatomy.embeddings.weight:
         skipped.append(paths[id(anatomy.head)])  # tied: it counts with the decoder
     found: dict[str, dict[str, Tensor]] = {}
-    for name, value in _own_weights(host).items():
+    for name, value in own_weights(host).items():
         if not name.startswith(tuple(skipped)):
             root = next((root for root in roots if name.startswith(root)), "")
             found.setdefault(roots.get(root, "other parts"), {})[name.removeprefix(root)] = value
-    return {part: _digest(weights) for part, weights in found.items()}
+    return {part: digest_of(weights) for part, weights in found.items()}
 
 
 def _vocabulary(host: nn.Module) -> int:

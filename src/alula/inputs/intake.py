@@ -90,7 +90,11 @@ class Intake:
         """The intake of ``processor``; of an intake itself, or one alike that is told ``template``."""
         if not isinstance(processor, Intake):
             return cls(processor, template)
-        return processor if template is None else cls(processor.processor, template, text_only=processor.is_text_only)
+        return processor if template is None else processor.told(template)
+
+    def told(self, template: TemplateSettings) -> Intake:
+        """An intake alike whose chat template is told ``template``."""
+        return Intake(self.processor, template, text_only=self.is_text_only)
 
     @property
     def chat_template(self) -> Any:

@@ -691,7 +691,8 @@ class Seam(nn.Module):
         taken = {name: kwargs.pop(name) for name in names if name in kwargs}
         for name, value in _given_inputs.get().get(self, {}).items():
             if name not in taken:
-                taken[name] = value.repeat_interleave(_repeats(len(value), batch), dim=0)
+                repeats = _repeats(len(value), batch)
+                taken[name] = value if repeats == 1 else value.repeat_interleave(repeats, dim=0)
         for name, value in taken.items():
             if len(value) != batch:
                 raise UsageError(f"{name} is of {len(value)} samples, the forward of {batch}")

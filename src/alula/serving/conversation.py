@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +18,14 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin, TextStreamer, 
 
 from alula.anatomy import unwrap
 from alula.chat_template import TemplateSettings
+from alula.demonstrations import Shot
+from alula.demonstrations.few_shot import few_shot
 from alula.errors import HostError, UsageError
 from alula.hosts import thoughts
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.prompted import refuse_lost_prompt
 from alula.hosts.templates import default_template
-from alula.inputs import Intake
 from alula.media import MEDIA
 from alula.seam import find, generation_extras, needs_roles
 
@@ -50,6 +51,7 @@ class Conversation:
         decoding: how answers are drawn; greedily by default. What it does not name is as the checkpoint sets it.
         max_new_tokens: most tokens of an answer.
         template: variables for the chat template beside the messages, such as ``enable_thinking``.
+        shots: encoded demonstrations that stand before the first turn (`alula.demonstrations`).
 
     Raises:
         UsageError: the template does not read a setting, or there is no room for an answer.
@@ -63,6 +65,7 @@ class Conversation:
         *,
         max_new_tokens: int = 256,
         template: TemplateSettings | None = None,
+        shots: Sequence[Shot] = (),
     ) -> None:
         decoding = decoding or Decoding()
         if max_new_tokens < 1:
@@ -78,7 +81,7 @@ class Conversation:
         if getattr(processor, "chat_template", None) is None:
             default, stop = default_template(self.tokenizer)
             self._generation.eos_token_id = [*self._stops, self.tokenizer.get_vocab()[stop]]
-        self.intake = Intake(processor, template, live=True, chat_template=default)
+        self.intake = few_shot(processor, shots, template, live=True, chat_template=default)
         set_seed(decoding.seed)
 
     def attach_clip(self, kind: str, clip: np.ndarray) -> None:

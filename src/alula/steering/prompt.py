@@ -17,7 +17,7 @@ from alula.inputs import Intake
 from alula.media import MEDIA
 from alula.steering.patches import edges_of_sound, shares_of_film, shares_of_images
 from alula.steering.regions import Box, Frames, Mask, Polygon, Seconds, Whole
-from alula.steering.spans import Decoded, Span, part_of
+from alula.steering.spans import Decoded, Span, part_of, written
 from alula.tokens import UNKNOWN, Modality
 
 Messages = Sequence[Mapping[str, Any]]
@@ -288,9 +288,7 @@ class Prompt:
         return place[0] + start, place[0] + stop
 
     def _written(self, text: str) -> str:
-        tokenizer = self.intake.tokenizer
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Decoded.of(tokenizer, ids, frozenset()).text.strip()
+        return written(self.intake.tokenizer, text)
 
     def _not_found(self, sample: int, span: Span, why: str) -> UsageError:
         what = f"{span.text!r}" if span.text is not None else f"what {span} names"

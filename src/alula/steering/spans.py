@@ -148,6 +148,12 @@ def occurrences(text: str, piece: str, start: int = 0, stop: int | None = None, 
     return found
 
 
+def written(tokenizer: Any, text: str) -> str:
+    """How a text reads once it was encoded and decoded."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return Decoded.of(tokenizer, ids, frozenset()).text.strip()
+
+
 Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
 """messages -> text, the second argument says whether a generation prompt is added"""
 
