@@ -41,6 +41,20 @@ def visible(text: str) -> str:
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def quoted(value: object, most: int = 120) -> str:
+    """Return ``value`` as Python writes it, its middle left out where that takes more than ``most`` characters.
+
+    What records and files hold may be of any length.
+    """
+    if isinstance(value, str) and len(value) > most:
+        value = value[:most] + value[-most:]  # only the ends are shown
+    if isinstance(value, bytes) and len(value) > most:
+        value = value[:most] + value[-most:]
+    text = repr(value)
+    kept = (most - 5) // 2
+    return text if len(text) <= most else f"{text[:kept]} ... {text[-kept:]}"
+
+
 class UsageError(AlulaError):
     """The call itself is off: an unknown name, an impossible combination, a missing argument."""
 

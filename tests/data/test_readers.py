@@ -107,6 +107,67 @@ def test_inline_images(folder, key: str) -> None:
     assert seen(sample)[0] == ("user", [RED, "?"])
 
 
+@pytest.mark.parametrize("key", ["base64", "image", "url", "images"])
+@pytest.mark.parametrize("kind", ["plain", "lines", "data", "data in lines", "url-safe", "unpadded"])
+def test_base64_as_people_write_it(folder, key: str, kind: str) -> None:
+    Image.effect_noise((20, 20), 90).save(folder / "noise.png")
+    data = (folder / "noise.png").read_bytes()
+    assert {*"+/"} & {*base64.b64encode(data).decode()}, "the alphabets differ"
+    text = {
+        "plain": base64.b64encode(data),
+        "lines": base64.encodebytes(data).replace(b"\n", b"\r\n"),
+        "data": b"data:image/png;base64," + base64.b64encode(data),
+        "data in lines": b"data:image/png;base64,\n" + base64.encodebytes(data),
+        "url-safe": base64.urlsafe_b64encode(data),
+        "unpadded": base64.b64encode(data).rstrip(b"="),
+    }[kind].decode()
+    part = {"type": "image"} if key == "images" else {"type": "image", key: text}
+    record = {**ask(part, {"type": "text", "text": "?"}), **({"images": [text]} if key == "images" else {})}
+    (image,) = jsonl(folder, record)[0].images
+    assert image.data == data
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("file://{}/a%20b%25.png", "a b%.png"),
+        ("file://localhost{}/a%20b%25.png", "a b%.png"),
+        ("file:{}/red.png", "red.png"),
+        ("FILE://{}/red.png", "red.png"),
+        ("file://red.png", "red.png"),
+        ("{}/a%20b.png", "a%20b.png"),
+    ],
+)
+def test_file_addresses(folder, address: str, name: str) -> None:
+    Image.new("RGB", (4, 4), "blue").save(folder / name)
+    sample = jsonl(folder, ask({"type": "image", "url": address.format(folder)}, {"type": "text", "text": "?"}))[0]
+    assert sample.images[0].path == f"{folder}/{name}"
+    assert seen(sample)[0] == ("user", [BLUE, "?"])
+
+
+@pytest.mark.parametrize("record", [
+    ask({"type": "image", "image": "https://x.org/" + "a" * 5000}),
+    ask({"type": "image", "image": "a" * 5000 + ".png"}),
+    ask({"type": "image", "image": {"path": "a" * 5000}}),
+    ask({"type": "image", "base64": "?" * 5000}),
+    ask({"type": "image", "image": {"bytes": "b" * 5000}}),
+    ask({"type": "image", "image": ["b" * 5000]}),
+    ask({"type": "smell", "smell": "a" * 5000}),
+    ask({"type": "text", "text": "a", "k" * 5000: 1}),
+    {"messages": [{"role": "r" * 5000, "content": "x"}]},
+    {"messages": [USER, {**ANSWER, "weight": "w" * 5000}]},
+    {"messages": [], "id": "i" * 5000},
+    {"k" * 5000: 1},
+    {f"key {number}": number for number in range(500)},
+])  # fmt: skip
+def test_no_message_quotes_a_value_at_length(folder, record: dict) -> None:
+    """A picture as base64 is a megabyte of text, which nobody wants on the terminal."""
+    jsonl(folder, record)
+    (bad,) = check(folder / "data.jsonl", form="jsonl").bad
+    assert len(str(bad)) < 700
+    assert max(len(word) for word in str(bad).split("'")[1::2] or [""]) <= 120
+
+
 def test_indexed_images_take_their_own(folder) -> None:
     record = ask(
         {"type": "image", "index": 1, "text": None}, {"type": "image", "index": 0}, {"type": "text", "text": "?"}

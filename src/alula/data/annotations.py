@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alula.data.images import ImageRef
-from alula.errors import DataError
+from alula.errors import DataError, quoted
 from alula.files import regular
 
 
@@ -78,7 +78,7 @@ def read_annotations(
         picture, category = entry["image_id"], entry["category_id"]
         if picture not in files or category not in names:
             what, which = ("image", picture) if picture not in files else ("category", category)
-            raise DataError(f"an annotation names {what} {which!r}, which the file does not list", where=where)
+            raise DataError(f"an annotation names {what} {quoted(which)}, which the file does not list", where=where)
         shown[picture].add(names[category])
     said: dict[Any, list[str]] = {}
     if captions is not None:
@@ -122,7 +122,7 @@ def read_questions(path: str | os.PathLike[str], *, images: str | os.PathLike[st
         _check(entry, ("question_id", "image", "text", "label"), where)
         label = str(entry["label"]).strip().lower()
         if label not in ("yes", "no"):
-            raise DataError(f"the label is {entry['label']!r}, not yes or no", where=where)
+            raise DataError(f"the label is {quoted(entry['label'])}, not yes or no", where=where)
         yield YesNoQuestion(
             id=f"{stem}-{entry['question_id']}",
             file=stem,

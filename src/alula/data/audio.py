@@ -70,7 +70,7 @@ class AudioRef(MediaRef):
         if self.maker is not None:
             samples, stored = np.asarray(self.maker()), self.rate
             if samples.ndim != 1 or not len(samples):
-                raise AudioError(f"audio {self.name}: its maker returned samples of shape {samples.shape}, not (N,)")
+                raise AudioError(f"{self.told}: its maker returned samples of shape {samples.shape}, not (N,)")
             samples = samples / 32768 if samples.dtype == np.int16 else samples
         else:
             samples, stored = self._decoded()
@@ -93,14 +93,14 @@ class AudioRef(MediaRef):
             raise
         except Exception as error:  # struct.error where the header ends, ValueError, ZeroDivisionError, OSError
             raise AudioError(
-                f"audio {self.name!r} is not a WAV file of integers or floating-point numbers: "
+                f"{self.told} is not a WAV file of integers or floating-point numbers: "
                 f"{'its header is cut off' if isinstance(error, struct.error) else error}",
                 remedy=_REMEDY,
             ) from None
         samples = stored.reshape(len(stored), -1).mean(axis=1, dtype=np.float64)
         if stored.dtype.kind == "f":
             if not (np.abs(samples) <= np.finfo(np.float32).max).all():
-                raise AudioError(f"audio {self.name!r} holds samples that are no finite float32 numbers")
+                raise AudioError(f"{self.told} holds samples that are no finite float32 numbers")
             return samples, rate
         full = 2.0 ** (8 * stored.dtype.itemsize - 1)
         return (samples - full if stored.dtype.kind == "u" else samples) / full, rate
@@ -114,22 +114,22 @@ class AudioRef(MediaRef):
             size = present
         size -= size % max(step, 1)
         if not rate or not channels or not size:
-            raise AudioError(f"audio {self.name!r} holds no samples")
+            raise AudioError(f"{self.told} holds no samples")
         width, rest = divmod(step, channels)
         integer = bits <= 8 * width <= 32 and (bits > 8 or width == 1)
         readable = bits and not rest and (integer or bits == 8 * width == 64)
         if not readable or rate > MOST_RATE or rate * step > _UNKNOWN:
             raise AudioError(
-                f"audio {self.name!r} says that it has {bits} bits in {width} bytes at {rate:,} samples a second",
+                f"{self.told} says that it has {bits} bits in {width} bytes at {rate:,} samples a second",
                 remedy=_REMEDY,
             )
         if size > MOST_SECONDS * rate * step:
             raise AudioError(
-                f"audio {self.name!r} lasts {size / step / rate:,.0f} seconds, more than {MOST_SECONDS:,.0f}",
+                f"{self.told} lasts {size / step / rate:,.0f} seconds, more than {MOST_SECONDS:,.0f}",
                 remedy="cut it",
             )
         if size > present:
-            raise AudioError(f"audio {self.name!r} is truncated: {present:,} of {size:,} bytes of samples")
+            raise AudioError(f"{self.told} is truncated: {present:,} of {size:,} bytes of samples")
         # the bytes per second are a hint for players, which some writers get wrong
         form = struct.pack("<HHIIHH", tag, channels, rate, rate * step, step, bits) + form[16:]
         form += bytes(len(form) % 2)

@@ -15,10 +15,11 @@ from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordErr
 from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.samples import Sample
 from alula.data.sources import DatasetSource, FileSource, open_file
-from alula.errors import AlulaError
+from alula.errors import AlulaError, quoted
 from alula.jobs import end_with_parent
 
 _CHUNK = 64
+_LONGEST = 120  # characters of an id that are shown
 _WORTH_A_PROCESS = 256  # records; starting a process takes as long as decoding some hundred small images
 
 Progress = Callable[[int, int], None]
@@ -38,7 +39,8 @@ class BadRecord:
 
     def __str__(self) -> str:
         place = Place(self.file, self.line, self.id, self.unit)
-        return f"{place}: {self.kind}: {self.reason}" + (f" (record {self.id})" if self.id else "")
+        named = self.id and (self.id if len(self.id) <= _LONGEST else quoted(self.id))
+        return f"{place}: {self.kind}: {self.reason}" + (f" (record {named})" if named else "")
 
 
 @dataclass(slots=True)

@@ -99,7 +99,7 @@ class ImageRef(MediaRef):
         if self.maker is not None:
             made = self.maker()
             if not isinstance(made, Image.Image):
-                raise ImageError(f"image {self.name}: its maker returned {type(made).__name__}, not a PIL image")
+                raise ImageError(f"{self.told}: its maker returned {type(made).__name__}, not a PIL image")
             return self._convert(made)
         source = self._stream()
         try:
@@ -108,11 +108,11 @@ class ImageRef(MediaRef):
         except ImageError:
             raise
         except UnidentifiedImageError:
-            raise ImageError(f"image {self.name!r} is corrupt or of a format that Pillow does not read") from None
+            raise ImageError(f"{self.told} is corrupt or of a format that Pillow does not read") from None
         except Image.DecompressionBombError as error:
-            raise ImageError(f"image {self.name!r} is too large to open: {error}") from error
+            raise ImageError(f"{self.told} is too large to open: {error}") from error
         except Exception as error:  # decoders raise anything: OSError, SyntaxError, EOFError, struct.error, zlib.error
-            raise ImageError(f"image {self.name!r} is truncated or corrupt: {error}") from error
+            raise ImageError(f"{self.told} is truncated or corrupt: {error}") from error
 
     def _made(self) -> np.ndarray:
         return np.asarray(self.load())
@@ -121,14 +121,14 @@ class ImageRef(MediaRef):
         pixels = image.width * image.height
         if pixels > self.max_pixels:
             raise ImageError(
-                f"image {self.name!r} has {image.width} x {image.height} = {pixels:,} pixels, "
+                f"{self.told} has {image.width} x {image.height} = {pixels:,} pixels, "
                 f"more than the limit of {self.max_pixels:,}",
                 remedy="scale it down, or raise max_pixels if the file is to be trusted",
             )
         try:
             return to_rgb(image)
         except ImageError as error:
-            raise ImageError(f"image {self.name!r}: {error.message}", remedy=error.remedy) from None
+            raise ImageError(f"{self.told}: {error.message}", remedy=error.remedy) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -8,10 +8,12 @@ for every key that some other row has.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from alula.data.errors import Place, RecordError
+from alula.errors import quoted
 
 NOTES = frozenset(
     {
@@ -54,7 +56,7 @@ def refuse_others(given: Mapping[str, Any], known: Collection[str], at: str, pla
     """
     for key, value in given.items():
         if key not in known and key not in NOTES and not _void(value) and (key, value) != ("detail", "auto"):
-            raise RecordError(f"{at}: the key {key!r} would be dropped", place=place, remedy=_remedy(key))
+            raise RecordError(f"{at}: the key {quoted(key)} would be dropped", place=place, remedy=_remedy(key))
 
 
 def refuse_in_record(record: Mapping[str, Any], used: Collection[str], place: Place) -> None:
@@ -82,7 +84,7 @@ def learnt(turn: Mapping[str, Any], role: str, at: str, place: Place) -> bool:
     for key, value in said.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise RecordError(
-                f"{at}: {key!r} is {value!r:.40}; an answer is learnt from or it is not",
+                f"{at}: {key!r} is {quoted(value, 40)}; an answer is learnt from or it is not",
                 place=place,
                 remedy="weight is 0 or 1, train is false or true; sources have a weight in the recipe",
             )
@@ -97,6 +99,12 @@ def learnt(turn: Mapping[str, Any], role: str, at: str, place: Place) -> bool:
     return all(said.values())
 
 
+def names_of(record: Iterable[Any]) -> str:
+    """The keys of a record, for messages: the first of them, as much of each as can be read."""
+    first = [quoted(key, 40) for key in islice(record, 20)]
+    return ", ".join(first) + (", ..." if len(first) == 20 else "")
+
+
 def _void(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(map(_void, value.values()))
@@ -107,7 +115,7 @@ def _void(value: Any) -> bool:
 
 def _remedy(key: str) -> str:
     if key in _SIZES:
-        return f"make the file of that size or length, or set the model's processor; then leave {key!r} out"
+        return "make the file of that size or length, or set the model's processor; then leave it out"
     if key in _OF_TEMPLATES:
         return "say it for all records with `template:` in the recipe"
     if key in _SYSTEM:
@@ -115,7 +123,5 @@ def _remedy(key: str) -> str:
     if key in _LOSS:
         return "an answer that is not to be learnt says weight: 0 or train: false"
     if key in _CALLS:
-        return (
-            f"write what is read or said of it into the content, as the model's template would; then leave {key!r} out"
-        )
-    return f"write what the model is to read or say into the content, notes into 'metadata'; then leave {key!r} out"
+        return "write what is read or said of it into the content, as the model's template would; then leave it out"
+    return "write what the model is to read or say into the content, notes into 'metadata'; then leave it out"

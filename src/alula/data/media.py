@@ -12,7 +12,11 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 import numpy as np
 
 from alula.data.errors import BadSampleError
+from alula.errors import quoted
 from alula.files import irregular
+
+_SHOWN = 120
+"""Most characters of a name that messages show."""
 
 
 @runtime_checkable
@@ -67,7 +71,7 @@ class MediaRef:
         """
         if not isinstance(data, bytes):
             raise cls.error(
-                f"the bytes of {cls.noun} {name!r} are {type(data).__name__}: {data!r:.80}",
+                f"the bytes of {cls.noun} {quoted(name)} are {type(data).__name__}: {quoted(data)}",
                 remedy="JSON holds no bytes: name a file, or inline images as base64",
             )
         return cls(name, data=data, **limits)
@@ -77,6 +81,11 @@ class MediaRef:
         fingerprint = getattr(value, "fingerprint", None)
         key = str(fingerprint()) if callable(fingerprint) else None
         return cls(f"<{type(value).__name__}>", maker=value.load, key=key, **options)
+
+    @property
+    def told(self) -> str:
+        """What it is and what it is called, for error messages."""
+        return f"{self.noun} {quoted(self.name, _SHOWN)}"
 
     @property
     def path(self) -> str | None:
@@ -122,22 +131,22 @@ class MediaRef:
         else:
             source, size = self._existing()
         if size == 0:
-            raise self.error(f"{self.noun} {self.name!r} is empty (0 bytes)")
+            raise self.error(f"{self.told} is empty (0 bytes)")
         return source
 
     def _existing(self) -> tuple[str, int]:
         path = self.path
         if path is None:
-            raise self.error(f"{self.noun} {self.name!r} has neither file nor content")
+            raise self.error(f"{self.told} has neither file nor content")
         try:
             if (kind := irregular(path)) is not None:
-                raise self.error(f"{self.noun} {self.name!r} is {kind}, not a file")
+                raise self.error(f"{self.told} is {kind}, not a file")
             return path, os.stat(path).st_size
         except ValueError:  # NUL, or half a surrogate pair
-            raise self.error(f"{self.noun} {self.name!r}: no file can have such a name") from None
+            raise self.error(f"{self.told}: no file can have such a name") from None
         except OSError:
-            places = " nor ".join(self.paths) if len(self.paths) > 1 else path
+            places = " nor ".join(self.paths) if len(self.name) <= _SHOWN else "of such a name"
             raise self.error(
-                f"{self.noun} {self.name!r} is missing: no file {places}",
+                f"{self.told} is missing: no file {places}",
                 remedy="give the folder that holds the media (`images:` in a source, --images on the command line)",
             ) from None

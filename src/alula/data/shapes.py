@@ -8,21 +8,21 @@ all given as content parts nothing in the text is a placeholder or an escape.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from alula.data.addresses import AddressError, from_base64, resolved
 from alula.data.audio import AudioRef
-from alula.data.errors import BadSampleError, ImageError, Place, PlaceholderError, RecordError
+from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordError
 from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef
-from alula.data.keys import learnt, refuse_in_record, refuse_others
-from alula.data.samples import ROLES, Sample, check_turns, image_part, media_part, text_part
+from alula.data.keys import learnt, names_of, refuse_in_record, refuse_others
+from alula.data.samples import MEDIA, ROLES, Sample, check_turns, image_part, media_part, text_part
 from alula.data.videos import VideoRef
+from alula.errors import quoted
 
 PLACEHOLDER = "<image>"
 _PLACE = re.compile(r"(\\*)" + re.escape(PLACEHOLDER))
@@ -43,7 +43,7 @@ _SPEAKERS = {
     "model": "assistant",
 }
 _IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
-_CLIP_KEYS = ("url", "path")  # beside the kind's own name
+_CLIP_KEYS = ("url", "path", "base64")  # beside the kind's own name
 _ENTRY = ("bytes", "path", "url", "width", "height", "format")  # of what stands in a list of media
 _TURN = ("role", "content", "weight", "train")
 _CLIPS: dict[str, type[VideoRef] | type[AudioRef]] = {"video": VideoRef, "audio": AudioRef}
@@ -71,68 +71,58 @@ class ImageFolder:
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def ref(self, value: Any) -> ImageRef:
-        """A path, ``file:`` or ``data:`` address, bytes, or Arrow's ``{"bytes", "path"}`` -> reference.
+        """A path, ``file:`` or ``data:`` address, base64, bytes, or Arrow's ``{"bytes", "path"}`` -> reference.
 
         Raises:
             ImageError: a web address (alula downloads nothing), broken base64, or another type.
             RecordError: it holds a key that would be dropped.
         """
-        if isinstance(value, Mapping):
-            refuse_others(value, _ENTRY, "an image", None)
-            if value.get("bytes") is not None:
-                return self._from_bytes(value["bytes"], str(value.get("path") or "<bytes>"))
-            value = value.get("path") or value.get("url")
-        if isinstance(value, bytes):
-            return self._from_bytes(value, "<bytes>")
-        if not isinstance(value, str) or not value:
-            raise ImageError(f"an image must be a path or bytes, not {value!r:.80}")
-        if value.startswith(("http://", "https://")):
-            raise ImageError(
-                f"image {value!r} is a web address", remedy="download it and give the path; alula fetches nothing"
-            )
-        if value.startswith("data:"):
-            return self._from_base64(value.partition(",")[2])
-        return ImageRef.from_path(value.removeprefix("file://"), roots=self.roots, max_pixels=self.max_pixels)
+        ref: ImageRef = self._ref("image", value)
+        return ref
 
-    def part_ref(self, part: Mapping[str, Any], key: str) -> ImageRef:
-        """The image an inline content part names under ``key``."""
-        if key == "base64":
-            return self._from_base64(str(part[key]))
-        return self.ref(part[key])
+    def part_ref(self, part: Mapping[str, Any], key: str, kind: str = "image") -> Any:
+        """The medium an inline content part names under ``key``."""
+        if key != "base64" or str(part[key]).startswith("data:"):
+            return self._ref(kind, part[key])
+        try:
+            return self._from_bytes(kind, from_base64(str(part[key]), kind), "<base64>")
+        except AddressError as error:
+            raise MEDIA[kind].error(error.message) from None
 
     def clip(self, kind: str, value: Any) -> VideoRef | AudioRef:
-        """A video or audio clip: a path, ``file:`` address, bytes, or ``{"bytes", "path"}`` -> reference.
+        """A video or audio clip, named as `ref` takes it -> reference.
 
         Raises:
-            VideoError, AudioError: a web address, or another type.
+            VideoError, AudioError: a web address, broken base64, or another type.
             RecordError: it holds a key that would be dropped.
         """
-        make: Any = _CLIPS[kind]
-        name = data = None
+        ref: VideoRef | AudioRef = self._ref(kind, value)
+        return ref
+
+    def _ref(self, kind: str, value: Any) -> Any:
+        medium = MEDIA[kind]
         if isinstance(value, Mapping):
             refuse_others(value, _ENTRY, kind, None)
-            name, data = value.get("path"), value.get("bytes")
-            value = name
-        if data or isinstance(value, bytes):
-            ref = make.from_bytes(data or value, name=str(name or "<bytes>"))
-        elif not isinstance(value, str) or not value:
-            raise make.error(f"{kind} must be a path or bytes, not {value!r:.80}")
-        elif value.startswith(("http://", "https://")):
-            raise make.error(
-                f"{kind} {value!r} is a web address", remedy="download it and give the path; alula fetches nothing"
-            )
-        else:
-            ref = make.from_path(value.removeprefix("file://"), roots=self.roots)
-        return replace(ref, max_pixels=self.max_pixels) if isinstance(ref, VideoRef) else ref
-
-    def _from_bytes(self, data: bytes, name: str) -> ImageRef:
-        return ImageRef.from_bytes(data, name=name, max_pixels=self.max_pixels)
-
-    def _from_base64(self, text: str) -> ImageRef:
+            if value.get("bytes") is not None:
+                return self._from_bytes(kind, value["bytes"], str(value.get("path") or "<bytes>"))
+            value = value.get("path") or value.get("url")
+        if isinstance(value, bytes):
+            return self._from_bytes(kind, value, "<bytes>")
+        if not isinstance(value, str) or not value:
+            raise medium.error(f"{kind} must be a path or bytes, not {quoted(value)}")
         try:
-            return self._from_bytes(base64.b64decode(text, validate=True), "<base64>")
-        except (binascii.Error, ValueError) as error:
-            raise ImageError(f"inline image is not valid base64: {error}") from None
+            found = resolved(value, kind)
+        except AddressError as error:
+            raise medium.error(error.message, remedy=error.remedy) from None
+        if isinstance(found, bytes):
+            return self._from_bytes(kind, found, "<base64>")
+        return medium.from_path(found, roots=self.roots, **self._limits(kind))
+
+    def _from_bytes(self, kind: str, data: Any, name: str) -> Any:
+        return MEDIA[kind].from_bytes(data, name=name, **self._limits(kind))
+
+    def _limits(self, kind: str) -> dict[str, int]:
+        return {} if kind == "audio" else {"max_pixels": self.max_pixels}
 
 
 class _Media:
@@ -195,7 +185,7 @@ def from_messages(record: Any, *, folder: ImageFolder, source: str, place: Place
             raise RecordError(f"{at} needs the keys 'role' and 'content'", place=place)
         role = message["role"]
         if role not in ROLES:
-            raise RecordError(f"{at}: unknown role {role!r}", place=place, remedy=f"roles are {', '.join(ROLES)}")
+            raise RecordError(f"{at}: unknown role {quoted(role)}", place=place, remedy=f"roles are {', '.join(ROLES)}")
         messages.append(_turn(role, message, _content(message["content"], media, at, place), at, place))
     used = ("messages", *(name for kind in media for name in (kind, f"{kind}s")))
     return _finish(record, messages, media, source, place, used=used)
@@ -238,7 +228,7 @@ def from_conversations(record: Any, *, folder: ImageFolder, source: str, place: 
         role = _SPEAKERS.get(str(speaker).lower())
         if role is None:
             raise RecordError(
-                f"{at}: unknown speaker {speaker!r}", place=place, remedy=f"speakers are {', '.join(_SPEAKERS)}"
+                f"{at}: unknown speaker {quoted(speaker)}", place=place, remedy=f"speakers are {', '.join(_SPEAKERS)}"
             )
         messages.append(_turn(role, turn, _content(value, media, at, place), at, place))
     return _finish(record, messages, media, source, place, used=("conversations", "images", "image", "system"))
@@ -259,9 +249,7 @@ def _begin(record: Any, key: str, place: Place, *, hint: str) -> tuple[Mapping[s
     place = Place(place.file, place.line, f"{stem}-{place.line}" if identity is None else str(identity), place.unit)
     turns = record.get(key)
     if turns is None:
-        raise RecordError(
-            f"the record has no key {key!r} (it has {', '.join(map(repr, record))})", place=place, remedy=hint
-        )
+        raise RecordError(f"the record has no key {key!r} (it has {names_of(record)})", place=place, remedy=hint)
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         raise RecordError(f"{key!r} must be a list of at least one turn", place=place)
     return record, place
@@ -304,7 +292,7 @@ def _content(content: Any, media: Mapping[str, _Media], at: str, place: Place) -
             found += _clip(part, media[kind], place)
         else:
             raise RecordError(
-                f"{at}: content[{number}] is neither a text part nor an image part: {part!r:.120}",
+                f"{at}: content[{number}] is neither a text part nor an image part: {quoted(part)}",
                 place=place,
                 remedy='parts are {"type": "text", "text": ...} and {"type": "image" (or "video", "audio"), ...}',
             )
@@ -358,7 +346,7 @@ def _clip(part: Mapping[str, Any], clips: _Media, place: Place) -> list[dict[str
         ref = clips.take(part["index"] if isinstance(part.get("index"), int) else None)
         return [] if ref is None else [media_part(clips.kind, ref)]
     try:
-        return [media_part(clips.kind, clips.folder.clip(clips.kind, part[key]))]
+        return [media_part(clips.kind, clips.folder.part_ref(part, key, clips.kind))]
     except BadSampleError as error:
         raise error.at(place) from None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from alula.data.errors import BadSampleError, Place, RecordError
 from alula.data.images import DEFAULT_MAX_PIXELS
+from alula.data.keys import names_of
 from alula.data.records import RecordFile
 from alula.data.registry import SourceKind, register
 from alula.data.samples import MEDIA, Sample, Source, media_part
@@ -251,7 +252,7 @@ def _reader_of(keys: set[str], where: str) -> Reader:
         return from_messages
     if "conversations" in keys:
         return from_conversations
-    raise DataError(f"needs a column 'messages' or 'conversations'; it has {', '.join(sorted(keys))}", where=where)
+    raise DataError(f"needs a column 'messages' or 'conversations'; it has {names_of(sorted(keys))}", where=where)
 
 
 def _roots(beside: Path, images: str | os.PathLike[str] | None) -> tuple[str, ...]:

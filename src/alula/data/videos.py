@@ -67,7 +67,7 @@ class VideoRef(MediaRef):
         if self.maker is not None:
             made = np.asarray(self.maker())
             if made.ndim != 4 or made.shape[-1] != 3 or made.dtype != np.uint8 or not len(made):
-                raise VideoError(f"video {self.name}: its maker returned {made.dtype} {made.shape}, not RGB frames")
+                raise VideoError(f"{self.told}: its maker returned {made.dtype} {made.shape}, not RGB frames")
             return made[_picked([_DEFAULT_MS] * len(made), frames)]
         source = self._stream()
         try:
@@ -77,23 +77,23 @@ class VideoRef(MediaRef):
             raise
         except UnidentifiedImageError:
             raise VideoError(
-                f"video {self.name!r} is corrupt or of a format that Pillow does not read",
+                f"{self.told} is corrupt or of a format that Pillow does not read",
                 remedy="animated GIF, WebP and PNG are read; convert others: ffmpeg -i VIDEO -vf fps=8 video.webp",
             ) from None
         except Exception as error:  # decoders raise anything
-            raise VideoError(f"video {self.name!r} is truncated or corrupt: {error}") from error
+            raise VideoError(f"{self.told} is truncated or corrupt: {error}") from error
 
     def _decoded(self, video: Image.Image, frames: int) -> np.ndarray:
         pixels = video.width * video.height
         if pixels > self.max_pixels:
             raise VideoError(
-                f"video {self.name!r} has frames of {video.width} x {video.height} = {pixels:,} pixels, "
+                f"{self.told} has frames of {video.width} x {video.height} = {pixels:,} pixels, "
                 f"more than the limit of {self.max_pixels:,}",
                 remedy="scale it down, or raise max_pixels if the file is to be trusted",
             )
         stored = getattr(video, "n_frames", 1)
         if stored > MOST_FRAMES:
-            raise VideoError(f"video {self.name!r} has {stored:,} frames, more than {MOST_FRAMES:,}")
+            raise VideoError(f"{self.told} has {stored:,} frames, more than {MOST_FRAMES:,}")
         durations = []
         for number in range(stored):
             video.seek(number)
@@ -106,7 +106,7 @@ class VideoRef(MediaRef):
             try:
                 decoded[number] = np.asarray(to_rgb(video.copy()))
             except ImageError as error:
-                raise VideoError(f"video {self.name!r}, frame {number}: {error.message}") from None
+                raise VideoError(f"{self.told}, frame {number}: {error.message}") from None
         return np.stack([decoded[number] for number in wanted])
 
 
