@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from alula.draws import Draw
 from alula.errors import UsageError
 from alula_fledgling.microworld import (
     DIALOGUE_PATTERNS,
@@ -18,6 +19,7 @@ from alula_fledgling.microworld import (
     VISUAL_FAMILIES,
     caption_items,
     dialogue_items,
+    episode,
     source,
     text_items,
     visual_items,
@@ -186,3 +188,29 @@ def test_text_is_plain_ascii_json():
     for item in text_items(200, split="train", seed=2):
         assert json.dumps(item.messages).isascii()
         assert all(target.answer == target.answer.strip() != "" for target in item.targets)
+
+
+def test_episodes_are_told_by_their_pictures_alone():
+    """Three words, each shown; held-out pairs are asked for last, and never in training."""
+    asked = {}
+    for split in ("train", "test"):
+        asked[split] = set()
+        for index in range(60):
+            item = source("episode", split=split, seed=3)[index]
+            words = [(m["content"], a["content"][0]["text"]) for m, a in zip(item.messages[::2], item.messages[1::2])]
+            shown = {}
+            for content, word in words:
+                if content[0]["type"] == "image":
+                    (thing,) = content[0]["image"].scene.things
+                    shown.setdefault(word, set()).add(getattr(thing, item.family))
+                else:
+                    (value,) = shown[content[0]["text"].removesuffix("?").split()[-1]]
+                    assert value == word
+            assert len(shown) == 3
+            question = item.messages[-2]["content"][0]["text"]
+            asked[split].add((item.targets[0].answer, question.removesuffix("?").split()[-1]))
+            assert [m.get("train", True) for m in item.messages[1::2]].count(True) == 3
+    assert not asked["train"] & asked["test"]
+    assert len(asked["test"]) == 12
+    shown = episode(Draw("e", 0), "colour", "test", 9).shots
+    assert all(len({exchange.answer for _, exchange in shown[at : at + 3]}) == 3 for at in (0, 3, 6))

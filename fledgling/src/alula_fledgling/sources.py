@@ -18,7 +18,9 @@ from alula_fledgling.microworld.digits import DIGIT_FAMILIES, DigitStream
 class MicroworldSpec(SourceSpec):
     """Items of the procedural world; endless unless ``limit`` is given."""
 
-    microworld: Literal["text", "visual", "caption", "dialogue", "film", "film_caption", "sound", "sound_caption"]
+    microworld: Literal[
+        "text", "visual", "caption", "dialogue", "episode", "film", "film_caption", "sound", "sound_caption"
+    ]
     split: Literal["train", "test", "unseen"] = "train"
     seed: Int = 0
     families: list[str] | None = Field(None, description="only these families of skill")

@@ -19,6 +19,8 @@ from alula.grafts import grafts_of
 from alula.grafts.aim import AimGraft
 from alula.inputs import Intake
 
+Messages = list[dict[str, Any]]
+
 
 @dataclass(frozen=True, eq=False)
 class Shot:
@@ -52,22 +54,23 @@ class Alone:
     words: Sequence[tuple[tuple[int, int], tuple[int, int]]]
 
     @classmethod
-    def of(cls, intake: Intake, demonstrations: Sequence[Demonstration]) -> Alone:
-        """Render demonstrations.
+    def of(cls, intake: Intake, chats: Sequence[Messages], *, literal: bool) -> Alone:
+        """Render demonstrations, each a conversation of two turns.
+
+        Args:
+            chats: content in lists of parts, the words last, as `Intake.hidden` gives them.
+            literal: signs of the processor are hidden in some of them.
 
         Raises:
-            UsageError: words of one are not found again among its tokens. HostError: see `Intake.hidden`.
+            UsageError: words of one are not found again among its tokens.
         """
-        chats = [demonstration.messages() for demonstration in demonstrations]
-        hidden = [intake.hidden(chat) for chat in chats]
-        literal = any(own is not chat for own, chat in zip(hidden, chats, strict=True))
-        rows = intake.encode(hidden, prompt=False, literal=literal)
+        rows = intake.encode(chats, prompt=False, literal=literal)
         ids, kinds = rows["input_ids"], rows["mm_token_type_ids"]
         media = frozenset(
             token for row, kind in zip(ids, kinds, strict=True) for token, k in zip(row, kind, strict=True) if k
         )
         words = []
-        for row, chat in zip(ids, hidden, strict=True):
+        for row, chat in zip(ids, chats, strict=True):
             question, answer = word_tokens(intake, row, chat, (0, 1), media)
             words.append((question, answer))
         return cls(_padded(rows, ids, _pad_id(intake.tokenizer)), words)
@@ -148,14 +151,18 @@ def encode(
         The shots in the order of the demonstrations, on the model's device and in its dtype.
 
     Raises:
-        UsageError: no such graft, or words that the template does not write as they are.
+        UsageError: no such graft, or words that the template does not write as they are. HostError: see
+            `Intake.hidden`.
     """
     aim, intake = aim_of(model, name), Intake.of(processor)
     weight = next(model.parameters())
     shots: list[Shot] = []
     for start in range(0, len(demonstrations), batch_size):
         some = demonstrations[start : start + batch_size]
-        alone = Alone.of(intake, some)
+        chats = [demonstration.messages() for demonstration in some]
+        hidden = [intake.hidden(chat) for chat in chats]
+        literal = any(own is not chat for own, chat in zip(hidden, chats, strict=True))
+        alone = Alone.of(intake, hidden, literal=literal)
         inputs = {
             key: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
             for key, value in alone.inputs.items()

@@ -16,7 +16,7 @@ from torch import Tensor
 from alula.chat_template import TemplateSettings
 from alula.demonstrations.demonstration import turns
 from alula.demonstrations.encoding import Shot
-from alula.demonstrations.words import word_tokens
+from alula.demonstrations.words import spliced, word_tokens
 from alula.errors import UsageError
 from alula.grafts.aim import FUSED, FUSED_AT
 from alula.inputs import Intake, Rendered
@@ -128,21 +128,12 @@ class FewShot(Intake):
         media = frozenset(getattr(self.processor, "image_token_ids", ()) or ())
         spoken = range(first, first + len(own))
         places = word_tokens(self, ids, self.hidden(messages), spoken, media)
-        source: list[int] = []
-        made: list[int] = []
-        is_fused: list[bool] = []
-        at = 0
-        for (first, behind), tokens in zip(places, own, strict=True):
-            # beside its picture a text may be other tokens: fused ones stand for those
-            source += [*range(at, first), *[first] * len(tokens)]
-            made += [*ids[at:first], *tokens]
-            is_fused += [False] * (first - at) + [True] * len(tokens)
-            at = behind
-        mask = torch.tensor([is_fused])
+        made = spliced(ids, places, own)
+        mask = torch.tensor([made.is_fused])
         rows = torch.cat([shot.fused for shot in self.shots])
-        fused = rows.new_zeros(1, len(made), rows.shape[1])
+        fused = rows.new_zeros(1, len(made.ids), rows.shape[1])
         fused[mask.to(rows.device)] = rows
-        return _Opening(ids[:at], source, made, fused, mask)
+        return _Opening(ids[: places[-1][1]], made.source, made.ids, fused, mask)
 
 
 def _is_per_token(value: Any, tokens: int) -> bool:

@@ -17,7 +17,7 @@ from alula.inputs import Intake
 from alula.media import MEDIA
 from alula.steering.patches import edges_of_sound, shares_of_film, shares_of_images
 from alula.steering.regions import Box, Frames, Mask, Polygon, Seconds, Whole
-from alula.steering.spans import Decoded, Span, part_of, written
+from alula.steering.spans import Decoded, Span, parts_of, written
 from alula.tokens import UNKNOWN, Modality
 
 Messages = Sequence[Mapping[str, Any]]
@@ -271,7 +271,8 @@ class Prompt:
                 f"message {message} has no words", remedy="name a message with text, or an image by Whole or a region"
             )
         signs = [sign for name in MEDIA if (sign := getattr(self.intake.processor, MEDIA[name].token, None))]
-        return [part_of(decoded, messages, message, part, self.intake.text, signs, self._written) for part in texts]
+        found = [(message, part) for part in texts]
+        return parts_of(decoded, messages, found, self.intake.text, signs, self._written)
 
     def _within(self, place: tuple[int, int], span: Span, sample: int) -> tuple[int, int]:
         """The characters of a place that a span without a text names."""

@@ -158,52 +158,81 @@ Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
 """messages -> text, the second argument says whether a generation prompt is added"""
 
 
-def part_of(
+def parts_of(
     decoded: Decoded,
     messages: Sequence[Mapping[str, Any]],
-    message: int,
-    part: int,
+    parts: Sequence[tuple[int, int]],
     render: Render,
     signs: Sequence[str],
     written: Callable[[str], str],
-) -> tuple[int, int]:
-    """Where a text part of a message stands in what was decoded.
+) -> list[tuple[int, int]]:
+    """Where text parts of messages stand in what was decoded.
 
     Args:
         messages: of the prompt, content in lists of parts.
+        parts: (message, part) of each, in reading order.
         render: the chat template.
         signs: how it writes media.
         written: how a text reads once it was encoded and decoded.
 
     Raises:
-        UsageError: the template does not write it as it is, or what it writes is not what was decoded.
+        UsageError: the template does not write one as it is, or what it writes is not what was decoded.
     """
-    said = str(messages[message]["content"][part]["text"])
-    words, where = said.strip(), f"message {message}, part {part}"
-    if not words:
-        raise UsageError("there are no words in it", where=where)
-    mark = "\ue000mark\ue001"
+    said = [str(messages[message]["content"][part]["text"]) for message, part in parts]
+    words = [text.strip() for text in said]
+    if "" in words:
+        raise UsageError("there are no words in it", where=_where(parts[words.index("")]))
+    marks = [f"\ue000mark {number}\ue001" for number in range(len(parts))]
     changed = [dict(each) for each in messages]
-    parts = [dict(each) for each in changed[message]["content"]]
-    parts[part] = {**parts[part], "text": mark}
-    changed[message]["content"] = parts
+    for (message, part), text, bare, mark in zip(parts, said, words, marks, strict=True):
+        content = [dict(each) for each in changed[message]["content"]]
+        content[part]["text"] = text.replace(bare, mark, 1)  # white space around words stays
+        changed[message]["content"] = content
+    missing = parts[0]
     for prompt in (True, False):
         whole, other = (_without(render(each, prompt), signs) for each in (messages, changed))
-        at = other.find(mark)
-        if at < 0 or not whole.startswith(other[:at]) or not whole[at:].lstrip().startswith(words):
-            continue
-        at += whole[at:].index(words)
-        told = occurrences(whole, words, apart=False)
-        for decodes in dict.fromkeys((words, written(words))):
-            there = occurrences(decoded.text, decodes, apart=False)
-            if len(told) == len(there):
-                start = there[told.index(at)]
-                return start, start + len(decodes)
+        found: list[tuple[int, int]] = []
+        for at, text in zip(_walked(whole, other, marks, words), words, strict=False):
+            told = occurrences(whole, text, apart=False)
+            for decodes in dict.fromkeys((text, written(text))):
+                there = occurrences(decoded.text, decodes, apart=False)
+                if len(told) == len(there):
+                    start = there[told.index(at)]
+                    found.append((start, start + len(decodes)))
+                    break
+            else:
+                break
+        if len(found) == len(parts):
+            return found
+        missing = parts[len(found)]
     raise UsageError(
         "the words of a message are not found among the tokens of the prompt",
-        where=where,
+        where=_where(missing),
         remedy="give the messages and the template variables that the inputs were made of, or name the text itself",
     )
+
+
+def _where(part: tuple[int, int]) -> str:
+    return f"message {part[0]}, part {part[1]}"
+
+
+def _walked(whole: str, other: str, marks: Sequence[str], words: Sequence[str]) -> list[int]:
+    """Where words stand in a rendered text, given the same text with marks in their place; up to the first that the
+    template writes otherwise."""
+    found: list[int] = []
+    place, behind = 0, 0
+    for mark, text in zip(marks, words, strict=True):
+        at = other.find(mark, behind)
+        glue = other[behind:at]
+        if at < 0 or not whole.startswith(glue, place):
+            break
+        place += len(glue)
+        place += len(whole[place:]) - len(whole[place:].lstrip())  # of an answer that a template trims
+        if not whole.startswith(text, place):
+            break
+        found.append(place)
+        place, behind = place + len(text), at + len(mark)
+    return found
 
 
 def _without(text: str, signs: Sequence[str]) -> str:

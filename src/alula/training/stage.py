@@ -264,13 +264,14 @@ def collator(
     plan: StagePlan, tunable: Tunable, quarantine: Quarantine | None = None, replacer: Replacer | None = None
 ) -> Collator:
     """What makes the stage's batches; bad samples raise unless there is a quarantine, and a replacer beside it."""
-    return Collator(
+    method, settings = METHODS[plan.stage.method], plan.stage.settings
+    return method.collator(settings)(
         tunable.processor,
         max_length=plan.stage.max_length,
         context=context_length(tunable.model),
         template=plan.template,
         roles=needs_roles(tunable.model),
-        descriptions=METHODS[plan.stage.method].describes(plan.stage.settings),
+        descriptions=method.describes(settings),
         stops=stop_ids(tunable.model, tunable.processor.tokenizer),
         quarantine=quarantine,
         replacer=replacer if quarantine is not None else None,

@@ -4,6 +4,7 @@ Every item is a conversation in plain chat messages with its gold answers, so th
 learns can be checked offline in minutes. See ``docs/concepts/microworld.md``.
 """
 
+from alula_fledgling.microworld.episodes import EPISODE_FAMILIES, episode
 from alula_fledgling.microworld.export import export_jsonl, export_llava
 from alula_fledgling.microworld.film_questions import FILM_FAMILIES
 from alula_fledgling.microworld.films import Film, FilmClip, render_film
@@ -30,7 +31,7 @@ from alula_fledgling.microworld.streams import (
 
 __all__ = [
     "DIALOGUE_PATTERNS", "IMAGE_SIZE", "SINGLE_TURN_FAMILIES", "SOURCES", "TEXT_FAMILIES", "VISUAL_FAMILIES",
-    "FILM_FAMILIES", "SOUND_FAMILIES",
+    "EPISODE_FAMILIES", "FILM_FAMILIES", "SOUND_FAMILIES", "episode",
     "Item", "Target", "Exchange", "Message", "Split",
     "Scene", "NumberScene", "Thing", "SceneImage", "render",
     "Film", "FilmClip", "render_film", "Sound", "SoundClip", "render_sound",

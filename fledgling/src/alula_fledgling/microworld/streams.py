@@ -9,6 +9,7 @@ from typing import Literal
 
 from alula.draws import Draw
 from alula.errors import UsageError
+from alula_fledgling.microworld.episodes import EPISODE_FAMILIES, MOST_SHOTS, WORDS, episode
 from alula_fledgling.microworld.film_questions import FILM_FAMILIES, film_and_question
 from alula_fledgling.microworld.films import FilmClip
 from alula_fledgling.microworld.items import Exchange, Item, Message, Split, Target, assistant, user, user_about
@@ -31,7 +32,7 @@ VISUAL_FAMILIES = QUESTION_KINDS
 DIALOGUE_PATTERNS = tuple("".join(turns) for length in (1, 2, 3) for turns in itertools.product("TV", repeat=length))
 """Every order of text (T) and visual (V) turns up to three turns: 14 patterns."""
 
-SOURCES = ("text", "visual", "caption", "dialogue", "film", "film_caption", "sound", "sound_caption")
+SOURCES = ("text", "visual", "caption", "dialogue", "episode", "film", "film_caption", "sound", "sound_caption")
 
 _UNSEEN = tuple(pair for pair in PAIRS if pair in UNSEEN_PAIRS)
 _MOST_THINGS = {"caption": 3, "count": 5}
@@ -61,8 +62,10 @@ class Stream:
             raise UsageError(f"no microworld source {self.name!r}", remedy=f"use one of: {', '.join(SOURCES)}")
         if self.split not in ("train", "test", "unseen"):
             raise UsageError(f"no split {self.split!r} in the microworld", remedy="use train, test or unseen")
-        if self.split == "unseen" and self.name == "text":
-            raise UsageError("text items have no unseen attribute combinations", remedy="use split train or test")
+        if self.split == "unseen" and self.name in ("text", "episode"):
+            raise UsageError(
+                f"{self.name} items have no unseen attribute combinations", remedy="use split train or test"
+            )
         legal = _FAMILIES[self.name]
         unknown = [family for family in self.families if family not in legal]
         if unknown:
@@ -88,12 +91,19 @@ class Stream:
         draw = Draw(self.name, self.split, self.seed, index)
         identity = f"{self.name}-{self.split}-{self.seed}-{index}"
         if self.name == "text":
-            turns = SKILLS[family](draw, self.split)
+            said = SKILLS[family](draw, self.split)
             return _conversation(
-                identity, "text", family, self.split, [(None, family, turn) for turn in turns], last_only=True
+                identity, "text", family, self.split, [(None, family, turn) for turn in said], last_only=True
             )
         if self.name == "dialogue":
             return _dialogue(draw, identity, family, self.split)
+        if self.name == "episode":
+            shots, questions = episode(draw, family, self.split, draw.between(WORDS, MOST_SHOTS))
+            turns = [*((scene, family, each) for scene, each in shots), *((None, family, each) for each in questions)]
+            whole = _conversation(identity, "dialogue", family, self.split, turns, last_only=True)
+            for message in whole.messages[1 : 2 * len(shots) : 2]:
+                message["train"] = False  # a word that nothing told
+            return whole
         if self.name.startswith("film"):
             film, exchange = film_and_question(draw, family, self.split)
             message = user_about(exchange.question, "video", FilmClip(film))
@@ -115,6 +125,7 @@ _FAMILIES = {
     "visual": VISUAL_FAMILIES,
     "caption": ("caption",),
     "dialogue": DIALOGUE_PATTERNS,
+    "episode": EPISODE_FAMILIES,
     "film": FILM_FAMILIES,
     "film_caption": ("story",),
     "sound": SOUND_FAMILIES,

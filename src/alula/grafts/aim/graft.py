@@ -96,12 +96,7 @@ class AimGraft(Graft):
 
     def grow(self, indices: list[int]) -> None:
         anatomy = self.seam.anatomy
-        if not anatomy.rotates:
-            raise HostError(
-                f"{type(anatomy.decoder).__name__} adds positions to embeddings before its first layer, where fused "
-                "tokens have none",
-                remedy="take a host with rotary positions",
-            )
+        check_positions(anatomy)
         super().grow(anatomy.layer_indices([self.config.layer]))
 
     def build_layer(self, index: int) -> nn.Module:
@@ -135,6 +130,20 @@ class AimGraft(Graft):
         with torch.no_grad():
             output = anatomy.backbone(**inputs, use_cache=False, output_hidden_states=not is_last, return_dict=True)
         return output.last_hidden_state if is_last else output.hidden_states[index + 1]
+
+
+def check_positions(anatomy: Anatomy) -> None:
+    """Refuse a decoder in whose embeddings fused tokens would have no positions.
+
+    Raises:
+        HostError: positions are added before its first layer.
+    """
+    if not anatomy.rotates:
+        raise HostError(
+            f"{type(anatomy.decoder).__name__} adds positions to embeddings before its first layer, where fused tokens "
+            "have none",
+            remedy="take a host with rotary positions",
+        )
 
 
 def embedding_length(anatomy: Anatomy) -> float:

@@ -6,6 +6,7 @@ Packages that are installed beside alula add theirs by the entry point group ``a
 
 from alula.errors import UsageError
 from alula.plugins import Registry, origin
+from alula.training.methods.aim import Aim
 from alula.training.methods.base import Method, Tunable
 from alula.training.methods.experts import Experts
 from alula.training.methods.full import Full
@@ -16,7 +17,7 @@ from alula.training.methods.projector import Projector
 from alula.training.methods.wings import Wings
 
 _REGISTRY: Registry[Method] = Registry("alula.methods", "method of training")
-for _method in (Projector(), Full(), Lora(), Prefix(), Wings(), Experts(), MKS2()):
+for _method in (Projector(), Full(), Lora(), Prefix(), Wings(), Experts(), MKS2(), Aim()):
     _REGISTRY.register(_method.name, _method)
 
 

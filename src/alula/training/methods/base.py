@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from alula.anatomy import Anatomy
+from alula.data import Collator
 from alula.files import atomic_directory
 from alula.grafts import Graft
 from alula.hosts import Host, save_host
@@ -95,6 +96,10 @@ class Method(abc.ABC):
     def describes(self, settings: Any) -> bool:
         """Whether batches hold captions once more, alone (`Collator` with descriptions)."""
         return False
+
+    def collator(self, settings: Any) -> Callable[..., Collator]:
+        """What makes its batches: a class of `Collator`, or something called as one is."""
+        return Collator
 
     def token_weight(self, settings: Any) -> float:
         """Factor on the next-token loss."""
