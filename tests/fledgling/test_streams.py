@@ -197,7 +197,8 @@ def test_episodes_are_told_by_their_pictures_alone():
         asked[split] = set()
         for index in range(60):
             item = source("episode", split=split, seed=3)[index]
-            words = [(m["content"], a["content"][0]["text"]) for m, a in zip(item.messages[::2], item.messages[1::2])]
+            pairs = zip(item.messages[::2], item.messages[1::2], strict=True)
+            words = [(question["content"], answer["content"][0]["text"]) for question, answer in pairs]
             shown = {}
             for content, word in words:
                 if content[0]["type"] == "image":
