@@ -17,6 +17,7 @@ from alula.data import (
     Sample,
     VideoError,
     open_file,
+    open_mixture,
     open_source,
 )
 from alula.data.check import check
@@ -523,3 +524,37 @@ def test_relative_paths_start_at_the_recipe(folder) -> None:
     assert (source.size, source.name, source[0].source) == (1, "mine", "mine")
     with pytest.raises(IndexError):
         source[1]
+
+
+def test_words_alone_are_the_same_conversations_without_their_media(folder) -> None:
+    records = [
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "which?"}, picture]}, ANSWER]}
+        for picture in ({"type": "image", "image": "red.png"}, {"type": "image", "image": "missing.png"})
+    ]
+    whole = jsonl(folder, *records, {"messages": [USER, ANSWER]})
+    told = open_source({"jsonl": str(folder / "data.jsonl"), "text_only": True})
+    assert told.size == 3
+    for index in range(3):
+        assert told[index].id == whole[index].id
+        assert not told[index].media()
+    assert seen(told[0]) == [("user", ["which?"]), ("assistant", ["yes"])]
+    assert whole[0].images  # the source itself is left as it was
+    assert seen(told[2]) == seen(whole[2])
+    nothing = {"messages": [{"role": "user", "content": [{"type": "image", "image": "red.png"}]}, ANSWER]}
+    jsonl(folder, nothing, name="shown.jsonl")
+    with pytest.raises(RecordError, match=r"shown.jsonl:1.*user turn is empty"):
+        open_source({"jsonl": str(folder / "shown.jsonl"), "text_only": True})[0]
+
+
+def test_words_alone_may_be_replayed() -> None:
+    """What is promised to be text is held to it, and media that were taken out are none."""
+    spec = {
+        "sources": [{"microworld": "caption"}],
+        "text_replay": {"ratio": 0.5, "sources": [{"microworld": "visual"}]},
+    }
+    shown = open_mixture(spec)
+    spec["text_replay"]["sources"][0]["text_only"] = True
+    told = open_mixture(spec)
+    with pytest.raises(RecordError, match="holds an image"):
+        [shown[n] for n in range(32)]
+    assert 8 < sum(not told[n].media() for n in range(32)) < 24

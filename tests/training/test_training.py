@@ -206,6 +206,48 @@ def test_lora_is_stock_peft_and_stays_out_of_the_tower(recipe: MakeRecipe, host_
     assert any("vision_tower" in name for name in weights(train(asked, quiet=True).final))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_lora_with_embeddings_and_head(recipe: MakeRecipe, tied: bool, tmp_path: Path) -> None:
+    """Both are trained whole (as one where they are one), are saved, and stock PEFT gives the trained model back."""
+    from peft import PeftModel
+
+    host = build_host(tiny.decoder("llama", tied=tied), tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer())
+    place = save_host(host, tmp_path / "host")
+    made = recipe(
+        run={"host": {"path": str(place)}},
+        method="lora",
+        lora={"rank": 4, "embeddings": True},
+        train={"lora": 1e-2, "embeddings": 1e-2},
+        data={"sources": [{"microworld": "visual", "text_only": True}]},
+    )
+    seen = LastModel(batch_of(made, 5))
+    result = train(made, callbacks=[seen], quiet=True)
+    model, _ = alula.load_model(result.final)
+    assert seen.logits is not None
+    with torch.no_grad():
+        assert torch.equal(model(**seen.batch).logits, seen.logits)
+        stock = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(place), str(result.final)).eval()
+        torch.testing.assert_close(stock(**seen.batch).logits, seen.logits)
+    before = Anatomy.of(load_host(place).model)
+    ends = [end.modules_to_save["default"].weight for end in (Anatomy.of(model).embeddings, Anatomy.of(model).head)]
+    assert (ends[0].data_ptr() == ends[1].data_ptr()) is tied
+    assert not torch.equal(ends[0], before.embeddings.weight)
+    assert not torch.equal(ends[1], before.head.weight)
+    table = json.loads((result.directory / "stages/01-only/parameters.json").read_text())
+    sizes = {row["part"]: row["parameters"] for row in table["rows"]}
+    assert sizes["embeddings"] == before.embeddings.weight.numel() * (1 if tied else 2)
+
+
+def test_embeddings_are_named_twice_or_not_at_all(recipe: MakeRecipe) -> None:
+    assert recipe(method="lora", train={}).stages[0].learning_rates == {"lora": 2e-4, "projector": 2e-5}
+    asked = recipe(method="lora", train={}, lora={"embeddings": True})
+    assert asked.stages[0].learning_rates == {"lora": 2e-4, "projector": 2e-5, "embeddings": 2e-4}
+    with pytest.raises(RecipeError, match="`embeddings` does nothing under these settings"):
+        recipe(method="lora", train={"lora": 1e-3, "embeddings": 1e-3})
+    with pytest.raises(RecipeError, match="name both or neither"):
+        recipe(method="lora", train={"lora": 1e-3}, lora={"embeddings": True})
+
+
 def test_a_prefix_is_stock_peft_and_reaches_text_only_prompts(recipe: MakeRecipe, host_directory: Path) -> None:
     from peft import PeftModel
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.keys import names_of
 from alula.data.records import RecordFile
 from alula.data.registry import SourceKind, register
-from alula.data.samples import MEDIA, Sample, Source, media_part
+from alula.data.samples import MEDIA, Sample, Source, check_turns, media_part
 from alula.data.shapes import ImageFolder, from_conversations, from_messages
 from alula.data.specs import DatasetSpec, FileSpec, JsonlSpec, LlavaSpec, SourceSpec, validated
 from alula.data.tables import load_table, table_files
@@ -130,6 +131,38 @@ class StreamSource:
         return Sample(item.id, messages, source=self.name, meta=meta, place=place)
 
 
+class Wordings:
+    """The same conversations without their media: the words alone, turn by turn as they were.
+
+    A model reads the same tokens as of the source itself, less those that stand for media.
+
+    Args:
+        source: of conversations with media or without.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.name = source, source.name
+
+    @property
+    def size(self) -> int | None:
+        """As many as the source has."""
+        return self.source.size
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample ``index`` in words.
+
+        Raises:
+            RecordError: a turn holds nothing but media.
+        """
+        sample = self.source[index]
+        messages = [
+            {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
+            for message in sample.messages
+        ]
+        check_turns(messages, sample.place or Place(self.name, index, sample.id, unit="item"))
+        return replace(sample, messages=messages)
+
+
 def _lazy(part: dict[str, Any]) -> dict[str, Any]:
     kind = part["type"]
     return media_part(kind, MEDIA[kind].from_object(part[kind])) if kind in MEDIA else part
@@ -158,7 +191,8 @@ def open_source(
             remedy=f'{{"jsonl": {os.fspath(spec)!r}}} or another kind; or open_file, which finds it out',
         )
     checked = validated(SourceSpec, spec, key=key) if isinstance(spec, Mapping) else spec
-    return checked.kind().open(checked, Path(base))
+    source = checked.kind().open(checked, Path(base))
+    return Wordings(source) if checked.text_only else source
 
 
 def source_files(spec: SourceSpec, *, base: str | os.PathLike[str] = ".") -> list[Path]:

@@ -25,6 +25,9 @@ class SourceSpec(Settings):
 
     name: str | None = Field(None, description="what reports call the source; default: made from its path")
     weight: Number = Field(1.0, gt=0, allow_inf_nan=False, description="share of the mixture, relative to the others")
+    text_only: bool = Field(
+        False, strict=True, description="the words of its conversations alone: pictures, films and sounds are taken out"
+    )
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:

@@ -1,6 +1,6 @@
 """Which parameters a stage trains: part names to parameters, and the table that says so.
 
-A part is `projector`, `llm`, `tower`, `lora`, `prefix`, one connector of several (`connector.video`), or
+A part is `projector`, `llm`, `tower`, `lora`, `embeddings`, `prefix`, one connector of several (`connector.video`), or
 one of a graft's groups (`wings.visual`, ...). Everything in no requested part is frozen. No parameter is in two parts,
 and a requested part without parameters is an error: nothing is ever trained, or left untrained, by accident.
 """
@@ -125,6 +125,7 @@ def _available(
         "projector": own([anatomy.projector]),
         "llm": own([anatomy.decoder, anatomy.head]),
         "tower": own([anatomy.tower]),
+        "embeddings": own([anatomy.embeddings, anatomy.head]),
         "lora": [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) in lora],
     }
     parts["prefix"] = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from peft import LoraConfig, get_peft_model
@@ -28,6 +28,9 @@ class LoraSpec(Section):
         default="all-linear", description="last names of the decoder's linear layers, e.g. [q_proj, v_proj]"
     )
     tower: Bool = Field(default=False, description="also adapt the vision tower's linear layers")
+    embeddings: Bool = Field(
+        default=False, description="also train input embeddings and output head, whole and tied where the host's are"
+    )
 
     @model_validator(mode="after")
     def _some_target(self) -> LoraSpec:
@@ -41,8 +44,19 @@ class Lora(PeftMethod):
 
     name: ClassVar[str] = "lora"
     settings: ClassVar[Any] = LoraSpec
-    parts: ClassVar[Mapping[str, float | None]] = {"lora": 2e-4, "projector": 2e-5}
+    parts: ClassVar[Mapping[str, float | None]] = {"lora": 2e-4, "projector": 2e-5, "embeddings": 2e-4}
     defining: ClassVar[tuple[str, ...]] = ("lora",)
+
+    def rates(self, settings: LoraSpec) -> dict[str, float]:
+        return {part: rate for part, rate in super().rates(settings).items() if part not in self.idle_parts(settings)}
+
+    def idle_parts(self, settings: LoraSpec) -> Collection[str]:
+        return () if settings.embeddings else ("embeddings",)
+
+    def misplaced(self, settings: LoraSpec, rates: Collection[str], before: LoraSpec | None) -> str | None:
+        if settings.embeddings and "embeddings" not in rates:
+            return "has `lora.embeddings`, and `train` leaves the part `embeddings` out: name both or neither"
+        return None
 
     def check(self, anatomy: Anatomy, settings: LoraSpec) -> None:
         decoder_sites(anatomy, settings)
@@ -58,12 +72,18 @@ class Lora(PeftMethod):
         sites = decoder_sites(anatomy, settings)
         if settings.tower and anatomy.tower is not None:
             sites += _linears([anatomy.tower], paths)
+        whole = (projector_modules(model) or []) if train_projector else []
+        ends = [paths[id(end)] for end in (anatomy.embeddings, anatomy.head) if end is not None]
+        tied = bool(model.config.get_text_config().tie_word_embeddings)
+        if settings.embeddings:
+            whole += ends[:1] if tied else ends
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha if settings.alpha is not None else 2 * settings.rank,  # type: ignore[arg-type]
             lora_dropout=settings.dropout,
             target_modules=_pattern(sites),
-            modules_to_save=projector_modules(model) if train_projector else None,
+            modules_to_save=whole or None,
+            ensure_weight_tying=settings.embeddings and tied,
             task_type="CAUSAL_LM",
         )
         return get_peft_model(model, config)
