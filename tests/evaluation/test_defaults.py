@@ -13,7 +13,7 @@ import alula
 import alula_fledgling as fledgling
 from alula.auditing import Plan, audit
 from alula.errors import RecipeError, UsageError
-from alula.evaluation import choose_tasks, defaults_for
+from alula.evaluation import ChoiceTask, choose_tasks, defaults_for
 from alula.evaluation.defaults import register
 from alula.training import check
 from alula_fledgling.defaults import DEFAULTS
@@ -87,6 +87,9 @@ class _Mine:
 
     def retention(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         return {"jsonl": "text.jsonl"}, {"jsonl": "seen.jsonl"}
+
+    def truthfulness(self, n: int | None, seed: int) -> Sequence[ChoiceTask]:
+        return []
 
     def audited(self) -> tuple[str, Sequence[Mapping[str, Any]]]:
         return "mine", [{"jsonl": "seen.jsonl"}]

@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alula_fledgling.tasks import default_tasks
+from alula.evaluation import ChoiceTask
+from alula_fledgling.tasks import default_tasks, truthfulness
 from alula_fledgling.weights import part_directory
 
 # another seed than evaluation's, so that a model is not chosen by the questions it is judged by
@@ -30,6 +31,10 @@ class FledglingDefaults:
         """Held-out text questions, and questions about images."""
         held_out = {"split": "test", "seed": _RETENTION_SEED}
         return {"microworld": "text", **held_out}, {"microworld": "visual", **held_out}
+
+    def truthfulness(self, n: int | None, seed: int) -> Sequence[ChoiceTask]:
+        """The microworld's own version of TruthfulQA and ETHICS."""
+        return truthfulness(n, seed)
 
     def audited(self) -> tuple[str, Sequence[Mapping[str, Any]]]:
         """Captions say all that is to be seen; dialogues have words on either side of their images."""

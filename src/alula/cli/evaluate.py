@@ -10,7 +10,7 @@ import typer
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
 from alula.cli.options import BankDirectory, Policies, Shots, Template
-from alula.cli.tasks import HELP, EvalCommand, pictures_named, requested
+from alula.cli.tasks import HELP, EvalCommand, pictures_named, requested, truthfulness_named
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +40,15 @@ def evaluate(
             help="Captions and pictures in the place of questions: R@1, 5, 10 both ways (of models with MKS2's "
             "retrieval), BLEU-4 and CIDEr. A file (COCO's or Karpathy's JSON, Flickr30k's lines, CSV of image and "
             r"caption)\[,split=NAME]; or a source as recipes name it, such as microworld:caption,split=test.",
+        ),
+    ] = None,
+    truthfulness: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE...",
+            help="TruthfulQA and ETHICS by likelihood, beside the tasks or in their place, with what answer habits "
+            "alone would score. Published files, one or more: TruthfulQA.csv, mc_task.json, cm_*.csv, justice_*.csv, "
+            r"deontology_*.csv, virtue_*.csv, util_*.csv\[,chat=true]; own: the questions that come with MODEL.",
         ),
     ] = None,
     template: Template = None,
@@ -107,7 +116,13 @@ def evaluate(
 
     settings = TemplateSettings.parse(template or ())
     if retrieval is not None:
-        refused = {"--task": task, "--base": base, "--history": history, "--bank": bank}
+        refused = {
+            "--task": task,
+            "--base": base,
+            "--history": history,
+            "--bank": bank,
+            "--truthfulness": truthfulness,
+        }
         if wrong := [option for option, given in refused.items() if given]:
             raise UsageError(f"asks no questions: leave {', '.join(wrong)} out", where="--retrieval")
         pictures = pictures_named(retrieval, images=images, n=n, seed=seed)
@@ -132,12 +147,21 @@ def evaluate(
         return
     if shots is not None and bank is None:
         raise UsageError("shots are taken from a bank", where="--shots", remedy="add --bank DIRECTORY")
+    choices_for = truthfulness_named(truthfulness or (), n=n, seed=seed)
+    if choices_for is not None and not task:
+        idle = {"--images": images, "--history": history, "--max-new-tokens": max_new_tokens}
+        if wrong := [option for option, given in idle.items() if given is not None]:
+            raise UsageError(
+                f"{', '.join(wrong)} would be without effect: nothing is shown or generated",
+                where="--truthfulness",
+                remedy="leave it out, or name tasks as well (--task)",
+            )
     asked = requested(task or (), images=images, n=n, seed=seed)
-    if bank is not None and (base is not None or asked.harness is not None):
+    if bank is not None and (base is not None or asked.harness is not None or choices_for is not None):
         raise UsageError(
             "demonstrations are shown to one model, before questions of alula's own",
             where="--bank",
-            remedy="leave --base and lm_eval tasks out; compare two evaluations, with --bank and without",
+            remedy="leave --base, lm_eval tasks and --truthfulness out; compare two evaluations, one with --bank",
         )
     session = run_session(
         model,
@@ -151,11 +175,12 @@ def evaluate(
             seed=seed,
             history=history,  # type: ignore[arg-type]
             objects=asked.objects,
-            more=asked.harness is not None,
+            more=asked.harness is not None or choices_for is not None,
         ),
         base=base,
         load_base=lambda name: load_model(name, dtype=dtype_named(dtype), device=device_named(device)),
         harness=asked.harness,
+        choices_for=choices_for,
         template=settings,
         shots=None if bank is None else partial(shots_in, bank, count=shots, seed=seed, template=settings),
         output=output,

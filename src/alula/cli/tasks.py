@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from alula.errors import UsageError
 if TYPE_CHECKING:
     from alula.data import Source
     from alula.data.captions import CaptionedPicture
-    from alula.evaluation import HarnessTasks, ObjectFiles
+    from alula.evaluation import ChoiceTask, HarnessTasks, ObjectFiles
 
 HELP = (
     f"What to ask; repeatable. NAME: {', '.join(plugins.names('alula.tasks')) or 'a task that a package brings'}. "
@@ -45,17 +45,37 @@ _EARLIER = {
 }
 """options of earlier versions, which scripts may hold, and what is written now"""
 _FLAGS = ("--lm-eval-chat",)
+TRUTHFULNESS = "--truthfulness"
+OWN = "own"
+"""in the place of a file: the questions that come with the model"""
 
 
 class EvalCommand(typer.core.TyperCommand):
-    """Reads options of earlier versions as the task strings that took their place, and says so."""
+    """Reads options of earlier versions as the task strings that took their place, and says so; and several files
+    behind one ``--truthfulness``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse as any command does, earlier options rewritten."""
-        rest, earlier = _take_earlier(args)
+        rest, earlier = _take_earlier(_each_with_its_option(args))
         for option in earlier:
             typer.echo(f"{option} is written {_EARLIER[option]} now", err=True)
         return super().parse_args(ctx, [*(part for text in task_strings(earlier) for part in ("--task", text)), *rest])
+
+
+def _each_with_its_option(args: Sequence[str]) -> list[str]:
+    """Write ``--truthfulness`` before every further file that stands behind one."""
+    found: list[str] = []
+    valued, within = False, False  # the argument before wants a value; was a value of the option
+    for argument in args:
+        file = argument.partition(",")[0]
+        if valued:
+            valued, within = False, True
+        elif within and (file == OWN or file.lower().endswith((".csv", ".json"))):
+            found.append(TRUTHFULNESS)
+        else:
+            valued, within = argument == TRUTHFULNESS, argument.startswith(f"{TRUTHFULNESS}=")
+        found.append(argument)
+    return found
 
 
 def _take_earlier(args: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -226,6 +246,51 @@ def requested(texts: Sequence[str], *, images: Path | None, n: int | None, seed:
     return Requested(list(dict.fromkeys(names)) or None, data, objects, harness)
 
 
+def truthfulness_named(
+    texts: Sequence[str], *, n: int | None, seed: int
+) -> Callable[[Any], Sequence[ChoiceTask]] | None:
+    """What gives a model's processor the tasks that ``--truthfulness`` names; None where it names nothing.
+
+    Files are read now, before any model is loaded.
+
+    Args:
+        texts: ``FILE[,chat=true]``, or ``own`` for the questions that come with the model.
+        n: about this many questions each, drawn by ``seed``.
+
+    Raises:
+        UsageError: an unknown setting, or tasks of one name. DataError: unusable data.
+    """
+    from alula.evaluation.defaults import defaults_for
+    from alula.evaluation.likelihood import read_truthfulness, refuse_doubles
+
+    if not texts:
+        return None
+    read: list[ChoiceTask] = []
+    for text in dict.fromkeys(texts):
+        what, *settings = text.split(",")
+        legal = "chat=true" if what != OWN else f"{OWN} takes none"
+        for setting in settings:
+            if what == OWN or not setting.startswith("chat=") or len(settings) > 1:
+                raise UsageError(f"{text!r} has the setting {setting!r}", where=TRUTHFULNESS, remedy=legal)
+        if what != OWN:
+            chat = bool(settings) and _yes_or_no(settings[0].removeprefix("chat="), TRUTHFULNESS)
+            read += read_truthfulness(what, chat=chat, n=n, seed=seed)
+    refuse_doubles(read)
+
+    def chosen(processor: Any) -> Sequence[ChoiceTask]:
+        if OWN not in texts:
+            return read
+        defaults = defaults_for(processor)
+        brought = defaults.truthfulness(n, seed) if defaults is not None else ()
+        if not brought:
+            raise UsageError(
+                "no such questions come with this model", where=f"{TRUTHFULNESS} {OWN}", remedy="name published files"
+            )
+        return [*read, *brought]
+
+    return chosen
+
+
 def _refusal(text: str, what: str, remedy: str) -> UsageError:
     return UsageError(f"{text!r} {what}", where="--task", remedy=remedy)
 
@@ -250,9 +315,9 @@ def _whole_number(text: str | None) -> int | None:
     return int(text)
 
 
-def _yes_or_no(text: str) -> bool:
+def _yes_or_no(text: str, where: str = "--task") -> bool:
     if text not in ("true", "false"):
-        raise UsageError(f"chat={text} is neither true nor false", where="--task", remedy="chat=true")
+        raise UsageError(f"chat={text} is neither true nor false", where=where, remedy="chat=true")
     return text == "true"
 
 

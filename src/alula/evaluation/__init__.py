@@ -10,6 +10,7 @@ from alula.evaluation.defaults import Defaults, defaults_for
 from alula.evaluation.hallucination import HALLUCINATION, ObjectFiles, object_tasks
 from alula.evaluation.harness import HarnessTasks, run_harness
 from alula.evaluation.items import ItemTask, Task, TaskItem
+from alula.evaluation.likelihood import ChoiceTask, Question, evaluate_likelihood, read_truthfulness
 from alula.evaluation.own_data import data_task
 from alula.evaluation.pairing import compare
 from alula.evaluation.pope import pope_of_annotations, pope_of_questions
@@ -36,6 +37,7 @@ from alula.hosts.decoding import Decoding
 __all__ = [
     "HALLUCINATION",
     "CaptionRun",
+    "ChoiceTask",
     "Comparison",
     "Conditions",
     "Decoding",
@@ -48,6 +50,7 @@ __all__ = [
     "ObjectFiles",
     "PairedResult",
     "PairedRun",
+    "Question",
     "Ratio",
     "RatioComparison",
     "Recall",
@@ -76,6 +79,8 @@ __all__ = [
     "pope_of_questions",
     "evaluate",
     "evaluate_captions",
+    "evaluate_likelihood",
+    "read_truthfulness",
     "run_harness",
     "task_names",
 ]

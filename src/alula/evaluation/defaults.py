@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from alula.evaluation.likelihood import ChoiceTask
 from alula.plugins import Registry
 
 
@@ -28,6 +29,11 @@ class Defaults(Protocol):
 
     def retention(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Sources of text questions and of samples with images, to measure retention by in training."""
+        ...
+
+    def truthfulness(self, n: int | None, seed: int) -> Sequence[ChoiceTask]:
+        """Tasks of truthfulness and ethics, scored by likelihood, of about ``n`` questions each; none where there are
+        none."""
         ...
 
     def audited(self) -> tuple[str, Sequence[Mapping[str, Any]]]:

@@ -16,6 +16,7 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 from alula.chat_template import TemplateSettings
 from alula.errors import EvaluationError
 from alula.evaluation.generation import neutral_config
+from alula.evaluation.plain_text import PlainText
 from alula.hosts import thoughts
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
@@ -56,16 +57,8 @@ class HarnessModel(HFLM):
         tokenizer = copy.deepcopy(tokenizer)
         if tokenizer.chat_template is None:
             tokenizer.chat_template = getattr(processor, "chat_template", None)
-        vocabulary = tokenizer.get_vocab()
-        for token in opening:
-            if token not in vocabulary:
-                raise EvaluationError(
-                    f"prompts are to start with {token!r}, which is not in the vocabulary",
-                    where=type(tokenizer).__name__,
-                    remedy="compare models of one vocabulary",
-                )
-        self.opening = list(opening)
-        self._opening = [vocabulary[token] for token in opening]
+        self._text = PlainText(tokenizer, opening)
+        self.opening = self._text.opening
         self._asked: dict[Any, array[int]] = {}
         self._too_long: dict[Any, int] = {}
         self._awaited: deque[str] = deque()  # prompts whose answers come next, in order
@@ -99,16 +92,7 @@ class HarnessModel(HFLM):
         Raises:
             EvaluationError: the text itself starts with BOS twice.
         """
-        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=False)
-        if add_special_tokens is not False and ids[: len(self._opening)] != self._opening:
-            ids = [*self._opening, *ids]
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
-            raise EvaluationError(
-                f"the prompt would start with {self.tokenizer.bos_token!r} twice: {string[:60]!r}",
-                where="chat template" if self.tokenizer.bos_token * 2 in string else "tokenizer",
-                remedy="write it once: in the chat template, or by the tokenizer, not in the task",
-            )
+        ids = self._text.ids(string, opened=add_special_tokens is not False)
         return ids[-left_truncate_len:] if left_truncate_len else ids
 
     def tok_batch_encode(

@@ -102,6 +102,8 @@ class Ratio(Record):
     under: dict[str, float]
     better: Literal["higher", "lower", ""] = ""
     unit: Literal["share", "number"] = "share"
+    topic: str = "Objects made up"
+    """what reports call the section it stands in"""
 
 
 class ItemResult(Record):

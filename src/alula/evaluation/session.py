@@ -17,6 +17,7 @@ from alula.evaluation.defaults import defaults_for
 from alula.evaluation.hallucination import HALLUCINATION, ObjectFiles, object_tasks
 from alula.evaluation.harness import HarnessTasks, run_harness
 from alula.evaluation.items import Task, media_of
+from alula.evaluation.likelihood import ChoiceTask, evaluate_likelihood, openings_of
 from alula.evaluation.own_data import data_task
 from alula.evaluation.pairing import compare
 from alula.evaluation.prompts import takes, takes_images
@@ -116,6 +117,7 @@ def run_session(
     base: str | None = None,
     load_base: Loader | None = None,
     harness: HarnessTasks | None = None,
+    choices_for: Callable[[Any], Sequence[ChoiceTask]] | None = None,
     template: TemplateSettings | None = None,
     shots: Callable[[Any, Any], Sequence[Shot]] | None = None,
     output: str | os.PathLike[str] | None = None,
@@ -130,10 +132,12 @@ def run_session(
 
     Args:
         load: loads a model by name.
-        tasks_for: chooses the tasks, given the processor of ``model``; there may be none where there is ``harness``.
+        tasks_for: chooses the tasks, given the processor of ``model``; there may be none where there is ``harness`` or
+            ``choices_for``.
         load_base: loads ``base``, where that is done otherwise.
         harness: tasks of lm-evaluation-harness asked as well, of both models behind the tokens that the tokenizer of
             ``base`` writes before a text.
+        choices_for: chooses tasks scored by likelihood, asked as well, likewise.
         template: variables for both models' chat templates beside the messages.
         shots: gives encoded demonstrations for the model and its processor, behind which it is asked.
 
@@ -151,7 +155,7 @@ def run_session(
 
     def ask(role: str, name: str, tasks: list[Task]) -> RunResult:
         parts = []
-        if tasks or harness is None:
+        if tasks or (harness is None and not choices):
             journal = folder / f"{role}-answers.jsonl" if folder is not None else None
             parts.append(
                 evaluate(
@@ -166,16 +170,38 @@ def run_session(
                     **options,
                 )
             )
+        chat = any(task.chat for task in choices)
+        # plain prompts pass no template, which is refused only where nothing passes it
+        passed = bool(tasks) or chat or (harness is not None and harness.chat)
         if harness is not None:
-            told = template if harness.chat or not tasks else None  # plain prompts pass no template
+            told = template if harness.chat or not passed else None
             parts.append(run_harness(loaded, processor, harness, name=name, template=told, opening=opening, **options))
+        if choices:
+            told = template if chat or not passed else None
+            parts.append(
+                evaluate_likelihood(
+                    loaded,
+                    processor,
+                    choices,
+                    name=name,
+                    batch_size=batch_size,
+                    template=told,
+                    openings=openings,
+                    progress=progress,
+                )
+            )
         return _joined(parts)
 
     # what the base's tokenizer writes before a text is read before anything is asked: both models get it
-    opening = opening_of(load_base(base)[1], chat=harness.chat) if base is not None and harness is not None else None
+    opening, openings = None, None
+    if base is not None and (harness is not None or choices_for is not None):
+        of_base = load_base(base)[1]
+        opening = opening_of(of_base, chat=harness.chat) if harness is not None else None
+        openings = openings_of(of_base)
     loaded, processor = load(model)
     tasks = tasks_for(processor)
     shown: Sequence[Shot] = () if shots is None else shots(loaded, processor)
+    choices = [] if choices_for is None else list(choices_for(processor))
     tuned = ask("tuned", model, tasks)
     shown = ()
     of_tuned = processor
@@ -187,7 +213,7 @@ def run_session(
             processor = asking(processor, of_tuned)
         skipped = [task.name for task in tasks if not _shown(task) <= takes(processor)]
         common = [task for task in tasks if task.name not in skipped]
-        if not common and harness is None:
+        if not common and harness is None and not choices:
             raise UsageError(
                 f"{base} does not take what every task shows",
                 where="--base",

@@ -28,7 +28,7 @@ from alula.reports.document import (
 from alula.reports.figures import Curve, Point, Sides, butterfly, curves, scatter
 from alula.reports.outcome import CurvePoint, Outcome
 from alula.reports.palette import NEUTRAL
-from alula.reports.ratios import comparison_section
+from alula.reports.ratios import comparison_sections
 from alula.reports.summary import TEXT, VISUAL, Method, Summary
 from alula.reports.wording import MISSING, bounds, count, duration, listing, percent, rates
 
@@ -60,7 +60,7 @@ def document(outcome: Outcome) -> Document:
         _figures_at_a_glance(summary),
         text_families(summary),
         _visual_families(summary),
-        comparison_section(summary),
+        *comparison_sections(summary),
         dialogues(summary),
         _training(summary),
         item_flips(summary),

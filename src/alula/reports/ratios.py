@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -17,47 +18,77 @@ from alula.reports.outcome import MethodOutcome
 from alula.reports.summary import Summary
 from alula.reports.wording import MISSING, percent
 
+T = TypeVar("T", TaskResult, PairedResult)
 
-def run_section(run: RunResult) -> Section | None:
-    """Return the figures of one model's counting tasks, or None where it has none."""
-    tables = [
-        Table(
-            ["", *(ratio.title for ratio in task.ratios)],
-            [
-                [Cell(_plain(group)), *(_cell(ratio, values[ratio.name]) for ratio in task.ratios)]
-                for group, values in task.figures.items()
-            ],
-            task.title.capitalize() + ".",
-        )
-        for task in run.tasks.values()
-        if task.ratios
-    ]
-    reading = ["Small: 95 % intervals that resample pictures. " + _legend(run.tasks.values())]
-    return Section("Objects made up", reading, tables) if tables else None
+_UNITS = "what belongs together"
+"""pictures, dialogues, groups of questions: the clusters of items"""
 
 
-def comparison_section(summary: Summary) -> Section | None:
-    """Return the figures of base and methods, or None where no task has any."""
-    tables = []
-    for task, first in summary.methods[0].outcome.seeds[summary.outcome.seeds[0]].tasks.items():
-        if not first.ratios:
-            continue
-        rows = []
-        for group, values in first.figures.items():
-            base = [_cell(ratio, values[ratio.name].base) for ratio in first.ratios]
-            rows.append([Cell(f"{_plain(group)}: {summary.outcome.base.label}"), *base])
-            for method in summary.methods:
-                results = method.outcome.results(task)
-                row = [Cell(method.label, series=method.series)]
-                row += [
-                    _method_cell(ratio, [r.figures[group][ratio.name].tuned for r in results]) for ratio in first.ratios
-                ]
-                rows.append(row)
-        tables.append(Table(["", *(ratio.title for ratio in first.ratios)], rows, first.title.capitalize() + "."))
+def run_sections(run: RunResult) -> list[Section]:
+    """Return the figures of one model's counting tasks, a section per topic."""
+    sections = []
+    for topic, tasks in _by_topic(run.tasks).items():
+        tables = [
+            Table(
+                ["", *(ratio.title for ratio in task.ratios)],
+                [
+                    [Cell(_plain(group)), *(_cell(ratio, values[ratio.name]) for ratio in task.ratios)]
+                    for group, values in task.figures.items()
+                ],
+                f"{_first_upper(task.title)}.",
+            )
+            for task in tasks.values()
+        ]
+        reading = [f"Small: 95 % intervals that resample {_UNITS}. {_legend(tasks.values())}"]
+        sections.append(Section(topic, reading, tables))
+    return sections
+
+
+def comparison_sections(summary: Summary) -> list[Section]:
+    """Return the figures of base and methods, a section per topic."""
+    known = summary.methods[0].outcome.seeds[summary.outcome.seeds[0]].tasks
     many = len(summary.outcome.seeds) > 1
-    spread = "least and greatest of the trainings" if many else "95 % intervals that resample pictures"
-    known = summary.methods[0].outcome.seeds[summary.outcome.seeds[0]].tasks.values()
-    return Section("Objects made up", [f"Small: {spread}. {_legend(known)}"], tables) if tables else None
+    spread = "least and greatest of the trainings" if many else f"95 % intervals that resample {_UNITS}"
+    sections = []
+    for topic, tasks in _by_topic(known).items():
+        tables = [
+            Table(
+                ["", *(ratio.title for ratio in first.ratios)],
+                _rows(summary, task, first),
+                f"{_first_upper(first.title)}.",
+            )
+            for task, first in tasks.items()
+        ]
+        sections.append(Section(topic, [f"Small: {spread}. {_legend(tasks.values())}"], tables))
+    return sections
+
+
+def _rows(summary: Summary, task: str, first: PairedResult) -> list[list[Cell]]:
+    """Base, methods and, of one training each, what they differ by."""
+    rows = []
+    for group, values in first.figures.items():
+        base = [_cell(ratio, values[ratio.name].base) for ratio in first.ratios]
+        rows.append([Cell(f"{_plain(group)}: {summary.outcome.base.label}"), *base])
+        for method in summary.methods:
+            results = method.outcome.results(task)
+            row = [Cell(method.label, series=method.series)]
+            row += [
+                _method_cell(ratio, [r.figures[group][ratio.name].tuned for r in results]) for ratio in first.ratios
+            ]
+            rows.append(row)
+            if len(results) == 1:
+                shift = [_cell(ratio, results[0].figures[group][ratio.name].difference, True) for ratio in first.ratios]
+                rows.append([Cell("difference"), *shift])
+    return rows
+
+
+def _by_topic(tasks: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """The tasks that count, by what their figures are about."""
+    found: dict[str, dict[str, T]] = {}
+    for name, task in tasks.items():
+        if task.ratios:
+            found.setdefault(task.ratios[0].topic, {})[name] = task
+    return found
 
 
 def run_ratio_tables(run: RunResult) -> Iterator[TerminalTable]:
@@ -83,16 +114,17 @@ def paired_ratio_tables(method: MethodOutcome) -> Iterator[TerminalTable]:
 
 
 def _terminal(title: str, labels: Sequence[str], ratios: Sequence[Ratio]) -> TerminalTable:
+    lengths = ", lengths in words" if any(ratio.unit == "number" for ratio in ratios) else ""
     table = TerminalTable(
         title=escape(title),
-        caption="in %, lengths in words; under each value half the width of its 95 % interval (pictures resampled)",
+        caption=f"in %{lengths}; under each value half the width of its 95 % interval ({_UNITS} resampled)",
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
     for label in labels:
-        table.add_column(label)
+        table.add_column(label, no_wrap=True)
     for ratio in ratios:
         table.add_column(escape(ratio.title), justify="right")
     return table
@@ -107,11 +139,13 @@ def _short(ratio: Ratio, estimate: Estimate | None, signed: bool = False) -> str
     return f"{scale * estimate.value:{'+' if signed else ''}.1f}{margin}"
 
 
-def _cell(ratio: Ratio, estimate: Estimate | None) -> Cell:
+def _cell(ratio: Ratio, estimate: Estimate | None, signed: bool = False) -> Cell:
     if estimate is None:
         return Cell(MISSING)
-    low, high = (MISSING if math.isnan(bound) else _number(ratio, bound) for bound in (estimate.low, estimate.high))
-    return Cell(_number(ratio, estimate.value), note=f"{low} to {high}")
+    low, high = (
+        MISSING if math.isnan(bound) else _number(ratio, bound, signed) for bound in (estimate.low, estimate.high)
+    )
+    return Cell(_number(ratio, estimate.value, signed), note=f"{low} to {high}")
 
 
 def _method_cell(ratio: Ratio, estimates: Sequence[Estimate | None]) -> Cell:
@@ -123,14 +157,19 @@ def _method_cell(ratio: Ratio, estimates: Sequence[Estimate | None]) -> Cell:
     )
 
 
-def _number(ratio: Ratio, value: float) -> str:
-    return percent(value) if ratio.unit == "share" else f"{value:.1f}"
+def _number(ratio: Ratio, value: float, signed: bool = False) -> str:
+    sign = "+" if signed and value > 0 else ""
+    return sign + (percent(value) if ratio.unit == "share" else f"{value:.1f}")
 
 
 def _legend(tasks: Iterable[TaskResult | PairedResult]) -> str:
     better = {ratio.title: ratio.better for task in tasks for ratio in task.ratios}
     lower = [title for title, which in better.items() if which == "lower"]
     return f"Lower is better for {', '.join(lower)}." if lower else ""
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _plain(group: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alula.evaluation import ItemResult, RunResult, TaskResult
 from alula.reports.document import Block, Browser, Cell, Document, Exchange, Facts, Section, Table, render
-from alula.reports.ratios import run_section
+from alula.reports.ratios import run_sections
 from alula.reports.wording import bounds, duration, listing, percent
 from alula.stats import wilson
 
@@ -30,7 +30,7 @@ def run_report(run: RunResult, *, command: str = "") -> str:
             [Table(["", "items", "right"], scores)],
         ),
         Section("By skill", blocks=blocks),
-        *([made_up] if (made_up := run_section(run)) else []),
+        *run_sections(run),
         Section("Wrong answers", blocks=[_wrong(run)]),
         Section("To repeat this", blocks=[_facts(run, command)]),
     ]

@@ -17,9 +17,11 @@ from alula_fledgling.tasks.skills import (
     visual_later,
     visual_unseen,
 )
+from alula_fledgling.tasks.truths import truthfulness
 
 __all__ = [
     "DEFAULT", "NATIVE", "TEXT_ONLY", "default_tasks", "native_tasks",
     "text_bare", "text_after_image", "text_after_text", "visual", "visual_unseen", "visual_later", "film",
     "film_unseen", "sound", "sound_unseen", "dialogue", "dialogue_turns", "interleaved", "pope", "chair",
+    "truthfulness",
 ]  # fmt: skip
