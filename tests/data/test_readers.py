@@ -498,7 +498,7 @@ def test_what_a_file_holds_is_found_out(folder) -> None:
     ("spec", "where", "message"),
     [
         ({"jsonl": "a", "foo": 1}, "source.foo", "unknown key"),
-        ({"json": "a"}, "source", "jsonl, llava, dataset, digits, microworld"),
+        ({"json": "a"}, "source", "jsonl, llava, dataset, coco, webdataset, digits, microworld"),
         ({"jsonl": "a", "max_pixels": 0}, "source.max_pixels", "greater than 0"),
         ({"jsonl": "a", "weight": -1}, "source.weight", "greater than 0"),
         ({"llava": 3}, "source.llava", "path"),

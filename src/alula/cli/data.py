@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -17,15 +18,28 @@ from alula.bounds import MAX_SEED
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.errors import visible
 
-FILE = Annotated[Path, typer.Argument(exists=True, help="JSONL messages, LLaVA JSON, a saved dataset, or parquet.")]
+FILE = Annotated[
+    Path, typer.Argument(exists=True, help="JSONL, LLaVA JSON, a saved dataset, parquet, COCO JSON, or tar files.")
+]
 IMAGES = Annotated[
     Path | None,
     typer.Option(
         exists=True, file_okay=False, help="Folder that relative image paths start from. (default: beside FILE)"
     ),
 ]
-FORMAT = Annotated[str, typer.Option("--format", help="auto, jsonl, llava or dataset.")]
+FORMAT = Annotated[str, typer.Option("--format", help="auto, jsonl, llava, dataset, coco or webdataset.")]
 SPLIT = Annotated[str | None, typer.Option(help="Split of a dataset that holds several.")]
+COLUMN = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=COLUMN", help="What alula calls a column, and its name in FILE: question=q. Repeatable."
+    ),
+]
+ANSWERS = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="Annotations that answer a VQA file's questions.")
+]
+_LISTED = 20
+"""Most bad records of one kind that are printed."""
 
 
 def register(app: typer.Typer) -> None:
@@ -42,6 +56,8 @@ def check(
     images: IMAGES = None,
     form: FORMAT = "auto",
     split: SPLIT = None,
+    column: COLUMN = None,
+    answers: ANSWERS = None,
     prompts: Annotated[bool, typer.Option(help="Records are evaluation prompts: no assistant turn is needed.")] = False,
     max_pixels: Annotated[
         int, typer.Option(min=1, max=HARD_MAX_PIXELS, help="Largest image accepted, width x height.")
@@ -51,7 +67,8 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Read every record and decode every image; list what is bad, with file, line and reason.
+    """Read every record and decode every image; list what is bad, with file, line and reason (20 of each kind; --json
+    has all).
 
     Exit code 0: all good; 1: something is bad; 2: wrong usage.
     """
@@ -65,6 +82,8 @@ def check(
             form=form,
             images=images,
             split=split,
+            columns=_columns(column),
+            answers=answers,
             prompts=prompts,
             max_pixels=max_pixels,
             workers=min(8, os.cpu_count() or 1) if workers is None else workers,
@@ -73,8 +92,14 @@ def check(
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
     else:
+        kinds: Counter[str] = Counter()
         for record in report.bad:
-            typer.echo(visible(str(record)))
+            kinds[record.kind] += 1
+            if kinds[record.kind] <= _LISTED:
+                typer.echo(visible(str(record)))
+        for kind, count in kinds.items():
+            if count > _LISTED:
+                typer.echo(f"{file}: {kind}: {count - _LISTED:,} more bad records of this kind (all with --json)")
         table = Table(show_header=False, box=None, pad_edge=False)
         table.add_column(style="bold")
         table.add_column(justify="right")
@@ -102,6 +127,8 @@ def show(
     images: IMAGES = None,
     form: FORMAT = "auto",
     split: SPLIT = None,
+    column: COLUMN = None,
+    answers: ANSWERS = None,
     first: Annotated[int, typer.Option(min=0, help="Index of the first record to show.")] = 0,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of records.")] = 3,
 ) -> None:
@@ -117,7 +144,7 @@ def show(
         size = ref.load().size if part["type"] == "image" else ref.load().shape
         return f"{ref.name}: {size}"
 
-    source = open_file(file, form=form, images=images, split=split)
+    source = open_file(file, form=form, images=images, split=split, columns=_columns(column), answers=answers)
     console = Console()
     for index in range(first, min(first + n, source.size)):
         sample: Sample = source[index]
@@ -127,6 +154,22 @@ def show(
             mark = "" if message.get("train", True) else "  [dim](not learnt)[/dim]"
             said = escape(visible(content(message)))
             console.print(f"  [cyan]{message['role']:>9}[/cyan]  {said}{mark}", highlight=False)
+
+
+def _columns(pairs: list[str] | None) -> dict[str, str]:
+    from alula.data.dialects import COLUMNS
+    from alula.errors import UsageError
+
+    found: dict[str, str] = {}
+    for pair in pairs or ():
+        name, equals, column = pair.partition("=")
+        if not equals or not column:
+            raise UsageError(f"{pair!r} is not NAME=COLUMN", where="--column", remedy="such as --column question=q")
+        if name not in COLUMNS or name in found:
+            told = "is given twice" if name in found else "is no column that is read"
+            raise UsageError(f"{name!r} {told}", where="--column", remedy=f"names are {', '.join(COLUMNS)}")
+        found[name] = column
+    return found
 
 
 def interleave(

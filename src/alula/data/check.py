@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -14,7 +14,7 @@ from typing import Any
 from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordError, UnsupervisedError
 from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.samples import Sample
-from alula.data.sources import DatasetSource, FileSource, open_file
+from alula.data.sources import FileLike, open_file
 from alula.errors import AlulaError, quoted
 from alula.jobs import end_with_parent
 
@@ -95,6 +95,8 @@ def check(
     form: str = "auto",
     images: str | os.PathLike[str] | None = None,
     split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    answers: str | os.PathLike[str] | None = None,
     prompts: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     workers: int = 0,
@@ -103,10 +105,12 @@ def check(
     """Read every record and decode every image, video and audio clip of a data file or dataset folder.
 
     Args:
-        path: JSONL messages, LLaVA / ShareGPT JSON, a saved dataset or parquet.
-        form: ``auto``, ``jsonl``, ``llava`` or ``dataset``.
+        path: what `open_file` opens.
+        form: a name of `alula.data.sources.FORMS`.
         images: folder relative image paths start from; default: beside the file.
         split: of a dataset that holds several.
+        columns: alula's name of a column -> its name in the file.
+        answers: the annotations that answer the questions of a VQA file.
         prompts: the records are prompts for evaluation, which need no assistant turn.
         max_pixels: largest image accepted.
         workers: processes to decode in; 0 or 1: this one. They are spawned, so a script that asks for some needs
@@ -117,7 +121,9 @@ def check(
         DataError, UsageError: the file as a whole cannot be read.
     """
     began = time.perf_counter()
-    source = open_file(path, form=form, images=images, max_pixels=max_pixels, split=split)
+    source = open_file(
+        path, form=form, images=images, max_pixels=max_pixels, split=split, columns=columns, answers=answers
+    )
     report = CheckReport(file=os.fspath(path))
     for part in _parts(source, prompts, workers):
         report._add(part)
@@ -127,7 +133,7 @@ def check(
     return report
 
 
-def _parts(source: FileSource | DatasetSource, prompts: bool, workers: int) -> Iterator[CheckReport]:
+def _parts(source: FileLike, prompts: bool, workers: int) -> Iterator[CheckReport]:
     chunks = [range(first, min(first + _CHUNK, source.size)) for first in range(0, source.size, _CHUNK)]
     workers = min(workers, source.size // _WORTH_A_PROCESS)
     if workers <= 1:
@@ -138,11 +144,11 @@ def _parts(source: FileSource | DatasetSource, prompts: bool, workers: int) -> I
         yield from pool.map(_check_opened, chunks, [prompts] * len(chunks))
 
 
-_opened: list[FileSource | DatasetSource] = []
+_opened: list[FileLike] = []
 """The source a worker process was started for."""
 
 
-def _open(source: FileSource | DatasetSource) -> None:
+def _open(source: FileLike) -> None:
     end_with_parent()
     _opened[:] = [source]
 
@@ -151,7 +157,7 @@ def _check_opened(chunk: range, prompts: bool) -> CheckReport:
     return _check_chunk(_opened[0], chunk, prompts)
 
 
-def _check_chunk(source: FileSource | DatasetSource, chunk: range, prompts: bool) -> CheckReport:
+def _check_chunk(source: FileLike, chunk: range, prompts: bool) -> CheckReport:
     report = CheckReport(file="")
     for index in chunk:
         report.samples += 1

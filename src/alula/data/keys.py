@@ -55,7 +55,7 @@ def refuse_others(given: Mapping[str, Any], known: Collection[str], at: str, pla
         RecordError: naming the key.
     """
     for key, value in given.items():
-        if key not in known and key not in NOTES and not _void(value) and (key, value) != ("detail", "auto"):
+        if key not in known and key not in NOTES and not void(value) and (key, value) != ("detail", "auto"):
             raise RecordError(f"{at}: the key {quoted(key)} would be dropped", place=place, remedy=_remedy(key))
 
 
@@ -66,7 +66,7 @@ def refuse_in_record(record: Mapping[str, Any], used: Collection[str], place: Pl
         RecordError: naming the key.
     """
     for key, value in record.items():
-        if key not in _OF_RECORDS or key in used or _void(value) or (key in _LOSS and value in (1, True)):
+        if key not in _OF_RECORDS or key in used or void(value) or (key in _LOSS and value in (1, True)):
             continue
         remedy = _remedy(key)
         if key in _LEARNT:
@@ -105,11 +105,11 @@ def names_of(record: Iterable[Any]) -> str:
     return ", ".join(first) + (", ..." if len(first) == 20 else "")
 
 
-def _void(value: Any) -> bool:
+def void(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return all(map(_void, value.values()))
+        return all(map(void, value.values()))
     if isinstance(value, list | tuple):
-        return all(map(_void, value))
+        return all(map(void, value))
     return value is None or (isinstance(value, str) and value.strip() in ("", "[]", "{}"))
 
 

@@ -5,22 +5,40 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alula.data.coco import CocoSource, is_coco
+from alula.data.dialects import REMEDY, from_record, readable, renamed
 from alula.data.errors import BadSampleError, Place, RecordError
+from alula.data.image_folders import is_image_folder, metadata_of
 from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.keys import names_of
 from alula.data.records import RecordFile
 from alula.data.registry import SourceKind, register
 from alula.data.samples import MEDIA, Sample, Source, check_turns, media_part
-from alula.data.shapes import ImageFolder, from_conversations, from_messages
-from alula.data.specs import DatasetSpec, FileSpec, JsonlSpec, LlavaSpec, SourceSpec, validated
+from alula.data.shapes import ImageFolder, from_conversations
+from alula.data.specs import (
+    CocoSpec,
+    DatasetSpec,
+    FileSpec,
+    JsonlSpec,
+    LlavaSpec,
+    RecordsSpec,
+    SourceSpec,
+    WebdatasetSpec,
+    validated,
+)
 from alula.data.tables import load_table, table_files
-from alula.errors import DataError, UsageError
+from alula.data.webdataset import TarSource, shards_of
+from alula.errors import DataError, UsageError, quoted
 
 Reader = Callable[..., Sample]
-"""``from_messages`` or ``from_conversations``."""
+"""``from_record``, or ``from_conversations`` where nothing else is meant."""
+
+FORMS = ("auto", "jsonl", "llava", "dataset", "coco", "webdataset")
+"""What `open_file` may be told that a file is."""
 
 
 class FileSource:
@@ -32,9 +50,11 @@ class FileSource:
         images: folder relative image paths start from; default: the file's folder, then ``images`` in it.
         name: default: the file's name without suffix.
         limit: use only the first n records.
+        columns: alula's name of a column -> its name in the file.
 
     Raises:
         DataError: the file is missing, empty or not parseable as a whole.
+        UsageError: a column that no record seems to have.
     """
 
     def __init__(
@@ -46,9 +66,12 @@ class FileSource:
         max_pixels: int = DEFAULT_MAX_PIXELS,
         name: str | None = None,
         limit: int | None = None,
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         self._records = RecordFile(path)
-        self._reader = reader
+        self._reader = _with_columns(reader, columns)
+        if columns:
+            _refuse_unknown(columns, _first_keys(self._records), str(path))
         self._folder = ImageFolder(_roots(self._records.path.parent, images), max_pixels)
         self.name = name or self._records.path.stem
         self.size: int = min(len(self._records), limit or len(self._records))
@@ -71,7 +94,8 @@ class DatasetSource:
     """A Hugging Face dataset on disk: a ``save_to_disk`` folder, a parquet file or a folder of parquet files.
 
     Rows stay memory-mapped; image columns (``Image``, lists of it, bytes, paths) are taken as stored, undecoded.
-    Columns: ``messages`` with ``images`` (or ``image``), or ``conversations`` with ``image`` (or ``images``).
+    Columns: ``messages`` with ``images`` (or ``image``), ``conversations`` with ``image`` (or ``images``), or those of
+    `alula.data.dialects`.
 
     Raises:
         UsageError: the extra ``data`` is not installed, or a split must be named.
@@ -87,10 +111,14 @@ class DatasetSource:
         max_pixels: int = DEFAULT_MAX_PIXELS,
         name: str | None = None,
         limit: int | None = None,
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(os.path.abspath(path))
         table = load_table(self.path, split)
-        self._reader = _reader_of(set(table.column_names), str(path))
+        named = dict(columns or {})
+        _refuse_unknown(named, set(table.column_names), str(path))
+        _refuse_unreadable({*table.column_names, *named}, str(path))
+        self._reader = _with_columns(from_record, named)
         # Arrow format hands out the stored structs: no Image feature decodes behind our back
         self._table = table.with_format("arrow")
         folder = self.path if self.path.is_dir() else self.path.parent
@@ -109,6 +137,10 @@ class DatasetSource:
     def place(self, index: int) -> Place:
         """Where row ``index`` stands."""
         return Place(str(self.path), index, unit="row")
+
+
+FileLike = FileSource | DatasetSource | CocoSource | TarSource
+"""What `open_file` opens."""
 
 
 class StreamSource:
@@ -204,16 +236,31 @@ def source_files(spec: SourceSpec, *, base: str | os.PathLike[str] = ".") -> lis
     return spec.kind().files(spec, Path(base))
 
 
-def _file_options(spec: FileSpec, base: Path) -> dict[str, Any]:
+def _file_options(spec: Any, base: Path) -> dict[str, Any]:
     images = None if spec.images is None else base / spec.images
-    return {"images": images, "max_pixels": spec.max_pixels, "name": spec.name, "limit": spec.limit}
+    return {"images": images, **_options(spec)}
+
+
+def _options(spec: FileSpec) -> dict[str, Any]:
+    columns = {"columns": spec.columns} if isinstance(spec, RecordsSpec) else {}
+    return {"max_pixels": spec.max_pixels, "name": spec.name, "limit": spec.limit, **columns}
+
+
+def _open_dataset(spec: DatasetSpec, base: Path) -> FileSource | DatasetSource:
+    return _dataset(base / spec.dataset, spec.split, **_file_options(spec, base))
+
+
+def _dataset(path: Path, split: str | None, **options: Any) -> FileSource | DatasetSource:
+    if not is_image_folder(path):
+        return DatasetSource(path, split=split, **options)
+    return FileSource(metadata_of(path, split), from_record, **{**options, "name": options.get("name") or path.name})
 
 
 register(
     SourceKind(
         "jsonl",
         JsonlSpec,
-        lambda spec, base: FileSource(base / spec.jsonl, from_messages, **_file_options(spec, base)),
+        lambda spec, base: FileSource(base / spec.jsonl, from_record, **_file_options(spec, base)),
         lambda spec, base: [base / spec.jsonl],
     )
 )
@@ -229,10 +276,34 @@ register(
     SourceKind(
         "dataset",
         DatasetSpec,
-        lambda spec, base: DatasetSource(base / spec.dataset, split=spec.split, **_file_options(spec, base)),
-        lambda spec, base: table_files(base / spec.dataset, spec.split),
+        _open_dataset,
+        lambda spec, base: _dataset_files(base / spec.dataset, spec.split),
     )
 )
+register(
+    SourceKind(
+        "coco",
+        CocoSpec,
+        lambda spec, base: CocoSource(
+            base / spec.coco,
+            answers=None if spec.answers is None else base / spec.answers,
+            **_file_options(spec, base),
+        ),
+        lambda spec, base: [base / file for file in (spec.coco, spec.answers) if file is not None],
+    )
+)
+register(
+    SourceKind(
+        "webdataset",
+        WebdatasetSpec,
+        lambda spec, base: TarSource(base / spec.webdataset, **_options(spec)),
+        lambda spec, base: shards_of(base / spec.webdataset),
+    )
+)
+
+
+def _dataset_files(path: Path, split: str | None) -> list[Path]:
+    return [metadata_of(path, split)] if is_image_folder(path) else table_files(path, split)
 
 
 def open_file(
@@ -242,27 +313,51 @@ def open_file(
     images: str | os.PathLike[str] | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     split: str | None = None,
-) -> FileSource | DatasetSource:
+    columns: Mapping[str, str] | None = None,
+    answers: str | os.PathLike[str] | None = None,
+) -> FileLike:
     """Open a file or folder whose kind is found out from what it holds.
 
     Args:
-        form: ``auto``, ``jsonl``, ``llava`` or ``dataset``.
+        form: a name of `FORMS`.
+        columns: alula's name of a column -> its name in the file.
+        answers: the annotations that answer the questions of a VQA file.
 
     Raises:
-        UsageError: an unknown form, or an image folder that is not there.
+        UsageError: an unknown form, an image folder that is not there, or a setting that the form does not have.
         DataError: nothing readable, or its first record is of neither shape.
     """
-    if form not in ("auto", "jsonl", "llava", "dataset"):
-        raise UsageError(f"unknown format {form!r}", remedy="formats are auto, jsonl, llava, dataset")
+    if form not in FORMS:
+        raise UsageError(f"unknown format {form!r}", remedy=f"formats are {', '.join(FORMS)}")
     if images is not None and not os.path.isdir(images):
         raise UsageError("no such folder of images", where=str(images))
-    if form == "dataset" or (form == "auto" and (os.path.isdir(path) or str(path).endswith(".parquet"))):
-        return DatasetSource(path, split=split, images=images, max_pixels=max_pixels)
-    reader = {"jsonl": from_messages, "llava": from_conversations}.get(form) or _sniff(RecordFile(path))
-    return FileSource(path, reader, images=images, max_pixels=max_pixels)
+    form = _form_of(Path(path), set(columns or {})) if form == "auto" else form
+    for option, given, takes in (
+        ("split", split, ("dataset",)),
+        ("columns", columns, ("jsonl", "llava", "dataset", "webdataset")),
+        ("images", images, ("jsonl", "llava", "dataset", "coco")),
+        ("answers", answers, ("coco",)),
+    ):
+        if given and form not in takes:
+            raise UsageError(f"{option} is without effect on {form}", where=str(path), remedy="leave it out")
+    match form:
+        case "dataset":
+            return _dataset(Path(path), split, images=images, max_pixels=max_pixels, columns=columns)
+        case "coco":
+            return CocoSource(path, answers=answers, images=images, max_pixels=max_pixels)
+        case "webdataset":
+            return TarSource(path, max_pixels=max_pixels, columns=columns)
+    reader = from_record if form == "jsonl" else from_conversations
+    return FileSource(path, reader, images=images, max_pixels=max_pixels, columns=columns)
 
 
-def _sniff(records: RecordFile) -> Reader:
+def _form_of(path: Path, columns: set[str]) -> str:
+    if path.suffix == ".tar" or (path.is_dir() and next(path.glob("*.tar"), None) is not None):
+        return "webdataset"
+    return "dataset" if path.is_dir() or path.suffix == ".parquet" else _sniff(RecordFile(path), columns)
+
+
+def _sniff(records: RecordFile, columns: set[str]) -> str:
     unread: RecordError | None = None
     for index in range(min(len(records), 100)):
         try:
@@ -270,23 +365,56 @@ def _sniff(records: RecordFile) -> Reader:
         except RecordError as error:
             unread = unread or error.at(records.place(index))
             continue
-        if isinstance(record, Mapping) and ("messages" in record or "conversations" in record):
-            return _reader_of(set(record), str(records.path))
+        if not isinstance(record, Mapping):
+            continue
+        keys = columns | {*record}
+        if "messages" in keys or readable(keys):
+            return "jsonl"
+        if "conversations" in keys:
+            return "llava"
+        if is_coco(record):
+            return "coco"
     if unread is not None:
         raise unread
     raise DataError(
-        "none of the first records has 'messages' or 'conversations'",
+        f"none of the first records has a shape that is read; {_has(_first_keys(records))}",
         where=str(records.path),
-        remedy="give each record `messages` or `conversations`: docs/usage/data.md",
+        remedy=REMEDY,
     )
 
 
-def _reader_of(keys: set[str], where: str) -> Reader:
-    if "messages" in keys:
-        return from_messages
-    if "conversations" in keys:
-        return from_conversations
-    raise DataError(f"needs a column 'messages' or 'conversations'; it has {names_of(sorted(keys))}", where=where)
+def _refuse_unreadable(keys: set[str], where: str) -> None:
+    if not (keys & {"messages", "conversations"} or readable(keys)):
+        raise DataError(f"has columns of no shape that is read; {_has(keys)}", where=where, remedy=REMEDY)
+
+
+def _refuse_unknown(columns: Mapping[str, str], keys: set[str], where: str) -> None:
+    for name, column in columns.items():
+        if column not in keys:
+            raise UsageError(f"columns.{name}: there is no column {quoted(column)}; {_has(keys)}", where=where)
+
+
+def _has(keys: set[str]) -> str:
+    return f"it has {names_of(sorted(keys))}" if keys else "it has none"
+
+
+def _first_keys(records: RecordFile) -> set[str]:
+    keys: set[str] = set()
+    for index in range(min(len(records), 100)):
+        try:
+            record = records.read(index)
+        except RecordError:
+            continue
+        keys |= {*record} if isinstance(record, Mapping) else set()
+    return keys
+
+
+def _with_columns(reader: Reader, columns: Mapping[str, str] | None) -> Reader:
+    return partial(_renaming, reader, dict(columns)) if columns else reader
+
+
+def _renaming(reader: Reader, columns: Mapping[str, str], record: Any, **options: Any) -> Sample:
+    return reader(renamed(record, columns) if isinstance(record, Mapping) else record, **options)
 
 
 def _roots(beside: Path, images: str | os.PathLike[str] | None) -> tuple[str, ...]:

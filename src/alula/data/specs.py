@@ -7,10 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-from pydantic import Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag, TypeAdapter, ValidationError
+from pydantic import (
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError, core_schema
 
 from alula import plugins
+from alula.data.dialects import COLUMNS
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.data.registry import SOURCES, SourceKind
 from alula.errors import RecipeError
@@ -56,28 +66,60 @@ class SourceSpec(Settings):
 class FileSpec(SourceSpec):
     """A source that is read from files."""
 
-    images: Path | None = Field(None, description="folder relative image paths start from; default: beside the file")
     max_pixels: Int = Field(DEFAULT_MAX_PIXELS, gt=0, le=HARD_MAX_PIXELS, description="largest image accepted")
     limit: Int | None = Field(None, gt=0, description="use only the first n records")
 
 
-class JsonlSpec(FileSpec):
-    """``{"messages": [...], "images": [...]}`` records, one per line (or one JSON array)."""
+class RecordsSpec(FileSpec):
+    """Files of records, whose columns may be called otherwise than alula calls them."""
+
+    columns: dict[str, str] = Field(default_factory=dict, description="what alula calls a column -> its name there")
+
+    @field_validator("columns")
+    @classmethod
+    def _known(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if name not in COLUMNS:
+                raise ValueError(f"{name!r} is no column that is read; those are {', '.join(COLUMNS)}")
+        return value
+
+
+class ImagesSpec(SourceSpec):
+    """A source whose media are files beside its own."""
+
+    images: Path | None = Field(None, description="folder relative image paths start from; default: beside the file")
+
+
+class JsonlSpec(RecordsSpec, ImagesSpec):
+    """Records, one per line (or one JSON array): ``{"messages": [...], "images": [...]}`` or another shape."""
 
     jsonl: Path
 
 
-class LlavaSpec(FileSpec):
+class LlavaSpec(RecordsSpec, ImagesSpec):
     """LLaVA / ShareGPT conversations, one JSON array (or one record per line)."""
 
     llava: Path
 
 
-class DatasetSpec(FileSpec):
-    """A Hugging Face dataset saved with ``save_to_disk``, or parquet (a file, or a folder of them)."""
+class DatasetSpec(RecordsSpec, ImagesSpec):
+    """A Hugging Face dataset: saved with ``save_to_disk``, parquet (a file, or a folder of them), or an imagefolder."""
 
     dataset: Path
     split: str | None = Field(None, description="which split, where there are several")
+
+
+class CocoSpec(FileSpec, ImagesSpec):
+    """Captions as COCO publishes them, or the questions of VQA with the file of their answers."""
+
+    coco: Path
+    answers: Path | None = Field(None, description="the annotations that answer the questions of a VQA file")
+
+
+class WebdatasetSpec(RecordsSpec):
+    """Tar files whose members are pictures, texts and JSON: one file, a folder of them, ``train-{000..009}.tar``."""
+
+    webdataset: Path
 
 
 def _of_its_kind(value: Any) -> SourceSpec:
