@@ -42,6 +42,7 @@ def commands() -> typer.Typer:
     app.command(name="policies")(policies)
     app.command(name="highlight")(highlight)
     app.command(name="subnetwork")(subnetwork)
+    app.command(name="demonstrations")(demonstrations)
     return app
 
 
@@ -338,6 +339,43 @@ def subnetwork(
         healed=healed,
         samples=samples,
         items=items,
+        steps=steps,
+        reuse=reuse,
+    )
+    record = run(plan, command=command_line(), workers=workers)
+    write_text(output / "tables.md", markdown(record))
+    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
+def demonstrations(
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/demonstrations"),
+    seeds: Seeds = "0,1,2",
+    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Held-out episodes that are asked.")] = 40,
+    taught: Annotated[int, typer.Option(min=1, help="Steps in which a host learns to read demonstrations.")] = 60,
+    mapped: Annotated[int, typer.Option(min=1, help="Steps in which AIM's map is trained.")] = 80,
+    workers: Workers = None,
+    steps: Steps = 1.0,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is left of a demonstration without its picture?
+
+    Teaches fully tuned models to read demonstrations (episodes of the microworld), trains AIM's map on the frozen
+    host, and asks held-out episodes behind 0 to 64 shots: in full, pruned, in words alone, and as fused tokens. Ends
+    with a table, a verdict, a report, and the tables in Markdown (tables.md).
+    """
+    from alula.files import write_text
+    from studies.demonstrations import DemonstrationsPlan, figures, markdown, report, table, verdict
+    from studies.demonstrations import demonstrations as run
+
+    plan = DemonstrationsPlan(
+        output=output,
+        seeds=_numbers(seeds, "--seeds", int),
+        items=items,
+        taught=taught,
+        mapped=mapped,
         steps=steps,
         reuse=reuse,
     )

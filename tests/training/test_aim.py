@@ -39,16 +39,18 @@ STAGE: dict[str, Any] = {
 def collated(processor: Any, count: int = 4, *, seen: bool = False, **options: Any) -> tuple[list[Any], dict[str, Any]]:
     """Episodes and their batch; `seen`: without their questions in words, so that the last one shows a picture."""
     source = open_source({"microworld": "episode"})
-    samples = [source[index] for index in range(count)]
+    samples = [source[index] for index in range(4 * count)]
     if seen:
-        samples = [
-            replace(
-                sample,
-                messages=[{"role": m["role"], "content": m["content"]} for m in sample.messages[:-6]],
-            )
-            for sample in samples
-        ]
+        samples = [replace(sample, messages=pictured(sample)) for sample in samples if len(pictured(sample)) > 2]
+    samples = samples[:count]
     return samples, dict(InterleavedCollator(processor, shots=(1, 3), **options)(samples))
+
+
+def pictured(sample: Any) -> list[Any]:
+    """The turns of an episode that show a picture, all of them to be learnt from."""
+    turns = zip(sample.messages[::2], sample.messages[1::2], strict=True)
+    shown = [turn for turn in turns if turn[0]["content"][0]["type"] == "image"]
+    return [{key: message[key] for key in ("role", "content")} for turn in shown for message in turn]
 
 
 def fused_by_hand(model: Any, processor: Any, samples: list[Sample], batch: dict[str, Any]) -> Tensor:
@@ -58,7 +60,7 @@ def fused_by_hand(model: Any, processor: Any, samples: list[Sample], batch: dict
         embeddings = model.get_input_embeddings()(ids).detach().clone()
         tokens = ids[mask.bool()].tolist()
         every = [*demonstrations_in(sample.messages[:-2])]
-        asked = tokenizer("Which word?", add_special_tokens=False)["input_ids"]
+        asked = tokenizer("Remember the picture.", add_special_tokens=False)["input_ids"]
         turns = [at for at in range(len(tokens)) if tokens[at : at + len(asked)] == asked]
         seen = any(part["type"] == "image" for part in sample.messages[-2]["content"])
         turns = turns[:-1] if seen else turns
@@ -174,7 +176,7 @@ def test_how_many_shots_is_drawn_by_position(host_directory: Any) -> None:
     again = collated(processor, 12)[1]
     assert torch.equal(batch["input_ids"], again["input_ids"])
     asked = [row.tolist() for row in batch["input_ids"]]
-    question = processor.tokenizer("Which word?", add_special_tokens=False)["input_ids"]
+    question = processor.tokenizer("Remember the picture.", add_special_tokens=False)["input_ids"]
     counts = [sum(row[at : at + len(question)] == question for at in range(len(row))) for row in asked]
     assert set(counts) == {1, 2, 3}
     assert len(batch[DEMONSTRATIONS]["input_ids"]) == sum(counts)

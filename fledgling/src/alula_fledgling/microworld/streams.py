@@ -9,7 +9,7 @@ from typing import Literal
 
 from alula.draws import Draw
 from alula.errors import UsageError
-from alula_fledgling.microworld.episodes import EPISODE_FAMILIES, MOST_SHOTS, WORDS, episode
+from alula_fledgling.microworld.episodes import EPISODE_FAMILIES, MOST_SHOTS, episode
 from alula_fledgling.microworld.film_questions import FILM_FAMILIES, film_and_question
 from alula_fledgling.microworld.films import FilmClip
 from alula_fledgling.microworld.items import Exchange, Item, Message, Split, Target, assistant, user, user_about
@@ -98,11 +98,11 @@ class Stream:
         if self.name == "dialogue":
             return _dialogue(draw, identity, family, self.split)
         if self.name == "episode":
-            shots, questions = episode(draw, family, self.split, draw.between(WORDS, MOST_SHOTS))
+            shots, questions = episode(draw, family, self.split, draw.between(1, MOST_SHOTS))
             turns = [*((scene, family, each) for scene, each in shots), *((None, family, each) for each in questions)]
             whole = _conversation(identity, "dialogue", family, self.split, turns, last_only=True)
             for message in whole.messages[1 : 2 * len(shots) : 2]:
-                message["train"] = False  # a word that nothing told
+                message["train"] = False  # always the same words
             return whole
         if self.name.startswith("film"):
             film, exchange = film_and_question(draw, family, self.split)

@@ -1,0 +1,72 @@
+"""What the study of demonstrations leaves behind; every figure is worked out from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from alula.evaluation.results import Record
+from alula.stats import Estimate, seed_interval
+
+
+class DemonstrationsRecord(Record):
+    """The study's outcome.
+
+    Attributes:
+        seeds: training seed -> what `measure` found.
+    """
+
+    command: str
+    created: str
+    environment: dict[str, str]
+    seconds: float
+    settings: dict[str, Any]
+    seeds: dict[int, dict[str, Any]]
+
+    @property
+    def shots(self) -> list[int]:
+        """The numbers of shots that were asked behind."""
+        return [int(shots) for shots in self.settings["shots"]]
+
+    @property
+    def most_in_full(self) -> int:
+        """The most that fit into the context with their pictures."""
+        return max(shots for shots in self.shots if self.fits("full", shots))
+
+    def fits(self, way: str, shots: int) -> bool:
+        """Whether the prompts fitted into the context."""
+        return all("right" in seed["ways"][way][str(shots)] for seed in self.seeds.values())
+
+    def right(self, way: str, shots: int) -> Estimate:
+        """The share of right answers, over seeds and episodes."""
+        return _estimate([self._items(seed, way, shots) for seed in self.seeds])
+
+    def lead(self, way: str, other: str, shots: int) -> Estimate:
+        """How much more is right one way than the other, episode by episode."""
+        return _estimate([self._items(s, way, shots) - self._items(s, other, shots) for s in self.seeds])
+
+    def mean(self, way: str, shots: int, name: str) -> float:
+        """Of tokens, seconds or peak bytes over seeds."""
+        return float(np.mean([seed["ways"][way][str(shots)][name] for seed in self.seeds.values()]))
+
+    def ratio(self, way: str, shots: int, name: str) -> float:
+        """Of a number to that of full demonstrations, within each seed's run."""
+        pairs = [(seed["ways"][way][str(shots)], seed["ways"]["full"][str(shots)]) for seed in self.seeds.values()]
+        return float(np.mean([own[name] / full[name] for own, full in pairs]))
+
+    @property
+    def encoding(self) -> float:
+        """Seconds to encode one demonstration, over those of a question behind none."""
+        found = [seed["encoding"] / seed["ways"]["full"][str(self.shots[0])]["seconds"] for seed in self.seeds.values()]
+        return float(np.mean(found))
+
+    def _items(self, seed: int, way: str, shots: int) -> np.ndarray:
+        return np.asarray(self.seeds[seed]["ways"][way][str(shots)]["right"], dtype=np.float64)
+
+
+def _estimate(items: list[np.ndarray]) -> Estimate:
+    """Of the same episodes under several seeds."""
+    over_seeds = np.mean(items, axis=0)
+    error = float(over_seeds.std(ddof=1) / np.sqrt(len(over_seeds))) if len(over_seeds) > 1 else 0.0
+    return seed_interval([float(each.mean()) for each in items], error, len(over_seeds))
