@@ -43,6 +43,7 @@ def commands() -> typer.Typer:
     app.command(name="highlight")(highlight)
     app.command(name="subnetwork")(subnetwork)
     app.command(name="demonstrations")(demonstrations)
+    app.command(name="browse")(browse)
     return app
 
 
@@ -297,6 +298,44 @@ def highlight(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         arms=_arms(arms),
+        items=items,
+        steps=steps,
+        reuse=reuse,
+    )
+    record = run(plan, command=command_line(), workers=workers)
+    write_text(output / "tables.md", markdown(record))
+    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
+def browse(
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/browse"),
+    seeds: Seeds = "0,1,2",
+    training: Annotated[int, typer.Option(min=2, help="Optimizer steps of every arm.")] = 150,
+    items: Annotated[
+        int, typer.Option(min=4, max=MAX_ITEMS, help="Questions about several pictures; a quarter as many about one.")
+    ] = 200,
+    workers: Workers = None,
+    steps: Steps = 1.0,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
+) -> None:
+    """Does reading everything once help to look?
+
+    Tunes fully tuned models on with questions that one picture cannot answer: as they are, with browse-and-concentrate,
+    and with it in its two stages, all for the same steps on the same data. Asks each when the connector is told its own
+    prompt's condition, none, and another question's. Ends with a table, a verdict, a report, and the tables in Markdown
+    (tables.md).
+    """
+    from alula.files import write_text
+    from studies.browse import BrowsePlan, figures, markdown, report, table, verdict
+    from studies.browse import browse as run
+
+    plan = BrowsePlan(
+        output=output,
+        seeds=_numbers(seeds, "--seeds", int),
+        tuning_steps=training,
         items=items,
         steps=steps,
         reuse=reuse,

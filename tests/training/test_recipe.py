@@ -123,7 +123,11 @@ MISTAKES = [
     ("steps: 10", "steps: 10\n    epochs: 1", ["stages.0", "`steps` or `epochs`"]),
     ("projector: 1e-3", "projector: -1e-3", ["stages.0.train.projector", "greater than 0", "got -0.001"]),
     ("projector: 1e-3", "projector: true", ["stages.0.train.projector", "not true or false"]),
-    ("method: projector", "method: adapter", ["stages.0.method", "'prefix', 'wings', 'experts' or 'mks2'"]),
+    (
+        "method: projector",
+        "method: adapter",
+        ["stages.0.method", "'prefix', 'wings', 'experts', 'mks2', 'aim' or 'browse'"],
+    ),
     ("{projector: 1e-3}", "{llm: 1e-5}", ["stages.0", "`projector` freezes `llm`", "it trains `projector`"]),
     ("{projector: 1e-3}", "{projectr: 1e-5}", ["does not know `projectr`"]),
     ("{wings: 2e-3, projector: 1e-4}", "{projector: 1e-4}", ["stages.1", "without the part `wings.*`"]),

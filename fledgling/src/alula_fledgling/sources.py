@@ -19,8 +19,9 @@ class MicroworldSpec(SourceSpec):
     """Items of the procedural world; endless unless ``limit`` is given."""
 
     microworld: Literal[
-        "text", "visual", "caption", "dialogue", "episode", "film", "film_caption", "sound", "sound_caption"
-    ]
+        "text", "visual", "caption", "dialogue", "episode", "pictures", "pictures_caption", "film", "film_caption",
+        "sound", "sound_caption",
+    ]  # fmt: skip
     split: Literal["train", "test", "unseen"] = "train"
     seed: Int = 0
     families: list[str] | None = Field(None, description="only these families of skill")

@@ -6,7 +6,7 @@ Tensors: B samples, L tokens after padding, with image placeholders already expa
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -42,6 +42,21 @@ class Replacer(Protocol):
     """Gives another sample for a position (``Mixture``)."""
 
     def replacement(self, position: int, attempt: int = 1) -> Sample: ...
+
+
+class Beside(Protocol):
+    """What stands beside a batch, and what of its samples is in it."""
+
+    def shown(self, sample: Sample) -> Sample:
+        """The sample as it is put into the batch."""
+
+    def beside(self, samples: Sequence[Sample], batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Further entries of a batch.
+
+        Args:
+            samples: its samples as they were before `shown`.
+            batch: the batch without them.
+        """
 
 
 class Collator:
@@ -87,6 +102,7 @@ class Collator:
         fingerprints: add ``image_fingerprints``, the images' ``ImageRef.fingerprint()`` in the order of
             ``pixel_values``; to be taken out before the model is called.
         template: variables for the chat template beside the messages.
+        beside: says what of each sample is put into the batch, and adds to it.
         quarantine: where unusable samples go instead of raising; they are replaced through ``replacer``, or, without
             one, left out of the batch.
         replacer: the mixture the samples come from.
@@ -112,6 +128,7 @@ class Collator:
         pad_to_multiple_of: int | None = None,
         fingerprints: bool = False,
         template: TemplateSettings | None = None,
+        beside: Beside | None = None,
         quarantine: Quarantine | None = None,
         replacer: Replacer | None = None,
     ) -> None:
@@ -126,7 +143,7 @@ class Collator:
             raise UsageError("descriptions are told by labels: they are of training batches", where="descriptions")
         self.pad_to_multiple_of = pad_to_multiple_of
         self.fingerprints = fingerprints
-        self.quarantine, self.replacer = quarantine, replacer
+        self.beside, self.quarantine, self.replacer = beside, quarantine, replacer
         self._refuse_own_labels()
         self.pad_token_id = self._pad_token_id()
         checked = self._checked_template()
@@ -180,7 +197,9 @@ class Collator:
                 error = next_error
 
     def _decoded(self, sample: Sample) -> _Entry:
-        place = sample.place or Place(sample.source or "sample", record=sample.id)
+        place, whole = sample.place or Place(sample.source or "sample", record=sample.id), sample
+        if self.beside is not None:
+            sample = self.beside.shown(sample)
         if not self.train and sample.messages[-1]["role"] != "user":
             raise RecordError("a prompt must end with a user turn", place=place)
         refs: list[Any] = []
@@ -202,7 +221,7 @@ class Collator:
             told = self.intake.hidden(messages)
         except HostError as error:
             raise PlaceholderError(error.message, place=place, remedy=error.remedy) from error
-        return _Entry(replace(sample, place=place), told, refs, literal=told is not messages)
+        return _Entry(replace(sample, place=place), told, refs, literal=told is not messages, whole=whole)
 
     def _refuse_untaken(self, kind: str, place: Place) -> None:
         noun = media.MEDIA[kind].a
@@ -332,6 +351,8 @@ class Collator:
         if self.fingerprints:
             images = [ref for entry in entries for ref in entry.refs if isinstance(ref, MEDIA["image"])]
             batch["image_fingerprints"] = [ref.fingerprint() for ref in images]
+        if self.beside is not None:
+            batch |= self.beside.beside([entry.whole or entry.sample for entry in entries], batch)
         return BatchFeature(batch)
 
     def _describe(self, rows: dict[str, Any], entries: list[_Entry]) -> list[int]:
@@ -414,6 +435,7 @@ class _Entry:
     """A sample on its way into a batch: messages with decoded media, and the replacements tried for it so far.
 
     ``literal``: its text holds words that are signs of the processor elsewhere, hidden for `Literals.reader`.
+    ``whole``: the sample before `Beside.shown`.
     """
 
     sample: Sample
@@ -421,6 +443,7 @@ class _Entry:
     refs: list[Any]
     attempt: int = 0
     literal: bool = False
+    whole: Sample | None = None
 
 
 def description(ids: Sequence[int], labels: Sequence[int], begin: int | None) -> list[int]:

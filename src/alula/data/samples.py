@@ -14,6 +14,10 @@ from alula.data.videos import VideoRef
 
 ROLES = ("system", "user", "assistant")
 
+BROWSED = "browsed"
+"""key of `Sample.meta` for messages that are read before the sample's own are answered, where they are others; and what
+stands beside a batch of them (see `alula.training.browsing`)"""
+
 MEDIA: dict[str, Any] = {"image": ImageRef, "video": VideoRef, "audio": AudioRef}
 """Type of a content part -> class of the reference it holds under a key of the same name."""
 

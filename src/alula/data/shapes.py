@@ -20,7 +20,7 @@ from alula.data.audio import AudioRef
 from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordError
 from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef
 from alula.data.keys import learnt, names_of, refuse_in_record, refuse_others
-from alula.data.samples import MEDIA, ROLES, Sample, check_turns, image_part, media_part, text_part
+from alula.data.samples import BROWSED, MEDIA, ROLES, Sample, check_turns, image_part, media_part, text_part
 from alula.data.videos import VideoRef
 from alula.errors import quoted
 
@@ -166,7 +166,8 @@ def from_messages(record: Any, *, folder: ImageFolder, source: str, place: Place
 
     Image parts name their image inline (``image``, ``path``, ``url``, ``base64``, ``image_url``) or take the next of
     ``images`` (or the one at ``index``). Video and audio parts likewise (``video`` or ``audio``, ``path``, ``url``; the
-    next of ``videos`` or ``audios``).
+    next of ``videos`` or ``audios``). ``browsed`` may hold messages likewise, which are read before these are answered
+    (see `alula.data.samples.BROWSED`); their parts name their images inline.
 
     Raises:
         RecordError, PlaceholderError, ImageError, VideoError, AudioError: with file and line.
@@ -187,8 +188,12 @@ def from_messages(record: Any, *, folder: ImageFolder, source: str, place: Place
         if role not in ROLES:
             raise RecordError(f"{at}: unknown role {quoted(role)}", place=place, remedy=f"roles are {', '.join(ROLES)}")
         messages.append(_turn(role, message, _content(message["content"], media, at, place), at, place))
-    used = ("messages", *(name for kind in media for name in (kind, f"{kind}s")))
-    return _finish(record, messages, media, source, place, used=used)
+    used = ("messages", BROWSED, *(name for kind in media for name in (kind, f"{kind}s")))
+    sample = _finish(record, messages, media, source, place, used=used)
+    if not _nothing(record.get(BROWSED)):
+        browsed = from_messages({"messages": record[BROWSED]}, folder=folder, source=source, place=place)
+        sample.meta[BROWSED] = browsed.messages
+    return sample
 
 
 def from_conversations(record: Any, *, folder: ImageFolder, source: str, place: Place) -> Sample:

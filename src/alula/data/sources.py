@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.keys import names_of
 from alula.data.records import RecordFile
 from alula.data.registry import SourceKind, register
-from alula.data.samples import MEDIA, Sample, Source, check_turns, media_part
+from alula.data.samples import BROWSED, MEDIA, Sample, Source, check_turns, media_part
 from alula.data.shapes import ImageFolder, from_conversations
 from alula.data.specs import (
     CocoSpec,
@@ -147,7 +147,8 @@ class StreamSource:
     """Items of a stream by position; images are drawn when loaded.
 
     Args:
-        stream: items by index, with ``id``, ``messages``, ``family``, ``kind`` and ``split``.
+        stream: items by index, with ``id``, ``messages``, ``family``, ``kind`` and ``split``; with ``browsed``, the
+            conversation that is read before they are answered, where that is another one.
         name: what reports call it.
         size: number of items; None: endless.
     """
@@ -157,8 +158,10 @@ class StreamSource:
 
     def __getitem__(self, index: int) -> Sample:
         item = self._stream[index]
-        messages = [{**message, "content": list(map(_lazy, message["content"]))} for message in item.messages]
+        messages, browsed = _lazily(item.messages), _lazily(getattr(item, "browsed", ()))
         meta = {"family": item.family, "kind": item.kind, "split": item.split}
+        if browsed:
+            meta[BROWSED] = browsed
         place = Place(self.name, index, item.id, unit="item")
         return Sample(item.id, messages, source=self.name, meta=meta, place=place)
 
@@ -193,6 +196,10 @@ class Wordings:
         ]
         check_turns(messages, sample.place or Place(self.name, index, sample.id, unit="item"))
         return replace(sample, messages=messages)
+
+
+def _lazily(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**message, "content": list(map(_lazy, message["content"]))} for message in messages]
 
 
 def _lazy(part: dict[str, Any]) -> dict[str, Any]:

@@ -264,12 +264,14 @@ def collator(
     plan: StagePlan, tunable: Tunable, quarantine: Quarantine | None = None, replacer: Replacer | None = None
 ) -> Collator:
     """What makes the stage's batches; bad samples raise unless there is a quarantine, and a replacer beside it."""
-    method, settings = METHODS[plan.stage.method], plan.stage.settings
+    method, settings, context = METHODS[plan.stage.method], plan.stage.settings, context_length(tunable.model)
+    prompts = Collator(tunable.processor, context=context, template=plan.template, train=False)
     return method.collator(settings)(
         tunable.processor,
         max_length=plan.stage.max_length,
-        context=context_length(tunable.model),
+        context=context,
         template=plan.template,
+        beside=method.beside(settings, prompts, seed=plan.seed),
         roles=needs_roles(tunable.model),
         descriptions=method.describes(settings),
         stops=stop_ids(tunable.model, tunable.processor.tokenizer),

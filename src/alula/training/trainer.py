@@ -19,7 +19,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import SCHEDULER_NAME
 
 from alula.data import soft_labels
+from alula.data.samples import BROWSED
+from alula.errors import UsageError
 from alula.files import telling
+from alula.training.browsing import settle
 from alula.training.losses import AuxiliaryLosses
 from alula.training.optimizer import build_optimizer
 from alula.training.participation import fill_missing_gradients, zero_touch
@@ -140,6 +143,13 @@ class StageTrainer(Trainer):
         batch = dict(inputs)  # the Trainer takes the labels out
         for key in soft_labels.KEYS:  # for the losses, not for the model
             inputs.pop(key, None)
+        if BROWSED in inputs and self.is_fsdp_enabled:
+            raise UsageError(
+                "prompts are read beside the forward, by a model whose weights are sharded",
+                where=self.stage.name,
+                remedy="read them before (alula browse) and name the file: browse.conditions; or distributed: ddp",
+            )
+        settle(self.own_model, inputs)
         with self.auxiliary.observed():
             loss, outputs = super().compute_loss(
                 model,

@@ -49,6 +49,8 @@ class Item:
         messages: chat messages in the shape of transformers v5; images, films and sounds are lazy ``SceneImage``,
             ``FilmClip`` and ``SoundClip`` objects.
         targets: the scored turns.
+        browsed: the conversation that is read before this one is answered (`alula.grafts.browse`), where that is
+            another one.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Item:
     split: Split
     messages: tuple[Message, ...] = field(hash=False)
     targets: tuple[Target, ...]
+    browsed: tuple[Message, ...] = field(default=(), hash=False)
 
 
 def user_about(text: str, medium: Literal["video", "audio"], clip: Any) -> Message:

@@ -14,6 +14,7 @@ from alula_fledgling.microworld.film_questions import FILM_FAMILIES, film_and_qu
 from alula_fledgling.microworld.films import FilmClip
 from alula_fledgling.microworld.items import Exchange, Item, Message, Split, Target, assistant, user, user_about
 from alula_fledgling.microworld.language import QUESTION_KINDS, ask
+from alula_fledgling.microworld.picture_questions import PICTURE_FAMILIES, pictures_and_question
 from alula_fledgling.microworld.render import SceneImage
 from alula_fledgling.microworld.scenes import (
     PAIRS,
@@ -32,7 +33,12 @@ VISUAL_FAMILIES = QUESTION_KINDS
 DIALOGUE_PATTERNS = tuple("".join(turns) for length in (1, 2, 3) for turns in itertools.product("TV", repeat=length))
 """Every order of text (T) and visual (V) turns up to three turns: 14 patterns."""
 
-SOURCES = ("text", "visual", "caption", "dialogue", "episode", "film", "film_caption", "sound", "sound_caption")
+SOURCES = (
+    "text", "visual", "caption", "dialogue", "episode", "pictures", "pictures_caption", "film", "film_caption", "sound",
+    "sound_caption",
+)  # fmt: skip
+_KNOWN_ONLY = ("text", "episode", "pictures", "pictures_caption")
+"""sources without an unseen split"""
 
 _UNSEEN = tuple(pair for pair in PAIRS if pair in UNSEEN_PAIRS)
 _MOST_THINGS = {"caption": 3, "count": 5}
@@ -62,7 +68,7 @@ class Stream:
             raise UsageError(f"no microworld source {self.name!r}", remedy=f"use one of: {', '.join(SOURCES)}")
         if self.split not in ("train", "test", "unseen"):
             raise UsageError(f"no split {self.split!r} in the microworld", remedy="use train, test or unseen")
-        if self.split == "unseen" and self.name in ("text", "episode"):
+        if self.split == "unseen" and self.name in _KNOWN_ONLY:
             raise UsageError(
                 f"{self.name} items have no unseen attribute combinations", remedy="use split train or test"
             )
@@ -104,6 +110,8 @@ class Stream:
             for message in whole.messages[1 : 2 * len(shots) : 2]:
                 message["train"] = False  # always the same words
             return whole
+        if self.name.startswith("pictures"):
+            return _pictures(draw, identity, family, self.split, is_caption=self.name == "pictures_caption")
         if self.name.startswith("film"):
             film, exchange = film_and_question(draw, family, self.split)
             message = user_about(exchange.question, "video", FilmClip(film))
@@ -126,6 +134,8 @@ _FAMILIES = {
     "caption": ("caption",),
     "dialogue": DIALOGUE_PATTERNS,
     "episode": EPISODE_FAMILIES,
+    "pictures": PICTURE_FAMILIES,
+    "pictures_caption": PICTURE_FAMILIES,
     "film": FILM_FAMILIES,
     "film_caption": ("story",),
     "sound": SOUND_FAMILIES,
@@ -164,6 +174,11 @@ def dialogue_items(n: int | None, *, split: Split, seed: int, patterns: Sequence
     return iter(source("dialogue", split=split, seed=seed, families=patterns, n=n))
 
 
+def picture_items(n: int | None, *, split: Split, seed: int, families: Sequence[str] | None = None) -> Iterator[Item]:
+    """Questions about several pictures, the families in turn."""
+    return iter(source("pictures", split=split, seed=seed, families=families, n=n))
+
+
 def film_items(n: int | None, *, split: Split, seed: int, families: Sequence[str] | None = None) -> Iterator[Item]:
     """Questions about a film, the families in turn."""
     return iter(source("film", split=split, seed=seed, families=families, n=n))
@@ -178,6 +193,20 @@ def _single(
     identity: str, kind: Literal["film", "sound"], family: str, split: Split, asked: Message, answer: str
 ) -> Item:
     return Item(identity, kind, family, split, (asked, assistant(answer)), (Target(1, family, kind, answer),))
+
+
+def _pictures(draw: Draw, identity: str, family: str, split: Split, *, is_caption: bool) -> Item:
+    """Several pictures with a question; or one of them with a caption of what matters to the question, which is in what
+    is read before."""
+    asked = pictures_and_question(draw, family, split)
+    question = user(asked.exchange.question, *map(SceneImage, asked.scenes))
+    if not is_caption:
+        turns = question, assistant(asked.exchange.answer)
+        return Item(identity, "visual", family, split, turns, (Target(1, family, "visual", asked.exchange.answer),))
+    index = draw.below(len(asked.scenes))
+    words = asked.told(index)
+    turns = user("Describe the picture.", SceneImage(asked.scenes[index])), assistant(words)
+    return Item(identity, "visual", family, split, turns, (Target(1, family, "visual", words),), (question,))
 
 
 def _dialogue(draw: Draw, identity: str, pattern: str, split: Split) -> Item:

@@ -8,6 +8,7 @@ from alula_fledgling.tasks.skills import (
     film,
     film_unseen,
     interleaved,
+    pictures,
     sound,
     sound_unseen,
     text_after_image,
@@ -21,7 +22,7 @@ from alula_fledgling.tasks.truths import truthfulness
 
 __all__ = [
     "DEFAULT", "NATIVE", "TEXT_ONLY", "default_tasks", "native_tasks",
-    "text_bare", "text_after_image", "text_after_text", "visual", "visual_unseen", "visual_later", "film",
+    "text_bare", "text_after_image", "text_after_text", "visual", "visual_unseen", "visual_later", "pictures", "film",
     "film_unseen", "sound", "sound_unseen", "dialogue", "dialogue_turns", "interleaved", "pope", "chair",
     "truthfulness",
 ]  # fmt: skip

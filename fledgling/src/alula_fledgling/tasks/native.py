@@ -16,6 +16,7 @@ NATIVE: dict[str, Callable[..., Task]] = {
     "visual": skills.visual,
     "visual_unseen": skills.visual_unseen,
     "visual_later": skills.visual_later,
+    "pictures": skills.pictures,
     "film": skills.film,
     "film_unseen": skills.film_unseen,
     "sound": skills.sound,

@@ -91,6 +91,8 @@ def visual_later(n: int = 400, seed: int = 0, families: Sequence[str] | None = N
     return _task("visual_later", "visual skill, a turn later", make, n=n, seed=seed)
 
 
+pictures = _shown_skill("pictures", "several pictures", microworld.picture_items, "test")
+"""Questions about several held-out pictures, which one of them cannot answer."""
 film = _shown_skill("film", "films", microworld.film_items, "test")
 """Questions about held-out films."""
 film_unseen = _shown_skill("film_unseen", "films, unseen combinations", microworld.film_items, "unseen")

@@ -8,6 +8,7 @@ from alula.errors import UsageError
 from alula.plugins import Registry, origin
 from alula.training.methods.aim import Aim
 from alula.training.methods.base import Method, Tunable
+from alula.training.methods.browse import Browse
 from alula.training.methods.experts import Experts
 from alula.training.methods.full import Full
 from alula.training.methods.lora import Lora
@@ -17,7 +18,7 @@ from alula.training.methods.projector import Projector
 from alula.training.methods.wings import Wings
 
 _REGISTRY: Registry[Method] = Registry("alula.methods", "method of training")
-for _method in (Projector(), Full(), Lora(), Prefix(), Wings(), Experts(), MKS2(), Aim()):
+for _method in (Projector(), Full(), Lora(), Prefix(), Wings(), Experts(), MKS2(), Aim(), Browse()):
     _REGISTRY.register(_method.name, _method)
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from alula.anatomy import Anatomy
 from alula.data import Collator
+from alula.data.collate import Beside
 from alula.files import atomic_directory
 from alula.grafts import Graft
 from alula.hosts import Host, save_host
@@ -100,6 +101,15 @@ class Method(abc.ABC):
     def collator(self, settings: Any) -> Callable[..., Collator]:
         """What makes its batches: a class of `Collator`, or something called as one is."""
         return Collator
+
+    def beside(self, settings: Any, prompts: Collator, *, seed: int) -> Beside | None:
+        """What stands beside its batches, and what of the samples is in them; None: nothing.
+
+        Args:
+            prompts: makes batches of prompts, as training batches are made.
+            seed: of what is drawn.
+        """
+        return None
 
     def token_weight(self, settings: Any) -> float:
         """Factor on the next-token loss."""

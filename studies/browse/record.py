@@ -1,0 +1,62 @@
+"""What the study of browsing leaves behind: a yes or no per question; every figure is worked out from it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from alula.evaluation.results import Record
+from alula.stats import Estimate, seed_interval
+
+
+class Asked(Record):
+    """One trained arm.
+
+    Attributes:
+        families: question -> "task: family".
+        right: task -> what was told -> question -> whether it was answered right.
+    """
+
+    families: dict[str, str]
+    right: dict[str, dict[str, dict[str, bool]]]
+
+
+class BrowseRecord(Record):
+    """The study's outcome, by training seed and arm."""
+
+    format: Literal["alula-browse-1"] = "alula-browse-1"
+    command: str
+    created: str
+    environment: dict[str, str]
+    seconds: float
+    settings: dict[str, Any]
+    seeds: dict[int, dict[str, Asked]]
+
+    @property
+    def families(self) -> list[str]:
+        """Of all questions, in order."""
+        first = next(iter(next(iter(self.seeds.values())).values()))
+        return list(dict.fromkeys(first.families.values()))
+
+    def share(self, arm: str, told: str, group: str) -> Estimate:
+        """Right answers to a task ("pictures") or a family ("pictures: change"), over seeds and questions."""
+        return _estimate([self._marks(seed, arm, told, group) for seed in self.seeds])
+
+    def gain(self, arm: str, told: str, group: str, *, over: tuple[str, str] = ("plain", "own")) -> Estimate:
+        """Right answers less those of another arm, question by question."""
+        pairs = ((self._marks(s, arm, told, group), self._marks(s, *over, group)) for s in self.seeds)
+        return _estimate([one - other for one, other in pairs])
+
+    def _marks(self, seed: int, arm: str, told: str, group: str) -> np.ndarray:
+        asked, task = self.seeds[seed][arm], group.partition(":")[0]
+        judged = asked.right[task][told]
+        chosen = [right for item, right in judged.items() if group in (task, asked.families[item])]
+        return np.asarray(chosen, dtype=np.float64)
+
+
+def _estimate(items: list[np.ndarray]) -> Estimate:
+    """Of the same questions under several seeds."""
+    over_seeds = np.mean(items, axis=0)
+    error = float(over_seeds.std(ddof=1) / np.sqrt(len(over_seeds))) if len(over_seeds) > 1 else 0.0
+    return seed_interval([float(each.mean()) for each in items], error, len(over_seeds))

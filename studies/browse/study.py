@@ -1,0 +1,44 @@
+"""Running the study of browsing: every lent model tuned on with and without it, and asked."""
+
+from __future__ import annotations
+
+import datetime
+
+from alula.jobs import run_in
+from alula.training.environment import readable_environment
+from studies.browse.measure import measure, measurements
+from studies.browse.plan import BrowsePlan
+from studies.browse.record import Asked, BrowseRecord
+
+
+def browse(plan: BrowsePlan, *, command: str, workers: int | None = None, quiet: bool = False) -> BrowseRecord:
+    """Tune every model by every arm and ask all the same questions.
+
+    Work that an earlier call finished is not done again, seeds may be added later, and a run that was killed goes on
+    where it was.
+
+    Args:
+        command: the line that repeats this, for the record.
+        workers: processes side by side; by default one per core.
+        quiet: draw no progress.
+
+    Returns:
+        The record, also written to ``plan.output / "outcome.json"``.
+
+    Raises:
+        UsageError: the output directory holds something else.
+    """
+    asked = [plan.measuring_job(seed, "browsed", measure, measurements(plan, seed)) for seed in plan.seeds]
+    jobs = [*plan.training_jobs(), *asked]
+    seconds = run_in(plan.output, plan.facts, "study", jobs, label="browse", workers=workers, quiet=quiet)
+    read = {seed: plan.read_measured(seed, measurements(plan, seed)) for seed in plan.seeds}
+    record = BrowseRecord(
+        command=command,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        environment=readable_environment(),
+        seconds=seconds,
+        settings={**plan.facts, "seeds": list(plan.seeds)},
+        seeds={seed: {arm: Asked(**found) for arm, found in arms.items()} for seed, arms in read.items()},
+    )
+    record.save(plan.output / "outcome.json")
+    return record
