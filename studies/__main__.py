@@ -44,6 +44,7 @@ def commands() -> typer.Typer:
     app.command(name="subnetwork")(subnetwork)
     app.command(name="demonstrations")(demonstrations)
     app.command(name="browse")(browse)
+    app.command(name="truthfulness")(truthfulness)
     return app
 
 
@@ -415,6 +416,41 @@ def demonstrations(
         items=items,
         taught=taught,
         mapped=mapped,
+        steps=steps,
+        reuse=reuse,
+    )
+    record = run(plan, command=command_line(), workers=workers)
+    write_text(output / "tables.md", markdown(record))
+    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
+def truthfulness(
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/truthfulness"),
+    seeds: Seeds = "0,1,2",
+    arms: Arms = "all",
+    items: Annotated[int, typer.Option(min=2, max=MAX_ITEMS, help="Questions per task.")] = 120,
+    workers: Workers = None,
+    steps: Steps = 1.0,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
+) -> None:
+    """Does learning from pictures make a model more truthful, and more ethical?
+
+    Tunes one base on the same conversations with their pictures and on the words alone, by full tuning, LoRA, and LoRA
+    with embeddings and head, on all kinds and by kind; weighs what every model holds true and right in the microworld,
+    with what answer habits alone would score. Ends with a table, a verdict per claim, a report, and tables.md.
+    """
+    from alula.files import write_text
+    from studies.truthfulness import TruthPlan, figures, markdown, report, table, verdict
+    from studies.truthfulness import truthfulness as run
+
+    plan = TruthPlan(
+        output=output,
+        seeds=_numbers(seeds, "--seeds", int),
+        arms=_arms(arms),
+        items=items,
         steps=steps,
         reuse=reuse,
     )
