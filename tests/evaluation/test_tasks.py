@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
+import alula
 import alula_fledgling as fledgling
-from alula.data import open_file
+from alula.cli.tasks import requested
+from alula.data import RecordError, open_file
 from alula.data.interleave import SETTINGS, interleave, questions, write_dialogues
 from alula.errors import AlulaError, EvaluationError, UsageError
-from alula.evaluation import data_task, exact_match, normalise
+from alula.evaluation import data_task, evaluate, exact_match, normalise
 from alula.evaluation.items import TaskItem, images_of
 from alula_fledgling import microworld
 from alula_fledgling.tasks import (
@@ -162,6 +164,55 @@ def test_conversations_without_a_reference_are_refused(tmp_path: Path) -> None:
         data_task(write(tmp_path / "a.jsonl", [("user", text("hi")), ("assistant", text("x")), ("user", text("?"))]))
     with pytest.raises(AlulaError):
         data_task(tmp_path / "missing.jsonl")
+
+
+def test_questions_that_share_an_id_are_one_cluster(tmp_path: Path) -> None:
+    """LLaVA's own file names a record after its picture, and asks several things about one."""
+    lines = [
+        {"id": name, "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": "a"}]}
+        for name, asked in (("9", "x"), ("9", "y"), ("9.2", "z"), ("7", "w"), ("9", "v"))
+    ]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    items = data_task(tmp_path / "twice.jsonl").items()
+    assert [(item.id, item.cluster) for item in items] == [
+        ("9", "9"),
+        ("9.3", "9"),
+        ("9.2", ""),
+        ("7", ""),
+        ("9.4", "9"),
+    ]
+    assert [words(item) for item in items] == [["x"], ["y"], ["z"], ["w"], ["v"]]
+    assert data_task(tmp_path / "twice.jsonl", n=1).items()[0].id == "9"
+
+
+def test_bad_records_name_file_line_and_id_and_can_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    def line(name: str, *media: dict, answer: str = "a") -> str:
+        asked = {"role": "user", "content": [*media, *text("what?")]}
+        return json.dumps({"id": name, "messages": [asked, {"role": "assistant", "content": answer}]}) + "\n"
+
+    lines = [line("good"), line("cut", {"type": "image", "image": "cut.png"}), "{oops\n", line("none", answer=" ")]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(lines))
+    with pytest.raises(RecordError, match=r"mine\.jsonl:3: not valid JSON") as caught:
+        data_task(file)
+    assert "on_bad=skip" in str(caught.value)
+    task = data_task(file, on_bad="skip")
+    assert [item.id for item in task.items()] == ["good"]
+    assert [told.split(": ")[0] for told in task.settings["bad"]] == [f"{file}:{number}" for number in (2, 3, 4)]
+    host, processor = alula.build_host("fledgling", "fledgling")
+    result = evaluate(host, processor, [task]).tasks["mine"]
+    assert result.notes[0].startswith(f"3 bad records were left out: {file}:2: image 'cut.png' is")
+
+    file.write_text("".join(lines[:2]))
+    with pytest.raises(EvaluationError, match=rf"{file}:2: item 'cut': image 'cut\.png' is .*corrupt"):
+        evaluate(host, processor, [data_task(file)])
+    with pytest.raises(UsageError, match="'drop' is not one of 'fail', 'skip'"):
+        data_task(file, on_bad="drop")  # type: ignore[arg-type]
+    assert requested([f"data:{file},on_bad=skip"], images=None, n=None, seed=0).on_bad == "skip"
+    with pytest.raises(UsageError, match="on_bad=drop is neither"):
+        requested([f"data:{file},on_bad=drop"], images=None, n=None, seed=0)
 
 
 def test_exact_match_scores() -> None:

@@ -174,6 +174,7 @@ def evaluate(
             n=n,
             seed=seed,
             history=history,  # type: ignore[arg-type]
+            on_bad=asked.on_bad,  # type: ignore[arg-type]
             objects=asked.objects,
             more=asked.harness is not None or choices_for is not None,
         ),

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 HELP = (
     f"What to ask; repeatable. NAME: {', '.join(plugins.names('alula.tasks')) or 'a task that a package brings'}. "
-    "data:FILE: your own conversations. "
+    r"data:FILE\[,on_bad=skip]: your own conversations, bad records left out. "
     r"lm_eval:NAME\[:METRIC]: a task of lm-evaluation-harness. pope:FILE, chair:FILE: objects made up about the images "
     "of a COCO instances file. pope_questions:FILE: questions as POPE publishes them. (default: those that "
     "come with MODEL, if any do)"
 )
 _SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "data": (),
+    "data": ("on_bad",),
     "lm_eval": ("include", "fewshot", "chat"),
     "pope": ("captions",),
     "chair": ("captions", "synonyms"),
@@ -193,6 +193,7 @@ class Requested:
 
     names: list[str] | None
     data: Path | None
+    on_bad: str
     objects: ObjectFiles
     harness: HarnessTasks | None
 
@@ -243,7 +244,10 @@ def requested(texts: Sequence[str], *, images: Path | None, n: int | None, seed:
             seed=seed,
         )
     data = _path(_one([task.what for task in tasks if task.family == "data"], "one data file"))
-    return Requested(list(dict.fromkeys(names)) or None, data, objects, harness)
+    on_bad = [task.settings.get("on_bad", "fail") for task in tasks if task.family == "data"]
+    if wrong := [value for value in on_bad if value not in ("fail", "skip")]:
+        raise UsageError(f"on_bad={wrong[0]} is neither fail nor skip", where="--task", remedy="on_bad=skip")
+    return Requested(list(dict.fromkeys(names)) or None, data, (on_bad or ["fail"])[-1], objects, harness)
 
 
 def truthfulness_named(

@@ -29,6 +29,7 @@ class TaskItem:
         follows: ``(message index, item id)`` pairs: the assistant turns of the prompt to be replaced by the model's own
             answers to those items. Empty: the history is taken as written.
         scored: False for an item that is asked only because others follow it; it is left out of the results.
+        place: file and line it was read from, for errors; empty where there is none.
     """
 
     id: str
@@ -39,6 +40,7 @@ class TaskItem:
     tags: Mapping[str, str] = field(default_factory=dict)
     follows: tuple[tuple[int, str], ...] = ()
     scored: bool = True
+    place: str = ""
 
     def __post_init__(self) -> None:
         if not self.messages or self.messages[-1]["role"] != "user":

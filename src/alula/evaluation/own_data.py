@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from alula import data
+from alula.data import BadSampleError, Place, RecordError
 from alula.data.interleave import History
-from alula.errors import DataError, EvaluationError, UsageError
+from alula.errors import EvaluationError, UsageError
 from alula.evaluation.items import ItemTask, Message, Task, TaskItem, media_of
 from alula.evaluation.scoring import exact_match
+
+_SKIP = 'leave bad records out: alula eval --task data:FILE,on_bad=skip, or on_bad="skip" of data_task'
 
 if TYPE_CHECKING:
     from alula.data import Sample, Source
@@ -25,6 +29,7 @@ def data_task(
     n: int | None = None,
     history: History | None = None,
     max_new_tokens: int = 64,
+    on_bad: Literal["fail", "skip"] = "fail",
 ) -> Task:
     """Return a task over a data file or source: exact match after `alula.evaluation.normalise`.
 
@@ -37,12 +42,15 @@ def data_task(
         history: whether earlier answers are shown as written (``"gold"``) or are the model's own (``"generated"``); by
             default what each record's key ``history`` says, or as written.
         max_new_tokens: bounds an answer.
+        on_bad: a record that cannot be read, or a medium that cannot be decoded, ends the evaluation (``"fail"``), or
+            is left out and listed in the results (``"skip"``), for which all media are decoded once before.
 
-    Records that `alula data interleave` wrote are broken down by their ``setting``.
+    Records that share an id (questions about one picture) are told apart by ``.2``, ``.3``, ... behind it, and the id
+    is their cluster. Records that `alula data interleave` wrote are broken down by their ``setting``.
 
     Raises:
-        UsageError: an unknown history.
-        DataError: the file is missing or damaged, or a conversation does not end with an assistant's text.
+        UsageError: an unknown history or ``on_bad``.
+        DataError: the file is missing or damaged. RecordError: a conversation does not end with an assistant's text.
         EvaluationError: the source is endless and ``n`` is not given.
     """
     if isinstance(source, Mapping):
@@ -52,22 +60,79 @@ def data_task(
     title = name or opened.name
     if history not in (None, "gold", "generated"):
         raise UsageError(f"history {history!r} is not one of 'gold', 'generated'", where=f"task {title!r}")
-    items = [item for sample in _samples(opened, n) for item in _items(sample, history)]
+    if on_bad not in ("fail", "skip"):
+        raise UsageError(f"on_bad {on_bad!r} is not one of 'fail', 'skip'", where=f"task {title!r}")
+    bad: list[str] = []
+    found = [
+        (sample.id, items)
+        for index in range(_count(opened, n))
+        for sample, items in _read(opened, index, history, bad if on_bad == "skip" else None)
+    ]
+    items = _told_apart(found)
+    left_out = {"on_bad": on_bad, "bad": bad} if on_bad == "skip" else {}
     return ItemTask(
         name=title,
         title=title,
         source=items,
         scorer=exact_match,
         max_new_tokens=max_new_tokens,
-        settings={"source": settings, "n": n, "history": history or "as the records say"},
+        settings={"source": settings, "n": n, "history": history or "as the records say", **left_out},
     )
 
 
-def _samples(source: Source, n: int | None) -> Iterator[Sample]:
+def _count(source: Source, n: int | None) -> int:
     sizes = [size for size in (n, source.size) if size is not None]
     if not sizes:
         raise EvaluationError("this source never ends", where=source.name, remedy="say how many items to take (--n)")
-    return (source[index] for index in range(min(sizes)))
+    return min(sizes)
+
+
+def _read(
+    source: Source, index: int, history: History | None, bad: list[str] | None
+) -> Iterator[tuple[Sample, list[TaskItem]]]:
+    """Yield a record's sample and items; of a bad one nothing, where ``bad`` takes what is wrong with it."""
+    try:
+        sample = source[index]
+        items = _items(sample, history)
+        for ref in sample.media() if bad is not None else ():
+            try:
+                ref.load()
+            except BadSampleError as error:
+                raise error.at(sample.place or Place(sample.id)) from None
+        yield sample, items
+    except BadSampleError as error:
+        if bad is None:
+            raise type(error)(
+                error.message, where=error.where, remedy=f"{error.remedy}; or {_SKIP}" if error.remedy else _SKIP
+            ) from error
+        bad.append(f"{error.where}: {error.message}")
+
+
+def _told_apart(found: Sequence[tuple[str, list[TaskItem]]]) -> list[TaskItem]:
+    """Items of records that share an id under ids of their own, that id their cluster."""
+    times = Counter(own for own, _ in found)
+    taken, seen = {item.id for _, items in found for item in items}, Counter[str]()
+    told: list[TaskItem] = []
+    for own, items in found:
+        seen[own] += 1
+        if times[own] == 1:
+            told += items
+            continue
+        number = seen[own]
+        while number > 1 and f"{own}.{number}" in taken:
+            number += 1
+        new = own if number == 1 else f"{own}.{number}"
+        taken.add(new)
+        told += [
+            replace(
+                item,
+                id=new + item.id.removeprefix(own),
+                cluster=item.cluster or own,
+                follows=tuple((turn, new + earlier.removeprefix(own)) for turn, earlier in item.follows),
+            )
+            for item in items
+        ]
+    return told
 
 
 def _items(sample: Sample, history: History | None) -> list[TaskItem]:
@@ -85,6 +150,7 @@ def _items(sample: Sample, history: History | None) -> list[TaskItem]:
             gold=data.message_text(scored.messages[turn]),
             follows=follows[:rank],
             scored=False,
+            place=scored.place,
         )
         for rank, (turn, own) in enumerate(follows)
     ]
@@ -98,24 +164,25 @@ def item_of(sample: Sample, *, answered: bool = True) -> TaskItem:
         answered: refuse a conversation that ends with a user turn; else its item has ``gold=""``.
 
     Raises:
-        DataError: it has no such turns, or the reference no text.
+        RecordError: it has no such turns, or the reference no text.
     """
     *prompt, last = sample.messages
+    place = sample.place or Place(sample.id)
     gold = ""
     if last["role"] == "user" and not answered:
         prompt = [*prompt, last]
     elif last["role"] != "assistant":
-        raise DataError(
+        raise RecordError(
             f"the conversation ends with a {last['role']} turn, not with a reference answer",
-            where=str(sample.place or sample.id),
+            place=place,
             remedy="end every conversation with the assistant turn that answers are compared with",
         )
     else:
         gold = data.message_text(last)
         if not gold.strip():
-            raise DataError("the last assistant turn holds no text to score against", where=sample.id)
+            raise RecordError("the last assistant turn holds no text to score against", place=place)
     if not prompt or prompt[-1]["role"] != "user":
-        raise DataError("no user turn stands before the last assistant turn", where=sample.id)
+        raise RecordError("no user turn stands before the last assistant turn", place=place)
     setting = _setting(sample, prompt)
     if setting:
         kind = "visual" if setting.endswith("V") else "text"
@@ -132,6 +199,7 @@ def item_of(sample: Sample, *, answered: bool = True) -> TaskItem:
         # settings share their last questions, whose answers are then not independent
         cluster=str(sample.meta["parts"][-1]) if setting and sample.meta.get("parts") else "",
         tags=tags,
+        place=str(sample.place or ""),
     )
 
 

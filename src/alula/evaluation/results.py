@@ -166,6 +166,9 @@ class TaskResult(Record):
     def notes(self) -> list[str]:
         """What a reader of the figures must know, as sentences without a full stop."""
         found, n = [], len(self.items)
+        if bad := self.settings.get("bad"):
+            others = [f"and {len(bad) - _NAMED} more"] if len(bad) > _NAMED else []
+            found.append(f"{len(bad)} bad records were left out: {'; '.join([*bad[:_NAMED], *others])}")
         if self.too_long:
             named = [f"{item.id!r} ({item.tokens} tokens)" for item in self.too_long[:_NAMED]]
             more = len(self.too_long) - len(named)

@@ -10,6 +10,7 @@ from typing import Any
 
 from alula.bounds import check_count
 from alula.chat_template import TemplateSettings
+from alula.data import BadSampleError
 from alula.demonstrations import FewShot, Shot
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import generation, prompts, token_ids
@@ -25,6 +26,8 @@ from alula.hosts.prompted import refuse_lost_prompt
 from alula.inputs import Intake, Rendered
 from alula.media import MEDIA
 from alula.seam import needs_roles
+
+_BAD = "mend it; `alula data check` lists what is bad in a file"
 
 _WINDOW = 16
 """batches encoded ahead and sorted by length together: bounds the memory held by decoded images"""
@@ -166,7 +169,11 @@ class _TaskRun:
         roles = needs_roles(self.model)
         for item in items:
             where = f"task {self.task.name!r}, item {item.id!r}"
-            messages = prompts.loaded(item.messages, self.intake)
+            try:
+                messages = prompts.loaded(item.messages, self.intake)
+            except BadSampleError as error:
+                told = f"item {item.id!r}: {error.message}" if item.place else error.message
+                raise EvaluationError(told, where=item.place or where, remedy=error.remedy or _BAD) from error
             written = prompts.encode(self.intake, messages, where=where, roles=roles)
             followed = all(earlier in done for _, earlier in item.follows)
             for index, earlier in item.follows if followed else ():

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from alula.chat_template import TemplateSettings
 from alula.data.interleave import History
@@ -54,6 +54,7 @@ def choose_tasks(
     n: int | None = None,
     seed: int = 0,
     history: History | None = None,
+    on_bad: Literal["fail", "skip"] = "fail",
     objects: ObjectFiles | None = None,
     more: bool = False,
 ) -> list[Task]:
@@ -69,6 +70,7 @@ def choose_tasks(
         seed: draws the items of named tasks.
         history: earlier answers in dialogues as written (``"gold"``) or the model's own (``"generated"``); by default
             as written, or as the records of ``data`` say.
+        on_bad: what becomes of bad records of ``data`` (`data_task`).
         objects: the user's own files for the tasks of `HALLUCINATION`.
         more: the model is also asked other questions than these.
 
@@ -94,7 +96,7 @@ def choose_tasks(
     tasks = named_tasks([name for name in names if name not in about], n=n, seed=seed, history=history)
     tasks += object_tasks(about, objects, n=n, seed=seed)
     if data is not None:
-        tasks.append(data_task(data, images=images, n=n, history=history))
+        tasks.append(data_task(data, images=images, n=n, history=history, on_bad=on_bad))
     return tasks
 
 
