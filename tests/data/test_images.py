@@ -10,7 +10,8 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
+from PIL.PngImagePlugin import PngInfo
 
 from alula.data import ImageError, ImageRef
 from alula_fledgling.microworld import source
@@ -268,3 +269,37 @@ def test_what_is_no_image() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 50)])
 def test_thin_images_survive(size: tuple[int, int]) -> None:
     assert ImageRef.from_bytes(encoded(Image.new("RGB", size))).load().size == size
+
+
+@pytest.mark.parametrize("kind", ["texts", "one text", "profile"])
+def test_notes_beyond_pillows_limits_are_no_damage(kind: str) -> None:
+    """Editors write megabytes of history into XMP, cameras into profiles; the pixels are whole."""
+    notes = PngInfo()
+    if kind == "texts":
+        for number in range(70):
+            notes.add_text(f"k{number}", "x" * 1_000_000, zip=True)
+    elif kind == "one text":
+        notes.add_itxt("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
+    extra = {"icc_profile": bytes(3_000_000)} if kind == "profile" else {"pnginfo": notes}
+    data = encoded(Image.fromarray(PIXELS), **extra)
+    with pytest.raises(ValueError, match="MAX_TEXT"), Image.open(io.BytesIO(data)) as image:
+        image.load()
+    assert np.array_equal(decoded(data), PIXELS)
+    with pytest.raises(ImageError, match="truncated or corrupt"):
+        decoded(data[:-40])
+
+
+def test_a_tiff_of_several_pages_is_refused(tmp_path) -> None:
+    first, second = Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)
+    first.save(tmp_path / "pages.tif", save_all=True, append_images=[second])
+    with pytest.raises(ImageError, match=r"'.*pages\.tif' has 2 pages") as caught:
+        ImageRef.from_path(tmp_path / "pages.tif").load()
+    assert "a file of its own" in caught.value.remedy
+    # a thumbnail behind the picture is no page
+    with TiffImagePlugin.AppendingTiffWriter(tmp_path / "thumb.tif", new=True) as writer:
+        first.save(writer, "TIFF")
+        writer.newFrame()
+        second.resize((3, 2)).save(writer, "TIFF", tiffinfo={254: 1})
+    with Image.open(tmp_path / "thumb.tif") as image:
+        assert image.n_frames == 2
+    assert np.array_equal(np.asarray(ImageRef.from_path(tmp_path / "thumb.tif").load()), PIXELS)

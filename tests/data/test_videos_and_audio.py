@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from scipy.signal import resample_poly
 
-from alula.data import AudioError, AudioRef, VideoError, VideoRef, open_file, open_source
+from alula.data import AudioError, AudioRef, ImageRef, VideoError, VideoRef, open_file, open_source
 from alula.data.check import check
 from alula_fledgling.export import export_microworld
 from alula_fledgling.microworld import source
@@ -51,6 +51,15 @@ def test_frames_are_taken_evenly_over_time(form: str) -> None:
     # the third frame is on the screen for most of the time
     slow = VideoRef.from_bytes(film_bytes(form, [100, 100, 700, 100]))
     assert np.array_equal(slow.load(5), np.stack([frames[i] for i in (1, 2, 2, 2, 3)]))
+
+
+def test_the_default_picture_of_an_animated_png_is_no_frame(tmp_path: Path) -> None:
+    """What is shown where animation is not known, such as a title, is a picture and not of the film."""
+    title, *frames = colours(4)
+    title.save(tmp_path / "film.png", save_all=True, append_images=frames, default_image=True, duration=100)
+    film = VideoRef.from_path(tmp_path / "film.png")
+    assert np.array_equal(film.load(3), np.stack([np.asarray(frame) for frame in frames]))
+    assert np.array_equal(np.asarray(ImageRef.from_path(tmp_path / "film.png").load()), np.asarray(title))
 
 
 @pytest.mark.parametrize("stream", ["film", "sound"])

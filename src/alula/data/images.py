@@ -13,6 +13,7 @@ LA, RGBA, PA, premultiplied alpha      composited on white
 32-bit integer grey                    as 16-bit when all values fit in 0..65535, else ``ImageError``
 floating point                         ``ImageError``: its white level is unknown
 animated                               first frame
+TIFF of several pages                  ``ImageError``
 rotated by EXIF                        transposed upright (unreadable EXIF is taken as upright)
 truncated, corrupt, empty, missing     ``ImageError``
 more pixels than ``max_pixels``        ``ImageError``, before any pixel is decoded
@@ -23,6 +24,7 @@ No Pillow global is read for a decision or changed: two libraries in one process
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -31,6 +33,7 @@ from PIL import Image, UnidentifiedImageError
 
 from alula.data.errors import BadSampleError, ImageError
 from alula.data.media import MediaRef
+from alula.data.png import is_about_notes, without_notes
 
 DEFAULT_MAX_PIXELS = 89_478_485
 """Largest image accepted by default, in pixels: 256 MiB of 24-bit colour, Pillow's own warning level."""
@@ -39,6 +42,7 @@ HARD_MAX_PIXELS = 178_956_970
 """Pillow refuses to open anything larger, whatever alula is told."""
 
 _EXIF_ORIENTATION = 0x0112
+_SUBFILE, _REDUCED = 254, 1  # of a page of a TIFF: that it is another one in lower resolution
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -103,8 +107,7 @@ class ImageRef(MediaRef):
             return self._convert(made)
         source = self._stream()
         try:
-            with Image.open(source) as image:
-                return self._convert(image)
+            return self._opened(source)
         except ImageError:
             raise
         except UnidentifiedImageError:
@@ -113,6 +116,16 @@ class ImageRef(MediaRef):
             raise ImageError(f"{self.told} is too large to open: {error}") from error
         except Exception as error:  # decoders raise anything: OSError, SyntaxError, EOFError, struct.error, zlib.error
             raise ImageError(f"{self.told} is truncated or corrupt: {error}") from error
+
+    def _opened(self, source: str | io.BytesIO) -> Image.Image:
+        try:
+            with Image.open(source) as image:
+                return self._convert(image)
+        except ValueError as error:
+            if not is_about_notes(error):
+                raise
+        with Image.open(io.BytesIO(without_notes(self._encoded()))) as image:
+            return self._convert(image)
 
     def _made(self) -> np.ndarray:
         return np.asarray(self.load())
@@ -124,6 +137,10 @@ class ImageRef(MediaRef):
                 f"{self.told} has {image.width} x {image.height} = {pixels:,} pixels, "
                 f"more than the limit of {self.max_pixels:,}",
                 remedy="scale it down, or raise max_pixels if the file is to be trusted",
+            )
+        if (pages := _pages(image)) > 1:
+            raise ImageError(
+                f"{self.told} has {pages} pages", remedy="save the page that is meant, or each, as a file of its own"
             )
         try:
             return to_rgb(image)
@@ -154,6 +171,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     rgb = rgb.transpose(turn) if turn is not None else rgb
     rgb.info.clear()  # EXIF and text chunks have been used or do not matter; workers need not ship them
     return rgb
+
+
+def _pages(image: Image.Image) -> int:
+    """Pages of a TIFF, copies of lower resolution (thumbnails, pyramids) not counted; 1 of any other picture."""
+    stored = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+    if stored == 1:
+        return 1
+    found = 0
+    for number in range(stored):
+        image.seek(number)
+        kind = image.tag_v2.get(_SUBFILE, 0)  # type: ignore[attr-defined]
+        found += not (isinstance(kind, int) and kind & _REDUCED)
+    image.seek(0)
+    return found
 
 
 def _orientation(image: Image.Image) -> int:

@@ -134,6 +134,14 @@ class MediaRef:
             raise self.error(f"{self.told} is empty (0 bytes)")
         return source
 
+    def _encoded(self) -> bytes:
+        """The whole file."""
+        source = self._stream()
+        if isinstance(source, io.BytesIO):
+            return source.getvalue()
+        with open(source, "rb") as stream:
+            return stream.read()
+
     def _existing(self) -> tuple[str, int]:
         path = self.path
         if path is None:

@@ -7,6 +7,7 @@ a codec library; convert them first (``ffmpeg -i video.mp4 -vf fps=8 video.webp`
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from alula.data.errors import BadSampleError, ImageError, VideoError
 from alula.data.images import DEFAULT_MAX_PIXELS, to_rgb
 from alula.data.media import LoadableArray, MediaRef
+from alula.data.png import is_about_notes, without_notes
 
 MOST_FRAMES = 10_000
 """Longest video accepted, in stored frames."""
@@ -71,7 +73,13 @@ class VideoRef(MediaRef):
             return made[_picked([_DEFAULT_MS] * len(made), frames)]
         source = self._stream()
         try:
-            with Image.open(source) as video:
+            try:
+                with Image.open(source) as video:
+                    return self._decoded(video, frames)
+            except ValueError as error:
+                if not is_about_notes(error):
+                    raise
+            with Image.open(io.BytesIO(without_notes(self._encoded()))) as video:
                 return self._decoded(video, frames)
         except VideoError:
             raise
@@ -94,12 +102,14 @@ class VideoRef(MediaRef):
         stored = getattr(video, "n_frames", 1)
         if stored > MOST_FRAMES:
             raise VideoError(f"{self.told} has {stored:,} frames, more than {MOST_FRAMES:,}")
+        # the picture that an animated PNG shows where animation is not known need not be a frame of it
+        first = int(stored > 1 and bool(getattr(video, "default_image", False)))
         durations = []
-        for number in range(stored):
+        for number in range(first, stored):
             video.seek(number)
             video.load()  # some formats know a frame's duration only then; and a video is whole or it is none
             durations.append(float(video.info.get("duration") or _DEFAULT_MS))
-        wanted = _picked(durations, frames)
+        wanted = [first + place for place in _picked(durations, frames)]
         decoded: dict[int, np.ndarray] = {}
         for number in sorted(set(wanted)):
             video.seek(number)
