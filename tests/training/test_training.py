@@ -492,6 +492,18 @@ def test_epochs_count_the_sources(recipe: MakeRecipe) -> None:
         check(recipe(data={"sources": [{"jsonl": "nowhere.jsonl"}]}))
 
 
+@pytest.mark.parametrize(("source", "told"), [("text", ["projector"]), ("visual", [])])
+def test_a_part_that_no_gradient_reached_is_told(
+    recipe: MakeRecipe, capfd: pytest.CaptureFixture[str], source: str, told: list[str]
+) -> None:
+    """A projector in a stage of text alone stays as it is, whatever its rate."""
+    made = recipe(method="full", train={"projector": 1e-2, "llm": 1e-3}, data={"sources": [{"microworld": source}]})
+    train(made)
+    words = " ".join(capfd.readouterr().err.split())
+    assert [part for part in ("projector", "llm") if f"no gradient reached {part} in any step" in words] == told
+    assert words.count("no gradient reached") == len(told)
+
+
 def test_an_output_directory_is_never_mixed_up(recipe: MakeRecipe) -> None:
     made = recipe()
     with pytest.raises(UsageError, match="no run to resume"):

@@ -256,6 +256,11 @@ def train_stage(opened: OpenStage, display: Display, callbacks: Sequence[Trainer
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=None if opened.checkpoint is None else str(opened.checkpoint))
+        for part in trainer.unreached():
+            display.notify(
+                f"stage {stage.name}: no gradient reached {part} in any step, so it learnt nothing; the data hold "
+                "nothing that leads to it (no images, for what reads those)"
+            )
         gathered = trainer.gather_trained() if trainer.is_fsdp_enabled else None
     return TrainedStage(opened, gathered, None if monitor is None else monitor.stopped)
 

@@ -191,6 +191,20 @@ class StageTrainer(Trainer):
             )
         return self.optimizer
 
+    def unreached(self) -> list[str]:
+        """Parts that no gradient but zero has reached in any step; every process must call it."""
+        optimizer: Any = self.optimizer
+        reached = torch.zeros(len(self.parts), device=self.accelerator.device)
+        place = {part: index for index, part in enumerate(self.parts)}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                squares = optimizer.state.get(parameter, {}).get("exp_avg_sq")
+                if squares is not None:
+                    shard = squares.to_local() if hasattr(squares, "to_local") else squares
+                    reached[place[group["part"]]] += bool(shard.numel()) and bool(shard.any())
+        everywhere: Any = self.accelerator.reduce(reached, "sum")
+        return [part for part, times in zip(self.parts, everywhere.tolist(), strict=True) if not times]
+
     def gather_trained(self) -> dict[str, Tensor]:
         """See `parts.gather_trained`; every process must call it."""
         return gather_trained(self.own_model, self.parts)
