@@ -106,8 +106,8 @@ def _words(record: TruthRecord, pairs: Sequence[tuple[Arm, Arm]]) -> str:
         parts.append(f"{WAYS[seeing.way]} {listing([f'{column.title} {_told(each)}' for column, each in found])}")
     whole = len(pairs) * (len(SCORES) + 1)
     return (
-        f"Most of it is the words' doing: of {whole} differences between the same conversations with pictures and "
-        f"without, the interval of {apart} excludes 0. With less without, in points: {'; '.join(parts)}."
+        f"Pictures against words alone: of {whole} differences between the same conversations with and without, the "
+        f"interval of {apart} excludes 0. With less without, in points: {'; '.join(parts)}."
     )
 
 
@@ -247,13 +247,14 @@ def _difference(record: TruthRecord, name: str, other: str, column: Column) -> s
 def table(record: TruthRecord) -> TerminalTable:
     """What each model scores, for the terminal."""
     grid = _models(record)
-    drawn = TerminalTable(title=grid.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    caption = "intervals and differences: tables.md and the report"
+    drawn = TerminalTable(
+        title=grid.title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     for place, name in enumerate(grid.columns):
         drawn.add_column(name, justify="right" if place else "left")
     for row in grid.rows:
-        drawn.add_row(
-            *(cell.replace(" (", "\n[dim](").replace(")", ")[/dim]") if at else cell for at, cell in enumerate(row))
-        )
+        drawn.add_row(*(cell.partition(" (")[0] if place else cell for place, cell in enumerate(row)))
     return drawn
 
 
