@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -220,6 +220,73 @@ def standard_error(resampled: Sums, statistic: Statistic) -> float:
     """Return the bootstrap standard error of ``statistic``; resamples on which it is infinite are left out."""
     replicates = statistic(resampled.base, resampled.tuned, resampled.size)
     return float(np.std(replicates[np.isfinite(replicates)], ddof=1))
+
+
+def unseen(weights: ArrayLike, confidence: float = 0.95) -> float:
+    """Return the upper bound of a share of which nothing was seen, where a bootstrap has nothing to vary.
+
+    It is the upper end of the exact two-sided binomial interval (Clopper and Pearson 1934) for none of so many units.
+    Units that weigh differently count as (sum w)^2 / sum w^2 equal ones (Kish 1965), an effective sample size in the
+    exact interval as in Korn and Graubard (1998), with all of a cluster taken to move together.
+
+    Args:
+        weights: of the independent units, such as the items of each cluster.
+    """
+    given = np.asarray(weights, dtype=float)
+    squares = float(np.square(given).sum())
+    if squares == 0.0:
+        return 1.0
+    return 1.0 - float(((1 - confidence) / 2) ** (squares / given.sum() ** 2))
+
+
+Side = Literal["low", "high"]
+
+
+@dataclass(frozen=True)
+class Unmoved:
+    """What a paired comparison did not see: how far it may reach beyond what resampling says, per side.
+
+    Attributes:
+        low: nothing fell: bounds of the shares of items, and of the base's score, that may have. None where some did.
+        high: nothing rose: likewise.
+    """
+
+    low: tuple[float, float] | None
+    high: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, sums: Sums, *, fell: bool, rose: bool, confidence: float) -> Unmoved:
+        """Of the sums of clusters; whether any item's score fell, and rose."""
+        items, scored = unseen(sums.size, confidence), unseen(sums.base, confidence)
+        mean = float(sums.base.sum() / sums.size.sum())
+        return cls(
+            low=None if fell else (items, scored),
+            high=None if rose else (items, items / mean if mean else math.inf),
+        )
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """On which nothing was seen."""
+        sides: tuple[Side, ...] = ("low", "high")
+        return tuple(side for side in sides if getattr(self, side) is not None)
+
+    def difference(self, found: Estimate) -> Estimate:
+        """The interval of a difference of mean scores with it."""
+        return self._widened(found, 0, -1.0, 1.0)
+
+    def retention(self, found: Estimate) -> Estimate:
+        """The interval of a ratio of mean scores with it."""
+        return self._widened(found, 1, 0.0, math.inf)
+
+    def _widened(self, found: Estimate, which: int, least: float, most: float) -> Estimate:
+        """Losses and gains have a distance to their bound each; squared ones add (MOVER, Zou and Donner 2008)."""
+        low, high = found.low, found.high
+        if self.low is not None:
+            low = found.value - math.hypot(found.value - found.low, self.low[which])
+        if self.high is not None:
+            high = found.value + math.hypot(found.high - found.value, self.high[which])
+        bounds = (math.nan if math.isnan(bound) else min(max(bound, least), most) for bound in (low, high))
+        return Estimate(found.value, *bounds)
 
 
 def percentile_interval(value: float, replicates: Array, confidence: float) -> Estimate:

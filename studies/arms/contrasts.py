@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alula.evaluation import SeedsComparison, across_seeds
 from alula.evaluation.pairing import KIND
 from alula.evaluation.results import Estimate, PairedResult
 from alula.reports.outcome import MethodOutcome, Outcome
+from alula.stats import Side
 from studies.arms.ablation import Ablation, Column, Question
 
 
@@ -17,6 +19,8 @@ class Contrast:
 
     question: Question
     differences: dict[Column, Estimate]
+    exact: dict[Column, Sequence[Side]]
+    """which bounds of them are exact ones (`alula.evaluation.results.Comparison`)"""
 
 
 def contrasts(ablation: Ablation, outcome: Outcome) -> list[Contrast]:
@@ -25,10 +29,9 @@ def contrasts(ablation: Ablation, outcome: Outcome) -> list[Contrast]:
     for question in ablation.questions:
         if {question.arm, question.against} <= outcome.methods.keys():
             arm, against = outcome.methods[question.arm], outcome.methods[question.against]
-            differences = {
-                column: compare(against, arm, column.task, column.kind).difference.mean for column in ablation.columns
-            }
-            found.append(Contrast(question, differences))
+            compared = {column: compare(against, arm, column.task, column.kind) for column in ablation.columns}
+            differences = {column: each.difference.mean for column, each in compared.items()}
+            found.append(Contrast(question, differences, {column: each.exact for column, each in compared.items()}))
     return found
 
 

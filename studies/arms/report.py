@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -16,7 +16,8 @@ from alula.reports.figures import Point, scatter
 from alula.reports.figures.scatter import SIZE
 from alula.reports.outcome import Outcome
 from alula.reports.summary import Method, Summary
-from alula.reports.wording import MISSING, bounds, count, duration, listing, percent, points, rates
+from alula.reports.wording import MISSING, STARRED, bounds, count, duration, listing, percent, points, rates
+from alula.stats import Side
 from studies.arms.ablation import Ablation, Column
 from studies.arms.contrasts import Contrast, contrasts
 
@@ -34,7 +35,7 @@ def table(ablation: Ablation, outcome: Outcome, more: More | None = None) -> Ter
     summary = Summary(outcome)
     drawn = TerminalTable(
         title=escape(outcome.title),
-        caption=f"kept: share of the base's accuracy; {_trainings(outcome)}; 95 % intervals",
+        caption=f"kept: share of the base's accuracy; {_trainings(outcome)}; 95 % intervals\n{STARRED}",
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -45,7 +46,7 @@ def table(ablation: Ablation, outcome: Outcome, more: More | None = None) -> Ter
         drawn.add_column(title, justify="right")
     for method in summary.methods:
         found = [_estimate(summary, method, column) for column in ablation.columns]
-        cells = [f"{percent(e.value)}\n[dim]{bounds(e)}[/dim]" if e else MISSING for e in found]
+        cells = [f"{percent(e.value)}\n[dim]{bounds(e, exact)}[/dim]" if e else MISSING for e, exact in found]
         drawn.add_row(escape(method.label), *cells, *_more(more, method))
     return drawn
 
@@ -61,12 +62,12 @@ def markdown(ablation: Ablation, outcome: Outcome, more: More | None = None) -> 
     ]
     for method in summary.methods:
         found = [_estimate(summary, method, column) for column in ablation.columns]
-        cells = [f"{percent(e.value)} ({bounds(e)})" if e else MISSING for e in found]
+        cells = [f"{percent(e.value)} ({bounds(e, exact)})" if e else MISSING for e, exact in found]
         lines.append(f"| {method.label} | {' | '.join([*cells, *_more(more, method), _size(method)])} |")
     shorts = [column.short for column in ablation.columns]
     lines += ["", f"| accuracy, in points | {' | '.join(shorts)} |", "|---|" + "---|" * len(shorts)]
     for contrast in contrasts(ablation, outcome):
-        cells = [_difference(contrast.differences[column]) for column in ablation.columns]
+        cells = [_difference(contrast, column) for column in ablation.columns]
         lines.append(f"| {contrast.question.asks} | {' | '.join(cells)} |")
     return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ") + "\n"
 
@@ -146,10 +147,12 @@ def _part(summary: Summary, method: Method, column: Column) -> SeedsComparison:
     return summary.of_kind(method, column.task, column.kind)
 
 
-def _estimate(summary: Summary, method: Method, column: Column) -> Estimate | None:
+def _estimate(summary: Summary, method: Method, column: Column) -> tuple[Estimate | None, Sequence[Side]]:
+    """What a column tells of an arm, and which of its bounds are exact ones."""
     part = _part(summary, method, column)
-    spread = part.retention if column.kept else part.tuned
-    return None if spread is None else spread.mean
+    if column.kept:
+        return (None, ()) if part.retention is None else (part.retention.mean, part.exact)
+    return part.tuned.mean, ()
 
 
 def _more(more: More | None, method: Method) -> list[str]:
@@ -164,7 +167,7 @@ def _arms(ablation: Ablation, summary: Summary, members: list[Method], more: Mor
     rows = [[*base, *([Cell("")] * (2 + len(more or {})))]]
     for method in members:
         found = [_estimate(summary, method, column) for column in ablation.columns]
-        cells = [Cell(percent(e.value), note=bounds(e)) if e else Cell(MISSING) for e in found]
+        cells = [Cell(percent(e.value), note=bounds(e, exact)) if e else Cell(MISSING) for e, exact in found]
         cells += [Cell(text) for text in _more(more, method)]
         name = Cell(method.label, note=method.outcome.description)
         rows.append([name, *cells, Cell(_size(method), note=_time(method)), Cell(rates(method.outcome.learning_rates))])
@@ -176,17 +179,18 @@ def _questions(ablation: Ablation, outcome: Outcome, answers: list[Contrast]) ->
     rows = []
     for contrast in answers:
         cells = []
-        for found in contrast.differences.values():
-            cells.append(Cell(points(found), note=bounds(found), strong=_shown(found), shade=found.value / 0.25))
+        for column, found in contrast.differences.items():
+            note = bounds(found, contrast.exact[column])
+            cells.append(Cell(points(found), note=note, strong=_shown(found), shade=found.value / 0.25))
         rows.append([Cell(contrast.question.asks), *cells])
     titles = [outcome.tasks[c.task] if c.kind is None else c.short for c in ablation.columns]
-    return Table(["", *titles], rows, "Bold: the interval excludes 0.")
+    return Table(["", *titles], rows, f"Bold: the interval excludes 0. {STARRED}.")
 
 
 def _said(contrast: Contrast) -> str:
     clear = {column: found for column, found in contrast.differences.items() if _shown(found)}
     other = [column.plain for column in contrast.differences if column not in clear]
-    parts = [f"{column.plain} {_difference(found)} points" for column, found in clear.items()]
+    parts = [f"{column.plain} {_difference(contrast, column)} points" for column in clear]
     if other:
         parts.append(f"no difference shown in {listing(other)}")
     return "; ".join(parts)
@@ -201,8 +205,9 @@ def _shown(found: Estimate) -> bool:
     return found.low > 0 or found.high < 0
 
 
-def _difference(found: Estimate) -> str:
-    return f"{points(found)} ({bounds(found)})"
+def _difference(contrast: Contrast, column: Column) -> str:
+    found = contrast.differences[column]
+    return f"{points(found)} ({bounds(found, contrast.exact[column])})"
 
 
 def _size(method: Method) -> str:

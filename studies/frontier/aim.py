@@ -109,4 +109,6 @@ def _kept(method: MethodOutcome, task: str) -> Estimate | None:
 def _sight(methods: Mapping[str, MethodOutcome], method: MethodOutcome) -> Estimate | None:
     if REFERENCE not in methods:
         return None
+    if method is methods[REFERENCE]:
+        return Estimate(0.0, 0.0, 0.0)  # from itself it differs by nothing, whatever is asked
     return compare(methods[REFERENCE], method, "visual").difference.mean

@@ -136,8 +136,8 @@ def test_text(small: tuple[Plan, Audit]) -> None:
 
     assert status(lost=0, gained=0, n=100, low=1.0, identical=100) is Status.FINE
     # nothing lost among a hundred that were asked, yet other words: a loss of 3 % would often look like this
-    assert status(lost=0, gained=0, n=100, low=1.0, identical=60) is Status.OPEN
-    assert status(lost=0, gained=0, n=1000, low=1.0, identical=600) is Status.FINE
+    assert status(lost=0, gained=0, n=100, low=0.025 ** (1 / 90), identical=60) is Status.OPEN
+    assert status(lost=0, gained=0, n=1000, low=0.025 ** (1 / 900), identical=600) is Status.FINE
     assert status(lost=30, gained=5, n=100, low=0.6, identical=40) is Status.ACT
     assert status(lost=6, gained=5, n=100, low=0.95, identical=40) is Status.OPEN
     # eight turns of one dialogue: many items, but one broken thing, which the interval over dialogues knows

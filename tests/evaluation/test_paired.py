@@ -11,6 +11,8 @@ from scipy import stats
 
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import Conditions, Decoding, ItemResult, PairedRun, RunResult, TaskResult, across_seeds, compare
+from alula.evaluation.pairing import compare_scores
+from alula.stats import Resampling, Sums, bootstrap, difference, resample
 
 CONDITIONS = Conditions(
     decoding=Decoding(), batch_size=8, dtype="float32", device="cpu", backend={"model": "sdpa"}, versions={"torch": "2"}
@@ -64,7 +66,89 @@ def test_counts_and_values_against_a_loop() -> None:
 def test_a_model_against_itself_changes_nothing() -> None:
     result = compare(made_run(BASE), made_run(BASE)).tasks["t"].overall
     assert (result.lost, result.gained, result.p_value) == (0, 0, 1.0)
-    assert (result.retention.low, result.retention.value, result.retention.high) == (1, 1, 1)
+    assert result.retention.value == 1
+    assert result.exact == ("low", "high")
+
+
+def exactly(none_of: int, confidence: float = 0.95) -> float:
+    """scipy's exact interval of none of so many."""
+    return stats.binomtest(0, none_of).proportion_ci(confidence, method="exact").high
+
+
+def test_where_nothing_moved_the_bound_is_the_exact_one() -> None:
+    result = compare(made_run(BASE), made_run(BASE)).tasks["t"].overall
+    right = sum(BASE)
+    assert result.retention.low == pytest.approx(1 - exactly(right))
+    assert result.retention.high == pytest.approx(1 + exactly(90) * 90 / right)
+    assert (result.difference.low, result.difference.high) == pytest.approx((-exactly(90), exactly(90)))
+    wide = compare(made_run(BASE), made_run(BASE), how=Resampling(confidence=0.99)).tasks["t"].overall
+    assert wide.retention.low == pytest.approx(1 - exactly(right, 0.99))
+
+
+def test_items_of_one_cluster_bound_as_one() -> None:
+    """90 items in 30 dialogues of three are 30 units; clusters of 1 and of 5 count by Kish's effective number."""
+    alike = compare(made_run([1] * 90, clusters=3), made_run([1] * 90, clusters=3)).tasks["t"].overall
+    assert alike.retention.low == pytest.approx(1 - exactly(30))
+    base = np.ones(36)
+    cluster = np.array([0] * 5 + [*range(1, 32)])
+    found = compare_scores(base, base, cluster)
+    effective = 36**2 / (5**2 + 31)
+    assert found.difference.low == pytest.approx(-(1 - 0.025 ** (1 / effective)))
+
+
+def test_a_side_on_which_nothing_moved_widens_alone() -> None:
+    """Items gained and none lost: the bootstrap bounds gains, the exact bound losses, and they add in squares."""
+    tuned = [1] * 90
+    result = compare(made_run(BASE), made_run(tuned)).tasks["t"].overall
+    assert result.exact == ("low",)
+    scores = np.array(BASE, dtype=float), np.ones(90), np.arange(90)
+    sums = Sums.of(*scores)
+    plain = bootstrap(sums, resample(sums), difference)
+    assert result.difference.high == plain.high
+    assert result.difference.low == pytest.approx(plain.value - np.hypot(plain.value - plain.low, exactly(90)))
+    back = compare(made_run(tuned), made_run(BASE)).tasks["t"].overall
+    assert back.exact == ("high",)
+    assert back.retention.high <= 1
+    assert compare(made_run(BASE), made_run(TUNED)).tasks["t"].overall.exact == ()
+
+
+def test_part_marks_that_fell_are_seen() -> None:
+    base, cluster = np.full(20, 0.5), np.arange(20)
+    tuned = base.copy()
+    tuned[3] = 0.4
+    found = compare_scores(base, tuned, cluster)
+    assert (found.lost, found.exact) == (0, ("high",))
+
+
+def test_rare_losses_are_covered() -> None:
+    """Where one of fifty questions is lost on average, the bootstrap alone misses the truth in a third of all runs."""
+    rng, share, n = np.random.default_rng(5), 0.02, 50
+    base, how = np.ones(n), Resampling(resamples=200)
+    covered = alone = 0
+    for _ in range(300):
+        tuned = (rng.random(n) >= share).astype(float)
+        found = compare_scores(base, tuned, np.arange(n), how).difference
+        sums = Sums.of(base, tuned)
+        plain = bootstrap(sums, resample(sums, how), difference)
+        covered += found.low <= -share <= found.high
+        alone += plain.low <= -share <= plain.high
+    assert covered / 300 >= 0.95
+    assert alone / 300 < 0.8
+
+
+def test_seeds_that_lost_nothing_have_the_exact_bound_too() -> None:
+    one = compare(made_run(BASE), made_run(BASE)).tasks["t"]
+    same = across_seeds([one, one, one]).overall
+    assert same.exact == ("low", "high")
+    assert same.retention is not None
+    assert same.retention.mean.low == pytest.approx(1 - exactly(sum(BASE)))
+    assert same.difference.mean.high == pytest.approx(exactly(90))
+    other = compare(made_run(BASE, tag="'"), made_run(BASE, tag="'")).tasks["t"]
+    apart = across_seeds([one, other]).overall
+    assert apart.difference.mean.high == pytest.approx(exactly(180))
+    worse = compare(made_run(BASE), made_run([0, *BASE[1:]])).tasks["t"]
+    assert BASE[0] == 1
+    assert across_seeds([one, worse]).overall.exact == ("high",)
 
 
 def test_swapping_the_models_mirrors_the_result() -> None:

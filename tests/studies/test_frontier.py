@@ -140,12 +140,15 @@ def _answering(outcome: FrontierOutcome, arm: str, task: str, tuned: list[float]
 
 
 @pytest.mark.parametrize(
-    ("wrong", "met", "surely"), [(0, True, True), (2, True, False), (4, False, False)], ids=["all", "99 %", "98 %"]
+    ("wrong", "asked", "met", "surely"),
+    [(0, 400, True, True), (0, 200, True, False), (2, 200, True, False), (4, 200, False, False)],
+    ids=["all", "all of too few", "99 %", "98 %"],
 )
 def test_the_aim_behind_an_image(
-    finished: tuple[FrontierPlan, FrontierOutcome], wrong: int, met: bool, surely: bool
+    finished: tuple[FrontierPlan, FrontierOutcome], wrong: int, asked: int, met: bool, surely: bool
 ) -> None:
-    answers = [0.0] * wrong + [1.0] * (200 - wrong)
+    """Of 200 of which none was lost, up to 1.8 % may be."""
+    answers = [0.0] * wrong + [1.0] * (asked - wrong)
     outcome = _answering(finished[1], "experts-seen", "text_after_image", answers)
     judged = next(each for each in judge(outcome) if each.arm == "experts-seen")
     assert (judged.meets["behind"], judged.surely["behind"]) == (met, surely)

@@ -31,7 +31,7 @@ from alula.reports.experiment import item_flips
 from alula.reports.figures import Point, scatter
 from alula.reports.palette import NEUTRAL
 from alula.reports.summary import Summary
-from alula.reports.wording import MISSING, bounds, count, duration, listing, percent, points, probability
+from alula.reports.wording import MISSING, STARRED, bounds, count, duration, listing, percent, points, probability
 
 _WITHIN, _CHOSEN = 0, 1
 """series of trials within the budget, and of the one that was saved"""
@@ -160,6 +160,8 @@ def _tried(found: Compressed) -> Section:
     ]
     if found.budget is not None:
         words.append(f"Tried by bisection among {len(found.possible)} amounts: skill is taken to fall with the amount.")
+    if any(each is not None and each.exact for trial in found.trials for each in (trial.text, trial.visual)):
+        words.append(f"{STARRED}.")
     figures = [figure for name in SKILLS if (figure := _drawn(found, name)) is not None]
     blocks: list[Block] = []
     if figures:
@@ -209,7 +211,7 @@ def _kept(comparison: Comparison | None) -> Cell:
     if comparison is None or comparison.retention is None:
         return Cell(MISSING)
     shade = max(-1.0, min(1.0, 4 * (comparison.retention.value - 1)))
-    return Cell(percent(comparison.retention.value), bounds(comparison.retention), shade=shade)
+    return Cell(percent(comparison.retention.value), bounds(comparison.retention, comparison.exact), shade=shade)
 
 
 def _right(comparison: Comparison | None) -> Cell:
@@ -232,9 +234,12 @@ def _by_task(found: Compressed, pairs: PairedRun) -> Section:
         families = task.families if len(task.families) > 1 else {}
         rows.append(_paired(Cell(task.title, strong=True), task.overall, task.overall.p_value))
         rows += [_paired(Cell(f"· {name.replace('_', ' ')}"), part, part.p_holm) for name, part in families.items()]
+    parts = [part for task in pairs.tasks.values() for part in (task.overall, *task.families.values())]
+    starred = f" {STARRED}." if any(part.exact for part in parts) else ""
     words = (
         "The same questions in the same words, item by item. Differences are in points, with paired 95 % intervals; p "
         "is of the exact McNemar test, corrected over the families of a task (Holm)."
+        f"{starred}"
     )
     columns = ["", "questions", "as it was", found.chosen, "difference", "lost", "gained", "p"]
     return Section(f"{_first_up(found.chosen)}, task by task", [words], [Table(columns, rows)])
@@ -246,7 +251,11 @@ def _paired(name: Cell, part: Comparison, p_value: float) -> list[Cell]:
         Cell(str(part.n)),
         Cell(percent(part.base.value)),
         Cell(percent(part.tuned.value)),
-        Cell(points(part.difference), bounds(part.difference), shade=max(-1.0, min(1.0, 4 * part.difference.value))),
+        Cell(
+            points(part.difference),
+            bounds(part.difference, part.exact),
+            shade=max(-1.0, min(1.0, 4 * part.difference.value)),
+        ),
         Cell(str(part.lost)),
         Cell(str(part.gained)),
         Cell(probability(p_value)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,8 +10,10 @@ from alula.errors import EvaluationError
 from alula.evaluation.results import Columns, Estimate, Labels, PairedResult, Record
 from alula.stats import (
     Resampling,
+    Side,
     Statistic,
     Sums,
+    Unmoved,
     base_mean,
     difference,
     resample,
@@ -34,7 +36,8 @@ class Spread(Record):
 
 
 class SeedsComparison(Record):
-    """`PairedResult` over seeds: overall or one family. ``retention`` is None where some seed's base scores nothing."""
+    """`PairedResult` over seeds: overall or one family. ``retention`` is None where some seed's base scores nothing;
+    ``exact`` is that of `Comparison`, where no item fell (rose) in any seed."""
 
     n: int
     base: Spread
@@ -43,6 +46,7 @@ class SeedsComparison(Record):
     retention: Spread | None
     lost: list[int]
     gained: list[int]
+    exact: tuple[Side, ...] = ()
 
 
 class SeedsResult(Record):
@@ -124,13 +128,22 @@ def _combine(scores: Sequence[_Scores], same: bool, how: Resampling) -> SeedsCom
     averaged = _averaged(scores) if same else None
     resampled = resample(averaged, how) if averaged is not None else None
 
-    def spread(statistic: Statistic, lowest: float = 0.0, highest: float = 1.0) -> Spread:
+    units = averaged if averaged is not None else _together(scores)
+    fell, rose = (any(each) for each in zip(*map(_moved, scores), strict=True))
+    beyond = Unmoved.of(units, fell=fell, rose=rose, confidence=how.confidence)
+
+    def spread(
+        statistic: Statistic,
+        lowest: float = 0.0,
+        highest: float = 1.0,
+        widened: Callable[[Estimate], Estimate] = lambda found: found,
+    ) -> Spread:
         per_seed = [
             float(statistic(base.sum(), tuned.sum(), np.asarray(float(len(base))))) for base, tuned, _ in scores
         ]
         error = standard_error(resampled, statistic) if resampled is not None else 0.0
-        units = len(averaged.base) if averaged is not None else 0
-        mean = seed_interval(per_seed, error, units, how.confidence)
+        clusters = len(averaged.base) if averaged is not None else 0
+        mean = widened(seed_interval(per_seed, error, clusters, how.confidence))
         return Spread(
             mean=Estimate(
                 value=mean.value, low=_clip(mean.low, lowest, highest), high=_clip(mean.high, lowest, highest)
@@ -143,11 +156,27 @@ def _combine(scores: Sequence[_Scores], same: bool, how: Resampling) -> SeedsCom
         n=len(scores[0][0]),
         base=spread(base_mean),
         tuned=spread(tuned_mean),
-        difference=spread(difference, lowest=-1.0),
-        retention=spread(retention, highest=np.inf) if all(base.sum() > 0 for base, _, _ in scores) else None,
+        difference=spread(difference, lowest=-1.0, widened=beyond.difference),
+        retention=spread(retention, highest=np.inf, widened=beyond.retention)
+        if all(base.sum() > 0 for base, _, _ in scores)
+        else None,
         lost=[int(((base >= 1) & (tuned < 1)).sum()) for base, tuned, _ in scores],
         gained=[int(((base < 1) & (tuned >= 1)).sum()) for base, tuned, _ in scores],
+        exact=beyond.sides,
     )
+
+
+def _moved(scores: _Scores) -> tuple[bool, bool]:
+    """Whether any item's score fell, and rose."""
+    base, tuned, _ = scores
+    return bool((tuned < base).any()), bool((tuned > base).any())
+
+
+def _together(scores: Sequence[_Scores]) -> Sums:
+    """The clusters of all seeds, each of which asked its own items."""
+    every = [Sums.of(*one) for one in scores]
+    base, tuned, size = (np.concatenate([getattr(one, name) for one in every]) for name in ("base", "tuned", "size"))
+    return Sums(base=base, tuned=tuned, size=size)
 
 
 def _averaged(scores: Sequence[_Scores]) -> Sums:

@@ -103,12 +103,16 @@ def compare_scores(
     resampled = stats.resample(sums, how)
     right_before, right_after = base >= _CORRECT, tuned >= _CORRECT
     lost, gained = int((right_before & ~right_after).sum()), int((~right_before & right_after).sum())
+    fell, rose = bool((tuned < base).any()), bool((tuned > base).any())
+    beyond = stats.Unmoved.of(sums, fell=fell, rose=rose, confidence=how.confidence)
+    kept = stats.bootstrap(sums, resampled, stats.retention, how.confidence) if base.sum() > 0 else None
     return Comparison(
         n=n,
         base=stats.wilson(float(base.sum()), n, how.confidence),
         tuned=stats.wilson(float(tuned.sum()), n, how.confidence),
-        difference=stats.bootstrap(sums, resampled, stats.difference, how.confidence),
-        retention=stats.bootstrap(sums, resampled, stats.retention, how.confidence) if base.sum() > 0 else None,
+        difference=beyond.difference(stats.bootstrap(sums, resampled, stats.difference, how.confidence)),
+        retention=None if kept is None else beyond.retention(kept),
+        exact=beyond.sides,
         lost=lost,
         gained=gained,
         p_value=stats.mcnemar(lost, gained),

@@ -14,6 +14,7 @@ from alula.errors import EvaluationError
 from alula.files import regular, write_text
 from alula.hosts.decoding import Decoding
 from alula.stats import Estimate as Estimate
+from alula.stats import Side
 
 _NAMED = 5
 """items that a note names"""
@@ -218,9 +219,12 @@ class Comparison(Record):
     """mean score of the base, with its Wilson interval"""
     tuned: Estimate
     difference: Estimate
-    """tuned minus base, with its paired bootstrap interval"""
+    """tuned minus base, with its paired interval: a bootstrap's, but see ``exact``"""
     retention: Estimate | None
     """tuned divided by base, likewise; None where the base scores nothing"""
+    exact: tuple[Side, ...] = ()
+    """sides of both intervals that hold the exact binomial bound, since no item fell ("low") or rose ("high") and
+    resampling has nothing to vary there (`alula.stats.Unmoved`)"""
     lost: int
     gained: int
     p_value: float

@@ -135,7 +135,7 @@ def _figures_at_a_glance(summary: Summary) -> Section:
         for task in tasks:
             part = summary.overall(method, task)
             if task in summary.text_tasks and part.retention is not None:
-                row.append(_interval_cell(part.retention.mean))
+                row.append(Cell(percent(part.retention.mean.value), note=bounds(part.retention.mean, part.exact)))
             else:
                 row.append(_interval_cell(part.tuned.mean))
         if known:
@@ -186,8 +186,9 @@ def _retention_table(summary: Summary, task: str) -> Table:
                     _whole(kept.value),
                     shade=(kept.value - 1) / _FULL_SHADE,
                     strong=part is not result.overall and summary.beyond_chance(method, task, family),
-                    hint=f"{method.label}, {_plain(family)}: kept {percent(kept.value)} ({bounds(kept)}), of {part.n} "
-                    f"items lost {_each(part.lost)}, gained {_each(part.gained)}",
+                    hint=f"{method.label}, {_plain(family)}: kept {percent(kept.value)} "
+                    f"({bounds(kept, part.exact)}), of {part.n} items lost {_each(part.lost)}, "
+                    f"gained {_each(part.gained)}",
                 )
             )
         rows.append(row)
@@ -251,7 +252,8 @@ def _dialogue_table(summary: Summary, task: str, kind: str, before: Sequence[str
                 Cell(
                     _whole(part.tuned.mean.value),
                     shade=change / _FULL_SHADE if kind == TEXT else 0.9 * part.tuned.mean.value,
-                    hint=f"{part.n} turns, {100 * change:+.1f} points from the base ({bounds(part.difference.mean)})",
+                    hint=f"{part.n} turns, {100 * change:+.1f} points from the base "
+                    f"({bounds(part.difference.mean, part.exact)})",
                 )
             )
         rows.append(row)

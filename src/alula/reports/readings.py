@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alula.reports.summary import TEXT, Method, Summary
-from alula.reports.wording import bounds, listing, percent, probability
+from alula.reports.wording import STARRED, bounds, listing, percent, probability
 
 _CLEAR = 0.01
 """a difference of a percentage point is worth a sentence"""
@@ -60,12 +60,18 @@ def intervals(summary: Summary) -> list[str]:
     """How to read the table."""
     seeds = len(summary.outcome.seeds)
     kept = "Kept: accuracy after tuning divided by the base's on the same items. "
+    starred = any(summary.overall(method, task).exact for method in summary.methods for task in summary.text_tasks)
+    star = [f"{STARRED}."] if starred else []
     if seeds > 1:
         return [
             f"{kept}Means over {seeds} trainings with 95 % intervals that carry the chance of the training and of the "
-            "items (t interval, Satterthwaite's degrees of freedom)."
+            "items (t interval, Satterthwaite's degrees of freedom).",
+            *star,
         ]
-    return [f"{kept}95 % intervals over items. One training says nothing about how another one would have turned out."]
+    return [
+        f"{kept}95 % intervals over items. One training says nothing about how another one would have turned out.",
+        *star,
+    ]
 
 
 def families(summary: Summary) -> list[str]:
@@ -115,12 +121,14 @@ def sight(summary: Summary) -> list[str]:
 def dialogues(summary: Summary) -> list[str]:
     """Text turns in dialogues against the base."""
     task = summary.mixed_tasks[0]
-    said = []
+    said, starred = [], False
     for method in summary.methods:
         part = summary.of_kind(method, task, TEXT)
         change = part.difference.mean
-        said.append(f"{method.label}: text turns {100 * change.value:+.1f} points against the base ({bounds(change)}).")
-    return said
+        interval = bounds(change, part.exact)
+        said.append(f"{method.label}: text turns {100 * change.value:+.1f} points against the base ({interval}).")
+        starred = starred or bool(part.exact)
+    return [*said, f"{STARRED}."] if starred else said
 
 
 def training(summary: Summary) -> list[str]:

@@ -13,7 +13,7 @@ from alula.evaluation import CaptionRun, RunResult
 from alula.evaluation.results import Estimate
 from alula.reports.outcome import Outcome
 from alula.reports.summary import Summary
-from alula.reports.wording import MISSING, bounds, percent
+from alula.reports.wording import MISSING, STARRED, bounds, percent
 from alula.stats import wilson
 
 
@@ -34,19 +34,23 @@ def experiment_table(outcome: Outcome) -> Table:
     table.add_column("", min_width=_longest_word(outcome.tasks.values()))
     for label in (outcome.base.label, *(method.label for method in summary.methods)):
         table.add_column(escape(label), justify="right", width=max(8, _longest_word([label])), overflow="fold")
+    starred = False
     for task in (*summary.text_tasks, *summary.visual_tasks, *summary.mixed_tasks):
         kept = task in summary.text_tasks
         cells = [f"{percent(summary.base_accuracy(task))}\n[dim]right[/dim]"]
         for method in summary.methods:
             part = summary.overall(method, task)
             spread = part.retention if kept else part.tuned
-            cells.append(_two_lines(spread.mean) if spread is not None else MISSING)
+            cells.append(_two_lines(spread.mean, star=kept and bool(part.exact)) if spread is not None else MISSING)
+            starred = starred or (kept and bool(part.exact))
         n = summary.overall(summary.methods[0], task).n
         table.add_row(f"{escape(summary.title(task))} ({n}): {'kept' if kept else 'right'}", *cells)
         if kept:
             parts = [summary.overall(method, task) for method in summary.methods]
             changes = [f"[red]-{_mean(part.lost)}[/red]\n[green]+{_mean(part.gained)}[/green]" for part in parts]
             table.add_row("  items lost\n  gained", "", *changes)
+    if starred:
+        table.caption = f"{table.caption}\n{STARRED}"
     return table
 
 
@@ -97,10 +101,10 @@ def findings_table(findings: Sequence[tuple[str, str, str, str]]) -> Table:
     return table
 
 
-def _two_lines(estimate: Estimate) -> str:
+def _two_lines(estimate: Estimate, *, star: bool) -> str:
     """The value over half the width of its interval, the larger half where a bound was clipped."""
     sides = [abs(bound - estimate.value) for bound in (estimate.low, estimate.high) if math.isfinite(bound)]
-    margin = f"\N{PLUS-MINUS SIGN}{100 * max(sides):.1f}" if sides else ""
+    margin = f"\N{PLUS-MINUS SIGN}{100 * max(sides):.1f}{'*' if star else ''}" if sides else ""
     return f"{percent(estimate.value)}\n[dim]{margin}[/dim]"
 
 

@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 
 from alula.evaluation.results import Estimate
+from alula.stats import Side
 
 MISSING = "n/a"
+STARRED = "* nothing was lost (lower bound) or gained (upper bound): the exact binomial bound, not the bootstrap's"
+"""what the star of `bounds` means"""
 _GAP = "\N{NO-BREAK SPACE}"
 
 
@@ -22,11 +25,18 @@ def percent(share: float | None, digits: int = 1) -> str:
     return f"{shown:.{digits}f}{_GAP}%"
 
 
-def bounds(estimate: Estimate | None) -> str:
-    """The interval of a share in percent: ``"96.1 to 98.2"``."""
+def bounds(estimate: Estimate | None, exact: Sequence[Side] = ()) -> str:
+    """The interval of a share in percent: ``"96.1 to 98.2"``.
+
+    Args:
+        exact: sides that hold an exact bound (`alula.evaluation.results.Comparison`), which get a `STARRED` star.
+    """
     if estimate is None:
         return ""
-    low, high = ("unbounded" if math.isnan(bound) else f"{100 * bound:.1f}" for bound in (estimate.low, estimate.high))
+    low, high = (
+        ("unbounded" if math.isnan(bound) else f"{100 * bound:.1f}") + ("*" if side in exact else "")
+        for side, bound in (("low", estimate.low), ("high", estimate.high))
+    )
     return f"{low} to {high}"
 
 

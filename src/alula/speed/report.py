@@ -27,7 +27,7 @@ from alula.reports.document import (
 )
 from alula.reports.figures import Point, scatter
 from alula.reports.palette import NEUTRAL
-from alula.reports.wording import MISSING, bounds, count, duration, percent, points
+from alula.reports.wording import MISSING, STARRED, bounds, count, duration, percent, points
 from alula.speed.advice import Recommendation, frontier, recommend, warnings
 from alula.speed.record import Part, Row, Speed, Spread
 
@@ -214,7 +214,7 @@ def _all(speed: Speed, found: Recommendation) -> Section:
         "Times are ratios to the model without a policy, which ran beside each in every round: medians, with the "
         "lowest and the highest below. Counted are the matrix products of one prompt, the vision tower's among them; "
         "keys kept are those of image tokens, mean over layers; intervals are 95 %. Below right answers stands the "
-        "difference to no policy, in points, with its paired interval.",
+        f"difference to no policy, in points, with its paired interval ({STARRED}).",
         f"The model beside itself takes {own.median:.2f} ({own.low:.2f} to {own.high:.2f}): smaller differences are "
         "noise.",
     ]
@@ -268,7 +268,7 @@ def _right(right: Comparison | None) -> Cell:
     if right is None:
         return Cell(MISSING)
     lost = f"{right.lost} lost, {right.gained} gained of {right.n}"
-    difference = f"{points(right.difference)} ({bounds(right.difference)})"
+    difference = f"{points(right.difference)} ({bounds(right.difference, right.exact)})"
     return Cell(percent(right.tuned.value), difference, shade=4 * right.difference.value, hint=lost)
 
 

@@ -20,7 +20,7 @@ from alula.reports import comparison_outcome
 from alula.reports.document import Block, Cell, Table
 from alula.reports.experiment import item_flips, text_families
 from alula.reports.summary import Summary
-from alula.reports.wording import bounds, percent, probability
+from alula.reports.wording import STARRED, bounds, percent, probability
 from alula.stats import wilson
 
 BARE, AFTER_IMAGE = "text_bare", "text_after_image"
@@ -89,7 +89,7 @@ def _verdict(audit: Audit, measured: TextAnswers) -> Finding | None:
     hurt = after is not None and after.difference.high < 0
     extra = (
         f" An image before the question costs {100 * -after.difference.value:.1f} points more "
-        f"({bounds(after.difference)})."
+        f"({bounds(after.difference, after.exact)})."
         if after is not None and hurt
         else " An image before the question costs nothing that can be measured here."
         if after is not None
@@ -113,13 +113,14 @@ def _verdict(audit: Audit, measured: TextAnswers) -> Finding | None:
             f"The base answers none of the {whole.n} questions, so nothing can have been lost.",
             "Ask questions that the base can answer: --text FILE.",
         )  # fmt: skip
-    figure = f"{percent(kept.value)} kept ({bounds(kept)})"
+    figure = f"{percent(kept.value)} kept ({bounds(kept, whole.exact)})"
     against = (
         f"base {percent(whole.base.value)}; {whole.lost} lost, {whole.gained} gained, {probability(whole.p_value)}"
+        + (f"; {STARRED}" if whole.exact else "")
     )
     lost_surely = surely_lost(whole)
     same = measured.pairs.tasks[BARE].identical_answers == whole.n
-    low = _surely_kept(whole)
+    low = 0.0 if math.isnan(kept.low) else kept.low
     if same or low >= KEPT:
         says = (
             f"It kept its words: all {whole.n} answers are the base's, character for character.{extra}"
@@ -150,16 +151,6 @@ def surely_lost(whole: Comparison) -> bool:
     """More lost than chance gives: by McNemar's test, and by the bootstrap, which knows what belongs together."""
     high = whole.difference.high
     return whole.p_value < 0.05 and whole.lost > whole.gained and high < 0
-
-
-def _surely_kept(whole: Comparison) -> float:
-    """The lower bound of retention. Where nothing was lost the bootstrap has nothing to vary, and the exact binomial
-    bound of the share lost speaks instead (Clopper and Pearson 1934)."""
-    assert whole.retention is not None
-    if whole.lost or math.isnan(whole.retention.low):
-        return 0.0 if math.isnan(whole.retention.low) else whole.retention.low
-    right = round(whole.base.value * whole.n)
-    return min(whole.retention.low, float(0.025 ** (1 / right)))
 
 
 _AFTER_IMAGE = "Interleave text turns with images in tuning, or route by attention (Wings): docs/usage/training.md."
