@@ -190,7 +190,8 @@ class _Reading:
             )
         self._batches, self._samples = self._batches + 1, self._samples + len(self._last)
         self._tokens, self._last = self._tokens + int(self._last.sum()), None
-        finite = torch.stack([_finite(each) for each in self._sums.values()])
+        # a model may lie on several devices, and so do the sums of its layers
+        finite = torch.stack([_finite(each).to(like.device) for each in self._sums.values()])
         if not bool(finite.all()):
             name = next(name for name, good in zip(self._sums, finite.tolist(), strict=True) if not good)
             raise DataError(
