@@ -351,6 +351,9 @@ def subnetwork(
         Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
     ] = Path("runs/subnetwork"),
     seeds: Seeds = "0,1,2",
+    parts: Annotated[
+        str, typer.Option(help="Comma separated: masks, healing, kinds; or all. More may join in a later call.")
+    ] = "all",
     sparsities: Annotated[
         str, typer.Option(help="Shares of weights that become zero. More may join in a later call.")
     ] = "0.3,0.5,0.6,0.7",
@@ -365,16 +368,18 @@ def subnetwork(
     """Do pictures and words use one subnetwork?
 
     Prunes fully tuned models by masks of image tokens, of text, of both, with the published code's padding, by
-    magnitude and chance: what masks share, which skill dies first, whether one mask serves several tasks, what healing
-    forgets. Ends with a table, a verdict per question, a report, and the tables in Markdown (tables.md).
+    magnitude and chance: what masks share, which skill dies first, whether one mask serves several tasks (masks), what
+    healing forgets (healing); and models that take films and sounds, too, by masks of four kinds (kinds). Ends with a
+    table, a verdict per question, a report, and the tables in Markdown (tables.md).
     """
     from alula.files import write_text
-    from studies.subnetwork import SubnetworkPlan, figures, markdown, report, table, verdict
+    from studies.subnetwork import PARTS, SubnetworkPlan, figures, markdown, report, table, verdict
     from studies.subnetwork import subnetwork as run
 
     plan = SubnetworkPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
+        parts=_arms(parts) or PARTS,
         sparsities=_numbers(sparsities, "--sparsities", float),
         healed=healed,
         samples=samples,

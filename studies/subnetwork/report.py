@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
 from alula.reports.document import Cell, Document, Facts, Figure, FigureRow, Section, Table
 from alula.reports.figures import Line, lines
-from alula.reports.wording import MISSING, bounds, duration, listing, percent, points
-from alula.stats import Estimate
+from alula.reports.wording import MISSING, duration, listing, percent
+from studies.subnetwork.grids import DEAD, Grid, clear, named, share, told
+from studies.subnetwork.grids import RULES as RULES_TOLD
+from studies.subnetwork.kinds_report import kinds_figures, kinds_grids, kinds_verdict
 from studies.subnetwork.plan import CALIBRATIONS, HEALINGS, LOOKED, RULES
 from studies.subnetwork.record import SubnetworkRecord
 
@@ -27,39 +26,27 @@ _PAIRS = {
     "words, magnitude": "prompts of text and magnitude",
     "both, padded": "both, and both padded as published",
 }
-_RULES = {
-    "intersection": "kept by every task (alpha-SubNet)", "pooled": "one mask on all tasks' data, as sparse",
-    "magnitude": "magnitude, as sparse", "random": "random, as sparse", "majority": "kept by more than half",
-    "union": "kept by any task",
-}  # fmt: skip
 _HEALED = {"visual": "questions about pictures", "both": "half pictures, half text"}
 _LAYERS = {"iou": "image and text tokens", "shared_magnitude": "expected of shared magnitude", "chance": "chance",
            "ceiling": "the same kind, other samples", "beyond_magnitude": "without what magnitude keeps"}  # fmt: skip
 _SKILLS = {"text": "text", "visual": "pictures"}
-_DEAD = 0.5
-"""a skill of which less than this is kept is dead"""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table as text: what it is of, headings, rows."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
 def grids(record: SubnetworkRecord) -> list[Grid]:
     """Every table."""
-    return [_first(record), _calibrations(record), _pairs(record), _layers(record), _shared(record), _healing(record)]
+    found = []
+    if record.has("masks"):
+        found += [_first(record), _calibrations(record), _pairs(record), _layers(record), _shared(record)]
+    if record.has("healing"):
+        found.append(_healing(record))
+    return [*found, *(kinds_grids(record) if record.has("kinds") else [])]
 
 
 def table(record: SubnetworkRecord) -> TerminalTable:
-    """What dies first, for the terminal."""
-    grid = _first(record)
+    """The first table, for the terminal."""
+    grid = grids(record)[0]
     drawn = TerminalTable(title=grid.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(grid.columns):
         drawn.add_column(name, justify="right" if place else "left")
@@ -81,10 +68,10 @@ def _first(record: SubnetworkRecord) -> Grid:
     whole = [percent(float(record.right("none", "", skill).mean())) for skill in _SKILLS]
     rows = [["none", *whole, percent(1.0, 0), percent(1.0, 0), ""]]
     for sparsity in record.sparsities:
-        name = _named("both", sparsity)
+        name = named("both", sparsity)
         right = [percent(float(record.right("pruned", name, skill).mean())) for skill in _SKILLS]
         kept = [percent(record.kept("pruned", name, skill), 0) for skill in _SKILLS]
-        rows.append([percent(sparsity, 0), *right, *kept, _told(record.first("pruned", name))])
+        rows.append([percent(sparsity, 0), *right, *kept, told(record.first("pruned", name))])
     columns = ["weights zero", "text right", "pictures right", "text kept", "pictures kept", "pictures less text"]
     return Grid("What dies first (Wanda on both)", columns, rows)
 
@@ -93,7 +80,7 @@ def _calibrations(record: SubnetworkRecord) -> Grid:
     rows = []
     for name in CALIBRATIONS:
         cells = [
-            f"{percent(record.kept('pruned', _named(name, sparsity), skill), 0)}"
+            f"{percent(record.kept('pruned', named(name, sparsity), skill), 0)}"
             for sparsity in record.sparsities
             for skill in _SKILLS
         ]
@@ -103,10 +90,10 @@ def _calibrations(record: SubnetworkRecord) -> Grid:
 
 
 def _pairs(record: SubnetworkRecord) -> Grid:
-    rows = [[label, _share(record.pair(name))] for name, label in _PAIRS.items()]
-    chance = record.over_seeds({seed: model.overlap.chance for seed, model in record.seeds.items()})
+    rows = [[label, share(record.pair(name))] for name, label in _PAIRS.items()]
+    chance = record.over_seeds({seed: overlap.chance for seed, overlap in record.overlaps.items()})
     return Grid(
-        "Weights kept by both, over those kept by either", ["masks", "shared"], [*rows, ["chance", _share(chance)]]
+        "Weights kept by both, over those kept by either", ["masks", "shared"], [*rows, ["chance", share(chance)]]
     )
 
 
@@ -120,28 +107,25 @@ def _layers(record: SubnetworkRecord) -> Grid:
 def _shared(record: SubnetworkRecord) -> Grid:
     rows = []
     for rule in RULES:
-        sparsities = {seed: model.shared[rule].sparsity for seed, model in record.seeds.items()}
         kept = [percent(record.kept("shared", rule, skill), 0) for skill in _SKILLS]
         against = [
-            MISSING
-            if rule == "intersection"
-            else _told(record.against(("shared", rule), ("shared", "intersection"), s))
+            MISSING if rule == "intersection" else told(record.against(("shared", rule), ("shared", "intersection"), s))
             for s in _SKILLS
         ]
-        rows.append([_RULES[rule], percent(record.over_seeds(sparsities).value), *kept, *against])
+        rows.append([RULES_TOLD[rule], percent(record.sparsity("shared", rule).value), *kept, *against])
     columns = ["one mask for four tasks", "weights zero", "text kept", "pictures kept"]
     return Grid("One subnetwork", [*columns, "text, against the first", "pictures, against the first"], rows)
 
 
 def _healing(record: SubnetworkRecord) -> Grid:
-    pruned = _named("both", record.settings["healed"])
-    rows = []
-    if pruned in next(iter(record.seeds.values())).pruned:
-        rows.append(["not healed", *(percent(record.kept("pruned", pruned, skill), 0) for skill in _SKILLS)])
+    pruned = named("both", record.settings["healed"])
+    places = {"not healed": ("pruned", pruned)} if pruned in next(iter(record.seeds.values())).pruned else {}
     for name in HEALINGS:
-        for group, how in (("beside", "LoRA beside"), ("merged", "merged, and pruned again")):
-            kept = [percent(record.kept(group, name, skill), 0) for skill in _SKILLS]
-            rows.append([f"{_HEALED[name]}: {how}", *kept])
+        places[f"{_HEALED[name]}: LoRA beside"] = ("beside", name)
+        places[f"{_HEALED[name]}: merged, and pruned again"] = ("merged", name)
+        if name in record.trained:
+            places[f"{_HEALED[name]}: the same LoRA, nothing pruned"] = ("trained", name)
+    rows = [[label, *(percent(record.kept(*place, skill), 0) for skill in _SKILLS)] for label, place in places.items()]
     return Grid(
         "Healing", [f"{percent(record.settings['healed'], 0)} zero, healed on", "text kept", "pictures kept"], rows
     )
@@ -152,27 +136,25 @@ def _healing(record: SubnetworkRecord) -> Grid:
 
 def verdict(record: SubnetworkRecord) -> list[str]:
     """What the study found, question by question."""
-    return [
-        _same(record),
-        _use(record),
-        _dying(record),
-        _one(record),
-        _padding(record),
-        _forgetting(record),
-    ]
+    said = []
+    if record.has("masks"):
+        said += [_same(record), _use(record), _dying(record), _one(record), _padding(record)]
+    if record.has("healing"):
+        said.append(_forgetting(record))
+    return [*said, *(kinds_verdict(record) if record.has("kinds") else [])]
 
 
 def _same(record: SubnetworkRecord) -> str:
-    between, chance = record.pair("image, words"), next(iter(record.seeds.values())).overlap.chance
+    between, chance = record.pair("image, words"), next(iter(record.overlaps.values())).chance
     own = [record.pair(name) for name in ("image, other samples", "words, other samples")]
     large = [record.pair(name) for name in ("image, magnitude", "words, magnitude")]
     lower = between.high < min(each.low for each in own)
     word = "not quite" if lower else "as far as can be told"
     return (
         f"Is the subnetwork of pictures that of words (IMA)? {word.capitalize()}: masks of image tokens and of prompts "
-        f"of text share {_share(between)} at {percent(LOOKED, 0)}, where chance is {percent(chance, 0)}, the same kind "
-        f"on other samples {_share(own[0])} and {_share(own[1])}, and magnitude alone, which looks at nothing, shares "
-        f"{_share(large[0])} and {_share(large[1])} with them."
+        f"of text share {share(between)} at {percent(LOOKED, 0)}, where chance is {percent(chance, 0)}, the same kind "
+        f"on other samples {share(own[0])} and {share(own[1])}, and magnitude alone, which looks at nothing, shares "
+        f"{share(large[0])} and {share(large[1])} with them."
     )
 
 
@@ -190,50 +172,52 @@ def _use(record: SubnetworkRecord) -> str:
 
 
 def _dying(record: SubnetworkRecord) -> str:
-    told = []
+    lost = []
     for skill, word in _SKILLS.items():
-        dead = [s for s in record.sparsities if record.kept("pruned", _named("both", s), skill) < _DEAD]
-        told.append(
+        dead = [s for s in record.sparsities if record.kept("pruned", named("both", s), skill) < DEAD]
+        lost.append(
             f"{word} at {percent(dead[0], 0)}" if dead else f"{word} not up to {percent(record.sparsities[-1], 0)}"
         )
-    firsts = {s: record.first("pruned", _named("both", s)) for s in record.sparsities}
-    clear = {s: found for s, found in firsts.items() if found is not None and (found.low > 0 or found.high < 0)}
-    if clear:
-        clearly = listing([f"{percent(s, 0)}: {_told(found)}" for s, found in clear.items()])
-        tail = f"What is kept of pictures less what is kept of text is told from 0 at {clearly}"
+    firsts = {s: record.first("pruned", named("both", s)) for s in record.sparsities}
+    clearly = [f"{percent(s, 0)}: {told(found)}" for s, found in firsts.items() if clear(found)]
+    if clearly:
+        tail = f"What is kept of pictures less what is kept of text is told from 0 at {listing(clearly)}"
     else:
         tail = "At no sparsity is more kept of one than of the other, as far as intervals tell"
-    return f"Which dies first? Half is lost of {listing(told)} (Wanda on both). {tail}."
+    return f"Which dies first? Half is lost of {listing(lost)} (Wanda on both). {tail}."
 
 
 def _one(record: SubnetworkRecord) -> str:
     subnet = ("shared", "intersection")
     kept = listing([f"{percent(record.kept(*subnet, skill), 0)} of {word}" for skill, word in _SKILLS.items()])
-    sparsities = {seed: model.shared["intersection"].sparsity for seed, model in record.seeds.items()}
     said = []
     for rule in ("pooled", "magnitude", "random"):
-        found = listing([f"{_told(record.against(subnet, ('shared', rule), s))} of {w}" for s, w in _SKILLS.items()])
-        said.append(f"{_RULES[rule]}: {found}")
+        found = listing([f"{told(record.against(subnet, ('shared', rule), s))} of {w}" for s, w in _SKILLS.items()])
+        said.append(f"{RULES_TOLD[rule]}: {found}")
     return (
         "Does one subnetwork serve all tasks (alpha-SubNet)? Kept by the masks of four streams (captions, questions "
         f"about pictures, dialogues, text) at {percent(LOOKED, 0)} each, "
-        f"{percent(record.over_seeds(sparsities).value)} is zero and it keeps {kept}. Against its rivals: "
-        f"{'; '.join(said)}. Films and sounds were not asked: these models take none."
+        f"{percent(record.sparsity(*subnet).value)} is zero and it keeps {kept}. Against its rivals: "
+        f"{'; '.join(said)}."
     )
 
 
 def _padding(record: SubnetworkRecord) -> str:
-    changed = record.over_seeds({seed: model.overlap.changed_by_padding for seed, model in record.seeds.items()})
-    told = []
+    changed = record.over_seeds({seed: overlap.changed_by_padding for seed, overlap in record.overlaps.items()})
+    changes = []
     for sparsity in record.sparsities:
-        pair = ("pruned", _named("padded", sparsity)), ("pruned", _named("both", sparsity))
+        pair = ("pruned", named("padded", sparsity)), ("pruned", named("both", sparsity))
         for skill, word in _SKILLS.items():
             found = record.against(*pair, skill)
-            if found.low > 0 or found.high < 0:
-                told.append(f"{word} at {percent(sparsity, 0)} {_told(found)}")
-    cost = f"it makes a difference of {listing(told)}" if told else "no difference in answers is shown at any sparsity"
+            if clear(found):
+                changes.append(f"{word} at {percent(sparsity, 0)} {told(found)}")
+    cost = (
+        f"it makes a difference of {listing(changes)}"
+        if changes
+        else "no difference in answers is shown at any sparsity"
+    )
     return (
-        f"What does the published code's padding do? {_share(changed)} of the decoder's weights are kept by only one "
+        f"What does the published code's padding do? {share(changed)} of the decoder's weights are kept by only one "
         f"of the two masks at {percent(LOOKED, 0)}; {cost}."
     )
 
@@ -245,9 +229,15 @@ def _forgetting(record: SubnetworkRecord) -> str:
         merged = listing([f"{percent(record.kept('merged', name, s), 0)} of {w}" for s, w in _SKILLS.items()])
         said.append(f"on {_HEALED[name]} LoRA beside the model keeps {beside}; merged under the mask again, {merged}")
     apart = record.against(("beside", "both"), ("beside", "visual"), "text")
+    control = []
+    for name in record.trained:
+        parts = [f"{percent(record.kept('trained', name, s), 0)} of {w}" for s, w in _SKILLS.items()]
+        short = [f"{told(record.against(('beside', name), ('trained', name), s))} of {w}" for s, w in _SKILLS.items()]
+        control.append(f"on {_HEALED[name]} {listing(parts)} (the healed model less this one: {listing(short)})")
+    without = f" The same training of the model that was not pruned keeps {'; '.join(control)}." if control else ""
     return (
         f"What does healing forget? Of {percent(record.settings['healed'], 0)} zeros, healed {'; '.join(said)}. Text "
-        f"among the healing data makes {_told(apart)} of text."
+        f"among the healing data makes {told(apart)} of text.{without}"
     )
 
 
@@ -256,6 +246,10 @@ def _forgetting(record: SubnetworkRecord) -> str:
 
 def figures(record: SubnetworkRecord) -> dict[str, str]:
     """Inline SVG by name."""
+    return {**(_kept(record) if record.has("masks") else {}), **(kinds_figures(record) if record.has("kinds") else {})}
+
+
+def _kept(record: SubnetworkRecord) -> dict[str, str]:
     xs = [0.0, *record.sparsities]
     drawn = {}
     for skill, word in _SKILLS.items():
@@ -263,7 +257,7 @@ def figures(record: SubnetworkRecord) -> dict[str, str]:
             Line(
                 _CALIBRATED[name],
                 series,
-                [1.0, *(record.kept("pruned", _named(name, sparsity), skill) for sparsity in record.sparsities)],
+                [1.0, *(record.kept("pruned", named(name, sparsity), skill) for sparsity in record.sparsities)],
             )
             for series, name in enumerate(CALIBRATIONS)
         ]
@@ -280,9 +274,13 @@ def figures(record: SubnetworkRecord) -> dict[str, str]:
 
 def report(record: SubnetworkRecord) -> Document:
     """The report as data."""
-    captions = {f"kept-{skill}": f"Right answers about {word}." for skill, word in _SKILLS.items()}
+    captions = {
+        "kept-text": "Right answers about text.",
+        "kept-visual": "Right answers about pictures.",
+        "kept-kinds": "Models of four kinds, one mask on the data of all.",
+    }
     drawn = [Figure(svg, captions[name]) for name, svg in figures(record).items()]
-    sections = [Section("Kept", blocks=[FigureRow(drawn)])]
+    sections = [Section("Kept", blocks=[FigureRow(drawn)])] if drawn else []
     for grid in grids(record):
         rows = [[Cell(text) for text in row] for row in grid.rows]
         sections.append(Section(grid.title, blocks=[Table(list(grid.columns), rows)]))
@@ -304,15 +302,3 @@ def report(record: SubnetworkRecord) -> Document:
 
 def _whole(share: float) -> str:
     return percent(share, 0)
-
-
-def _named(name: str, sparsity: float) -> str:
-    return f"{name}-{100 * sparsity:g}"
-
-
-def _told(estimate: Estimate | None) -> str:
-    return MISSING if estimate is None else f"{points(estimate)} points ({bounds(estimate)})"
-
-
-def _share(estimate: Estimate) -> str:
-    return f"{percent(estimate.value)} ({bounds(estimate)})"

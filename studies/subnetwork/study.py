@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+from pathlib import Path
 
-from alula.jobs import run_in
+from alula.jobs import Job, run_in
 from alula.training.environment import readable_environment
+from studies.subnetwork.kinds import kinds_measurements, measure_kinds
 from studies.subnetwork.measure import measure, measurements
 from studies.subnetwork.plan import SubnetworkPlan
 from studies.subnetwork.record import SubnetworkRecord, gather_seed
@@ -16,8 +19,8 @@ def subnetwork(
 ) -> SubnetworkRecord:
     """Train what no lent quickstart has trained, and ask every model the same questions without some of its weights.
 
-    Work that an earlier call finished is not done again, sparsities and seeds may be added later, and a run that was
-    killed goes on where it was.
+    Work that an earlier call finished is not done again, parts, sparsities and seeds may be added later, and a run that
+    was killed goes on where it was.
 
     Args:
         command: the line that repeats this, for the record.
@@ -30,8 +33,15 @@ def subnetwork(
     Raises:
         UsageError: the output directory holds something else.
     """
-    asked = [plan.measuring_job(seed, "without weights", measure, measurements(plan, seed)) for seed in plan.seeds]
-    jobs = [*plan.training_jobs(), *asked]
+    jobs: list[Job] = []
+    if plan.tuned:
+        jobs += plan.training_jobs()
+        jobs += [plan.measuring_job(seed, "without weights", measure, measurements(plan, seed)) for seed in plan.seeds]
+    if "kinds" in plan.parts:
+        for seed in plan.seeds:
+            training = plan.kinds_training(seed)
+            asked = plan.measuring_job(seed, "four kinds asked", measure_kinds, kinds_measurements(plan, seed))
+            jobs += [*training, dataclasses.replace(asked, after=tuple(job.title for job in training))]
     seconds = run_in(plan.output, plan.facts, "study", jobs, label="subnetwork", workers=workers, quiet=quiet)
     record = gather(plan, command=command, seconds=seconds)
     record.save(plan.output / "outcome.json")
@@ -40,12 +50,22 @@ def subnetwork(
 
 def gather(plan: SubnetworkPlan, *, command: str, seconds: float) -> SubnetworkRecord:
     """Put the finished measurements of a plan together."""
-    seeds = {seed: gather_seed(plan.read_measured(seed, measurements(plan, seed))) for seed in plan.seeds}
+
+    def files(seed: int) -> list[Path]:
+        own = measurements(plan, seed) if plan.tuned else []
+        return [*own, *(kinds_measurements(plan, seed) if "kinds" in plan.parts else [])]
+
+    seeds = {seed: gather_seed(plan.read_measured(seed, files(seed))) for seed in plan.seeds}
     return SubnetworkRecord(
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         environment=readable_environment(),
         seconds=seconds,
-        settings={**plan.facts, "seeds": list(plan.seeds), "sparsities": list(plan.sparsities)},
+        settings={
+            **plan.facts,
+            "parts": list(plan.parts),
+            "seeds": list(plan.seeds),
+            "sparsities": list(plan.sparsities),
+        },
         seeds=seeds,
     )

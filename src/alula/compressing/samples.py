@@ -84,7 +84,9 @@ def choose(plan: Plan, defaults: Defaults | None, takes: frozenset[str], collate
             remedy="--data FILE [--images FOLDER]: conversations of text and with images, with reference answers",
         )
     tasks = named_tasks(defaults.tasks(takes), n=plan.items, seed=plan.seed)
-    asked = f"the questions that come with the model: {', '.join(task.title for task in tasks)}"
+    counts = {task.title: sum(item.scored for item in task.items()) for task in tasks}
+    each = "; ".join(f"{count} of {title!r}" for title, count in counts.items())
+    asked = f"{sum(counts.values())} questions that come with the model ({each})"
     if not plan.needs_data:
         return Chosen(tasks, None, asked, "")
     text, _ = defaults.retention()

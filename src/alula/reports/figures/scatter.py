@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from alula.evaluation.results import Estimate
 from alula.reports.figures.canvas import Canvas, Scale, spread, text_width
@@ -18,6 +19,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 44, 54
 _RADIUS, _FONT = 6.5, 13.0
 _GAP = 5.0
 """left free at both ends of a label, since its width is known only about"""
+_STEP = 8.0
+"""from box to box along a line that labels keep off"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def scatter(
     if through:
         steps = "L".join(f"{x(at):.2f} {y(value):.2f}" for at, value in through)
         canvas.add("path", d=f"M{steps}", class_="curve dashed", stroke="var(--soft)")
-    bars = []
+    bars = _along([(x(at), y(value)) for at, value in through])
     for point in points:
         if point.faint:
             at = x(point.x.value), y(point.y.value)
@@ -139,6 +142,17 @@ def _label(canvas: Canvas, points: Sequence[Point], x: Scale, y: Scale, bars: Se
             near_x, near_y = min(max(cx, box.left), box.right), min(max(cy, box.top), box.bottom)
             canvas.line(cx, cy, near_x, near_y, class_="leader")
         canvas.text(box.left + _GAP, box.bottom - 3, point.label, fill=colour(point.series), class_="label")
+
+
+def _along(path: Sequence[tuple[float, float]]) -> list[_Box]:
+    """Boxes that a line through these places runs through, close enough that no label fits between them."""
+    found = []
+    for (left, top), (right, bottom) in pairwise(path):
+        steps = max(1, round(math.hypot(right - left, bottom - top) / _STEP))
+        for step in range(steps):
+            at = left + (right - left) * (step + 0.5) / steps, top + (bottom - top) * (step + 0.5) / steps
+            found.append(_Box(at[0] - _STEP / 2, at[1] - _STEP / 2, at[0] + _STEP / 2, at[1] + _STEP / 2))
+    return found
 
 
 def _range(estimates: Sequence[Estimate], more: Sequence[float]) -> tuple[float, float]:
