@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,23 @@ def test_a_prefix_on_a_host_that_takes_none_is_refused_by_the_check(plain: Plain
     raw = plain(method="prefix", train={"prefix": 1e-3})
     with pytest.raises(HostError, match="M-RoPE"):
         check({**raw, "host": {"path": str(tmp_path / "host")}})
+
+
+def test_a_template_that_says_nothing_of_answers_is_refused_by_the_check(
+    plain: Plain, host_directory: Path, tmp_path: Path
+) -> None:
+    """As published models' own are, which training would refuse once the weights are loaded."""
+    own = tmp_path / "own"
+    shutil.copytree(host_directory, own)
+    template = (own / "chat_template.jinja").read_text(encoding="utf-8")
+    (own / "chat_template.jinja").write_text(
+        re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template), encoding="utf-8"
+    )
+    with pytest.raises(RecipeError, match=r"^host\.path: .*does not mark what the assistant says") as caught:
+        check({**plain(), "host": {"path": str(own)}})
+    assert "{% generation %}" in str(caught.value.remedy)
+    with pytest.raises(RecipeError, match=r"^host\.path: template: mood: .*does not read it"):
+        check({**plain(), "template": {"mood": "fine"}})
 
 
 def test_a_good_recipe_is_read_and_nothing_written(plain: Plain, tmp_path: Path) -> None:

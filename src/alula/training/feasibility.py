@@ -15,11 +15,14 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from alula.anatomy import Anatomy
-from alula.errors import FilesError, HostError, RecipeError
+from alula.chat_template import TemplateSettings
+from alula.data import Collator
+from alula.errors import FilesError, HostError, RecipeError, UsageError
 from alula.files import telling
 from alula.hosts.build import foresee
 from alula.hosts.configs import read_config
 from alula.hosts.directories import locate
+from alula.hosts.host import read_processor
 from alula.hosts.parts import weightless
 from alula.training.methods import METHODS
 from alula.training.recipe import HostSpec, Recipe, Stage
@@ -47,6 +50,8 @@ def check_feasible(recipe: Recipe) -> None:
             _check_stage(stage, anatomy)
         except RecipeError as error:
             raise RecipeError(error.message, where=f"stages.{stage.name}.{error.where}", remedy=error.remedy) from None
+    if recipe.host.path is not None:
+        _check_template(recipe, locate(recipe.host.path, "host"))
 
 
 def _host(spec: HostSpec) -> PreTrainedModel | None:
@@ -71,6 +76,15 @@ def _host(spec: HostSpec) -> PreTrainedModel | None:
             f"{config.model_type!r} takes no images", where=where, remedy="name it as `llm`, with a `vision`"
         )
     return weightless(AutoModelForImageTextToText, config)
+
+
+def _check_template(recipe: Recipe, where: str) -> None:
+    """Refuse a host whose chat template does not say what is to be learnt, or does not read the recipe's settings."""
+    try:
+        Collator(read_processor(where), template=TemplateSettings(recipe.template or {}))
+    except UsageError as error:
+        told = f"{error.where}: {error.message}" if error.where else error.message
+        raise RecipeError(told, where="host.path", remedy=error.remedy) from error
 
 
 def _check_stage(stage: Stage, anatomy: Anatomy) -> None:
