@@ -45,6 +45,7 @@ def commands() -> typer.Typer:
     app.command(name="demonstrations")(demonstrations)
     app.command(name="browse")(browse)
     app.command(name="truthfulness")(truthfulness)
+    app.command(name="visual-knowledge")(visual_knowledge)
     return app
 
 
@@ -452,6 +453,41 @@ def truthfulness(
     from studies.truthfulness import truthfulness as run
 
     plan = TruthPlan(
+        output=output,
+        seeds=_numbers(seeds, "--seeds", int),
+        arms=_arms(arms),
+        items=items,
+        steps=steps,
+        reuse=reuse,
+    )
+    record = run(plan, command=command_line(), workers=workers)
+    write_text(output / "tables.md", markdown(record))
+    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
+def visual_knowledge(
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/visual-knowledge"),
+    seeds: Seeds = "0,1,2",
+    arms: Arms = "all",
+    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions of the old text skills.")] = 80,
+    workers: Workers = None,
+    steps: Steps = 1.0,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
+) -> None:
+    """Does stored sight help words?
+
+    Shows named things in pictures whose captions tell nothing of their looks, by MKS2, MKS2 without its parts, LoRA,
+    full tuning and Wings, and asks about them in words, before and after. Ends with a table, a verdict, a report, and
+    the tables in Markdown (tables.md).
+    """
+    from alula.files import write_text
+    from studies.visual_knowledge import KnowledgePlan, figures, markdown, report, table, verdict
+    from studies.visual_knowledge import visual_knowledge as run
+
+    plan = KnowledgePlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         arms=_arms(arms),

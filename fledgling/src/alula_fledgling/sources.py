@@ -21,6 +21,7 @@ class MicroworldSpec(SourceSpec):
     microworld: Literal[
         "text", "visual", "caption", "dialogue", "episode", "pictures", "pictures_caption", "film", "film_caption",
         "sound", "sound_caption",
+        "named", "named_caption", "named_blind", "named_shuffled", "named_told",
     ]  # fmt: skip
     split: Literal["train", "test", "unseen"] = "train"
     seed: Int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ from alula_fledgling.microworld.film_questions import FILM_FAMILIES, film_and_qu
 from alula_fledgling.microworld.films import FilmClip
 from alula_fledgling.microworld.items import Exchange, Item, Message, Split, Target, assistant, user, user_about
 from alula_fledgling.microworld.language import QUESTION_KINDS, ask
+from alula_fledgling.microworld.named import NAMED_FAMILIES, Pairing, named_caption, named_questions
 from alula_fledgling.microworld.picture_questions import PICTURE_FAMILIES, pictures_and_question
 from alula_fledgling.microworld.render import SceneImage
 from alula_fledgling.microworld.scenes import (
@@ -33,9 +34,15 @@ VISUAL_FAMILIES = QUESTION_KINDS
 DIALOGUE_PATTERNS = tuple("".join(turns) for length in (1, 2, 3) for turns in itertools.product("TV", repeat=length))
 """Every order of text (T) and visual (V) turns up to three turns: 14 patterns."""
 
+_NAMED: Mapping[str, Pairing] = {
+    "named_caption": "shown",
+    "named_blind": "blind",
+    "named_shuffled": "shuffled",
+    "named_told": "told",
+}
 SOURCES = (
     "text", "visual", "caption", "dialogue", "episode", "pictures", "pictures_caption", "film", "film_caption", "sound",
-    "sound_caption",
+    "sound_caption", "named", *_NAMED,
 )  # fmt: skip
 _KNOWN_ONLY = ("text", "episode", "pictures", "pictures_caption")
 """sources without an unseen split"""
@@ -120,6 +127,14 @@ class Stream:
             sound, exchange = sound_and_question(draw, family, self.split)
             message = user_about(exchange.question, "audio", SoundClip(sound))
             return _single(identity, "sound", family, self.split, message, exchange.answer)
+        if self.name == "named":
+            asked = draw.choice(named_questions(self.seed, self.split, family))
+            words = Exchange(asked.question, asked.answer)
+            return _conversation(identity, "text", family, self.split, [(None, family, words)])
+        if self.name in _NAMED:
+            shown, exchange = named_caption(draw, self.seed, self.split, _NAMED[self.name])
+            kind = "text" if shown is None else "visual"
+            return _conversation(identity, kind, family, self.split, [(shown, family, exchange)])
         scene, exchange = _picture(draw, family, self.split, numbers=self.name == "caption")
         return _conversation(identity, "visual", family, self.split, [(scene, family, exchange)])
 
@@ -140,6 +155,8 @@ _FAMILIES = {
     "film_caption": ("story",),
     "sound": SOUND_FAMILIES,
     "sound_caption": ("melody",),
+    "named": NAMED_FAMILIES,
+    **dict.fromkeys(_NAMED, ("caption",)),
 }
 
 
