@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from alula.grafts.mks2.memory import MemoryRouter
 from alula.inputs import Intake
 from alula.loading import load_model
 from alula.training.parts import find_parts
-from alula_fledgling.microworld.items import user
+from alula_fledgling.microworld.items import Split, user
 from alula_fledgling.microworld.named import (
     NAMED_FAMILIES,
     NamedQuestion,
@@ -33,7 +33,7 @@ from studies.visual_knowledge.arms import ARMS, BEFORE
 from studies.visual_knowledge.plan import KnowledgePlan
 
 BATCH = 96  # rows per forward, prompts per generate call
-SPLITS = {"held": "test", "tutored": "train"}
+SPLITS: Mapping[str, Split] = {"held": "test", "tutored": "train"}
 
 
 def measure(plan: KnowledgePlan, seed: int, name: str) -> None:

@@ -80,6 +80,11 @@ class KnowledgeRecord(Record):
         """How often a caption finds its picture among those of all things; None where there is nothing to compare."""
         return self._pictures(arm, mode, lambda found: None if found["found"] is None else [found["found"][0]])
 
+    def weight(self, arm: str) -> float | None:
+        """What the router gives the memory, mean over seeds; None: there is none."""
+        found = [seed[arm]["weight"] for seed in self.seeds.values()]
+        return None if None in found else float(np.mean(found))
+
     def trained(self, arm: str) -> int:
         """Weights that an arm trains of what answers; the maps in which captions find pictures answer nothing."""
         (seed, *_) = sorted(self.seeds)

@@ -28,7 +28,7 @@ from studies.visual_knowledge import (
     visual_knowledge,
 )
 from studies.visual_knowledge.arms import BEFORE
-from studies.visual_knowledge.measure import answered
+from studies.visual_knowledge.measure import SPLITS, answered
 from studies.visual_knowledge.record import SEEN
 
 TRAINED = ("mks2", "lora", "told")
@@ -68,7 +68,8 @@ def test_its_pages(finished: tuple[KnowledgePlan, KnowledgeRecord]) -> None:
     assert table(record).row_count == 1 + len(TRAINED)
     tables = markdown(record).split("\n\n")
     assert len(tables[0].splitlines()) == 3 + 1 + len(TRAINED)
-    assert len(tables[1].splitlines()) == 2 + 3  # of the comparisons, three are between these arms
+    assert len(tables[1].splitlines()) == 2 + 1 + len(TRAINED)
+    assert len(tables[2].splitlines()) == 2 + 3  # of the comparisons, three are between these arms
     assert len(verdict(record)) == 3 + 2
     assert all(svg.startswith("<svg") for svg in figures(record).values())
 
@@ -127,9 +128,15 @@ def test_gains_are_thing_by_thing() -> None:
                 }
                 for family in NAMED_FAMILIES
             }
-            for kind, split in (("held", "test"), ("tutored", "train"))
+            for kind, split in SPLITS.items()
         }
-        return {"answers": answers, "pictures": {}, "text": [1.0, right], "trained": {"mks2.retrieval": 5, "x": 7}}
+        return {
+            "answers": answers,
+            "pictures": {},
+            "text": [1.0, right],
+            "weight": None,
+            "trained": {"mks2.retrieval": 5, "x": 7},
+        }
 
     one, other = measured(1.0), measured(0.5)
     other["answers"]["held"]["colour"]["right"] = [0.0] * 24
@@ -151,5 +158,5 @@ def test_a_memory_that_is_shut_out_has_no_weight(finished: tuple[KnowledgePlan, 
     model = alula.build_host("fledgling", "fledgling").model
     alula.attach(model, alula.MKS2Config())
     router = next(module for module in model.modules() if isinstance(module, MemoryRouter))
-    start = float(router(torch.zeros(1, 1, 192))[0, 0, 0])
+    start = float(router(torch.zeros(1, 1, 192))[0, 0, 0].detach())
     assert record.seeds[0]["mks2"]["weight"] == pytest.approx(start, rel=0.5)  # after a step or two
