@@ -282,7 +282,7 @@ def report(record: SubnetworkRecord) -> Document:
     drawn = [Figure(svg, captions[name]) for name, svg in figures(record).items()]
     sections = [Section("Kept", blocks=[FigureRow(drawn)])] if drawn else []
     for grid in grids(record):
-        rows = [[Cell(text) for text in row] for row in grid.rows]
+        rows = [[Cell(row[0]), *map(_cell, row[1:])] for row in grid.rows]
         sections.append(Section(grid.title, blocks=[Table(list(grid.columns), rows)]))
     facts = [
         ("seeds", ", ".join(map(str, record.seeds))),
@@ -298,6 +298,12 @@ def report(record: SubnetworkRecord) -> Document:
         sections=sections,
         footer=f"alula, {record.created}. Every figure is drawn from the result file alone.",
     )
+
+
+def _cell(text: str) -> Cell:
+    """A figure, with its interval below."""
+    value, _, interval = text.partition(" (")
+    return Cell(value, note=interval.removesuffix(")"))
 
 
 def _whole(share: float) -> str:
