@@ -122,11 +122,12 @@ def _terminal(title: str, labels: Sequence[str], ratios: Sequence[Ratio]) -> Ter
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for label in labels:
         table.add_column(label, no_wrap=True)
     for ratio in ratios:
-        table.add_column(escape(ratio.title), justify="right")
+        table.add_column(escape(ratio.title), justify="right", overflow="fold")
     return table
 
 
@@ -158,8 +159,8 @@ def _method_cell(ratio: Ratio, estimates: Sequence[Estimate | None]) -> Cell:
 
 
 def _number(ratio: Ratio, value: float, signed: bool = False) -> str:
-    sign = "+" if signed and value > 0 else ""
-    return sign + (percent(value) if ratio.unit == "share" else f"{value:.1f}")
+    written = percent(value) if ratio.unit == "share" else f"{value:.1f}"
+    return f"+{written}" if signed and value > 0 and not written.startswith("0.0") else written.replace("-0.0", "0.0")
 
 
 def _legend(tasks: Iterable[TaskResult | PairedResult]) -> str:

@@ -25,32 +25,35 @@ def _share(
 
 
 _CALIBRATION = (
-    _share("brier", "Brier score", {"brier": 1}, better="lower"),
+    _share("brier", "Brier", {"brier": 1}, better="lower"),
     _share("overconfidence", "surer than right", {"confidence": 1, "sure_right": -1}),
 )
+_SCORE = _share("score", "score", {"score": 1}, better="higher")
 _BINARY = (
-    _share("always_yes", "always yes scores", {"gold_yes": 1}),
+    _SCORE,
+    _share("always_yes", "always yes", {"gold_yes": 1}),
     _share("yes_rate", "said yes", {"yes": 1}),
-    _share("balanced", "balanced right", {"balanced": 1}, {"weight": 1}, "higher"),
+    _share("balanced", "balanced", {"balanced": 1}, {"weight": 1}, "higher"),
     _share("auc", "order (AUC)", {"order": 1}, {"weight": 1}, "higher"),
     *_CALIBRATION,
 )
 _CHOICE = (
-    _share("always_first", "always the first scores", {"first_scores": 1}),
-    _share("always_shortest", "always the shortest scores", {"shortest_scores": 1}),
-    _share("chance", "chance scores", {"chance": 1}),
+    _SCORE,
+    _share("always_first", "always first", {"first_scores": 1}),
+    _share("always_shortest", "always shortest", {"shortest_scores": 1}),
+    _share("chance", "chance", {"chance": 1}),
     _share("first_rate", "on the first", {"first": 1}),
     _share("shortest_rate", "on the shortest", {"shortest": 1}),
     *_CALIBRATION,
 )
-_RANKED = _share("ranked", "right either way round", {"ranked": 1}, better="higher")
-_WHOLE = _share("whole", "whole groups right", {"group_right": 1}, {"groups": 1}, "higher")
+_RANKED = _share("ranked", "either way", {"ranked": 1}, better="higher")
+_WHOLE = _share("whole", "whole groups", {"group_right": 1}, {"groups": 1}, "higher")
 
 
 def ratios_of(shape: Shape, *, groups: bool) -> list[Ratio]:
     """The figures beside a task's score.
 
-    always yes, the first, the shortest, chance: what a model scores that says nothing but that. Said yes, on the
+    The score itself comes first. Always yes, first, shortest, chance: what a model scores that says only that. Said yes, on the
     first, on the shortest: how often (of shape ``mass`` with what share of the probability) the model does so.
     Balanced: the share right of the questions whose answer is yes and of those whose answer is no, averaged; no habit
     gets more than half. Order: the probability that of two questions, one of either answer, the model holds *yes*
@@ -85,17 +88,18 @@ def score(
         reverse: of shape ``pair`` the same behind the reverse text.
     """
     if shape in ("one", "mass"):
-        return [
-            _choice(shape, question, np.array(found)) for question, found in zip(questions, likelihoods, strict=True)
-        ]
-    scored = [_yes_or_no(question, np.array(found)) for question, found in zip(questions, likelihoods, strict=True)]
-    odds = np.array([found[1] - found[0] for found in likelihoods])
-    yes = np.array([question.right == (1,) for question in questions])
-    _order(scored, odds, yes)
+        scored = [_choice(shape, question, np.array(own)) for question, own in zip(questions, likelihoods, strict=True)]
+    else:
+        scored = [_yes_or_no(question, np.array(own)) for question, own in zip(questions, likelihoods, strict=True)]
+        odds = np.array([own[1] - own[0] for own in likelihoods])
+        yes = np.array([question.right == (1,) for question in questions])
+        _order(scored, odds, yes)
     if shape == "pair":
-        other = np.array([found[1] - found[0] for found in reverse])
+        other = np.array([own[1] - own[0] for own in reverse])
         for each, mine, theirs, is_yes in zip(scored, odds, other, yes, strict=True):
             each.counts["ranked"] = float(mine > theirs if is_yes else mine < theirs)
+    for each in scored:
+        each.counts["score"] = each.score
     return scored
 
 
