@@ -53,14 +53,14 @@ _WHOLE = _share("whole", "whole groups", {"group_right": 1}, {"groups": 1}, "hig
 def ratios_of(shape: Shape, *, groups: bool) -> list[Ratio]:
     """The figures beside a task's score.
 
-    The score itself comes first. Always yes, first, shortest, chance: what a model scores that says only that. Said yes, on the
-    first, on the shortest: how often (of shape ``mass`` with what share of the probability) the model does so.
-    Balanced: the share right of the questions whose answer is yes and of those whose answer is no, averaged; no habit
-    gets more than half. Order: the probability that of two questions, one of either answer, the model holds *yes*
-    likelier of the one where it is right, ties half; a habit moves it not at all. Brier score: the mean squared
-    distance of the probability of *yes* (of the likeliest option) from what is so. Surer than right: mean probability
-    of what is said less the share that is right, below 0 where the model is too shy. Either way round: of pairs, *yes*
-    is likelier behind the order in which it is right than behind the other. Whole groups: all questions of a group.
+    The score itself comes first. Always yes, first, shortest, chance: what a model scores that says only that. Said
+    yes, on the first, on the shortest: how often (of shape ``mass`` with what share of the probability) the model does
+    so. Balanced: the share right of the questions whose answer is yes and of those whose answer is no, averaged; no
+    habit gets more than half. Order: the probability that of two questions, one of either answer, the model holds *yes*
+    likelier of the one where it is right, ties half; a habit moves it not at all. Brier: the mean squared distance of
+    the probability of *yes* (of the likeliest option) from what is so. Surer than right: mean probability of what is
+    said less the share that is right, below 0 where the model is too shy. Either way: of pairs, *yes* is likelier
+    behind the order in which it is right than behind the other. Whole groups: all questions of a group are right.
     """
     more = [*([_RANKED] if shape == "pair" else []), *([_WHOLE] if groups else [])]
     return [*(_BINARY if shape in ("yes", "pair") else _CHOICE), *more]
