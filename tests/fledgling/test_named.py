@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from alula.draws import Draw
+from alula.errors import UsageError
 from alula_fledgling.microworld import Item, SceneImage, source
 from alula_fledgling.microworld.named import (
     NAMED_FAMILIES,
@@ -131,6 +132,11 @@ def test_pictures_of_the_two_splits_differ() -> None:
     train = {scene_of(item) for item in source("named_caption", seed=0, n=1500)}
     for thing in WORLD.things:
         assert named_picture(Draw("pictures", thing.name), 0, "test", thing).scene not in train
+
+
+def test_there_are_no_combinations_but_those_that_pictures_show() -> None:
+    with pytest.raises(UsageError, match="unseen"):
+        source("named", split="unseen")
 
 
 def test_every_choice_is_one_token() -> None:

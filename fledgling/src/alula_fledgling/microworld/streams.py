@@ -44,7 +44,7 @@ SOURCES = (
     "text", "visual", "caption", "dialogue", "episode", "pictures", "pictures_caption", "film", "film_caption", "sound",
     "sound_caption", "named", *_NAMED,
 )  # fmt: skip
-_KNOWN_ONLY = ("text", "episode", "pictures", "pictures_caption")
+_KNOWN_ONLY = ("text", "episode", "pictures", "pictures_caption", "named", *_NAMED)
 """sources without an unseen split"""
 
 _UNSEEN = tuple(pair for pair in PAIRS if pair in UNSEEN_PAIRS)
