@@ -315,6 +315,9 @@ def browse(
     ] = Path("runs/browse"),
     seeds: Seeds = "0,1,2",
     training: Annotated[int, typer.Option(min=2, help="Optimizer steps of every arm.")] = 150,
+    rate: Annotated[
+        float | None, typer.Option(min=1e-6, help="Learning rate of the condition's map. (default: the recipe's)")
+    ] = None,
     items: Annotated[
         int, typer.Option(min=4, max=MAX_ITEMS, help="Questions about several pictures; a quarter as many about one.")
     ] = 200,
@@ -338,6 +341,7 @@ def browse(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         tuning_steps=training,
+        rate=rate,
         items=items,
         steps=steps,
         reuse=reuse,

@@ -15,29 +15,34 @@ from alula.files import write_json
 from alula.grafts import grafts_of, read_conditions
 from alula.inputs import Intake
 from alula.loading import load_model
-from alula.seam import generation_extras
+from alula.seam import LayerView, Owner, Phase, Point, generation_extras, install
 from alula.training import train
 from alula_fledgling.microworld import score
 from alula_fledgling.tasks import native_tasks
 from studies.browse.plan import ARMS, TASKS, TOLD, BrowsePlan
 
-BATCH, LONGEST = 50, 32
-"""questions at a time, most tokens of an answer"""
+BATCH, LONGEST, LOOKED = 50, 32, 32
+"""questions at a time, most tokens of an answer, questions that changes of image tokens are measured on"""
+MOVED = "moved"
 Right = dict[str, dict[str, dict[str, bool]]]
 """task -> what was told -> question -> whether it was answered right"""
 
 
 def measurements(plan: BrowsePlan, seed: int) -> list[Path]:
     """The files that `measure` writes."""
-    return [plan.measured(seed) / f"{arm}.json" for arm in ARMS]
+    return [plan.measured(seed) / f"{name}.json" for name in (*ARMS, MOVED)]
 
 
 def measure(plan: BrowsePlan, seed: int) -> None:
     """Train and ask every arm of a seed; what was measured before is left as it is."""
-    for arm, path in zip(ARMS, measurements(plan, seed), strict=True):
+    *paths, last = measurements(plan, seed)
+    for arm, path in zip(ARMS, paths, strict=True):
         if not path.is_file():
             result = train(plan.tuning(seed, arm), quiet=True)
             write_json(path, asked(plan, str(result.final)))
+    if not last.is_file():
+        finals = {arm: plan.own.run_directory(seed, arm) / "final" for arm in ARMS[1:]}
+        write_json(last, {arm: moved(plan, str(final)) for arm, final in finals.items()})
 
 
 @torch.no_grad()
@@ -60,10 +65,43 @@ def asked(plan: BrowsePlan, directory: str) -> dict[str, Any]:
     return {"families": families, "right": right}
 
 
+@torch.no_grad()
+def moved(plan: BrowsePlan, directory: str) -> float:
+    """How far a condition moves image tokens: the root mean square of the change over that of the tokens."""
+    model, processor = load_model(directory)
+    items = native_tasks(["pictures"], n=min(LOOKED, plan.items), seed=plan.task_seed)[0].items()
+    inputs = _inputs(Intake.of(processor), list(items))
+    conditions = read_conditions(model, inputs)
+    seen: list[Tensor] = []
+
+    def read(view: LayerView, hidden: Tensor) -> None:
+        seen.append(hidden[view.tokens.is_perceptual].float())
+
+    seam = install(model, MOVED, Owner())
+    handle = seam.on(Point.BLOCK_INPUT, 0, read, phase=Phase.READ, owner=MOVED)
+    try:
+        for told in (conditions, torch.zeros_like(conditions)):
+            model(**inputs, conditions=told)
+    finally:
+        handle.remove()
+        seam.release(MOVED)
+    own, none = seen
+    return float(((own - none).square().mean() / none.square().mean()).sqrt())
+
+
 def _answers(model: Any, intake: Intake, items: list[TaskItem], told: str) -> list[str]:
+    inputs = _inputs(intake, items)
+    with generation_extras(model, {**inputs, **_conditions(model, inputs, told)}) as given:
+        ids = model.generate(**given, max_new_tokens=LONGEST, do_sample=False)
+    new = ids[:, inputs["input_ids"].shape[1] :]
+    return [intake.tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
+
+
+def _inputs(intake: Intake, items: list[TaskItem]) -> dict[str, Tensor]:
+    """Of prompts, padded on the left."""
     chats = [prompts.loaded(list(item.messages), intake) for item in items]
     intake.tokenizer.padding_side = "left"
-    inputs: dict[str, Tensor] = dict(
+    return dict(
         intake.processor.apply_chat_template(
             chats,
             tokenize=True,
@@ -73,10 +111,6 @@ def _answers(model: Any, intake: Intake, items: list[TaskItem], told: str) -> li
             processor_kwargs={"padding": True},
         )
     )
-    with generation_extras(model, {**inputs, **_conditions(model, inputs, told)}) as given:
-        ids = model.generate(**given, max_new_tokens=LONGEST, do_sample=False)
-    new = ids[:, inputs["input_ids"].shape[1] :]
-    return [intake.tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
 
 
 def _conditions(model: Any, inputs: Mapping[str, Tensor], told: str) -> dict[str, Tensor]:

@@ -27,11 +27,13 @@ class BrowsePlan(TunedPlan):
 
     Attributes:
         tuning_steps: optimizer steps of every arm, before the factor `steps`.
+        rate: of the condition's map; None: the recipe's.
         items: questions about several pictures, a quarter of each family; a quarter as many about one.
         task_seed: of the questions.
     """
 
     tuning_steps: int = 150
+    rate: float | None = None
     items: int = 200
     task_seed: int = 0
 
@@ -42,8 +44,10 @@ class BrowsePlan(TunedPlan):
 
     @property
     def facts(self) -> dict[str, Any]:
+        rate = {} if self.rate is None else {"rate": self.rate}
         return {
             **super().facts,
+            **rate,
             "study": "browse",
             "training": self.tuning_steps,
             "items": self.items,
@@ -68,11 +72,13 @@ class BrowsePlan(TunedPlan):
             "stages.answers.batch_size": _BATCH,
         }
         recipe = load_recipe(_RECIPE, [f"{key}={value}" for key, value in changes.items()])
-        if arm == "staged":
-            return recipe
         told: dict[str, Any] = recipe.model_dump(mode="json", exclude_unset=True)
-        (stage,) = (stage for stage in told["stages"] if stage["name"] == "answers")
-        told["stages"] = [_without_browsing(stage) if arm == "plain" else {**stage, "browse": {}}]
+        if self.rate is not None:
+            for stage in told["stages"]:
+                stage["train"] = {**stage["train"], "browse.condition": self.rate}
+        if arm != "staged":
+            (stage,) = (stage for stage in told["stages"] if stage["name"] == "answers")
+            told["stages"] = [_without_browsing(stage) if arm == "plain" else {**stage, "browse": {}}]
         return Recipe.model_validate(told)
 
 

@@ -16,10 +16,12 @@ class Asked(Record):
     Attributes:
         families: question -> "task: family".
         right: task -> what was told -> question -> whether it was answered right.
+        moved: how far the condition moves image tokens, of their own size; None: there is none.
     """
 
     families: dict[str, str]
     right: dict[str, dict[str, dict[str, bool]]]
+    moved: float | None = None
 
 
 class BrowseRecord(Record):
@@ -47,6 +49,11 @@ class BrowseRecord(Record):
         """Right answers less those of another arm, question by question."""
         pairs = ((self._marks(s, arm, told, group), self._marks(s, *over, group)) for s in self.seeds)
         return _estimate([one - other for one, other in pairs])
+
+    def moved(self, arm: str) -> float:
+        """How far the condition moves image tokens, of their own size; mean over seeds."""
+        found = [seed[arm].moved for seed in self.seeds.values()]
+        return float(np.mean([each for each in found if each is not None]))
 
     def _marks(self, seed: int, arm: str, told: str, group: str) -> np.ndarray:
         asked, task = self.seeds[seed][arm], group.partition(":")[0]

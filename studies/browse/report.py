@@ -1,4 +1,4 @@
-"""The study of browsing to look at: a verdict, tables and a figure; all from the record."""
+"""The study of browsing to look at: a verdict and tables; all from the record."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
-from alula.reports.document import Cell, Document, Facts, Figure, FigureRow, Section, Table
-from alula.reports.figures import Line, lines
+from alula.reports.document import Cell, Document, Facts, Section, Table
 from alula.reports.wording import bounds, duration, percent, points
 from alula.stats import Estimate
 from studies.browse.plan import ARMS, TASKS
 from studies.browse.record import BrowseRecord
 
-_ARMS = {"plain": "without browsing", "browse": "browsing", "staged": "browsing, in two stages"}
-_TOLD = {"own": "its own condition", "none": "none (zeros)", "others": "another question's"}
+_ARMS = {"plain": "without browsing", "browse": "browsing", "staged": "in two stages"}
+_TOLD = {"own": "its own condition", "none": "none", "others": "another's"}
 _ASKED = {
     "pictures": "several pictures", "visual": "one picture", "pictures: change": "what changed",
     "pictures: which": "which of four shows it", "pictures: total": "how many in all",
@@ -36,22 +35,25 @@ class Grid:
 def grids(record: BrowseRecord) -> list[Grid]:
     """Every table."""
     groups = _groups(record)
-    right, gained = [], []
-    for arm in ARMS:
-        right.append([_ARMS[arm], *(_share(record.share(arm, "own", group)) for group in groups)])
-        if arm != "plain":
-            gained.append([_ARMS[arm], *(_points(record.gain(arm, "own", group)) for group in groups)])
-    told = [
-        [_ARMS[arm], _TOLD[name], *(_points(record.gain(arm, name, group, over=(arm, "own"))) for group in groups)]
-        for arm in ARMS[1:]
-        for name in _TOLD
-        if name != "own"
+    trained, told = [*ARMS], [(arm, name) for arm in ARMS[1:] for name in _TOLD if name != "own"]
+    right = [[_ASKED[group], *(_share(record.share(arm, "own", group)) for arm in trained)] for group in groups]
+    gained = [[_ASKED[group], *(_points(record.gain(arm, "own", group)) for arm in trained[1:])] for group in groups]
+    lost = [
+        [_ASKED[group], *(_points(record.gain(arm, name, group, over=(arm, "own"))) for arm, name in told)]
+        for group in groups
     ]
-    columns = [_ASKED[group] for group in groups]
     return [
-        Grid("Right answers", ["trained", *columns], right),
-        Grid("Against the same training without browsing, question by question", ["trained", *columns], gained),
-        Grid("What another condition at test costs", ["trained", "told", *columns], told),
+        Grid("Right answers", ["asked about", *(_ARMS[arm] for arm in trained)], right),
+        Grid(
+            "Against the same training without browsing, question by question",
+            ["asked about", *(_ARMS[arm] for arm in trained[1:])],
+            gained,
+        ),
+        Grid(
+            "Told another condition at test, against its own",
+            ["asked about", *(f"{_ARMS[arm]}: {_TOLD[name]}" for arm, name in told)],
+            lost,
+        ),
     ]
 
 
@@ -105,7 +107,11 @@ def _told(record: BrowseRecord) -> str:
             for name in ("none", "others")
         ]
         said.append(f"{_ARMS[arm]}: {' and '.join(each)}")
-    return f"Does the answer depend on what the connector is told? Told otherwise at test, {'; '.join(said)}."
+    sizes = " and ".join(percent(record.moved(arm)) for arm in ARMS[1:])
+    return (
+        f"Does the answer depend on what the connector is told? Told otherwise at test, {'; '.join(said)}. The "
+        f"condition moves image tokens by {sizes} of their size."
+    )
 
 
 def _keeps(record: BrowseRecord) -> str:
@@ -120,28 +126,13 @@ def _sign(found: Estimate) -> str:
 
 
 def figures(record: BrowseRecord) -> dict[str, str]:
-    """Inline SVG by name."""
-    groups = [group for group in _groups(record) if ":" in group]
-    drawn = [
-        Line(_ARMS[arm], series, [record.share(arm, "own", group).value for group in groups])
-        for series, arm in enumerate(ARMS)
-    ]
-    return {
-        "families": lines(
-            list(range(1, len(groups) + 1)),
-            drawn,
-            title="right answers by kind of question",
-            x_title=", ".join(f"{place}: {_ASKED[group]}" for place, group in enumerate(groups, 1)),
-            y_title="right",
-            y_format=_whole,
-        )
-    }
+    """Inline SVG by name: none, since kinds of questions are in no order that a line could follow."""
+    return {}
 
 
 def report(record: BrowseRecord) -> Document:
     """The report as data."""
-    drawn = [Figure(svg, "Right answers to questions about several pictures.") for svg in figures(record).values()]
-    sections = [Section("Kinds of questions", blocks=[FigureRow(drawn)])]
+    sections = []
     for grid in grids(record):
         rows = [[Cell(text) for text in row] for row in grid.rows]
         sections.append(Section(grid.title, blocks=[Table(list(grid.columns), rows)]))
@@ -157,16 +148,12 @@ def report(record: BrowseRecord) -> Document:
         title="Does reading everything once help to look?",
         lead=verdict(record),
         sections=sections,
-        footer=f"alula, {record.created}. Every figure is drawn from the result file alone.",
+        footer=f"alula, {record.created}. Every number is worked out from the result file alone.",
     )
 
 
 def _groups(record: BrowseRecord) -> list[str]:
     return [*TASKS, *(family for family in record.families if family.startswith("pictures:"))]
-
-
-def _whole(share: float) -> str:
-    return percent(share, 0)
 
 
 def _share(estimate: Estimate) -> str:

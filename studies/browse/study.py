@@ -6,8 +6,8 @@ import datetime
 
 from alula.jobs import run_in
 from alula.training.environment import readable_environment
-from studies.browse.measure import measure, measurements
-from studies.browse.plan import BrowsePlan
+from studies.browse.measure import MOVED, measure, measurements
+from studies.browse.plan import ARMS, BrowsePlan
 from studies.browse.record import Asked, BrowseRecord
 
 
@@ -38,7 +38,10 @@ def browse(plan: BrowsePlan, *, command: str, workers: int | None = None, quiet:
         environment=readable_environment(),
         seconds=seconds,
         settings={**plan.facts, "seeds": list(plan.seeds)},
-        seeds={seed: {arm: Asked(**found) for arm, found in arms.items()} for seed, arms in read.items()},
+        seeds={
+            seed: {arm: Asked(**found[arm], moved=found[MOVED].get(arm)) for arm in ARMS}
+            for seed, found in read.items()
+        },
     )
     record.save(plan.output / "outcome.json")
     return record
