@@ -402,9 +402,9 @@ def demonstrations(
         Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
     ] = Path("runs/demonstrations"),
     seeds: Seeds = "0,1,2",
-    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Held-out episodes that are asked.")] = 40,
-    taught: Annotated[int, typer.Option(min=1, help="Steps in which a host learns to read demonstrations.")] = 60,
-    mapped: Annotated[int, typer.Option(min=1, help="Steps in which AIM's map is trained.")] = 80,
+    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Held-out episodes that are asked.")] = 32,
+    taught: Annotated[int, typer.Option(min=1, help="Steps in which a host learns to read demonstrations.")] = 40,
+    mapped: Annotated[int, typer.Option(min=1, help="Steps in which AIM's map is trained.")] = 240,
     workers: Workers = None,
     steps: Steps = 1.0,
     reuse: Reuse = None,

@@ -34,9 +34,9 @@ class DemonstrationsPlan(TunedPlan):
     """
 
     shots: tuple[int, ...] = SHOTS
-    items: int = 40
-    taught: int = 60
-    mapped: int = 80
+    items: int = 32
+    taught: int = 40
+    mapped: int = 240
     task_seed: int = 0
 
     def __post_init__(self) -> None:
