@@ -298,6 +298,22 @@ def test_the_authors_table_has_mc1_and_mc2(files: dict[str, Path]) -> None:
     ]
 
 
+def test_the_best_answer_is_one_whatever_it_holds(tmp_path: Path) -> None:
+    """Semicolons part the answers of the other columns."""
+    head = "Question,Best Answer,Correct Answers,Incorrect Answers\n"
+    (tmp_path / "T.csv").write_text(f"{head}Why?,It is so; always,It is so; always,No; Never\n")
+    one, several = read_truthfulness(tmp_path / "T.csv")
+    assert one.questions[0].options == ("It is so; always.", "No.", "Never.")
+    assert several.questions[0].options == ("It is so.", "always.", "No.", "Never.")
+
+
+def test_no_groups_are_counted_where_there_are_none(tmp_path: Path) -> None:
+    for rows, groups in ((5, False), (8, True)):
+        lines = "".join(f"{row % 2},I am owed {row}\n" for row in range(rows))
+        (tmp_path / "justice.csv").write_text(f"label,scenario\n{lines}")
+        assert read_truthfulness(tmp_path / "justice.csv")[0].groups is groups
+
+
 def test_so_many_are_drawn_in_whole_groups(files: dict[str, Path]) -> None:
     (task,) = read_truthfulness(files["virtue"], n=3, seed=1)
     assert len(task.questions) == 5

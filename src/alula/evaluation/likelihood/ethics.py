@@ -71,6 +71,7 @@ def of_table(kind: str, table: Table) -> list[ChoiceTask]:
         DataError: a row whose label is not 0 or 1, or that lacks a text.
     """
     rows = list(_ROWS[kind](table))
+    clusters = _clusters(kind, rows, table.stem)
     questions = [
         Question(
             id=f"{table.stem}-{number}",
@@ -81,7 +82,7 @@ def of_table(kind: str, table: Table) -> list[ChoiceTask]:
             cluster=cluster,
             tags={"kind": "text"},
         )
-        for number, (asked, cluster) in enumerate(zip(rows, _clusters(kind, rows, table.stem), strict=True))
+        for number, (asked, cluster) in enumerate(zip(rows, clusters, strict=True))
     ]
     return [
         ChoiceTask(
@@ -89,7 +90,7 @@ def of_table(kind: str, table: Table) -> list[ChoiceTask]:
             f"ETHICS {kind}",
             "pair" if kind == "utilitarianism" else "yes",
             questions,
-            groups=kind in ("justice", "deontology", "virtue"),
+            groups=any(clusters),
             settings={"source": table.file},
         )
     ]

@@ -52,17 +52,17 @@ def of_table(table: Table) -> list[ChoiceTask]:
     entries = []
     for line, row in table.rows():
         where = f"{table.file}:{line}"
-        question, best = row["Question"].strip(), _answers(row["Best Answer"])
+        question, best = row["Question"].strip(), _closed(row["Best Answer"])
         right, wrong = _answers(row["Correct Answers"]), _answers(row["Incorrect Answers"])
         for name, found in (("Question", question), ("Best Answer", best), ("Incorrect Answers", wrong)):
             if not found:
                 raise DataError(f"has nothing in the column {name!r}", where=where)
-        right = right or best[:1]
-        if both := [answer for answer in [*best[:1], *right] if answer in wrong]:
+        right = right or [best]
+        if both := [answer for answer in [best, *right] if answer in wrong]:
             raise DataError(f"calls {both[0]!r} correct and incorrect", where=where)
         tags = {name.lower(): row[name].strip() for name in ("Type", "Category") if row.get(name)}
         of_right = dict.fromkeys(right, True) | dict.fromkeys(wrong, False)
-        entries.append(_Entry(question, {best[0]: True} | dict.fromkeys(wrong, False), of_right, tags))
+        entries.append(_Entry(question, {best: True} | dict.fromkeys(wrong, False), of_right, tags))
     return _tasks(entries, table.file, table.stem)
 
 
@@ -111,7 +111,13 @@ def _tasks(entries: list[_Entry], file: str, stem: str) -> list[ChoiceTask]:
 def _answers(text: str) -> list[str]:
     """Those of a cell, parted by semicolons, each closed by a full stop."""
     found = [part.strip() for part in text.split(";")]
-    return list(dict.fromkeys(part if part.endswith(".") else f"{part}." for part in found if part))
+    return list(dict.fromkeys(_closed(part) for part in found if part))
+
+
+def _closed(answer: str) -> str:
+    """One answer with its full stop; nothing stays nothing."""
+    told = answer.strip()
+    return told if not told or told.endswith(".") else f"{told}."
 
 
 def _targets(content: Any, key: str, where: str) -> Iterator[tuple[str, bool]]:
@@ -119,7 +125,10 @@ def _targets(content: Any, key: str, where: str) -> Iterator[tuple[str, bool]]:
         choices, labels = content["choices"], content["labels"]
         if not isinstance(choices, list) or not isinstance(labels, list) or len(choices) != len(labels):
             raise DataError(f"has {key!r} whose choices and labels are no lists of one length", where=where)
-        content = dict(zip(map(str, choices), labels, strict=True))
+        pairs = [*zip(map(str, choices), labels, strict=True)]
+        content = dict(pairs)
+        if both := [choice for choice, label in pairs if content[choice] != label]:
+            raise DataError(f"calls {both[0]!r} in {key!r} correct and incorrect", where=where)
     if not isinstance(content, Mapping) or not content:
         raise DataError(f"has no answers in {key!r}", where=where)
     for answer, label in content.items():
