@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from alula.cli import data as command
-from alula.data import RecordError, Sample, open_file, open_source
+from alula.data import BadSampleError, RecordError, Sample, open_file, open_source
 from alula.data.check import check
 from alula.errors import DataError, RecipeError, UsageError
 
@@ -82,6 +82,10 @@ SEEN = [("user", [RED, "what?"]), ("assistant", ["red"])]
             [("system", ["brief"]), ("user", ["a"]), ("assistant", ["b"]), ("user", ["name it\n#f00"]),
              ("assistant", ["red"])],
         ),
+        (
+            {"instruction": "append 1", "input": "[]", "output": "{}", "history": "[]", "context": "[]"},
+            [("user", ["append 1\n[]"]), ("assistant", ["{}"])],
+        ),
         ({"query": "what?", "response": "red", "history": []}, [("user", ["what?"]), ("assistant", ["red"])]),
         ({"image": "red.png", "question": "what?", "answer": "red", "question_id": 7}, SEEN),
         ({"image": "red.png", "question": "what?", "answers": ["blue", "red", "red"]}, SEEN),
@@ -115,6 +119,10 @@ def test_records_of_other_shapes(folder, record: dict, want: list) -> None:
     ("record", "message"),
     [
         ({"question": "which?", "choices": ["a", "b"], "answer": 0}, "column 'choices' would be dropped"),
+        ({"question": "which?", "A": "a", "B": "b", "answer": "B"}, "column 'A' would be dropped"),
+        ({"question": "which?", "option_a": "a", "answer": "a"}, "column 'option_a' would be dropped"),
+        ({"prompt": "a", "completion": "b", "label": False}, "'label' is false"),
+        ({"image": "red.png", "text": "read", "caption": "seen"}, "one answer, not 'text' and 'caption'"),
         ({"context": "It is red.", "question": "what?", "answer": "red"}, "column 'context' would be dropped"),
         ({"prompt": "a", "completion": "b", "rejected": "c"}, "column 'rejected' would be dropped"),
         ({"prompt": "a", "completion": "b", "answer": "c"}, "one answer, not 'completion' and 'answer'"),
@@ -151,6 +159,10 @@ def test_columns_say_what_is_what(folder) -> None:
     datasets.Dataset.from_list([record]).to_parquet(folder / "own.parquet")
     source = open_source({"dataset": str(folder / "own.parquet"), "columns": columns})
     assert told(source[0]) == SEEN
+    both = written(
+        folder, {**record, "messages": [say("user", "not this one"), say("assistant", "no")]}, name="c.jsonl"
+    )
+    assert told(open_source({"jsonl": str(both), "columns": columns})[0]) == SEEN
     talk = written(
         folder, {"talk": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]}, name="b.jsonl"
     )
@@ -186,6 +198,18 @@ def test_a_folder_of_pictures_with_metadata(folder) -> None:
         assert told(open_file(folder / "set" / split)[0]) == told(source[0])
     with pytest.raises(UsageError, match="no split 'dev'"):
         open_source({"dataset": str(folder / "set"), "split": "dev"})
+    talk = [say("user", "<image>what?"), say("assistant", "red")]
+    (folder / "talks").mkdir()
+    Image.new("RGB", (4, 4), "red").save(folder / "talks" / "1.png")
+    lines = [{"file_name": "1.png", "messages": turns} for turns in (talk, [say("user", "what?"), talk[1]])]
+    written(folder / "talks", *lines, name="metadata.jsonl")
+    source = open_file(folder / "talks")
+    assert told(source[0]) == SEEN
+    with pytest.raises(BadSampleError, match="0 image placeholder"):  # its picture is not left out
+        source[1]
+    written(folder / "set", {"file_name": "train/1.png", "text": "of all"}, name="metadata.jsonl")
+    with pytest.raises(UsageError, match="of its own and in `train`"):
+        open_source({"dataset": str(folder / "set"), "split": "train"})
 
 
 def test_coco_captions_and_vqa(folder) -> None:
@@ -198,6 +222,8 @@ def test_coco_captions_and_vqa(folder) -> None:
     for source in (open_file(captions), open_source({"coco": str(captions)})):
         assert (source.size, source[0].id, str(source[0].place)) == (1, "3", f"{captions} [annotation 0]")
         assert told(source[0]) == [("user", [RED]), ("assistant", ["a square"])]
+    captions.write_text(json.dumps(json.loads(captions.read_text()), indent=1))
+    assert told(open_file(captions)[0]) == [("user", [RED]), ("assistant", ["a square"])]
     questions, answers = folder / "questions.json", folder / "answers.json"
     asked = [{"question_id": 90, "image_id": 9, "question": "what?"}]
     questions.write_text(json.dumps({"data_subtype": "train2014", "questions": asked}))
@@ -253,6 +279,39 @@ def test_webdataset_shards(folder) -> None:
         open_source({"webdataset": str(folder / "shards" / "train-{000..002}.tar")})
     with pytest.raises(RecipeError, match=r"source\.images: unknown key"):
         open_source({"webdataset": str(folder / "odd.tar"), "images": "here"})
+
+
+def numbered(count: int) -> dict[str, bytes]:
+    """Members of a sample, pictures that tell their number, in the order of their names."""
+    found = {}
+    for number in range(count):
+        buffer = io.BytesIO()
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(buffer, "PNG")
+        found[f"a__{number}__png"] = buffer.getvalue()
+    return dict(sorted(found.items()))
+
+
+def test_pictures_of_a_shard_come_in_the_order_that_is_meant(folder) -> None:
+    shard(folder / "many.tar", **numbered(12), a__txt=b"x")
+    order = [ref.load().getpixel((0, 0))[0] for ref in open_file(folder / "many.tar")[0].images]
+    assert order == list(range(12))
+    talk = {"images": ["a.1.png", "a.0.png"], "messages": [say("user", "<image>or<image>?"), say("assistant", "yes")]}
+    shard(folder / "listed.tar", **numbered(2), a__json=json.dumps(talk).encode())
+    assert told(open_file(folder / "listed.tar")[0])[0] == ("user", [(1, 0, 0), "or", (0, 0, 0), "?"])
+
+
+def test_no_member_of_a_shard_is_lost(folder) -> None:
+    record = json.dumps({"question": "what?", "answer": "red"}).encode()
+    shard(folder / "both.tar", a__png=png(), a__txt=b"a square", a__json=record)
+    with pytest.raises(RecordError, match=r"\.txt would be dropped beside 'answer'"):
+        open_file(folder / "both.tar")[0]
+    with tarfile.open(folder / "twice.tar", "w") as archive:
+        for content in (png(), png()):
+            entry = tarfile.TarInfo("a.png")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    with pytest.raises(RecordError, match=r"two members are called 'a\.png'"):
+        open_file(folder / "twice.tar")[0]
 
 
 def test_twenty_lines_of_each_kind_and_a_count(folder) -> None:

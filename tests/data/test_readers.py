@@ -502,7 +502,7 @@ def test_what_a_file_holds_is_found_out(folder) -> None:
         ({"jsonl": "a", "max_pixels": 0}, "source.max_pixels", "greater than 0"),
         ({"jsonl": "a", "weight": -1}, "source.weight", "greater than 0"),
         ({"llava": 3}, "source.llava", "path"),
-        ({"microworld": "smell"}, "source.microworld", "'text', 'visual', 'caption', .* or 'sound_caption'"),
+        ({"microworld": "smell"}, "source.microworld", "'text', 'visual', 'caption', .*'sound_caption'"),
         ({"microworld": "text", "split": "dev"}, "source.split", "'train', 'test' or 'unseen'"),
     ],
 )
@@ -540,7 +540,12 @@ def test_words_alone_are_the_same_conversations_without_their_media(folder) -> N
     assert seen(told[0]) == [("user", ["which?"]), ("assistant", ["yes"])]
     assert whole[0].images  # the source itself is left as it was
     assert seen(told[2]) == seen(whole[2])
-    nothing = {"messages": [{"role": "user", "content": [{"type": "image", "image": "red.png"}]}, ANSWER]}
+    image = {"type": "image", "image": "red.png"}
+    words = {"type": "text", "text": "seen?"}
+    jsonl(folder, {"messages": [USER], "browsed": [{"role": "user", "content": [image, words]}]}, name="browsed.jsonl")
+    browsed = open_source({"jsonl": str(folder / "browsed.jsonl"), "text_only": True})[0].meta["browsed"]
+    assert browsed == [{"role": "user", "content": [words]}]
+    nothing = {"messages": [{"role": "user", "content": [image]}, ANSWER]}
     jsonl(folder, nothing, name="shown.jsonl")
     with pytest.raises(RecordError, match=r"shown.jsonl:1.*user turn is empty"):
         open_source({"jsonl": str(folder / "shown.jsonl"), "text_only": True})[0]

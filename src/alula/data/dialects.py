@@ -37,6 +37,8 @@ CAPTIONS = ("text", "caption")
 MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
 FILE_NAMES = ("file_name", "image_file_name")
 
+_WORDS = frozenset({*PROMPTS, *MORE, *ANSWERS, *CAPTIONS} - {"answers"})
+
 COLUMNS = tuple(
     dict.fromkeys(
         [
@@ -47,8 +49,11 @@ COLUMNS = tuple(
 )
 """What ``columns:`` may map."""
 
+_LETTERS = "ABCDEF"
 _MEANS = frozenset(
     {
+        *_LETTERS,
+        *(f"option_{letter}" for letter in _LETTERS + _LETTERS.casefold()),
         *("context", "passage", "choices", "options", "hint", "candidates", "chosen", "rejected", "query_wav"),
         *("prompt", "completion", "instruction", "input", "output", "response", "question", "query", "answer"),
         *("texts", "history", "system"),
@@ -76,6 +81,16 @@ def from_record(record: Any, *, folder: ImageFolder, source: str, place: Place) 
     return from_messages(record, folder=folder, source=source, place=place)
 
 
+def from_metadata(record: Any, *, folder: ImageFolder, source: str, place: Place) -> Sample:
+    """Read a line of an imagefolder's metadata: a record of any of the shapes, about the picture that it names.
+
+    Raises:
+        BadSampleError: as `from_record`; messages without a place for the picture.
+    """
+    record = _pictured(record) if isinstance(record, Mapping) else record
+    return from_record(record, folder=folder, source=source, place=place)
+
+
 def readable(keys: Collection[str]) -> bool:
     """Whether records with these keys can be written as messages."""
     has = {*keys}
@@ -85,8 +100,11 @@ def readable(keys: Collection[str]) -> bool:
 
 
 def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The record with its columns under alula's names; what stood under these names itself is left out."""
+    """The record with its columns under alula's names; what stood under these names itself is left out, and so are
+    messages that it has beside columns named as prompt, answer or caption."""
     taken = {*columns, *columns.values()}
+    if {*columns} & {*_WORDS, "answers", "texts"}:
+        taken |= {"messages", "conversations"} - {*columns}
     rest = {key: value for key, value in record.items() if key not in taken}
     return rest | {name: record[column] for name, column in columns.items() if column in record}
 
@@ -97,10 +115,7 @@ def as_messages(record: Mapping[str, Any], place: Place) -> dict[str, Any]:
     Raises:
         RecordError: no prompt or no answer, two of either, or a column that would be dropped and means something.
     """
-    record = {key: value for key, value in record.items() if key == "id" or not void(value)}
-    name = next((key for key in FILE_NAMES if key in record), None)
-    if name is not None and not any(key in record for key in MEDIA_KEYS):
-        record["image"] = record.pop(name)
+    record = _pictured({key: value for key, value in record.items() if key == "id" or _says(key, value)})
     if "texts" in record:
         used, turns = ["texts"], _cauldron(record["texts"], place)
     else:
@@ -116,6 +131,21 @@ def as_messages(record: Mapping[str, Any], place: Place) -> dict[str, Any]:
     return {**rest, "messages": _with_media(turns, rest)}
 
 
+def _says(key: str, value: Any) -> bool:
+    """Whether a column carries something: where words stand, ``[]`` and ``{}`` are some."""
+    worded = key in _WORDS and isinstance(value, str) and bool(value.strip())
+    return worded or not void(value)
+
+
+def _pictured(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the file that it is called after as its picture, where it names no other medium."""
+    name = next((key for key in FILE_NAMES if not void(record.get(key))), None)
+    if name is None or any(not void(record.get(key)) for key in MEDIA_KEYS):
+        return dict(record)
+    rest = {key: value for key, value in record.items() if key != name and key not in MEDIA_KEYS}
+    return {**rest, "image": record[name]}
+
+
 def _pair(record: Mapping[str, Any], place: Place) -> tuple[list[str], list[dict[str, Any]]]:
     asked = next((key for key in PROMPTS if key in record), None)
     more = next((key for key in MORE if key in record and key != asked), None)
@@ -123,13 +153,21 @@ def _pair(record: Mapping[str, Any], place: Place) -> tuple[list[str], list[dict
     if "answers" in answered and len(answered) > 1:  # what several people said, beside the one that counts
         answered.remove("answers")
     if asked is None and not answered:
-        answered = [key for key in CAPTIONS if key in record][:1]
+        answered = [key for key in CAPTIONS if key in record]
+        if len({str(record[key]).strip() for key in answered}) == 1:
+            answered = answered[:1]
     elif asked is None:
         raise RecordError(f"no prompt stands beside {answered[0]!r}", place=place, remedy=REMEDY)
     if len(answered) != 1:
         told = " and ".join(map(repr, answered)) if answered else f"none (it has {names_of(record)})"
         raise RecordError(f"a record needs one answer, not {told}", place=place, remedy=REMEDY)
     (answer,) = answered
+    if answer == "completion" and record.get("label") is False:  # as TRL marks those that are not liked
+        raise RecordError(
+            "'label' is false: the completion is one that is not to be learnt",
+            place=place,
+            remedy="leave such records out",
+        )
     used = [key for key in (asked, more, answer, "system", "history") if key is not None]
     used += ["answers"] if answer in ("answer", "multiple_choice_answer") else []
     turns = [{"role": "system", "content": record["system"]}] if "system" in record else []

@@ -23,7 +23,8 @@ def metadata_of(path: Path, split: str | None) -> Path:
         split: which; None where there is only one.
 
     Raises:
-        UsageError: no such split, or one of several must be named. DataError: metadata of another format.
+        UsageError: no such split, one of several must be named, or two are called alike. DataError: metadata of another
+            format.
     """
     found = {file.parent: file for pattern in _patterns(METADATA) for file in sorted(path.glob(pattern))}
     if not found:
@@ -34,6 +35,12 @@ def metadata_of(path: Path, split: str | None) -> Path:
             remedy=f"write {METADATA}, one object per line with `file_name` and what is said of the picture",
         )
     names = {"train" if folder == path else folder.name: file for folder, file in found.items()}
+    if len(names) < len(found):
+        raise UsageError(
+            "has metadata of its own and in `train`; which pictures are meant cannot be told",
+            where=str(path),
+            remedy="give one of the two folders, or move the metadata beside the pictures of each split",
+        )
     if split is None and len(names) == 1:
         return next(iter(names.values()))
     if split in names:

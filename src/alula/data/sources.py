@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alula.data.coco import CocoSource, is_coco
-from alula.data.dialects import REMEDY, from_record, readable, renamed
+from alula.data.dialects import REMEDY, from_metadata, from_record, readable, renamed
 from alula.data.errors import BadSampleError, Place, RecordError
 from alula.data.image_folders import is_image_folder, metadata_of
 from alula.data.images import DEFAULT_MAX_PIXELS
@@ -190,12 +191,17 @@ class Wordings:
             RecordError: a turn holds nothing but media.
         """
         sample = self.source[index]
-        messages = [
-            {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
-            for message in sample.messages
-        ]
+        messages = _worded(sample.messages)
         check_turns(messages, sample.place or Place(self.name, index, sample.id, unit="item"))
-        return replace(sample, messages=messages)
+        browsed = sample.meta.get(BROWSED)
+        meta = {**sample.meta, BROWSED: _worded(browsed)} if browsed else sample.meta
+        return replace(sample, messages=messages, meta=meta)
+
+
+def _worded(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {**message, "content": [part for part in message["content"] if part["type"] == "text"]} for message in messages
+    ]
 
 
 def _lazily(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -260,7 +266,7 @@ def _open_dataset(spec: DatasetSpec, base: Path) -> FileSource | DatasetSource:
 def _dataset(path: Path, split: str | None, **options: Any) -> FileSource | DatasetSource:
     if not is_image_folder(path):
         return DatasetSource(path, split=split, **options)
-    return FileSource(metadata_of(path, split), from_record, **{**options, "name": options.get("name") or path.name})
+    return FileSource(metadata_of(path, split), from_metadata, **{**options, "name": options.get("name") or path.name})
 
 
 register(
@@ -382,12 +388,22 @@ def _sniff(records: RecordFile, columns: set[str]) -> str:
         if is_coco(record):
             return "coco"
     if unread is not None:
+        if _is_coco_in_lines(records.path):
+            return "coco"
         raise unread
     raise DataError(
         f"none of the first records has a shape that is read; {_has(_first_keys(records))}",
         where=str(records.path),
         remedy=REMEDY,
     )
+
+
+def _is_coco_in_lines(path: Path) -> bool:
+    """Whether a file is one of COCO's, written over several lines."""
+    try:
+        return is_coco(json.loads(path.read_bytes()))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _refuse_unreadable(keys: set[str], where: str) -> None:

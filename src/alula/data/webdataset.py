@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alula.data.dialects import from_record, renamed
+from alula.data.dialects import ANSWERS, from_record, renamed
 from alula.data.errors import BadSampleError, Place, RecordError
 from alula.data.images import DEFAULT_MAX_PIXELS
+from alula.data.keys import void
 from alula.data.samples import Sample
 from alula.data.shapes import ImageFolder
 from alula.errors import DataError
@@ -30,6 +31,7 @@ _KINDS = {
     "json": "json",
 }
 _NOTES = ("cls", "index", "id", "key", "__key__", "url")
+_TURNS = ("messages", "conversations", "texts")
 _NAMING = ("image", "images", "file_name")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -89,7 +91,11 @@ class TarSource:
 
     def _record(self, members: list[_Member], place: Place) -> dict[str, Any]:
         found: dict[str, Any] = {"id": place.record}
-        media: dict[str, list[Any]] = {}
+        media: dict[str, list[tuple[_Member, dict[str, Any]]]] = {}
+        worded = ""
+        names = [member.name for member in members]
+        if len(set(names)) < len(names):
+            raise RecordError(f"two members are called {max(names, key=names.count)!r}", place=place)
         with open(self.shards[members[0].shard], "rb") as stream:
             for member in members:
                 kind = _KINDS.get(member.extension.rpartition(".")[2])
@@ -104,7 +110,7 @@ class TarSource:
                 stream.seek(member.offset)
                 content = stream.read(member.size)
                 if kind in ("image", "audio"):
-                    media.setdefault(kind, []).append({"bytes": content, "path": member.name})
+                    media.setdefault(kind, []).append((member, {"bytes": content, "path": member.name}))
                     continue
                 try:
                     text = content.decode()
@@ -113,10 +119,36 @@ class TarSource:
                     raise RecordError(f"the member .{member.extension} does not parse: {error}", place=place) from None
                 if not isinstance(record, Mapping):
                     raise RecordError(f"the member .{member.extension} holds no JSON object", place=place)
+                worded = member.extension if kind == "text" else worded
                 found = {**record, **found} if kind == "json" else {**found, **record}
-        if "image" in media:  # the record says under which name it was, which is the member's
-            found = {key: value for key, value in found.items() if key not in _NAMING or not isinstance(value, str)}
-        return {**found, **{f"{kind}s": values for kind, values in media.items()}}
+        said = next((key for key in (*_TURNS, *ANSWERS) if not void(found.get(key))), None)
+        if worded and said and "text" not in self._columns.values():
+            raise RecordError(
+                f"the member .{worded} would be dropped beside {said!r} of the record",
+                place=place,
+                remedy="leave it out of the shard, or name what is meant with `columns`",
+            )
+        listed = next((given for key in _NAMING if (given := found.get(key)) and _are_names(given)), None)
+        if "image" in media:  # the record says under which names they were, which are the members'
+            found = {key: value for key, value in found.items() if key not in _NAMING or not _are_names(value)}
+        return {**found, **{f"{kind}s": _in_order(values, listed) for kind, values in media.items()}}
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+def _in_order(media: list[tuple[_Member, dict[str, Any]]], listed: str | list[str] | None) -> list[dict[str, Any]]:
+    """As the record lists them, where it does by the members' names; else numbered ones by number (a tar sorted by
+    name has 10 before 2), others as the tar has them."""
+    names = {os.path.basename(member.name): entry for member, entry in media}
+    wanted = [os.path.basename(name) for name in listed] if isinstance(listed, list) else []
+    if sorted(wanted) == sorted(names):
+        return [names[name] for name in wanted]
+    numbers = [member.extension.rpartition(".")[0] for member, _ in media]
+    if all(number.isdecimal() for number in numbers):
+        media = [each for _, each in sorted(zip(numbers, media, strict=True), key=lambda pair: int(pair[0]))]
+    return [entry for _, entry in media]
 
 
 def shards_of(path: Path) -> list[Path]:
