@@ -10,7 +10,7 @@ Shapes: B samples, S new tokens, d the decoder's width; N images, P positions of
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -21,11 +21,12 @@ from torch.utils.hooks import RemovableHandle
 
 from alula.anatomy import NAME, Anatomy
 from alula.errors import SeamError
+from alula.items import FEATURES
 from alula.seam import dialect
 from alula.seam.context import ForwardContext
 from alula.seam.hooks import ByThread, with_keywords
 from alula.seam.requests import Request
-from alula.seam.scope import READING, SECOND, marked
+from alula.seam.scope import READING, SECOND, marked, marks
 
 Read = Callable[[], Tensor]
 """has the decoder read its inputs as they are: (B, S, d) final states, without gradients"""
@@ -39,25 +40,27 @@ class Seen:
         features: (N, P, width) what it was given, with gradients.
         tokens: (N, T, d) what it made of them, without.
         is_new: it ran in the forward that is under way, whose images these then are.
+        is_piece: the forward under way holds a piece of a prompt (`generate` with `prefill_chunk_size`).
         memo: what is kept as long as they are, by whatever key.
     """
 
     features: Tensor
     tokens: Tensor
     is_new: bool = True
+    is_piece: bool = False
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
 
 class Rewriter(Protocol):
     """Something that writes the decoder's inputs anew where images stand."""
 
-    def rewritten(self, ctx: ForwardContext, embeds: Tensor, seen: Seen, read: Read) -> Tensor | None:
+    def rewritten(self, ctx: ForwardContext, embeds: Tensor, seen: Seen | None, read: Read) -> Tensor | None:
         """(B, S, d) other inputs; None: they stay as they are. Asked in forwards that bring images.
 
         Args:
             ctx: the forward.
             embeds: (B, S, d) what the decoder is about to be given.
-            seen: the images.
+            seen: the images that the connector encoded last; None: it was not seen to encode any.
             read: a forward of the decoder over `embeds`, behind the cache there is. It leaves nothing in that cache, no
                 probe reads it, and nobody writes its inputs anew.
         """
@@ -94,11 +97,13 @@ class EmbeddingHooks:
                 handle.remove()
             self._handles, self._seen = [], ByThread()
 
-    def begin(self) -> None:
-        """A forward begins: what was seen so far was not seen in it."""
+    def begin(self, given: Mapping[str, Any]) -> None:
+        """A forward with these arguments begins: what was seen so far was not seen in it."""
         seen = self._seen.get()
-        if seen is not None:
-            seen.is_new = False
+        if seen is not None and READING not in marks():
+            made = (given.get(FEATURES) or {}).get("image")
+            # `generate` hands on what towers made, but for pieces of a prompt, which get what the projector made alone
+            seen.is_new, seen.is_piece = False, made is not None and getattr(made, "last_hidden_state", made) is None
 
     @torch.compiler.disable
     def _after_connector(self, connector: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -108,7 +113,7 @@ class EmbeddingHooks:
     @torch.compiler.disable  # it may call the host
     def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ctx, seen = kwargs.get(NAME), self._seen.get()
-        if not isinstance(ctx, ForwardContext) or not ctx.new_media or seen is None or READING in ctx.marks:
+        if not isinstance(ctx, ForwardContext) or not ctx.new_media or READING in ctx.marks:
             return None
         asked = [each for each in self.requests if each.mark is None or each.mark in ctx.marks]
         embeds: Tensor | None = kwargs.get("inputs_embeds")
@@ -117,7 +122,7 @@ class EmbeddingHooks:
         for request in asked:
             found = request.by.rewritten(ctx, embeds, seen, partial(self._read, ctx, embeds, kwargs))
             embeds = embeds if found is None else found
-        if seen.features.requires_grad:
+        if seen is not None and seen.features.requires_grad:
             self._seen.drop()  # or the graph would be kept until the next images come
         return args, {**kwargs, "inputs_embeds": embeds}
 
@@ -132,7 +137,10 @@ class EmbeddingHooks:
             "token_map": ctx.tokens,
             "use_cache": False,
         }
-        if cache is not None and int(cache.get_seq_length()):
+        mask = given["attention_mask"]
+        # a mask that `generate` made for a cache of a fixed size speaks of all keys there will be
+        is_of_cache = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() > 2)
+        if cache is not None and (is_of_cache or int(cache.get_seq_length())):
             given |= {dialect.cache_keyword(): copy.deepcopy(cache), "use_cache": True}
         with marked(READING), marked(SECOND):
             output = self.anatomy.backbone(inputs_embeds=embeds.detach(), **given)

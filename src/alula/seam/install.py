@@ -598,7 +598,7 @@ class Seam(nn.Module):
                 f"{type(backbone).__name__} was called past its host, whose logits a contrast is to replace",
                 remedy="call the model with its head, or generate",
             )
-        self._embeddings.begin()
+        self._embeddings.begin(kwargs)
         reference: Tensor = embeds[..., 0] if input_ids is None else input_ids  # type: ignore[index]
         cache = dialect.cache_of(kwargs, where=type(backbone).__name__)
         past = TokenCache.of(cache)

@@ -25,9 +25,9 @@ from alula.seam.dialect import cache_keyword
 from alula.serving import Conversation
 from tests import zoo
 from tests.grafts.common import run, wake, with_ids
+from tests.hosts.test_multimodal import film, picture, said, sound
 from tests.hosts.test_multimodal import host as own_host
 from tests.hosts.test_multimodal import inputs as own_inputs
-from tests.hosts.test_multimodal import picture, said
 
 HOST = "llava-llama"
 RAGGED = ("3I2", "5", "I1I2")
@@ -250,6 +250,68 @@ def test_images_of_another_encoding_are_refused() -> None:
             logits = model(**told, mm_encoder_outputs={"image": made}, use_cache=False).logits
             made = model.model.get_image_features(inputs["pixel_values"], return_dict=True)
             assert torch.equal(logits, run(model, HOST, {**told, **pixels}))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_prompts_in_pieces_are_refused_unless_conditions_are_told(own: bool) -> None:
+    if own:
+        host = own_host("queries", audio=None, video=False)
+        model: Any = host.model.eval()
+        inputs = own_inputs(host, [said(("image", picture(1)), "what is on the left?")])
+        wake(alula.attach(model, BrowseConfig()))
+    else:
+        model, inputs = grafted()[0], zoo.batch(HOST, "3I9")
+    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+    for size in (8, 64):  # all images are in the first piece, the end of the prompt is not; one piece
+        with pytest.raises(UsageError, match="comes in pieces"):
+            model.generate(**inputs, **options, prefill_chunk_size=size)
+    with generation_extras(model, {**inputs, "conditions": read_conditions(model, inputs)}) as given:
+        found = model.generate(**given, **options, prefill_chunk_size=8)
+    assert torch.equal(found, model.generate(**inputs, **options))
+
+
+def test_a_cache_of_a_fixed_size_gives_the_same_in_a_ragged_batch() -> None:
+    model, _ = grafted()
+    inputs, options = zoo.batch(HOST, *RAGGED), {"max_new_tokens": 5, "do_sample": False}
+    static = model.generate(**inputs, **options, cache_implementation="static")
+    assert torch.equal(static, model.generate(**inputs, **options))
+
+
+def test_films_and_sounds_after_images_are_the_hosts_own() -> None:
+    host = own_host("queries")
+    graft: Any = wake(alula.attach(host.model.eval(), BrowseConfig()))
+    shown, *others = [
+        own_inputs(host, [said(part, "left")])
+        for part in (("image", picture(1)), ("video", film(1)), ("audio", sound(1)))
+    ]
+    for inputs in others:
+        with graft.disabled():
+            expected = run(host.model, HOST, inputs)
+        run(host.model, HOST, shown)
+        assert torch.equal(run(host.model, HOST, inputs), expected)
+
+
+def test_images_that_no_connector_was_seen_to_encode_are_refused() -> None:
+    model, graft = grafted()
+    inputs = zoo.batch(HOST, "3I2")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["multi_modal_projector"])
+    wrapped = peft.get_peft_model(model, config)  # a copy of the connector stands in its place
+    with pytest.raises(UsageError, match="not seen to encode"):
+        run(wrapped, HOST, inputs)
+    with graft.disabled():
+        run(wrapped, HOST, inputs)
+
+
+def test_the_same_features_with_another_end_are_read_anew() -> None:
+    model, _ = grafted()
+    inputs, end = zoo.batch(HOST, "3I9"), torch.tensor([7])
+    expected = run(model, HOST, inputs, prompt_ends=end)
+    with torch.no_grad():
+        made = {"image": model.model.get_image_features(inputs["pixel_values"], return_dict=True)}
+    told = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    whole = run(model, HOST, told, mm_encoder_outputs=made, use_cache=False)
+    assert torch.equal(run(model, HOST, told, mm_encoder_outputs=made, use_cache=False, prompt_ends=end), expected)
+    assert not torch.equal(whole, expected)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

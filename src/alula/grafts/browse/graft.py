@@ -85,12 +85,24 @@ class BrowseGraft(Graft):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"browse.condition": list(self.parameters())}
 
-    def rewritten(self, ctx: ForwardContext, embeds: Tensor, seen: Seen, read: Read) -> Tensor | None:
+    def rewritten(self, ctx: ForwardContext, embeds: Tensor, seen: Seen | None, read: Read) -> Tensor | None:
         """The decoder's inputs with every image encoded again; see `alula.seam.Rewriter`."""
         if ctx.is_disabled(self.name):
             return None
         is_image = ctx.tokens.modality == int(Modality.IMAGE)
-        features, of_image = _images(is_image, embeds, seen)
+        if seen is None:
+            if not bool(is_image.any()):  # waits for the device, where other media came before any image
+                return None
+            raise UsageError(
+                "images came that the connector was not seen to encode, and cannot be encoded again",
+                where=self.name,
+                remedy="pass pixel_values; where PEFT replaced the connector (modules_to_save), train the "
+                "connector itself",
+            )
+        found = _images(is_image, embeds, seen)
+        if found is None:
+            return None
+        features, of_image = found
         conditions = self._conditions(ctx, embeds, seen, read)
         shift = cast(nn.Module, self.whole)(conditions)[of_image].to(features.dtype)
         tokens = conditioned(conditioned_connector(self.seam.anatomy), features, shift)
@@ -108,14 +120,21 @@ class BrowseGraft(Graft):
                     remedy="compute them by a browser of the same decoder (alula browse)",
                 )
             return given.to(embeds.device)
-        before = None if seen.is_new or ctx.past is not None else seen.memo.get(self.owner_id)
+        is_kept = not seen.is_new and not ctx.is_caching and ctx.labels is None and PROMPT_ENDS not in ctx.given
+        before = seen.memo.get(self.owner_id) if is_kept else None
         if before is not None:
             prompt, conditions = before
             length = prompt.shape[1]
             if embeds.shape[1] >= length and torch.equal(embeds[:, :length], prompt):
                 return conditions
+        if seen.is_piece:
+            raise UsageError(
+                "the prompt comes in pieces, and has to be read to its end before its images are encoded",
+                where=self.name,
+                remedy=f"generate without prefill_chunk_size, or pass {CONDITIONS} (alula.grafts.read_conditions)",
+            )
         conditions = at_ends(read(), self._ends(ctx, embeds))
-        if not seen.is_new and not ctx.is_caching:
+        if is_kept:
             seen.memo[self.owner_id] = embeds, conditions  # generation without a cache comes again with more tokens
         return conditions
 
@@ -134,8 +153,9 @@ class BrowseGraft(Graft):
         return prompt_ends(ctx.tokens.valid, labels)
 
 
-def _images(is_image: Tensor, embeds: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
-    """The features of a forward's images in order, and (N,) the sample that each belongs to.
+def _images(is_image: Tensor, embeds: Tensor, seen: Seen) -> tuple[Tensor, Tensor] | None:
+    """The features of a forward's images in order, and (N,) the sample that each belongs to; None where it brings other
+    media and no images.
 
     Args:
         is_image: (B, S) bool.
@@ -151,6 +171,8 @@ def _images(is_image: Tensor, embeds: Tensor, seen: Seen) -> tuple[Tensor, Tenso
     if seen.is_new:
         return seen.features, samples.repeat_interleave(counts, output_size=images)
     there = int(is_image.sum())  # waits for the device, once per prompt: are these the images, and how often?
+    if not there:
+        return None
     repeats = there // (images * length)
     if repeats and repeats * images * length == there and len(counts) % repeats == 0:
         of_image = samples.repeat_interleave(counts, output_size=images * repeats)

@@ -77,9 +77,11 @@ class AlulaModel(AlulaPreTrainedModel):
     # -- what the media become ------------------------------------------------------------------------------------
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Pixels (N, C, H, W) -> ``pooler_output``: N tensors (tokens, D)."""
-        tokens = self._connector("image")(self._seen(pixel_values), "vision")
-        return BaseModelOutputWithPooling(pooler_output=list(tokens))  # type: ignore[arg-type]
+        """Pixels (N, C, H, W) -> ``last_hidden_state``: (N, P, width) what the connector is given; ``pooler_output``: N
+        tensors (tokens, D)."""
+        seen = self._seen(pixel_values)
+        tokens = self._connector("image")(seen, "vision")
+        return BaseModelOutputWithPooling(last_hidden_state=seen, pooler_output=list(tokens))  # type: ignore[arg-type]
 
     def get_video_features(self, pixel_values_videos: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Pixels (N, F, C, H, W) -> ``pooler_output``: N tensors (tokens, D)."""
