@@ -74,7 +74,7 @@ def test_without_the_fledgling_all_of_alula_is_there(alone: dict[str, str], tmp_
     )
     done = python(alone, "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "() ('jsonl', 'llava', 'dataset')\n"
+    assert done.stdout == "() ('jsonl', 'llava', 'dataset', 'coco', 'webdataset')\n"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from alula.auditing import Plan, audit
 from alula.errors import RecipeError, UsageError
 from alula.evaluation import ChoiceTask, choose_tasks, defaults_for
 from alula.evaluation.defaults import register
+from alula.hosts import build_host, save_host
 from alula.training import check
 from alula_fledgling.defaults import DEFAULTS
+from tests.hosts import tiny
 
 
 def test_models_of_the_fledgling_are_known_by_their_words(tokenizer: Any) -> None:
@@ -58,7 +60,9 @@ def test_audits_and_retention_refuse_alike(folders: Path, tmp_path: Path) -> Non
             audit(plan, alula.load_model)
         assert not plan.output.exists()
     stage = {"name": "only", "method": "full", "steps": 1, "data": {"sources": [{"microworld": "text"}]}}
-    recipe = {"name": "a", "output_dir": str(tmp_path / "run"), "host": {"path": str(host)}, "stages": [stage]}
+    built = build_host(tiny.decoder("llama"), tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer())
+    marked = save_host(built, tmp_path / "host")
+    recipe = {"name": "a", "output_dir": str(tmp_path / "run"), "host": {"path": str(marked)}, "stages": [stage]}
     for retention, key in (
         ({}, "retention.text"),
         ({"text": {"microworld": "text"}}, "retention.pictures"),

@@ -108,7 +108,9 @@ def test_peft_methods_train_connectors_and_give_them_back(source: Path, tmp_path
     }
     assert kept == before
     with torch.no_grad():
-        assert torch.equal(alula.load_model(final).model(**seen.batch).logits, seen.logits)
+        told = alula.load_model(final).model(**seen.batch).logits
+    # where weights lie in memory moves the last bits of attention on some processors
+    torch.testing.assert_close(told, seen.logits, atol=1e-4, rtol=1e-4)
 
 
 def test_every_method_trains_gemma3s_projector_and_gives_it_back(tmp_path: Path) -> None:

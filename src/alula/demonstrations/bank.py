@@ -189,12 +189,13 @@ class Bank:
     def _check(self) -> None:
         """Refuse a directory that is another's."""
         facts = self.directory / "bank.json"
-        if facts.exists():
+        is_other = not facts.exists() and self.directory.is_dir() and bool(contents(self.directory))
+        if facts.exists():  # asked once more where something else is there: another process may have begun the bank
             told = read_json(facts)
             if not isinstance(told, dict) or told.get("format") != _FORMAT:
                 raise BankError("is no bank of this version", where=str(facts), remedy="name another directory")
             _refuse_others(told, self.facts, facts)
-        elif self.directory.is_dir() and contents(self.directory):
+        elif is_other:
             raise BankError(
                 "holds something else than a bank", where=str(self.directory), remedy="name another directory"
             )

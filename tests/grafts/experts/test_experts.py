@@ -274,4 +274,5 @@ def test_experts_and_policies_come_in_any_order(part: str) -> None:
     assert torch.equal(*found)
     plain = run(zoo.build("llava-llama", layers=4), "llava-llama", inputs)
     words = inputs["attention_mask"][1].bool()
-    assert torch.equal(found[0][1, words], plain[1, words])  # of text alone
+    # of text alone; pruned, its neighbors leave a narrower batch, in which some processors round otherwise
+    torch.testing.assert_close(found[0][1, words], plain[1, words], atol=1e-5, rtol=1e-5)
