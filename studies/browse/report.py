@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
 from alula.reports.document import Cell, Document, Facts, Section, Table
@@ -13,6 +9,7 @@ from alula.reports.wording import bounds, duration, percent, points
 from alula.stats import Estimate
 from studies.browse.plan import ARMS, TASKS
 from studies.browse.record import BrowseRecord
+from studies.grids import Grid, written
 
 _ARMS = {"plain": "without browsing", "browse": "browsing", "staged": "in two stages"}
 _TOLD = {"own": "its own condition", "none": "none", "others": "another's"}
@@ -21,15 +18,6 @@ _ASKED = {
     "pictures: which": "which of four shows it", "pictures: total": "how many in all",
     "pictures: later": "what the words behind them ask",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table as text: what it is of, headings, rows."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def grids(record: BrowseRecord) -> list[Grid]:
@@ -59,27 +47,12 @@ def grids(record: BrowseRecord) -> list[Grid]:
 
 def table(record: BrowseRecord) -> TerminalTable:
     """Right answers, for the terminal."""
-    grid = grids(record)[0]
-    drawn = TerminalTable(title=grid.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(grid.columns):
-        drawn.add_column(name, justify="right" if place else "left")
-    for row in grid.rows:
-        drawn.add_row(*row)
-    return drawn
+    return grids(record)[0].drawn()
 
 
 def markdown(record: BrowseRecord) -> str:
     """All tables for docs."""
-    written = []
-    for grid in grids(record):
-        written += [
-            f"**{grid.title}**",
-            "",
-            f"| {' | '.join(grid.columns)} |",
-            "|---|" + "---|" * (len(grid.columns) - 1),
-        ]
-        written += [f"| {' | '.join(row)} |" for row in grid.rows] + [""]
-    return "\n".join(written).replace("\N{NO-BREAK SPACE}", " ")
+    return written(grids(record), "**{}**")
 
 
 def verdict(record: BrowseRecord) -> list[str]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
 from alula.reports.document import Cell, Document, Facts, Figure, FigureRow, Section, Table
 from alula.reports.figures import Line, lines
 from alula.reports.wording import MISSING, bounds, duration, percent, points
 from alula.stats import Estimate
+from studies.grids import Grid, written
 from studies.policies.claims import (
     Hard,
     against,
@@ -45,15 +44,6 @@ _SEEN: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table as text: what it is of, headings, rows."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 def grids(record: PoliciesRecord) -> dict[str, Grid]:
     """Every table by the part of the study it belongs to."""
     found: dict[str, Grid] = {}
@@ -81,22 +71,12 @@ def grids(record: PoliciesRecord) -> dict[str, Grid]:
 
 def table(record: PoliciesRecord) -> TerminalTable:
     """The criteria at every share, for the terminal; else the first table there is."""
-    grid = next(iter(grids(record).values()))
-    drawn = TerminalTable(title=grid.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(grid.columns):
-        drawn.add_column(name, justify="right" if place else "left")
-    for row in grid.rows:
-        drawn.add_row(*row)
-    return drawn
+    return next(iter(grids(record).values())).drawn()
 
 
 def markdown(record: PoliciesRecord) -> str:
     """All tables for docs."""
-    written = []
-    for grid in grids(record).values():
-        written += [f"| {' | '.join(grid.columns)} |", "|---|" + "---|" * (len(grid.columns) - 1)]
-        written += [f"| {' | '.join(row)} |" for row in grid.rows] + [""]
-    return "\n".join(written).replace("\N{NO-BREAK SPACE}", " ")
+    return written(grids(record).values())
 
 
 def figures(record: PoliciesRecord) -> dict[str, str]:

@@ -1,9 +1,6 @@
-"""Tables of the study as text, and its figures as people read them."""
+"""Figures of the study as people read them."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from alula.reports.wording import MISSING, bounds, percent, points
 from alula.stats import Estimate
@@ -15,15 +12,6 @@ RULES = {
 }  # fmt: skip
 DEAD = 0.5
 """a skill of which less than this is kept is dead"""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table as text: what it is of, headings, rows."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def named(name: str, sparsity: float) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from alula.reports.figures import Line, lines
 from alula.reports.wording import MISSING, listing, percent
-from studies.subnetwork.grids import DEAD, RULES, Grid, clear, named, share, told
+from studies.grids import Grid
+from studies.subnetwork.grids import DEAD, RULES, clear, named, share, told
 from studies.subnetwork.plan import KINDS, LOOKED, MATCHED
 from studies.subnetwork.plan import RULES as ALL
 from studies.subnetwork.record import SubnetworkRecord

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
 from alula.reports.document import Cell, Document, Facts, Figure, FigureRow, Section, Table
 from alula.reports.figures import Line, lines
 from alula.reports.wording import MISSING, duration, listing, percent
-from studies.subnetwork.grids import DEAD, Grid, clear, named, share, told
+from studies.grids import Grid, written
+from studies.subnetwork.grids import DEAD, clear, named, share, told
 from studies.subnetwork.grids import RULES as RULES_TOLD
 from studies.subnetwork.kinds_report import kinds_figures, kinds_grids, kinds_verdict
 from studies.subnetwork.plan import CALIBRATIONS, HEALINGS, LOOKED, RULES
@@ -46,22 +46,12 @@ def grids(record: SubnetworkRecord) -> list[Grid]:
 
 def table(record: SubnetworkRecord) -> TerminalTable:
     """The first table, for the terminal."""
-    grid = grids(record)[0]
-    drawn = TerminalTable(title=grid.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(grid.columns):
-        drawn.add_column(name, justify="right" if place else "left")
-    for row in grid.rows:
-        drawn.add_row(*row)
-    return drawn
+    return grids(record)[0].drawn()
 
 
 def markdown(record: SubnetworkRecord) -> str:
     """All tables for docs."""
-    written = []
-    for grid in grids(record):
-        written += [f"| {' | '.join(grid.columns)} |", "|---|" + "---|" * (len(grid.columns) - 1)]
-        written += [f"| {' | '.join(row)} |" for row in grid.rows] + [""]
-    return "\n".join(written).replace("\N{NO-BREAK SPACE}", " ")
+    return written(grids(record))
 
 
 def _first(record: SubnetworkRecord) -> Grid:

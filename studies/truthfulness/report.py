@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
 from alula.reports.document import Block, Cell, Document, Facts, Figure, FigureRow, Section, Table
 from alula.reports.figures import Point, scatter
 from alula.reports.wording import MISSING, bounds, duration, listing, percent, points, probability
 from alula.stats import Estimate
+from studies.grids import Grid, written
 from studies.truthfulness.arms import KINDS, WAYS, Arm
 from studies.truthfulness.record import BASE, ETHICS, TRUTH, TruthRecord, pairs_of
 
@@ -43,15 +43,6 @@ READING = (
     "of a question where it is right than of one where it is not. A habit of saying yes or no moves said yes and "
     "ethics; it gets 50 % of balanced and of order."
 )
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table as text."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 # -- verdicts ------------------------------------------------------------------------------------------------------
@@ -247,29 +238,13 @@ def _difference(record: TruthRecord, name: str, other: str, column: Column) -> s
 def table(record: TruthRecord) -> TerminalTable:
     """What each model scores, for the terminal."""
     grid = _models(record)
-    caption = "intervals and differences: tables.md and the report"
-    drawn = TerminalTable(
-        title=grid.title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
-    )
-    for place, name in enumerate(grid.columns):
-        drawn.add_column(name, justify="right" if place else "left")
-    for row in grid.rows:
-        drawn.add_row(*(cell.partition(" (")[0] if place else cell for place, cell in enumerate(row)))
-    return drawn
+    bare = [[cell.partition(" (")[0] if place else cell for place, cell in enumerate(row)] for row in grid.rows]
+    return replace(grid, rows=bare).drawn("intervals and differences: tables.md and the report")
 
 
 def markdown(record: TruthRecord) -> str:
     """All tables for docs."""
-    written = []
-    for grid in grids(record):
-        written += [
-            f"## {grid.title}",
-            "",
-            f"| {' | '.join(grid.columns)} |",
-            "|---|" + "---|" * (len(grid.columns) - 1),
-        ]
-        written += [f"| {' | '.join(row)} |" for row in grid.rows] + [""]
-    return "\n".join(written).replace("\N{NO-BREAK SPACE}", " ")
+    return written(grids(record), "## {}")
 
 
 # -- the page ------------------------------------------------------------------------------------------------------
