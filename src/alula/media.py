@@ -1,7 +1,8 @@
 """The kinds of media a model may take, in one table: what each is called, and the keywords it travels by.
 
-Whatever knows of "image, video, audio" reads it here. The table is open: a medium that is registered is known to token
-maps, item tables, sets of tokens, inputs and probes alike.
+Images, videos and audio clips are read by many models; points, depth, normals, motion and responses by hosts with a
+universal encoder. Whatever knows of them reads it here. The table is open: a medium that is registered is known to
+token maps, item tables, sets of tokens, inputs and probes alike.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Medium:
         name: type of a content part, and the key its value has there.
         modality: number of its tokens in a `TokenMap`, as in transformers' ``mm_token_type_ids``; above 0.
         inputs: keywords of a model's forward that bring it; the first is the one alula's own hosts take.
-        tower: which tower reads it, "vision" or "audio".
+        tower: which tower reads it: "vision", "audio", or "universal" for what a host needs a universal encoder for.
         a: the noun for one of it.
         plural: the noun for several.
     """
@@ -74,6 +75,10 @@ class Media(Mapping[str, Medium]):
         return len(self._media)
 
 
+def _universal(name: str, modality: int, keyword: str, a: str, plural: str) -> Medium:
+    return Medium(name=name, modality=modality, inputs=(keyword,), tower="universal", a=a, plural=plural)
+
+
 MEDIA = Media(
     Medium(
         name="image",
@@ -98,4 +103,9 @@ MEDIA = Media(
         a="audio",
         plural="audio clips",
     ),
+    _universal("points", 4, "point_values", "a point cloud", "point clouds"),
+    _universal("depth", 5, "depth_values", "a depth map", "depth maps"),
+    _universal("normals", 6, "normal_values", "a map of surface normals", "maps of surface normals"),
+    _universal("motion", 7, "motion_values", "a motion recording", "motion recordings"),
+    _universal("response", 8, "response_values", "a brain response", "brain responses"),
 )

@@ -29,7 +29,7 @@ UNKNOWN = -2  # item of a perceptual token of which it cannot be told to which m
 class Modality(enum.IntEnum):
     """What a token holds. The non-negative values are those of transformers' ``mm_token_type_ids``.
 
-    Numbers of media that are registered in `alula.media` later have members too: ``Modality(4)``.
+    Numbers of media that are registered in `alula.media` later have members too: ``Modality(9)``.
     """
 
     PADDING = -1
@@ -37,6 +37,11 @@ class Modality(enum.IntEnum):
     IMAGE = 1
     VIDEO = 2
     AUDIO = 3
+    POINTS = 4
+    DEPTH = 5
+    NORMALS = 6
+    MOTION = 7
+    RESPONSE = 8
 
     @classmethod
     def _missing_(cls, value: object) -> Modality | None:

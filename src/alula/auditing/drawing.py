@@ -11,7 +11,8 @@ from alula.reports.document import Block, Figure, FigureRow
 from alula.reports.figures import Line, lines
 from alula.stats import Curve, Estimate
 
-SERIES = {"image": 1, "text": 0, "video": 2, "audio": 3, "before": 0, "after": 2, "between": 3, "system": 5}
+_RARE = {"points": 5, "depth": 6, "normals": 7, "motion": 8, "response": 9}
+SERIES = {"image": 1, "text": 0, "video": 2, "audio": 3, "before": 0, "after": 2, "between": 3, "system": 5, **_RARE}
 """colors and markers: words are blue and images orange in every figure"""
 
 

@@ -327,7 +327,7 @@ class VocabularyLens(StateProbe):
         entries = self.reservoir("examples").entries
         found = []
         for tokens, shares, positions in zip(*(entries[n] for n in ("tokens", "shares", "positions")), strict=True):
-            for kind, name in enumerate(GROUPS):
+            for kind, name in enumerate(GROUPS[: len(positions)]):  # earlier files have places for fewer media
                 used = positions[kind] >= 0
                 if bool(used.any()):
                     found.append(

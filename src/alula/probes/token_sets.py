@@ -12,16 +12,15 @@ from alula.media import MEDIA
 from alula.tokens import Modality, Role, TokenMap
 
 TokenSet = Literal[
-    "all", "text", "image", "video", "audio", "perceptual", "before", "between", "after", "seen", "last",
-    "system", "user", "assistant",
+    "all", "text", "image", "video", "audio", "points", "depth", "normals", "motion", "response", "perceptual",
+    "before", "between", "after", "seen", "last", "system", "user", "assistant",
 ]  # fmt: skip
 """Names of sets of valid tokens.
 
-By kind: "all", "text", "image", "video", "audio", "perceptual" (the last three together). Text by its place among the
-sample's perceptual tokens: "before" the first, "between" the first and the last, "after" the last, "seen" = between and
-after; all text of a sample without perceptual tokens is "before". "last": the sample's last token. By turn, where the
-TokenMap
-knows roles: "system", "user", "assistant" (text tokens only).
+By kind: "all", "text", each medium, "perceptual" (all media together). Text by its place among the sample's perceptual
+tokens: "before" the first, "between" the first and the last, "after" the last, "seen" = between and after; all text of
+a sample without perceptual tokens is "before". "last": the sample's last token. By turn, where the TokenMap knows
+roles: "system", "user", "assistant" (text tokens only).
 """
 
 _ROLES = {"system": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT}
