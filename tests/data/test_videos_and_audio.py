@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import sys
 import wave
 from pathlib import Path
 
@@ -38,6 +39,17 @@ def sound_bytes(samples: np.ndarray, width: int = 2, channels: int = 1, rate: in
         file.setsampwidth(width)
         file.setframerate(rate)
         file.writeframes(samples.tobytes())
+    return buffer.getvalue()
+
+
+def tone(seconds: float = 1.0, rate: int = 16000) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * rate)) / rate) * 32767).astype(np.int16)
+
+
+def held_in(container: str, samples: np.ndarray, subtype: str | None = None, rate: int = 16000) -> bytes:
+    soundfile = pytest.importorskip("soundfile")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=container, subtype=subtype)
     return buffer.getvalue()
 
 
@@ -229,3 +241,44 @@ def test_huge_frames_are_refused_before_they_are_decoded() -> None:
     with pytest.raises(VideoError, match="6 x 4 = 24 pixels, more than the limit of 23"):
         VideoRef("film", data=data, max_pixels=23).load()
     assert len(VideoRef("film", data=data, max_pixels=24).load(3)) == 3
+
+
+CONTAINERS = [("FLAC", "PCM_16", 0.0), ("OGG", "VORBIS", 0.05), ("OGG", "OPUS", 0.05), ("MP3", None, 0.05)]
+
+
+@pytest.mark.parametrize(("container", "subtype", "loss"), CONTAINERS)
+def test_other_containers_are_read_as_the_wav_of_the_same_sound(
+    container: str, subtype: str | None, loss: float
+) -> None:
+    wav = AudioRef.from_bytes(sound_bytes(tone()))
+    held = AudioRef.from_bytes(held_in(container, tone(), subtype), name=f"tone.{container.lower()}")
+    # lossy codecs ring at both ends
+    assert np.abs(held.load() - wav.load())[400:-400].max() <= loss
+    assert len(held.load(8000)) == 8000
+
+
+def test_channels_of_a_container_are_averaged() -> None:
+    both = np.stack([tone(), np.zeros_like(tone())], axis=1)
+    assert np.array_equal(AudioRef.from_bytes(held_in("FLAC", both)).load(), (both / 65536).sum(1).astype(np.float32))
+
+
+@pytest.mark.parametrize(("container", "subtype"), [entry[:2] for entry in CONTAINERS])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_containers_cut_short_are_named(container: str, subtype: str | None, share: float) -> None:
+    whole = held_in(container, tone(), subtype)
+    cut = AudioRef.from_bytes(whole[: int(len(whole) * share)], name="cut.bin")
+    with pytest.raises(AudioError, match=r"cut\.bin"):
+        cut.load()
+
+
+def test_a_long_container_is_refused_before_it_is_decoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alula.data.audio.MOST_SECONDS", 0.5)
+    with pytest.raises(AudioError, match="lasts more than"):
+        AudioRef.from_bytes(held_in("FLAC", tone())).load()
+
+
+def test_a_container_without_the_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = held_in("FLAC", tone(0.1))
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(AudioError, match=r"alula\[audio\]"):
+        AudioRef.from_bytes(data).load()

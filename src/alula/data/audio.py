@@ -2,7 +2,8 @@
 
 Read is WAV, plain or extensible, with integers of 8, 16, 24 or 32 bits or floating-point numbers of 32 or 64; SciPy
 decodes. What it leaves open is settled here, before anything is decoded: limits, clips cut short, and sizes that a
-program writing to a pipe could not know. Channels are averaged. Another rate is reached by polyphase filtering.
+program writing to a pipe could not know. Other containers go through `containers`. Channels are averaged. Another rate
+is reached by polyphase filtering.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
+from alula.data.containers import container, decode
 from alula.data.errors import AudioError, BadSampleError
 from alula.data.media import LoadableArray, MediaRef
 
@@ -64,8 +66,8 @@ class AudioRef(MediaRef):
             float32 (N,), in -1..1 where the file holds integers.
 
         Raises:
-            AudioError: missing, empty, truncated, not WAV, of an encoding that is not read, silent by having no
-                samples, or too long.
+            AudioError: missing, empty, truncated, of a container or an encoding that is not read, silent by having
+                no samples, or too long; FLAC, Ogg or MP3 without the package soundfile.
         """
         if self.maker is not None:
             samples, stored = np.asarray(self.maker()), self.rate
@@ -85,6 +87,10 @@ class AudioRef(MediaRef):
         source = self._stream()
         try:
             with open(source, "rb") if isinstance(source, str) else source as file:
+                held = container(file.read(4))
+                file.seek(0)
+                if held is not None:
+                    return decode(file, told=self.told, name=held, most_seconds=MOST_SECONDS, most_rate=MOST_RATE)
                 wav = self._plain(file)
             from scipy.io import wavfile  # slow to import, and only here needed
 
