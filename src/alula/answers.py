@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -115,12 +115,13 @@ def ended(
 ) -> str:
     """``template``, in whose assistant mask every answer ends with a stop token.
 
-    It is returned as it is where that is so already. Where a stop token follows behind the marked text, the mask takes
-    it in. Where a template writes none at all (LLaVA-1.5's published one), the first of ``stops`` is put behind every
-    answer, and a warning says so: without it a model is never taught to stop.
+    It is returned as it is where that is so already. One that marks no answers (most published ones) is marked. Where a
+    stop token follows behind the marked text, the mask takes it in. Where a template writes none at all (LLaVA-1.5's
+    published one), the first of ``stops`` is put behind every answer, and a warning says so: without it a model is
+    never taught to stop.
 
     Args:
-        template: a chat template with ``{% generation %}`` markers.
+        template: a chat template, with ``{% generation %}`` markers or without.
         special: variables of the template that name special tokens.
         stops: texts of the tokens that end generation.
         tokens: texts of all special tokens; one that the template itself writes behind every answer ends it too.
@@ -128,13 +129,13 @@ def ended(
         where: whose it is, for the error.
 
     Raises:
-        UsageError: answers that do not end with a stop token and cannot be made to.
+        UsageError: answers that are not marked, or do not end with a stop token, and cannot be made to.
     """
     told = _spoken(template, special, lists)
     if told is None:
         return template
     stops = [*stops, *(token for token in tokens if _follows(told.text, token))]
-    if _ends(told, stops):
+    if told.spans and _ends(told, stops):
         return template
     if not stops:
         raise UsageError("no stop token is known to end answers with", where=where, remedy="set tokenizer.eos_token")
@@ -142,15 +143,24 @@ def ended(
     new = _spoken(made, special, lists)
     if (
         new is None
-        or len(new.spans) != len(told.spans)
+        or len(new.spans) != len(told.spans or (_ANSWER, _FINAL))
         or not _ends(new, stops)
         or _without(new.text, stops[0]) != _without(told.text, stops[0])
+        or not all(_render(made, said, special) == _render(template, said, special) for said in _prompts(lists))
     ):
+        if not told.spans:
+            raise UsageError(
+                "the chat template does not mark what the assistant says, and rewrites it, so that it cannot be marked",
+                where=where,
+                remedy="put {% generation %} ... {% endgeneration %} around the assistant's text in the template",
+            )
         raise UsageError(
             f"marks answers without the token that ends them ({', '.join(stops)}): a model is never taught to stop",
             where=where,
             remedy="put the token inside, in front of {% endgeneration %}",
         )
+    if not told.spans:
+        logger.info("the chat template does not mark what the assistant says; for training it is marked")
     if new.text != told.text:
         logger.warning(
             "the chat template ends answers with no stop token; for training, %r is put behind each, or the model "
@@ -168,17 +178,36 @@ class _Spoken(NamedTuple):
 
 
 def _spoken(template: str, special: Mapping[str, Any], lists: bool) -> _Spoken | None:
-    """None where the template refuses the dialogue, or marks nothing in it."""
+    """None where the template refuses the dialogue, or has markers and marks nothing in it."""
     turns = [("user", _ASK), ("assistant", _ANSWER), ("user", _AGAIN), ("assistant", _FINAL)]
-    messages = [{"role": role, "content": [{"type": "text", "text": text}] if lists else text} for role, text in turns]
+    rendered = _rendered(template, _messages(turns, lists), special, return_assistant_tokens_mask=True)
+    if rendered is None:
+        return None
+    text, spans = rendered[0][0], [rendered[0][0][first:stop] for first, stop in rendered[1][0]]
+    return _Spoken(text, spans) if spans or not _GENERATION.search(template) else None
+
+
+def _prompts(lists: bool) -> Iterator[list[dict[str, Any]]]:
+    """Dialogues that end with a question, with and without a system prompt."""
+    for before in ([], [("system", "be brief")]):
+        yield _messages([*before, ("user", _ASK)], lists)
+
+
+def _messages(turns: Sequence[tuple[str, str]], lists: bool) -> list[dict[str, Any]]:
+    return [{"role": role, "content": [{"type": "text", "text": text}] if lists else text} for role, text in turns]
+
+
+def _render(template: str, messages: list[dict[str, Any]], special: Mapping[str, Any]) -> str | None:
+    rendered = _rendered(template, messages, special, add_generation_prompt=True)
+    return None if rendered is None else rendered[0][0]
+
+
+def _rendered(template: str, messages: list[dict[str, Any]], special: Mapping[str, Any], **options: Any) -> Any:
+    """None where the template refuses: no system prompt, or contents in another form."""
     try:
-        out: Any = render_jinja_template(
-            [messages], chat_template=template, return_assistant_tokens_mask=True, **special
-        )
+        return render_jinja_template([messages], chat_template=template, **options, **special)
     except (jinja2.TemplateError, TypeError, KeyError):
         return None
-    text, spans = out[0][0], [out[0][0][first:stop] for first, stop in out[1][0]]
-    return _Spoken(text, spans) if spans else None
 
 
 def _ends(spoken: _Spoken, stops: Sequence[str]) -> bool:

@@ -127,8 +127,9 @@ def test_batch_rows_equal_single_rows(processor) -> None:
             images += count
 
 
-def test_batches_for_measuring_need_no_markers(processor) -> None:
-    samples = [chat("what?", "red", images=(RED,)), chat("q", "a")]
+def test_a_published_template_without_markers_is_marked(processor) -> None:
+    """What is learnt is what the marked template says: each answer, with the token that ends it."""
+    samples = [chat("what?", "red", images=(RED,)), chat("q", "a", "and?", "b c. ")]
     trained = Collator(processor)(samples)
     template = processor.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     unmarked = LlavaProcessor(
@@ -138,8 +139,9 @@ def test_batches_for_measuring_need_no_markers(processor) -> None:
         vision_feature_select_strategy="full",
         chat_template=template,
     )
-    with pytest.raises(UsageError, match="does not mark"):
-        Collator(unmarked)
+    found = Collator(unmarked)(samples)
+    assert set(found) == set(trained)
+    assert all(torch.equal(found[key], trained[key]) for key in trained)
     measured = Collator(unmarked, labels=False)(samples)
     assert set(measured) == set(trained) - {"labels"}
     assert all(torch.equal(measured[key], trained[key]) for key in measured)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -96,19 +95,27 @@ def test_a_prefix_on_a_host_that_takes_none_is_refused_by_the_check(plain: Plain
         check({**raw, "host": {"path": str(tmp_path / "host")}})
 
 
-def test_a_template_that_says_nothing_of_answers_is_refused_by_the_check(
+PUBLISHED = """{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\n' -}}
+{%- for part in message['content'] -%}{{- '<image>' if part['type'] == 'image' else part['text'] -}}{%- endfor -%}
+{{- '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"""
+
+
+def test_a_template_that_rewrites_answers_is_refused_by_the_check(
     plain: Plain, host_directory: Path, tmp_path: Path
 ) -> None:
-    """As published models' own are, which training would refuse once the weights are loaded."""
+    """Training would refuse it once the weights are loaded."""
     own = tmp_path / "own"
     shutil.copytree(host_directory, own)
-    template = (own / "chat_template.jinja").read_text(encoding="utf-8")
-    (own / "chat_template.jinja").write_text(
-        re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template), encoding="utf-8"
-    )
+    (own / "chat_template.jinja").write_text("{{ messages[0]['content'] | length }}", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"^host\.path: .*does not mark what the assistant says") as caught:
         check({**plain(), "host": {"path": str(own)}})
     assert "{% generation %}" in str(caught.value.remedy)
+    # one without markers, as published models have, is marked
+    (own / "chat_template.jinja").write_text(PUBLISHED, encoding="utf-8")
+    check({**plain(), "host": {"path": str(own)}})
     with pytest.raises(RecipeError, match=r"^host\.path: template: mood: .*does not read it"):
         check({**plain(), "template": {"mood": "fine"}})
 

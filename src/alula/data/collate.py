@@ -5,7 +5,6 @@ Tensors: B samples, L tokens after padding, with image placeholders already expa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -34,8 +33,6 @@ from alula.tokens import DESCRIBES, TOKEN_ROLES, Role
 
 IGNORED = -100
 """Label of a token that is not learnt from."""
-
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Replacer(Protocol):
@@ -67,8 +64,8 @@ class Collator:
     - ``input_ids``, ``attention_mask`` (B, L) int64;
     - ``labels`` (B, L) int64: the token itself where the template marks the assistant speaking, up to the stop token
       that ends the answer, ``IGNORED`` elsewhere (padding, image tokens and answers marked ``"train": False`` always).
-      A template that marks answers without it is adapted (``alula.answers.ended``); where it writes none at all, one is
-      put behind each answer;
+      A template that marks no answers, or marks them without it, is adapted (``alula.answers.ended``); where it writes
+      none at all, one is put behind each answer;
     - what `alula.data.soft_labels.joined` makes of answers with soft labels, whose ``labels`` are ``IGNORED``; absent
       without any;
     - ``mm_token_type_ids`` (B, L) int64, with a processor: 0 text, 1 image, 2 video, 3 audio;
@@ -108,9 +105,9 @@ class Collator:
         replacer: the mixture the samples come from.
 
     Raises:
-        UsageError: no chat template; one without generation markers, or that cannot be made to end answers with a stop
-            token (labels); one that does not read a setting; a slow tokenizer; no padding token; a processor that makes
-            labels of its own.
+        UsageError: no chat template; one that cannot be made to mark answers with a stop token that ends them (labels);
+            one that does not read a setting; a slow tokenizer; no padding token; a processor that makes labels of its
+            own.
     """
 
     def __init__(
@@ -407,12 +404,6 @@ class Collator:
             raise UsageError(
                 f"the {type(self.processor).__name__} has no chat template",
                 remedy="set processor.chat_template; build_host gives its hosts one",
-            )
-        if self.labels and not _GENERATION.search(template):
-            raise UsageError(
-                "the chat template does not mark what the assistant says, so there is nothing to learn from",
-                where=f"{type(self.processor).__name__}.chat_template",
-                remedy="put {% generation %} ... {% endgeneration %} around the assistant's text in the template",
             )
         if self.labels and not self.tokenizer.is_fast:
             raise UsageError("training labels need a fast tokenizer (one backed by `tokenizers`)")
