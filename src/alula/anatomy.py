@@ -136,6 +136,80 @@ class HeadNames:
 
 _OUTS = ("o_proj", "out_proj", "dense")
 
+
+@dataclass(frozen=True)
+class _TowerFamily:
+    """How a family of vision transformers names what stands around its blocks (paths below the tower)."""
+
+    first: str | None  # class token, in front of the patches
+    pre_norm: str | None
+    post_norm: str
+    encoder: str = "encoder"
+
+
+# tower config.model_type -> family, of those that can be given tokens in the place of patches
+_TOWER_FAMILIES: Mapping[str, _TowerFamily] = {
+    "clip_vision_model": _TowerFamily("embeddings.class_embedding", "pre_layrnorm", "post_layernorm"),
+    "siglip_vision_model": _TowerFamily(None, None, "post_layernorm"),
+    "dinov2": _TowerFamily("embeddings.cls_token", None, "layernorm"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TowerParts:
+    """What of a vision transformer reads tokens that are no patches of its own. Build it with `TowerParts.of(tower)`.
+
+    Attributes:
+        first: (w,) class token; None where there is none.
+        pre_norm: before the blocks; None where there is none.
+        encoder: the blocks, called with tokens (N, S, w).
+        post_norm: behind the last block.
+    """
+
+    first: Tensor | None
+    pre_norm: nn.Module | None
+    encoder: nn.Module
+    post_norm: nn.Module
+
+    @classmethod
+    def of(cls, tower: Any) -> TowerParts:
+        """The parts of a tower.
+
+        Raises:
+            HostError: it is of another family.
+        """
+        has_class_token(tower.config)
+        family = _TOWER_FAMILIES[tower.config.model_type]
+        return cls(
+            None if family.first is None else attrgetter(family.first)(tower).reshape(-1),
+            None if family.pre_norm is None else attrgetter(family.pre_norm)(tower),
+            attrgetter(family.encoder)(tower),
+            attrgetter(family.post_norm)(tower),
+        )
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, S, w), class token and positions included -> what the last block makes of them, normed."""
+        encoder: Any = self.encoder
+        entered = tokens if self.pre_norm is None else self.pre_norm(tokens)
+        return self.post_norm(encoder(entered).last_hidden_state)
+
+
+def has_class_token(config: Any) -> bool:
+    """Whether a vision transformer of this configuration has a class token in front.
+
+    Raises:
+        HostError: its family cannot be given tokens in the place of patches.
+    """
+    family = _TOWER_FAMILIES.get(config.model_type)
+    if family is None:
+        raise HostError(
+            f"{config.model_type!r} cannot be given other tokens than patches of images",
+            where="vision",
+            remedy=f"use one of: {', '.join(_TOWER_FAMILIES)}",
+        )
+    return family.first is not None
+
+
 _DECODERS = ("language_model", "text_model")
 _TOWERS = ("vision_tower", "visual", "vision_model")
 _PROJECTORS = ("multi_modal_projector",)

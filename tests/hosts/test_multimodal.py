@@ -159,6 +159,12 @@ def test_generation_with_and_without_cache(queries: Host) -> None:
     assert torch.equal(cached, queries.model.generate(**batch, **options, use_cache=False))
     beams = queries.model.generate(**batch, **options, num_beams=2)
     assert beams.shape[0] == len(TURNS)
+    first = queries.model.generate(
+        **batch, max_new_tokens=1, num_beams=2, do_sample=False, output_logits=True, return_dict_in_generate=True
+    ).logits[0]
+    # two sounds of one prompt: each stays in its place in every beam
+    expected = queries.model(**batch).logits[:, -1].repeat_interleave(2, dim=0)
+    torch.testing.assert_close(first, expected, atol=2e-5, rtol=1e-4)
     new = cached[:, batch["input_ids"].shape[1] :]
     placeholders = {getattr(queries.model.config, f"{kind}_token_id") for kind in ROWS["queries"]}
     assert not placeholders & set(new.flatten().tolist())

@@ -87,6 +87,24 @@ def audio_config(source: str | os.PathLike[str]) -> tuple[str, PreTrainedConfig]
     return where, config
 
 
+def feature_extractor_of(source: Any) -> Any:
+    """A feature extractor for spectrograms, given as such or as where it is: a directory, a hub id, "fledgling".
+
+    Raises:
+        HostError: there is none, or it makes no spectrograms.
+    """
+    if isinstance(source, str | os.PathLike):
+        where = locate(names.resolve(os.fspath(source), "audio"), "audio")
+        source = _beside(where)
+    if not hasattr(source, "num_mel_bins") or not hasattr(source, "max_length"):
+        raise HostError(
+            f"{type(source).__name__} makes no spectrograms of one size",
+            where="feature_extractor",
+            remedy="pass an ASTFeatureExtractor",
+        )
+    return source
+
+
 def _check(config: PreTrainedConfig) -> None:
     if config.model_type != MODEL_TYPE:
         raise HostError(

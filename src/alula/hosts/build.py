@@ -2,16 +2,16 @@
 
 The result is ``LlavaForConditionalGeneration`` with ``LlavaProcessor``, fully described by its configuration:
 nothing of alula is needed to load or run it. Videos, audio clips and connectors that LLaVA has no place
-for make it alula's own class instead (:mod:`alula.hosts.multimodal`), by the same road. The language model's arithmetic
-is untouched, and that is checked, not assumed: before a host is handed out, its text logits are compared bit for bit
-with those of the model it came from.
+for make it a class of alula's own instead (:mod:`alula.hosts.multimodal`), and so does one encoder for all media
+(:mod:`alula.hosts.universal`), by the same road. The language model's arithmetic is untouched, and that is checked, not
+assumed: before a host is handed out, its text logits are compared bit for bit with those of the model it came from.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,8 @@ from alula.hosts.audio_tower import AudioPart, audio_config, audio_part
 from alula.hosts.configs import first_line
 from alula.hosts.connectors import Connector, find_connector
 from alula.hosts.host import Host
+from alula.hosts.multimodal import MEDIA as OWN_MEDIA
 from alula.hosts.multimodal import (
-    MEDIA,
     AlulaConfig,
     AlulaForConditionalGeneration,
     AlulaProcessor,
@@ -64,6 +64,9 @@ from alula.hosts.placement import dtype_named
 from alula.hosts.quiet import quiet_loading
 from alula.hosts.templates import adapt, default_template
 from alula.hosts.towers import TowerShape, family, shape
+from alula.hosts.universal import UniversalConfig, UniversalForConditionalGeneration, UniversalProcessor
+from alula.hosts.universal.planning import LAST, UniversalPlan
+from alula.media import MEDIA
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +82,14 @@ _ROUND = 8
 _AUDIO_TOWER = "model.audio_tower."
 NUM_FRAMES = 8
 _FRAME_SIDE = 2
+CONNECTOR = "mlp2x_gelu"
+UNIVERSAL = "universal"
 
 
 def build_host(
     llm: Part,
     vision: Part,
-    connector: str = "mlp2x_gelu",
+    connector: str = CONNECTOR,
     *,
     feature_layer: int | list[int] | None = None,
     dtype: torch.dtype | str | None = None,
@@ -97,11 +102,15 @@ def build_host(
     shared: bool = False,
     connector_options: Mapping[str, Any] | None = None,
     feature_extractor: Any = None,
+    encoder: str | None = None,
+    modalities: Sequence[str] | None = None,
+    modality_options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Host:
     """Assemble a host from parts: a stock LLaVA model, unless it is to do what LLaVA cannot.
 
     Videos, audio clips and the ``queries`` connector make it an
-    :class:`alula.hosts.multimodal.AlulaForConditionalGeneration`.
+    :class:`alula.hosts.multimodal.AlulaForConditionalGeneration`, ``encoder="universal"`` a
+    :class:`alula.hosts.universal.UniversalForConditionalGeneration`, whose vision tower reads every medium.
 
     Args:
         llm: causal language model: a hub id, a directory, "fledgling", a loaded model (copied, never changed), or a
@@ -120,8 +129,16 @@ def build_host(
         audio: spectrogram tower (AST), in the same forms; the host then takes audio clips at ``<audio>``.
         video: the host takes videos at ``<video>``: eight frames through the vision tower.
         shared: one connector for all media instead of one each.
-        connector_options: of "queries": num_queries, width, layers, heads, feedforward, up_width.
-        feature_extractor: instead of the one beside the audio tower.
+        connector_options: of "queries": num_queries, width, layers, heads, feedforward, up_width; of a universal
+            encoder: experts, depth, heads, modality_tokens, feedforward, router (see `alula.hosts.universal.shapes`).
+        feature_extractor: instead of the one beside the audio tower; for a universal encoder an object or where to find
+            it (default: of ``modality_options``' size).
+        encoder: "universal": the tower (CLIP, SigLIP, DINOv2) serves all media, through OneLLM's projection module. The
+            options below say how; ``connector``, ``feature_layer``, ``audio``, ``video`` and ``shared`` are then left
+            alone.
+        modalities: what a universal encoder reads: ``image`` and any of ``video``, ``audio``, ``points``, ``depth``,
+            ``normals``, ``motion``, ``response``.
+        modality_options: sizes by modality, see `alula.hosts.universal.shapes`.
 
     Returns:
         ``(model, processor)``; evaluation mode, on the language model's device.
@@ -130,7 +147,13 @@ def build_host(
         UsageError: unknown connector, a feature layer the tower does not have.
         HostError: a part that cannot be read or carried, or whose text logits a stock LLaVA model would change.
     """
-    kind, recipe = _connector(connector, audio, video, shared, connector_options, feature_extractor)
+    universal = _universal(encoder, connector, feature_layer, audio, video, shared, modalities, modality_options)
+    plan = None
+    if universal:
+        plan = UniversalPlan.of(modalities, connector_options, modality_options, feature_extractor)
+        kind, recipe = None, None
+    else:
+        kind, recipe = _connector(connector, audio, video, shared, connector_options, feature_extractor)
     chosen = dtype_named(dtype)
     language = language_part(llm, tokenizer, chosen, seed)
     _refuse_altered_heads(language.model)
@@ -138,22 +161,31 @@ def build_host(
     geometry = shape(tower.model.config, tower.image_processor)
     layers = PENULTIMATE if feature_layer is None else feature_layer
     _check_layers(layers, tower.model.config)
+    if plan is not None:
+        plan.check(tower.model.config)
     audio_tower = None if audio is None else audio_part(audio, feature_extractor, chosen, seed)
 
     tokens = {
         "image": image_token,
         **({"video": "<video>"} if video else {}),
         **({"audio": "<audio>"} if audio_tower else {}),
+        **{medium: f"<{medium}>" for medium in (plan.sizes if plan else ()) if medium != "image"},
     }
     ids = {medium: _token_id(language.tokenizer, token) for medium, token in tokens.items()}
     image_id = ids["image"]
     text_config, text_state = _text_state(language.model, num_embeddings=max(ids.values()) + 1)
     vision_config, vision_state = _vision_state(tower.model)
     final = language.model.dtype
+    if plan is not None:
+        whole = plan.config(text_config, vision_config, ids)
+        connectors = {_PROJECTOR + key: value for key, value in plan.connectors(whole, seed).state_dict().items()}
+        model = _assemble(UniversalForConditionalGeneration, whole, {**text_state, **vision_state, **connectors}, final)
+        return _finished(model, language, tower, plan.feature_extractor, geometry, tokens, ids)
     if recipe is not None:
         own, more = _multimodal(recipe, text_config, vision_config, audio_tower, ids, geometry, layers, shared, seed)
         model = _assemble(AlulaForConditionalGeneration, own, {**text_state, **vision_state, **more}, final)
-        return _finished(model, language, tower, audio_tower, geometry, tokens, ids)
+        extractor = audio_tower.feature_extractor if audio_tower else ASTFeatureExtractor(num_mel_bins=32)
+        return _finished(model, language, tower, extractor, geometry, tokens, ids)
     assert kind is not None
     config = LlavaConfig(
         text_config=text_config,
@@ -180,6 +212,10 @@ def foresee(
     video: bool,
     shared: bool,
     connector_options: Mapping[str, Any] | None,
+    feature_extractor: Any,
+    encoder: str | None,
+    modalities: Sequence[str] | None,
+    modality_options: Mapping[str, Mapping[str, Any]] | None,
 ) -> PreTrainedModel | None:
     """Refuse what `build_host` would refuse, as far as configurations tell, without loading anything.
 
@@ -189,9 +225,15 @@ def foresee(
     Raises:
         UsageError, HostError: as `build_host`.
     """
-    _connector(connector, audio, video, shared, connector_options, None)
+    plan = None
+    if _universal(encoder, connector, feature_layer, audio, video, shared, modalities, modality_options):
+        plan = UniversalPlan.of(modalities, connector_options, modality_options, feature_extractor)
+    else:
+        _connector(connector, audio, video, shared, connector_options, feature_extractor)
     _, language = language_config(llm)
     _, tower = vision_config(vision)
+    if plan is not None:
+        plan.check(tower)
     _check_layers(PENULTIMATE if feature_layer is None else feature_layer, tower)
     if audio is not None:
         audio_config(audio)
@@ -199,6 +241,47 @@ def foresee(
     if model is not None:
         _refuse_altered_heads(model)
     return model
+
+
+def _universal(
+    encoder: str | None,
+    connector: str,
+    feature_layer: int | list[int] | None,
+    audio: Part | None,
+    video: bool,
+    shared: bool,
+    modalities: Sequence[str] | None,
+    modality_options: Mapping[str, Mapping[str, Any]] | None,
+) -> bool:
+    """Whether one encoder is to serve all media.
+
+    Raises:
+        UsageError: another encoder, or an option that has no meaning with or without it.
+    """
+    if encoder is None:
+        if modalities is not None or modality_options is not None:
+            raise UsageError(
+                "modalities and modality_options have no meaning without a universal encoder",
+                remedy='pass encoder="universal", or video=True and audio= for towers of their own',
+            )
+        return False
+    if encoder != UNIVERSAL:
+        raise UsageError(f"no encoder is called {encoder!r}", where="encoder", remedy=f'"{UNIVERSAL}", or none')
+    given = {
+        "connector": connector != CONNECTOR,
+        "feature_layer": feature_layer not in (None, LAST),
+        "audio": audio is not None,
+        "video": video,
+        "shared": shared,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise UsageError(
+                "has no meaning with a universal encoder",
+                where=name,
+                remedy="leave it out; modalities says what the host takes, connector_options how it is made",
+            )
+    return True
 
 
 def _connector(
@@ -223,7 +306,7 @@ def _finished(
     model: Any,
     language: LanguagePart,
     tower: VisionPart,
-    audio_tower: AudioPart | None,
+    feature_extractor: Any,
     geometry: TowerShape,
     tokens: Mapping[str, str],
     ids: Mapping[str, int],
@@ -234,15 +317,25 @@ def _finished(
     model.generation_config = _generation_config(language, sorted(silent))
     template = _template(language.tokenizer, tokens, model.generation_config)
     processor: ProcessorMixin
-    if isinstance(model.config, AlulaConfig):
+    if isinstance(model.config, UniversalConfig):
+        processor = UniversalProcessor(
+            tower.image_processor,
+            feature_extractor,
+            language.tokenizer,
+            chat_template=template,
+            tokens_per_item=model.config.tokens_per_item,
+            sizes=model.config.sizes,
+            placeholders=dict(tokens),
+        )
+    elif isinstance(model.config, AlulaConfig):
         processor = AlulaProcessor(
             tower.image_processor,
-            audio_tower.feature_extractor if audio_tower else ASTFeatureExtractor(num_mel_bins=32),
+            feature_extractor,
             language.tokenizer,
             chat_template=template,
             tokens_per_item=model.config.tokens_per_item,
             num_frames=model.config.num_frames,
-            **{f"{medium}_token": tokens.get(medium) for medium in MEDIA},
+            **{f"{medium}_token": tokens.get(medium) for medium in OWN_MEDIA},
         )
     else:
         processor = LlavaProcessor(
@@ -283,7 +376,7 @@ def _multimodal(
         moments = audio_tower.grid[1] if audio_tower else 0
         tokens = {"image": geometry.tokens, "video": NUM_FRAMES * _FRAME_SIDE**2, "audio": moments}
     else:
-        tokens = dict.fromkeys(MEDIA, shape.num_queries)
+        tokens = dict.fromkeys(OWN_MEDIA, shape.num_queries)
     audio_config, state = None, {}
     if audio_tower is not None:
         audio_config = copy.deepcopy(audio_tower.model.config)
@@ -531,6 +624,8 @@ def _prove_tokens(host: Host, geometry: TowerShape) -> None:
         media["video"] = ("pixel_values_videos", {"videos": [np.zeros((2, *blank.size, 3), np.uint8)]})
     if getattr(processor, "audio_token", None):
         media["audio"] = ("input_features", {"audio": [np.zeros(processor.feature_extractor.sampling_rate // 4)]})
+    if isinstance(processor, UniversalProcessor):
+        media |= {medium: (MEDIA[medium].inputs[0], {medium: [blank]}) for medium, blank in processor.blanks().items()}
     for medium, (key, given) in media.items():
         inputs = processor(text=[getattr(processor, f"{medium}_token")], return_tensors="pt", **given)
         read = getattr(model.base_model, f"get_{medium}_features")

@@ -68,6 +68,10 @@ def _host(spec: HostSpec) -> PreTrainedModel | None:
             video=spec.video,
             shared=spec.shared,
             connector_options=spec.connector_options,
+            feature_extractor=spec.feature_extractor,
+            encoder=spec.encoder,
+            modalities=spec.modalities,
+            modality_options=spec.modality_options,
         )
     where = locate(spec.path, "host")
     config = read_config(where)

@@ -23,9 +23,12 @@ from pydantic import (
 from alula.chat_template import TemplateSettings
 from alula.data import SourceSpec, TextReplaySpec
 from alula.errors import UsageError
+from alula.media import MEDIA
 from alula.settings import Int, Number
 from alula.training.fields import ITEMS, MANY, WIDE, Beta, Bool, Count, Name, PathText, Rate, Section, Seed, Size
 from alula.training.methods import METHODS
+
+_FURTHER = tuple(medium for medium in MEDIA if medium != "image")
 
 
 class HostSpec(Section):
@@ -37,8 +40,22 @@ class HostSpec(Section):
     llm: PathText | None = Field(default=None, description="text LLM: hub id, directory, or `fledgling`")
     vision: PathText | None = Field(default=None, description="vision tower: hub id, directory, or `fledgling`")
     connector: str = Field(default="mlp2x_gelu", description="what maps tower features to the LLM's width")
-    connector_options: dict[str, Annotated[Int, Field(ge=0, le=WIDE)]] | None = Field(
-        default=None, description="of `queries`: num_queries, width, layers, heads, feedforward, up_width"
+    connector_options: dict[str, Annotated[Int, Field(ge=0, le=WIDE)] | str] | None = Field(
+        default=None,
+        description="of `queries`: num_queries, width, layers, heads, feedforward, up_width; of a universal encoder: "
+        "experts, depth, heads, modality_tokens, feedforward, router",
+    )
+    encoder: Literal["universal"] | None = Field(
+        default=None, description="universal: the vision tower serves all media, as in OneLLM"
+    )
+    modalities: tuple[str, ...] | None = Field(
+        default=None, description="media of a universal encoder: image and any of " + ", ".join(_FURTHER)
+    )
+    modality_options: dict[str, dict[str, Annotated[Number, Field(ge=0, le=WIDE)]]] | None = Field(
+        default=None, description="sizes by modality of a universal encoder"
+    )
+    feature_extractor: PathText | None = Field(
+        default=None, description="spectrograms for a universal encoder: hub id, directory, or `fledgling`"
     )
     audio: PathText | None = Field(
         default=None, description="spectrogram tower (AST): hub id, directory, or `fledgling`"

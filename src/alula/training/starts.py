@@ -36,6 +36,10 @@ def assemble(spec: HostSpec, directory: Path, *, seed: int) -> None:
             video=spec.video,
             shared=spec.shared,
             connector_options=spec.connector_options,
+            feature_extractor=spec.feature_extractor,
+            encoder=spec.encoder,
+            modalities=spec.modalities,
+            modality_options=spec.modality_options,
             seed=seed,
         )
         with quiet_loading():

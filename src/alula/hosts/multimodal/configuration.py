@@ -9,7 +9,8 @@ from transformers import AutoConfig, PreTrainedConfig
 MEDIA = ("image", "video", "audio")
 
 
-def _config(value: Any) -> PreTrainedConfig | None:
+def sub_config(value: Any) -> PreTrainedConfig | None:
+    """A configuration inside another, given as such or as plain values."""
     if value is None or isinstance(value, PreTrainedConfig):
         return value
     return AutoConfig.for_model(**value)
@@ -57,9 +58,9 @@ class AlulaConfig(PreTrainedConfig):
         tie_word_embeddings: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.text_config: Any = _config(text_config)
-        self.vision_config: Any = _config(vision_config)
-        self.audio_config: Any = _config(audio_config)
+        self.text_config: Any = sub_config(text_config)
+        self.vision_config: Any = sub_config(vision_config)
+        self.audio_config: Any = sub_config(audio_config)
         self.media = list(media)
         self.image_token_id = image_token_id
         self.video_token_id = video_token_id

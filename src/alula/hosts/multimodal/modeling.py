@@ -32,7 +32,7 @@ _SPECIAL_TOKENS = 2  # AST's class and distillation tokens stand in front
 class AlulaPreTrainedModel(PreTrainedModel):
     """What transformers asks of a family of models."""
 
-    config_class = AlulaConfig
+    config_class: Any = AlulaConfig
     base_model_prefix = "model"
     input_modalities: Any = ("image", "video", "audio", "text")
     supports_gradient_checkpointing = True
@@ -64,7 +64,7 @@ class AlulaModel(AlulaPreTrainedModel):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.audio_tower = None if config.audio_config is None else AutoModel.from_config(config.audio_config)
-        self.multi_modal_projector = Connectors(config)
+        self.multi_modal_projector: Any = Connectors(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -149,29 +149,50 @@ class AlulaModel(AlulaPreTrainedModel):
         Raises:
             ValueError: neither or both of ids and embeddings; placeholders and rows that differ in number.
         """
+        return self._decoded(
+            {"image": pixel_values, "video": pixel_values_videos, "audio": input_features},
+            input_ids,
+            inputs_embeds,
+            mm_encoder_outputs,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **one_cache(cache, past_key_values),
+            **kwargs,
+        )
+
+    def _read(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Raw media -> what ``get_<medium>_features`` makes of each."""
+        read: dict[str, Any] = {medium: getattr(self, f"get_{medium}_features") for medium in given}
+        return {medium: read[medium](value) for medium, value in given.items()}
+
+    def _decoded(
+        self,
+        given: Mapping[str, Tensor | None],
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        mm_encoder_outputs: dict[str, Any] | None,
+        **kwargs: Any,
+    ) -> AlulaModelOutputWithPast:
+        """The decoder over ids or embeddings, with media, raw or read beforehand, in their places.
+
+        Args:
+            kwargs: of the decoder.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        given = {"image": pixel_values, "video": pixel_values_videos, "audio": input_features}
-        read: dict[str, Any] = {medium: getattr(self, f"get_{medium}_features") for medium in given}
         outputs: dict[str, Any] = {name: out for name, out in (mm_encoder_outputs or {}).items() if out is not None}
-        for medium, value in given.items():
-            if value is not None and medium in outputs:
+        raw = {medium: value for medium, value in given.items() if value is not None}
+        for medium in raw:
+            if medium in outputs:
                 raise ValueError(f"{MEDIA[medium].inputs[0]} and the features of the same medium were both given")
-            if value is not None:
-                outputs[medium] = read[medium](value)
+        outputs |= self._read(raw)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         for medium, out in outputs.items():
             inputs_embeds = self._placed(medium, torch.cat(list(out.pooler_output)), input_ids, inputs_embeds)
         if self.training:
             inputs_embeds = inputs_embeds + self._idle(outputs).to(inputs_embeds)
-        out = self.language_model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **_one_cache(cache, past_key_values),
-            **kwargs,
-        )
+        out = self.language_model(inputs_embeds=inputs_embeds, **kwargs)
         return AlulaModelOutputWithPast(
             last_hidden_state=out.last_hidden_state,
             **{_CACHE: cache_of_output(out)},
@@ -229,6 +250,34 @@ class AlulaForConditionalGeneration(AlulaPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """As of any model; media are repeated sample by sample, as the prompts that they stand in are.
+
+        transformers repeats them item by item, so that the second of two clips would stand where the first does.
+        """
+        raw = {}
+        if expand_size > 1 and input_ids is not None:
+            for medium in self.config.media:
+                for keyword in MEDIA[medium].inputs:
+                    if isinstance(value := kwargs.get(keyword), Tensor):
+                        raw[keyword] = value[self._repeated(medium, input_ids, expand_size)]
+                        kwargs[keyword] = None
+        expand: Any = super()._expand_inputs_for_generation  # type: ignore[misc]
+        ids, expanded = expand(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        return ids, {**expanded, **raw}
+
+    def _repeated(self, medium: str, input_ids: Tensor, times: int) -> Tensor:
+        """Indices of a medium's items, in order, where each sample of (B, S) ids stands so often in a row."""
+        places = (input_ids == getattr(self.config, f"{medium}_token_id")).sum(dim=1)
+        counts = (places // self.config.tokens_per_item[medium]).tolist()
+        ends = torch.tensor(counts).cumsum(0).tolist()
+        own = [torch.arange(end - count, end) for count, end in zip(counts, ends, strict=True)]
+        return torch.cat([items.repeat(times) for items in own]).to(input_ids.device)
+
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """See :class:`AlulaModel`."""
         return self.model.get_image_features(pixel_values, **kwargs)
@@ -262,9 +311,15 @@ class AlulaForConditionalGeneration(AlulaPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             mm_token_type_ids=mm_token_type_ids,
-            **_one_cache(cache, past_key_values),
+            **one_cache(cache, past_key_values),
             **kwargs,
         )
+        return self._scored(outputs, labels, logits_to_keep, **kwargs)
+
+    def _scored(
+        self, outputs: Any, labels: Tensor | None, logits_to_keep: int | Tensor, **kwargs: Any
+    ) -> LlavaCausalLMOutputWithPast:
+        """The logits of what the decoder made, and the loss where there are labels."""
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         hidden = outputs.last_hidden_state
         logits = self.lm_head(hidden if isinstance(keep, int) else hidden[:, keep])
@@ -282,7 +337,7 @@ class AlulaForConditionalGeneration(AlulaPreTrainedModel, GenerationMixin):
         )
 
 
-def _one_cache(cache: Cache | None, past_key_values: Cache | None) -> dict[str, Cache | None]:
+def one_cache(cache: Cache | None, past_key_values: Cache | None) -> dict[str, Cache | None]:
     """The cache under the name that the installed transformers takes it by; models of ours take both."""
     given = {"cache": cache, "past_key_values": past_key_values}
     return {_CACHE: cache_of(given, where="the model")}
