@@ -46,6 +46,7 @@ def commands() -> typer.Typer:
     app.command(name="browse")(browse)
     app.command(name="truthfulness")(truthfulness)
     app.command(name="visual-knowledge")(visual_knowledge)
+    app.command(name="universal")(universal)
     return app
 
 
@@ -428,6 +429,42 @@ def demonstrations(
         mapped=mapped,
         steps=steps,
         reuse=reuse,
+    )
+    record = run(plan, command=command_line(), workers=workers)
+    write_text(output / "tables.md", markdown(record))
+    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
+def universal(
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/universal-study"),
+    seeds: Seeds = "0,1,2",
+    images: Annotated[int, typer.Option(min=1, help="Optimizer steps on pictures alone.")] = 150,
+    training: Annotated[int, typer.Option(min=3, help="Optimizer steps of every arm.")] = 120,
+    items: Annotated[int, typer.Option(min=2, max=MAX_ITEMS, help="Held-out captions of each medium.")] = 64,
+    workers: Workers = None,
+    steps: Steps = 1.0,
+    as_json: AsJson = False,
+) -> None:
+    """One encoder for all media: what of OneLLM's ablations holds here?
+
+    Aligns a host with pictures, then with films and sounds beside them: jointly or each by itself, experts copied or
+    from random weights, one, three or five of them, under every router, with the encoder frozen or tuned. Measures how
+    well held-out captions are told behind their own item and behind another's. Ends with a table, a verdict per claim,
+    a report, and the tables in Markdown (tables.md).
+    """
+    from alula.files import write_text
+    from studies.universal import UniversalPlan, figures, markdown, report, table, verdict
+    from studies.universal import universal as run
+
+    plan = UniversalPlan(
+        output=output,
+        seeds=_numbers(seeds, "--seeds", int),
+        images=images,
+        training=training,
+        items=items,
+        steps=steps,
     )
     record = run(plan, command=command_line(), workers=workers)
     write_text(output / "tables.md", markdown(record))

@@ -189,7 +189,7 @@ def item_of(sample: Sample, *, answered: bool = True) -> TaskItem:
         tags = {"kind": kind, "pattern": setting, "before": setting[:-1] or "nothing"}
     else:
         kinds = {"image": "visual", "video": "film", "audio": "sound"}
-        tags = {"kind": next((kinds[kind] for kind, _ in media_of(prompt)), "text")}
+        tags = {"kind": next((kinds.get(kind, kind) for kind, _ in media_of(prompt)), "text")}
     family = str(sample.meta.get("family", setting or sample.source))
     return TaskItem(
         id=sample.id,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from alula import media
 from alula.chat_template import TemplateSettings
 from alula.data.samples import MEDIA
 from alula.errors import EvaluationError, HostError, UsageError
@@ -44,7 +45,9 @@ def loaded(messages: Sequence[Message], intake: Intake) -> list[dict[str, Any]]:
         if kind == "image":
             return {"type": "image", "image": load_image(part["image"])}
         if kind in MEDIA:
-            return {"type": kind, kind: MEDIA[kind].from_object(part[kind]).load(**intake.loading(kind))}
+            made = {"type": kind, kind: MEDIA[kind].from_object(part[kind]).load(**intake.loading(kind))}
+            beside = part.get("image")  # the picture of the view that a map is of
+            return made if beside is None else {**made, "image": load_image(beside)}
         return dict(part)
 
     return [{"role": message["role"], "content": [*map(decoded, message["content"])]} for message in messages]
@@ -120,8 +123,8 @@ def _refuse_half_characters(messages: Sequence[Message], where: str) -> None:
 
 
 def turns(messages: Sequence[Message]) -> list[Turn]:
-    """Return decoded ``messages`` as they are kept in result files: texts, images and videos as small inline PNGs (the
-    frames of a video side by side), and of an audio clip its length."""
+    """Return decoded ``messages`` as they are kept in result files: texts, images, maps and videos as small inline PNGs
+    (the frames of a video side by side), and of other media how long they are."""
 
     def kept(part: Mapping[str, Any]) -> Part:
         match part["type"]:
@@ -133,9 +136,21 @@ def turns(messages: Sequence[Message]) -> list[Turn]:
                 return Part(image=thumbnail(strip, THUMBNAIL_PX * len(frames)))
             case "audio":
                 return Part(text=f"[a sound of {len(part['audio']):,} samples]")
-        return Part(text=part["text"])
+            case "depth" | "normals" as kind:
+                return Part(image=thumbnail(_as_picture(part[kind])))
+            case "text":
+                return Part(text=part["text"])
+            case kind:
+                size = " x ".join(f"{count:,}" for count in part[kind].shape)
+                return Part(text=f"[{media.MEDIA[kind].a} of {size} values]")
 
     return [Turn(role=message["role"], content=[*map(kept, message["content"])]) for message in messages]
+
+
+def _as_picture(shown: np.ndarray) -> Image.Image:
+    """A map of depth (the farthest is white) or of surface normals as a picture."""
+    values = shown / max(float(shown.max()), 1e-6) if shown.ndim == 2 else (shown + 1) / 2
+    return Image.fromarray((255 * values.clip(0, 1)).astype(np.uint8)).convert("RGB")
 
 
 def thumbnail(image: Image.Image, side: int = THUMBNAIL_PX) -> str:

@@ -124,11 +124,17 @@ class Intake:
         """Samples per second of the audio it takes."""
         return getattr(getattr(self.processor, "feature_extractor", None), "sampling_rate", None)
 
+    @property
+    def motion_rate(self) -> int | None:
+        """Samples per second of the motion it takes."""
+        return getattr(self.processor, "motion_rate", None)
+
     def loading(self, medium: str) -> dict[str, Any]:
         """Arguments with which a reference to a medium is loaded for this processor."""
         if medium == "video" and self.num_frames is not None:
             return {"frames": self.num_frames}
-        return {"rate": self.sampling_rate} if medium == "audio" else {}
+        rates = {"audio": self.sampling_rate, "motion": self.motion_rate}
+        return {"rate": rates[medium]} if rates.get(medium) is not None else {}
 
     def hidden(self, messages: list[Any]) -> list[Any]:
         """The conversation with the processor's signs in its texts hidden; itself where it holds none.
@@ -169,6 +175,8 @@ class Intake:
         digest = hashlib.sha256(json.dumps(inputs["input_ids"][0].tolist(), separators=(",", ":")).encode())
         for part in (part for message in messages for part in message["content"] if part["type"] != "text"):
             digest.update(_content_bytes(part["type"], part[part["type"]]))
+            if part["type"] != "image" and part.get("image") is not None:  # the picture beside a map
+                digest.update(_content_bytes("image", part["image"]))
         return Rendered(inputs, digest.hexdigest(), None if found is None else tuple(found))
 
     def encode(

@@ -18,6 +18,7 @@ from alula.anatomy import Anatomy
 from alula.errors import AlulaError, RecipeError
 from alula.grafts.checkpoint import with_current_names
 from alula.hosts.multimodal import Connectors
+from alula.hosts.universal import UniversalConnectors
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -131,7 +132,7 @@ def _available(
     parts["prefix"] = [
         (name, parameter) for name, parameter in model.named_parameters() if name.startswith("prompt_encoder.")
     ]
-    if isinstance(anatomy.projector, Connectors):
+    if isinstance(anatomy.projector, Connectors | UniversalConnectors):
         parts |= {f"connector.{name}": own([connector]) for name, connector in anatomy.projector.items()}
     for group, parameters in groups.items():
         parts[group] = [(names[id(parameter)], parameter) for parameter in parameters]

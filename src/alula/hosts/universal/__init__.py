@@ -6,6 +6,7 @@ Importing this package registers its classes with transformers' Auto classes.
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
 
 from alula.hosts.universal.configuration import UniversalConfig
+from alula.hosts.universal.growing import grow_experts
 from alula.hosts.universal.modeling import UniversalForConditionalGeneration, UniversalModel
 from alula.hosts.universal.processing import UniversalProcessor
 from alula.hosts.universal.projection import UniversalConnectors
@@ -24,5 +25,6 @@ __all__ = [
     "UniversalForConditionalGeneration",
     "UniversalModel",
     "UniversalProcessor",
+    "grow_experts",
     "shape_of",
 ]

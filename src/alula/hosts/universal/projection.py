@@ -158,7 +158,7 @@ class UniversalConnectors(nn.ModuleDict):
                 **{name: ModalityConnector(shape, own, width, out_width, first=first) for name, own in media.items()},
             }
         )
-        self.modality_tokens = shape.modality_tokens
+        self.modality_tokens, self.first = shape.modality_tokens, first
 
     def of(self, medium: str) -> ModalityConnector:
         """What a medium has of its own."""

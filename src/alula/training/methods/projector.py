@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from alula.media import MEDIA
 from alula.training.methods.base import HostMethod
 
 
@@ -14,9 +15,7 @@ class Projector(HostMethod):
     name: ClassVar[str] = "projector"
     parts: ClassVar[Mapping[str, float | None]] = {
         "projector": 1e-3,
-        "connector.image": None,
-        "connector.video": None,
-        "connector.audio": None,
+        **{f"connector.{medium}": None for medium in MEDIA},
         "connector.shared": None,
     }
     defining: ClassVar[tuple[str, ...]] = ("projector", "connector.")

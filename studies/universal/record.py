@@ -1,0 +1,59 @@
+"""What the study of the universal encoder leaves behind: a loss per caption; every figure is worked out from it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from alula.evaluation.results import Record
+from alula.stats import Estimate, seed_interval
+
+Told = dict[str, dict[str, list[float]]]
+"""medium -> "own" or "others" -> loss of each held-out caption behind that item"""
+
+
+class UniversalRecord(Record):
+    """The study's outcome, by training seed and arm."""
+
+    format: Literal["alula-universal-1"] = "alula-universal-1"
+    command: str
+    created: str
+    environment: dict[str, str]
+    seconds: float
+    settings: dict[str, Any]
+    seeds: dict[int, dict[str, Told]]
+
+    @property
+    def media(self) -> list[str]:
+        return list(next(iter(next(iter(self.seeds.values())).values())))
+
+    def loss(self, arm: str, medium: str) -> Estimate:
+        """Nats per token of captions behind their own item, over seeds and captions."""
+        return _estimate([self._losses(seed, arm, medium, "own") for seed in self.seeds])
+
+    def seen(self, arm: str, medium: str) -> Estimate:
+        """How much worse captions are told behind another's item: what the model has of the item."""
+        return _estimate(
+            [self._losses(s, arm, medium, "others") - self._losses(s, arm, medium, "own") for s in self.seeds]
+        )
+
+    def change(self, arm: str, other: str, medium: str | None = None) -> Estimate:
+        """Loss behind the own item against another arm's, caption by caption; None: mean over media."""
+        media = self.media if medium is None else [medium]
+        return _estimate(
+            [
+                np.mean([self._losses(s, arm, m, "own") - self._losses(s, other, m, "own") for m in media], axis=0)
+                for s in self.seeds
+            ]
+        )
+
+    def _losses(self, seed: int, arm: str, medium: str, item: str) -> np.ndarray:
+        return np.asarray(self.seeds[seed][arm][medium][item], dtype=np.float64)
+
+
+def _estimate(captions: list[np.ndarray]) -> Estimate:
+    """Of the same captions under several seeds."""
+    over_seeds = np.mean(captions, axis=0)
+    error = float(over_seeds.std(ddof=1) / np.sqrt(len(over_seeds))) if len(over_seeds) > 1 else 0.0
+    return seed_interval([float(each.mean()) for each in captions], error, len(over_seeds))

@@ -1,0 +1,112 @@
+"""The study of the universal encoder to look at: a verdict and tables; all from the record."""
+
+from __future__ import annotations
+
+from rich.table import Table as TerminalTable
+
+from alula.reports.document import Cell, Document, Facts, Section, Table
+from alula.reports.wording import duration
+from alula.stats import Estimate
+from studies.grids import Grid, written
+from studies.universal.plan import ARMS, JOINT
+from studies.universal.record import UniversalRecord
+
+_WORDS = {"image": "pictures", "video": "films", "audio": "sounds"}
+
+# what the paper says of two arms: the question, the better one, the worse one, its own figures
+CLAIMS = (
+    (
+        "Joint or separate training?",
+        JOINT,
+        "separate",
+        "joint, by 19.6 points on Clotho AQA and 25.8 on MSVD, and alike on pictures",
+    ),
+    ("Experts copied or from random weights?", JOINT, "random", "copied, by 17 CIDEr on NoCaps"),
+    ("Three experts or one?", JOINT, "one", "three on pictures (4.7 points VQAv2), about alike on sounds"),
+    ("Three experts or five?", JOINT, "five", "about alike"),
+    ("A soft router or a constant one?", JOINT, "constant", "soft, by 3.9 points VQAv2"),
+    ("A soft router or a sparse one?", JOINT, "sparse", "soft, by 0.5 points VQAv2"),
+    ("The code's sigmoid or the paper's softmax?", JOINT, "softmax", "not asked"),
+    ("A frozen or a tuned encoder?", JOINT, "tuned", "frozen, by 2.5 points VQAv2 (but not on sounds)"),
+)
+
+
+def grids(record: UniversalRecord) -> list[Grid]:
+    """Every table."""
+    arms = list(ARMS)
+    columns = ["arm", *(_WORDS[medium] for medium in record.media)]
+    losses = [[ARMS[arm].label, *(_nats(record.loss(arm, medium)) for medium in record.media)] for arm in arms]
+    seen = [[ARMS[arm].label, *(_nats(record.seen(arm, medium)) for medium in record.media)] for arm in arms]
+    changes = [
+        [ARMS[arm].label, *(_change(record.change(arm, JOINT, medium)) for medium in (*record.media, None))]
+        for arm in arms
+        if arm != JOINT
+    ]
+    return [
+        Grid("Loss of held-out captions, nats per token", columns, losses),
+        Grid("Against the joint arm, caption by caption", [*columns, "all"], changes),
+        Grid("Lost behind another's item: what the model has of the item", columns, seen),
+    ]
+
+
+def table(record: UniversalRecord) -> TerminalTable:
+    """Losses, for the terminal."""
+    return grids(record)[0].drawn()
+
+
+def markdown(record: UniversalRecord) -> str:
+    """All tables for docs."""
+    return written(grids(record), "**{}**")
+
+
+def verdict(record: UniversalRecord) -> list[str]:
+    """What of the paper holds, claim by claim."""
+    said = []
+    for question, better, worse, paper in CLAIMS:
+        found = record.change(worse, better)
+        name = "joint arm" if better == JOINT else ARMS[better].label
+        if found.low > 0:
+            here = f"the {name}: {ARMS[worse].label} loses {_nats(found)} nats per token more"
+        elif found.high < 0:
+            less = _nats(Estimate(-found.value, -found.high, -found.low))
+            here = f"not the {name}: {ARMS[worse].label} loses {less} nats per token less"
+        else:
+            here = f"no difference shown: {ARMS[worse].label} {_change(found)} nats per token"
+        said.append(f"{question} Here {here}. The paper: {paper}.")
+    return said
+
+
+def figures(record: UniversalRecord) -> dict[str, str]:
+    """Inline SVG by name: none, since arms are in no order that a line could follow."""
+    return {}
+
+
+def report(record: UniversalRecord) -> Document:
+    """The report as data."""
+    sections = []
+    for grid in grids(record):
+        rows = [[Cell(text) for text in row] for row in grid.rows]
+        sections.append(Section(grid.title, blocks=[Table(list(grid.columns), rows)]))
+    settings = record.settings
+    facts = [
+        ("seeds", ", ".join(map(str, record.seeds))),
+        ("training", f"{settings['images']} steps on pictures, then {settings['training']} of every arm"),
+        ("captions", f"{settings['items']} held-out ones of each medium"),
+        ("whole run", duration(record.seconds)),
+        *record.environment.items(),
+    ]
+    sections.append(Section("To repeat this", blocks=[Facts(facts, record.command)]))
+    return Document(
+        title="One encoder for all media: what of OneLLM holds here?",
+        lead=verdict(record),
+        sections=sections,
+        footer=f"alula, {record.created}. Every number is worked out from the result file alone.",
+    )
+
+
+def _nats(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def _change(estimate: Estimate) -> str:
+    return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"

@@ -1,0 +1,80 @@
+"""Chat, evaluation, probes and audits take universal hosts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from alula.evaluation import evaluate, prompts
+from alula.evaluation.prompts import takes
+from alula.hosts import Host
+from alula.inputs import Intake
+from alula.probes import Geometry, watch
+from alula.serving import Conversation
+from alula_fledgling.tasks import native_tasks
+from tests.hosts.universal.making import ALL, TURNS, host, inputs, item, said
+
+
+@pytest.fixture(scope="module")
+def whole() -> Host:
+    return host("siglip")
+
+
+def test_it_says_what_it_takes_and_at_which_rate(whole: Host) -> None:
+    intake = Intake(whole.processor)
+    assert intake.takes == takes(whole.processor) == {*ALL}
+    assert intake.loading("motion") == {"rate": 20}
+    assert intake.loading("video") == {"frames": 3}
+    assert intake.loading("points") == {}
+    few = Intake(host("siglip", ("image",)).processor)
+    assert few.takes == {"image"}
+    assert few.loading("motion") == {}
+
+
+def test_prompts_are_told_apart_by_what_they_hold(whole: Host) -> None:
+    intake = Intake(whole.processor)
+    turns = [said(("points", item("points", seed)), "?") for seed in (0, 1, 0)]
+    one, other, same = (intake.render(turn).hash for turn in turns)
+    assert one == same != other
+    depth = item("depth")
+    views = [
+        [{"role": "user", "content": [{"type": "depth", "depth": depth, "image": item("image", n)}]}] for n in (0, 1)
+    ]
+    assert len({intake.render(view).hash for view in views}) == 2
+    kept = prompts.turns(TURNS[3] + TURNS[1])
+    assert [part.text for part in kept[0].content[:3]] == [
+        "[a motion recording of 40 x 6 values]",
+        "[a motion recording of 40 x 6 values]",
+        "[a brain response of 20 values]",
+    ]
+    assert str(kept[1].content[3].image).startswith("data:image/png")  # of depth
+
+
+def test_items_can_be_talked_about(whole: Host) -> None:
+    talk = Conversation(whole.model, whole.processor, max_new_tokens=3)
+    for medium in ("points", "motion", "depth"):
+        talk.attach_clip(medium, item(medium))
+    assert talk.ask("what do you see?", lambda text: None).tokens == 3
+    assert talk.ask("and now?", lambda text: None).tokens == 3
+    assert [part["type"] for part in talk.messages[0]["content"]] == ["points", "motion", "depth", "text"]
+
+
+def test_questions_are_answered(whole: Host) -> None:
+    made = host("siglip", ("image", "video"))
+    result = evaluate(made.model, made.processor, native_tasks(["film", "visual"], n=4), max_new_tokens=2)
+    assert {name: len(task.items) for name, task in result.tasks.items()} == {"film": 4, "visual": 4}
+
+
+@torch.no_grad()
+def test_probes_know_the_media(whole: Host) -> None:
+    batch: dict[str, Any] = inputs(whole, TURNS)
+    probe = Geometry()
+    with watch(whole.model, [probe]):
+        whole.model(**batch)
+    found = probe.result()
+    kinds = {"text", "points", "audio", "depth", "image", "motion", "response", "normals", "video"}
+    assert set(found.sites["stream"].kinds) == kinds
+    assert np.isfinite(found.sites["stream"].kinds["points"].norms["median"][0].value)
