@@ -21,6 +21,7 @@ _HOMES = {
     "BrowseConfig": "alula.grafts",
     "ExpertsConfig": "alula.grafts",
     "MKS2Config": "alula.grafts",
+    "TealConfig": "alula.grafts",
     "TokenMap": "alula.tokens",
     "WingsConfig": "alula.grafts",
     "attach": "alula.grafts",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from alula.grafts import BrowseConfig as BrowseConfig
     from alula.grafts import ExpertsConfig as ExpertsConfig
     from alula.grafts import MKS2Config as MKS2Config
+    from alula.grafts import TealConfig as TealConfig
     from alula.grafts import WingsConfig as WingsConfig
     from alula.grafts import attach as attach
     from alula.grafts import compile_layers as compile_layers

@@ -93,5 +93,9 @@ class BankError(AlulaError):
     """A bank of demonstrations that belongs to another model, or a record of it that cannot be used."""
 
 
+class CodesError(AlulaError):
+    """A discrete tokenizer that cannot be read, or items or codes that it cannot take."""
+
+
 class EvaluationError(AlulaError):
     """Results that cannot be compared or scored."""

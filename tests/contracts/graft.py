@@ -16,8 +16,9 @@ import torch
 import alula
 from alula import WingsConfig
 from alula.errors import AdapterError, UsageError
-from alula.grafts import AimConfig, BrowseConfig, ExpertsConfig, Graft, GraftConfig, MKS2Config, register
+from alula.grafts import AimConfig, BrowseConfig, ExpertsConfig, Graft, GraftConfig, MKS2Config, TealConfig, register
 from alula.grafts.registry import graft_types
+from alula.grafts.teal import CodesSpec
 from tests import zoo
 from tests.contracts.toy_graft import ShiftConfig, ShiftGraft
 from tests.grafts.common import prompt_tokens, run, true_positions, wake, with_ids
@@ -34,6 +35,9 @@ CASES: dict[str, GraftConfig] = {
     "mks2, mix, one layer": MKS2Config(memory_width=6, rank=2, lora="parallel", layers=(-1,)),
     "mks2, modality": MKS2Config(memory_width=6, rank=2, route="modality"),
     "aim": AimConfig(),
+    "teal": TealConfig(
+        codes={"image": CodesSpec(size=6, tokens=4, width=5), "audio": CodesSpec(size=4, tokens=3, width=2)}
+    ),
     "browse": BrowseConfig(),
     "browse, bias": BrowseConfig(bias=True),
     "toy": ShiftConfig(),
@@ -43,8 +47,9 @@ REPLACING = {"mks2, mix", "mks2, mix, one layer", "mks2, modality"}
 """what stands in the place of a part of the host from the start: fresh, its host is another"""
 IN_TEXT = {"mks2, mix", "mks2, mix, one layer"}
 """what speaks in text too; each keeps the host's bits there in a mode of its own (`tests/grafts/mks2`)"""
-ON_REQUEST = {"aim"}
-"""what acts in forwards that are given further inputs, and in no others (`tests/grafts/aim` gives them)"""
+ON_REQUEST = {"aim", "teal"}
+"""what acts in forwards that are given further inputs, or ids behind the host's, and in no others (`tests/grafts/aim`
+and `tests/grafts/teal` give them)"""
 HOSTS = ("olmo2", "qwen3_moe", "gpt_neox", "gpt2", "qwen3", "gemma3", "llava-llama", "llava-mistral", "qwen2_5_vl")
 AHEAD = {"browse", "browse, bias"}
 """what encodes images knowing the whole prompt, by design, and so needs a connector"""

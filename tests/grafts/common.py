@@ -67,11 +67,11 @@ def token_map(inputs: dict[str, Tensor]) -> TokenMap:
 
 
 def run(model: Any, model_name: str, inputs: dict[str, Any], **options: Any) -> Tensor:
-    """Logits (B, S, V). A text decoder with a seam gets a map of which tokens are images."""
+    """Logits (B, S, V) of the host's own vocabulary. A text decoder with a seam is told which tokens are images."""
     if model_name in zoo.TEXT and find(model) is not None and "token_map" not in options:
         options["token_map"] = token_map(inputs)
     with torch.no_grad():
-        return model(**inputs, **options).logits
+        return model(**inputs, **options).logits[..., : model.get_input_embeddings().weight.shape[0]]
 
 
 @contextmanager

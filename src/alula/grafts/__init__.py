@@ -8,6 +8,7 @@ from alula.grafts.lifecycle import attach, compile_layers, detach, grafts_of
 from alula.grafts.mks2 import MKS2Config
 from alula.grafts.registry import register
 from alula.grafts.storage import load_adapter, save_adapter
+from alula.grafts.teal import TealConfig
 from alula.grafts.wings import WingsConfig
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Graft",
     "GraftConfig",
     "MKS2Config",
+    "TealConfig",
     "WingsConfig",
     "attach",
     "compile_layers",

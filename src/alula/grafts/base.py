@@ -190,6 +190,11 @@ class Graft(Owner, abc.ABC):
         """The host without this graft, for the forwards that this thread (or asyncio task) begins inside the block."""
         return marked(self.owner_id)
 
+    @property
+    def further_tokens(self) -> int:
+        """How many ids it has behind the host's vocabulary."""
+        return 0
+
     # -- parameters -----------------------------------------------------------------------------------------------
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from alula.codes.processing import CodesProcessor, is_codes_processor
 from alula.coding import is_coded, read_coded
 from alula.errors import AlulaError, HostError, UsageError
 from alula.files import atomic_directory, write_json
@@ -75,6 +76,8 @@ def open_host(where: str, *, dtype: torch.dtype | str | None, grafted: bool = Fa
 
 def read_processor(where: str) -> ProcessorMixin:
     """The processor in a directory or under a hub id; HostError where there is none that can be read."""
+    if is_codes_processor(where):
+        return CodesProcessor.from_pretrained(where)
     try:
         processor = AutoProcessor.from_pretrained(where, backend="pil")
         if hasattr(processor, "tokenizer"):

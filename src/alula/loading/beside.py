@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from alula.errors import AdapterError
+from alula.grafts import grafts_of
 from alula.hosts.host import read_processor, read_tokenizer, tokenizer_of
 from alula.media import MEDIA
 
@@ -60,6 +61,7 @@ def check_vocabulary(model: Any, processor: Any, base: Any, *, where: str) -> No
     """
     tokenizer, known = map(tokenizer_of, (processor, base))
     rows = int(model.get_input_embeddings().weight.shape[0])
+    rows += sum(graft.further_tokens for graft in grafts_of(model).values())
     before = known.get_vocab()
     new = {number: token for token, number in tokenizer.get_vocab().items() if before.get(token) != number}
     beyond = [new[number] for number in sorted(new) if number >= rows]

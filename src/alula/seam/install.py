@@ -56,6 +56,7 @@ from alula.seam.requests import (
 from alula.seam.scope import SECOND, marked_instead, marks
 from alula.seam.tested import tell_untested
 from alula.seam.tower import TowerHooks
+from alula.seam.vocabulary import VocabularyHooks, Wider
 from alula.tokens import TOKEN_ROLES, KnownTokens, Modality, Role, TokenMap, on_device
 
 _changing = threading.RLock()  # held while it changes who is on a host
@@ -95,6 +96,7 @@ class Seam(nn.Module):
         self._seconds: ByThread[_Second] = ByThread()
         self._tower = TowerHooks(anatomy, self._marks)
         self._embeddings = EmbeddingHooks(anatomy)
+        self._vocabulary = VocabularyHooks(anatomy)
         self._names = dialect.positional_names(anatomy.backbone)
         types = [anatomy.layer_type(index) for index in range(anatomy.num_layers)]
         firsts = {types.index(kind) for kind in types}
@@ -219,6 +221,18 @@ class Seam(nn.Module):
         request = Request(rewriter, mark)
         with _changing:
             self._embeddings.put(request)
+        return Handle(self._drop, None, request)
+
+    def request_wider(self, wider: Wider) -> Handle:
+        """Have `wider` embed and tell ids behind the host's own vocabulary, until the handle is removed: the host takes
+        them among its ids, and its logits are longer.
+
+        Raises:
+            HostError: the host has no head. UsageError: somebody else has ids there.
+        """
+        request = Request(wider)
+        with _changing:
+            self._vocabulary.put(request)
         return Handle(self._drop, None, request)
 
     def request_heads(self, layer: int, heads: Heads, *, mark: Hashable | None = None) -> Handle:
@@ -456,6 +470,7 @@ class Seam(nn.Module):
             )
             self._tower.drop(is_gone)
             self._embeddings.drop(is_gone)
+            self._vocabulary.drop(is_gone)
             for layer in layers:
                 hooks = self._layers[layer]
                 hooks.is_biased = layer in self.requests.biases
@@ -522,6 +537,7 @@ class Seam(nn.Module):
         """Let a cache that was given under an older name too arrive (see `dialect.settled`), note the labels, and make
         ready for a second run."""
         self._labels.put(kwargs.get("labels"))
+        self._vocabulary.begin(kwargs)
         kwargs = dialect.settled(kwargs, where=type(host).__name__)
         self._seconds.drop()
         request = self._asked_to_contrast()

@@ -19,11 +19,11 @@ from alula.anatomy import Anatomy
 from alula.errors import HostError, UsageError
 from alula.grafts.aim.config import AimConfig
 from alula.grafts.base import Graft
+from alula.grafts.embeddings import embedding_length
 from alula.grafts.linears import trained_like
 from alula.seam import LayerView, Phase, Point
 
 FUSED, FUSED_AT = "fused", "fused_at"
-_SAMPLE = 4096  # ids whose embeddings say how long embeddings are
 
 
 class FusingMap(nn.Module):
@@ -144,12 +144,3 @@ def check_positions(anatomy: Anatomy) -> None:
             "have none",
             remedy="take a host with rotary positions",
         )
-
-
-def embedding_length(anatomy: Anatomy) -> float:
-    """Root mean square of token embeddings, as the embedding module gives them (Gemma's scales them)."""
-    embeddings: Any = anatomy.embeddings
-    count = int(embeddings.weight.shape[0])
-    ids = torch.arange(0, count, max(1, count // _SAMPLE), device=embeddings.weight.device)
-    with torch.no_grad():
-        return float(embeddings(ids).float().square().mean().sqrt())
