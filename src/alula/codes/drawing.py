@@ -57,6 +57,7 @@ class Painter(nn.Module):
         super().__init__()
         self.settings = {"width": width, "grid": grid, "patch": patch, "hidden": hidden}
         self.net = nn.Sequential(
+            nn.GroupNorm(1, width),  # centroids are of any length
             nn.Conv2d(width, hidden, 1),
             mixing(hidden, 3, flat=False),
             mixing(hidden, 3, flat=False),

@@ -96,8 +96,7 @@ class EncoderFeatures(nn.Module):
             model: Any = type(made(config).get_encoder()).from_pretrained(directory)
         else:
             model = AutoModel.from_pretrained(directory)
-        reader = AutoImageProcessor if facts["kind"] == "image" else AutoFeatureExtractor
-        return cls(model, reader.from_pretrained(directory), int(facts["layer"]))
+        return cls(model, processor_of(directory, facts["kind"]), int(facts["layer"]))
 
     def _states(self, given: Any) -> Tensor:
         place = next(self.model.parameters())
@@ -137,6 +136,13 @@ class EncoderFeatures(nn.Module):
             if told is not None:  # wav2vec 2 and its like: the mask is of samples, and convolutions have no padding
                 return max(1, int(self.model._get_feat_extract_output_lengths(int(mask.sum()))))
         return max(1, math.ceil(int(mask.sum()) * frames / len(mask)))
+
+
+def processor_of(directory: Path, kind: Kind) -> Any:
+    """The image processor or feature extractor in a directory; torchvision is not needed."""
+    if kind == "image":
+        return AutoImageProcessor.from_pretrained(directory, backend="pil")
+    return AutoFeatureExtractor.from_pretrained(directory)
 
 
 def _encoder_of(model: Any) -> Any:

@@ -22,6 +22,19 @@ _FOLDER = "codes"
 _FACTS = "processor_config.json"
 
 
+class _Reader:
+    """What a processor is asked about items before they are coded, which here is nothing."""
+
+    def __init__(self, codes: CodeTokenizer) -> None:
+        self.sampling_rate = codes.sampling_rate
+
+    def fetch_images(self, images: Any) -> Any:
+        return images
+
+    def fetch_audio(self, audio: Any, sampling_rate: int | None = None) -> Any:
+        return audio
+
+
 class CodesProcessor(ProcessorMixin):
     """Messages with images and sounds to ids of a joint vocabulary, and ids back to items.
 
@@ -88,13 +101,13 @@ class CodesProcessor(ProcessorMixin):
 
     @property
     def image_processor(self) -> Any:
-        """Who asks whether it takes images finds their codes here; None: it takes none."""
-        return self._of_kind("image")
+        """Who asks whether it takes images finds something here; None: it takes none."""
+        return self._reader("image")
 
     @property
     def feature_extractor(self) -> Any:
         """Likewise of sounds; it says their sampling rate."""
-        return self._of_kind("audio")
+        return self._reader("audio")
 
     @property
     def model_input_names(self) -> list[str]:
@@ -104,6 +117,10 @@ class CodesProcessor(ProcessorMixin):
         """An item as text, which the tokenizer reads as the codes of that range."""
         (codes,) = self._codes[name].encode([item])
         return self._text(name, codes.tolist())
+
+    def written_by(self, kind: str) -> str | None:
+        """Name of the codes that items of a kind are written in: the last of that kind. None: there are none."""
+        return next((name for name, each in reversed(self._codes.items()) if each.kind == kind), None)
 
     def items(self, ids: Any) -> list[tuple[str, Any]]:
         """The images and sounds among ids, in order, each with the name of its range; incomplete ones are left out.
@@ -144,8 +161,8 @@ class CodesProcessor(ProcessorMixin):
         given = {key: facts[key] for key in ("text", "image_token", "audio_token")}
         return cls(tokenizer, template, codes=codes, **given)
 
-    def _of_kind(self, kind: str) -> CodeTokenizer | None:
-        return next((each for each in self._codes.values() if each.kind == kind), None)
+    def _reader(self, kind: str) -> _Reader | None:
+        return next((_Reader(each) for each in self._codes.values() if each.kind == kind), None)
 
     def _coded(self, kind: str, items: list[Any]) -> list[str]:
         name = next(name for name, each in self._codes.items() if each.kind == kind)
@@ -153,6 +170,9 @@ class CodesProcessor(ProcessorMixin):
 
     def _text(self, name: str, codes: list[int]) -> str:
         return "".join([begin_of(name), *(code_of(name, code) for code in codes), end_of(name)])
+
+    def _check_special_mm_tokens(self, text: Any, text_inputs: Any, modalities: Any) -> None:
+        """No placeholder is left among the ids: codes stand there."""
 
     def _process_images(self, images: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
         flat: Any = make_flat_list_of_images(images)

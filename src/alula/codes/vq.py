@@ -29,7 +29,7 @@ class VQConfig(Settings):
         width: d.
         hidden: width of encoder and decoder.
         grid, patch: of pictures: codes by side, and pixels by side of each.
-        rate, samples: of sounds: samples per second and per sound.
+        sampling_rate, samples: of sounds: samples per second and per sound.
         hop, bands, steps: of sounds: samples between spectra, their mel bands, and spectra of a code.
         codebook: "ema": codes are moving averages of what they stand for; "loss": they are trained by gradients.
         commitment: factor on the encoder's distance from the codes it chose.
@@ -43,7 +43,7 @@ class VQConfig(Settings):
     hidden: Int = Field(default=96, ge=4, le=2**14)
     grid: Int = Field(default=5, ge=1, le=1024)
     patch: Int = Field(default=8, ge=1, le=1024)
-    rate: Int = Field(default=16000, ge=1, le=2**20)
+    sampling_rate: Int = Field(default=16000, ge=1, le=2**20)
     samples: Int = Field(default=20480, ge=1, le=2**28)
     hop: Int = Field(default=128, ge=1, le=2**16)
     bands: Int = Field(default=64, ge=1, le=1024)
@@ -153,14 +153,14 @@ class VQCodes(CodeTokenizer):
         super().__init__()
         self.config, self.kind, self.size = config, config.kind, config.size
         self.tokens_per_item = config.tokens_per_item
-        self.sampling_rate = config.rate if config.kind == "audio" else None
+        self.sampling_rate = config.sampling_rate if config.kind == "audio" else None
         with torch.random.fork_rng(devices=()):
             if seed is not None:
                 torch.manual_seed(seed)
             self.book = Codebook(config)
             self.encoder, self.decoder = _image_ways(config) if config.kind == "image" else _sound_ways(config)
         self.spectrum = (
-            None if config.kind == "image" else Spectrum(config.rate, config.samples, config.hop, config.bands)
+            None if config.kind == "image" else Spectrum(config.sampling_rate, config.samples, config.hop, config.bands)
         )
 
     def given(self, items: Sequence[Any]) -> Tensor:

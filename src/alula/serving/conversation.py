@@ -18,9 +18,12 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin, TextStreamer, 
 
 from alula.anatomy import unwrap
 from alula.chat_template import TemplateSettings
+from alula.codes import CodesProcessor
 from alula.demonstrations import Shot
 from alula.demonstrations.few_shot import few_shot
 from alula.errors import HostError, UsageError
+from alula.grafts import grafts_of
+from alula.grafts.teal import GENERATES, TealGraft
 from alula.hosts import thoughts
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding, generation_config
@@ -32,14 +35,16 @@ from alula.seam import find, generation_extras, needs_roles
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer: its text, its length in tokens, the seconds it took, whether the user cut it short, and whether it
-    ended inside the thought before the answer proper."""
+    """One answer: its text, its length in tokens, the seconds it took, whether the user cut it short, whether it
+    ended inside the thought before the answer proper, and the images (PIL) and sounds (waveforms) in it, each with the
+    name of its codes."""
 
     text: str
     tokens: int
     seconds: float
     interrupted: bool
     unfinished: bool = False
+    items: tuple[tuple[str, Any], ...] = ()
 
 
 class Conversation:
@@ -73,6 +78,7 @@ class Conversation:
         refuse_lost_prompt(model)
         self.model, self.processor = model, processor
         self.tokenizer: Any = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
+        self.writer = processor if isinstance(processor, CodesProcessor) else None
         self.messages: list[dict[str, Any]] = []
         self.waiting: list[tuple[str, Any]] = []
         self.system: str | None = None
@@ -132,7 +138,28 @@ class Conversation:
         self.system = system or None
         self.reset()
 
-    def ask(self, text: str, on_text: Callable[[str], None]) -> Reply:
+    def written_by(self, kind: str) -> str:
+        """Name of the codes that the model writes images ("image") or sounds ("audio") in.
+
+        Raises:
+            HostError: it writes none.
+        """
+        name = None if self.writer is None else self.writer.written_by(kind)
+        if name is None or self._plan([name]) is None:
+            raise HostError(
+                f"{type(self.model).__name__} writes no {MEDIA[kind].plural}",
+                remedy="chat with an adapter of method teal that has codes of them",
+            )
+        return name
+
+    def _plan(self, names: Sequence[str]) -> torch.Tensor | None:
+        """(1, n) numbers of ranges of codes; None: the model has no codes of its own."""
+        graft = next((each for each in grafts_of(self.model).values() if isinstance(each, TealGraft)), None)
+        if graft is None:
+            return None
+        return torch.tensor([[graft.vocabulary.names.index(name) for name in names]])
+
+    def ask(self, text: str, on_text: Callable[[str], None], *, items: Sequence[str] = ()) -> Reply:
         """Ask a question with the waiting images and stream the answer.
 
         A KeyboardInterrupt during the answer ends it there; what was said stays in the history, without the thought
@@ -142,6 +169,7 @@ class Conversation:
         Args:
             text: the question.
             on_text: called with each piece of the answer as soon as it is final.
+            items: names of codes (`written_by`): the answer begins with an item of each, in order.
 
         Raises:
             HostError: the template or the processor refuses the turns, the text is not encodable or holds the image
@@ -153,7 +181,17 @@ class Conversation:
         question = {"role": "user", "content": [*media, {"type": "text", "text": text}]}
         inputs, roles = self._inputs([*self.messages, question])
         generation = copy.copy(self._generation)
-        generation.max_new_tokens = min(generation.max_new_tokens, self._room(inputs["input_ids"].shape[1]))
+        needed = 0
+        if items:
+            assert self.writer is not None
+            plan = self._plan(items)
+            assert plan is not None
+            inputs[GENERATES] = plan
+            needed = sum(self.writer.vocabulary[name].length for name in items) + 1
+        room = self._room(inputs["input_ids"].shape[1])
+        if needed > room:
+            raise HostError(f"{needed} tokens are to be written and there is room for {room}", remedy="start over")
+        generation.max_new_tokens = min(max(generation.max_new_tokens, needed), room)
 
         stream = _Stream(self.tokenizer, on_text)
         start, interrupted = time.perf_counter(), False
@@ -169,9 +207,14 @@ class Conversation:
             stream.end()
         said = self._said(stream, inputs["input_ids"])
         kept = said.answer if said.finished and said.thought else stream.text
+        made: tuple[tuple[str, Any], ...] = ()
+        if self.writer is not None and items:
+            made = tuple(self.writer.items(stream.ids))
+            ids = [token for token in stream.ids if token not in set(self._stops)]
+            kept = self.tokenizer.decode(ids)  # codes are text to the tokenizer: the next turns see them
         self.messages += [question, {"role": "assistant", "content": [{"type": "text", "text": kept}]}]
         self.waiting = []
-        return Reply(stream.text, len(stream.ids), time.perf_counter() - start, interrupted, not said.finished)
+        return Reply(stream.text, len(stream.ids), time.perf_counter() - start, interrupted, not said.finished, made)
 
     def _said(self, stream: _Stream, prompt: torch.Tensor) -> thoughts.Said:
         stops = set(self._stops)

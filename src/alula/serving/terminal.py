@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import shlex
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
+from scipy.io import wavfile
 
 from alula.data import AudioRef, ImageRef, VideoRef
 from alula.data.videos import DEFAULT_FRAMES
 from alula.errors import AlulaError, UsageError, visible
 from alula.media import MEDIA
-from alula.serving.conversation import Conversation
+from alula.serving.conversation import Conversation, Reply
 
 COMMANDS = {
     "/image PATH ...": "attach images to the next question",
     "/video PATH ...": "attach videos (animated GIF, WebP or PNG)",
     "/audio PATH ...": "attach audio clips (WAV)",
+    "/draw TEXT": "have the model write an image, saved as PNG (adapters of method teal)",
+    "/play TEXT": "have the model write a sound, saved as WAV (likewise)",
     "/reset": "forget the conversation (the system prompt stays)",
     "/system TEXT": "set the system prompt and start over; without TEXT, drop it",
     "/help": "this list",
@@ -114,6 +120,10 @@ class Terminal:
                 self._attach_clips("video", rest)
             case "/audio" | "/sound":
                 self._attach_clips("audio", rest)
+            case "/draw":
+                self._make("image", rest, command)
+            case "/play":
+                self._make("audio", rest, command)
             case _:
                 raise UsageError(f"no command {command!r}", remedy=f"one of: {', '.join(COMMANDS)}")
         return True
@@ -138,14 +148,36 @@ class Terminal:
             size = f"{len(clip)} frames" if kind == "video" else f"{len(clip):,} samples"
             self._say(f"{path.name}, {size}, goes with the next question")
 
-    def _answer(self, question: str) -> None:
+    def _make(self, kind: str, text: str, command: str) -> None:
+        """Have the model write an item, show it where that can be done, and save it in the working directory."""
+        name = self.conversation.written_by(kind)
+        if not text:
+            raise UsageError("what?", where=command, remedy=f"{command} TEXT")
+        self._answer(text, items=[name])
+
+    def _keep(self, reply: Reply) -> None:
+        for name, item in reply.items:
+            is_image = isinstance(item, Image.Image)
+            path = _unused(name, ".png" if is_image else ".wav")
+            if is_image:
+                item.save(path)
+                if self.interactive:
+                    sys.stdout.write(in_blocks(item))
+            else:
+                assert self.conversation.writer is not None
+                rate = self.conversation.writer.codes[name].sampling_rate
+                wavfile.write(path, rate, (np.clip(item, -1, 1) * 32767).astype(np.int16))
+            self._say(f"saved as {path}")
+
+    def _answer(self, question: str, items: Sequence[str] = ()) -> None:
         def write(text: str) -> None:
             sys.stdout.write(_harmless(text) if self.interactive else text)
             sys.stdout.flush()
 
-        reply = self.conversation.ask(question, write)
-        if not reply.text.endswith("\n"):
+        reply = self.conversation.ask(question, write, items=items)
+        if not reply.text.endswith("\n") and (reply.text or not items):
             write("\n")
+        self._keep(reply)
         if reply.interrupted and not self.interactive:
             raise KeyboardInterrupt
         if reply.unfinished:
@@ -179,6 +211,26 @@ class Terminal:
         self.console.print(f"[bold red]error[/bold red] {where}{escape(visible(error.message))}")
         if error.remedy:
             self.console.print(f"[bold]remedy[/bold] {escape(visible(error.remedy))}")
+
+
+def _unused(name: str, suffix: str) -> Path:
+    """A file name in the working directory that nothing has."""
+    numbers = itertools.count(1)
+    return next(path for number in numbers if not (path := Path(f"{name}-{number}{suffix}")).exists())
+
+
+def in_blocks(image: Image.Image, most: int = 60) -> str:
+    """A small picture for a terminal: two pixels a character, the upper one its foreground, in 24-bit colors."""
+    small = image.convert("RGB")
+    small.thumbnail((most, most))
+    pixels = np.array(small).astype(int)
+    if len(pixels) % 2:
+        pixels = np.concatenate([pixels, pixels[-1:]])
+    lines = []
+    for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
+        told = (";".join(map(str, [38, 2, *u, 48, 2, *v])) for u, v in zip(upper, lower, strict=True))
+        lines.append("".join(f"\x1b[{colors}m\u2580" for colors in told) + "\x1b[0m")
+    return "\n".join(lines) + "\n"
 
 
 def _harmless(text: str) -> str:

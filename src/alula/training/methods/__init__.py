@@ -15,11 +15,24 @@ from alula.training.methods.lora import Lora
 from alula.training.methods.mks2 import MKS2
 from alula.training.methods.prefix import Prefix
 from alula.training.methods.projector import Projector
+from alula.training.methods.teal import Teal
 from alula.training.methods.universal import Universal
 from alula.training.methods.wings import Wings
 
 _REGISTRY: Registry[Method] = Registry("alula.methods", "method of training")
-for _method in (Projector(), Full(), Lora(), Prefix(), Wings(), Experts(), MKS2(), Aim(), Browse(), Universal()):
+for _method in (
+    Projector(),
+    Full(),
+    Lora(),
+    Prefix(),
+    Wings(),
+    Experts(),
+    MKS2(),
+    Aim(),
+    Browse(),
+    Universal(),
+    Teal(),
+):
     _REGISTRY.register(_method.name, _method)
 
 

@@ -1,0 +1,174 @@
+"""Method teal: what its stages train, pairs both ways, and what is left behind: an adapter that writes pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import TrainerCallback
+
+import alula
+from alula.codes import CodesProcessor, KMeansCodes, VQCodes, load_codes
+from alula.data import Collator, open_source
+from alula.errors import HostError, RecipeError
+from alula.loading import load_model
+from alula.serving import Conversation
+from alula.serving.terminal import Terminal, in_blocks
+from alula.training import load_recipe, train
+from alula.training.codes import CodesRecipe, fit_codes
+from alula.training.methods.teal import turned
+from tests.training.conftest import MakeRecipe
+
+SOURCE = {"microworld": "caption"}
+
+
+class Hashes(TrainerCallback):
+    """Names of tensors that a stage changed."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, str] = {}
+        self.changed: list[set[str]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.before = _hashes(kwargs["model"])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        after = _hashes(kwargs["model"])
+        self.changed.append({name for name in after if after[name] != self.before[name]})
+
+
+def _hashes(model: Any) -> dict[str, str]:
+    return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One to read pictures by, and another to write them."""
+    folder = tmp_path_factory.mktemp("codes")
+    common: dict[str, Any] = {"source": SOURCE, "items": 24}
+    reading = {"encoder": "fledgling", "size": 12, "random": True}
+    writing = {"size": 8, "width": 4, "grid": 2, "patch": 20, "hidden": 8, "steps": 5, "batch_size": 4}
+    made = fit_codes(CodesRecipe(**common, output_dir=str(folder / "read"), k_means=reading))
+    assert isinstance(made, KMeansCodes)
+    assert isinstance(fit_codes(CodesRecipe(**common, output_dir=str(folder / "write"), vq=writing)), VQCodes)
+    return {"seen": str(folder / "read"), "drawn": str(folder / "write")}
+
+
+@pytest.fixture(scope="module")
+def trained(
+    codes: dict[str, str], host_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Hashes]:
+    """Both stages, two steps each."""
+    run, hashes = tmp_path_factory.mktemp("teal") / "run", Hashes()
+    common = {"method": "teal", "data": {"sources": [SOURCE]}, "steps": 2, "batch_size": 4}
+    raw = {
+        "name": "test",
+        "output_dir": str(run),
+        "device": "cpu",
+        "host": {"path": str(host_directory)},
+        "stages": [
+            {**common, "name": "align", "train": {"teal.projections": 1e-2}, "teal": {"codes": codes}},
+            {**common, "name": "tune", "train": {"teal.projections": 1e-2, "teal.embeddings": 1e-2,
+                                                "teal.bias_norm": 1e-2}},
+        ],
+    }  # fmt: skip
+    from alula.training import parse_recipe
+
+    train(parse_recipe(raw), callbacks=[hashes])
+    return run, hashes
+
+
+def test_each_stage_trains_what_it_says(trained: tuple[Path, Hashes]) -> None:
+    _, hashes = trained
+    align, tune = hashes.changed
+    of_codes = {f"{name}.{part}" for name in ("seen", "drawn") for part in ("inward", "outward")}
+    assert {".".join(name.split(".")[-2:]) for name in align} <= of_codes
+    assert {name.split(".")[-1] for name in align} == {"inward", "outward"}
+    assert all(".alula.teal." in name for name in tune)
+    kinds = {name.split(".alula.teal.")[1].split(".")[0] for name in tune}
+    assert kinds == {"seen", "drawn", "scales", "biases", "gains"}
+
+
+def test_the_adapter_comes_back_with_its_codes(trained: tuple[Path, Hashes], codes: dict[str, str]) -> None:
+    run, _ = trained
+    model, processor = load_model(run / "final")
+    assert isinstance(processor, CodesProcessor)
+    assert list(processor.codes) == ["seen", "drawn"]
+    graft: Any = alula.grafts_of(model)["teal"]
+    assert graft.vocabulary == processor.vocabulary
+    assert processor.codes["drawn"].fingerprint() == load_codes(codes["drawn"]).fingerprint()
+    sample = open_source(SOURCE)[0]
+    batch = Collator(processor)([sample])
+    ids = batch["input_ids"][0]
+    (found,) = processor.vocabulary.found(ids.tolist())
+    picture = sample.images[0].load()
+    assert (found.name, found.codes.tolist()) == ("seen", processor.codes["seen"].encode([picture])[0].tolist())
+    assert not graft.vocabulary.is_code(batch["labels"].clamp_min(0)).any()
+    assert model(input_ids=batch["input_ids"]).logits.shape[-1] == graft.vocabulary.size
+    assert len(processor.tokenizer) == graft.vocabulary.size
+
+
+def test_a_pair_turned_round_is_learnt_as_codes(trained: tuple[Path, Hashes]) -> None:
+    _, processor = load_model(trained[0] / "final")
+    sample = open_source(SOURCE)[0]
+    other = turned(sample, processor)
+    assert other is not None
+    batch = Collator(processor)([other])
+    learnt = batch["labels"][0][batch["labels"][0] != -100].tolist()
+    (found,) = processor.vocabulary.found(learnt)
+    drawn = processor.vocabulary["drawn"]
+    assert found.name == "drawn"
+    assert found.complete
+    assert learnt[: drawn.length] == drawn.ids(found.codes.tolist())
+    assert found.codes.tolist() == processor.codes["drawn"].encode([sample.images[0].load()])[0].tolist()
+    assert turned(other, processor) is None
+    typed = {"role": "user", "content": [{"type": "text", "text": "<drawn:3> </drawn>"}]}
+    (ids,) = processor.apply_chat_template([[typed]], tokenize=True, return_dict=True)["input_ids"]
+    assert processor.vocabulary.found(ids) == []  # letters that people type are letters
+
+
+def test_chat_draws_and_saves(
+    trained: tuple[Path, Hashes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, processor = load_model(trained[0] / "final")
+    talk = Conversation(model, processor, max_new_tokens=4)
+    terminal = Terminal(talk, interactive=True)
+    for line in ("/draw a red circle", "/draw a blue ring", "what is it?"):
+        terminal._line(line)
+    assert Image.open("drawn-1.png").size == Image.open("drawn-2.png").size == (40, 40)
+    assert "\u2580" in capsys.readouterr().out
+    assert talk.messages[1]["role"] == "assistant"
+    with pytest.raises(HostError, match="writes no audio clips"):
+        terminal._line("/play a violin")
+    plain = Conversation(*alula.build_host("fledgling", "fledgling"), max_new_tokens=4)
+    with pytest.raises(HostError, match="writes no images"):
+        plain.written_by("image")
+
+
+def test_pictures_in_a_terminal_are_two_pixels_a_character() -> None:
+    shown = in_blocks(Image.fromarray(np.array([[[255, 0, 0]], [[0, 0, 255]], [[1, 2, 3]]], dtype=np.uint8)))
+    assert shown == "\x1b[38;2;255;0;0;48;2;0;0;255m\u2580\x1b[0m\n\x1b[38;2;1;2;3;48;2;1;2;3m\u2580\x1b[0m\n"
+
+
+def test_recipes_that_make_no_sense_are_refused(recipe: MakeRecipe, codes: dict[str, str], tmp_path: Path) -> None:
+    data = {"sources": [SOURCE]}
+    with pytest.raises(RecipeError, match="does nothing"):
+        recipe(method="teal", train={"teal.bias_norm": 1e-3, "teal.projections": 1e-3}, data=data,
+               teal={"codes": codes, "bias_norm": False})  # fmt: skip
+    with pytest.raises(RecipeError, match=r"no codes_config\.json"):
+        train(recipe(method="teal", train={}, data=data, teal={"codes": {"image": str(tmp_path)}}))
+    with pytest.raises(RecipeError, match="codes"):
+        recipe(method="teal", train={}, data=data, teal={"codes": {}})
+
+
+def test_shipped_recipes_are_runnable() -> None:
+    recipes = Path(__file__).parents[2] / "recipes"
+    assert [stage.method for stage in load_recipe(recipes / "teal.yaml").stages] == ["teal", "teal"]
+    from alula.training.codes import load_codes_recipe
+
+    assert load_codes_recipe(recipes / "codes.yaml").vq is not None
