@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from alula.anatomy import Anatomy
 from alula.codes import CodesProcessor, CodeTokenizer, load_codes
@@ -25,12 +25,6 @@ from alula.training.methods.base import Tunable
 from alula.training.methods.grafted import GraftMethod
 
 
-def _named(codes: dict[str, str]) -> dict[str, str]:
-    if not codes:
-        raise ValueError("it is empty; name directories of codes")
-    return codes
-
-
 class TealSpec(Section):
     """Which codes, how they start, and how often a sample is learnt the other way round.
 
@@ -43,7 +37,7 @@ class TealSpec(Section):
             answer is the prompt, and the item's codes are what is learnt.
     """
 
-    codes: Annotated[dict[str, PathText], AfterValidator(_named)]
+    codes: dict[str, PathText] = Field(default_factory=dict)
     start: Literal["codebook", "random"] = "codebook"
     tied: Bool = False
     bias_norm: Bool = True
@@ -115,6 +109,10 @@ class Teal(GraftMethod):
     continued: ClassVar[tuple[str, ...]] = ("write",)
 
     def check(self, anatomy: Anatomy, settings: TealSpec) -> None:
+        if not settings.codes:
+            raise RecipeError(
+                "no codes are named", where="teal.codes", remedy="codes: {image: DIRECTORY} (alula codes fit)"
+            )
         try:
             anatomy.layer_indices(settings.layers)
             for directory in settings.codes.values():
