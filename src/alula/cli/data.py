@@ -17,6 +17,7 @@ from rich.table import Table
 from alula.bounds import MAX_SEED
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.errors import visible
+from alula.media import MEDIA
 
 FILE = Annotated[
     Path, typer.Argument(exists=True, help="JSONL, LLaVA JSON, a saved dataset, parquet, COCO JSON, or tar files.")
@@ -38,6 +39,13 @@ COLUMN = Annotated[
 ANSWERS = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="Annotations that answer a VQA file's questions.")
 ]
+READING = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MEDIUM.OPTION=VALUE",
+        help="How media are read where records do not say it: depth.unit=mm. Repeatable.",
+    ),
+]
 _LISTED = 20
 """Most bad records of one kind that are printed."""
 
@@ -57,6 +65,7 @@ def check(
     form: FORMAT = "auto",
     split: SPLIT = None,
     column: COLUMN = None,
+    reading: READING = None,
     answers: ANSWERS = None,
     prompts: Annotated[bool, typer.Option(help="Records are evaluation prompts: no assistant turn is needed.")] = False,
     max_pixels: Annotated[
@@ -67,7 +76,7 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Read every record and decode every image; list what is bad, with file, line and reason (20 of each kind; --json
+    """Read every record and decode every medium; list what is bad, with file, line and reason (20 of each kind; --json
     has all).
 
     Exit code 0: all good; 1: something is bad; 2: wrong usage.
@@ -83,6 +92,7 @@ def check(
             images=images,
             split=split,
             columns=_columns(column),
+            reading=_reading(reading),
             answers=answers,
             prompts=prompts,
             max_pixels=max_pixels,
@@ -109,6 +119,7 @@ def check(
             ("  text only", report.text_only),
             ("images", report.images),
             *((name, count) for name, count in (("videos", report.videos), ("audio clips", report.audios)) if count),
+            *((MEDIA[name].plural, count) for name, count in report.others.items()),
             ("placeholders", report.placeholders),
             ("turns", report.turns.total()),
             *((f"  {role}", count) for role, count in report.turns.items()),
@@ -128,11 +139,12 @@ def show(
     form: FORMAT = "auto",
     split: SPLIT = None,
     column: COLUMN = None,
+    reading: READING = None,
     answers: ANSWERS = None,
     first: Annotated[int, typer.Option(min=0, help="Index of the first record to show.")] = 0,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of records.")] = 3,
 ) -> None:
-    """Print records the way alula reads them: roles, texts, and each image, video and audio clip with its size."""
+    """Print records the way alula reads them: roles, texts, and each image, film, sound ... with its size."""
     from alula.data.samples import Sample
     from alula.data.sources import open_file
 
@@ -144,7 +156,15 @@ def show(
         size = ref.load().size if part["type"] == "image" else ref.load().shape
         return f"{ref.name}: {size}"
 
-    source = open_file(file, form=form, images=images, split=split, columns=_columns(column), answers=answers)
+    source = open_file(
+        file,
+        form=form,
+        images=images,
+        split=split,
+        columns=_columns(column),
+        answers=answers,
+        reading=_reading(reading),
+    )
     console = Console()
     for index in range(first, min(first + n, source.size)):
         sample: Sample = source[index]
@@ -169,6 +189,22 @@ def _columns(pairs: list[str] | None) -> dict[str, str]:
             told = "is given twice" if name in found else "is no column that is read"
             raise UsageError(f"{name!r} {told}", where="--column", remedy=f"names are {', '.join(COLUMNS)}")
         found[name] = column
+    return found
+
+
+def _reading(pairs: list[str] | None) -> dict[str, dict[str, object]]:
+    from alula.errors import UsageError
+
+    found: dict[str, dict[str, object]] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        medium, dot, option = name.partition(".")
+        if not equals or not dot or not value:
+            raise UsageError(f"{pair!r} is not MEDIUM.OPTION=VALUE", where="--reading", remedy="such as depth.unit=mm")
+        try:
+            found.setdefault(medium, {})[option] = float(value)
+        except ValueError:
+            found[medium][option] = value
     return found
 
 

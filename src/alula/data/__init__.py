@@ -15,11 +15,16 @@ from alula.data.audio import AudioRef
 from alula.data.errors import (
     AudioError,
     BadSampleError,
+    DepthError,
     EmptyBatchError,
     ImageError,
+    MotionError,
+    NormalsError,
     Place,
     PlaceholderError,
+    PointsError,
     RecordError,
+    ResponseError,
     TooLongError,
     UnsupervisedError,
     VideoError,
@@ -28,6 +33,7 @@ from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef, to_rgb
 from alula.data.mixture import Mixture, PositionBatches, Window, open_mixture
 from alula.data.quarantine import Quarantine
 from alula.data.samples import Sample, Source, message_text
+from alula.data.senses import DepthRef, MotionRef, NormalsRef, PointsRef, ResponseRef
 from alula.data.sources import (
     DatasetSource,
     FileSource,
@@ -43,13 +49,16 @@ if TYPE_CHECKING:
     from alula.data.collate import IGNORED, Collator
 
 __all__ = [
-    "Sample", "ImageRef", "VideoRef", "AudioRef", "to_rgb", "message_text", "DEFAULT_MAX_PIXELS",
+    "Sample", "ImageRef", "VideoRef", "AudioRef",
+    "PointsRef", "DepthRef", "NormalsRef", "MotionRef", "ResponseRef", "to_rgb", "message_text", "DEFAULT_MAX_PIXELS",
     "Source", "FileSource", "DatasetSource", "StreamSource", "open_source", "open_file", "source_files",
     "SourceSpec",
     "Mixture", "MixtureSpec", "TextReplaySpec", "Window", "PositionBatches", "open_mixture", "Quarantine",
     "Collator", "IGNORED",
     "BadSampleError", "RecordError", "PlaceholderError",
-    "ImageError", "VideoError", "AudioError", "TooLongError", "UnsupervisedError", "EmptyBatchError", "Place",
+    "ImageError", "VideoError", "AudioError",
+    "PointsError", "DepthError", "NormalsError", "MotionError", "ResponseError",
+    "TooLongError", "UnsupervisedError", "EmptyBatchError", "Place",
 ]  # fmt: skip
 
 

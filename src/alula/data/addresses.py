@@ -15,7 +15,8 @@ _STARTS = {
     "video": ("iVBORw0KGgo", "R0lGOD", "UklGR"),
     "audio": ("UklGR", "ZkxhQ", "T2dnU", "SUQz", "__v", "//v", "__M", "//M"),
 }
-"""How files of each medium begin in base64: PNG, JPEG, GIF, WebP and WAV (RIFF), TIFF, BMP; FLAC, Ogg, MP3."""
+"""How files of each medium begin in base64: PNG, JPEG, GIF, WebP and WAV (RIFF), TIFF, BMP; FLAC, Ogg, MP3. Other media
+are not told from names so."""
 _SHORTEST = 64
 """Characters of base64 that no name of a file has by chance, and every picture."""
 
@@ -54,7 +55,11 @@ def resolved(text: str, medium: str) -> str | bytes:
         raise AddressError(
             f"{medium} {quoted(text)} is a web address", remedy="download it and give the path; alula fetches nothing"
         )
-    if len(text) >= _SHORTEST and text.lstrip().startswith(_STARTS[medium]) and _LETTERS.fullmatch(_joined(text)):
+    if (
+        len(text) >= _SHORTEST
+        and text.lstrip().startswith(_STARTS.get(medium, ()))
+        and _LETTERS.fullmatch(_joined(text))
+    ):
         return from_base64(text, medium)
     return text
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordError, UnsupervisedError
 from alula.data.images import DEFAULT_MAX_PIXELS
-from alula.data.samples import Sample
+from alula.data.samples import MEDIA, Sample, decoded, parts
 from alula.data.sources import FileLike, open_file
 from alula.errors import AlulaError, quoted
 from alula.jobs import end_with_parent
 
 _CHUNK = 64
+_COUNTED = ("image", "video", "audio")  # by fields of their own
 _LONGEST = 120  # characters of an id that are shown
 _WORTH_A_PROCESS = 256  # records; starting a process takes as long as decoding some hundred small images
 
@@ -50,9 +51,10 @@ class CheckReport:
     Attributes:
         file: its path.
         samples: records, bad ones included.
-        text_only: usable samples without an image, video or audio clip.
+        text_only: usable samples without media.
         images: images of all records whose structure could be read, mismatched ones included.
         videos, audios: likewise videos and audio clips.
+        others: likewise other media, by their names.
         placeholders: places for them.
         turns: messages by role, of usable samples.
         bad: the unusable records, in file order.
@@ -65,6 +67,7 @@ class CheckReport:
     images: int = 0
     videos: int = 0
     audios: int = 0
+    others: Counter[str] = field(default_factory=Counter)
     placeholders: int = 0
     turns: Counter[str] = field(default_factory=Counter)
     bad: list[BadRecord] = field(default_factory=list)
@@ -76,7 +79,13 @@ class CheckReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "turns": dict(self.turns), "ok": self.ok}
+        return {**asdict(self), "turns": dict(self.turns), "others": dict(self.others), "ok": self.ok}
+
+    def _count(self, medium: str, items: int) -> None:
+        if medium in _COUNTED:
+            setattr(self, f"{medium}s", getattr(self, f"{medium}s") + items)
+        elif items:
+            self.others[medium] += items
 
     def _add(self, other: CheckReport) -> None:
         self.samples += other.samples
@@ -84,6 +93,7 @@ class CheckReport:
         self.images += other.images
         self.videos += other.videos
         self.audios += other.audios
+        self.others += other.others
         self.placeholders += other.placeholders
         self.turns += other.turns
         self.bad += other.bad
@@ -96,13 +106,14 @@ def check(
     images: str | os.PathLike[str] | None = None,
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
+    reading: Mapping[str, Mapping[str, Any]] | None = None,
     answers: str | os.PathLike[str] | None = None,
     prompts: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Read every record and decode every image, video and audio clip of a data file or dataset folder.
+    """Read every record and decode every medium of a data file or dataset folder.
 
     Args:
         path: what `open_file` opens.
@@ -110,6 +121,7 @@ def check(
         images: folder relative image paths start from; default: beside the file.
         split: of a dataset that holds several.
         columns: alula's name of a column -> its name in the file.
+        reading: how media are read where records do not say it: medium -> option -> value.
         answers: the annotations that answer the questions of a VQA file.
         prompts: the records are prompts for evaluation, which need no assistant turn.
         max_pixels: largest image accepted.
@@ -122,7 +134,14 @@ def check(
     """
     began = time.perf_counter()
     source = open_file(
-        path, form=form, images=images, max_pixels=max_pixels, split=split, columns=columns, answers=answers
+        path,
+        form=form,
+        images=images,
+        max_pixels=max_pixels,
+        split=split,
+        columns=columns,
+        answers=answers,
+        reading=reading,
     )
     report = CheckReport(file=os.fspath(path))
     for part in _parts(source, prompts, workers):
@@ -165,8 +184,7 @@ def _check_chunk(source: FileLike, chunk: range, prompts: bool) -> CheckReport:
             _check_record(source[index], prompts, report)
         except PlaceholderError as error:
             report.placeholders += error.counts[0]
-            medium = f"{error.medium}s"
-            setattr(report, medium, getattr(report, medium) + error.counts[1])
+            report._count(error.medium, error.counts[1])
             report.bad.append(_bad([error]))
         except BadSampleError as error:
             report.bad.append(_bad([error]))
@@ -179,9 +197,8 @@ def _check_chunk(source: FileLike, chunk: range, prompts: bool) -> CheckReport:
 
 
 def _check_record(sample: Sample, prompts: bool, report: CheckReport) -> None:
-    report.images += len(sample.images)
-    report.videos += len(sample.media("video"))
-    report.audios += len(sample.media("audio"))
+    for medium in MEDIA:
+        report._count(medium, len(sample.media(medium)))
     report.placeholders += len(sample.media())
     faults = list(_faults(sample, prompts))
     if faults:
@@ -198,9 +215,9 @@ def _faults(sample: Sample, prompts: bool) -> Iterator[BadSampleError]:
         yield UnsupervisedError("no assistant turn, so nothing to learn from", place=sample.place)
     elif not prompts and not any(message.get("train", True) for message in answers):
         yield UnsupervisedError("no token to learn from: no answer is to be learnt", place=sample.place)
-    for ref in sample.media():
+    for part in parts(sample.messages):
         try:
-            ref.load()
+            decoded(part, lambda medium: {})
         except BadSampleError as error:
             yield error.at(sample.place)
 

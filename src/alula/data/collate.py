@@ -25,7 +25,7 @@ from alula.data.errors import (
     UnsupervisedError,
 )
 from alula.data.quarantine import Quarantine
-from alula.data.samples import MEDIA, Sample
+from alula.data.samples import MEDIA, Sample, decoded, lazy
 from alula.data.soft_labels import SoftLabels, joined
 from alula.errors import HostError, UsageError
 from alula.inputs import Intake
@@ -68,7 +68,7 @@ class Collator:
       none at all, one is put behind each answer;
     - what `alula.data.soft_labels.joined` makes of answers with soft labels, whose ``labels`` are ``IGNORED``; absent
       without any;
-    - ``mm_token_type_ids`` (B, L) int64, with a processor: 0 text, 1 image, 2 video, 3 audio;
+    - ``mm_token_type_ids`` (B, L) int64, with a processor: 0 text, 1 image, 2 video, 3 audio ... (`alula.media`);
     - ``pixel_values`` and whatever else the image processor makes, absent when no sample holds an image; the same of
       videos and audio clips.
 
@@ -153,8 +153,7 @@ class Collator:
         """Make the batch.
 
         Raises:
-            ImageError, VideoError, AudioError, TooLongError, UnsupervisedError, PlaceholderError, RecordError: a sample
-                is unusable and there is no quarantine; names its file and line.
+            BadSampleError: a sample is unusable and there is no quarantine; names its file and line.
             EmptyBatchError: every sample of the batch is unusable and none can be replaced.
             UsageError: roles are asked for, and the template does not write turn by turn.
         """
@@ -208,8 +207,9 @@ class Collator:
                 if kind in MEDIA:
                     self._refuse_untaken(kind, place)
                     try:
-                        refs.append(MEDIA[kind].from_object(part[kind]))
-                        part = {"type": kind, kind: refs[-1].load(**self.intake.loading(kind))}
+                        part = lazy(part)
+                        refs.append(part[kind])
+                        part = decoded(part, self.intake.loading)
                     except BadSampleError as error:
                         raise error.at(place) from error
                 content.append(part)

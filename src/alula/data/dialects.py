@@ -10,8 +10,8 @@ columns                                         read as
 ``question``, ``answer``                        VQA; of ``answers`` the most frequent one, of VQAv2
                                                 ``multiple_choice_answer``
 ``texts`` of ``user``, ``assistant``            the_cauldron's
-``image`` or ``file_name``, ``text`` or         a caption: the picture alone is the user's turn
-``caption``
+``image``, ``points`` ... or ``file_name``,     a caption: the picture alone is the user's turn
+``text`` or ``caption``
 ==============================================  =================================================================
 
 Media stand before the first words of the first user turn, unless a placeholder says where. What else would change the
@@ -27,14 +27,14 @@ from typing import Any
 from alula.data.errors import Place, RecordError
 from alula.data.keys import names_of, refuse_others, void
 from alula.data.samples import Sample
-from alula.data.shapes import PLACEHOLDER, ImageFolder, from_conversations, from_messages
+from alula.data.shapes import LISTS, PLACEHOLDER, ImageFolder, from_conversations, from_messages, holds_media
 from alula.errors import quoted
 
 PROMPTS = ("prompt", "instruction", "question", "query")
 MORE = ("input", "query")  # behind the prompt
 ANSWERS = ("completion", "response", "output", "answer", "multiple_choice_answer", "answers")
 CAPTIONS = ("text", "caption")
-MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
+MEDIA_KEYS = tuple(key for keys in LISTS.values() for key in reversed(keys))
 FILE_NAMES = ("file_name", "image_file_name")
 
 _WORDS = frozenset({*PROMPTS, *MORE, *ANSWERS, *CAPTIONS} - {"answers"})
@@ -140,7 +140,8 @@ def _says(key: str, value: Any) -> bool:
 def _pictured(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with the file that it is called after as its picture, where it names no other medium."""
     name = next((key for key in FILE_NAMES if not void(record.get(key))), None)
-    if name is None or any(not void(record.get(key)) for key in MEDIA_KEYS):
+    held = (key for kind, keys in LISTS.items() for key in keys if holds_media(kind, record.get(key)))
+    if name is None or any(not void(record[key]) for key in held):
         return dict(record)
     rest = {key: value for key, value in record.items() if key != name and key not in MEDIA_KEYS}
     return {**rest, "image": record[name]}
@@ -232,8 +233,8 @@ def _with_media(turns: list[dict[str, Any]], record: Mapping[str, Any]) -> list[
     if not all(isinstance(content, str) for content in contents):
         return turns  # parts say where media stand
     found: list[dict[str, Any]] = []
-    for kind in ("image", "video", "audio"):
-        given = next((record[key] for key in (kind, f"{kind}s") if not void(record.get(key))), None)
+    for kind, keys in LISTS.items():
+        given = next((value for key in keys if not void(value := record.get(key)) and holds_media(kind, value)), None)
         if given is None or (kind == "image" and any(PLACEHOLDER in str(content) for content in contents)):
             continue
         count = sum(not void(one) for one in given) if isinstance(given, list | tuple) else 1

@@ -61,7 +61,7 @@ class PlaceholderError(BadSampleError):
 
     Attributes:
         counts: placeholders and images (videos, audio clips) of the record, where they were counted.
-        medium: ``image``, ``video`` or ``audio``.
+        medium: a name of `alula.media`.
     """
 
     kind = "placeholders"
@@ -85,6 +85,36 @@ class AudioError(BadSampleError):
     """An audio clip that is missing, corrupt, truncated, or too long."""
 
     kind = "audio"
+
+
+class PointsError(BadSampleError):
+    """A point cloud that is missing, corrupt, or without places."""
+
+    kind = "points"
+
+
+class DepthError(BadSampleError):
+    """A depth map that is missing, corrupt, without a unit, or too far."""
+
+    kind = "depth"
+
+
+class NormalsError(BadSampleError):
+    """A map of surface normals that is missing, corrupt, or of no unit vectors."""
+
+    kind = "normals"
+
+
+class MotionError(BadSampleError):
+    """A motion recording that is missing, corrupt, or without rate or units."""
+
+    kind = "motion"
+
+
+class ResponseError(BadSampleError):
+    """A brain response that is missing, corrupt, with voxels that are not finite, or too large."""
+
+    kind = "response"
 
 
 class TooLongError(BadSampleError):

@@ -1,4 +1,4 @@
-"""What references to images, videos and audio clips share: where the content is, and a stable name for it."""
+"""What references to media share: where the content is, and a stable name for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LoadableArray(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MediaRef:
-    """An image, video or audio clip not yet decoded; picklable.
+    """An image, video, audio clip, point cloud ... not yet decoded; picklable.
 
     Attributes:
         name: what error messages call it.
@@ -42,6 +42,10 @@ class MediaRef:
     error: ClassVar[type[BadSampleError]]
     decoding: ClassVar[str]
     """Changes when decoding changes, so that features cached under old fingerprints are not reused."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """Fields that a content part may say beside the medium: how it is to be read."""
+    files: ClassVar[tuple[str, ...]] = ()
+    """Those of them that name a file."""
 
     name: str
     paths: tuple[str, ...] = ()
@@ -102,6 +106,8 @@ class MediaRef:
             BadSampleError: the file is missing.
         """
         digest = hashlib.sha256(f"{self.noun}{self.decoding}".encode())
+        if said := {name: value for name in self.options if (value := getattr(self, name)) is not None}:
+            digest.update(f"said\0{said}\0".encode())
         if self.data is not None:
             digest.update(b"bytes\0" + self.data)
         elif self.paths:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from alula import media
 from alula.data.audio import AudioRef
 from alula.data.errors import Place, RecordError
 from alula.data.images import ImageRef
+from alula.data.senses import DepthRef, MotionRef, NormalsRef, PointsRef, ResponseRef
 from alula.data.videos import VideoRef
 
 ROLES = ("system", "user", "assistant")
@@ -18,8 +19,20 @@ BROWSED = "browsed"
 """key of `Sample.meta` for messages that are read before the sample's own are answered, where they are others; and what
 stands beside a batch of them (see `alula.training.browsing`)"""
 
-MEDIA: dict[str, Any] = {"image": ImageRef, "video": VideoRef, "audio": AudioRef}
+MEDIA: dict[str, Any] = {
+    "image": ImageRef,
+    "video": VideoRef,
+    "audio": AudioRef,
+    "points": PointsRef,
+    "depth": DepthRef,
+    "normals": NormalsRef,
+    "motion": MotionRef,
+    "response": ResponseRef,
+}
 """Type of a content part -> class of the reference it holds under a key of the same name."""
+
+PICTURED = ("depth", "normals")
+"""media whose parts may hold a picture of the same view under ``image``"""
 
 
 @dataclass(slots=True)
@@ -29,9 +42,10 @@ class Sample:
     Attributes:
         id: the record's own id, or one made from file and line.
         messages: ``{"role": ..., "content": [{"type": "text", "text": str} | {"type": "image", "image": ImageRef}
-            | {"type": "video", "video": VideoRef} | {"type": "audio", "audio": AudioRef}]}``, the plain transformers
-            chat shape with lists everywhere; ``"train": False`` beside an answer that is not to be learnt from,
-            ``"soft": SoftLabels`` beside one that is learnt by its tokens' distributions (`alula.data.soft_labels`).
+            | {"type": "video", "video": VideoRef} | ...]}`` (`MEDIA`), the plain transformers chat shape with lists
+            everywhere; beside a depth map or normals ``"image": ImageRef``, where there is a picture of the same view.
+            ``"train": False`` stands beside an answer that is not to be learnt from, ``"soft": SoftLabels`` beside one
+            that is learnt by its tokens' distributions (`alula.data.soft_labels`).
         source: name of the source it came from.
         meta: whatever else the record carried.
         place: file and line, for error messages.
@@ -51,7 +65,7 @@ class Sample:
         return self.media("image")
 
     def media(self, *kinds: str) -> list[Any]:
-        """The references of these kinds (``image``, ``video``, ``audio``; all by default) in reading order."""
+        """The references of these kinds (names of `MEDIA`; all by default) in reading order."""
         wanted = kinds or tuple(MEDIA)
         return [part[part["type"]] for part in parts(self.messages) if part["type"] in wanted]
 
@@ -88,9 +102,50 @@ def image_part(image: ImageRef) -> dict[str, Any]:
     return {"type": "image", "image": image}
 
 
-def media_part(kind: str, ref: Any) -> dict[str, Any]:
-    """A part of a kind of ``MEDIA``."""
-    return {"type": kind, kind: ref}
+def media_part(kind: str, ref: Any, picture: ImageRef | None = None) -> dict[str, Any]:
+    """A part of a kind of ``MEDIA``; ``picture`` shows the same view."""
+    return {"type": kind, kind: ref, **({} if picture is None else {"image": picture})}
+
+
+def lazy(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part whose medium is given as it may be (arrays, anything with ``load()``) -> one that holds references.
+
+    Raises:
+        BadSampleError: no medium can be made of what it holds.
+    """
+    kind = part["type"]
+    if kind not in MEDIA:
+        return dict(part)
+    picture = part.get("image") if kind in PICTURED else None
+    return media_part(
+        kind, MEDIA[kind].from_object(part[kind]), None if picture is None else ImageRef.from_object(picture)
+    )
+
+
+def decoded(part: Mapping[str, Any], loading: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
+    """A part with its medium read, and the picture beside it.
+
+    Args:
+        part: as `lazy` makes it.
+        loading: arguments for reading a medium, by its name.
+
+    Raises:
+        BadSampleError: it cannot be read; or a picture that lies on its side beside its map.
+    """
+    kind = part["type"]
+    if kind not in MEDIA:
+        return dict(part)
+    value = part[kind].load(**loading(kind))
+    if kind not in PICTURED or part.get("image") is None:
+        return media_part(kind, value)
+    picture = part["image"].load(**loading("image"))
+    height, width = value.shape[:2]
+    if height != width and (picture.width, picture.height) == (height, width):
+        raise part[kind].error(
+            f"{part[kind].told} is {width} x {height}, and the picture beside it {height} x {width}",
+            remedy="one of them lies on its side: save array.T, (height, width)",
+        )
+    return media_part(kind, value, picture)
 
 
 def user(text: str, *images: Any) -> dict[str, Any]:

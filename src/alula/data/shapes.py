@@ -11,18 +11,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from alula.data.addresses import AddressError, from_base64, resolved
-from alula.data.audio import AudioRef
 from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordError
 from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef
 from alula.data.keys import learnt, names_of, refuse_in_record, refuse_others
-from alula.data.samples import BROWSED, MEDIA, ROLES, Sample, check_turns, image_part, media_part, text_part
-from alula.data.videos import VideoRef
-from alula.errors import quoted
+from alula.data.samples import BROWSED, MEDIA, PICTURED, ROLES, Sample, check_turns, image_part, media_part, text_part
+from alula.errors import UsageError, quoted
 
 PLACEHOLDER = "<image>"
 _PLACE = re.compile(r"(\\*)" + re.escape(PLACEHOLDER))
@@ -46,13 +44,29 @@ _IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
 _CLIP_KEYS = ("url", "path", "base64")  # beside the kind's own name
 _ENTRY = ("bytes", "path", "url", "width", "height", "format")  # of what stands in a list of media
 _TURN = ("role", "content", "weight", "train")
-_CLIPS: dict[str, type[VideoRef] | type[AudioRef]] = {"video": VideoRef, "audio": AudioRef}
+_CLIPS = tuple(kind for kind in MEDIA if kind != "image")
 _PART_KEYS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "image": ("index", *_IMAGE_KEYS),
     "image_url": ("index", *_IMAGE_KEYS),
-    **{kind: ("index", kind, *_CLIP_KEYS) for kind in _CLIPS},
+    **{
+        kind: ("index", kind, *_CLIP_KEYS, *MEDIA[kind].options, *(("image",) if kind in PICTURED else ()))
+        for kind in _CLIPS
+    },
 }
+LISTS: dict[str, tuple[str, ...]] = {
+    "image": ("images", "image"),
+    "video": ("videos", "video"),
+    "audio": ("audios", "audio"),
+    "points": ("points",),
+    "depth": ("depths", "depth"),
+    "normals": ("normals",),
+    "motion": ("motions", "motion"),
+    "response": ("responses",),  # a record's `response` is an answer
+}
+"""Kind -> keys of a record that may hold its media of that kind"""
+
+_WORDS = ("points", "depth", "normals", "motion", "response")  # that may be called so without being media
 
 
 _MEDIA_PARTS = ("image", "image_url", *_CLIPS)
@@ -65,10 +79,15 @@ class ImageFolder:
     Attributes:
         roots: folders a relative path is looked for in, in order.
         max_pixels: limit handed to every reference.
+        reading: how media are read where records do not say it: kind -> option -> value (`MediaRef.options`).
     """
 
     roots: tuple[str, ...]
     max_pixels: int = DEFAULT_MAX_PIXELS
+    reading: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_reading(self.reading)
 
     def ref(self, value: Any) -> ImageRef:
         """A path, ``file:`` or ``data:`` address, base64, bytes, or Arrow's ``{"bytes", "path"}`` -> reference.
@@ -82,32 +101,43 @@ class ImageFolder:
 
     def part_ref(self, part: Mapping[str, Any], key: str, kind: str = "image") -> Any:
         """The medium an inline content part names under ``key``."""
+        said = self.said(kind, part)
         if key != "base64" or str(part[key]).startswith("data:"):
-            return self._ref(kind, part[key])
+            return self._ref(kind, part[key], said)
         try:
-            return self._from_bytes(kind, from_base64(str(part[key]), kind), "<base64>")
+            return self._from_bytes(kind, from_base64(str(part[key]), kind), "<base64>", said)
         except AddressError as error:
             raise MEDIA[kind].error(error.message) from None
 
-    def clip(self, kind: str, value: Any) -> VideoRef | AudioRef:
-        """A video or audio clip, named as `ref` takes it -> reference.
+    def clip(self, kind: str, value: Any) -> Any:
+        """A medium of another kind, named as `ref` takes it -> reference.
 
         Raises:
-            VideoError, AudioError: a web address, broken base64, or another type.
+            BadSampleError: a web address, broken base64, or another type; an option that is none.
             RecordError: it holds a key that would be dropped.
         """
-        ref: VideoRef | AudioRef = self._ref(kind, value)
-        return ref
+        return self._ref(kind, value)
 
-    def _ref(self, kind: str, value: Any) -> Any:
+    def said(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What a part, or an entry of a list, says about how its medium is to be read."""
+        medium = MEDIA[kind]
+        said = {name: given[name] for name in medium.options if not _nothing(given.get(name))}
+        return {name: self._found(value) if name in medium.files else value for name, value in said.items()}
+
+    def _found(self, name: Any) -> Any:
+        roots = self.roots or (".",)
+        return tuple(os.path.abspath(os.path.join(root, name)) for root in roots) if isinstance(name, str) else name
+
+    def _ref(self, kind: str, value: Any, said: Mapping[str, Any] | None = None) -> Any:
         medium = MEDIA[kind]
         if isinstance(value, Mapping):
-            refuse_others(value, _ENTRY, kind, None)
+            refuse_others(value, (*_ENTRY, *medium.options), kind, None)
+            said = {**self.said(kind, value), **(said or {})}
             if value.get("bytes") is not None:
-                return self._from_bytes(kind, value["bytes"], str(value.get("path") or "<bytes>"))
+                return self._from_bytes(kind, value["bytes"], str(value.get("path") or "<bytes>"), said)
             value = value.get("path") or value.get("url")
         if isinstance(value, bytes):
-            return self._from_bytes(kind, value, "<bytes>")
+            return self._from_bytes(kind, value, "<bytes>", said)
         if not isinstance(value, str) or not value:
             raise medium.error(f"{kind} must be a path or bytes, not {quoted(value)}")
         try:
@@ -115,14 +145,36 @@ class ImageFolder:
         except AddressError as error:
             raise medium.error(error.message, remedy=error.remedy) from None
         if isinstance(found, bytes):
-            return self._from_bytes(kind, found, "<base64>")
-        return medium.from_path(found, roots=self.roots, **self._limits(kind))
+            return self._from_bytes(kind, found, "<base64>", said)
+        return medium.from_path(found, roots=self.roots, **self._fields(kind, said))
 
-    def _from_bytes(self, kind: str, data: Any, name: str) -> Any:
-        return MEDIA[kind].from_bytes(data, name=name, **self._limits(kind))
+    def _from_bytes(self, kind: str, data: Any, name: str, said: Mapping[str, Any] | None = None) -> Any:
+        return MEDIA[kind].from_bytes(data, name=name, **self._fields(kind, said))
 
-    def _limits(self, kind: str) -> dict[str, int]:
-        return {} if kind == "audio" else {"max_pixels": self.max_pixels}
+    def _fields(self, kind: str, said: Mapping[str, Any] | None) -> dict[str, Any]:
+        limits = {"max_pixels": self.max_pixels} if hasattr(MEDIA[kind], "max_pixels") else {}
+        return {**limits, **self.said(kind, self.reading.get(kind, {})), **(said or {})}
+
+
+def check_reading(reading: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse options that no medium has, and values that they cannot have.
+
+    Raises:
+        UsageError: with what is legal.
+    """
+    for kind, said in reading.items():
+        where = f"reading.{kind}"
+        if kind not in MEDIA or not MEDIA[kind].options:
+            legal = ", ".join(name for name, medium in MEDIA.items() if medium.options)
+            raise UsageError("nothing is to be said about how it is read", where=where, remedy=f"media are {legal}")
+        for name in said:
+            if name not in MEDIA[kind].options:
+                legal = ", ".join(MEDIA[kind].options)
+                raise UsageError("no such option", where=f"{where}.{name}", remedy=f"options are {legal}")
+        try:
+            MEDIA[kind](kind, **said)
+        except BadSampleError as error:
+            raise UsageError(error.message, where=where, remedy=error.remedy) from None
 
 
 class _Media:
@@ -165,17 +217,17 @@ def from_messages(record: Any, *, folder: ImageFolder, source: str, place: Place
     """Read ``{"messages": [{"role", "content"}], "images": [...]}``; content is text or a list of parts.
 
     Image parts name their image inline (``image``, ``path``, ``url``, ``base64``, ``image_url``) or take the next of
-    ``images`` (or the one at ``index``). Video and audio parts likewise (``video`` or ``audio``, ``path``, ``url``; the
-    next of ``videos`` or ``audios``). ``browsed`` may hold messages likewise, which are read before these are answered
-    (see `alula.data.samples.BROWSED`); their parts name their images inline.
+    ``images`` (or the one at ``index``). Parts of other media likewise (their kind's name, ``path``, ``url``; the next
+    of ``videos``, ``audios`` ..., `LISTS`), with the options of their kind beside them. ``browsed`` may hold messages
+    likewise, which are read before these are answered (see `alula.data.samples.BROWSED`); their parts name their images
+    inline.
 
     Raises:
-        RecordError, PlaceholderError, ImageError, VideoError, AudioError: with file and line.
+        BadSampleError: with file and line.
     """
     record, place = _begin(record, "messages", place, hint="a conversations file is read by the source kind `llava`")
-    media = {
-        kind: _Media(_listed(record, (f"{kind}s", kind), place), folder, kind) for kind in ("image", "video", "audio")
-    }
+    lists = {kind: [key for key in keys if holds_media(kind, record.get(key))] for kind, keys in LISTS.items()}
+    media = {kind: _Media(_listed(record, keys, place), folder, kind) for kind, keys in lists.items()}
     media["image"].parts = _by_parts(record["messages"], ("content",), len(media["image"].refs))
     messages = []
     for number, message in enumerate(record["messages"]):
@@ -188,7 +240,8 @@ def from_messages(record: Any, *, folder: ImageFolder, source: str, place: Place
         if role not in ROLES:
             raise RecordError(f"{at}: unknown role {quoted(role)}", place=place, remedy=f"roles are {', '.join(ROLES)}")
         messages.append(_turn(role, message, _content(message["content"], media, at, place), at, place))
-    used = ("messages", BROWSED, *(name for kind in media for name in (kind, f"{kind}s")))
+    used = ("messages", BROWSED, *LISTS["image"], *LISTS["video"], *LISTS["audio"])
+    used += tuple(key for keys in lists.values() for key in keys if key not in used)
     sample = _finish(record, messages, media, source, place, used=used)
     if not _nothing(record.get(BROWSED)):
         browsed = from_messages({"messages": record[BROWSED]}, folder=folder, source=source, place=place)
@@ -206,12 +259,12 @@ def from_conversations(record: Any, *, folder: ImageFolder, source: str, place: 
         RecordError, PlaceholderError, ImageError: with file and line.
     """
     record, place = _begin(record, "conversations", place, hint="a messages file is read by the source kind `jsonl`")
-    other = next((name for kind in _CLIPS for name in (kind, f"{kind}s") if not _nothing(record.get(name))), None)
+    other = next((key for kind in _CLIPS for key in LISTS[kind] if holds_media(kind, record.get(key))), None)
     if other:
         raise RecordError(
             f"the record carries {other!r}; conversations hold text and images only",
             place=place,
-            remedy="write videos and audio clips as messages (source kind `jsonl`)",
+            remedy="write other media as messages (source kind `jsonl`)",
         )
     images = _Media(_listed(record, ("image", "images"), place), folder)
     media = {"image": images}
@@ -269,7 +322,15 @@ def _nothing(value: Any) -> bool:
     return value is None or value == ""
 
 
-def _listed(record: Mapping[str, Any], keys: tuple[str, str], place: Place) -> list[Any]:
+def holds_media(kind: str, value: Any) -> bool:
+    """Whether a column of that name holds media: points may be a score and depth a number of steps."""
+    if _nothing(value):
+        return False
+    several = value if isinstance(value, list | tuple) else [value]
+    return kind not in _WORDS or not all(isinstance(one, int | float) for one in several)
+
+
+def _listed(record: Mapping[str, Any], keys: Sequence[str], place: Place) -> list[Any]:
     given = [record[key] for key in keys if not _nothing(record.get(key))]
     if len(given) > 1:
         raise RecordError(f"both {keys[0]!r} and {keys[1]!r} are given", place=place, remedy="keep one of them")
@@ -299,7 +360,8 @@ def _content(content: Any, media: Mapping[str, _Media], at: str, place: Place) -
             raise RecordError(
                 f"{at}: content[{number}] is neither a text part nor an image part: {quoted(part)}",
                 place=place,
-                remedy='parts are {"type": "text", "text": ...} and {"type": "image" (or "video", "audio"), ...}',
+                remedy='parts are {"type": "text", "text": ...} and {"type": "image", "image": ...}; likewise '
+                + ", ".join(_CLIPS),
             )
     return found
 
@@ -346,12 +408,15 @@ def _named(part: Mapping[str, Any], keys: Sequence[str], place: Place) -> str | 
 
 
 def _clip(part: Mapping[str, Any], clips: _Media, place: Place) -> list[dict[str, Any]]:
-    key = _named(part, (clips.kind, *_CLIP_KEYS), place)
-    if key is None:
-        ref = clips.take(part["index"] if isinstance(part.get("index"), int) else None)
-        return [] if ref is None else [media_part(clips.kind, ref)]
+    key, kind, folder = _named(part, (clips.kind, *_CLIP_KEYS), place), clips.kind, clips.folder
     try:
-        return [media_part(clips.kind, clips.folder.part_ref(part, key, clips.kind))]
+        beside = part.get("image") if kind in PICTURED else None
+        picture = None if _nothing(beside) else folder.ref(beside)
+        if key is not None:
+            return [media_part(kind, folder.part_ref(part, key, kind), picture)]
+        ref = clips.take(part["index"] if isinstance(part.get("index"), int) else None)
+        said = folder.said(kind, part)
+        return [] if ref is None else [media_part(kind, replace(ref, **said) if said else ref, picture)]
     except BadSampleError as error:
         raise error.at(place) from None
 

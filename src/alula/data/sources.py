@@ -18,7 +18,7 @@ from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.keys import names_of
 from alula.data.records import RecordFile
 from alula.data.registry import SourceKind, register
-from alula.data.samples import BROWSED, MEDIA, Sample, Source, check_turns, media_part
+from alula.data.samples import BROWSED, Sample, Source, check_turns, lazy
 from alula.data.shapes import ImageFolder, from_conversations
 from alula.data.specs import (
     CocoSpec,
@@ -34,6 +34,9 @@ from alula.data.specs import (
 from alula.data.tables import load_table, table_files
 from alula.data.webdataset import TarSource, shards_of
 from alula.errors import DataError, UsageError, quoted
+
+Reading = Mapping[str, Mapping[str, Any]]
+"""medium -> option -> value (`alula.data.media.MediaRef.options`)"""
 
 Reader = Callable[..., Sample]
 """``from_record``, or ``from_conversations`` where nothing else is meant."""
@@ -52,6 +55,7 @@ class FileSource:
         name: default: the file's name without suffix.
         limit: use only the first n records.
         columns: alula's name of a column -> its name in the file.
+        reading: how media are read where records do not say it.
 
     Raises:
         DataError: the file is missing, empty or not parseable as a whole.
@@ -68,12 +72,13 @@ class FileSource:
         name: str | None = None,
         limit: int | None = None,
         columns: Mapping[str, str] | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self._records = RecordFile(path)
         self._reader = _with_columns(reader, columns)
         if columns:
             _refuse_unknown(columns, _first_keys(self._records), str(path))
-        self._folder = ImageFolder(_roots(self._records.path.parent, images), max_pixels)
+        self._folder = ImageFolder(_roots(self._records.path.parent, images), max_pixels, dict(reading or {}))
         self.name = name or self._records.path.stem
         self.size: int = min(len(self._records), limit or len(self._records))
 
@@ -113,6 +118,7 @@ class DatasetSource:
         name: str | None = None,
         limit: int | None = None,
         columns: Mapping[str, str] | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self.path = Path(os.path.abspath(path))
         table = load_table(self.path, split)
@@ -123,7 +129,7 @@ class DatasetSource:
         # Arrow format hands out the stored structs: no Image feature decodes behind our back
         self._table = table.with_format("arrow")
         folder = self.path if self.path.is_dir() else self.path.parent
-        self._folder = ImageFolder(_roots(folder, images), max_pixels)
+        self._folder = ImageFolder(_roots(folder, images), max_pixels, dict(reading or {}))
         self.name = name or self.path.stem
         self.size: int = min(len(table), limit or len(table))
 
@@ -205,12 +211,7 @@ def _worded(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _lazily(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{**message, "content": list(map(_lazy, message["content"]))} for message in messages]
-
-
-def _lazy(part: dict[str, Any]) -> dict[str, Any]:
-    kind = part["type"]
-    return media_part(kind, MEDIA[kind].from_object(part[kind])) if kind in MEDIA else part
+    return [{**message, "content": list(map(lazy, message["content"]))} for message in messages]
 
 
 def open_source(
@@ -255,8 +256,8 @@ def _file_options(spec: Any, base: Path) -> dict[str, Any]:
 
 
 def _options(spec: FileSpec) -> dict[str, Any]:
-    columns = {"columns": spec.columns} if isinstance(spec, RecordsSpec) else {}
-    return {"max_pixels": spec.max_pixels, "name": spec.name, "limit": spec.limit, **columns}
+    more = {"columns": spec.columns, "reading": spec.reading} if isinstance(spec, RecordsSpec) else {}
+    return {"max_pixels": spec.max_pixels, "name": spec.name, "limit": spec.limit, **more}
 
 
 def _open_dataset(spec: DatasetSpec, base: Path) -> FileSource | DatasetSource:
@@ -328,6 +329,7 @@ def open_file(
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
     answers: str | os.PathLike[str] | None = None,
+    reading: Reading | None = None,
 ) -> FileLike:
     """Open a file or folder whose kind is found out from what it holds.
 
@@ -335,6 +337,7 @@ def open_file(
         form: a name of `FORMS`.
         columns: alula's name of a column -> its name in the file.
         answers: the annotations that answer the questions of a VQA file.
+        reading: how media are read where records do not say it: medium -> option -> value.
 
     Raises:
         UsageError: an unknown form, an image folder that is not there, or a setting that the form does not have.
@@ -348,20 +351,22 @@ def open_file(
     for option, given, takes in (
         ("split", split, ("dataset",)),
         ("columns", columns, ("jsonl", "llava", "dataset", "webdataset")),
+        ("reading", reading, ("jsonl", "dataset", "webdataset")),
         ("images", images, ("jsonl", "llava", "dataset", "coco")),
         ("answers", answers, ("coco",)),
     ):
         if given and form not in takes:
             raise UsageError(f"{option} is without effect on {form}", where=str(path), remedy="leave it out")
+    options: dict[str, Any] = {"max_pixels": max_pixels, "columns": columns, "reading": reading}
     match form:
         case "dataset":
-            return _dataset(Path(path), split, images=images, max_pixels=max_pixels, columns=columns)
+            return _dataset(Path(path), split, images=images, **options)
         case "coco":
             return CocoSource(path, answers=answers, images=images, max_pixels=max_pixels)
         case "webdataset":
-            return TarSource(path, max_pixels=max_pixels, columns=columns)
+            return TarSource(path, **options)
     reader = from_record if form == "jsonl" else from_conversations
-    return FileSource(path, reader, images=images, max_pixels=max_pixels, columns=columns)
+    return FileSource(path, reader, images=images, **options)
 
 
 def _form_of(path: Path, columns: set[str]) -> str:

@@ -23,7 +23,8 @@ from alula import plugins
 from alula.data.dialects import COLUMNS
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.data.registry import SOURCES, SourceKind
-from alula.errors import RecipeError
+from alula.data.shapes import check_reading
+from alula.errors import RecipeError, UsageError
 from alula.settings import Int, Number, Settings, refusal
 
 
@@ -74,6 +75,9 @@ class RecordsSpec(FileSpec):
     """Files of records, whose columns may be called otherwise than alula calls them."""
 
     columns: dict[str, str] = Field(default_factory=dict, description="what alula calls a column -> its name there")
+    reading: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="how media are read where records do not say it: {depth: {unit: mm}}"
+    )
 
     @field_validator("columns")
     @classmethod
@@ -81,6 +85,15 @@ class RecordsSpec(FileSpec):
         for name in value:
             if name not in COLUMNS:
                 raise ValueError(f"{name!r} is no column that is read; those are {', '.join(COLUMNS)}")
+        return value
+
+    @field_validator("reading")
+    @classmethod
+    def _readable(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        try:
+            check_reading(value)
+        except UsageError as error:
+            raise ValueError(f"{error.where}: {error.message} ({error.remedy})") from None
         return value
 
 

@@ -19,7 +19,7 @@ from alula.data.errors import BadSampleError, Place, RecordError
 from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.keys import void
 from alula.data.samples import Sample
-from alula.data.shapes import ImageFolder
+from alula.data.shapes import LISTS, ImageFolder
 from alula.errors import DataError
 from alula.files import regular
 
@@ -27,9 +27,13 @@ _KINDS = {
     **dict.fromkeys(("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"), "image"),
     **dict.fromkeys(("wav", "flac", "ogg", "mp3"), "audio"),
     "gif": "image",
+    **dict.fromkeys(("ply", "las", "laz", "pcd"), "points"),
+    "csv": "motion",
+    "nii": "response",
     **dict.fromkeys(("txt", "text", "caption"), "text"),
     "json": "json",
 }
+_SENSES = ("points", "depth", "normals", "motion", "response")
 _NOTES = ("cls", "index", "id", "key", "__key__", "url")
 _TURNS = ("messages", "conversations", "texts")
 _NAMING = ("image", "images", "file_name")
@@ -59,10 +63,12 @@ class TarSource:
         name: str | None = None,
         limit: int | None = None,
         columns: Mapping[str, str] | None = None,
+        reading: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.path = Path(os.path.abspath(path))
         self.shards = shards_of(self.path)
-        self._folder, self._columns = ImageFolder((), max_pixels), dict(columns or {})
+        beside = (str(self.path if self.path.is_dir() else self.path.parent),)
+        self._folder, self._columns = ImageFolder(beside, max_pixels, dict(reading or {})), dict(columns or {})
         self._samples = [sample for number, shard in enumerate(self.shards) for sample in _indexed(number, shard)]
         if not self._samples:
             raise DataError("holds no samples", where=str(path))
@@ -98,18 +104,19 @@ class TarSource:
             raise RecordError(f"two members are called {max(names, key=names.count)!r}", place=place)
         with open(self.shards[members[0].shard], "rb") as stream:
             for member in members:
-                kind = _KINDS.get(member.extension.rpartition(".")[2])
+                kind = _kind(member.extension)
                 if kind is None:
                     if member.extension in _NOTES:
                         continue
                     raise RecordError(
                         f"the member .{member.extension} would be dropped",
                         place=place,
-                        remedy=f"read are {', '.join(_KINDS)}; leave others out of the shard",
+                        remedy=f"read are {', '.join(_KINDS)} and .depth.png, .motion.npy and their like; leave others "
+                        "out of the shard",
                     )
                 stream.seek(member.offset)
                 content = stream.read(member.size)
-                if kind in ("image", "audio"):
+                if kind not in ("text", "json"):
                     media.setdefault(kind, []).append((member, {"bytes": content, "path": member.name}))
                     continue
                 try:
@@ -131,7 +138,15 @@ class TarSource:
         listed = next((given for key in _NAMING if (given := found.get(key)) and _are_names(given)), None)
         if "image" in media:  # the record says under which names they were, which are the members'
             found = {key: value for key, value in found.items() if key not in _NAMING or not _are_names(value)}
-        return {**found, **{f"{kind}s": _in_order(values, listed) for kind, values in media.items()}}
+        return {**found, **{LISTS[kind][0]: _in_order(values, listed) for kind, values in media.items()}}
+
+
+def _kind(extension: str) -> str | None:
+    """What a member holds: as its suffix says, or the name of a medium before it, ``.depth.png``."""
+    named, dot, _ = extension.partition(".")
+    if dot and named in _SENSES:
+        return named
+    return _KINDS.get(extension.removesuffix(".gz").rpartition(".")[2])
 
 
 def _are_names(value: Any) -> bool:

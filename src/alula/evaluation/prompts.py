@@ -12,7 +12,7 @@ from PIL import Image
 
 from alula import media
 from alula.chat_template import TemplateSettings
-from alula.data.samples import MEDIA
+from alula.data import samples
 from alula.errors import EvaluationError, HostError, UsageError
 from alula.evaluation.items import Message, images_of
 from alula.evaluation.results import Part, Turn
@@ -44,11 +44,7 @@ def loaded(messages: Sequence[Message], intake: Intake) -> list[dict[str, Any]]:
         kind = part["type"]
         if kind == "image":
             return {"type": "image", "image": load_image(part["image"])}
-        if kind in MEDIA:
-            made = {"type": kind, kind: MEDIA[kind].from_object(part[kind]).load(**intake.loading(kind))}
-            beside = part.get("image")  # the picture of the view that a map is of
-            return made if beside is None else {**made, "image": load_image(beside)}
-        return dict(part)
+        return samples.decoded(samples.lazy(part), intake.loading)
 
     return [{"role": message["role"], "content": [*map(decoded, message["content"])]} for message in messages]
 

@@ -91,10 +91,11 @@ class Conversation:
         set_seed(decoding.seed)
 
     def attach_clip(self, kind: str, clip: np.ndarray) -> None:
-        """Put a video or an audio clip before the text of the next question.
+        """Put a medium other than an image before the text of the next question.
 
         Args:
-            kind: ``video`` (frames, uint8 (F, H, W, 3)) or ``audio`` (samples of ``sampling_rate``, float (N,)).
+            kind: ``video`` (frames, uint8 (F, H, W, 3)), ``audio`` (samples of ``sampling_rate``, float (N,)), or
+                another name of `alula.media` (what its reference in `alula.data` loads).
 
         Raises:
             HostError: the model takes none.
@@ -103,11 +104,11 @@ class Conversation:
         self.waiting.append((kind, clip))
 
     def require(self, kind: str) -> None:
-        """Raise a HostError unless the model takes videos (``video``) or audio clips (``audio``)."""
+        """Raise a HostError unless the model takes media of that kind (``video``, ``audio`` ...)."""
         if kind not in self.intake.takes:
             raise HostError(
                 f"{type(self.model).__name__} takes no {MEDIA[kind].plural}",
-                remedy="chat with a host that does (alula.build_host with video=True or audio=)",
+                remedy="chat with a host that does (alula.build_host with video=True, audio= or modalities=)",
             )
 
     def attach(self, image: Image.Image) -> None:

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.markup import escape
 from scipy.io import wavfile
 
-from alula.data import AudioRef, ImageRef, VideoRef
+from alula.data import AudioRef, ImageRef, VideoRef, samples
+from alula.data.shapes import check_reading
 from alula.data.videos import DEFAULT_FRAMES
 from alula.errors import AlulaError, UsageError, visible
 from alula.media import MEDIA
@@ -34,6 +35,8 @@ COMMANDS = {
     "/audio PATH ...": "attach audio clips (WAV)",
     "/draw TEXT": "have the model write an image, saved as PNG (adapters of method teal)",
     "/play TEXT": "have the model write a sound, saved as WAV (likewise)",
+    "/points PATH ...": "attach point clouds; likewise /depth, /normals, /motion and /response",
+    "/depth PATH unit=mm": "what a file leaves open is said behind it",
     "/reset": "forget the conversation (the system prompt stays)",
     "/system TEXT": "set the system prompt and start over; without TEXT, drop it",
     "/help": "this list",
@@ -124,6 +127,8 @@ class Terminal:
                 self._make("image", rest, command)
             case "/play":
                 self._make("audio", rest, command)
+            case _ if MEDIA.get(kind := command[1:]) is not None:
+                self._attach_read(kind, rest)
             case _:
                 raise UsageError(f"no command {command!r}", remedy=f"one of: {', '.join(COMMANDS)}")
         return True
@@ -170,6 +175,23 @@ class Terminal:
             self._say(f"saved as {path}")
 
     def _answer(self, question: str, items: Sequence[str] = ()) -> None:
+
+    def _attach_read(self, kind: str, rest: str) -> None:
+        """Attach media that are read with options: words with = behind the paths."""
+        talk = self.conversation
+        talk.require(kind)
+        ref = samples.MEDIA[kind]
+        words = rest.split()
+        said = [word for word in words if word.partition("=")[0] in ref.options and "=" in word]
+        given = {name: _value(value) for name, _, value in (word.partition("=") for word in said)}
+        check_reading({kind: given})
+        paths = _paths(" ".join(word for word in words if word not in said) if said else rest, f"/{kind}")
+        read = [ref.from_path(path, **given).load(**talk.intake.loading(kind)) for path in paths]
+        for path, value in zip(paths, read, strict=True):
+            talk.attach_clip(kind, value)
+            self._say(f"{path.name}, {' x '.join(map(str, value.shape))}, goes with the next question")
+
+    def _answer(self, question: str) -> None:
         def write(text: str) -> None:
             sys.stdout.write(_harmless(text) if self.interactive else text)
             sys.stdout.flush()
@@ -238,6 +260,14 @@ def _harmless(text: str) -> str:
     return "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text
     )
+
+
+def _value(text: str) -> str | float:
+    """A number where it is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _paths(text: str, command: str = "/image") -> list[Path]:
