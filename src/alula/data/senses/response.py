@@ -7,7 +7,7 @@ import io
 import os
 from dataclasses import dataclass
 from importlib import import_module
-from typing import IO, Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -168,7 +168,7 @@ def _volume(source: str | io.BytesIO, told: str, last: bool = False) -> tuple[np
     return values, image.affine, values.ndim > 3
 
 
-def _unpacked(source: str | io.BytesIO, packed: bool) -> IO[bytes]:
+def _unpacked(source: str | io.BytesIO, packed: bool) -> BinaryIO | gzip.GzipFile:
     """The file, decompressed where it is packed."""
     if packed:
         return gzip.open(source)
