@@ -174,8 +174,6 @@ class Terminal:
                 wavfile.write(path, rate, (np.clip(item, -1, 1) * 32767).astype(np.int16))
             self._say(f"saved as {path}")
 
-    def _answer(self, question: str, items: Sequence[str] = ()) -> None:
-
     def _attach_read(self, kind: str, rest: str) -> None:
         """Attach media that are read with options: words with = behind the paths."""
         talk = self.conversation
@@ -191,7 +189,7 @@ class Terminal:
             talk.attach_clip(kind, value)
             self._say(f"{path.name}, {' x '.join(map(str, value.shape))}, goes with the next question")
 
-    def _answer(self, question: str) -> None:
+    def _answer(self, question: str, items: Sequence[str] = ()) -> None:
         def write(text: str) -> None:
             sys.stdout.write(_harmless(text) if self.interactive else text)
             sys.stdout.flush()
