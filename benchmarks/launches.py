@@ -102,8 +102,8 @@ def decoder(shape: str, layers: int, dtype: torch.dtype) -> Any:
     if shape == "7b":
         config: Any = Qwen2Config(
             vocab_size=512,
-            hidden_size=448,
-            intermediate_size=512,
+            hidden_size=112,
+            intermediate_size=128,
             num_hidden_layers=layers,
             num_attention_heads=7,
             num_key_value_heads=1,

@@ -93,6 +93,9 @@ def decoder(device: str, dtype: torch.dtype | None, *, shrink: bool) -> tuple[An
     return model, batches, "random LLaVA host (prompts of 320 rows, 256 of them image rows, batches of 2)"
 
 
+HOSTS = {"fledgling": fledgling, "decoder": decoder}
+
+
 def measure(model: Any, batches: Sequence[dict[str, Any]], device: str, rounds: int) -> dict[str, Any]:
     """Times per pass, plain and measured in turns, and their ratios."""
     parameter = next(model.parameters())
@@ -144,6 +147,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="in place of the hosts' own")
     parser.add_argument("--shrink", action="store_true", help="small hosts and batches: checks this script, not speed")
+    parser.add_argument("--only", choices=tuple(HOSTS), help="measure one host; the other is left out of the record")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "probes.json")
     options = parser.parse_args()
@@ -156,7 +160,9 @@ def main() -> None:
         "hosts": {},
     }
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    for name, make in (("fledgling", fledgling), ("decoder", decoder)):
+    for name, make in HOSTS.items():
+        if options.only not in (None, name):
+            continue
         model, batches, what = make(options.device, dtype, shrink=options.shrink)
         print(what, file=sys.stderr)
         config = model.config.get_text_config()

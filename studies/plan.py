@@ -195,8 +195,5 @@ def logged_steps(recipe: Recipe) -> int:
 
 
 def scaled(steps: Sequence[int], factor: float) -> tuple[int, ...]:
-    """Increasing step counts times a factor, each at least one more than the last."""
-    found: list[int] = []
-    for step in steps:
-        found.append(max(round(step * factor), found[-1] + 1 if found else 1))
-    return tuple(found)
+    """Increasing step counts times a factor, each at least one; those that come to the same are one."""
+    return tuple(sorted({max(1, round(step * factor)) for step in steps}))

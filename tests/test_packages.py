@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import sysconfig
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,22 +30,64 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return built
 
 
+MISSING = (
+    ("quickstart",),
+    ("fledgling", "show"),
+    ("chat", "fledgling"),
+    ("eval", "fledgling"),
+    ("eval", "MODEL", "--task", "text_bare"),
+    ("train", "recipe.yaml"),
+)
+"""commands that the fledgling brings, or brings something for"""
+RECIPE = """
+name: a
+output_dir: out
+host: {path: .}
+stages: [{name: one, method: full, steps: 1, data: {sources: [{microworld: visual}]}}]
+"""
+PROGRAM = """
+import contextlib, importlib, io, json, os, pkgutil, sys, alula
+for module in pkgutil.walk_packages(alula.__path__, "alula."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+from alula.cli.app import main
+from alula.data.registry import SOURCES
+from alula.evaluation import task_names
+print(json.dumps({"tasks": task_names(), "sources": SOURCES.names()}), flush=True)
+for words in json.loads(sys.argv[1]):
+    if os.fork() == 0:  # each in a process of its own; only what is imported is shared
+        sys.argv = ["alula", *words]
+        code = 0
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code or 0
+        print(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue()}), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
 @pytest.fixture(scope="module")
-def alone(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a process that has alula's wheel and what it requires, and nothing else of this repository."""
-    place = tmp_path_factory.mktemp("alone")
+def said(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """What a process says that has alula's wheel and what it requires, and nothing else of this repository: what is
+    there once every module is imported, and how commands end."""
+    place, folder = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("folder")
     with zipfile.ZipFile(wheels["alula"]) as wheel:
         wheel.extractall(place)
     for installed in Path(sysconfig.get_path("purelib")).iterdir():
         if not installed.name.lower().startswith(("alula", "_alula", "__editable__")) and installed.suffix != ".pth":
             (place / installed.name).symlink_to(installed)
-    return {**os.environ, "PYTHONPATH": str(place)}
-
-
-def python(environment: dict[str, str], *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "recipe.yaml").write_text(RECIPE)
+    commands = [*MISSING, ("--help",)]
     # -S: no .pth of this environment is read, so that what is installed for development is not there
-    command = [sys.executable, "-S", *arguments]
-    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
+    words = [sys.executable, "-S", "-c", PROGRAM, json.dumps(commands)]
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    there, *ends = map(json.loads, done.stdout.splitlines())
+    return {"there": there, **dict(zip(commands, ends, strict=True))}
 
 
 def test_what_every_user_installs_is_small_and_holds_no_apparatus(wheels: dict[str, Path]) -> None:
@@ -63,46 +107,18 @@ def test_the_fledgling_is_whole(wheels: dict[str, Path]) -> None:
     assert not [name for name in names if name.startswith("alula/")]
 
 
-def test_without_the_fledgling_all_of_alula_is_there(alone: dict[str, str], tmp_path: Path) -> None:
-    code = (
-        "import importlib, pkgutil, alula\n"
-        "for module in pkgutil.walk_packages(alula.__path__, 'alula.'):\n"
-        "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
-        "from alula.evaluation import task_names\n"
-        "from alula.data.registry import SOURCES\n"
-        "print(task_names(), SOURCES.names())\n"
-    )
-    done = python(alone, "-c", code, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "() ('jsonl', 'llava', 'dataset', 'coco', 'webdataset')\n"
+def test_without_the_fledgling_all_of_alula_is_there(said: dict[Any, Any]) -> None:
+    assert said["there"] == {"tasks": [], "sources": ["jsonl", "llava", "dataset", "coco", "webdataset"]}
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["quickstart"],
-        ["fledgling", "show"],
-        ["chat", "fledgling"],
-        ["eval", "fledgling"],
-        ["eval", "MODEL", "--task", "text_bare"],
-        ["train", "recipe.yaml"],
-    ],
-    ids=" ".join,
-)
-def test_what_the_fledgling_brings_is_named_where_it_is_missing(
-    arguments: list[str], alone: dict[str, str], tmp_path: Path
-) -> None:
-    (tmp_path / "recipe.yaml").write_text(
-        "name: a\noutput_dir: out\nhost: {path: .}\n"
-        "stages: [{name: one, method: full, steps: 1, data: {sources: [{microworld: visual}]}}]\n"
-    )
-    done = python(alone, "-m", "alula", *arguments, cwd=tmp_path)
-    assert done.returncode != 0
-    assert "pip install 'alula[fledgling]'" in " ".join(done.stderr.split()), done.stderr
+@pytest.mark.parametrize("words", MISSING, ids=" ".join)
+def test_what_the_fledgling_brings_is_named_where_it_is_missing(words: tuple[str, ...], said: dict[Any, Any]) -> None:
+    assert said[words]["code"] != 0
+    assert "pip install 'alula[fledgling]'" in " ".join(said[words]["err"].split()), said[words]
 
 
-def test_help_names_no_command_that_is_missing(alone: dict[str, str], tmp_path: Path) -> None:
-    done = python(alone, "-m", "alula", "--help", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "audit" in done.stdout
-    assert "quickstart" not in done.stdout
+def test_help_names_no_command_that_is_missing(said: dict[Any, Any]) -> None:
+    end = said["--help",]
+    assert end["code"] == 0, end
+    assert "audit" in end["out"]
+    assert "quickstart" not in end["out"]

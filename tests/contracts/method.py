@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from alula.training.methods import METHODS
 from alula.training.methods.base import Method
 from alula.training.metrics import read_rows
 from tests.contracts.toy_method import METHOD as TOY
+from tests.forked import Forked
 from tests.hosts import tiny
 
 TOY_FILE = Path(__file__).with_name("toy_method.py")
@@ -53,17 +53,6 @@ def test_what_it_expands_is_its_own(method: Method) -> None:
 def host_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     host = build_host(tiny.decoder("llama", tied=True), tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer())
     return save_host(host, tmp_path_factory.mktemp("hosts") / "tiny")
-
-
-PROGRAM = """
-import sys
-from alula.loading import load_model
-from alula.training import load_recipe, train
-recipe = load_recipe(sys.argv[1])
-assert recipe.stages[0].settings.note == "hello", recipe
-result = train(recipe)
-print(type(load_model(result.final).model).__name__)
-"""
 
 
 def host_for(method: Method, plain: Path) -> Host:
@@ -145,13 +134,7 @@ _BARE = "from alula.training.methods.base import HostMethod\nclass Bare(HostMeth
 )
 def test_a_package_whose_method_is_broken_is_named(tmp_path: Path, code: str, said: str) -> None:
     site = _site(tmp_path / "site", code + "\n")
-    paths = [str(site), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-m", "alula", "train", "recipe.yaml"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-    )
+    done = Forked.command("train", "recipe.yaml", site=site).done()
     assert done.returncode == 2
     told = " ".join(done.stderr.split())
     for part in ("the package toy-tuning 1.0", "toy_tuning:METHOD", said, "remedy mend or uninstall the package"):
@@ -177,20 +160,34 @@ def _recipe(host: Path, output: Path, **changed: Any) -> Path:
     return path
 
 
-def _run(site: Path, *command: str) -> str:
-    """Run Python with the toy's package installed."""
-    paths = [str(site), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], env=os.environ | environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-6000:]
-    return done.stdout
+def _trained(recipe: Path) -> None:
+    """What a user's program does where the toy's package is installed."""
+    from alula.loading import load_model
+    from alula.training import load_recipe, train
+
+    loaded: Any = load_recipe(recipe)
+    assert loaded.stages[0].settings.note == "hello", loaded
+    print(type(load_model(train(loaded).final).model).__name__)
+
+
+def _ended(*processes: Forked) -> list[str]:
+    """What they said, once all are done."""
+    try:
+        ends = [process.done() for process in processes]
+    finally:
+        for process in processes:
+            if not process.over:
+                process.kill()
+    assert [end.returncode for end in ends] == [0] * len(ends), "\n".join(end.stderr[-6000:] for end in ends)
+    return [end.stdout for end in ends]
 
 
 def test_a_method_of_another_package_is_a_file_and_an_entry_point(tmp_path: Path, host_directory: Path) -> None:
     """Installed, it is legal in recipes with a section of its own, and trains; nothing of alula is changed."""
     site = _site(tmp_path / "site", TOY_FILE.read_text())
     recipe = _recipe(host_directory, tmp_path / "run", steps=1)
-    assert _run(site, "-c", PROGRAM, str(recipe)).split()[-1] == "LlavaForConditionalGeneration"
+    (said,) = _ended(Forked(partial(_trained, recipe), site=site))
+    assert said.split()[-1] == "LlavaForConditionalGeneration"
     (row,) = read_rows(tmp_path / "run" / "metrics.jsonl")
     mixture = MixtureSpec.model_validate({"sources": [{"microworld": "visual"}, {"microworld": "text"}], "seed": 0})
     stream = open_mixture(mixture)
@@ -212,12 +209,12 @@ def test_a_method_of_another_package_is_a_file_and_an_entry_point(tmp_path: Path
 def test_a_methods_losses_are_the_big_batchs_in_any_split(tmp_path: Path, host_directory: Path) -> None:
     """Micro-batches and processes, whichever way weights are shared between these."""
     site = _site(tmp_path / "site", TOY_FILE.read_text())
-    worker = str(Path(__file__).parents[1] / "training" / "distributed_worker.py")
+    worker = Path(__file__).parents[1] / "training" / "distributed_worker.py"
     whole, split = (_recipe(host_directory, tmp_path / str(size), micro_batch_size=size) for size in (8, 2))
-    _run(site, worker, str(whole), str(split))
+    _ended(Forked.script(worker, str(whole), str(split), site=site))
     shared = [_recipe(host_directory, tmp_path / how, micro_batch_size=2, distributed=how) for how in ("fsdp", "ddp")]
-    port = f"--master-port={30400 + os.getpid() % 500}"
-    _run(site, "-m", "torch.distributed.run", "--nproc-per-node=2", port, worker, *map(str, shared))
+    port = 30400 + os.getpid() % 500
+    _ended(*(Forked.script(worker, *map(str, shared), site=site, ranks=(rank, 2, port)) for rank in range(2)))
     expected = read_rows(tmp_path / "8" / "metrics.jsonl")
     assert [row["step"] for row in expected] == [1, 2]
     for other in ("2", "fsdp", "ddp"):

@@ -134,7 +134,7 @@ def gather_in_process(rank: int, store: str, names: list[str]) -> None:
 
 def test_processes_gather_the_whole(tmp_path: Any) -> None:
     names, store = ["attention", "alignment", "geometry", "overlap"], str(tmp_path / "store")
-    torch.multiprocessing.start_processes(gather_in_process, (store, names), nprocs=2, start_method="spawn")
+    torch.multiprocessing.start_processes(gather_in_process, (store, names), nprocs=2, start_method="fork")
     model, wholes = deep(layers=2), [PROBES[name]() for name in names]
     with torch.no_grad(), watch(model, wholes):
         for seed in range(2):

@@ -31,7 +31,7 @@ KEPT = ("first-layer", "queries", "untrained-tower")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[AlignmentPlan, AlignmentRecord]:
     output = tmp_path_factory.mktemp("alignment") / "study"
-    plan = AlignmentPlan(output=output, configurations=KEPT, samples=4, items=6, steps=0.004)
+    plan = AlignmentPlan(output=output, configurations=KEPT, samples=4, items=3, steps=0.007)
     return plan, alignment(plan, command="python -m studies alignment", workers=0, quiet=True)
 
 

@@ -34,9 +34,9 @@ def finished(population: tuple[ShiftPlan, ShiftRecord]) -> tuple[ShiftPlan, Shif
 
 def test_every_run_is_measured_at_every_milestone(finished: tuple[ShiftPlan, ShiftRecord]) -> None:
     plan, record = finished
-    assert [(run.text, run.rate) for run in record.runs] == [(0.0, 1e-2), (0.3, 1e-2), (0.5, 1e-2)]
+    assert [(run.text, run.rate) for run in record.runs] == [(0.0, 3e-2), (0.3, 3e-2), (0.5, 3e-2)]
     assert all(tuple(run.models) == plan.milestones for run in record.runs)
-    assert record.whole.models == 12
+    assert record.whole.models == 6
     assert record.whole.pearson.permutations == 6
     assert ShiftRecord.load(plan.output / "outcome.json") == record
 
@@ -46,7 +46,7 @@ def test_text_share_and_rate_reach_the_training(finished: tuple[ShiftPlan, Shift
     bare, mixed = plan.recipe_of(plan.runs[0]).stages[0], plan.recipe_of(plan.runs[2]).stages[0]
     assert bare.data.text_replay is None
     assert mixed.data.text_replay.ratio == 0.5
-    assert mixed.learning_rates == {"llm": 1e-2, "projector": 1e-2}
+    assert mixed.learning_rates == {"llm": 3e-2, "projector": 3e-2}
     assert mixed.steps == plan.milestones[-1]
     assert mixed.data.sources == bare.data.sources
 
@@ -102,8 +102,8 @@ def test_the_report_holds_the_verdict_and_needs_nothing_else(finished: tuple[Shi
 
 def test_the_command_line(finished: tuple[ShiftPlan, ShiftRecord], monkeypatch: Any, capsys: Any) -> None:
     plan, record = finished
-    arguments = ["--output", plan.output, "--texts", "0,0.3,0.5", "--rates", "1e-2", "--items", 2, "--samples", 3]
-    arguments += ["--steps", 0.01, "--workers", 0, "--json"]
+    arguments = ["--output", plan.output, "--texts", "0,0.3,0.5", "--rates", "3e-2", "--items", 2, "--samples", 3]
+    arguments += ["--steps", 0.009, "--workers", 0, "--json"]
     monkeypatch.setattr(sys, "argv", ["studies", "attention-shift", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         run_command_line(commands)

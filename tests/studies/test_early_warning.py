@@ -48,7 +48,7 @@ def test_signals_are_what_the_trainings_wrote_down(finished: tuple[WarningPlan, 
         moved = [abs(row["probes"]["alignment"] - start["probes"]["alignment"]) for row in rows]
         assert run.signals["alignment"] == pytest.approx(moved)
         assert run.signals["text_loss"][0] == rows[0]["retention"]["loss"] - rows[0]["retention"]["loss_before"]
-        assert run.signals["rate"] == [-2.0] * len(rows)
+        assert run.signals["rate"] == [math.log10(3e-2)] * len(rows)
         assert 0 < run.retention_seconds < run.seconds
     assert set(record.judged) == set(SIGNALS)
 

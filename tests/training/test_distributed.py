@@ -26,6 +26,7 @@ from alula.training.participation import lockstep
 from alula.training.parts import find_parts, select
 from alula.training.stage import blank_image
 from alula_fledgling.microworld import export_jsonl, text_items, visual_items
+from tests.forked import Forked
 from tests.training.conftest import rows
 
 SECONDS = 240  # a hang is a failure; the run itself takes some 30 s on a free machine
@@ -83,12 +84,15 @@ def written(plain: Callable[..., dict[str, Any]], divided: Path, folder: Path, s
 def launch(recipes: list[Path], processes: int, port: int) -> None:
     """Run the worker; kill it and everything it started when it takes too long."""
     worker = Path(__file__).with_name("distributed_worker.py")
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+    words = [*map(str, recipes)]
+    if processes == 1:
+        ended = Forked.script(worker, *words).done(SECONDS)
+        assert ended.returncode == 0, ended.stderr[-6000:]
+        return
+    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     process = subprocess.Popen(
-        [*start, str(worker), *map(str, recipes)],
+        [*start, str(worker), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from alula.training import inputs, layout, train
 from alula.training.checkpoint import SEAL, is_complete, newest, prune, seal
 from alula.training.layout import RunDirectory
 from alula.training.metrics import read_rows, rewind
+from tests.forked import Forked
 from tests.training.conftest import MakeRecipe, rows
 
 STEPS = 12
@@ -313,32 +313,21 @@ def test_a_killed_process_loses_nothing(plain: Callable[..., Any], tmp_path: Pat
     assert "nothing to do" in again.stdout
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-
-def command(file: Path) -> list[str]:
-    return [sys.executable, "-m", "alula", "train", str(file)]
-
-
 def cli(file: Path, *, check: bool, json_too: bool = True) -> subprocess.CompletedProcess[str]:
-    words = [*command(file), *(["--json"] if json_too else [])]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
+    done = Forked.command("train", file, *(["--json"] if json_too else [])).done()
     assert done.returncode == 0 or not check, done.stderr
     return done
 
 
 def kill_at(file: Path, moment: Callable[[], bool]) -> None:
     """Start the run in a process of its own and kill it as soon as ``moment`` has come."""
-    process = subprocess.Popen(command(file), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    process = Forked.command("train", file)
     deadline = time.monotonic() + 120
     while not moment():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            assert process.stderr is not None
-            pytest.fail(f"the moment never came: {process.stderr.read().decode()[-2000:]}")
+        if process.over or time.monotonic() > deadline:
+            pytest.fail(f"the moment never came: {process.kill().stderr[-2000:]}")
         time.sleep(0.0005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert process.kill().returncode == -signal.SIGKILL
 
 
 def test_settings_that_came_later_do_not_make_it_another_recipe(recipe: MakeRecipe) -> None:
