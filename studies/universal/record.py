@@ -34,9 +34,7 @@ class UniversalRecord(Record):
 
     def seen(self, arm: str, medium: str) -> Estimate:
         """How much worse captions are told behind another's item: what the model has of the item."""
-        return _estimate(
-            [self._losses(s, arm, medium, "others") - self._losses(s, arm, medium, "own") for s in self.seeds]
-        )
+        return _estimate([self._had(seed, arm, medium) for seed in self.seeds])
 
     def change(self, arm: str, other: str, medium: str | None = None) -> Estimate:
         """Loss behind the own item against another arm's, caption by caption; None: mean over media."""
@@ -47,6 +45,13 @@ class UniversalRecord(Record):
                 for s in self.seeds
             ]
         )
+
+    def seen_change(self, arm: str, other: str, medium: str) -> Estimate:
+        """What the model has of the item (`seen`) against another arm's, caption by caption."""
+        return _estimate([self._had(s, arm, medium) - self._had(s, other, medium) for s in self.seeds])
+
+    def _had(self, seed: int, arm: str, medium: str) -> np.ndarray:
+        return self._losses(seed, arm, medium, "others") - self._losses(seed, arm, medium, "own")
 
     def _losses(self, seed: int, arm: str, medium: str, item: str) -> np.ndarray:
         return np.asarray(self.seeds[seed][arm][medium][item], dtype=np.float64)

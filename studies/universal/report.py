@@ -13,7 +13,7 @@ from studies.universal.record import UniversalRecord
 
 _WORDS = {"image": "pictures", "video": "films", "audio": "sounds"}
 
-# what the paper says of two arms: the question, the better one, the worse one, its own figures
+# the question, the arm that the paper prefers, the other, what it found
 CLAIMS = (
     (
         "Joint or separate training?",
@@ -60,20 +60,26 @@ def markdown(record: UniversalRecord) -> str:
 
 
 def verdict(record: UniversalRecord) -> list[str]:
-    """What of the paper holds, claim by claim."""
-    said = []
+    """What of the paper holds, claim by claim; first, what is seen at all."""
+    seen = ", ".join(f"{_WORDS[medium]} {_nats(record.seen(JOINT, medium))}" for medium in record.media)
+    said = [
+        "What does the joint arm have of the item? Told behind another's, captions lose so many nats per token more: "
+        f"{seen}."
+    ]
     for question, better, worse, paper in CLAIMS:
-        found = record.change(worse, better)
-        name = "joint arm" if better == JOINT else ARMS[better].label
-        if found.low > 0:
-            here = f"the {name}: {ARMS[worse].label} loses {_nats(found)} nats per token more"
-        elif found.high < 0:
-            less = _nats(Estimate(-found.value, -found.high, -found.low))
-            here = f"not the {name}: {ARMS[worse].label} loses {less} nats per token less"
-        else:
-            here = f"no difference shown: {ARMS[worse].label} {_change(found)} nats per token"
-        said.append(f"{question} Here {here}. The paper: {paper}.")
+        loss, had = record.change(worse, better), record.seen_change(worse, better, "image")
+        said.append(
+            f"{question} Here, with {ARMS[worse].label}, captions of all media lose {_change(loss)} "
+            f"({_sign(loss, -1)}), and of a picture there is had {_change(had)} ({_sign(had, 1)}). The paper: {paper}."
+        )
     return said
+
+
+def _sign(found: Estimate, good: int) -> str:
+    """What a change against the joint arm means, where more (1) or less (-1) is good."""
+    if found.low <= 0 <= found.high:
+        return "no difference shown"
+    return "better" if found.value * good > 0 else "worse"
 
 
 def figures(record: UniversalRecord) -> dict[str, str]:

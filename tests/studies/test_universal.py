@@ -84,8 +84,10 @@ def test_figures_are_caption_by_caption(tmp_path: Path) -> None:
     record.save(tmp_path / "outcome.json")
     assert UniversalRecord.load(tmp_path / "outcome.json") == record
     said = verdict(record)
-    assert len(said) == len(CLAIMS)
-    assert "one model per medium loses 0.100 (0.100 to 0.100) nats per token more" in said[0]
+    assert len(said) == 1 + len(CLAIMS)
+    assert "pictures 1.000 (1.000 to 1.000)" in said[0]
+    assert "with one model per medium, captions of all media lose +0.100 (+0.100 to +0.100) (worse)" in said[1]
+    assert "had -0.100 (-0.100 to -0.100) (worse)" in said[1]
     assert table(record).row_count == len(ARMS)
     assert markdown(record).count("**") == 6
     assert "what of OneLLM holds here?" in render(report(record))

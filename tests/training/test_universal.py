@@ -140,8 +140,9 @@ def test_wrong_stages_are_refused(source: Path, tmp_path: Path) -> None:
         train(recipe(stock, tmp_path / "b", aligning("image")), quiet=True)
 
 
-def test_the_shipped_recipe_replays_earlier_media_evenly() -> None:
-    shipped = load_recipe("recipes/universal.yaml")
+@pytest.mark.parametrize("name", ["universal", "onellm-7b"])
+def test_the_shipped_recipes_replay_earlier_media_evenly(name: str) -> None:
+    shipped = load_recipe(f"recipes/{name}.yaml")
     aligned: set[str] = set()
     *alignment, instruction = shipped.stages
     for stage in alignment:
@@ -149,10 +150,14 @@ def test_the_shipped_recipe_replays_earlier_media_evenly() -> None:
         assert media > aligned
         aligned = media
         assert set(stage.learning_rates) == {"connector.shared", *(f"connector.{medium}" for medium in media)}
-        mixture = open_data(stage.data, seed=0)
-        kinds = [sample.media()[0].noun for sample in (mixture[place] for place in range(256))]
-        counts = [kinds.count(kind) for kind in set(kinds)]
-        assert len(counts) == len(media)
-        assert max(counts) - min(counts) <= 1
+        assert len(stage.data.sources) == len(media)
+        assert len({source.weight for source in stage.data.sources}) == 1
+        if name == "universal":
+            mixture = open_data(stage.data, seed=0)
+            kinds = [sample.media()[0].noun for sample in (mixture[place] for place in range(256))]
+            counts = [kinds.count(kind) for kind in set(kinds)]
+            assert len(counts) == len(media)
+            assert max(counts) - min(counts) <= 1
     assert aligned == set(shipped.host.modalities or ())
+    assert [stage.settings.experts for stage in alignment][:2] == [None, 3]
     assert set(instruction.learning_rates) == {"llm"}

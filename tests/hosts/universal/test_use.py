@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from alula.data import Collator, ImageRef, Sample
+from alula.data.samples import MEDIA as REFERENCES
 from alula.evaluation import evaluate, prompts
 from alula.evaluation.prompts import takes
 from alula.hosts import Host
 from alula.inputs import Intake
+from alula.media import MEDIA
 from alula.probes import Geometry, watch
 from alula.serving import Conversation
 from alula_fledgling.tasks import native_tasks
@@ -51,6 +55,26 @@ def test_prompts_are_told_apart_by_what_they_hold(whole: Host) -> None:
         "[a brain response of 20 values]",
     ]
     assert str(kept[1].content[3].image).startswith("data:image/png")  # of depth
+
+
+def test_what_readers_hand_over_goes_into_batches(tmp_path: Path) -> None:
+    """Files of the media that transformers knows nothing of, with a picture beside the depth, to a loss."""
+    made = host("siglip")
+    content = []
+    for medium in ("points", "depth", "normals", "motion", "response"):
+        np.save(tmp_path / f"{medium}.npy", item(medium))
+        options = {"motion": {"rate": 20, "acceleration": "m/s^2", "rotation": "rad/s"}}.get(medium, {})
+        content.append({"type": medium, medium: REFERENCES[medium].from_path(tmp_path / f"{medium}.npy", **options)})
+    content[1]["image"] = ImageRef.from_object(item("image"))
+    told = {"role": "assistant", "content": [{"type": "text", "text": "two words"}]}
+    sample = Sample("one", [{"role": "user", "content": [*content, {"type": "text", "text": "what?"}]}, told])
+    batch = Collator(made.processor)([sample, sample])
+    expected = inputs(made, [said(*((medium, item(medium)) for medium in ("points", "normals", "motion", "response")))])
+    for medium in ("points", "normals", "motion", "response"):
+        keyword = MEDIA[medium].inputs[0]
+        torch.testing.assert_close(batch[keyword][:1], expected[keyword])
+    assert not torch.equal(batch["depth_values"][0, 0], batch["depth_values"][0, 1])
+    assert bool(torch.isfinite(made.model(**batch).loss))
 
 
 def test_items_can_be_talked_about(whole: Host) -> None:
