@@ -22,6 +22,8 @@ class MicroworldSpec(SourceSpec):
         "text", "visual", "caption", "dialogue", "episode", "pictures", "pictures_caption", "film", "film_caption",
         "sound", "sound_caption",
         "named", "named_caption", "named_blind", "named_shuffled", "named_told",
+        "points", "points_caption", "depth", "depth_caption", "depth_pictured", "normals", "normals_caption",
+        "normals_pictured", "motion", "motion_caption", "response", "response_caption",
     ]  # fmt: skip
     split: Literal["train", "test", "unseen"] = "train"
     seed: Int = 0

@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
 def export(
     stream: Annotated[
         str,
-        typer.Argument(help="Microworld stream: text, visual, caption, dialogue, film[_caption] or sound[_caption]."),
+        typer.Argument(
+            help="Microworld stream: text, visual, caption, dialogue, film, sound, points, depth, motion ..."
+        ),
     ],
     directory: Annotated[Path, typer.Argument(help="New folder to write.")],
     form: Annotated[str, typer.Option("--format", help="jsonl (messages) or llava (conversations).")] = "jsonl",
@@ -28,7 +30,7 @@ def export(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed, other items.")] = 0,
     family: Annotated[list[str] | None, typer.Option(help="Only this family of skill; may be repeated.")] = None,
 ) -> None:
-    """Write microworld items as files with their images, films and sounds, in a format the readers take."""
+    """Write microworld items as files with their media, in a format the readers take."""
     from alula_fledgling.export import export_microworld
 
     path = export_microworld(stream, directory, form=form, n=n, split=split, seed=seed, families=family)

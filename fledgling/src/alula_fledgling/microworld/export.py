@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from alula.errors import UsageError
 from alula.files import atomic_directory
 from alula_fledgling.microworld.films import FRAME_MS, FilmClip
 from alula_fledgling.microworld.items import Item
+from alula_fledgling.microworld.reliefs import Cloud, DepthMap
+from alula_fledgling.microworld.rides import Recording
 from alula_fledgling.microworld.sounds import SoundClip
 
 
@@ -23,7 +26,8 @@ def export_jsonl(items: Iterable[Item], directory: str | os.PathLike[str]) -> Pa
 
     The folder holds ``data.jsonl`` (keys ``id``, ``family``, ``split``, ``messages``; an image, video or audio part
     names its file relative to the folder), ``images/`` (PNG) and, where there are any, ``films/`` (lossless animated
-    WebP) and ``sounds/`` (16-bit WAV). Nothing is found under ``directory`` before all of it is written.
+    WebP), ``sounds/`` (16-bit WAV), ``clouds/`` (PLY), ``depth/`` (16-bit PNG in millimeters), ``motion/`` (CSV),
+    ``normals/`` and ``responses/`` (NPY). Nothing is found under ``directory`` before all of it is written.
 
     Returns:
         The path of ``data.jsonl``.
@@ -45,12 +49,15 @@ def _record(item: Item, folder: Path) -> dict[str, Any]:
         for part in message["content"]:
             medium = part["type"]
             if medium != "text":
-                place, suffix, save = _FILES[medium]
-                name = f"{place}/{item.id}-{written}.{suffix}"
-                written += 1
-                (folder / place).mkdir(exist_ok=True)
-                save(part[medium], folder / name)
-                part = {"type": medium, medium: name}
+                held = [key for key in (medium, "image") if key in part]  # beside a map its picture
+                part = {"type": medium, **_OPTIONS.get(medium, {}), **{key: part[key] for key in held}}
+                for key in dict.fromkeys(held):
+                    place, suffix, save = _FILES[key]
+                    name = f"{place}/{item.id}-{written}.{suffix}"
+                    written += 1
+                    (folder / place).mkdir(exist_ok=True)
+                    save(part[key], folder / name)
+                    part[key] = name
             content.append(part)
         messages.append({"role": message["role"], "content": content})
     return {"id": item.id, "family": item.family, "split": item.split, "messages": messages}
@@ -75,10 +82,46 @@ def save_sound(clip: SoundClip, path: Path) -> None:
         file.writeframes(clip.load().astype("<i2").tobytes())
 
 
+def save_cloud(clip: Cloud, path: Path) -> None:
+    """Write points as binary PLY, colors in 8 bits."""
+    points = clip.load()
+    kinds = [*((axis, "<f4") for axis in "xyz"), *((name, "u1") for name in ("red", "green", "blue"))]
+    rows = np.empty(len(points), kinds)
+    for number, (name, _) in enumerate(kinds):
+        rows[name] = points[:, number] if number < 3 else np.rint(points[:, number] * 255)
+    told = [f"property {'float' if kind == '<f4' else 'uchar'} {name}" for name, kind in kinds]
+    head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}", *told, "end_header"]
+    path.write_bytes("".join(f"{line}\n" for line in head).encode() + rows.tobytes())
+
+
+def save_depth(clip: DepthMap, path: Path) -> None:
+    """Write depth as 16-bit PNG, in millimeters."""
+    Image.fromarray(np.rint(clip.load() * 1000).astype(np.uint16)).save(path)
+
+
+def save_recording(clip: Recording, path: Path) -> None:
+    """Write motion as CSV whose first line says the units."""
+    names = ["t (s)", *(f"a{axis} (m/s^2)" for axis in "xyz"), *(f"g{axis} (rad/s)" for axis in "xyz")]
+    rows = (f"{number / clip.rate!r},{','.join(map(str, row))}" for number, row in enumerate(clip.load()))
+    path.write_text("\n".join([",".join(names), *rows]) + "\n", encoding="utf-8")
+
+
+def _save_array(clip: Any, path: Path) -> None:
+    np.save(path, clip.load())
+
+
+_OPTIONS = {"depth": {"unit": "mm"}}
+"""Medium -> what its files leave open, which stands in the part"""
+
 _FILES: dict[str, tuple[str, str, Callable[[Any, Path], None]]] = {
     "image": ("images", "png", _save_image),
     "video": ("films", "webp", save_film),
     "audio": ("sounds", "wav", save_sound),
+    "points": ("clouds", "ply", save_cloud),
+    "depth": ("depth", "png", save_depth),
+    "normals": ("normals", "npy", _save_array),
+    "motion": ("motion", "csv", save_recording),
+    "response": ("responses", "npy", _save_array),
 }
 """Medium -> folder, suffix, and how it is written."""
 

@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple
 from alula.data.samples import user as user
 
 Split = Literal["train", "test", "unseen"]
-Kind = Literal["text", "visual", "dialogue", "film", "sound"]
+Sense = Literal["points", "depth", "normals", "motion", "response"]
+Kind = Literal["text", "visual", "dialogue", "film", "sound", "points", "depth", "normals", "motion", "response"]
 Message = dict[str, Any]
 
 
@@ -25,15 +26,15 @@ class Target:
 
     Attributes:
         turn: its index in ``Item.messages``.
-        family: the skill it shows, a member of ``TEXT_FAMILIES``, ``VISUAL_FAMILIES``, ``FILM_FAMILIES`` or
-            ``SOUND_FAMILIES``.
-        kind: what is needed to answer it: nothing but words, an image, a film or a sound.
+        family: the skill it shows, a member of ``TEXT_FAMILIES``, ``VISUAL_FAMILIES``, ``FILM_FAMILIES``,
+            ``SOUND_FAMILIES`` or ``SENSE_FAMILIES``.
+        kind: what is needed to answer it: nothing but words, an image, a film, a sound or a measured medium.
         answer: the gold answer.
     """
 
     turn: int
     family: str
-    kind: Literal["text", "visual", "film", "sound"]
+    kind: Kind
     answer: str
 
 
@@ -43,11 +44,11 @@ class Item:
 
     Attributes:
         id: deterministic name: stream, split, seed and index.
-        kind: ``"text"``, ``"visual"``, ``"dialogue"``, ``"film"`` or ``"sound"``.
+        kind: ``"text"``, ``"visual"``, ``"dialogue"``, ``"film"``, ``"sound"`` or a `Sense`.
         family: the skill, or the pattern (``"TV"``) of a dialogue.
         split: ``"train"``, ``"test"`` or ``"unseen"`` (attribute combinations never seen in training).
-        messages: chat messages in the shape of transformers v5; images, films and sounds are lazy ``SceneImage``,
-            ``FilmClip`` and ``SoundClip`` objects.
+        messages: chat messages in the shape of transformers v5; media are lazy ``SceneImage``,
+            ``FilmClip``, ``SoundClip``, ``Cloud`` ... objects.
         targets: the scored turns.
         browsed: the conversation that is read before this one is answered (`alula.grafts.browse`), where that is
             another one.
@@ -62,9 +63,14 @@ class Item:
     browsed: tuple[Message, ...] = field(default=(), hash=False)
 
 
-def user_about(text: str, medium: Literal["video", "audio"], clip: Any) -> Message:
-    """A user message: a film ("video") or a sound ("audio") first, then the text."""
-    return {"role": "user", "content": [{"type": medium, medium: clip}, {"type": "text", "text": text}]}
+def user_about(text: str, medium: str, clip: Any, picture: Any = None) -> Message:
+    """A user message: a film ("video"), a sound ("audio") or a `Sense` first, then the text.
+
+    Args:
+        picture: of the view that a map is of.
+    """
+    part = {"type": medium, medium: clip, **({} if picture is None else {"image": picture})}
+    return {"role": "user", "content": [part, {"type": "text", "text": text}]}
 
 
 def assistant(text: str) -> Message:

@@ -17,7 +17,10 @@ from alula_fledgling.microworld.scenes import AnyScene, Scene
 IMAGE_SIZE = 40
 """Width and height of a picture in pixels."""
 
-_SUB = 8  # sub-pixels per pixel and axis
+SUB_PIXELS = 8
+"""Sub-pixels per pixel and axis"""
+SHAPE_BOX = 14
+"""Pixels, both ways, of the box that a shape is drawn in"""
 _DIAMETER = {"small": 8, "large": 12}
 CENTRES = (7, 20, 33)  # of the grid's rows and columns, in pixels
 
@@ -105,24 +108,30 @@ def blend(canvas: np.ndarray, coverage: np.ndarray, x: int, y: int, ink: tuple[i
     rows = slice(max(top, 0), min(top + height, IMAGE_SIZE))
     columns = slice(max(left, 0), min(left + width, IMAGE_SIZE))
     part = coverage[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left, None]
-    full = _SUB * _SUB
+    full = SUB_PIXELS * SUB_PIXELS
     canvas[rows, columns] = (canvas[rows, columns] * (full - part) + np.array(ink) * part + full // 2) // full
 
 
 def _count(mask: np.ndarray) -> np.ndarray:
     """Sub-pixels inside, per pixel: (H * 8, W * 8) bool -> (H, W) of 0..64."""
-    height, width = mask.shape[0] // _SUB, mask.shape[1] // _SUB
-    return mask.reshape(height, _SUB, width, _SUB).sum(axis=(1, 3), dtype=np.int32)
+    height, width = mask.shape[0] // SUB_PIXELS, mask.shape[1] // SUB_PIXELS
+    return mask.reshape(height, SUB_PIXELS, width, SUB_PIXELS).sum(axis=(1, 3), dtype=np.int32)
 
 
 @cache
 def shape_coverage(shape: str, size: str) -> np.ndarray:
     """Coverage of a shape in a box of 14 x 14 pixels, centred."""
-    box = 14 * _SUB
+    return _count(shape_mask(shape, size))
+
+
+@cache
+def shape_mask(shape: str, size: str) -> np.ndarray:
+    """Which sub-pixels of a shape's box, centred, are inside of it; bool."""
+    box = SHAPE_BOX * SUB_PIXELS
     # odd coordinates of sub-pixel centres, so that 0 is the middle and everything stays an integer
     axis = np.arange(box, dtype=np.int64) * 2 + 1 - box
     y, x = axis[:, None], axis[None, :]
-    radius = _DIAMETER[size] * _SUB  # in half sub-pixels, as the axes
+    radius = _DIAMETER[size] * SUB_PIXELS  # in half sub-pixels, as the axes
     squared = x * x + y * y
     if shape == "circle":
         inside = squared <= radius * radius
@@ -145,7 +154,7 @@ def shape_coverage(shape: str, size: str) -> np.ndarray:
         inside = lobes | point
     else:
         raise ValueError(f"no drawing for shape {shape!r}")
-    return _count(np.broadcast_to(inside, (box, box)))
+    return np.broadcast_to(inside, (box, box))
 
 
 @cache
@@ -154,7 +163,7 @@ def _digit_coverage(digit: int, scale: int) -> np.ndarray:
     unit = _DIGIT_UNIT[scale]
     glyph = np.array([[c == "1" for c in row] for row in _GLYPHS[digit].split()])
     big = glyph.repeat(unit, axis=0).repeat(unit, axis=1)
-    mask = np.zeros((16 * _SUB, 12 * _SUB), dtype=bool)
+    mask = np.zeros((16 * SUB_PIXELS, 12 * SUB_PIXELS), dtype=bool)
     top, left = (mask.shape[0] - big.shape[0] - _BOLD) // 2, (mask.shape[1] - big.shape[1] - _BOLD) // 2
     for right in range(_BOLD + 1):
         for down in range(_BOLD + 1):

@@ -124,7 +124,7 @@ def tone_samples() -> int:
 
 def render_sound(sound: Sound) -> np.ndarray:
     """The waveform, int16 (NUM_SAMPLES,)."""
-    wave = 0.004 * _noise(sound.hiss, NUM_SAMPLES)
+    wave = 0.004 * noise(sound.hiss, NUM_SAMPLES)
     for place, tone in enumerate(sound.tones):
         begin = onset(sound, place)
         wave[begin : begin + _LENGTH] += sound.soft / 8 * _tone(tone, sound.hiss + 1 + place)
@@ -144,12 +144,12 @@ def _tone(tone: Tone, seed: int) -> np.ndarray:
         wave += strength * fade * np.sin(2 * math.pi * multiple * cycles)
     wave /= math.fsum(strength for _, strength in partials) ** 0.5 * 1.4
     if tone.source == "bottle":
-        wave += 0.05 * _noise(seed, _LENGTH)
+        wave += 0.05 * noise(seed, _LENGTH)
     attack = {"violin": 0.05, "kettle": 0.02, "hammer": 0.002, "bottle": 0.03}[tone.source]
     return wave * np.minimum(1.0, time / attack) * np.minimum(1.0, (time[-1] - time) / 0.02)
 
 
-def _noise(seed: int, count: int) -> np.ndarray:
+def noise(seed: int, count: int) -> np.ndarray:
     """White noise in -1..1 from integer arithmetic alone (SplitMix64's finaliser), so the same everywhere."""
     state = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     state += np.uint64(seed * 0xD1342543DE82EF95 % 2**64)

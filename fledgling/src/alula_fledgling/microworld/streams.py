@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from alula.draws import Draw
 from alula.errors import UsageError
 from alula_fledgling.microworld.episodes import EPISODE_FAMILIES, MOST_SHOTS, episode
 from alula_fledgling.microworld.film_questions import FILM_FAMILIES, film_and_question
 from alula_fledgling.microworld.films import FilmClip
-from alula_fledgling.microworld.items import Exchange, Item, Message, Split, Target, assistant, user, user_about
+from alula_fledgling.microworld.items import Exchange, Item, Kind, Message, Split, Target, assistant, user, user_about
 from alula_fledgling.microworld.language import QUESTION_KINDS, ask
 from alula_fledgling.microworld.named import NAMED_FAMILIES, Pairing, named_caption, named_questions
 from alula_fledgling.microworld.picture_questions import PICTURE_FAMILIES, pictures_and_question
@@ -26,6 +25,7 @@ from alula_fledgling.microworld.scenes import (
     draw_scene,
     split_of_scene,
 )
+from alula_fledgling.microworld.sense_questions import COLORLESS, SENSE_FAMILIES, sense_and_question
 from alula_fledgling.microworld.skills import SINGLE_TURN_FAMILIES, SKILLS, TEXT_FAMILIES
 from alula_fledgling.microworld.sound_questions import SOUND_FAMILIES, sound_and_question
 from alula_fledgling.microworld.sounds import SoundClip
@@ -40,11 +40,21 @@ _NAMED: Mapping[str, Pairing] = {
     "named_shuffled": "shuffled",
     "named_told": "told",
 }
+_SENSE_CAPTIONS = {f"{name}_caption": name for name in ("points", "depth", "normals", "motion", "response")}
 SOURCES = (
     "text", "visual", "caption", "dialogue", "episode", "pictures", "pictures_caption", "film", "film_caption", "sound",
-    "sound_caption", "named", *_NAMED,
+    "sound_caption", "named", *_NAMED, *SENSE_FAMILIES, *_SENSE_CAPTIONS,
 )  # fmt: skip
-_KNOWN_ONLY = ("text", "episode", "pictures", "pictures_caption", "named", *_NAMED)
+_KNOWN_ONLY = (
+    *COLORLESS,
+    *(f"{name}_caption" for name in COLORLESS),
+    "text",
+    "episode",
+    "pictures",
+    "pictures_caption",
+    "named",
+    *_NAMED,
+)
 """sources without an unseen split"""
 
 _UNSEEN = tuple(pair for pair in PAIRS if pair in UNSEEN_PAIRS)
@@ -127,14 +137,19 @@ class Stream:
             sound, exchange = sound_and_question(draw, family, self.split)
             message = user_about(exchange.question, "audio", SoundClip(sound))
             return _single(identity, "sound", family, self.split, message, exchange.answer)
+        sense = _SENSE_CAPTIONS.get(self.name, self.name)
+        if sense in SENSE_FAMILIES:
+            shown = sense_and_question(draw, sense, family, self.split)
+            message = user_about(shown.exchange.question, shown.medium, shown.clip, shown.picture)
+            return _single(identity, shown.medium, family, self.split, message, shown.exchange.answer)
         if self.name == "named":
             asked = draw.choice(named_questions(self.seed, self.split, family))
             words = Exchange(asked.question, asked.answer)
             return _conversation(identity, "text", family, self.split, [(None, family, words)])
         if self.name in _NAMED:
-            shown, exchange = named_caption(draw, self.seed, self.split, _NAMED[self.name])
-            kind = "text" if shown is None else "visual"
-            return _conversation(identity, kind, family, self.split, [(shown, family, exchange)])
+            pictured, exchange = named_caption(draw, self.seed, self.split, _NAMED[self.name])
+            kind = "text" if pictured is None else "visual"
+            return _conversation(identity, kind, family, self.split, [(pictured, family, exchange)])
         scene, exchange = _picture(draw, family, self.split, numbers=self.name == "caption")
         return _conversation(identity, "visual", family, self.split, [(scene, family, exchange)])
 
@@ -156,6 +171,8 @@ _FAMILIES = {
     "sound": SOUND_FAMILIES,
     "sound_caption": ("melody",),
     "named": NAMED_FAMILIES,
+    **SENSE_FAMILIES,
+    **{name: ("journey" if sense == "motion" else "caption",) for name, sense in _SENSE_CAPTIONS.items()},
     **dict.fromkeys(_NAMED, ("caption",)),
 }
 
@@ -206,9 +223,20 @@ def sound_items(n: int | None, *, split: Split, seed: int, families: Sequence[st
     return iter(source("sound", split=split, seed=seed, families=families, n=n))
 
 
-def _single(
-    identity: str, kind: Literal["film", "sound"], family: str, split: Split, asked: Message, answer: str
-) -> Item:
+def sense_items(
+    name: str, n: int | None, *, split: Split, seed: int, families: Sequence[str] | None = None
+) -> Iterator[Item]:
+    """Questions about a measured medium, the families in turn.
+
+    Args:
+        name: ``points``, ``depth``, ``depth_pictured``, ``normals``, ``normals_pictured``, ``motion`` or ``response``.
+    """
+    if name not in SENSE_FAMILIES:
+        raise UsageError(f"no measured medium {name!r}", remedy=f"one of: {', '.join(SENSE_FAMILIES)}")
+    return iter(source(name, split=split, seed=seed, families=families, n=n))
+
+
+def _single(identity: str, kind: Kind, family: str, split: Split, asked: Message, answer: str) -> Item:
     return Item(identity, kind, family, split, (asked, assistant(answer)), (Target(1, family, kind, answer),))
 
 
