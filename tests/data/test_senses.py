@@ -224,6 +224,24 @@ def test_depth_of_every_format_is_in_meters(tmp_path: Path) -> None:
             np.testing.assert_allclose(loaded, DEPTH, atol=step / 2 + 1e-6)
 
 
+def test_an_exr_is_as_large_as_its_view(tmp_path: Path) -> None:
+    """Renderers store the part in which something is to be seen; a picture of the same view is whole."""
+    library = pytest.importorskip("OpenEXR")
+    meters = np.arange(1, 25, dtype=np.float32).reshape(4, 6)
+    windows = {
+        "dataWindow": (np.array([-1, 2], np.int32), np.array([4, 5], np.int32)),
+        "displayWindow": (np.array([0, 0], np.int32), np.array([7, 7], np.int32)),
+    }
+    with library.File(
+        {"compression": library.ZIP_COMPRESSION, "type": library.scanlineimage, **windows}, {"Z": meters}
+    ) as f:
+        f.write(str(tmp_path / "part.exr"))
+    read = DepthRef.from_path(tmp_path / "part.exr").load()
+    wanted = np.zeros((8, 8))
+    wanted[2:6, :5] = meters[:, 1:]
+    np.testing.assert_array_equal(read, wanted)
+
+
 def test_depth_that_is_unknown_is_0() -> None:
     holes = DEPTH.copy()
     holes[0, 0], holes[0, 1], holes[0, 2], holes[0, 3] = np.nan, np.inf, 0, -1
@@ -340,6 +358,12 @@ def test_motion_in_any_unit_is_in_ours() -> None:
         assert len(ref.load(100)) == 200
     turned = MotionRef.from_bytes(npy(SENSED), rate=100, axes="y-xz", **UNITS).load()
     np.testing.assert_allclose(turned, SENSED[:, [1, 0, 2, 4, 3, 5]] * [-1, 1, 1, -1, 1, 1], atol=1e-6)
+
+
+def test_a_mirror_turns_rotations_round() -> None:
+    """What turns to the left is seen in a mirror to turn to the right: angular rates are no arrows."""
+    ref = MotionRef.from_bytes(npy(SENSED), rate=100, axes="-xyz", **UNITS)
+    np.testing.assert_allclose(ref.load(), SENSED * [-1, 1, 1, 1, -1, -1], rtol=1e-6)
 
 
 def test_motion_at_another_rate_keeps_what_is_slow() -> None:

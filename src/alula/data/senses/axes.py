@@ -34,3 +34,8 @@ def turned(vectors: np.ndarray, axes: str) -> np.ndarray:
     order = [[letter for _, letter in found].index(letter) for letter in "xyz"]
     signs = np.array([-1.0 if found[place][0] else 1.0 for place in order], dtype=vectors.dtype)
     return vectors[..., order] * signs
+
+
+def handedness(axes: str) -> float:
+    """1 where stored axes can be turned into ours, -1 where they are a mirror of ours, which turns rotations round."""
+    return float(np.sign(np.linalg.det(turned(np.eye(3), axes))))

@@ -21,7 +21,7 @@ import numpy as np
 from alula.data.errors import BadSampleError, MotionError
 from alula.data.media import LoadableArray, MediaRef
 from alula.data.senses.arrays import is_npy, open_npy
-from alula.data.senses.axes import check_axes, turned
+from alula.data.senses.axes import check_axes, handedness, turned
 from alula.errors import quoted
 
 ACCELERATIONS = {"m/s^2": 1.0, "g": 9.80665, "mg": 0.00980665}
@@ -142,7 +142,8 @@ class MotionRef(MediaRef):
                 )
         if rate is not None and rate != stored:
             values = _resampled(values, stored, rate)
-        values = np.concatenate([turned(values[:, :3], self.axes), turned(values[:, 3:], self.axes)], axis=1)
+        rates = turned(values[:, 3:], self.axes) * handedness(self.axes)
+        values = np.concatenate([turned(values[:, :3], self.axes), rates], axis=1)
         return values.astype(np.float32)
 
     def _stored(self) -> tuple[np.ndarray, float]:

@@ -139,9 +139,10 @@ def _exr(
     with _file(source) as path:
         try:
             with openexr.File(path, header_only=True) as file:
-                low, high = file.header()["dataWindow"]
-            width, height = (int(side) for side in high - low + 1)
-            _check_pixels(width, height, told, error, most)
+                windows = {name: np.array(file.header()[name]) for name in ("dataWindow", "displayWindow")}
+            for low, high in windows.values():
+                width, height = (int(side) for side in high - low + 1)
+                _check_pixels(width, height, told, error, most)
             with openexr.File(path, separate_channels=True) as file:
                 held = {name: np.array(one.pixels) for name, one in file.channels().items()}
         except BadSampleError:
@@ -149,12 +150,32 @@ def _exr(
         except Exception as refused:  # RuntimeError, ValueError, IndexError ...
             raise error(f"{told} is truncated or corrupt EXR: {refused}") from None
     names = _wanted(sorted(held), channels, channel)
-    if names is None or any(held[name].shape != (height, width) for name in names):
+    low, high = windows["dataWindow"]
+    if names is None or any(held[name].shape != tuple(high - low + 1)[::-1] for name in names):
         raise error(
             f"{told} has the channels {', '.join(sorted(held))}",
             remedy="say which is meant: channel: NAME" if channels == 1 else "name three of them X, Y and Z",
         )
-    return held[names[0]] if channels == 1 else np.stack([held[name] for name in names], axis=-1)
+    shown = [_displayed(held[name], **windows) for name in names]
+    return shown[0] if channels == 1 else np.stack(shown, axis=-1)
+
+
+def _displayed(values: np.ndarray, dataWindow: np.ndarray, displayWindow: np.ndarray) -> np.ndarray:
+    """The view of a file that holds a part of it, or more than it: unknown where nothing is stored.
+
+    Args:
+        dataWindow, displayWindow: (2, 2) first and last column and row, as headers have them.
+    """
+    low, high = displayWindow
+    if np.array_equal(dataWindow, displayWindow):
+        return values
+    found = np.full((high - low + 1)[::-1], np.nan if values.dtype.kind == "f" else 0, values.dtype)
+    first, last = np.maximum(low, dataWindow[0]), np.minimum(high, dataWindow[1]) + 1
+    if (first < last).all():
+        (left, top), (right, bottom) = first - low, last - low
+        (west, north), (east, south) = first - dataWindow[0], last - dataWindow[0]
+        found[top:bottom, left:right] = values[north:south, west:east]
+    return found
 
 
 def _wanted(held: list[str], channels: int, channel: str | None) -> list[str] | None:
