@@ -37,6 +37,7 @@ PARTS = {
     ("probes.py", "elsewhere"): ["--only", "decoder"],
     ("highlight.py", "float32"): ["--only", "operators", "--only", "memory"],
     ("highlight.py", "elsewhere"): ["--only", "steps"],
+    **{("universal.py", where): ["--sizes", "fledgling"] for where in ("float32", "bfloat16", "elsewhere")},
     ("wings.py", "elsewhere"): ["--only", "0.5b/prefill-256", "--only", "0.5b/decode", "--only", "0.5b/train"],
 }
 
