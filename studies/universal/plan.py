@@ -125,6 +125,8 @@ class UniversalPlan(StudyPlan):
         changes = {"seed": seed, "output_dir": self.own.run_directory(seed, name)}
         recipe = load_recipe(_RECIPE, [f"{key}={value}" for key, value in changes.items()])
         told: dict[str, Any] = recipe.model_dump(mode="json", exclude_unset=True)
+        sizes = {name: size for name, size in told["host"]["modality_options"].items() if name in CAPTIONS}
+        told["host"] |= {"modalities": [*CAPTIONS], "modality_options": sizes}
         for stage in told["stages"]:
             stage |= {"steps": max(1, round(steps * self.steps)), "batch_size": _BATCH}
         return told
