@@ -22,6 +22,7 @@ from typing import Any
 
 import peft
 import torch
+from highlight import Marks
 from meter import Counts, Meter
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIPVisionConfig, LlavaConfig, Qwen2Config
@@ -31,10 +32,12 @@ import alula
 import policies
 from alula.files import write_json
 from alula.grafts import ExpertsConfig, MKS2Config
+from alula.grafts.aim import FUSED, FUSED_AT
 from alula.policies import Budget, ParallelAttention, Prune, Skip, Withdraw
 from alula.probes import watch
 from alula.seam import find, taps
 from alula.seam.dialect import cache_keyword, cache_of_output
+from alula.tokens import CONDITIONS
 from alula.training.environment import readable_environment
 from probes import PROBES
 
@@ -44,7 +47,14 @@ DEPTHS = 4, 6
 SEAM = "seam alone"
 NOTHING = "nothing asked"
 """the seam on a host, for somebody who asks nothing of it"""
-DTYPES = {"fledgling": torch.float32, "7b": torch.bfloat16, "probes": torch.bfloat16}
+DTYPES = {
+    "fledgling": torch.float32,
+    "7b": torch.bfloat16,
+    "probes": torch.bfloat16,
+    "pictures": torch.bfloat16,
+}
+WITH_PICTURES = ("probes", "pictures")
+"""sections whose base is a host that reads pictures; of the others it is a decoder alone"""
 RANK = 8
 IMAGE_START, IMAGE, TOKENS = 14, 120, 256
 LINEARS = ("attention", "mlp")
@@ -76,7 +86,13 @@ GRAFTS: dict[str, Callable[[Any], Any]] = {
     "MKS2 (parallel)": _mks2(lora="parallel"),
     "MKS2 (modality)": _mks2(route="modality"),
     "MKS2 (store)": _mks2(mode="store"),
+    "AIM": lambda model: alula.attach(model, alula.AimConfig()),
 }
+FUSED_TOKENS = 100
+"""of each prompt, of which AIM is given every second one"""
+HIGHLIGHTS: dict[str, dict[str, Any]] = {"highlight (shift)": {"guidance": 1}, "highlight (guidance)": {}}
+ON_PICTURES = ("plain", "browse", "browse (told)")
+"""a host as it is; one that browses; one whose conditions are told, so that it need not"""
 STAGES = ((1, 0.5), (2, 0.25), (3, 0.125))
 POLICIES = {
     NOTHING: None,
@@ -135,10 +151,20 @@ def _inputs(model: Any, kinds: Tensor) -> dict[str, Any]:
     return inputs
 
 
+def _fused(model: Any, samples: int) -> dict[str, Any]:
+    """What AIM is given with a prompt; nothing where it is not attached."""
+    if "AimGraft" not in {type(graft).__name__ for graft in alula.grafts_of(model).values()}:
+        return {}
+    fused = torch.randn(samples, FUSED_TOKENS, model.config.hidden_size, dtype=model.dtype)
+    return {FUSED: fused, FUSED_AT: (torch.arange(FUSED_TOKENS) % 2 == 0).expand(samples, -1)}
+
+
 def prompt_and_step(model: Any, *, ragged: bool = False) -> dict[str, Counts]:
     """What a prompt asks, and then a step of decoding."""
     inputs = _inputs(model, modalities(ragged=ragged))
-    step: dict[str, Any] = {"input_ids": inputs["input_ids"][:, :1]}
+    given = _fused(model, len(inputs["input_ids"]))
+    inputs |= given
+    step: dict[str, Any] = {"input_ids": inputs["input_ids"][:, :1], **given}
     with torch.no_grad():  # inference mode shows operators whole that then split up
         with Meter() as prompt:
             cache = cache_of_output(model(**inputs, logits_to_keep=1))
@@ -155,6 +181,7 @@ def training_step(model: Any) -> dict[str, Counts]:
     """What a forward and a backward ask, the optimizer left out; input tokens need gradients, as behind a projector."""
     inputs = _inputs(model, modalities(ragged=False))
     ids = inputs.pop("input_ids")
+    inputs |= {name: value.requires_grad_(name == FUSED) for name, value in _fused(model, len(ids)).items()}
     embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
     model.train()
     with Meter() as meter:
@@ -181,6 +208,13 @@ def of_policy(shape: str, name: str, layers: int, dtype: torch.dtype) -> dict[st
     model, policy = decoder(shape, layers, dtype), POLICIES[name]
     with policies.idle(model) if policy is None else policy.on(model):
         return {**prompt_and_step(model), **prompt_and_step(model, ragged=True)}
+
+
+def of_highlight(shape: str, name: str, layers: int, dtype: torch.dtype) -> dict[str, Counts]:
+    """A decoder of whose prompt a quarter is highlighted."""
+    model = decoder(shape, layers, dtype)
+    with alula.highlight(model, Marks(TOKENS), spans="all", **HIGHLIGHTS[name]):
+        return prompt_and_step(model)
 
 
 def pictured(layers: int, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor]]:
@@ -219,6 +253,28 @@ def of_probes(name: str, layers: int, dtype: torch.dtype) -> dict[str, Counts]:
     return {"prompt": meter.counts}
 
 
+def of_pictures(name: str, layers: int, dtype: torch.dtype) -> dict[str, Counts]:
+    """A host that reads pictures, and what reads them once more."""
+    model, batch = pictured(layers, dtype)
+    model.requires_grad_(False)
+    given = dict[str, Any]()
+    if name != "plain":
+        alula.attach(model, alula.BrowseConfig())
+    if name == "browse (told)":
+        given[CONDITIONS] = torch.randn(len(batch["input_ids"]), model.config.text_config.hidden_size)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    with torch.no_grad(), Meter() as prompt:
+        cache = cache_of_output(model(**batch, **given, logits_to_keep=1))
+    longer = torch.nn.functional.pad(mask, (0, 1), value=1)
+    with torch.no_grad(), Meter() as step:
+        model(input_ids=ids[:, :1], attention_mask=longer, **{CACHE: cache})
+    model.model.multi_modal_projector.requires_grad_(True)
+    model.train()
+    with Meter() as training:
+        model(**batch, **given, labels=ids, use_cache=False).loss.backward()
+    return {"prompt": prompt.counts, "step": step.counts, "training step": training.counts}
+
+
 def split(shallow: Counts, deep: Counts, layers: tuple[int, int]) -> dict[str, float]:
     """What each further layer asks, and what a forward asks beside its layers."""
     steps = layers[1] - layers[0]
@@ -245,6 +301,10 @@ def jobs() -> Iterator[Job]:
             yield shape, name, lambda layers, s=shape, n=name: of_graft(s, n, layers, DTYPES[s])
         for name in POLICIES:
             yield shape, name, lambda layers, s=shape, n=name: of_policy(s, n, layers, DTYPES[s])
+        for name in HIGHLIGHTS:
+            yield shape, name, lambda layers, s=shape, n=name: of_highlight(s, n, layers, DTYPES[s])
+    for name in ON_PICTURES:
+        yield "pictures", name, lambda layers, n=name: of_pictures(n, layers, DTYPES["pictures"])
     for name in ("plain", SEAM, *PROBES, "all five"):
         yield "probes", name, lambda layers, n=name: of_probes(n, layers, DTYPES["probes"])
 
@@ -280,7 +340,7 @@ def table(counts: dict[str, Any]) -> str:
     """Launches a layer over the host's own, as Markdown."""
     lines = []
     for section, contenders in counts.items():
-        base = "plain" if section == "probes" else "host"
+        base = "plain" if section in WITH_PICTURES else "host"
         workloads = list(contenders[base])
         lines += [f"| {section} | " + " | ".join(workloads) + " |", "|---" * (len(workloads) + 1) + "|"]
         for name, by_workload in contenders.items():

@@ -21,7 +21,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Any:
     return launches
 
 
-@pytest.mark.parametrize("section", ["fledgling", "7b", "probes"])
+@pytest.mark.parametrize("section", ["fledgling", "7b", "probes", "pictures"])
 def test_no_count_is_above_the_committed_one(section: str, launches: Any) -> None:
     committed = json.loads(launches.RESULTS.read_text())["counts"]
     found = launches.count(section)
@@ -59,6 +59,34 @@ def test_mks2_keeps_to_its_budgets(section: str, launches: Any) -> None:
             assert more["launches a layer"] <= (training if workload == "training step" else least), (name, workload)
             assert more["copies a layer"] == more["copies a forward"] == more["waits a layer"] == 0
             assert more["waits a forward"] == (0 if workload in ("step", "ragged step") else 1)
+
+
+@pytest.mark.parametrize("section", ["fledgling", "7b"])
+def test_fused_tokens_and_highlights_keep_to_their_budgets(section: str, launches: Any) -> None:
+    """Fused tokens launch nothing in a layer, and a step of theirs waits for nothing. Guidance is a second pass of what
+    a highlight alone asks. (Its waits are of weights on the CPU, which are read there and on no accelerator.)"""
+    counts = json.loads(launches.RESULTS.read_text())["counts"][section]
+    host, aim = counts["host"], counts["AIM"]
+    for workload in host:
+        assert aim[workload]["launches a layer"] == host[workload]["launches a layer"]
+        waits = aim[workload]["waits a forward"] - host[workload]["waits a forward"]
+        assert waits == (workload not in ("step", "ragged step"))
+    shift, guided = (counts[name] for name in launches.HIGHLIGHTS)
+    for workload, most in (("prompt", 6), ("step", 1)):
+        assert shift[workload]["launches a layer"] - host[workload]["launches a layer"] <= most
+        assert guided[workload]["launches a layer"] <= 2 * shift[workload]["launches a layer"]
+
+
+def test_browsing_reads_once_more_and_adds_nothing_to_a_layer(launches: Any) -> None:
+    counts = json.loads(launches.RESULTS.read_text())["counts"]["pictures"]
+    plain, browse, told = (counts[name] for name in launches.ON_PICTURES)
+    read = plain["prompt"]["launches a layer"]
+    for workload in plain:
+        more = {name: each[workload]["launches a layer"] - plain[workload]["launches a layer"]
+                for name, each in (("browse", browse), ("told", told))}  # fmt: skip
+        assert more["told"] == 0
+        assert 0 < more["browse"] <= read if workload != "step" else more["browse"] == 0
+    assert browse["step"]["waits a forward"] == plain["step"]["waits a forward"]
 
 
 def _of_policies(launches: Any) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
