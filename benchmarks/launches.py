@@ -113,7 +113,7 @@ POLICIES = {
 
 
 def decoder(shape: str, layers: int, dtype: torch.dtype) -> Any:
-    """A thin decoder of that many layers: the fledgling's own, or Qwen2 as at 7B, seven query heads to a key head."""
+    """A thin decoder of that many layers: as the fledgling's, or Qwen2 as at 7B, seven query heads to a key head."""
     torch.manual_seed(0)
     if shape == "7b":
         config: Any = Qwen2Config(
@@ -127,6 +127,7 @@ def decoder(shape: str, layers: int, dtype: torch.dtype) -> Any:
     else:
         config = PLANS[shape].config()
         config.num_hidden_layers, config.layer_types = layers, config.layer_types[:1] * layers
+        config.hidden_size, config.head_dim, config.intermediate_size = 48, 16, 96
     model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model.requires_grad_(False).eval()
 
