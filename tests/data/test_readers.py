@@ -541,6 +541,17 @@ def test_words_alone_are_the_same_conversations_without_their_media(folder) -> N
     assert whole[0].images  # the source itself is left as it was
     assert seen(told[2]) == seen(whole[2])
     image = {"type": "image", "image": "red.png"}
+    this, red, dish, spaced, blue = (
+        {"type": "text", "text": text} for text in ("Is this", "red", "dish?", "Is ", "blue?")
+    )
+    asked = [
+        {"messages": [{"role": "user", "content": content}, ANSWER]}
+        for content in ([this, image, red, dish], [spaced, image, image, blue])
+    ]
+    jsonl(folder, *asked, name="mid.jsonl")
+    worded = open_source({"jsonl": str(folder / "mid.jsonl"), "text_only": True})
+    assert seen(worded[0])[0] == ("user", ["Is this", " red", "dish?"])  # a picture stood between two words of these
+    assert seen(worded[1])[0] == ("user", ["Is ", "blue?"])
     words = {"type": "text", "text": "seen?"}
     jsonl(folder, {"messages": [USER], "browsed": [{"role": "user", "content": [image, words]}]}, name="browsed.jsonl")
     browsed = open_source({"jsonl": str(folder / "browsed.jsonl"), "text_only": True})[0].meta["browsed"]

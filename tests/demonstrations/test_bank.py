@@ -66,6 +66,7 @@ def test_the_key_is_of_picture_words_map_host_and_dtype(
     ]
     assert len({*keys, *rest}) == 8
     again = Demonstration(shown.picture.copy(), shown.question, shown.answer)
+    processor.tokenizer(["one text", "and a longer one"], padding=True, truncation=True, max_length=3)  # leaves traces
     assert bank.key(again) == Bank(tmp_path / "other", copy.deepcopy(model), copy.deepcopy(processor)).key(shown)
 
 
@@ -95,6 +96,20 @@ def other_template(processor: Any) -> Any:
     return other
 
 
+def other_words(processor: Any) -> Any:
+    """A tokenizer that reads one more word as one token."""
+    other = copy.deepcopy(processor)
+    other.tokenizer.add_tokens(["question"])
+    return other
+
+
+def other_patches(processor: Any) -> Any:
+    """A processor that writes another number of tokens for a picture; its image processor is the same."""
+    other = copy.deepcopy(processor)
+    other.patch_size *= 2
+    return other
+
+
 def test_the_bank_of_another_is_refused_by_name(
     model: Any, processor: Any, demonstrations: list[Demonstration], tmp_path: Path
 ) -> None:
@@ -104,6 +119,8 @@ def test_the_bank_of_another_is_refused_by_name(
         (changed_host(model), processor, "another host"),
         (with_wings(model), processor, "another host"),
         (model, other_template(processor), "another host"),
+        (model, other_words(processor), "another host"),
+        (model, other_patches(processor), "another host"),
         (
             copy.deepcopy(model).to(torch.bfloat16),
             processor,

@@ -155,8 +155,23 @@ def user(text: str, *images: Any) -> dict[str, Any]:
 
 
 def message_text(message: Mapping[str, Any]) -> str:
-    """The text of one message, its images left out."""
-    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+    """The text of one message, its media left out as `worded` does."""
+    return "".join(part["text"] for part in worded(message["content"]))
+
+
+def worded(content: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The text parts of a turn. Words that nothing but a medium kept apart are kept apart by a space."""
+    found: list[dict[str, Any]] = []
+    is_behind_media = False
+    for part in content:
+        if part["type"] != "text":
+            is_behind_media = True
+            continue
+        words, before = part["text"], found[-1]["text"] if found else ""
+        touch = is_behind_media and before and words and not before[-1].isspace() and not words[0].isspace()
+        found.append({**part, "text": f" {words}"} if touch else dict(part))
+        is_behind_media = False
+    return found
 
 
 def check_turns(messages: Sequence[Mapping[str, Any]], place: Place) -> None:

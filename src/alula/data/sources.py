@@ -18,7 +18,7 @@ from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.keys import names_of
 from alula.data.records import RecordFile
 from alula.data.registry import SourceKind, register
-from alula.data.samples import BROWSED, Sample, Source, check_turns, lazy
+from alula.data.samples import BROWSED, Sample, Source, check_turns, lazy, worded
 from alula.data.shapes import ImageFolder, from_conversations
 from alula.data.specs import (
     CocoSpec,
@@ -176,7 +176,8 @@ class StreamSource:
 class Wordings:
     """The same conversations without their media: the words alone, turn by turn as they were.
 
-    A model reads the same tokens as of the source itself, less those that stand for media.
+    A model reads the same tokens as of the source itself, less those that stand for media; words that nothing but a
+    medium kept apart are kept apart by a space.
 
     Args:
         source: of conversations with media or without.
@@ -205,9 +206,7 @@ class Wordings:
 
 
 def _worded(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {**message, "content": [part for part in message["content"] if part["type"] == "text"]} for message in messages
-    ]
+    return [{**message, "content": worded(message["content"])} for message in messages]
 
 
 def _lazily(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -247,21 +247,31 @@ def _key(picture: str, question: str, answer: str, facts: Mapping[str, str]) -> 
 
 def _host(model: nn.Module, aim: AimGraft, intake: Intake) -> str:
     """What of a host states depend on: weights (those of other grafts and adapters included), grafts and policies by
-    their settings, the processor's way with images, and the chat template."""
+    their settings, and how words and pictures become its inputs: processor, tokenizer, chat template."""
     host: Any = unwrap(model)
     own = {name: value for name, value in host.state_dict().items() if f".{NAME}.{aim.name}." not in name}
     settings = {name: told for name, told in declared(host.config, DECLARED).items() if name != aim.name}
-    images = getattr(intake.processor, "image_processor", None)
     parts = [
         type(host).__name__,
         digest_of(own),
         settings,
         declared(host.config, POLICIES),
-        None if images is None else images.to_json_string(),
+        intake.processor.to_dict() if intake.is_multimodal else None,
+        _words(intake.tokenizer),
         {name: value for name, value in intake.keywords.items() if name != "chat_template"},
         intake.keywords.get("chat_template", intake.chat_template),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _words(tokenizer: Any) -> Any:
+    """How a tokenizer reads words: all that the fast one is made of, but for what calls leave in it; of another its
+    vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tokenizer.get_vocab()
+    told: dict[str, Any] = json.loads(backend.to_str())
+    return {name: value for name, value in told.items() if name not in ("padding", "truncation")}
 
 
 def _map(aim: AimGraft) -> str:

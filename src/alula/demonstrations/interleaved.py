@@ -19,7 +19,7 @@ from transformers import BatchFeature
 
 from alula.data import Collator
 from alula.data.errors import BadSampleError, RecordError
-from alula.data.samples import Sample, message_text
+from alula.data.samples import Sample, message_text, worded
 from alula.demonstrations.encoding import Alone
 from alula.demonstrations.words import spliced, word_tokens
 from alula.draws import Draw
@@ -68,7 +68,7 @@ class InterleavedCollator(Collator):
                 turn
                 for at in chosen
                 for turn in (
-                    {**messages[at], "content": [part for part in messages[at]["content"] if part["type"] == "text"]},
+                    {**messages[at], "content": worded(messages[at]["content"])},
                     {**messages[at + 1], "train": False},
                 )
             ]
