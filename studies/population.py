@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from alula.evaluation.runner import evaluating
 from alula.files import read_json, write_json
+from alula.seam import evaluating
 from alula.training import train
 from alula.training.recipe import Recipe
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from alula.data import Collator, Sample
-from alula.evaluation.runner import evaluating
 from alula.hosts.stops import stop_ids
-from alula.seam import needs_roles
+from alula.seam import evaluating, needs_roles
 from studies.passes import BATCH
 
 

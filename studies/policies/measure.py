@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from alula.evaluation import Decoding, generation
-from alula.evaluation.runner import evaluating
 from alula.files import read_json, write_json
 from alula.hosts.host import tokenizer_of
 from alula.inputs import Intake
 from alula.loading import load_model
 from alula.policies import Policy, Stand, policy_of, search_withdrawal
 from alula.policies.base import asked as with_asked
-from alula.seam import LayerView, Owner, Phase, Point
+from alula.seam import LayerView, Owner, Phase, Point, evaluating
 from alula.seam.dialect import cache_keyword, cache_of_output
 from alula_fledgling.microworld import score
 from studies.policies.plan import PoliciesPlan

@@ -25,14 +25,13 @@ from alula.evaluation import Defaults, RunResult, Task, compare, defaults_for, e
 from alula.evaluation.conditions import conditions, decisive, fingerprint
 from alula.evaluation.progress import Bar, bar
 from alula.evaluation.prompts import takes, takes_images
-from alula.evaluation.runner import evaluating
 from alula.evaluation.session import asking
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
 from alula.inputs import Intake
 from alula.jobs import add_session, claim, refuse_others
 from alula.probes import Probe, Resampling
-from alula.seam import needs_roles
+from alula.seam import evaluating, needs_roles
 from alula.training.environment import readable_environment
 
 Loader = Callable[[str], tuple[Any, Any]]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from alula.anatomy import unwrap
 from alula.errors import DataError, HostError, UsageError
 from alula.probes import token_sets
-from alula.seam import ForwardContext, InputOf, LayerView, Owner, Phase, Point, Seam, install, marked
+from alula.seam import ForwardContext, InputOf, LayerView, Owner, Phase, Point, Seam, evaluating, install, marked
 from alula.tokens import TokenMap
 from alula.weights import channel_squares
 
@@ -103,7 +103,7 @@ class Calibration:
                 token that counts, in one of the matrices.
         """
         reading = _Reading(self, kind)
-        with reading.on(self.model, layers), _evaluating(self.model), torch.no_grad():
+        with reading.on(self.model, layers), evaluating(self.model), torch.no_grad():
             for number, batch in enumerate(self.batches):
                 reading.run(self.model, number, batch)
         self._check(reading.seen())
@@ -252,18 +252,6 @@ class _Reading:
 def _finite(sums: Tensor) -> Tensor:
     """Whether all sums are finite. A product that is not leaves no finite number on the diagonal of its channels."""
     return (sums.diagonal() if sums.dim() > 1 else sums).isfinite().all()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _placed(value: Any, like: Tensor) -> Any:

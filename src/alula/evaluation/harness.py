@@ -31,13 +31,14 @@ from alula.errors import EvaluationError, UsageError
 from alula.evaluation import token_ids
 from alula.evaluation.conditions import conditions, fingerprint
 from alula.evaluation.results import ItemResult, Part, RunResult, TaskResult, TooLong, Turn
-from alula.evaluation.runner import check_sizes, evaluating
+from alula.evaluation.runner import check_sizes
 from alula.hosts.configs import first_line
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
 from alula.hosts.host import tokenizer_of
 from alula.hosts.opening import opening_of
 from alula.hosts.prompted import refuse_lost_prompt
+from alula.seam import evaluating
 
 _NORMALISED = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
 """metrics of multiple choice that divide log-likelihoods by the length of the choice"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from alula.hosts.decoding import Decoding
 from alula.hosts.prompted import refuse_lost_prompt
 from alula.inputs import Intake, Rendered
 from alula.media import MEDIA
-from alula.seam import needs_roles
+from alula.seam import evaluating, needs_roles
 
 _BAD = "mend it; `alula data check` lists what is bad in a file"
 
@@ -288,15 +287,3 @@ def _waves(items: Sequence[TaskItem]) -> list[list[TaskItem]]:
     for item in items:
         waves[depth[item.id]].append(item)
     return waves
-
-
-@contextlib.contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Put every module in eval mode inside the block, and back into its own mode after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

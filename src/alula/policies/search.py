@@ -10,8 +10,8 @@ Shapes: S tokens of a prompt and its answer, T of the answer.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +24,19 @@ from alula.errors import UsageError
 from alula.policies.base import Policy, Stand, asked
 from alula.policies.skip import Skip
 from alula.policies.withdraw import Withdraw
-from alula.seam import LayerView, Owner, Phase, Point, Work, find, generation_extras
+from alula.seam import (
+    READING,
+    LayerView,
+    Owner,
+    Phase,
+    Point,
+    Work,
+    evaluating,
+    find,
+    generation_extras,
+    marked,
+    scoring_inputs,
+)
 from alula.tokens import TokenMap
 
 Prompt = Mapping[str, Any]
@@ -288,7 +300,8 @@ class _Tape:
             stand.at(Point.BLOCK_INPUT, layer, self._entering)
             policy.place(stand)
 
-        return self._run(place, self._structure)
+        with marked(READING):  # what media are has been put into what enters, and is not written anew
+            return self._run(place, self._structure)
 
     def _entering(self, view: LayerView, hidden: Tensor) -> Tensor:
         known = self.entered[view.layer]
@@ -302,8 +315,11 @@ class _Tape:
         options: dict[str, Any] = {"use_cache": False}
         if "logits_to_keep" in inspect.signature(Anatomy.of(self.model).host.forward).parameters:
             options["logits_to_keep"] = self.count
-        with asked(self.model, Owner(), place, object()), _evaluating(self.model):
-            logits: Tensor = self.model(**inputs, **options).logits
+        # the first of the logits are those of the prompt's last token
+        told = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None)
+        ends = torch.tensor([told.shape[1] - self.count], device=told.device)
+        with asked(self.model, Owner(), place, object()), evaluating(self.model), torch.no_grad():
+            logits: Tensor = self.model(**scoring_inputs(self.model, inputs, ends), **options).logits
         logits = logits[0, -self.count :].double()
         barred = torch.tensor(self._barred, dtype=torch.int64, device=logits.device)
         return logits.index_fill(-1, barred, -torch.inf)
@@ -367,7 +383,7 @@ def _answered(model: Any, prompt: Prompt, max_new_tokens: int) -> tuple[dict[str
         pad_token_id=own.pad_token_id,
         use_cache=True,
     )
-    with asked(model, Owner(), lambda stand: None, object()), _evaluating(model):
+    with asked(model, Owner(), lambda stand: None, object()), evaluating(model), torch.no_grad():
         seam = find(model)
         assert seam is not None
         with (
@@ -384,18 +400,6 @@ def _answered(model: Any, prompt: Prompt, max_new_tokens: int) -> tuple[dict[str
     if tokens is not None:
         read["token_map"] = tokens.append(TokenMap.text(1, more, device=tokens.device))
     return {**prompt, **read, "input_ids": whole[:, :-1]}, whole[0, ids.shape[1] :]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and without gradients."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def _is_media(value: Any) -> bool:

@@ -26,7 +26,8 @@ from alula.seam.requests import (
     Work,
     Worker,
 )
-from alula.seam.scope import READING, SECOND, marked, marks
+from alula.seam.scope import READING, SECOND, evaluating, marked, marks
+from alula.seam.scoring import scoring_inputs
 from alula.seam.taps import TapEvent, taps
 from alula.seam.view import LayerView
 
@@ -69,6 +70,7 @@ __all__ = [
     "Worker",
     "declare",
     "declared",
+    "evaluating",
     "find",
     "generation_extras",
     "grafted_weights",
@@ -77,6 +79,7 @@ __all__ = [
     "marks",
     "needs_roles",
     "retract",
+    "scoring_inputs",
     "taps",
     "with_keywords",
 ]

@@ -26,7 +26,7 @@ from alula.seam import dialect
 from alula.seam.context import ForwardContext
 from alula.seam.hooks import ByThread, with_keywords
 from alula.seam.requests import Request
-from alula.seam.scope import READING, SECOND, marked, marks
+from alula.seam.scope import READING, SECOND, evaluating, marked, marks
 
 Read = Callable[[], Tensor]
 """has the decoder read its inputs as they are: (B, S, d) final states, without gradients"""
@@ -142,7 +142,7 @@ class EmbeddingHooks:
         is_of_cache = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() > 2)
         if cache is not None and (is_of_cache or int(cache.get_seq_length())):
             given |= {dialect.cache_keyword(): copy.deepcopy(cache), "use_cache": True}
-        with marked(READING), marked(SECOND):
+        with marked(READING), marked(SECOND), evaluating(self.anatomy.backbone):  # dropout has no part in reading
             output = self.anatomy.backbone(inputs_embeds=embeds.detach(), **given)
         states: Tensor = output.last_hidden_state
         return states

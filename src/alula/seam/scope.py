@@ -1,4 +1,5 @@
-"""What holds for one thread (or asyncio task) alone: probes that listen, grafts that are disabled, a given map.
+"""What holds for one block: of a thread (or asyncio task) alone probes that listen, grafts that are disabled, a given
+map; of a model its mode.
 
 A forward looks at its thread's marks once, when it begins, and carries them along: layers that autograd recomputes in
 a thread of its own find them as they were, and what another thread switches meanwhile does not reach it.
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+from torch import nn
 
 SECOND = "second"
 """a mark of forwards that are run again for the sake of a contrast (see `requests.Contrast`)"""
@@ -44,3 +47,15 @@ def marked_instead(mark: Hashable, *others: Hashable) -> Iterator[None]:
 def marks() -> frozenset[Hashable]:
     """The marks of this thread."""
     return _marks.get()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode inside the block, and back into its own mode after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -21,12 +21,11 @@ from alula.evaluation.conditions import conditions, decisive, fingerprint
 from alula.evaluation.pairing import compare_scores
 from alula.evaluation.progress import Bar, bar
 from alula.evaluation.results import Labels
-from alula.evaluation.runner import evaluating
 from alula.hosts.context import context_length
 from alula.inputs import Intake, Rendered
 from alula.jobs import add_session, claim, refuse_others
 from alula.policies import active_policies, put_policies
-from alula.seam import needs_roles
+from alula.seam import evaluating, needs_roles
 from alula.speed.grid import Candidate, default_grid, pooled
 from alula.speed.plan import Plan
 from alula.speed.record import Host, Part, Row, Speed, Spread

@@ -22,6 +22,7 @@ from alula.data import soft_labels
 from alula.data.samples import BROWSED
 from alula.errors import UsageError
 from alula.files import telling
+from alula.tokens import PROMPT_ENDS
 from alula.training.browsing import settle
 from alula.training.losses import AuxiliaryLosses
 from alula.training.optimizer import build_optimizer
@@ -143,9 +144,10 @@ class StageTrainer(Trainer):
         batch = dict(inputs)  # the Trainer takes the labels out
         for key in soft_labels.KEYS:  # for the losses, not for the model
             inputs.pop(key, None)
-        if BROWSED in inputs and self.is_fsdp_enabled:
+        # a process whose batch has nothing to read would gather no weights while others do
+        if self.is_fsdp_enabled and (BROWSED in inputs or PROMPT_ENDS in inputs):
             raise UsageError(
-                "prompts are read beside the forward, by a model whose weights are sharded",
+                "prompts are read before they are answered, by a model whose weights are sharded",
                 where=self.stage.name,
                 remedy="read them before (alula browse) and name the file: browse.conditions; or distributed: ddp",
             )

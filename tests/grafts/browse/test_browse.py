@@ -18,9 +18,10 @@ from alula.errors import HostError, UsageError
 from alula.grafts import BrowseConfig, ExpertsConfig, WingsConfig, read_conditions
 from alula.grafts.browse.graft import BrowseGraft, Condition
 from alula.hosts import load_host, save_host
+from alula.policies.search import search_withdrawal
 from alula.policies.withdraw import Withdraw
 from alula.probes import AttentionShift, watch
-from alula.seam import generation_extras
+from alula.seam import generation_extras, scoring_inputs
 from alula.seam.dialect import cache_keyword
 from alula.serving import Conversation
 from tests import zoo
@@ -312,6 +313,55 @@ def test_the_same_features_with_another_end_are_read_anew() -> None:
     whole = run(model, HOST, told, mm_encoder_outputs=made, use_cache=False)
     assert torch.equal(run(model, HOST, told, mm_encoder_outputs=made, use_cache=False, prompt_ends=end), expected)
     assert not torch.equal(whole, expected)
+
+
+def test_another_prompt_about_the_same_features_is_read_anew() -> None:
+    """By hand, without a cache: what begins as the last prompt did is no step of its generation."""
+    model, _ = grafted()
+    inputs = zoo.batch(HOST, "3I9")
+    with torch.no_grad():
+        made = {"image": model.model.get_image_features(inputs["pixel_values"], return_dict=True)}
+    whole = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    begun = {name: value[:, :-4] for name, value in whole.items()}
+    run(model, HOST, begun, mm_encoder_outputs=made, use_cache=False)
+    assert torch.equal(run(model, HOST, whole, mm_encoder_outputs=made, use_cache=False), run(model, HOST, inputs))
+
+
+def test_dropout_has_no_part_in_what_is_read() -> None:
+    model, graft = grafted()
+    inputs = zoo.batch(HOST, "3I9")
+    labels = inputs["input_ids"].clone()
+    labels[:, :-3] = -100
+    expected = read_conditions(model, {**inputs, "labels": labels})
+    for layer in graft.seam.anatomy.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.train()
+    seen: list[Tensor] = []
+    handle = graft.whole.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    losses = [model(**inputs, labels=labels).loss for _ in range(2)]
+    handle.remove()
+    assert not torch.equal(*losses)  # what is learnt is dropped out of
+    for told in (*seen, read_conditions(model, {**inputs, "labels": labels})):
+        assert torch.equal(told, expected)
+    assert all(module.training for module in model.modules())
+
+
+def test_answers_that_are_weighed_without_labels_are_not_read() -> None:
+    """A search of policies weighs answers that it wrote behind the prompt."""
+    model, _ = grafted()
+    prompt = {name: value[:, :-3] for name, value in zoo.batch(HOST, "3I9").items() if name != "pixel_values"}
+    prompt["pixel_values"] = zoo.batch(HOST, "3I9")["pixel_values"]
+    model.generation_config.eos_token_id = None
+    found = search_withdrawal(model, [prompt], layers=[1], max_new_tokens=3)
+    told = {**prompt, "conditions": read_conditions(model, prompt)}
+    expected = search_withdrawal(model, [told], layers=[1], max_new_tokens=3)
+    assert found.agreed == expected.agreed
+    assert found.divergences[0] == pytest.approx(expected.divergences[0], rel=1e-4)
+    bare = zoo.build(HOST)
+    ends = torch.tensor([3])
+    assert scoring_inputs(bare, prompt, ends) == prompt  # nothing is attached that would take it
+    assert torch.equal(scoring_inputs(model, prompt, ends)["prompt_ends"], ends)
+    assert torch.equal(scoring_inputs(model, {**prompt, "prompt_ends": ends + 1}, ends)["prompt_ends"], ends + 1)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

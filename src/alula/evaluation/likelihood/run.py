@@ -21,12 +21,13 @@ from alula.evaluation.plain_text import PlainText
 from alula.evaluation.progress import bar
 from alula.evaluation.ratios import figures
 from alula.evaluation.results import ItemResult, Part, RunResult, TaskResult, TooLong, Turn
-from alula.evaluation.runner import check_sizes, evaluating
+from alula.evaluation.runner import check_sizes
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
 from alula.hosts.opening import opening_of
 from alula.hosts.prompted import refuse_lost_prompt
 from alula.inputs import Intake
+from alula.seam import evaluating
 
 _JOINT = " | "
 _NEITHER = "neither: equally likely"

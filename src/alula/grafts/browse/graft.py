@@ -123,9 +123,12 @@ class BrowseGraft(Graft):
         is_kept = not seen.is_new and not ctx.is_caching and ctx.labels is None and PROMPT_ENDS not in ctx.given
         before = seen.memo.get(self.owner_id) if is_kept else None
         if before is not None:
-            prompt, conditions = before
+            prompt, conditions, last = before
             length = prompt.shape[1]
-            if embeds.shape[1] >= length and torch.equal(embeds[:, :length], prompt):
+            # generation goes on by one token; what is longer by more is another prompt about the same images
+            goes_on = embeds.shape[1] in (last, last + 1) and torch.equal(embeds[:, :length], prompt)
+            if goes_on:
+                seen.memo[self.owner_id] = prompt, conditions, embeds.shape[1]
                 return conditions
         if seen.is_piece:
             raise UsageError(
@@ -135,7 +138,8 @@ class BrowseGraft(Graft):
             )
         conditions = at_ends(read(), self._ends(ctx, embeds))
         if is_kept:
-            seen.memo[self.owner_id] = embeds, conditions  # generation without a cache comes again with more tokens
+            # generation without a cache comes again with more tokens
+            seen.memo[self.owner_id] = embeds, conditions, embeds.shape[1]
         return conditions
 
     def _ends(self, ctx: ForwardContext, embeds: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from alula.anatomy import Anatomy
 from alula.errors import UsageError
-from alula.seam import READING, SECOND, marked
+from alula.seam import READING, SECOND, evaluating, marked
 from alula.tokens import PROMPT_ENDS
 
 IGNORED = -100
@@ -21,7 +21,7 @@ def read_conditions(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     """(B, D) the condition of each prompt: the decoder's final state, behind its last norm, at the prompt's last token.
 
     What is attached to the model takes part, but for browse-and-concentrate: images are as the connector encodes them
-    without a condition. Nothing of the model is trained by it.
+    without a condition. Nothing of the model is trained by it, and dropout has no part in it.
 
     Args:
         model: any decoder host.
@@ -38,7 +38,7 @@ def read_conditions(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     if ids is None:
         raise UsageError("conditions are of prompts, and there are no input_ids", where="read_conditions")
     mask = given.get("attention_mask")
-    with marked(READING), marked(SECOND):
+    with marked(READING), marked(SECOND), evaluating(anatomy.backbone):
         states = anatomy.backbone(**{**given, "use_cache": False}).last_hidden_state
     valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     return at_ends(states, prompt_ends(valid, labels) if ends is None else ends.to(states.device))

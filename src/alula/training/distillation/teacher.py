@@ -16,12 +16,13 @@ from alula.data.samples import text_part, user
 from alula.data.soft_labels import SoftLabels
 from alula.errors import DataError, HostError
 from alula.evaluation import ItemTask, TaskItem, evaluate
-from alula.evaluation.runner import evaluating
+from alula.grafts.browse.reading import prompt_ends
 from alula.hosts import Host
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.stops import stop_ids
 from alula.inputs import Intake
+from alula.seam import evaluating, scoring_inputs
 from alula.training.distillation.lessons import Lessons, concatenated
 
 logger = logging.getLogger(__name__)
@@ -192,6 +193,8 @@ def _labels(
             batch: dict[str, Any] = dict(collate(samples[start : start + batch_size]))
             labels: Tensor = batch.pop("labels")
             inputs = {key: value.to(device) for key, value in batch.items()}
+            ends = prompt_ends(inputs["attention_mask"].bool(), labels.to(device))
+            inputs = scoring_inputs(model, inputs, ends)
             logits = model(**inputs, use_cache=False).logits[:, :-1].float()
             logprobs, tokens = logits.log_softmax(dim=-1).topk(min(candidates, logits.shape[-1]), dim=-1)
             for row, label in enumerate(labels[:, 1:]):

@@ -25,8 +25,9 @@ from alula.chat_template import TemplateSettings
 from alula.data import Collator, open_source
 from alula.data.samples import Sample
 from alula.errors import DataError
-from alula.evaluation.runner import evaluating
+from alula.grafts.browse.reading import prompt_ends
 from alula.probes import Alignment, AttentionShift
+from alula.seam import evaluating, scoring_inputs
 from alula.stats import Resampling
 from alula.training.recipe import Retention
 
@@ -126,8 +127,8 @@ class RetentionEvaluator:
         shift, alignment = AttentionShift(keep=keep), Alignment(keep=keep)
         with shift.on(model), alignment.on(model):  # one pass serves both
             for batch in self._batches(self.samples.pictures, device):
-                batch.pop("labels")
-                model(**batch, use_cache=False)
+                ends = prompt_ends(batch["attention_mask"].bool(), batch.pop("labels"))
+                model(**scoring_inputs(model, batch, ends), use_cache=False)
         attention = shift.result(_VALUES_ONLY)
         pair = next(iter(alignment.result(_VALUES_ONLY).pairs.values()))
         values = {
