@@ -19,7 +19,9 @@ def of(family: str, split: str = "train", n: int = 80) -> list[tuple[list[Scene]
     """Scenes, question and answer."""
     found = []
     for item in picture_items(n, split=split, seed=3, families=[family]):  # type: ignore[arg-type]
-        *images, words = item.messages[0]["content"]
+        *named, words = item.messages[0]["content"]
+        names, images = named[::2], named[1::2]
+        assert [part["text"] for part in names] == [f"{place}:" for place in range(1, len(images) + 1)]
         scenes = [part["image"].scene for part in images]
         assert all(split_of_scene(scene) == split for scene in scenes)
         found.append((scenes, words["text"], item.messages[1]["content"][0]["text"]))
@@ -85,7 +87,7 @@ def test_captions_tell_what_matters_to_the_question_that_is_read() -> None:
         image, _ = item.messages[0]["content"]
         told = item.messages[1]["content"][0]["text"]
         *shown, question = item.browsed[0]["content"]
-        assert image["image"].scene in [part["image"].scene for part in shown]
+        assert image["image"].scene in [part["image"].scene for part in shown[1::2]]
         names = [thing.full_name for thing in image["image"].scene.things]
         assert told == "nothing" or all(part.split(" at the ")[0][2:] in names for part in re.split(r", | and ", told))
         if item.family == "which":

@@ -129,6 +129,34 @@ class Browser:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What one model, or one way of asking, answered: ``label`` says which."""
+
+    label: str
+    text: str
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation with several answers beside it; `gold` is empty where no answer is the only right one."""
+
+    family: str
+    prompt: Sequence[Turn]
+    gold: str
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Conversations beside each other, pictures and all."""
+
+    examples: Sequence[Example]
+    caption: str = ""
+    kind: str = field(default="examples", init=False)
+
+
+@dataclass(frozen=True)
 class Facts:
     """Keys and values, for what a reader needs to repeat the work; ``code`` is a command line."""
 
@@ -137,7 +165,7 @@ class Facts:
     kind: str = field(default="facts", init=False)
 
 
-Block = Figure | FigureRow | Table | Cards | Browser | Facts
+Block = Figure | FigureRow | Table | Cards | Browser | Examples | Facts
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,12 @@ def _pictures(draw: Draw, identity: str, family: str, split: Split, *, is_captio
     """Several pictures with a question; or one of them with a caption of what matters to the question, which is in what
     is read before."""
     asked = pictures_and_question(draw, family, split)
-    question = user(asked.exchange.question, *map(SceneImage, asked.scenes))
+    question = user(asked.exchange.question)
+    question["content"][:0] = [
+        part
+        for place, scene in enumerate(asked.scenes, start=1)
+        for part in (_text(f"{place}:"), {"type": "image", "image": SceneImage(scene)})
+    ]
     if not is_caption:
         turns = question, assistant(asked.exchange.answer)
         return Item(identity, "visual", family, split, turns, (Target(1, family, "visual", asked.exchange.answer),))
@@ -252,6 +257,10 @@ def _pictures(draw: Draw, identity: str, family: str, split: Split, *, is_captio
     words = asked.told(index)
     turns = user("Describe the picture.", SceneImage(asked.scenes[index])), assistant(words)
     return Item(identity, "visual", family, split, turns, (Target(1, family, "visual", words),), (question,))
+
+
+def _text(words: str) -> dict[str, str]:
+    return {"type": "text", "text": words}
 
 
 def _dialogue(draw: Draw, identity: str, pattern: str, split: Split) -> Item:
