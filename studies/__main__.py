@@ -315,6 +315,12 @@ def browse(
         Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
     ] = Path("runs/browse"),
     seeds: Seeds = "0,1,2",
+    queries: Annotated[
+        int,
+        typer.Option(
+            min=0, max=64, help="Make hosts that see so many tokens of a picture, by queries; 0: the lent models."
+        ),
+    ] = 0,
     training: Annotated[int, typer.Option(min=2, help="Optimizer steps of every arm.")] = 150,
     rate: Annotated[
         float | None, typer.Option(min=1e-6, help="Learning rate of the condition's map. (default: the recipe's)")
@@ -341,6 +347,7 @@ def browse(
     plan = BrowsePlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
+        queries=queries,
         tuning_steps=training,
         rate=rate,
         items=items,

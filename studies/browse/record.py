@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from alula.evaluation.results import Record
 from alula.stats import Estimate, seed_interval
+from studies.examples import Shown
 
 
 class Asked(Record):
@@ -17,11 +19,15 @@ class Asked(Record):
         families: question -> "task: family".
         right: task -> what was told -> question -> whether it was answered right.
         moved: how far the condition moves image tokens, of their own size; None: there is none.
+        shown: of each family about several pictures, a question with the answers by what was told.
+        captions: of the two stages' arm behind its first, what was told -> nats per token of each caption.
     """
 
     families: dict[str, str]
     right: dict[str, dict[str, dict[str, bool]]]
     moved: float | None = None
+    shown: tuple[Shown, ...] = ()
+    captions: dict[str, list[float]] | None = None
 
 
 class BrowseRecord(Record):
@@ -34,6 +40,8 @@ class BrowseRecord(Record):
     seconds: float
     settings: dict[str, Any]
     seeds: dict[int, dict[str, Asked]]
+    held: dict[int, float] = Field(default_factory=dict)
+    """training seed -> how often an asked colour is read off a condition by a linear map"""
 
     @property
     def families(self) -> list[str]:
@@ -54,6 +62,18 @@ class BrowseRecord(Record):
         """How far the condition moves image tokens, of their own size; mean over seeds."""
         found = [seed[arm].moved for seed in self.seeds.values()]
         return float(np.mean([each for each in found if each is not None]))
+
+    def costs(self, told: str) -> Estimate:
+        """What captions of what matters cost more, in nats per token, where another condition is told."""
+        told_own = [seed["staged"].captions for seed in self.seeds.values()]
+        pairs = [(each[told], each["own"]) for each in told_own if each is not None]
+        return _estimate([np.asarray(other) - np.asarray(own) for other, own in pairs])
+
+    @property
+    def captions(self) -> float:
+        """What captions of what matters cost when told their own condition, in nats per token."""
+        found = [seed["staged"].captions for seed in self.seeds.values()]
+        return float(np.mean([np.mean(each["own"]) for each in found if each is not None]))
 
     def _marks(self, seed: int, arm: str, told: str, group: str) -> np.ndarray:
         asked, task = self.seeds[seed][arm], group.partition(":")[0]

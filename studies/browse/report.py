@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from rich.table import Table as TerminalTable
 
-from alula.reports.document import Cell, Document, Facts, Section, Table
+from alula.reports.document import Cell, Document, Examples, Facts, Section, Table
 from alula.reports.wording import bounds, duration, percent, points
 from alula.stats import Estimate
 from studies.browse.plan import ARMS, TASKS
 from studies.browse.record import BrowseRecord
+from studies.examples import Shown, examples
 from studies.grids import Grid, written
 
 _ARMS = {"plain": "without browsing", "browse": "browsing", "staged": "in two stages"}
@@ -57,7 +58,8 @@ def markdown(record: BrowseRecord) -> str:
 
 def verdict(record: BrowseRecord) -> list[str]:
     """What the study found, question by question."""
-    return [_helps(record), _told(record), _keeps(record)]
+    controls = [_control(record)] if record.seeds[next(iter(record.seeds))]["staged"].captions else []
+    return [_helps(record), _told(record), *controls, _keeps(record)]
 
 
 def _helps(record: BrowseRecord) -> str:
@@ -87,6 +89,22 @@ def _told(record: BrowseRecord) -> str:
     )
 
 
+def _control(record: BrowseRecord) -> str:
+    """Whether the map learnt anything: what it is told is all that says what a caption is to tell."""
+    none, others = record.costs("none"), record.costs("others")
+
+    def nats(found: Estimate) -> str:
+        return f"{found.value:+.3f} nats per token ({found.low:.3f} to {found.high:.3f})"
+
+    held = record.held.values()
+    return (
+        "Was the map trained? Behind the first stage captions of what matters to a question cost "
+        f"{record.captions:.3f} nats per token; told nothing {nats(none)}; told a condition of another question of the "
+        f"kind {nats(others)}. Of the colours that questions ask for a linear map reads "
+        f"{percent(sum(held) / len(held))} off the conditions."
+    )
+
+
 def _keeps(record: BrowseRecord) -> str:
     said = [f"{_ARMS[arm]} {_points(record.gain(arm, 'own', 'visual'))}" for arm in ARMS[1:]]
     return f"What of questions about one picture? Against the same training without it, {'; '.join(said)}."
@@ -109,6 +127,9 @@ def report(record: BrowseRecord) -> Document:
     for grid in grids(record):
         rows = [[Cell(text) for text in row] for row in grid.rows]
         sections.append(Section(grid.title, blocks=[Table(list(grid.columns), rows)]))
+    shown = _examples(record)
+    if shown.examples:
+        sections.append(Section("To look at", ["One question of each kind, as the first seed answered it."], [shown]))
     facts = [
         ("seeds", ", ".join(map(str, record.seeds))),
         ("training", f"{record.settings['training']} steps of every arm"),
@@ -123,6 +144,21 @@ def report(record: BrowseRecord) -> Document:
         sections=sections,
         footer=f"alula, {record.created}. Every number is worked out from the result file alone.",
     )
+
+
+def _examples(record: BrowseRecord) -> Examples:
+    """Questions with the answers of every arm, of the first seed."""
+    arms = record.seeds[next(iter(record.seeds))]
+    merged = [
+        Shown(
+            family=f"pictures: {plain.family}",
+            prompt=plain.prompt,
+            gold=plain.gold,
+            answers={arm: asked.shown[place].answers["own"] for arm, asked in arms.items()},
+        )
+        for place, plain in enumerate(arms["plain"].shown)
+    ]
+    return examples(merged, _ARMS, _ASKED)
 
 
 def _groups(record: BrowseRecord) -> list[str]:

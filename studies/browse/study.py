@@ -6,7 +6,7 @@ import datetime
 
 from alula.jobs import run_in
 from alula.training.environment import readable_environment
-from studies.browse.measure import MOVED, measure, measurements
+from studies.browse.measure import CAPTIONED, HELD, MOVED, measure, measurements
 from studies.browse.plan import ARMS, BrowsePlan
 from studies.browse.record import Asked, BrowseRecord
 
@@ -39,9 +39,17 @@ def browse(plan: BrowsePlan, *, command: str, workers: int | None = None, quiet:
         seconds=seconds,
         settings={**plan.facts, "seeds": list(plan.seeds)},
         seeds={
-            seed: {arm: Asked(**found[arm], moved=found[MOVED].get(arm)) for arm in ARMS}
+            seed: {
+                arm: Asked(
+                    **found[arm],
+                    moved=found[MOVED].get(arm),
+                    captions=found[CAPTIONED] if arm == "staged" else None,
+                )
+                for arm in ARMS
+            }
             for seed, found in read.items()
         },
+        held={seed: found[HELD] for seed, found in read.items()},
     )
     record.save(plan.output / "outcome.json")
     return record

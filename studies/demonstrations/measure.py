@@ -13,6 +13,7 @@ import torch
 from alula.demonstrations import Demonstration, FewShot, Shot, encode
 from alula.draws import Draw
 from alula.evaluation.generation import answer, batches, neutral_config, put
+from alula.evaluation.prompts import turns
 from alula.files import write_json
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
@@ -21,9 +22,12 @@ from alula.loading import load_model
 from alula.policies import Budget
 from alula_fledgling.microworld import SceneImage, episode, normalise
 from studies.demonstrations.plan import FAMILY, KEPT, WAYS, DemonstrationsPlan
+from studies.examples import Said, Shown
 
 _ASKED_AT_ONCE, _LONGEST = 12, 4
 """questions of a batch, tokens of an answer"""
+_TO_LOOK_AT, _LOOKED_AT = 3, 3
+"""episodes to look at, and their shots"""
 
 
 def measure(plan: DemonstrationsPlan, seed: int) -> None:
@@ -32,6 +36,14 @@ def measure(plan: DemonstrationsPlan, seed: int) -> None:
         return
     with torch.no_grad():
         write_json(plan.measured_file(seed), Measuring(plan, seed).everything())
+
+
+def show(plan: DemonstrationsPlan) -> None:
+    """Ask the first seed's host some episodes to look at, unless that was done."""
+    if not plan.shown.is_file():
+        with torch.no_grad():
+            shown = Measuring(plan, plan.seeds[0]).to_look_at()
+        write_json(plan.shown, [each.model_dump() for each in shown])
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,22 @@ class Measuring:
                 found[way][str(shots)] = self._told(way, shots, every)
         return {"ways": found, "encoding": spent / (len(self.episodes) * max(self.shots)), "context": self.context}
 
+    def to_look_at(self) -> list[Shown]:
+        """Episodes with their answers, told in every way."""
+        episodes = self.episodes[:_TO_LOOK_AT]
+        every = [encode(self.model, self.intake, each.shown[:_LOOKED_AT]) for each in episodes]
+        shown = [
+            Shown(family=FAMILY, prompt=turns(self._messages("full", each, _LOOKED_AT)), gold=each.gold, answers={})
+            for each in episodes
+        ]
+        for way in WAYS:
+            prompts = [self._prompt(way, each, _LOOKED_AT, fused) for each, fused in zip(episodes, every, strict=True)]
+            with self._policy(way):
+                told = answer(self.model, self.processor, prompts, self.config, 0)
+            for one, said, each in zip(shown, told, episodes, strict=True):
+                one.answers[way] = Said(text=said.text, right=normalise(said.text) == normalise(each.gold))
+        return shown
+
     def _told(self, way: str, shots: int, every: list[list[Shot]]) -> dict[str, Any]:
         prompts = [
             self._prompt(way, each, shots, fused[:shots]) for each, fused in zip(self.episodes, every, strict=True)
@@ -99,11 +127,14 @@ class Measuring:
         return {**found, "right": right, "seconds": spent / len(prompts), "peak": peak}
 
     def _prompt(self, way: str, each: Asked, shots: int, fused: list[Shot]) -> Rendered:
-        question = {"role": "user", "content": [{"type": "text", "text": each.question}]}
         if way == "aim":
-            return FewShot(self.processor, fused).render([question])
+            return FewShot(self.processor, fused).render(self._messages(way, each, 0))
+        return self.intake.render(self._messages(way, each, shots))
+
+    def _messages(self, way: str, each: Asked, shots: int) -> list[Any]:
+        question = {"role": "user", "content": [{"type": "text", "text": each.question}]}
         shown = [turn for one in each.shown[:shots] for turn in one.messages(picture=way != "text")]
-        return self.intake.render([*shown, question])
+        return [*shown, question]
 
     def _policy(self, way: str) -> AbstractContextManager[Any]:
         return Budget(image_tokens=KEPT).on(self.model) if way == "pruned" else nullcontext()

@@ -83,6 +83,11 @@ class DemonstrationsPlan(TunedPlan):
         """The trained map of a seed, on its host."""
         return self.own.run_directory(seed, "aim") / "final"
 
+    @property
+    def shown(self) -> Path:
+        """Where episodes to look at are kept, as the first seed answers them."""
+        return self.own.seed_directory(self.seeds[0]) / "shown.json"
+
     def measured_file(self, seed: int) -> Path:
         """Where what was measured of a seed is kept."""
         return self.own.seed_directory(seed) / "demonstrations.json"

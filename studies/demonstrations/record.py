@@ -8,6 +8,7 @@ import numpy as np
 
 from alula.evaluation.results import Record
 from alula.stats import Estimate, seed_interval
+from studies.examples import Shown
 
 
 class DemonstrationsRecord(Record):
@@ -15,6 +16,7 @@ class DemonstrationsRecord(Record):
 
     Attributes:
         seeds: training seed -> what `measure` found.
+        shown: episodes with the first seed's answers, told in every way.
     """
 
     command: str
@@ -23,6 +25,7 @@ class DemonstrationsRecord(Record):
     seconds: float
     settings: dict[str, Any]
     seeds: dict[int, dict[str, Any]]
+    shown: tuple[Shown, ...] = ()
 
     @property
     def shots(self) -> list[int]:

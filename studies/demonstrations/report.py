@@ -12,6 +12,7 @@ from alula.reports.figures.lines import Line, lines
 from alula.reports.wording import duration
 from studies.demonstrations.plan import WAYS
 from studies.demonstrations.record import DemonstrationsRecord
+from studies.examples import examples
 
 LABELS = {"full": "full", "pruned": "pruned", "text": "words alone", "aim": "AIM"}
 HEAD = ["shots", *(LABELS[way] for way in WAYS)]
@@ -158,12 +159,23 @@ def report(record: DemonstrationsRecord) -> Document:
                 Section(title[0].upper() + title[1:], [], [Table(HEAD, [[Cell(text) for text in row] for row in body])])
                 for title, body in tables(record).items()
             ),
+            *_to_look_at(record),
             Section("To repeat it", [], [Facts(facts, record.command)]),
         ],
         footer=f"alula, {record.created}. Every figure is made of the result file alone.",
     )
 
 
+def _to_look_at(record: DemonstrationsRecord) -> list[Section]:
+    """Episodes with their answers, where the record has some."""
+    if not record.shown:
+        return []
+    return [
+        Section("To look at", ["Three shots, as they stand in full.", READ_AS], [examples(record.shown, LABELS)]),
+    ]
+
+
+READ_AS = "Words alone lack the pictures, AIM has fused tokens of the words that read them; the question is the same."
 CAPTIONS = (
     "Right answers, with 95 % intervals over seeds and episodes. A curve ends where its prompts no longer fit.",
     "Tensors at the peak of one prompt and its answer, above those of the model.",

@@ -9,9 +9,10 @@ from alula.files import read_json
 from alula.jobs import Job, lines, run_in
 from alula.training import train
 from alula.training.environment import readable_environment
-from studies.demonstrations.measure import measure
+from studies.demonstrations.measure import measure, show
 from studies.demonstrations.plan import DemonstrationsPlan
 from studies.demonstrations.record import DemonstrationsRecord
+from studies.examples import Shown
 
 
 def demonstrations(
@@ -51,6 +52,10 @@ def demonstrations(
                 after=(teaching,),
             ),
         ]
+    first = (f"demonstrations, seed {plan.seeds[0]}",)
+    jobs.append(
+        Job(title="episodes to look at", call=show, arguments=(plan,), size=1, done=plan.shown.is_file, after=first)
+    )
     seconds = run_in(plan.output, plan.facts, "study", jobs, label="demonstrations", workers=workers, quiet=quiet)
     record = DemonstrationsRecord(
         command=command,
@@ -59,6 +64,7 @@ def demonstrations(
         seconds=seconds,
         settings={**plan.facts, "seeds": list(plan.seeds)},
         seeds={seed: read_json(plan.measured_file(seed)) for seed in plan.seeds},
+        shown=tuple(Shown.model_validate(each) for each in read_json(plan.shown)),
     )
     record.save(plan.output / "outcome.json")
     return record

@@ -9,10 +9,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 import alula
 from alula.evaluation import prompts
+from alula.evaluation.results import Part, Turn
 from alula.files import write_json
 from alula.inputs import Intake
 from alula.loading import load_model
@@ -20,11 +22,14 @@ from alula.steering import Box, Distorted, Hidden, KeyDirections, Prompt, Whole,
 from alula_fledgling.microworld.items import user
 from alula_fledgling.microworld.scenes import COLOURS, POSITIONS, SHAPES, SIZES, Thing
 from alula_fledgling.microworld.scoring import normalise
-from studies.highlight.plan import Arm, HighlightPlan
+from studies.examples import Said, Shown
+from studies.highlight.plan import SHOWN, Arm, HighlightPlan
 from studies.highlight.questions import Question, ambiguous, clear, whole
 
 BATCH, SHORT, LONG, TAUGHT = 100, 8, 48, 40
 """questions at a time, most tokens of an answer and of a description, questions that key directions are learned from"""
+TO_LOOK_AT = {"ambiguous": 3, "misled": 2, "existence": 1}
+_LARGER, _FRAME = 4, (214, 39, 140)
 Numbers = dict[str, list[float]]
 """measure -> a number for each item"""
 
@@ -38,6 +43,14 @@ def measure(plan: HighlightPlan, seed: int) -> None:
         return
     with torch.no_grad():
         write_json(plan.measured(seed), Measuring(plan, seed).everything())
+
+
+def show(plan: HighlightPlan) -> None:
+    """Ask the first seed's model some questions to look at, unless that was done."""
+    if not plan.shown.is_file():
+        with torch.no_grad():
+            shown = Measuring(plan, plan.seeds[0]).to_look_at()
+        write_json(plan.shown, [each.model_dump() for each in shown])
 
 
 class Measuring:
@@ -67,6 +80,33 @@ class Measuring:
             }
             for arm in self.plan.chosen
         }
+
+    def to_look_at(self) -> list[Shown]:
+        """Questions, their pictures with what is highlighted framed, and the answers under some arms."""
+        made: list[Shown] = []
+        for task, count in TO_LOOK_AT.items():
+            questions = self.asked[task][:count]
+            said = {arm.name: self.answers(questions, arm, SHORT, likely=False)[0] for arm in SHOWN}
+            for place, question in enumerate(questions):
+                answers = {
+                    name: Said(text=told[place], right=_answered(question, told[place])["right"])
+                    for name, told in said.items()
+                }
+                prompt = [Turn(role="user", content=[Part(image=self.framed(question)), Part(text=question.words)])]
+                made.append(Shown(family=task, prompt=prompt, gold=question.gold, answers=answers))
+        return made
+
+    def framed(self, question: Question) -> str:
+        """The picture, larger, with a frame around what is highlighted, as a data URI."""
+        (chat,) = [prompts.loaded(question.messages, self.intake)]
+        image = next(part["image"] for message in chat for part in message["content"] if part["type"] == "image")
+        box = Box(0, 0, *image.size) if question.highlighted is None else self.box(chat, question.highlighted)
+        large = image.resize((image.width * _LARGER, image.height * _LARGER), Image.Resampling.NEAREST)
+        corners = [_LARGER * edge for edge in (box.left, box.top, box.right, box.bottom)]
+        ImageDraw.Draw(large).rectangle(
+            [corners[0], corners[1], corners[2] - 1, corners[3] - 1], outline=_FRAME, width=3
+        )
+        return prompts.thumbnail(large, max(large.size))
 
     def scored(self, task: str, questions: Sequence[Question], arm: Arm) -> Numbers:
         """The measures of a task."""

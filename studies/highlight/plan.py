@@ -44,6 +44,8 @@ class Arm:
         return self.beta if self.beta is None or self.method == "keys" else math.log(self.beta)
 
 
+PAPER = Arm("shift", 2.0, 1.3)
+"""the paper's own setting"""
 BETAS, GUIDANCES = (1.0, 2.0, 5.0, 20.0), (1.0, 1.3, 2.0, 3.0)
 ARMS = (
     Arm("none"),
@@ -52,6 +54,8 @@ ARMS = (
     Arm("distorted", None, 2.0),
     *(Arm("keys", gain) for gain in (1.0, 3.0)),
 )
+SHOWN = (ARMS[0], PAPER, Arm("shift", 20.0, 1.0))
+"""the arms whose answers a report shows beside pictures"""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,11 @@ class HighlightPlan(StudyPlan):
         """The trained model of a seed."""
         holder = self.own if self.lent is None else self.lent
         return holder.run_directory(seed, MODEL) / "final"
+
+    @property
+    def shown(self) -> Path:
+        """The file of questions to look at, as the first seed answers them."""
+        return self.own.seed_directory(self.seeds[0]) / "shown.json"
 
     def measured(self, seed: int) -> Path:
         """The file of what was measured of a seed's model."""

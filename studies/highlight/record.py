@@ -8,6 +8,7 @@ import numpy as np
 
 from alula.evaluation.results import Record
 from alula.stats import Estimate, seed_interval
+from studies.examples import Shown
 from studies.highlight.plan import ARMS, Arm
 
 
@@ -16,6 +17,7 @@ class HighlightRecord(Record):
 
     Attributes:
         seeds: training seed -> arm -> task -> measure -> a number for each item.
+        shown: questions with the first seed's answers under some arms, the highlighted part framed.
     """
 
     command: str
@@ -24,6 +26,7 @@ class HighlightRecord(Record):
     seconds: float
     settings: dict[str, Any]
     seeds: dict[int, dict[str, dict[str, dict[str, list[float]]]]]
+    shown: tuple[Shown, ...] = ()
 
     @property
     def arms(self) -> list[Arm]:

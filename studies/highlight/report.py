@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -11,7 +11,8 @@ from rich.table import Table as TerminalTable
 from alula.reports.document import Cell, Document, Facts, Section, Table
 from alula.reports.wording import duration
 from alula.stats import Estimate
-from studies.highlight.plan import ARMS, BETAS, GUIDANCES, Arm
+from studies.examples import examples
+from studies.highlight.plan import ARMS, BETAS, GUIDANCES, PAPER, SHOWN, Arm
 from studies.highlight.record import HighlightRecord
 
 
@@ -41,8 +42,6 @@ COLUMNS = (
     Column("well-formed", "caption", "well-formed"),
     Column("nats per token", "caption", "nats", False, is_share=False),
 )
-PAPER = Arm("shift", 2.0, 1.3)
-"""the paper's own setting"""
 
 
 def label(arm: Arm) -> str:
@@ -71,15 +70,20 @@ def chosen(record: HighlightRecord) -> list[Arm]:
     return [arm for arm in dict.fromkeys(named) if arm in record.arms]
 
 
-def rows(record: HighlightRecord) -> list[list[str]]:
-    """The main table."""
+PARTS = {"A thing is highlighted": COLUMNS[:3], "The whole picture is highlighted": COLUMNS[3:]}
+"""the main table in two, which fit a page"""
+
+
+def rows(record: HighlightRecord, columns: Sequence[Column] = COLUMNS) -> list[list[str]]:
+    """The main table, without arms that none of the columns is of."""
 
     def cell(arm: Arm, column: Column) -> str:
         if not record.has(arm, column.task):
             return ""
         return _cell(record.mean(arm, column.task, column.measure), column)
 
-    return [[label(arm), *(cell(arm, column) for column in COLUMNS)] for arm in chosen(record)]
+    made = [[label(arm), *(cell(arm, column) for column in columns)] for arm in chosen(record)]
+    return [row for row in made if any(row[1:])]
 
 
 def grid(record: HighlightRecord, column: Column) -> list[list[str]]:
@@ -124,7 +128,7 @@ def table(record: HighlightRecord) -> TerminalTable:
 
 def markdown(record: HighlightRecord) -> str:
     """All tables."""
-    tables = [_markdown(["", *(column.title for column in COLUMNS)], rows(record))]
+    tables = [_markdown([title, *(each.title for each in part)], rows(record, part)) for title, part in PARTS.items()]
     for column in COLUMNS:
         head = [column.title, *(f"guidance {guidance:g}" for guidance in GUIDANCES)]
         tables.append(_markdown(head, grid(record, column)))
@@ -143,19 +147,38 @@ def figures(record: HighlightRecord) -> Mapping[str, str]:
 
 def report(record: HighlightRecord) -> Document:
     """One page."""
-    head = ["", *(column.title for column in COLUMNS)]
+    parts = [
+        Table([title, *(each.title for each in part)], [[Cell(text) for text in row] for row in rows(record, part)])
+        for title, part in PARTS.items()
+    ]
     grids = [_heat(record, column) for column in COLUMNS]
     facts = [("seeds", ", ".join(map(str, record.seeds))), ("took", duration(record.seconds))]
     return Document(
         title="Does the answer follow the highlight?",
         lead=verdict(record),
         sections=[
-            Section("Methods", READING, [Table(head, [[Cell(text) for text in row] for row in rows(record)])]),
+            Section("Methods", READING, parts),
             Section("Strength and guidance", ["The published optimum is looked for, measure by measure."], grids),
+            *_to_look_at(record),
             Section("To repeat it", [], [Facts(facts, record.command)]),
         ],
         footer=f"alula, {record.created}. Every figure is made of the result file alone.",
     )
+
+
+def _to_look_at(record: HighlightRecord) -> list[Section]:
+    """Questions beside their framed pictures, where the record has some."""
+    if not record.shown:
+        return []
+    block = examples(record.shown, {arm.name: label(arm) for arm in SHOWN}, _ASKED)
+    return [Section("To look at", ["What is highlighted is framed."], [block])]
+
+
+_ASKED = {
+    "ambiguous": "two things that the question could mean",
+    "misled": "another thing is highlighted than the question is about",
+    "existence": "the whole picture is highlighted",
+}
 
 
 def _heat(record: HighlightRecord, column: Column) -> Table:

@@ -8,7 +8,8 @@ from functools import partial
 from alula.files import read_json
 from alula.jobs import Job, run_in
 from alula.training.environment import readable_environment
-from studies.highlight.measure import measure
+from studies.examples import Shown
+from studies.highlight.measure import measure, show
 from studies.highlight.plan import HighlightPlan
 from studies.highlight.record import HighlightRecord
 
@@ -37,6 +38,7 @@ def highlight(plan: HighlightPlan, *, command: str, workers: int | None = None, 
         )
         for seed in plan.seeds
     ]
+    jobs.append(Job(title="questions to look at", call=show, arguments=(plan,), size=1, done=plan.shown.is_file))
     seconds = run_in(plan.output, plan.facts, "study", jobs, label="highlight", workers=workers, quiet=quiet)
     record = HighlightRecord(
         command=command,
@@ -45,6 +47,7 @@ def highlight(plan: HighlightPlan, *, command: str, workers: int | None = None, 
         seconds=seconds,
         settings={**plan.facts, "seeds": list(plan.seeds)},
         seeds={seed: read_json(plan.measured(seed)) for seed in plan.seeds},
+        shown=tuple(Shown.model_validate(each) for each in read_json(plan.shown)),
     )
     record.save(plan.output / "outcome.json")
     return record

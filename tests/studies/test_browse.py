@@ -14,7 +14,7 @@ from alula.grafts import BrowseConfig
 from alula.reports import render
 from alula_fledgling.weights import digest
 from studies.browse import BrowsePlan, BrowseRecord, markdown, report, table, verdict
-from studies.browse.measure import asked, moved
+from studies.browse.measure import asked, captioned, moved, read_off
 from studies.browse.plan import ARMS, TOLD
 from studies.browse.record import Asked
 from studies.plan import StudyPlan
@@ -63,6 +63,40 @@ def test_a_model_is_asked_with_its_own_condition_none_and_anothers(plan: BrowseP
     assert {task: told["none"] for task, told in found["right"].items()} == {
         task: told["own"] for task, told in bare["right"].items()
     }
+
+
+def test_controls_of_what_is_read_and_told(plan: BrowsePlan, tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    kinds = torch.randint(0, 4, (200,), generator=rng)
+    noise = torch.randn(200, 8, generator=rng, dtype=torch.float64)
+    said = torch.nn.functional.one_hot(kinds).double() @ torch.randn(4, 8, generator=rng, dtype=torch.float64)
+    assert read_off(5 * said + noise, kinds) > 0.9
+    assert read_off(noise, kinds) < 0.5
+    base = plan.model(0)
+    model, _ = alula.load_model(str(base))
+    wake(alula.attach(model, BrowseConfig()))
+    alula.save_adapter(model, tmp_path / "adapter", base=base)
+    costs = captioned(plan, str(tmp_path / "adapter"))
+    assert [*costs] == [*TOLD]
+    assert {len(each) for each in costs.values()} == {4}
+    assert costs["own"] != costs["none"] != costs["others"] != costs["own"]
+
+
+def test_hosts_with_queries_are_made_and_taught_before(plan: BrowsePlan) -> None:
+    made = BrowsePlan(plan.output, queries=4, tuning_steps=10)
+    align, taught = made.hosting(0).stages
+    assert (align.method, taught.method, align.steps) == ("projector", "full", 200)
+    assert made.hosting(0).host.connector_options == {
+        "num_queries": 4,
+        "width": 96,
+        "layers": 2,
+        "heads": 4,
+        "feedforward": 192,
+    }
+    assert {str(made.tuning(0, arm).host.path) for arm in ARMS} == {str(made.model(0))}
+    (job,) = made.training_jobs()
+    assert made.after_training(0) == (job.title,)
+    assert "queries" not in plan.facts
 
 
 def of(right: float, *, told: bool) -> Asked:

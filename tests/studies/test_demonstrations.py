@@ -71,6 +71,9 @@ def test_its_pages(finished: tuple[DemonstrationsPlan, DemonstrationsRecord]) ->
     page = render(report(record))
     assert "What is left of a demonstration without its picture?" in page
     assert "does not fit" in page
+    assert len(record.shown) == 2  # as many as were asked, of three
+    assert page.count("<img src=") == 2 * 3
+    assert all(set(each.answers) == set(WAYS) and each.gold for each in record.shown)
     assert table(record).row_count == len(FEW)
     assert len(markdown(record).split("\n\n")) == 5
     assert all(svg.startswith("<svg") for svg in figures(record).values())

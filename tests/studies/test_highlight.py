@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import alula
 from alula.errors import UsageError
@@ -14,7 +17,7 @@ from alula.reports import render
 from alula_fledgling.weights import digest
 from studies.highlight import HighlightPlan, HighlightRecord, highlight, markdown, report, table, verdict
 from studies.highlight.measure import _described
-from studies.highlight.plan import ARMS, Arm
+from studies.highlight.plan import ARMS, SHOWN, Arm
 from studies.highlight.questions import ambiguous, clear
 from studies.plan import StudyPlan
 
@@ -57,7 +60,17 @@ def test_its_pages(finished: tuple[HighlightPlan, HighlightRecord]) -> None:
     assert "Does the answer follow the highlight?" in page
     assert "beta 2, guidance 1.3" in page
     assert len(verdict(record)) == 1
-    assert table(record).row_count == len(markdown(record).split("\n\n")[0].splitlines()) - 2
+    pointed, whole, *_ = markdown(record).split("\n\n")
+    assert table(record).row_count == len(whole.splitlines()) - 2 == 4
+    assert len(pointed.splitlines()) - 2 == 3  # noise on a picture points at no part of it
+    # pictures beside answers, with a frame around what is highlighted
+    assert [each.family for each in record.shown] == ["ambiguous", "misled", "existence"]
+    assert all(set(each.answers) == {arm.name for arm in SHOWN} for each in record.shown)
+    assert page.count("<img src=") == 3
+    picture = record.shown[2].prompt[0].content[0].image
+    assert picture is not None
+    with Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))) as shown:
+        assert shown.convert("RGB").getpixel((0, 0)) == shown.convert("RGB").getpixel((159, 159)) == (214, 39, 140)
 
 
 def test_what_is_asked_and_how_it_is_judged() -> None:
