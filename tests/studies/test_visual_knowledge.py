@@ -36,7 +36,7 @@ TRAINED = ("mks2", "lora", "told")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[KnowledgePlan, KnowledgeRecord]:
-    plan = KnowledgePlan(tmp_path_factory.mktemp("knowledge") / "study", arms=TRAINED, items=2, steps=0.01)
+    plan = KnowledgePlan(tmp_path_factory.mktemp("knowledge") / "study", arms=TRAINED, items=2, steps=0.003)
     return plan, visual_knowledge(plan, command="python -m studies visual-knowledge", workers=0, quiet=True)
 
 
