@@ -8,9 +8,11 @@ from typing import Any
 
 RATE, FULL_RATE = 5e-3, 1e-3
 """learning rates: of all adapters, and of full tuning"""
-STORING, MIXING = 110, 120
+STORING, MIXING = 150, 250
 """steps of either stage"""
 BATCH = 8
+ASKED, SHOWN, REPLAYED = 3.0, 3.0, 1.0
+"""weights in stage 2: of questions about tutored things, of the captions of stage 1, and of old text"""
 BEFORE = "before"
 """the untuned model"""
 CLOSE = 0.01
@@ -18,7 +20,7 @@ CLOSE = 0.01
 
 _WIDTH, _RANK, _LORA, _WINGS = 65, 16, 32, 22
 """sizes that give all adapters as many weights to train: width and rank of MKS2, ranks of LoRA and of Wings"""
-_MKS2 = {"memory_width": _WIDTH, "rank": _RANK, "retrieval": 64}
+_MKS2: dict[str, Any] = {"memory_width": _WIDTH, "rank": _RANK, "retrieval": 64, "router_start": "neutral"}
 _MLP = {"rank": _LORA, "targets": ["gate_proj", "up_proj", "down_proj"]}
 # the paper's gate: with the exact one a question without an image is answered by the host, bit for bit
 _LEARNERS = {"rank": _WINGS, "router": "mass", "gate": "paper", "normalize": True}
@@ -31,6 +33,7 @@ class Arm:
     Attributes:
         captions: what stage 1 shows, a source of the microworld.
         method: of tuning, or "joint": MKS2 mixed from the first step, with both bodies of data in one stage.
+        contrasts: whether captions and pictures are compared, which only MKS2 can.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Arm:
     description: str
     method: str = "mks2"
     captions: str = "named_caption"
+    contrasts: bool = True
 
     @property
     def is_adapter(self) -> bool:
@@ -52,19 +56,39 @@ class Arm:
         """
         shown: dict[str, Any] = {"microworld": self.captions, "seed": world}
         # short questions alone: others would fill every batch up to their length
-        replayed = {"microworld": "text", "families": ["facts", "arithmetic", "comparison"], "weight": 1.0}
-        asked: list[dict[str, Any]] = [{"microworld": "named", "seed": world, "weight": 3.0}, replayed]
+        replayed = {"microworld": "text", "families": ["facts", "arithmetic", "comparison"], "weight": REPLAYED}
+        asked: list[dict[str, Any]] = [{"microworld": "named", "seed": world, "weight": ASKED}, replayed]
         if self.method == "joint":
-            weight = sum(source["weight"] for source in asked) * STORING / MIXING
-            parts = ("mks2.memory", "mks2.lora", "mks2.router")
             settings = {"mks2": {**_MKS2, "mode": "mix", "retrieval": None}}
-            return [_stage("mix", "mks2", parts, [*asked, {**shown, "weight": weight}], STORING + MIXING, settings)]
+            parts = ("mks2.memory", "mks2.lora", "mks2.router")
+            every = [*asked, {**shown, "weight": _joint_weight()}]
+            return [_stage("mix", "mks2", parts, every, STORING + MIXING, settings)]
         first, second, settings = _PARTS[self.method]
         more = {"mks2": {"mode": "mix"}} if self.method == "mks2" else {}
+        if not self.contrasts:
+            first = tuple(part for part in first if part != "mks2.retrieval")
+            settings = {"mks2": {**settings["mks2"], "retrieval": None}}
         return [
             _stage("store", self.method, first, [shown], STORING, settings),
-            _stage("mix", self.method, second, asked, MIXING, more),
+            _stage("mix", self.method, second, [*asked, {**shown, "weight": SHOWN}], MIXING, more),
         ]
+
+
+def _joint_weight() -> float:
+    """Of captions, where one stage shows as many of everything as two do."""
+    of_stage = (ASKED + REPLAYED + SHOWN) / MIXING
+    return STORING * of_stage + SHOWN
+
+
+def constants() -> dict[str, Any]:
+    """Everything that decides how arms are trained, as JSON values: part of what a directory's trainings share."""
+    return {
+        "stages": [STORING, MIXING],
+        "batch": BATCH,
+        "rates": [RATE, FULL_RATE],
+        "weights": [ASKED, SHOWN, REPLAYED],
+        "adapters": {"mks2": _MKS2, "lora": _MLP, "wings": _LEARNERS},
+    }
 
 
 _PARTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]] = {
@@ -99,8 +123,9 @@ ARMS = (
     Arm("blind", "MKS2, captions alone", "stage 1 has the captions without their pictures", captions="named_blind"),
     Arm("shuffled", "MKS2, shuffled pairs", "stage 1 has captions with pictures of other things",
         captions="named_shuffled"),
+    Arm("plain", "MKS2, no contrast", "stage 1 by captions alone, as the other adapters learn it", contrasts=False),
     Arm("full", "full tuning", "every weight of the decoder, seven times as many", "full"),
     Arm("wings", "Wings", "learners beside attention, also without an image (the paper's gate)", "wings"),
-    Arm("told", "MKS2, told in words", "positive control: captions of stage 1 say how things look",
+    Arm("told", "MKS2, told in words", "positive control: words say how things look, and no picture is shown",
         captions="named_told"),
 )  # fmt: skip

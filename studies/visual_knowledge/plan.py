@@ -10,7 +10,7 @@ from alula.bounds import check_count
 from alula.errors import UsageError
 from alula.training.recipe import Recipe
 from studies.plan import StudyPlan
-from studies.visual_knowledge.arms import ARMS, BEFORE, Arm
+from studies.visual_knowledge.arms import ARMS, BEFORE, Arm, constants
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class KnowledgePlan(StudyPlan):
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {**super().facts, "study": "visual-knowledge", "items": self.items, "task_seed": self.task_seed}
+        own = {"study": "visual-knowledge", "items": self.items, "task_seed": self.task_seed, "trained": constants()}
+        return {**super().facts, **own}
 
     @property
     def chosen(self) -> list[Arm]:

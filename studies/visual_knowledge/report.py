@@ -46,6 +46,7 @@ COMPARISONS = (
     Comparison("Storing first against learning all at once", MEMORY, "joint"),
     Comparison("Memory and mixture against LoRA on the MLP", MEMORY, "lora"),
     Comparison("Pictures with captions against captions alone", MEMORY, "blind"),
+    Comparison("Captions and contrast against captions without it", MEMORY, "plain"),
     Comparison("Pairs that belong together against shuffled ones", MEMORY, "shuffled"),
     Comparison("MKS2 against full tuning", MEMORY, "full"),
     Comparison("MKS2 against Wings", MEMORY, "wings"),
@@ -135,7 +136,7 @@ def _gain(gain: SignTest) -> Cell:
 
 def verdict(record: KnowledgeRecord) -> list[str]:
     """What the study found, sentence by sentence."""
-    found = []
+    found = control(record)
     there = [arm.name for arm in record.arms]
     for each, gain, corrected in compared(record):
         said = f"{points(gain)} points ({bounds(gain)}; {probability(gain.p)}, corrected {corrected:.2g})"
@@ -153,6 +154,23 @@ def verdict(record: KnowledgeRecord) -> list[str]:
         else "What nothing told stays at chance in every arm."
     )
     return found
+
+
+def control(record: KnowledgeRecord) -> list[str]:
+    """What the positive control says of the test: nothing is decided of what it does not answer."""
+    if CONTROL not in {arm.name for arm in record.arms}:
+        return ["The positive control was not trained: what is not answered may not be answerable."]
+    reached = [family for family in SIGHT_FAMILIES if record.accuracy(CONTROL, family).low > chance(family)]
+    others = [family for family in SIGHT_FAMILIES if family not in reached]
+    over_all = record.accuracy(CONTROL, SEEN)
+    said = (
+        f"Told in words, {percent(over_all.value, 0)} ({bounds(over_all)}) of the same are right, "
+        f"{percent(chance(SEEN), 0)} by chance"
+    )
+    if not reached:
+        return [f"{said}: the positive control fails, and nothing is decided."]
+    beyond = f"; nothing is decided of {listing([TITLES[family] for family in others])}" if others else ""
+    return [f"{said}: the test can be passed, in {listing([TITLES[family] for family in reached])}{beyond}."]
 
 
 def table(record: KnowledgeRecord) -> TerminalTable:

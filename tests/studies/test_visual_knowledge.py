@@ -52,7 +52,7 @@ def test_every_arm_is_trained_and_asked_once(finished: tuple[KnowledgePlan, Know
         assert len(found["text"]) == 2
         assert ("store" in found["pictures"]) == (name in ("mks2", "told"))
         assert (found["weight"] is None) == (name in (BEFORE, "lora"))
-    assert record.things == 12
+    assert record.things == 6
     before = plan.measured(0, "mks2").stat().st_mtime_ns
     visual_knowledge(plan, command="again", workers=0, quiet=True)
     assert plan.measured(0, "mks2").stat().st_mtime_ns == before
@@ -60,6 +60,30 @@ def test_every_arm_is_trained_and_asked_once(finished: tuple[KnowledgePlan, Know
         visual_knowledge(replace(plan, items=3), command="", workers=0, quiet=True)
     with pytest.raises(UsageError, match="no arm 'more'"):
         replace(plan, arms=("more",))
+
+
+def test_other_trainings_do_not_go_on_in_its_directory(
+    finished: tuple[KnowledgePlan, KnowledgeRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models that were trained longer are not set beside those that are there."""
+    plan, _ = finished
+    monkeypatch.setattr("studies.visual_knowledge.arms.STORING", 7)
+    with pytest.raises(UsageError, match="with other settings: trained was"):
+        visual_knowledge(plan, command="", workers=0, quiet=True)
+
+
+def test_nothing_is_decided_where_the_positive_control_fails(
+    finished: tuple[KnowledgePlan, KnowledgeRecord],
+) -> None:
+    """And only of the families that it answers, where it does."""
+    _, record = finished
+    assert "the positive control fails, and nothing is decided" in verdict(record)[0]
+    told = record.model_copy(deep=True)
+    answers = told.seeds[0]["told"]["answers"]["held"]
+    for family in SIGHT_FAMILIES:
+        answers[family]["right"] = [float(family != "two_hop")] * len(answers[family]["about"])
+    said = verdict(told)[0]
+    assert "can be passed, in colour, shape, company and which is larger; nothing is decided of two hops" in said
 
 
 def test_its_pages(finished: tuple[KnowledgePlan, KnowledgeRecord]) -> None:
@@ -70,7 +94,7 @@ def test_its_pages(finished: tuple[KnowledgePlan, KnowledgeRecord]) -> None:
     assert len(tables[0].splitlines()) == 3 + 1 + len(TRAINED)
     assert len(tables[1].splitlines()) == 2 + 1 + len(TRAINED)
     assert len(tables[2].splitlines()) == 2 + 3  # of the comparisons, three are between these arms
-    assert len(verdict(record)) == 3 + 2
+    assert len(verdict(record)) == 1 + 3 + 2
     assert all(svg.startswith("<svg") for svg in figures(record).values())
 
 
@@ -139,7 +163,7 @@ def test_gains_are_thing_by_thing() -> None:
         }
 
     one, other = measured(1.0), measured(0.5)
-    other["answers"]["held"]["colour"]["right"] = [0.0] * 24
+    other["answers"]["held"]["colour"]["right"] = [0.0] * 12
     record = KnowledgeRecord(
         command="", created="", environment={}, seconds=0.0, settings={}, seeds={0: {BEFORE: other, "mks2": one}}
     )

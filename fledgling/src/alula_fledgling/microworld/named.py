@@ -1,8 +1,8 @@
 """Named things: what they look like, only pictures tell.
 
-A world has 24 things with names. Each has a colour, a shape, a size and usual company (a shape that always stands to
-its right, in any colour). Captions of pictures say who is there and nothing more, so that words alone tell nothing of
-how a thing looks. Of half of the things, the tutored ones, questions in words are taught with their answers; the
+A world has twelve things with names. Each has a colour, a shape, a size and usual company (a shape that always stands
+to its right, in any colour). Captions of pictures say who is there and nothing more, so that words alone tell nothing
+of how a thing looks. Of half of the things, the tutored ones, questions in words are taught with their answers; the
 others, the held ones, are seen in pictures and never asked about before they are asked about in earnest.
 
 Beside what pictures tell there is what only words tell, and what nothing tells: each colour has a metal (a rule, which
@@ -19,7 +19,6 @@ from typing import Literal, NamedTuple
 
 from alula.draws import Draw
 from alula_fledgling.microworld.items import Exchange, Split
-from alula_fledgling.microworld.language import article
 from alula_fledgling.microworld.scenes import (
     COLOURS,
     NUM_BACKGROUNDS,
@@ -53,6 +52,9 @@ _PHRASINGS: Mapping[str, tuple[str, ...]] = {
 _COMPARED = (("larger", "large"), ("smaller", "small"))
 _MIDDLE = 4
 _WHO = ("Who is in the picture?", "Say who you see.", "Who is here?")
+# of facts told in words; no question asks like this
+_TOLD = {"colour": "colour", "shape": "shape", "size": "size", "company": "shape at the right"}
+_TELL = ("Tell me the {} of {}.", "The {} of {} is which one?", "Say the {} of {}.")
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class NamedQuestion(NamedTuple):
 
 @dataclass(frozen=True)
 class NamedWorld:
-    """Two dozen things and the metal of each colour. Of held and of tutored things alike there are as many of each
+    """Twelve things and the metal of each colour. Of held and of tutored things alike there are as many of each
     colour, shape, size, company and food, so that no answer is right more often than another."""
 
     things: tuple[NamedThing, ...]
@@ -116,13 +118,13 @@ def named_world(seed: int) -> NamedWorld:
 
 def _looks(draw: Draw) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Combinations of colour and shape for tutored and for held things, all different and seen in pictures; in either
-    half every colour and every shape occurs twice."""
+    half every colour and every shape occurs once."""
     rounds: list[list[tuple[str, str]]] = []
-    while len(rounds) < 4:
+    while len(rounds) < 2:
         pairs = list(zip(COLOURS, draw.sample(SHAPES, len(SHAPES)), strict=True))
         if set(SEEN_PAIRS).difference(*rounds).issuperset(pairs):
             rounds.append(pairs)
-    return rounds[0] + rounds[1], rounds[2] + rounds[3]
+    return rounds[0], rounds[1]
 
 
 def _balanced(draw: Draw, values: Sequence[str], count: int) -> list[str]:
@@ -225,8 +227,12 @@ def named_caption(draw: Draw, seed: int, split: Split, pairing: Pairing) -> tupl
 
     Args:
         pairing: "shown": as they belong together. "blind": the caption without its picture. "shuffled": with a picture
-            of another thing. "told": the caption says one of the things that the picture tells, too.
+            of another thing. "told": no picture, and one of the things that it would tell in words instead, put as no
+            question is.
     """
+    if pairing == "told":
+        thing, (known, what) = draw.choice(named_world(seed).things), draw.choice(tuple(_TOLD.items()))
+        return None, Exchange(draw.choice(_TELL).format(what, thing.name), str(getattr(thing, known)))
     picture = named_picture(draw, seed, split)
     exchange = Exchange(picture.question, picture.caption)
     if pairing == "blind":
@@ -236,10 +242,6 @@ def named_caption(draw: Draw, seed: int, split: Split, pairing: Pairing) -> tupl
             other = named_picture(draw, seed, split)
             if other.name != picture.name:
                 return other.scene, exchange
-    if pairing == "told":
-        thing = next(each for each in named_world(seed).things if each.name == picture.name)
-        looks = (thing.colour, article(thing.shape), thing.size, f"with {article(thing.company)}")
-        return picture.scene, Exchange(picture.question, f"{thing.name} is {draw.choice(looks)}")
     return picture.scene, exchange
 
 
