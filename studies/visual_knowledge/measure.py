@@ -63,7 +63,7 @@ def measure(plan: KnowledgePlan, seed: int, name: str) -> None:
             "pictures": pictures,
             "text": text,
             "trained": _trained(plan, seed, name, model),
-            "weight": None if graft is None else _weight(model, intake, seed),
+            "weight": None if graft is None else router_weight(model, intake, seed),
         },
     )
 
@@ -107,7 +107,7 @@ def _next(model: Any, intake: Intake, questions: Sequence[str]) -> Tensor:
 
 
 @torch.no_grad()
-def _weight(model: Any, intake: Intake, seed: int) -> float:
+def router_weight(model: Any, intake: Intake, seed: int) -> float:
     """What the router gives the memory, mean over layers and tokens of questions about the colour of held things."""
     found: list[float] = []
     handles = [
