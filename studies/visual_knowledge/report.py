@@ -100,7 +100,7 @@ def beside(record: KnowledgeRecord) -> list[list[Cell]]:
         weight = record.weight(name)
         cells = [
             _cell(record.accuracy(name, SEEN, "tutored"), None),
-            _cell(record.named(name, "store") or record.named(name), None),
+            _cell(record.named(name), None),
             _cell(record.found(name, "store"), None, bounded=False),
             Cell(MISSING if weight is None else percent(weight)),
             _cell(record.text(name), None),
@@ -242,7 +242,7 @@ def report(record: KnowledgeRecord) -> Document:
 
 BESIDE = (
     "Tutored: the same questions about tutored things. Named: pictures of which the name is said; found: captions that "
-    "find their picture among those of all things (both in mode store, where there is one). Weight: the router's, of "
+    "find their picture among those of all things (in mode store). Weight: the router's, of "
     "the memory, in questions."
 )
 READING = (
