@@ -44,6 +44,7 @@ def commands() -> typer.Typer:
     app.command(name="subnetwork")(subnetwork)
     app.command(name="demonstrations")(demonstrations)
     app.command(name="browse")(browse)
+    app.command(name="tokens")(tokens)
     app.command(name="truthfulness")(truthfulness)
     app.command(name="visual-knowledge")(visual_knowledge)
     app.command(name="universal")(universal)
@@ -353,6 +354,48 @@ def browse(
         items=items,
         steps=steps,
         reuse=reuse,
+    )
+    record = run(plan, command=command_line(), workers=workers)
+    write_text(output / "tables.md", markdown(record))
+    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
+def tokens(
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/tokens"),
+    seeds: Seeds = "0,1,2",
+    arms: Arms = "all",
+    training: Annotated[int, typer.Option(min=2, help="Optimizer steps of every arm, both stages together.")] = 160,
+    items: Annotated[int, typer.Option(min=8, max=MAX_ITEMS, help="Held-out captions and their pictures.")] = 48,
+    workers: Workers = None,
+    steps: Steps = 1.0,
+    as_json: AsJson = False,
+) -> None:
+    """Which codes can be read, and which can be drawn?
+
+    Puts codes of pictures behind the fledgling's vocabulary: by k-means of its tower, k-means of an untrained tower and
+    VQ autoencoders, of several sizes, and by one tokenizer to read and another to write; trains all alike. Asks how
+    much a picture's codes tell of its caption, and whether pictures drawn from captions show what was asked, by the
+    fledgling's own tower. Ends with a table, a verdict, a report, and the tables in Markdown (tables.md).
+    """
+    from alula.errors import UsageError
+    from alula.files import write_text
+    from studies.tokens import TokensPlan, figures, markdown, report, table, verdict
+    from studies.tokens import tokens as run
+    from studies.tokens.plan import ARMS
+
+    chosen = tuple(ARMS) if arms == "all" else tuple(each.strip() for each in arms.split(","))
+    unknown = next((each for each in chosen if each not in ARMS), None)
+    if unknown is not None:
+        raise UsageError(f"no arm {unknown!r}", where="--arms", remedy=f"take some of {', '.join(ARMS)}")
+    plan = TokensPlan(
+        output=output,
+        seeds=_numbers(seeds, "--seeds", int),
+        steps=steps,
+        arms=chosen,
+        training=training,
+        items=items,
     )
     record = run(plan, command=command_line(), workers=workers)
     write_text(output / "tables.md", markdown(record))

@@ -119,16 +119,26 @@ class StudyPlan:
 
 
 @dataclass(frozen=True)
-class TunedPlan(StudyPlan):
+class MeasuredPlan(StudyPlan):
+    """A study that keeps what it measures of a seed in files."""
+
+    def measured(self, seed: int) -> Path:
+        """Where what was measured of a seed is kept."""
+        return self.own.seed_directory(seed) / "measured"
+
+    def read_measured(self, seed: int, files: Sequence[Path]) -> dict[str, Any]:
+        """What those files hold, by their names below `measured`."""
+        directory = self.measured(seed)
+        return {str(path.relative_to(directory).with_suffix("")): read_json(path) for path in files}
+
+
+@dataclass(frozen=True)
+class TunedPlan(MeasuredPlan):
     """A study of fully tuned models, the quickstart's that see best."""
 
     def model(self, seed: int) -> Path:
         """The trained model of a seed."""
         return self._holder(seed).run_directory(seed, TUNED) / "final"
-
-    def measured(self, seed: int) -> Path:
-        """Where what was measured of a seed's model is kept."""
-        return self.own.seed_directory(seed) / "measured"
 
     def training_jobs(self) -> list[Job]:
         """Trainings that no lent quickstart has done."""
@@ -157,14 +167,9 @@ class TunedPlan(StudyPlan):
             call=measure,
             arguments=(self, seed),
             size=len(files),
-            done=partial(_written, tuple(files)),
+            done=partial(written_files, tuple(files)),
             after=self.after_training(seed),
         )
-
-    def read_measured(self, seed: int, files: Sequence[Path]) -> dict[str, Any]:
-        """What those files hold, by their names below `measured`."""
-        directory = self.measured(seed)
-        return {str(path.relative_to(directory).with_suffix("")): read_json(path) for path in files}
 
     def training(self, seed: int) -> str:
         """Title of the job that trains a seed's model."""
@@ -185,7 +190,8 @@ def _trained(plan: TunedPlan, seed: int) -> int:
     return logged_steps(plan.recipe(seed, TUNED, TUNED))
 
 
-def _written(files: Sequence[Path]) -> int:
+def written_files(files: Sequence[Path]) -> int:
+    """How many of these files are there."""
     return sum(path.is_file() for path in files)
 
 

@@ -72,7 +72,8 @@ class Painter(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """(N, 3, G * p, G * p) in [-1, 1] as far as it has learnt, of (N, G * G, d) vectors in reading order."""
         grid = self.settings["grid"]
-        drawn: Tensor = self.net(vectors.mT.unflatten(2, (grid, grid)))
+        # torch's GroupNorm crashes in backward on channels-last inputs that need no gradient, as centroids are
+        drawn: Tensor = self.net(vectors.mT.unflatten(2, (grid, grid)).contiguous())
         return drawn
 
     @torch.no_grad()

@@ -19,8 +19,8 @@ from alula.codes.drawing import Painter
 from alula.codes.features import EncoderFeatures
 from alula.errors import CodesError
 
-_PRODUCTS = 2**24
-"""numbers of a block of distances: 64 MiB in float32"""
+_PRODUCTS = 2**20
+"""numbers of a block of distances: 4 MiB in float32, which stay near the processor"""
 _AGAIN = 2**22
 """numbers of a block of differences in float64"""
 
@@ -87,14 +87,12 @@ def nearest(frames: Tensor, centroids: Tensor) -> Tensor:
         if count == 1:
             found[start : start + len(block)] = 0
             continue
-        two, places = scores.topk(2, dim=1, largest=False)
-        codes = places[:, 0]
-        length = block.square().sum(dim=1)
-        unsure = two[:, 1] - two[:, 0] <= slack * (length + longest)
-        again = unsure.nonzero()[:, 0]
+        best, codes = scores.min(dim=1)
+        limit = best + slack * (block.square().sum(dim=1) + longest)
+        near = scores <= limit[:, None]
+        again = (near.sum(dim=1) > 1).nonzero()[:, 0]
         if len(again):
-            limit = two[again, 0] + slack * (length[again] + longest)
-            codes[again] = _measured(frames[start + again], centroids, scores[again] <= limit[:, None])
+            codes[again] = _measured(frames[start + again], centroids, near[again])
         found[start : start + len(block)] = codes
     return found
 

@@ -57,10 +57,9 @@ class CodeConstraint(LogitsProcessor):
         self.vocabulary, self.prompt = vocabulary, prompt
         self.plan, self.interleaved = plan, interleaved
         self._window = max((each.length for each in vocabulary.ranges), default=0)
-        self._rows: list[Tensor] = []
-        self._forbidden: Tensor | None = None
         self._stops = [*stops]
         self._build()
+        self._schedule = self._scheduled() if plan is not None and interleaved is None else None
 
     def _build(self) -> None:
         vocabulary = self.vocabulary
@@ -87,6 +86,20 @@ class CodeConstraint(LogitsProcessor):
             self._number[each.begin] = number
             self._is_end[each.end] = True
 
+    def _scheduled(self) -> Tensor:
+        """(B, L) rows of the table from the first id on, where items come at once: nothing said changes that."""
+        assert self.plan is not None
+        first, schedules = self._first.tolist(), []
+        for numbers in self.plan.tolist():
+            states: list[int] = []
+            for number in numbers:
+                if number != NOTHING:
+                    its, (begin, _, end, stream) = self.vocabulary.ranges[number], first[number]
+                    states += [begin, *(stream + code % its.streams for code in range(its.tokens)), end]
+            schedules.append(states)
+        longest = max(map(len, schedules), default=0)
+        return torch.tensor([states + [_TEXT] * (longest - len(states)) for states in schedules])
+
     def _allowing(self, ids: tuple[int, int]) -> Tensor:
         forbidden = torch.ones(self.vocabulary.size, dtype=torch.bool)
         forbidden[slice(*ids)] = False
@@ -110,6 +123,11 @@ class CodeConstraint(LogitsProcessor):
         assert self.plan is not None
         count, length = said.shape
         beams = count // len(self.plan)
+        if self._schedule is not None:
+            if length >= self._schedule.shape[1]:
+                return self._schedule.new_full((count,), _TEXT)
+            states = self._schedule[:, length]
+            return states if beams == 1 else states.repeat_interleave(beams)
         plan = self.plan if beams == 1 else self.plan.repeat_interleave(beams, dim=0)
         outside = self._outside(said, plan, beams)
         if length == 0:

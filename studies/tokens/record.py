@@ -1,0 +1,66 @@
+"""What the study of tokenizers leaves behind, picture by picture; every figure is worked out from it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from alula.evaluation.results import Record
+from alula.stats import Estimate, seed_interval
+
+
+class Measured(Record):
+    """One trained arm, by held-out caption.
+
+    Attributes:
+        read: by how many nats its picture makes a caption likelier than another's.
+        drawn: whether the tower finds that the drawn picture shows what was asked, among eight (chance: 1 of 8).
+        coded: the same of the true picture behind the tokenizer.
+        pixels, pixels_coded: mean squared error of both, of pixels in [-1, 1].
+    """
+
+    read: list[float]
+    drawn: list[bool]
+    coded: list[bool]
+    pixels: list[float]
+    pixels_coded: list[float]
+
+
+class TokensRecord(Record):
+    """The study's outcome, by training seed and arm."""
+
+    format: Literal["alula-tokens-1"] = "alula-tokens-1"
+    command: str
+    created: str
+    environment: dict[str, str]
+    seconds: float
+    settings: dict[str, Any]
+    seeds: dict[int, dict[str, Measured]]
+
+    @property
+    def arms(self) -> list[str]:
+        """In order."""
+        return list(next(iter(self.seeds.values())))
+
+    def mean(self, arm: str, what: str) -> Estimate:
+        """Of a field of `Measured`, over seeds and captions."""
+        return _estimate([self._values(seed, arm, what) for seed in self.seeds])
+
+    def gain(self, arm: str, other: str, what: str) -> Estimate:
+        """An arm less another, caption by caption."""
+        return _estimate([self._values(s, arm, what) - self._values(s, other, what) for s in self.seeds])
+
+    def likelier(self, arm: str) -> Estimate:
+        """Share of the captions that their own picture makes likelier (chance: a half)."""
+        return _estimate([(self._values(seed, arm, "read") > 0).astype(np.float64) for seed in self.seeds])
+
+    def _values(self, seed: int, arm: str, what: str) -> np.ndarray:
+        return np.asarray(getattr(self.seeds[seed][arm], what), dtype=np.float64)
+
+
+def _estimate(items: list[np.ndarray]) -> Estimate:
+    """Of the same captions under several seeds."""
+    over_seeds = np.mean(items, axis=0)
+    error = float(over_seeds.std(ddof=1) / np.sqrt(len(over_seeds))) if len(over_seeds) > 1 else 0.0
+    return seed_interval([float(each.mean()) for each in items], error, len(over_seeds))
