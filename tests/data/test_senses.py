@@ -542,7 +542,11 @@ def test_parts_and_lists_name_their_media_and_how_they_are_read(folder: Path) ->
     assert source[1].meta["points"] == 5
     report = check(path)
     assert report.ok
-    assert report.as_dict()["others"] == {"points": 1, "depth": 2, "motion": 2, "response": 1}
+    told = json.loads(json.dumps(report.as_dict()))
+    assert told["others"] == {"points": 1, "depth": 2, "motion": 2, "response": 1}
+    assert told["said"]["depth"] == {"unit: mm": 2}
+    np.testing.assert_allclose(told["extents"]["depth"], (DEPTH[DEPTH > 0].min(), DEPTH.max()), atol=6e-4)
+    assert told["extents"]["response"] == [1, 5]
     assert (report.images, report.placeholders) == (0, 6)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,6 +19,9 @@ from alula.bounds import MAX_SEED
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.errors import visible
 from alula.media import MEDIA
+
+if TYPE_CHECKING:
+    from alula.data.check import CheckReport
 
 FILE = Annotated[
     Path, typer.Argument(exists=True, help="JSONL, LLaVA JSON, a saved dataset, parquet, COCO JSON, or tar files.")
@@ -113,18 +117,19 @@ def check(
         table = Table(show_header=False, box=None, pad_edge=False)
         table.add_column(style="bold")
         table.add_column(justify="right")
-        for name, count in (
+        rows: list[tuple[str, int | str]] = [
             ("samples", report.samples),
             ("  bad", len(report.bad)),
             ("  text only", report.text_only),
             ("images", report.images),
             *((name, count) for name, count in (("videos", report.videos), ("audio clips", report.audios)) if count),
-            *((MEDIA[name].plural, count) for name, count in report.others.items()),
+            *(row for name in report.others for row in _of_medium(report, name)),
             ("placeholders", report.placeholders),
             ("turns", report.turns.total()),
             *((f"  {role}", count) for role, count in report.turns.items()),
-        ):
-            table.add_row(name, f"{count:,}")
+        ]
+        for name, told in rows:
+            table.add_row(name, told if isinstance(told, str) else f"{told:,}")
         console = Console()
         console.print(table)
         verdict = "[green]all good[/green]" if report.ok else "[red]not usable as it is[/red]"
@@ -190,6 +195,26 @@ def _columns(pairs: list[str] | None) -> dict[str, str]:
             raise UsageError(f"{name!r} {told}", where="--column", remedy=f"names are {', '.join(COLUMNS)}")
         found[name] = column
     return found
+
+
+def _of_medium(report: CheckReport, medium: str) -> Iterator[tuple[str, int | str]]:
+    """Rows of the table: how many there are, what was said of their units, from which value to which they go."""
+    yield MEDIA[medium].plural, report.others[medium]
+    for said, count in report.said.get(medium, {}).items():
+        if said != "nothing":
+            yield f"  {said}", count
+    if medium in report.extents:
+        low, high = report.extents[medium]
+        yield f"  {_EXTENTS[medium]}", f"{low:.4g} to {high:.4g}"
+
+
+_EXTENTS = {
+    "points": "coordinates",
+    "depth": "meters",
+    "normals": "components",
+    "motion": "acceleration, m/s^2",
+    "response": "values",
+}
 
 
 def _reading(pairs: list[str] | None) -> dict[str, dict[str, object]]:

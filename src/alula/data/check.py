@@ -7,9 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from multiprocessing import get_context
 from typing import Any
+
+import numpy as np
 
 from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordError, UnsupervisedError
 from alula.data.images import DEFAULT_MAX_PIXELS
@@ -20,6 +22,16 @@ from alula.jobs import end_with_parent
 
 _CHUNK = 64
 _COUNTED = ("image", "video", "audio")  # by fields of their own
+_MEASURED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "points": lambda points: points[:, :3],
+    "depth": lambda meters: meters[meters > 0],
+    "normals": lambda vectors: vectors,
+    "motion": lambda samples: np.linalg.norm(samples[:, :3], axis=1),
+    "response": lambda voxels: voxels,
+}
+"""Medium -> those of its values that tell a wrong unit"""
+_UNITS = ("unit", "scale", "rate", "acceleration", "rotation", "time", "colors")
+"""Options that say in which units a file is"""
 _LONGEST = 120  # characters of an id that are shown
 _WORTH_A_PROCESS = 256  # records; starting a process takes as long as decoding some hundred small images
 
@@ -55,6 +67,9 @@ class CheckReport:
         images: images of all records whose structure could be read, mismatched ones included.
         videos, audios: likewise videos and audio clips.
         others: likewise other media, by their names.
+        said: how often records and sources said what of them, such as ``unit: mm``; by medium.
+        extents: their least and largest values, of those that are known: meters of depth, coordinates of points,
+            lengths of accelerations in m/s^2, values of normals and responses; by medium.
         placeholders: places for them.
         turns: messages by role, of usable samples.
         bad: the unusable records, in file order.
@@ -68,6 +83,8 @@ class CheckReport:
     videos: int = 0
     audios: int = 0
     others: Counter[str] = field(default_factory=Counter)
+    said: dict[str, Counter[str]] = field(default_factory=dict)
+    extents: dict[str, tuple[float, float]] = field(default_factory=dict)
     placeholders: int = 0
     turns: Counter[str] = field(default_factory=Counter)
     bad: list[BadRecord] = field(default_factory=list)
@@ -79,7 +96,22 @@ class CheckReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "turns": dict(self.turns), "others": dict(self.others), "ok": self.ok}
+        said = {medium: dict(count) for medium, count in self.said.items()}
+        counted = {"turns": dict(self.turns), "others": dict(self.others), "said": said}
+        return {**asdict(replace(self, said={})), **counted, "ok": self.ok}
+
+    def _measure(self, medium: str, ref: Any, values: Any) -> None:
+        if medium not in _MEASURED:
+            return
+        given = {option.name: getattr(ref, option.name) for option in fields(ref) if option.name in ref.options}
+        told = [f"{name}: {value}" for name, value in given.items() if name in _UNITS and value is not None]
+        self.said.setdefault(medium, Counter())[", ".join(told) or "nothing"] += 1
+        values = _MEASURED[medium](values)
+        self._widen(medium, (float(values.min()), float(values.max())))
+
+    def _widen(self, medium: str, extent: tuple[float, float]) -> None:
+        low, high = self.extents.get(medium, extent)
+        self.extents[medium] = min(low, extent[0]), max(high, extent[1])
 
     def _count(self, medium: str, items: int) -> None:
         if medium in _COUNTED:
@@ -94,6 +126,10 @@ class CheckReport:
         self.videos += other.videos
         self.audios += other.audios
         self.others += other.others
+        for medium, said in other.said.items():
+            self.said.setdefault(medium, Counter()).update(said)
+        for medium, extent in other.extents.items():
+            self._widen(medium, extent)
         self.placeholders += other.placeholders
         self.turns += other.turns
         self.bad += other.bad
@@ -200,7 +236,7 @@ def _check_record(sample: Sample, prompts: bool, report: CheckReport) -> None:
     for medium in MEDIA:
         report._count(medium, len(sample.media(medium)))
     report.placeholders += len(sample.media())
-    faults = list(_faults(sample, prompts))
+    faults = list(_faults(sample, prompts, report))
     if faults:
         report.bad.append(_bad(faults))
         return
@@ -208,7 +244,7 @@ def _check_record(sample: Sample, prompts: bool, report: CheckReport) -> None:
     report.turns.update(message["role"] for message in sample.messages)
 
 
-def _faults(sample: Sample, prompts: bool) -> Iterator[BadSampleError]:
+def _faults(sample: Sample, prompts: bool, report: CheckReport) -> Iterator[BadSampleError]:
     assert sample.place is not None
     answers = [message for message in sample.messages if message["role"] == "assistant"]
     if not prompts and not answers:
@@ -217,9 +253,11 @@ def _faults(sample: Sample, prompts: bool) -> Iterator[BadSampleError]:
         yield UnsupervisedError("no token to learn from: no answer is to be learnt", place=sample.place)
     for part in parts(sample.messages):
         try:
-            decoded(part, lambda medium: {})
+            made = decoded(part, lambda medium: {})
         except BadSampleError as error:
             yield error.at(sample.place)
+        else:
+            report._measure(part["type"], part.get(part["type"]), made.get(part["type"]))
 
 
 def _bad(faults: list[BadSampleError]) -> BadRecord:
