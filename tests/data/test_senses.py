@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import struct
 import tarfile
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import LlavaProcessor
 
 from alula.data import (
     BadSampleError,
+    Collator,
     DepthError,
     DepthRef,
     MotionError,
@@ -23,9 +26,11 @@ from alula.data import (
     NormalsRef,
     PointsError,
     PointsRef,
+    RecordError,
     ResponseError,
     ResponseRef,
     open_file,
+    open_mixture,
     open_source,
 )
 from alula.data.check import check
@@ -133,6 +138,8 @@ def test_points_of_every_format_are_the_points_that_were_written(tmp_path: Path)
         np.testing.assert_allclose(PointsRef.from_bytes(las(PLACES, COLORS, form)).load(), CLOUD, atol=6e-5)
     gray = PointsRef.from_bytes(ply(colors=None)).load()
     assert (gray[:, 3:] == points.GRAY).all()
+    lost = re.sub(rb"\t\d+\n", b"\t0\n", pcd("ascii"))
+    assert (PointsRef.from_bytes(lost).load()[:, 3:] == points.GRAY).all()
     np.testing.assert_allclose(PointsRef.from_bytes(las(PLACES, None)).load()[:, :3], PLACES, atol=6e-5)
 
 
@@ -572,8 +579,21 @@ def test_a_check_names_line_medium_and_remedy(folder: Path) -> None:
     assert [bad.line for bad in check(path, reading={"depth": {"unit": "mm"}}).bad] == [2, 3, 4, 5, 6]
     with pytest.raises(UsageError, match="no such option"):
         check(path, reading={"depth": {"rate": 1}})
+    with pytest.raises(RecipeError, match="reading"):  # conversations hold images alone
+        open_source({"llava": str(path), "reading": {"depth": {"unit": "mm"}}})
     with pytest.raises(RecipeError, match="unit of depth"):
         open_source({"jsonl": str(path), "reading": {"depth": {"unit": "feet"}}})
+
+
+def test_models_and_replay_refuse_them_by_name(folder: Path, processor: LlavaProcessor) -> None:
+    """A host that reads no points says so, and words that are to be words alone hold none."""
+    source = open_file(written(folder, asked({"type": "points", "points": "cloud.npy"})))
+    with pytest.raises(RecordError, match="holds a point cloud, which the model does not take"):
+        Collator(processor)([source[0]])
+    replay = {"ratio": 0.5, "sources": [{"jsonl": str(folder / "data.jsonl")}]}
+    mixture = open_mixture({"sources": [{"jsonl": str(folder / "data.jsonl")}], "text_replay": replay})
+    with pytest.raises(RecordError, match="replay sample holds a point cloud"):
+        [mixture[place] for place in range(4)]
 
 
 def test_pairs_folders_and_shards_hold_them(folder: Path) -> None:

@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from alula.data import DepthError
 from alula.errors import HostError, UsageError
 from alula.evaluation import compare, evaluate
 from alula.evaluation.prompts import takes
 from alula.hosts import Host, build_host
 from alula.reports import comparison_outcome, experiment_table
 from alula.serving import Conversation, Terminal
-from alula_fledgling.microworld import export_jsonl, film_items, sound_items
+from alula_fledgling.microworld import export_jsonl, film_items, sense_items, sound_items
 from alula_fledgling.tasks import default_tasks, native_tasks
 from tests.hosts import tiny
 from tests.hosts.test_multimodal import EARS_FOR_MICROWORLD, SMALL
+from tests.hosts.universal import making
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,25 @@ def test_films_and_sounds_can_be_talked_about(host: Host, files: Path, capsys: p
         talk._line("/video")
     assert talk._line("a <video> of lines")  # the word, not the place of a film
     assert talk.conversation.messages[4]["content"] == [{"type": "text", "text": "a <video> of lines"}]
+
+
+def test_other_media_are_read_with_what_is_said_behind_their_files(tmp_path: Path) -> None:
+    """Points, depth and motion of the microworld, by a host with one encoder for all."""
+    items = [next(sense_items(medium, 1, split="test", seed=0)) for medium in ("points", "depth", "motion")]
+    folder = export_jsonl(items, tmp_path / "set").parent
+    cloud, depth, ride = (next((folder / name).iterdir()) for name in ("clouds", "depth", "motion"))
+    talk = terminal(making.host())
+    assert talk._line(f"/points {cloud}")
+    with pytest.raises(DepthError, match="without a unit"):
+        talk._line(f"/depth {depth}")
+    with pytest.raises(UsageError, match="no unit of depth"):
+        talk._line(f"/depth {depth} unit=feet")
+    assert talk._line(f"/depth {depth} unit=mm")
+    assert talk._line(f"/motion {ride} start=0 seconds=2")
+    assert [kind for kind, _ in talk.conversation.waiting] == ["points", "depth", "motion"]
+    assert talk.conversation.waiting[2][1].shape == (40, 6)  # at the rate of the host
+    assert talk._line("what is it?")
+    assert [part["type"] for part in talk.conversation.messages[0]["content"]] == ["points", "depth", "motion", "text"]
 
 
 def test_models_that_take_none_say_so(files: Path) -> None:

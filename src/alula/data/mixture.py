@@ -17,11 +17,12 @@ from typing import Any, Protocol
 
 from alula.data.errors import BadSampleError, RecordError
 from alula.data.quarantine import Quarantine
-from alula.data.samples import Sample
+from alula.data.samples import Sample, parts
 from alula.data.sources import Source, open_source
 from alula.data.specs import MixtureSpec, validated
 from alula.draws import mixed, shuffled_index
 from alula.errors import DataError, UsageError
+from alula.media import MEDIA
 
 _BLOCK = 256
 _MOST_SPARES = 100
@@ -269,9 +270,9 @@ class _TextOnly:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.source[index]
-        for held in sample.media():
-            noun = {"video": "a video", "audio": "audio"}.get(getattr(held, "noun", ""), "an image")
-            raise RecordError(f"a text replay sample holds {noun}", place=sample.place)
+        held = next((part["type"] for part in parts(sample.messages) if part["type"] in MEDIA), None)
+        if held is not None:
+            raise RecordError(f"a text replay sample holds {MEDIA[held].a}", place=sample.place)
         return sample
 
 

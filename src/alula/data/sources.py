@@ -26,6 +26,7 @@ from alula.data.specs import (
     FileSpec,
     JsonlSpec,
     LlavaSpec,
+    MediaSpec,
     RecordsSpec,
     SourceSpec,
     WebdatasetSpec,
@@ -255,7 +256,8 @@ def _file_options(spec: Any, base: Path) -> dict[str, Any]:
 
 
 def _options(spec: FileSpec) -> dict[str, Any]:
-    more = {"columns": spec.columns, "reading": spec.reading} if isinstance(spec, RecordsSpec) else {}
+    more: dict[str, Any] = {"columns": spec.columns} if isinstance(spec, RecordsSpec) else {}
+    more |= {"reading": spec.reading} if isinstance(spec, MediaSpec) else {}
     return {"max_pixels": spec.max_pixels, "name": spec.name, "limit": spec.limit, **more}
 
 

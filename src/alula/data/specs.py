@@ -75,9 +75,6 @@ class RecordsSpec(FileSpec):
     """Files of records, whose columns may be called otherwise than alula calls them."""
 
     columns: dict[str, str] = Field(default_factory=dict, description="what alula calls a column -> its name there")
-    reading: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="how media are read where records do not say it: {depth: {unit: mm}}"
-    )
 
     @field_validator("columns")
     @classmethod
@@ -86,6 +83,14 @@ class RecordsSpec(FileSpec):
             if name not in COLUMNS:
                 raise ValueError(f"{name!r} is no column that is read; those are {', '.join(COLUMNS)}")
         return value
+
+
+class MediaSpec(RecordsSpec):
+    """Records that may hold media of any kind."""
+
+    reading: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="how media are read where records do not say it: {depth: {unit: mm}}"
+    )
 
     @field_validator("reading")
     @classmethod
@@ -103,7 +108,7 @@ class ImagesSpec(SourceSpec):
     images: Path | None = Field(None, description="folder relative image paths start from; default: beside the file")
 
 
-class JsonlSpec(RecordsSpec, ImagesSpec):
+class JsonlSpec(MediaSpec, ImagesSpec):
     """Records, one per line (or one JSON array): ``{"messages": [...], "images": [...]}`` or another shape."""
 
     jsonl: Path
@@ -115,7 +120,7 @@ class LlavaSpec(RecordsSpec, ImagesSpec):
     llava: Path
 
 
-class DatasetSpec(RecordsSpec, ImagesSpec):
+class DatasetSpec(MediaSpec, ImagesSpec):
     """A Hugging Face dataset: saved with ``save_to_disk``, parquet (a file, or a folder of them), or an imagefolder."""
 
     dataset: Path
@@ -129,7 +134,7 @@ class CocoSpec(FileSpec, ImagesSpec):
     answers: Path | None = Field(None, description="the annotations that answer the questions of a VQA file")
 
 
-class WebdatasetSpec(RecordsSpec):
+class WebdatasetSpec(MediaSpec):
     """Tar files whose members are pictures, texts and JSON: one file, a folder of them, ``train-{000..009}.tar``."""
 
     webdataset: Path

@@ -220,6 +220,8 @@ def _pcd(source: str | io.BytesIO, told: str, most: int) -> Stored:
     if stored.colors is None and packed is not None and points.dtype[packed].itemsize == 4:
         # one value of four bytes, kept as an integer or in the bits of a float: blue, green, red, alpha
         bits = np.ascontiguousarray(points[packed]).view(np.uint32)
+        if not bits.any():  # floats that were written with too few digits to keep them
+            return stored
         return Stored(stored.places, np.stack([bits >> 16 & 255, bits >> 8 & 255, bits & 255], axis=1), 255.0)
     return stored
 
