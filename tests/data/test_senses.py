@@ -9,12 +9,16 @@ import re
 import struct
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from transformers import LlavaProcessor
+from typer.testing import CliRunner
 
+from alula.cli import data as data_commands
 from alula.data import (
     BadSampleError,
     Collator,
@@ -583,6 +587,22 @@ def test_a_check_names_line_medium_and_remedy(folder: Path) -> None:
         open_source({"llava": str(path), "reading": {"depth": {"unit": "mm"}}})
     with pytest.raises(RecipeError, match="unit of depth"):
         open_source({"jsonl": str(path), "reading": {"depth": {"unit": "feet"}}})
+
+
+def test_the_command_is_told_what_records_leave_open(folder: Path) -> None:
+    path, app = written(folder, asked({"type": "depth", "depth": "room.png"})), typer.Typer()
+    data_commands.register(app)
+
+    def ran(*options: str) -> Any:
+        return CliRunner().invoke(app, ["data", "check", str(path), "--workers", "0", *options])
+
+    assert "without a unit" in ran().output
+    assert "depth maps" in (good := ran("--reading", "depth.unit=mm")).output
+    assert good.exit_code == 0
+    assert ran("--reading", "depth.scale=0.001").exit_code == 0
+    for wrong in (["depth.unit"], ["depth.unit=feet"], ["depth.unit=mm", "depth.unit=cm"]):
+        refused = ran(*(word for pair in wrong for word in ("--reading", pair)))
+        assert isinstance(refused.exception, UsageError)
 
 
 def test_models_and_replay_refuse_them_by_name(folder: Path, processor: LlavaProcessor) -> None:

@@ -226,10 +226,13 @@ def _reading(pairs: list[str] | None) -> dict[str, dict[str, object]]:
         medium, dot, option = name.partition(".")
         if not equals or not dot or not value:
             raise UsageError(f"{pair!r} is not MEDIUM.OPTION=VALUE", where="--reading", remedy="such as depth.unit=mm")
+        said = found.setdefault(medium, {})
+        if option in said:
+            raise UsageError(f"{name!r} is given twice", where="--reading", remedy="keep one")
         try:
-            found.setdefault(medium, {})[option] = float(value)
+            said[option] = float(value)
         except ValueError:
-            found[medium][option] = value
+            said[option] = value
     return found
 
 
