@@ -45,6 +45,17 @@ STAGES: dict[str, dict[str, Any]] = {
     },
 }
 
+READING: dict[str, dict[str, Any]] = {
+    "browse": {"method": "browse", "train": {"browse.condition": 1e-2, "projector": 1e-2}},
+    "aim": {
+        "method": "aim",
+        "train": {"aim": 1e-2},
+        "aim": {"shots": [1, 2]},
+        "data": {"sources": [{"microworld": "episode"}]},
+    },
+}
+"""methods that read before they answer"""
+
 
 @pytest.fixture(scope="module")
 def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -67,8 +78,7 @@ def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(plain: Callable[..., dict[str, Any]], divided: Path, folder: Path, stage: str, **run: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     raw = plain(
-        **STAGES[stage],
-        data={"sources": [{"jsonl": str(divided)}]},
+        **{"data": {"sources": [{"jsonl": str(divided)}]}, **{**STAGES, **READING}[stage]},
         steps=STEPS,
         batch_size=BATCH,
         micro_batch_size=2,
@@ -160,6 +170,28 @@ def test_two_processes_compute_what_one_does(
         assert right["loss"] == unmeasured["loss"]
         for part in ("retention", "probes"):
             assert right.get(part, {}) == pytest.approx(left.get(part, {}), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * SECONDS + 30)
+def test_two_processes_that_read_before_they_answer_compute_what_one_does(
+    plain: Callable[..., dict[str, Any]], divided: Path, tmp_path: Path
+) -> None:
+    launch([written(plain, divided, tmp_path / "one", name) for name in READING], 1, 0)
+    two = [written(plain, divided, tmp_path / "two", name, distributed="ddp") for name in READING]
+    launch(two, 2, 29400 + os.getpid() % 500)
+    for name in READING:
+        alone, together = tmp_path / "one" / name, tmp_path / "two" / name
+        for left, right in zip(rows(alone), rows(together), strict=True):
+            assert left["loss"] == pytest.approx(right["loss"], rel=1e-5), name
+            assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-4), name
+        for step in range(STEPS):
+            here, there = (
+                load_file(Path(f"{run}-gradients") / f"gradients-{step}.safetensors") for run in (alone, together)
+            )
+            assert here.keys() == there.keys()
+            for key, gradient in here.items():
+                torch.testing.assert_close(there[key], gradient, rtol=1e-3, atol=2e-5, msg=f"{name} {key}")
 
 
 @pytest.mark.parametrize("method", ["projector", "wings"])

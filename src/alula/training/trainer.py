@@ -20,6 +20,7 @@ from transformers.trainer import SCHEDULER_NAME
 
 from alula.data import soft_labels
 from alula.data.samples import BROWSED
+from alula.demonstrations.interleaved import DEMONSTRATIONS
 from alula.errors import UsageError
 from alula.files import telling
 from alula.tokens import PROMPT_ENDS
@@ -150,6 +151,12 @@ class StageTrainer(Trainer):
                 "prompts are read before they are answered, by a model whose weights are sharded",
                 where=self.stage.name,
                 remedy="read them before (alula browse) and name the file: browse.conditions; or distributed: ddp",
+            )
+        if self.is_fsdp_enabled and DEMONSTRATIONS in inputs:
+            raise UsageError(
+                "demonstrations are read before prompts, by a model whose weights are sharded",
+                where=self.stage.name,
+                remedy="train the map with distributed: ddp",
             )
         settle(self.own_model, inputs)
         with self.auxiliary.observed():

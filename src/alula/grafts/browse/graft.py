@@ -29,7 +29,7 @@ from alula.grafts.base import Graft
 from alula.grafts.browse.config import BrowseConfig
 from alula.grafts.browse.reading import at_ends, prompt_ends
 from alula.grafts.linears import trained_like
-from alula.seam import ForwardContext, Read, Seam, Seen
+from alula.seam import ForwardContext, LayerView, Phase, Point, Read, Seam, Seen
 from alula.seam.connectors import conditioned, conditioned_connector, shift_width
 from alula.tokens import CONDITIONS, PROMPT_ENDS, Modality
 
@@ -75,6 +75,7 @@ class BrowseGraft(Graft):
         like = trained_like(connector, connector, where="browse: the connector")
         self.grow_whole(Condition(anatomy.hidden_size, shift_width(connector), self.config.bias, like))
         self.hold(self.seam.request_embeddings(self))
+        self.hold(self.seam.on(Point.BLOCK_INPUT, 0, self._taking_part, phase=Phase.EDIT, owner=self.name))
 
     def build_layer(self, index: int) -> nn.Module:
         raise NotImplementedError("it has no part in single layers")
@@ -84,6 +85,14 @@ class BrowseGraft(Graft):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"browse.condition": list(self.parameters())}
+
+    def _taking_part(self, view: LayerView, hidden: Tensor) -> Tensor | None:
+        """A batch without images gives the map a gradient of zero, where other processes' batches give it one."""
+        is_silent = not view.ctx.new_media and self.seam.anatomy.decoder.training and torch.is_grad_enabled()
+        if not is_silent or not torch.distributed.is_initialized():
+            return None
+        zero = torch.stack([parameter.reshape(-1)[0] for parameter in self.parameters()]).sum() * 0.0
+        return hidden + zero.to(hidden.dtype)
 
     def rewritten(self, ctx: ForwardContext, embeds: Tensor, seen: Seen | None, read: Read) -> Tensor | None:
         """The decoder's inputs with every image encoded again; see `alula.seam.Rewriter`."""
