@@ -3,6 +3,11 @@ r"""Answers in rendered chat templates: where they stand, and the token that end
 A template is never rewritten. Each assistant message is passed through it between two Unicode noncharacters (U+FDD0,
 U+FDD1, reserved for process-internal use); its output is captured and cut at them, and the answers, with the stop token
 that follows, are emitted inside ``{% generation %}``. The noncharacters never reach the rendered text.
+
+A thought in front of an answer is marked apart, inside its tags: templates write it otherwise (Qwen3's and GLM's the
+last one), or leave it out (all earlier ones). What they keep of it counts as generated, with its tags. Where an answer
+comes out of a template with one of its two marks, it was cut; a template that is told ``refuse_cut_answers`` refuses it
+then, since labels would be missing.
 """
 
 from __future__ import annotations
@@ -22,27 +27,84 @@ logger = logging.getLogger(__name__)
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
+"""how model families mark a thought: Qwen, DeepSeek, GLM and most others; Seed-OSS; Magistral; Kimi; GPT-OSS"""
+
 _EMIT = r"""{#- alula: emit what the template rendered; answers with their stop token count as generated -#}
 {%- for piece in alula_rendered.split('\ufdd0') -%}
-    {%- if loop.first or '\ufdd1' not in piece -%}
-        {{- piece.replace('\ufdd1', '') -}}
-    {%- else -%}
-        {%- set answer = piece.split('\ufdd1')[0] -%}
-        {%- set rest = piece[answer | length + 1:].replace('\ufdd1', '') -%}
-        {%- set space = rest | length - rest.lstrip() | length -%}
+    {%- set alula.rest = piece -%}
+    {%- if piece.split('\ufdd1') | length != (1 if loop.first else 2) -%}
+        {%- if refuse_cut_answers is defined -%}
+            {{- raise_exception('the chat template cuts an answer, or a text holds U+FDD0 or U+FDD1') -}}
+        {%- endif -%}
+        {%- set alula.rest = piece.replace('\ufdd1', '') -%}
+    {%- elif not loop.first -%}
+        {%- set answer, alula.rest = piece.split('\ufdd1')[0], piece.split('\ufdd1')[1] -%}
         {%- set alula.end = 0 -%}
-        {%- for stop in @STOPS@ -%}
-            {%- if rest[space:].startswith(stop) and space + stop | length > alula.end -%}
-                {%- set alula.end = space + stop | length -%}
+        {%- if not loop.last and alula.rest.strip() in @CLOSING@ -%}
+            {%- generation -%}{{- answer + alula.rest -}}{%- endgeneration -%}
+            {%- set alula.end = alula.rest | length -%}
+        {%- else -%}
+            {%- set space = alula.rest | length - alula.rest.lstrip() | length -%}
+            {%- for stop in @STOPS@ -%}
+                {%- if alula.rest[space:].startswith(stop) and space + stop | length > alula.end -%}
+                    {%- set alula.end = space + stop | length -%}
+                {%- endif -%}
+            {%- endfor -%}
+            {%- if answer + @REST@ -%}
+                {%- generation -%}{{- answer + @REST@ -}}{%- endgeneration -%}
+            {%- endif -%}
+        {%- endif -%}
+        {%- set alula.rest = alula.rest[alula.end:] -%}
+    {%- endif -%}
+    {%- set alula.cut = alula.rest | length -%}
+    {%- if not loop.last and loop.nextitem.split('\ufdd1')[-1].strip() in @CLOSING@ -%}
+        {%- for tag in @OPENING@ -%}
+            {%- if alula.rest.rstrip().endswith(tag) -%}
+                {%- set alula.cut = alula.rest.rstrip() | length - tag | length -%}
             {%- endif -%}
         {%- endfor -%}
-        {%- generation -%}{{- answer + @REST@ -}}{%- endgeneration -%}
-        {{- rest[alula.end:] -}}
+    {%- endif -%}
+    {{- alula.rest[:alula.cut] -}}
+    {%- if alula.rest[alula.cut:] -%}
+        {%- generation -%}{{- alula.rest[alula.cut:] -}}{%- endgeneration -%}
     {%- endif -%}
 {%- endfor -%}
 """
 
 # the markers go inside surrounding white space, so that templates which strip an answer still do
+_MARKED = r"""{#- alula: a text with markers where an answer begins and ends, and a thought in front of it -#}
+{%- macro alula_around(text, first, last) -%}
+    {%- set lead = text | length - text.lstrip() | length if first else 0 -%}
+    {%- set said = [text.rstrip() | length, lead] | max if last else text | length -%}
+    {{- text[:lead] + ('\ufdd0' if first else '') + text[lead:said] + ('\ufdd1' if last else '') + text[said:] -}}
+{%- endmacro -%}
+{%- macro alula_marked(text, first, last) -%}
+    {%- set found = namespace(start=0, stop=-1, close='') -%}
+    {%- for open, close in @THOUGHTS@ if first and found.stop < 0 and close in text -%}
+        {%- set before = text[:text.rfind(close)] -%}
+        {%- if before.lstrip().startswith(open) -%}
+            {%- set found.start = before.find(open) + open | length -%}
+        {%- endif -%}
+        {%- set found.stop, found.close = before | length, close -%}
+    {%- endfor -%}
+    {%- if found.stop >= 0 -%}
+        {{- text[:found.start] + alula_around(text[found.start:found.stop], true, true) + found.close -}}
+        {%- set found.stop = found.stop + found.close | length -%}
+        {{- alula_around(text[found.stop:], true, last) -}}
+    {%- else -%}
+        {{- alula_around(text, first, last) -}}
+    {%- endif -%}
+{%- endmacro -%}
+"""
+
 _MARK = r"""{#- alula: mark where answers begin and end -#}
 {%- set alula = namespace(messages=[], content=[], first=-1, last=-1, text='') -%}
 {%- for message in messages -%}
@@ -60,13 +122,8 @@ _MARK = r"""{#- alula: mark where answers begin and end -#}
         {%- endfor -%}
         {%- for part in parts -%}
             {%- set alula.text = part['text'] if part['text'] is defined else '' -%}
-            {%- if loop.index0 == alula.first -%}
-                {%- set lead = alula.text | length - alula.text.lstrip() | length -%}
-                {%- set alula.text = alula.text[:lead] + '\ufdd0' + alula.text[lead:] -%}
-            {%- endif -%}
-            {%- if loop.index0 == alula.last -%}
-                {%- set said = alula.text.rstrip() | length -%}
-                {%- set alula.text = alula.text[:said] + '\ufdd1' + alula.text[said:] -%}
+            {%- if loop.index0 == alula.first or loop.index0 == alula.last -%}
+                {%- set alula.text = alula_marked(alula.text, loop.index0 == alula.first, loop.index0 == alula.last) -%}
             {%- endif -%}
             {%- set made = dict(part, text=alula.text) if part['text'] is defined else part -%}
             {%- set alula.content = alula.content + [made] -%}
@@ -78,6 +135,9 @@ _MARK = r"""{#- alula: mark where answers begin and end -#}
 {%- set messages = alula.messages %}
 """
 
+REFUSE = "refuse_cut_answers"
+"""variable with which a template is rendered for its marks"""
+
 _GENERATION = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
 
 _ASK, _ANSWER, _AGAIN, _FINAL = "first question?", "first answer.", "second question", "the end"
@@ -87,16 +147,20 @@ def captured(prelude: str, original: str, stops: Sequence[str], end: str = "") -
     """A template that emits what ``original`` renders of messages with marked answers, which count as generated.
 
     Args:
-        prelude: template code that marks the answers in ``messages`` and makes the namespace ``alula``.
+        prelude: template code that marks the answers in ``messages`` (``alula_marked(text, first, last)`` marks a text,
+            at its beginning and its end) and makes the namespace ``alula``.
         original: the template.
         stops: texts of the tokens that end an answer; the one that follows an answer belongs to it.
         end: put behind answers that none of them follows.
     """
     # jinja drops one newline at the end of a template, so the original must lose its own before something follows it
     body = original[:-1] if original.endswith("\n") else original
-    rest = f"(rest[:alula.end] or {literal(end)})" if end else "rest[:alula.end]"
+    rest = f"(alula.rest[:alula.end] or {literal(end)})" if end else "alula.rest[:alula.end]"
+    opening, closing = zip(*THOUGHTS, strict=True)
     emit = _EMIT.replace("@STOPS@", literal(list(stops))).replace("@REST@", rest)
-    return f"{prelude}{{% set alula_rendered %}}\n{body}{{% endset %}}\n{emit}"
+    emit = emit.replace("@OPENING@", literal(opening)).replace("@CLOSING@", literal(closing))
+    marked = _MARKED.replace("@THOUGHTS@", literal(THOUGHTS))
+    return f"{marked}{prelude}{{% set alula_rendered %}}\n{body}{{% endset %}}\n{emit}"
 
 
 def literal(value: Any) -> str:

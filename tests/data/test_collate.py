@@ -585,3 +585,31 @@ def test_template_of_strings_is_ended_too(tokenizer: PreTrainedTokenizerFast) ->
         tokenizer.chat_template = own
     kept = batch["labels"][0]
     assert tokenizer.decode(kept[kept != IGNORED]) == "red<|im_end|>"
+
+
+# the idiom of Qwen3's: the last thought is written anew, earlier ones are left out
+THINKING = (
+    "{%- for m in messages -%}{{- '<|im_start|>' + m['role'] + '\n' -}}{%- set said = m['content'] -%}"
+    "{%- if '</think>' in said -%}{%- set said = m['content'].split('</think>')[-1].lstrip('\n') -%}"
+    "{%- if loop.last -%}{%- set thought = m['content'].split('</think>')[0].split('<think>')[-1].strip('\n') -%}"
+    "{{- '<think>\n' + thought + '\n</think>\n\n' -}}{%- endif -%}{%- endif -%}"
+    "{{- said + '<|im_end|>\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+
+
+def test_thoughts_in_front_of_answers_are_learnt_as_far_as_they_are_written(tokenizer: PreTrainedTokenizerFast) -> None:
+    own = copy.copy(tokenizer)
+    own.chat_template = THINKING
+    first, last = "<think>\nlong\n</think>\n\nred", "<think>short</think>two"
+    (row,) = Collator(own)([chat("a?", first, "b?", last)])["labels"].tolist()
+    kept = [label for label in row if label != IGNORED]
+    assert own.decode(kept) == "red<|im_end|><think>\nshort\n</think>\n\ntwo<|im_end|>"
+    # a template that keeps what is said as it is learns all of it
+    own.chat_template = STRING_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    (row,) = Collator(own)([chat("a?", first, "b?", last)])["labels"].tolist()
+    assert own.decode([label for label in row if label != IGNORED]) == f"{first}<|im_end|>{last}<|im_end|>"
+    # what is cut elsewhere would have no labels
+    own.chat_template = THINKING
+    with pytest.raises(RecordError, match="cuts an answer"):
+        Collator(own)([chat("a?", "<think>one</think> or <think>two</think> so")])

@@ -13,7 +13,7 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from alula import media
-from alula.answers import ended
+from alula.answers import REFUSE, ended
 from alula.chat_template import TemplateSettings, template_of
 from alula.data.errors import (
     BadSampleError,
@@ -148,6 +148,7 @@ class Collator:
         if self.labels:
             told = self.intake.keywords
             told["chat_template"] = self._ended(told.pop("chat_template", checked), stops or [])
+            told[REFUSE] = True
 
     def __call__(self, samples: Sequence[Sample]) -> BatchFeature:
         """Make the batch.

@@ -55,11 +55,8 @@ _FLATTEN = r"""{#- alula: content lists become plain strings; an image (film, so
 {%- set messages = alula.messages %}
 """
 
-# the markers go inside surrounding white space, so that templates which strip an answer still do
 _MARK = r"""        {%- if message['role'] == 'assistant' and alula.text.strip() -%}
-            {%- set lead = alula.text | length - alula.text.lstrip() | length -%}
-            {%- set core = alula.text.strip() -%}
-            {%- set alula.text = alula.text[:lead] + '\ufdd0' + core + '\ufdd1' + alula.text[lead + core | length:] -%}
+            {%- set alula.text = alula_marked(alula.text, true, true) -%}
         {%- endif -%}
 """
 

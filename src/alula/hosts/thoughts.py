@@ -7,17 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PAIRS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<seed:think>", "</seed:think>"),
-    ("[THINK]", "[/THINK]"),
-    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
-    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
-)
-"""how model families mark a thought: Qwen, DeepSeek, GLM and most others; Seed-OSS; Magistral; Kimi; GPT-OSS"""
-_OPEN = {before for before, _ in PAIRS}
-_TAG = re.compile("|".join(re.escape(tag) for pair in PAIRS for tag in pair))
+from alula.answers import THOUGHTS
+
+_OPEN = {before for before, _ in THOUGHTS}
+_TAG = re.compile("|".join(re.escape(tag) for pair in THOUGHTS for tag in pair))
 _TAIL = 32
 """tokens at the end of a prompt that may open a thought"""
 
@@ -70,7 +63,7 @@ def opened(tokenizer: Any, ids: Sequence[int]) -> bool:
 def said(tokenizer: Any, ids: Sequence[int], *, opened: bool = False) -> Said:
     """Decode what a model generated, without special tokens, and `split` it; tags may be special tokens themselves."""
     special = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    marks = {number: text for number, text in special.items() if any(text in tag for pair in PAIRS for tag in pair)}
+    marks = {number: text for number, text in special.items() if any(text in tag for pair in THOUGHTS for tag in pair)}
     if not marks:
         return split(str(tokenizer.decode(list(ids), skip_special_tokens=True)), opened=opened)
     found = split(str(tokenizer.decode([n for n in ids if n in marks or n not in special])), opened=opened)
