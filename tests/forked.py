@@ -110,3 +110,15 @@ class Forked:
             said.append(file.read().decode())
         assert self.process.exitcode is not None
         return subprocess.CompletedProcess([], self.process.exitcode, *said)
+
+
+def ended(*processes: Forked, seconds: float = 240) -> list[str]:
+    """What they said, once all are done well; where one is not, none is left."""
+    try:
+        ends = [process.done(seconds) for process in processes]
+    finally:
+        for process in processes:
+            if not process.over:
+                process.kill()
+    assert [end.returncode for end in ends] == [0] * len(ends), "\n".join(end.stderr[-6000:] for end in ends)
+    return [end.stdout for end in ends]

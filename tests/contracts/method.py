@@ -22,7 +22,7 @@ from alula.training.methods import METHODS
 from alula.training.methods.base import Method
 from alula.training.metrics import read_rows
 from tests.contracts.toy_method import METHOD as TOY
-from tests.forked import Forked
+from tests.forked import Forked, ended
 from tests.hosts import tiny
 
 TOY_FILE = Path(__file__).with_name("toy_method.py")
@@ -170,23 +170,11 @@ def _trained(recipe: Path) -> None:
     print(type(load_model(train(loaded).final).model).__name__)
 
 
-def _ended(*processes: Forked) -> list[str]:
-    """What they said, once all are done."""
-    try:
-        ends = [process.done() for process in processes]
-    finally:
-        for process in processes:
-            if not process.over:
-                process.kill()
-    assert [end.returncode for end in ends] == [0] * len(ends), "\n".join(end.stderr[-6000:] for end in ends)
-    return [end.stdout for end in ends]
-
-
 def test_a_method_of_another_package_is_a_file_and_an_entry_point(tmp_path: Path, host_directory: Path) -> None:
     """Installed, it is legal in recipes with a section of its own, and trains; nothing of alula is changed."""
     site = _site(tmp_path / "site", TOY_FILE.read_text())
     recipe = _recipe(host_directory, tmp_path / "run", steps=1)
-    (said,) = _ended(Forked(partial(_trained, recipe), site=site))
+    (said,) = ended(Forked(partial(_trained, recipe), site=site))
     assert said.split()[-1] == "LlavaForConditionalGeneration"
     (row,) = read_rows(tmp_path / "run" / "metrics.jsonl")
     mixture = MixtureSpec.model_validate({"sources": [{"microworld": "visual"}, {"microworld": "text"}], "seed": 0})
@@ -211,10 +199,10 @@ def test_a_methods_losses_are_the_big_batchs_in_any_split(tmp_path: Path, host_d
     site = _site(tmp_path / "site", TOY_FILE.read_text())
     worker = Path(__file__).parents[1] / "training" / "distributed_worker.py"
     whole, split = (_recipe(host_directory, tmp_path / str(size), micro_batch_size=size) for size in (8, 2))
-    _ended(Forked.script(worker, str(whole), str(split), site=site))
+    ended(Forked.script(worker, str(whole), str(split), site=site))
     shared = [_recipe(host_directory, tmp_path / how, micro_batch_size=2, distributed=how) for how in ("fsdp", "ddp")]
     port = 30400 + os.getpid() % 500
-    _ended(*(Forked.script(worker, *map(str, shared), site=site, ranks=(rank, 2, port)) for rank in range(2)))
+    ended(*(Forked.script(worker, *map(str, shared), site=site, ranks=(rank, 2, port)) for rank in range(2)))
     expected = read_rows(tmp_path / "8" / "metrics.jsonl")
     assert [row["step"] for row in expected] == [1, 2]
     for other in ("2", "fsdp", "ddp"):

@@ -26,7 +26,7 @@ from alula.training.participation import lockstep
 from alula.training.parts import find_parts, select
 from alula.training.stage import blank_image
 from alula_fledgling.microworld import export_jsonl, text_items, visual_items
-from tests.forked import Forked
+from tests.forked import Forked, ended
 from tests.training.conftest import rows
 
 SECONDS = 240  # a hang is a failure; the run itself takes some 30 s on a free machine
@@ -96,8 +96,7 @@ def launch(recipes: list[Path], processes: int, port: int) -> None:
     worker = Path(__file__).with_name("distributed_worker.py")
     words = [*map(str, recipes)]
     if processes == 1:
-        ended = Forked.script(worker, *words).done(SECONDS)
-        assert ended.returncode == 0, ended.stderr[-6000:]
+        ended(Forked.script(worker, *words), seconds=SECONDS)
         return
     start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -178,8 +177,9 @@ def test_two_processes_that_read_before_they_answer_compute_what_one_does(
     plain: Callable[..., dict[str, Any]], divided: Path, tmp_path: Path
 ) -> None:
     launch([written(plain, divided, tmp_path / "one", name) for name in READING], 1, 0)
-    two = [written(plain, divided, tmp_path / "two", name, distributed="ddp") for name in READING]
-    launch(two, 2, 29400 + os.getpid() % 500)
+    two = [str(written(plain, divided, tmp_path / "two", name, distributed="ddp")) for name in READING]
+    worker, port = Path(__file__).with_name("distributed_worker.py"), 29400 + os.getpid() % 500
+    ended(*(Forked.script(worker, *two, ranks=(rank, 2, port)) for rank in range(2)), seconds=SECONDS)
     for name in READING:
         alone, together = tmp_path / "one" / name, tmp_path / "two" / name
         for left, right in zip(rows(alone), rows(together), strict=True):
