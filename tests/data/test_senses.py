@@ -397,6 +397,10 @@ def test_motion_at_another_rate_keeps_what_is_slow() -> None:
     fast = np.zeros((400, 6))
     fast[:, 0] = np.sin(2 * np.pi * 45 * time)
     assert np.abs(MotionRef.from_bytes(npy(fast), rate=100, **UNITS).load(50)[20:-20]).max() < 0.05
+    still = np.tile([0, 0, 9.8, 0, 0, 0], (100, 1))
+    for samples in (100, 1):  # gravity is no tone, and one sample is not nothing
+        made = MotionRef.from_bytes(npy(still[:samples]), rate=100, **UNITS).load(200)
+        np.testing.assert_allclose(made, np.tile(still[:1], (2 * samples, 1)), atol=1e-5)
 
 
 def test_a_stretch_and_few_gaps_of_motion(tmp_path: Path) -> None:
@@ -417,6 +421,9 @@ def test_motion_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) ->
     times, names = np.arange(200) / 100, "t ax ay az gx gy gz"
     whole = {"rate": 100, **UNITS}
     told(b"", "empty")
+    silent = np.tile(SENSED, (20, 1))
+    silent[300:420] = np.nan  # few of all, but more than a second at once
+    told(npy(silent), "1.2 seconds behind sample 300", **whole)
     told(npy(SENSED), "rate: 200", **UNITS)
     told(npy(SENSED), "in which unit acceleration is", "g", rate=100, rotation="rad/s")
     told(table(SENSED, names, times), "in which unit rotation is", acceleration="g")
@@ -467,6 +474,9 @@ def test_responses_of_every_format(tmp_path: Path) -> None:
     repeats = RNG.normal(size=(3, 4, 5, 2)).astype(np.float32)
     made = ResponseRef.from_bytes(nifti(repeats), mask=str(tmp_path / "mask.npy"), repeats="mean").load()
     np.testing.assert_allclose(made, repeats.mean(-1)[mask], atol=1e-6)
+    for single in (volume, volume[..., None]):  # the mean of a session with one repeat is that repeat
+        made = ResponseRef.from_bytes(nifti(single), mask=str(tmp_path / "mask.npy"), repeats="mean").load()
+        np.testing.assert_array_equal(made, volume[mask])
     rows = RNG.normal(size=(3, 20))
     np.testing.assert_allclose(ResponseRef.from_bytes(npy(rows), repeats="mean").load(), rows.mean(0), atol=1e-6)
     np.testing.assert_allclose(ResponseRef.from_bytes(npy(rows[0])).load(), rows[0], atol=1e-6)
@@ -486,6 +496,8 @@ def test_responses_that_cannot_be_used_are_named(monkeypatch: pytest.MonkeyPatch
     told(gzip.compress(nifti(volume))[:-50], "NIfTI")
     told(npy(np.ones((3, 20))), "(3, 20)", "repeats: mean")
     told(nifti(np.ones((3, 4, 5, 2))), "series of 2", "repeats: mean")
+    for grayordinates in (np.ones((1, 1, 1, 1, 3, 50)), np.ones((1, 1, 1, 1, 1, 50))):  # as CIFTI is kept
+        told(nifti(grayordinates), "neither a volume nor a series", "NPY", repeats="mean")
     told(npy(np.ones(20)), "without repeats", repeats="mean")
     told(npy(np.array([1, np.nan, np.inf])), "2 of 3 voxels", "mask")
     told(nifti(volume), "(4, 3, 5)", "(3, 4, 5)", mask=str(tmp_path / "mask.npy"))

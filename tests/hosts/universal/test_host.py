@@ -265,6 +265,7 @@ def test_wrong_items_are_named(whole: Host) -> None:
         ("response", np.zeros(7), "this model takes 20 voxels"),
         ("points", np.zeros((9, 3)), "x y z red green blue"),
         ("points", np.zeros((0, 6)), "a point cloud is empty"),
+        ("points", np.full((9, 6), 200.0), "colors that are not in 0..1"),
         ("depth", np.full((4, 4), np.nan), "not finite"),
         ("depth", np.full((4, 4), -1.0), "0 is unknown"),
         ("depth", np.zeros((4, 4, 3)), r"\(height, width\) in meters"),
@@ -280,6 +281,9 @@ def test_wrong_items_are_named(whole: Host) -> None:
         whole.model(**{**batch, "motion_values": batch["motion_values"][:1]})
     with pytest.raises(ValueError, match="text holds 1 <points>, but there are 0 point clouds"):
         whole.processor(text=["<points>"])
+    with pytest.raises(ValueError, match="points is a list of point clouds"):
+        whole.processor(text=["<points>"], points=item("points"))
+    assert "point_values" not in whole.processor(text=["a"], points=[])
     few = host("clip", ("image",))
     with pytest.raises(ValueError, match="takes image, not points"):
         few.processor(text=["a"], points=[item("points")])

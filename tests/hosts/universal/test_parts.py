@@ -59,6 +59,21 @@ def test_centers_and_neighbors_are_those_of_a_loop() -> None:
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_half_precision_groups_as_full_precision_does() -> None:
+    """Places on a line, nearer to each other than bfloat16 can tell."""
+    tokenizer: Any = tokenizer_of(shape_of("points", {"points": 48, "groups": 6, "neighbors": 4}), WIDTH, first=False)
+    torch.nn.init.zeros_(tokenizer.project.weight)[0, 3] = 1
+    torch.nn.init.zeros_(tokenizer.project.bias)
+    points = torch.zeros(1, 48, 6)
+    points[0, :, 0] = 1 + torch.linspace(0, 1, 48) ** 2 / 400
+    points[0, :, 3] = torch.linspace(0, 1, 48)
+    full = tokenizer.tokens(points)
+    half = tokenizer.bfloat16().tokens(points)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), full, atol=0.01, rtol=0.01)
+
+
 def test_geometry_groups_and_color_does_not() -> None:
     points = noise(1, 40, 6)
     recolored = torch.cat([points[..., :3], noise(1, 40, 3, seed=1)], dim=-1)

@@ -40,7 +40,7 @@ MOST_ROTATION = 150.0
 _LOST = 0.05
 """Share of samples that may be missing; they are drawn in between the others"""
 _GAP = 1.0
-"""Longest time without a sample, in seconds"""
+"""Longest time without a sample, or with samples that are missing, in seconds"""
 _JITTER = 0.2
 """How far from the mean the time between two samples may be, as a share of it, before all are put on an even grid"""
 _AGREES = 0.02
@@ -129,7 +129,7 @@ class MotionRef(MediaRef):
                 acceleration or rotation than there is, or a recording that is too long.
         """
         values, stored = self._stored()
-        values = self._filled(values)
+        values = self._filled(values, stored)
         for name, part, most, unit in (
             ("acceleration", values[:, :3], MOST_ACCELERATION, "m/s^2"),
             ("rotation", values[:, 3:], MOST_ROTATION, "rad/s"),
@@ -311,7 +311,7 @@ class MotionRef(MediaRef):
             )
         return known[unit]
 
-    def _filled(self, values: np.ndarray) -> np.ndarray:
+    def _filled(self, values: np.ndarray, rate: float) -> np.ndarray:
         lost = ~np.isfinite(values)
         if not lost.any():
             return values
@@ -320,6 +320,13 @@ class MotionRef(MediaRef):
             raise MotionError(
                 f"{self.told} lacks values of {share:.0%} of its samples (NaN or empty), more than {_LOST:.0%}",
                 remedy="cut out the stretch that is whole",
+            )
+        whole = np.flatnonzero(np.concatenate([[True], ~lost.any(axis=1), [True]]))
+        behind = int(np.argmax(np.diff(whole)))
+        if (gap := (whole[behind + 1] - whole[behind] - 1) / rate) > _GAP:
+            raise MotionError(
+                f"{self.told} lacks values for {gap:.3g} seconds behind sample {whole[behind]}",
+                remedy="cut it there into two recordings",
             )
         places = np.arange(len(values))
         columns = [
@@ -350,6 +357,11 @@ def _resampled(values: np.ndarray, stored: float, rate: float) -> np.ndarray:
     ratio = (Fraction(rate).limit_denominator(100_000) / Fraction(stored).limit_denominator(100_000)).limit_denominator(
         1000
     )
-    # a line from the first to the last sample is taken off first: gravity does not end where a recording does
-    made = resample_poly(values, ratio.numerator, ratio.denominator, axis=0, padtype="line")
-    return made[: max(1, round(len(values) * rate / stored))]
+    wanted = max(1, round(len(values) * rate / stored))
+    if len(values) == 1:  # nothing to filter
+        return np.repeat(values, wanted, axis=0)
+    # the mean is taken off first: phases of the filter differ by a thousandth, of gravity as much as much motion is;
+    # a recording goes on as a line, since nothing ends where it does
+    middle = values.mean(axis=0)
+    made = resample_poly(values - middle, ratio.numerator, ratio.denominator, axis=0, padtype="line") + middle
+    return made[:wanted]

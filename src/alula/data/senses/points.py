@@ -27,8 +27,8 @@ class PointsRef(MediaRef):
     """A point cloud not yet read. Make one with ``from_path``, ``from_bytes`` or ``from_object``.
 
     Attributes:
-        axes: where x, y and z are in the file, such as ``"xz-y"`` for one whose second axis points up and whose third
-            points towards the viewer, where alula's y does.
+        axes: where x, y and z are in the file (alula's: to the right, up, towards the viewer), such as ``"x-zy"`` for
+            one whose second axis leads away from the viewer and whose third points up.
         colors: what full brightness is stored as (1, 255 or 65535); None: what the type of the values says.
     """
 

@@ -83,12 +83,12 @@ class ResponseRef(MediaRef):
         if self.maker is not None:
             values = np.asarray(self.maker())
         else:
-            values, affine, is_series = _volume(self._stream(), self.told, last=self.repeats is not None)
+            values, affine, is_series = _volume(self._stream(), self.told)
             if is_series and self.repeats is None:
                 raise ResponseError(f"{self.told} is a series of {values.shape[-1]} volumes", remedy=_REPEATS)
             if is_series:
                 values = np.moveaxis(values, -1, 0)
-        if self.repeats == "mean":
+        if self.repeats == "mean" and (affine is None or is_series):  # of one volume it is the mean
             if values.ndim < 2:
                 raise ResponseError(f"{self.told} has the shape {values.shape}, without repeats", remedy="leave it out")
             values = np.asarray(values, dtype=np.float64).mean(axis=0)
@@ -133,7 +133,7 @@ class ResponseRef(MediaRef):
 _REPEATS = "take their mean, repeats: mean, or save one of them alone"
 
 
-def _volume(source: str | io.BytesIO, told: str, last: bool = False) -> tuple[np.ndarray, np.ndarray | None, bool]:
+def _volume(source: str | io.BytesIO, told: str) -> tuple[np.ndarray, np.ndarray | None, bool]:
     """An array, where it lies (NIfTI), and whether its last axis is of volumes."""
     with open(source, "rb") if isinstance(source, str) else io.BytesIO(source.getvalue()) as file:
         start = file.read(8)
@@ -163,8 +163,12 @@ def _volume(source: str | io.BytesIO, told: str, last: bool = False) -> tuple[np
         raise
     except Exception as error:  # HeaderDataError, ImageFileError, EOFError, BadGzipFile, zlib.error, OSError ...
         raise ResponseError(f"{told} is truncated or corrupt NIfTI: {error or type(error).__name__}") from None
-    while values.ndim > 3 and values.shape[-1] == 1:
-        values = values[..., 0]
+    values = values.reshape([*shape[:3], *(size for size in shape[3:] if size > 1)])
+    if values.ndim > 4 or (values.ndim == 4 and values.shape[:3] == (1, 1, 1)):  # CIFTI puts no volumes into NIfTI
+        raise ResponseError(
+            f"{told} has the shape {shape}, which is neither a volume nor a series of them",
+            remedy="save its values as NPY, (voxels,) or (repeats, voxels)",
+        )
     return values, image.affine, values.ndim > 3
 
 

@@ -113,7 +113,7 @@ class UniversalModel(AlulaModel):
         for medium, values in given.items():
             if medium not in PICTURES:
                 tokenizer = cast(Tokenizer, self.multi_modal_projector.of(medium).tokenizer)
-                found[medium] = parts.read(tokenizer(values.to(tokenizer.positions), parts.first))
+                found[medium] = parts.read(tokenizer(values.to(tokenizer.positions.device), parts.first))
         return found
 
     def _shown(self, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -113,7 +113,10 @@ class UniversalProcessor(AlulaProcessor):
             raise ValueError(
                 "this processor has no way to tell marked placeholders from others: hide them by alula.inputs"
             )
-        given = {medium: kwargs.pop(medium) for medium in OWN if kwargs.get(medium) is not None}
+        for medium in OWN:
+            if not isinstance(kwargs.get(medium, []), list | tuple | None):
+                raise ValueError(f"{medium} is a list of {MEDIA[medium].plural}, one for each placeholder")
+        given = {medium: kwargs.pop(medium) for medium in OWN if kwargs.get(medium)}
         beside = {medium: kwargs.pop(_BESIDE.format(medium), None) for medium in OWN}
         for medium in OWN:
             kwargs.pop(medium, None)
@@ -252,6 +255,8 @@ def _cloud(points: np.ndarray, count: int) -> np.ndarray:
     """So many of the points, in the unit sphere around their mean."""
     if points.ndim != 2 or points.shape[1] != CHANNELS:
         raise ValueError(f"a point cloud of size {points.shape} given: (points, x y z red green blue) is taken")
+    if not 0 <= points[:, 3:].min() <= points[:, 3:].max() <= 1:
+        raise ValueError("a point cloud holds colors that are not in 0..1")
     if len(points) > count:  # seeded, so that the same cloud is always the same
         points = points[np.sort(np.random.default_rng(0).choice(len(points), count, replace=False))]
     else:

@@ -28,7 +28,7 @@ class Tokenizer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def tokens(self, values: Tensor) -> Tensor:
-        """Raw values -> (N, L, w), without positions."""
+        """Raw values, as precise as they were given -> (N, L, w) in the weights' precision, without positions."""
 
     def forward(self, values: Tensor, first: Tensor | None) -> Tensor:
         """Raw values of N items -> (N, L, w), or (N, 1 + L, w) behind the encoder's class token (w,)."""
@@ -46,7 +46,7 @@ class SpectrogramTokenizer(Tokenizer):
         self.project = nn.Conv2d(1, width, shape.kernel, shape.stride)
 
     def tokens(self, values: Tensor) -> Tensor:
-        return self.project(values.transpose(1, 2)[:, None]).flatten(2).transpose(1, 2)
+        return self.project(values.to(self.positions.dtype).transpose(1, 2)[:, None]).flatten(2).transpose(1, 2)
 
 
 class SeriesTokenizer(Tokenizer):
@@ -57,7 +57,7 @@ class SeriesTokenizer(Tokenizer):
         self.project = nn.Conv1d(CHANNELS, width, shape.kernel, shape.stride, bias=False)
 
     def tokens(self, values: Tensor) -> Tensor:
-        return self.project(values.transpose(1, 2)).transpose(1, 2)
+        return self.project(values.to(self.positions.dtype).transpose(1, 2)).transpose(1, 2)
 
 
 class VectorTokenizer(Tokenizer):
@@ -69,7 +69,7 @@ class VectorTokenizer(Tokenizer):
         self.parts = shape.parts
 
     def tokens(self, values: Tensor) -> Tensor:
-        return self.project(values).unflatten(1, (-1, self.parts)).transpose(1, 2)
+        return self.project(values.to(self.positions.dtype)).unflatten(1, (-1, self.parts)).transpose(1, 2)
 
 
 class CloudTokenizer(Tokenizer):
@@ -81,7 +81,8 @@ class CloudTokenizer(Tokenizer):
         self.groups, self.neighbors = shape.groups, shape.neighbors
 
     def tokens(self, values: Tensor) -> Tensor:
-        return self.project(grouped(values, self.groups, self.neighbors)).amax(dim=2)
+        found = grouped(values, self.groups, self.neighbors)  # before anything is rounded to half precision
+        return self.project(found.to(self.positions.dtype)).amax(dim=2)
 
 
 def tokenizer_of(shape: Shape, width: int, *, first: bool) -> Tokenizer | None:
