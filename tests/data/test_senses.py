@@ -140,6 +140,8 @@ def test_points_of_every_format_are_the_points_that_were_written(tmp_path: Path)
         np.testing.assert_allclose(loaded, CLOUD, atol=6e-5)  # the file's own step
         # many programs write 8 bits where 16 are
         np.testing.assert_allclose(PointsRef.from_bytes(las(PLACES, COLORS, form)).load(), CLOUD, atol=6e-5)
+    shouted = re.sub(rb"(property \S+ )(\w+)", lambda found: found[1] + found[2].upper(), ply())
+    np.testing.assert_allclose(PointsRef.from_bytes(shouted).load(), CLOUD, atol=1e-6)
     gray = PointsRef.from_bytes(ply(colors=None)).load()
     assert (gray[:, 3:] == points.GRAY).all()
     lost = re.sub(rb"\t\d+\n", b"\t0\n", pcd("ascii"))

@@ -17,6 +17,7 @@ from alula.hosts import thoughts
 from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.host import tokenizer_of
 from alula.inputs import Rendered
+from alula.media import MEDIA
 from alula.seam import find, generation_extras
 from alula.tokens import Role
 
@@ -50,6 +51,10 @@ def batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+_PRECISE = {keyword for medium in MEDIA.values() if medium.tower == "universal" for keyword in medium.inputs}
+"""Inputs that models round themselves, behind what goes by their values (which points are neighbors)"""
 
 
 def collate(prompts: Sequence[Rendered], pad_id: int) -> dict[str, torch.Tensor]:
@@ -102,7 +107,9 @@ def put(model: Any, prompts: Sequence[Rendered], config: GenerationConfig) -> It
     inputs = collate(prompts, config.pad_token_id)
     parameter = next(model.parameters())
     inputs = {
-        key: value.to(parameter.device, parameter.dtype) if value.is_floating_point() else value.to(parameter.device)
+        key: value.to(parameter.device, parameter.dtype)
+        if value.is_floating_point() and key not in _PRECISE
+        else value.to(parameter.device)
         for key, value in inputs.items()
     }
     width = inputs["input_ids"].shape[1]

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from alula.data import Collator, ImageRef, Sample
 from alula.data.samples import MEDIA as REFERENCES
 from alula.evaluation import evaluate, prompts
+from alula.evaluation.generation import put
 from alula.evaluation.prompts import takes
 from alula.hosts import Host
 from alula.inputs import Intake
@@ -90,6 +92,16 @@ def test_questions_are_answered(whole: Host) -> None:
     made = host("siglip", ("image", "video"))
     result = evaluate(made.model, made.processor, native_tasks(["film", "visual"], n=4), max_new_tokens=2)
     assert {name: len(task.items) for name, task in result.tasks.items()} == {"film": 4, "visual": 4}
+
+
+def test_half_precision_is_given_points_as_they_are() -> None:
+    made = host("siglip")
+    model: Any = made.model.bfloat16()
+    asked = [Intake(made.processor).render(turn) for turn in TURNS]
+    with put(model, asked, GenerationConfig(pad_token_id=0, max_new_tokens=2)) as given:
+        assert given["point_values"].dtype == torch.float32
+        assert given["pixel_values"].dtype == torch.bfloat16
+        assert len(model.generate(**given, max_new_tokens=2)) == len(TURNS)
 
 
 @torch.no_grad()

@@ -146,16 +146,19 @@ def _header_lines(source: str | io.BytesIO, told: str, last: bytes) -> list[str]
 
 
 def _named(points: np.ndarray, told: str) -> Stored:
-    """Points whose columns have names."""
-    names = points.dtype.names or ()
+    """Points whose columns have names, in whatever case."""
+    held = points.dtype.names or ()
+    names = {name.casefold(): name for name in reversed(held)}
     missing = [axis for axis in "xyz" if axis not in names]
     if missing:
-        raise PointsError(f"{told} has no {missing[0]!r}; it has {', '.join(names)}")
-    places = np.stack([np.asarray(points[axis], dtype=np.float64) for axis in "xyz"], axis=1)
-    found = next((color for color in _COLORS if set(color) <= {*names}), None)
+        raise PointsError(
+            f"{told} has no {missing[0]!r}; it has {', '.join(held)}", remedy="name its coordinates x, y and z"
+        )
+    places = np.stack([np.asarray(points[names[axis]], dtype=np.float64) for axis in "xyz"], axis=1)
+    found = next((color for color in _COLORS if {*color} <= names.keys()), None)
     if found is None:
         return Stored(places)
-    colors = np.stack([np.asarray(points[name]) for name in found], axis=1)
+    colors = np.stack([np.asarray(points[names[name]]) for name in found], axis=1)
     return Stored(places, colors, _full(colors.dtype))
 
 
