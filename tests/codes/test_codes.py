@@ -104,6 +104,8 @@ def test_frames_of_padding_are_dropped(make: Any, tmp_path: Any) -> None:
     assert len(short) < len(long) <= 170
     if make is tiny.whisper:
         assert (len(long), len(short)) == (10, 5)  # 20 ms each, of a window of a second
+        with pytest.raises(CodesError, match="16001 samples, and the encoder takes 16000"):
+            features(sounds(16001))
     codes = KMeansCodes.fit(features, sounds(3200, 1600), 4, seed=0)
     assert codes.tokens_per_item == len(long)
     again = load_codes(codes.save(tmp_path / "codes"))
@@ -114,6 +116,8 @@ def test_frames_of_padding_are_dropped(make: Any, tmp_path: Any) -> None:
 
 def test_k_means_of_a_spectrogram_encoder_takes_every_layer() -> None:
     assert KMeansCodes.fit(tiny.ast(), sounds(2000, 2000), 3, seed=0).tokens_per_item == 4
+    with pytest.raises(CodesError, match="the rest would be dropped"):
+        tiny.ast()(sounds(16000))
     with pytest.raises(CodesError, match="layer 3 of 2"):
         tiny.clip(layer=3)
 

@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import alula
+from alula.chat_template import TemplateSettings
 from alula.cli import app as cli
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import HarnessTasks, PairedRun, RunResult, compare, run_harness
@@ -101,6 +102,20 @@ def test_what_is_attached_takes_part_in_generated_answers(llm: Any, tokenizer: A
     with silenced(llm, tokenizer.eos_token_id):
         task = run_harness(llm, tokenizer, HarnessTasks(["say"], folder), batch_size=3).tasks["say"]
     assert [item.answer.strip() for item in task.items] == [""] * 7
+
+
+def test_ids_behind_the_vocabulary_take_no_mass_from_texts(llm: Any, tokenizer: Any) -> None:
+    from alula.evaluation.harness_model import HarnessModel
+
+    wider = copy.deepcopy(llm)
+    alula.attach(wider, alula.TealConfig(codes={"image": {"size": 3000, "tokens": 4, "width": 5}}))
+    before, after = (
+        HarnessModel(model, tokenizer, None, 2, template=TemplateSettings(), opening=())._loglikelihood_tokens(
+            [(None, [5, 6], [7, 8]), (None, [5], [9])]
+        )
+        for model in (llm, wider)
+    )
+    assert after == before
 
 
 def test_hosts_adapters_and_grafts_answer_as_their_base(

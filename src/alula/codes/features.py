@@ -66,7 +66,11 @@ class EncoderFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, items: Sequence[Any]) -> list[Tensor]:
-        """(T, d) float32 of each item: class tokens and registers are left out, and frames of padding too."""
+        """(T, d) float32 of each item: class tokens and registers are left out, and frames of padding too.
+
+        Raises:
+            CodesError: a sound without samples, or longer than the encoder's window.
+        """
         if self.kind == "image":
             given = self.processor(images=[_rgb(item) for item in items], return_tensors="pt")
             states = self._states(given)
@@ -75,6 +79,13 @@ class EncoderFeatures(nn.Module):
         waves = [np.asarray(item, dtype=np.float32).reshape(-1) for item in items]
         if not all(len(wave) for wave in waves):
             raise CodesError("a sound without samples", where="encoder", remedy="leave it out")
+        window, longest = self._window(), max(map(len, waves), default=0)
+        if window is not None and longest > window:
+            raise CodesError(
+                f"a sound of {longest} samples, and the encoder takes {window}: the rest would be dropped",
+                where="encoder",
+                remedy="cut the sound",
+            )
         given = self.processor(waves, sampling_rate=self.sampling_rate, return_tensors="pt", **self._padding())
         states = self._states(given).float()
         pairs = enumerate(zip(states, waves, strict=True))
@@ -106,6 +117,16 @@ class EncoderFeatures(nn.Module):
         found = self.model(**inputs, output_hidden_states=True)
         states: Tensor = found.hidden_states[self.layer]
         return states.flatten(2).mT if states.dim() == 4 else states
+
+    def _window(self) -> int | None:
+        """Samples of the longest sound of which the processor drops nothing; None: of any."""
+        told: Any = self.processor
+        for name in ("n_samples", "nb_max_samples"):  # Whisper's and its like; CLAP's
+            if isinstance(getattr(told, name, None), int):
+                return int(getattr(told, name))
+        if hasattr(self.model.config, "time_stride"):  # AST: spectra of 25 ms every 10 ms
+            return (told.max_length + 1) * (told.sampling_rate // 100) + told.sampling_rate * 15 // 1000 - 1
+        return None
 
     def _padding(self) -> dict[str, Any]:
         known = inspect.signature(type(self.processor).__call__).parameters

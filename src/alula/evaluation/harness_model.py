@@ -20,7 +20,7 @@ from alula.evaluation.plain_text import PlainText
 from alula.hosts import thoughts
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
-from alula.seam import generation_extras
+from alula.seam import generation_extras, text_logits
 
 _BOUNDLESS = 2**31
 """context of a model that names none; the harness would take 2,048 and cut what is longer"""
@@ -157,6 +157,10 @@ class HarnessModel(HFLM):
                     remedy="look for weights that are NaN, or load it with another dtype (float16 overflows)",
                 )
         return found
+
+    def _model_call(self, inps: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        """Logits of text alone, by which it is weighed."""
+        return text_logits(self.model, super()._model_call(inps, *args, **options))
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any

@@ -27,7 +27,7 @@ from alula.seam.requests import (
     Worker,
 )
 from alula.seam.scope import READING, SECOND, evaluating, marked, marks
-from alula.seam.scoring import scoring_inputs
+from alula.seam.scoring import scoring_inputs, text_logits
 from alula.seam.taps import TapEvent, taps
 from alula.seam.view import LayerView
 
@@ -81,5 +81,6 @@ __all__ = [
     "retract",
     "scoring_inputs",
     "taps",
+    "text_logits",
     "with_keywords",
 ]

@@ -235,6 +235,11 @@ class Seam(nn.Module):
             self._vocabulary.put(request)
         return Handle(self._drop, None, request)
 
+    @property
+    def own_vocabulary(self) -> int | None:
+        """How many ids are the host's own, where somebody has ids behind them (`request_wider`); else None."""
+        return self._vocabulary.own
+
     def request_heads(self, layer: int, heads: Heads, *, mark: Hashable | None = None) -> Handle:
         """Have `heads` receive queries and keys of a decoder layer's attention, until the handle is removed.
 

@@ -28,3 +28,13 @@ def scoring_inputs(model: nn.Module, inputs: Mapping[str, Any], ends: Tensor) ->
     if seam is None or not any(PROMPT_ENDS in owner.further_inputs for owner in seam.owners.values()):
         return dict(inputs)
     return {PROMPT_ENDS: ends, **inputs}
+
+
+def text_logits(model: nn.Module, logits: Tensor) -> Tensor:
+    """The logits of the host's own vocabulary: (..., V) of (..., V or more).
+
+    Text is weighed by these. Ids behind the vocabulary (`Seam.request_wider`) take mass from words, and are not said
+    where text is generated (`generation_extras`).
+    """
+    seam = find(model)
+    return logits if seam is None or seam.own_vocabulary is None else logits[..., : seam.own_vocabulary]

@@ -45,12 +45,19 @@ class VocabularyHooks:
         """Have somebody's ids behind the host's.
 
         Raises:
-            HostError: the host has no head. UsageError: somebody has ids there.
+            HostError: the host has no head, or one for other ids than it embeds. UsageError: somebody has ids there.
         """
         anatomy = self.anatomy
         if anatomy.head is None:
             raise HostError(
                 f"{type(anatomy.host).__name__} has no head that tells next tokens", remedy="load a causal LM"
+            )
+        weight: Any = anatomy.embeddings.weight
+        rows, told = int(weight.shape[0]), getattr(anatomy.head, "out_features", None)
+        if told is not None and told != rows:
+            raise HostError(
+                f"{type(anatomy.host).__name__} embeds {rows} ids and tells {told}: none can stand behind both",
+                remedy="resize its embeddings (resize_token_embeddings)",
             )
         if self.request is not None:
             raise UsageError("another graft has ids behind the host's vocabulary", remedy="detach that one first")
@@ -60,6 +67,14 @@ class VocabularyHooks:
             anatomy.embeddings.register_forward_hook(self._after_embeddings),
             anatomy.head.register_forward_hook(self._after_head),
         ]
+
+    @property
+    def own(self) -> int | None:
+        """V, where there are ids behind them now; None: there are none."""
+        if self.request is None or not self.request.by.enabled:
+            return None
+        weight: Any = self.anatomy.embeddings.weight
+        return int(weight.shape[0])
 
     def drop(self, is_gone: Callable[[Request[Any]], bool]) -> None:
         """Take it away if it is gone."""

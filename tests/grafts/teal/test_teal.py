@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 import alula
 from alula.codes import JointVocabulary, VQCodes, VQConfig
-from alula.errors import CodesError, UsageError
+from alula.errors import CodesError, HostError, UsageError
+from alula.evaluation.likelihood.engine import log_likelihoods
 from alula.grafts import TealConfig
 from alula.grafts.teal import CodeConstraint, CodesSpec
 from alula.seam import generation_extras
@@ -141,6 +142,14 @@ def test_a_joint_softmax_takes_mass_from_text_and_the_mask_gives_it_back() -> No
     torch.testing.assert_close(masked[:, :text], host.softmax(dim=-1), atol=1e-7, rtol=1e-6)
 
 
+def test_texts_are_as_likely_as_they_are_to_the_host() -> None:
+    model = zoo.build("qwen3")
+    pairs = [([5, 6, 7], [8, 9]), ([5, 6, 7], [8, 9, 10, 11]), ([5, 6], [12])]
+    before = log_likelihoods(model, pairs, pad=0, batch_size=4)
+    alula.attach(model, TealConfig(codes={"image": CodesSpec(size=3 * 96, tokens=4, width=5)}))
+    assert log_likelihoods(model, pairs, pad=0, batch_size=4) == before
+
+
 def test_codebooks_are_taken_row_by_row() -> None:
     codes = {"image": VQCodes(VQConfig(size=6, width=5, hidden=8, grid=2, patch=2), seed=0)}
     model = zoo.build("qwen3")
@@ -177,7 +186,9 @@ def test_the_loss_of_a_mixed_batch_is_that_of_its_samples() -> None:
 PLANS = [[0, 1, -1], [1, -1, -1], [-1, -1, -1], [0, 0, 1]]
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 0, "no_repeat_ngram_size": 1}], ids=str
+)
 @pytest.mark.parametrize("apart", [False, True], ids=["at once", "between words"])
 def test_generation_gives_what_was_asked_for(options: dict[str, Any], apart: bool) -> None:
     model, _, vocabulary = made()
@@ -246,3 +257,9 @@ def test_what_makes_no_sense_is_refused() -> None:
         TealConfig(codes={})
     with pytest.raises(UsageError, match="no name"):
         TealConfig(codes={"a b": CODES["image"]})
+    with pytest.raises(UsageError, match="not as many of each of 2 codebooks"):
+        CodesSpec(size=5, tokens=4, width=5, streams=2)
+    model = zoo.build("qwen3")
+    model.lm_head = nn.Linear(model.config.hidden_size, 70, bias=False)
+    with pytest.raises(HostError, match="tells 70"):
+        alula.attach(model, TealConfig(codes=CODES))

@@ -15,6 +15,7 @@ import torch
 
 from alula.anatomy import Anatomy
 from alula.errors import EvaluationError
+from alula.seam import text_logits
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """ids of a context and of the ending behind it, neither empty"""
@@ -25,6 +26,8 @@ def log_likelihoods(
     model: Any, pairs: Sequence[Pair], *, pad: int, batch_size: int, advance: Callable[[int], None] = lambda count: None
 ) -> list[float]:
     """Sums of log-probabilities, in nats, of the tokens of each ending behind its context.
+
+    Endings are text: ids behind a host's vocabulary (`alula.grafts.TealGraft`) take no part.
 
     Texts that differ in their last token alone are one row; rows of similar length share a batch, padded on the right.
 
@@ -54,7 +57,7 @@ def log_likelihoods(
         fewer = {"logits_to_keep": width - first} if takes_fewer else {}
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **fewer).logits  # (B, K, V)
         offset = width - logits.shape[1]  # also below 0: a learned prompt stands in front
-        logs = logits.float().log_softmax(dim=-1)
+        logs = text_logits(model, logits).float().log_softmax(dim=-1)
         sums = []
         for place, number in members:
             context, ending = pairs[number]

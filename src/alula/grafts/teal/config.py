@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from alula.codes import CodeTokenizer
 from alula.grafts.base import GraftConfig, Layers
@@ -19,13 +19,19 @@ class CodesSpec(Settings):
         size: how many codes.
         tokens: codes of an item.
         width: of its codebook, and so of its embeddings.
-        streams: codebooks that take turns within an item.
+        streams: codebooks that take turns within an item, each with as many of the codes.
     """
 
     size: Int = Field(ge=1, le=2**24)
     tokens: Int = Field(ge=1, le=2**20)
     width: Int = Field(ge=1, le=2**16)
     streams: Int = Field(default=1, ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _shared(self) -> CodesSpec:
+        if self.size % self.streams:
+            raise ValueError(f"size: {self.size} codes are not as many of each of {self.streams} codebooks (streams)")
+        return self
 
 
 def _named(codes: dict[str, CodesSpec]) -> dict[str, CodesSpec]:

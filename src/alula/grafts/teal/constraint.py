@@ -24,7 +24,8 @@ _TEXT, _UNENDED = 0, 1
 class CodeConstraint(LogitsProcessor):
     """Scores of ids that may not come next become minus infinity.
 
-    Within an item its codes alone may come, as many as an item has, and then its end. Outside, text.
+    Within an item its codes alone may come, as many as an item has, and then its end. Outside, text. Where other
+    constraints (of repeated n-grams, of suppressed tokens) leave nothing of what may come, all of it may.
 
     Args:
         vocabulary: of text and codes.
@@ -33,7 +34,8 @@ class CodeConstraint(LogitsProcessor):
             last. None: text alone.
         interleaved: (B,) bool: items come when the model begins them, with words between; the answer cannot end before
             they all have. Otherwise they come at once, one after the other, and words behind them. None: for none.
-        stops: ids that end an answer.
+        stops: ids that end an answer. `TealGraft` takes those of the model's own generation settings; ids that
+            `generate` alone is told are words to it, and end an interleaved answer before its items have come.
 
     Raises:
         UsageError: the plan names a range that is not there.
@@ -116,7 +118,10 @@ class CodeConstraint(LogitsProcessor):
         self._to(scores.device)
         if self.plan is None:
             return scores.masked_fill(self._table[_TEXT], -torch.inf)
-        return scores.masked_fill(self._table[self._states(input_ids[:, self.prompt :])], -torch.inf)
+        forbidden = self._table[self._states(input_ids[:, self.prompt :])]
+        left = scores.masked_fill(forbidden, -torch.inf)
+        is_stuck = left.amax(dim=-1, keepdim=True) == -torch.inf
+        return torch.where(is_stuck & ~forbidden, 0, left)
 
     def _states(self, said: Tensor) -> Tensor:
         """(R,) which row of the table holds."""

@@ -22,7 +22,7 @@ from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.stops import stop_ids
 from alula.inputs import Intake
-from alula.seam import evaluating, scoring_inputs
+from alula.seam import evaluating, scoring_inputs, text_logits
 from alula.training.distillation.lessons import Lessons, concatenated
 
 logger = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def _labels(
             inputs = {key: value.to(device) for key, value in batch.items()}
             ends = prompt_ends(inputs["attention_mask"].bool(), labels.to(device))
             inputs = scoring_inputs(model, inputs, ends)
-            logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+            logits = text_logits(model, model(**inputs, use_cache=False).logits)[:, :-1].float()
             logprobs, tokens = logits.log_softmax(dim=-1).topk(min(candidates, logits.shape[-1]), dim=-1)
             for row, label in enumerate(labels[:, 1:]):
                 spoken = (label != IGNORED).to(device)

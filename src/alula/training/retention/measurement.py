@@ -27,7 +27,7 @@ from alula.data.samples import Sample
 from alula.errors import DataError
 from alula.grafts.browse.reading import prompt_ends
 from alula.probes import Alignment, AttentionShift
-from alula.seam import evaluating, scoring_inputs
+from alula.seam import evaluating, scoring_inputs, text_logits
 from alula.stats import Resampling
 from alula.training.recipe import Retention
 
@@ -117,7 +117,7 @@ class RetentionEvaluator:
         total, count = 0.0, 0
         for batch in self._batches(self.samples.text, device):
             labels = last_answers(batch.pop("labels"), self.stop)
-            found, loss, tokens = score_answers(model(**batch, use_cache=False).logits, labels)
+            found, loss, tokens = score_answers(text_logits(model, model(**batch, use_cache=False).logits), labels)
             right += found.tolist()
             total, count = total + float(loss), count + int(tokens)
         return tuple(right), total / count
