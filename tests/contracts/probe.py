@@ -57,12 +57,18 @@ DRAWN = ("/low", "/high", "/nulls/", "/projections/", "/examples/")
 
 
 def assert_same(a: Probe, b: Probe, *, drawn: bool = True, tolerance: float = 1e-9) -> None:
-    one, other = leaves(a.result().to_dict()), leaves(b.result().to_dict())
+    one, other = (
+        {key: value for key, value in leaves(probe.result().to_dict()).items() if drawn or not _is_drawn(key)}
+        for probe in (a, b)
+    )
     assert one.keys() == other.keys()
     for key, value in one.items():
-        if drawn or not any(part in key for part in DRAWN):
-            same = pytest.approx(other[key], rel=1e-9, abs=tolerance) if isinstance(value, float) else other[key]
-            assert value == same, key
+        same = pytest.approx(other[key], rel=1e-9, abs=tolerance) if isinstance(value, float) else other[key]
+        assert value == same, key
+
+
+def _is_drawn(key: str) -> bool:
+    return any(part in key for part in DRAWN)
 
 
 def hooks_of(model: nn.Module) -> list[int]:
