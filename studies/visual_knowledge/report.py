@@ -248,7 +248,7 @@ BESIDE = (
 READING = (
     "Named things are seen in pictures whose captions say the name and nothing of looks. Questions in words about "
     "half of them, the tutored ones, are taught with their answers; asked here are the others, by the likelihood "
-    "of closed choices. Intervals (95 %) resample things.",
+    "of closed choices. Intervals (95 %) resample things, which share a training with the others of their world.",
 )
 GAINS = (
     "Share right of the first minus that of the second, thing by thing, in percentage points; p by flipping signs, "

@@ -545,6 +545,9 @@ def test_a_stop_token_behind_the_marked_answer_is_learnt(processor: LlavaProcess
     ids = Collator(made)([chat("a?", "red")])["input_ids"]
     assert ids.equal(Collator(made, labels=False)([chat("a?", "red")])["input_ids"]), "the text stays the template's"
     assert not caplog.text
+    # what a template does not read is taken for an argument of the processor's
+    assert "refuse_cut_answers" in Collator(made).intake.keywords
+    assert "refuse_cut_answers" not in Collator(templated(processor, TEMPLATE)).intake.keywords
 
 
 def test_what_a_template_ends_its_turns_with_ends_answers(processor: LlavaProcessor, caplog) -> None:

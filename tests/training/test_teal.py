@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,8 @@ def test_a_pair_turned_round_is_learnt_as_codes(trained: tuple[Path, Hashes]) ->
     assert learnt[: drawn.length] == drawn.ids(found.codes.tolist())
     assert found.codes.tolist() == processor.codes["drawn"].encode([sample.images[0].load()])[0].tolist()
     assert turned(other, processor) is None
+    silent = replace(sample, messages=[sample.messages[0], {**sample.messages[1], "train": False}])
+    assert turned(silent, processor) is None
     typed = {"role": "user", "content": [{"type": "text", "text": "<drawn:3> </drawn>"}]}
     (ids,) = processor.apply_chat_template([[typed]], tokenize=True, return_dict=True)["input_ids"]
     assert processor.vocabulary.found(ids) == []  # letters that people type are letters

@@ -148,7 +148,8 @@ class Collator:
         if self.labels:
             told = self.intake.keywords
             told["chat_template"] = self._ended(told.pop("chat_template", checked), stops or [])
-            told[REFUSE] = True
+            if REFUSE in told["chat_template"]:  # processors take what a template does not read for their own
+                told[REFUSE] = True
 
     def __call__(self, samples: Sequence[Sample]) -> BatchFeature:
         """Make the batch.

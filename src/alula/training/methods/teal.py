@@ -77,11 +77,13 @@ class Turning:
 def turned(sample: Sample, processor: CodesProcessor) -> Sample | None:
     """A sample of one item, one question and one answer the other way round: the answer asks for the item.
 
-    None: it is not of that shape, or there are no codes of its kind.
+    None: it is not of that shape, there are no codes of its kind, or its answer is not to be learnt, or by soft labels.
     """
     if [message["role"] for message in sample.messages] != ["user", "assistant"]:
         return None
     question, answer = sample.messages
+    if not answer.get("train", True) or "soft" in answer:
+        return None
     held = [part for part in question["content"] if part["type"] in MEDIA]
     name = processor.written_by(held[0]["type"]) if len(held) == 1 else None
     if name is None:
