@@ -108,6 +108,8 @@ def test_frames_of_padding_are_dropped(make: Any, tmp_path: Any) -> None:
             features(sounds(16001))
     codes = KMeansCodes.fit(features, sounds(3200, 1600), 4, seed=0)
     assert codes.tokens_per_item == len(long)
+    with pytest.raises(CodesError, match="NaN or infinite"):
+        codes.encode([np.full(1600, np.nan, np.float32)])
     again = load_codes(codes.save(tmp_path / "codes"))
     assert [each.tolist() for each in again.encode(sounds(3200, 1600))] == [
         each.tolist() for each in codes.encode(sounds(3200, 1600))

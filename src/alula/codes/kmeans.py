@@ -158,7 +158,14 @@ class KMeansCodes(CodeTokenizer):
         frames = self.features(items)
         if not frames:
             return []
-        codes = nearest(torch.cat(frames), self.get_buffer("centroids"))
+        every = torch.cat(frames)
+        if not bool(every.isfinite().all()):
+            raise CodesError(
+                "frames that are NaN or infinite have no nearest centroid",
+                where="k-means codes",
+                remedy="look at the items, and load the encoder in float32 (float16 overflows)",
+            )
+        codes = nearest(every, self.get_buffer("centroids"))
         found = list(codes.split([len(each) for each in frames]))
         too_long = next((len(each) for each in found if len(each) > self.tokens_per_item), None)
         if too_long is not None:

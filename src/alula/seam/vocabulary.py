@@ -25,6 +25,10 @@ class Wider(Protocol):
     def enabled(self) -> bool:
         """Whether it takes part in what this thread does now."""
 
+    @property
+    def further_tokens(self) -> int:
+        """N."""
+
     def embedded(self, ids: Tensor, embeds: Tensor) -> Tensor:
         """(B, S, d) of ids of both, the host's own as they are in `embeds`."""
 
@@ -103,7 +107,9 @@ class VocabularyHooks:
         ids: Tensor = args[0]
         self._ids.put(ids)
         weight: Any = module.weight
-        return torch.where(ids < weight.shape[0], ids, 0), *args[1:]  # the host has no row for the others
+        further = (ids >= weight.shape[0]) & (ids < weight.shape[0] + self.request.by.further_tokens)
+        # the host has no row for them; an id that nobody has is its error, as ever
+        return ids.masked_fill(further, 0), *args[1:]
 
     def _after_embeddings(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         ids = self._ids.get()

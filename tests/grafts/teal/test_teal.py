@@ -251,6 +251,8 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(UsageError, match="another graft has ids"):
         alula.attach(model, TealConfig(codes=CODES), "second")
     assert set(alula.grafts_of(model)) == {"teal"}
+    with pytest.raises(IndexError):  # nobody has it, as on a host alone
+        model(input_ids=torch.tensor([[5, vocabulary.size]]))
     with pytest.raises(UsageError, match="kinds"):
         CodeConstraint(vocabulary, 3, torch.tensor([[2]]))
     with pytest.raises(UsageError, match="at least one kind"):
