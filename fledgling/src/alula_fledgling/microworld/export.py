@@ -24,8 +24,8 @@ from alula_fledgling.microworld.sounds import SoundClip
 def export_jsonl(items: Iterable[Item], directory: str | os.PathLike[str]) -> Path:
     """Write chat messages, one JSON object a line, with their media as files beside them.
 
-    The folder holds ``data.jsonl`` (keys ``id``, ``family``, ``split``, ``messages``; an image, video or audio part
-    names its file relative to the folder), ``images/`` (PNG) and, where there are any, ``films/`` (lossless animated
+    The folder holds ``data.jsonl`` (keys ``id``, ``family``, ``split``, ``messages``; a part of
+    media names its file relative to the folder) and, where there are any, ``images/`` (PNG), ``films/`` (lossless animated
     WebP), ``sounds/`` (16-bit WAV), ``clouds/`` (PLY), ``depth/`` (16-bit PNG in millimeters), ``motion/`` (CSV),
     ``normals/`` and ``responses/`` (NPY). Nothing is found under ``directory`` before all of it is written.
 
@@ -33,7 +33,6 @@ def export_jsonl(items: Iterable[Item], directory: str | os.PathLike[str]) -> Pa
         The path of ``data.jsonl``.
     """
     with atomic_directory(directory) as folder:
-        (folder / "images").mkdir()
         with (folder / "data.jsonl").open("w", encoding="utf-8") as lines:
             for item in items:
                 lines.write(json.dumps(_record(item, folder)) + "\n")
