@@ -13,15 +13,16 @@ from PIL import Image
 from transformers import TrainerCallback
 
 import alula
-from alula.codes import CodesProcessor, KMeansCodes, VQCodes, load_codes
+from alula.codes import CodesProcessor, KMeansCodes, VQCodes, VQConfig, load_codes
 from alula.data import Collator, open_source
 from alula.errors import HostError, RecipeError
+from alula.hosts import load_host
 from alula.loading import load_model
 from alula.serving import Conversation
 from alula.serving.terminal import Terminal, in_blocks
 from alula.training import load_recipe, train
 from alula.training.codes import CodesRecipe, fit_codes
-from alula.training.methods.teal import turned
+from alula.training.methods.teal import Teal, TealSpec, turned
 from tests.training.conftest import MakeRecipe
 
 SOURCE = {"microworld": "caption"}
@@ -111,6 +112,18 @@ def test_the_adapter_comes_back_with_its_codes(trained: tuple[Path, Hashes], cod
     assert not graft.vocabulary.is_code(batch["labels"].clamp_min(0)).any()
     assert model(input_ids=batch["input_ids"]).logits.shape[-1] == graft.vocabulary.size
     assert len(processor.tokenizer) == graft.vocabulary.size
+
+
+def test_a_stage_goes_on_with_the_codes_of_the_stage_before_alone(
+    trained: tuple[Path, Hashes], codes: dict[str, str], host_directory: Path
+) -> None:
+    changed = VQCodes(VQConfig(size=8, width=4, grid=2, patch=20, hidden=8), seed=1)
+    folder = changed.save(trained[0].parent / "others")
+    host = load_host(host_directory)
+    settings = TealSpec(codes={**codes, "drawn": str(folder)})
+    given: dict[str, Any] = {"base": str(host_directory), "train_projector": False, "seed": 0}
+    with pytest.raises(RecipeError, match="'drawn' are not those that the stage before"):
+        Teal().put_on(host, settings, previous=trained[0] / "final", **given)
 
 
 def test_a_pair_turned_round_is_learnt_as_codes(trained: tuple[Path, Hashes]) -> None:

@@ -144,6 +144,7 @@ class Teal(GraftMethod):
                 if settings.start == "codebook":
                     graft.start_from(codes)
             else:
+                _refuse_others(codes, previous)
                 graft = load_adapter(host.model, previous)
         assert isinstance(graft, TealGraft)
         processor = CodesProcessor.over(host.processor, graft.vocabulary.text, codes)
@@ -151,3 +152,18 @@ class Teal(GraftMethod):
 
     def beside(self, settings: TealSpec, prompts: Any, *, seed: int) -> Turning:
         return Turning(prompts.processor, settings.write, seed)
+
+
+def _refuse_others(codes: Mapping[str, CodeTokenizer], previous: Path) -> None:
+    """The adapter of the stage before knows the codes that it was trained with, and no others.
+
+    Raises:
+        RecipeError: those in the directories are others by now.
+    """
+    for name, known in CodesProcessor.from_pretrained(previous).codes.items():
+        if name not in codes or codes[name].fingerprint() != known.fingerprint():
+            raise RecipeError(
+                f"the codes {name!r} are not those that the stage before was trained with",
+                where="teal.codes",
+                remedy=f"they lie in {previous / 'codes' / name}; or train from the start",
+            )
