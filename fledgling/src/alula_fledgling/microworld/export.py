@@ -24,18 +24,17 @@ from alula_fledgling.microworld.sounds import SoundClip
 def export_jsonl(items: Iterable[Item], directory: str | os.PathLike[str]) -> Path:
     """Write chat messages, one JSON object a line, with their media as files beside them.
 
-    The folder holds ``data.jsonl`` (keys ``id``, ``family``, ``split``, ``messages``; a part of
-    media names its file relative to the folder) and, where there are any, ``images/`` (PNG), ``films/`` (lossless animated
-    WebP), ``sounds/`` (16-bit WAV), ``clouds/`` (PLY), ``depth/`` (16-bit PNG in millimeters), ``motion/`` (CSV),
+    The folder holds ``data.jsonl`` (keys ``id``, ``family``, ``split``, ``messages``; a part of media names its file
+    relative to the folder) and, where there are any, ``images/`` (PNG), ``films/`` (lossless animated WebP),
+    ``sounds/`` (16-bit WAV), ``clouds/`` (PLY), ``depth/`` (16-bit PNG in millimeters), ``motion/`` (CSV),
     ``normals/`` and ``responses/`` (NPY). Nothing is found under ``directory`` before all of it is written.
 
     Returns:
         The path of ``data.jsonl``.
     """
-    with atomic_directory(directory) as folder:
-        with (folder / "data.jsonl").open("w", encoding="utf-8") as lines:
-            for item in items:
-                lines.write(json.dumps(_record(item, folder)) + "\n")
+    with atomic_directory(directory) as folder, (folder / "data.jsonl").open("w", encoding="utf-8") as lines:
+        for item in items:
+            lines.write(json.dumps(_record(item, folder)) + "\n")
     return Path(directory) / "data.jsonl"
 
 
