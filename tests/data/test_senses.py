@@ -361,7 +361,7 @@ def test_motion_in_any_unit_is_in_ours() -> None:
         (npy(SENSED / both), {"rate": 100, "acceleration": "g", "rotation": "deg/s"}),
         (table(SENSED, "t ax ay az gx gy gz", times), UNITS),
         (table(SENSED, "Timestamp_ms acc_x acc_y acc_z gyro_x gyro_y gyro_z", times * 1000, ";"), UNITS),
-        (table(SENSED / both, "time[ns] ax[g] ay[g] az[g] wx[deg/s] wy[deg/s] wz[deg/s]", times * 1e9), {}),
+        (table(SENSED / both, "time[ns] ax[g] ay[g] az[g] wx[deg/sec] wy[deg/sec] wz[deg/sec]", times * 1e9), {}),
         (table(SENSED, "accel_x accel_y accel_z gyr_x gyr_y gyr_z"), {"rate": 100, **UNITS}),
         (table(SENSED[:, [3, 4, 5, 0, 1, 2]], "gx gy gz ax ay az"), {"rate": 100, **UNITS}),
         (table(SENSED, "t ax ay az gx gy gz", times * 1e6 + 1.7e15), {"time": "us", **UNITS}),

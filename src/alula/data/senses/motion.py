@@ -51,7 +51,10 @@ _GYROSCOPE = ("g", "gyr", "gyro", "gyroscope", "w", "omega", "angular_velocity",
 _AXIS = re.compile(f"^({'|'.join((*_ACCELEROMETER, *_GYROSCOPE))})[ _.-]*([xyz])$")
 _TIME = re.compile(r"^(t|time|times|timestamp|timestamps|seconds|elapsed)$")
 _UNIT = re.compile(r"[ _]*[\[(]([^\])]*)[\])]\s*$|[ _](m/s\^?2|m/s²|mg|g|rad/s|deg/s|°/s|dps|s|ms|us|µs|ns)$")
-_SAME = {"m/s2": "m/s^2", "m/s²": "m/s^2", "°/s": "deg/s", "dps": "deg/s", "µs": "us", "sec": "s", "seconds": "s"}
+_SAME = {
+    "m/s2": "m/s^2", "m/s²": "m/s^2", "°/s": "deg/s", "dps": "deg/s", "deg/sec": "deg/s", "rad/sec": "rad/s",
+    "µs": "us", "sec": "s", "seconds": "s",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
