@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -64,6 +65,19 @@ def test_films_and_sounds_can_be_talked_about(host: Host, files: Path, capsys: p
         talk._line("/video")
     assert talk._line("a <video> of lines")  # the word, not the place of a film
     assert talk.conversation.messages[4]["content"] == [{"type": "text", "text": "a <video> of lines"}]
+
+
+def test_what_was_attached_can_be_let_go(host: Host, files: Path) -> None:
+    """A clip that the model refuses spoils no later question, and costs no turn."""
+    talk = terminal(host)
+    assert talk._line("what?")
+    talk.conversation.attach_clip("audio", np.zeros(16000 * 60, np.float32))  # longer than the tower hears
+    for _ in range(2):
+        with pytest.raises(HostError):
+            talk._line("what do you hear?")
+    assert talk._line("/detach")
+    assert talk._line("and now?")
+    assert len(talk.conversation.messages) == 4
 
 
 def test_other_media_are_read_with_what_is_said_behind_their_files(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from alula.anatomy import Anatomy
 from alula.errors import UsageError
 from alula.files import atomic_directory, read_json, write_json
+from alula.inputs import placed
 from alula.probes import Probe, watch
 
 P = TypeVar("P", bound=Probe)
@@ -68,7 +69,7 @@ def measure(
         if number < begun:
             continue
         if batch is not None:
-            inputs = {key: _placed(value, parameter) for key, value in batch.items()}
+            inputs = placed(batch, parameter)
             with around(number), watch(model, list(measured.values())), torch.no_grad():
                 model(**inputs, **options)
         last = number + 1 == total
@@ -85,12 +86,6 @@ def _lean(model: nn.Module) -> dict[str, Any]:
     if "logits_to_keep" in inspect.signature(Anatomy.of(model).host.forward).parameters:
         options["logits_to_keep"] = 1
     return options
-
-
-def _placed(value: Any, like: torch.Tensor) -> Any:
-    if not torch.is_tensor(value):
-        return value
-    return value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device)
 
 
 def _note(seen: Any, batch: Mapping[str, Any] | None) -> None:

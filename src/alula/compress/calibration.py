@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from alula.anatomy import unwrap
 from alula.errors import DataError, HostError, UsageError
+from alula.inputs import placed
 from alula.probes import token_sets
 from alula.seam import ForwardContext, InputOf, LayerView, Owner, Phase, Point, Seam, evaluating, install, marked
 from alula.tokens import TokenMap
@@ -179,7 +180,7 @@ class _Reading:
                 remedy="pass mappings from names to tensors",
             )
         like = next(model.parameters())
-        given = {key: _placed(value, like) for key, value in batch.items() if key != _LABELS}
+        given = placed({key: value for key, value in batch.items() if key != _LABELS}, like)
         _note(self._digest, given)
         with suppress(_Done):
             model(**given, use_cache=False)
@@ -252,15 +253,6 @@ class _Reading:
 def _finite(sums: Tensor) -> Tensor:
     """Whether all sums are finite. A product that is not leaves no finite number on the diagonal of its channels."""
     return (sums.diagonal() if sums.dim() > 1 else sums).isfinite().all()
-
-
-def _placed(value: Any, like: Tensor) -> Any:
-    """A model input on the model's device, numbers in its dtype."""
-    if isinstance(value, TokenMap):
-        return value.to(like.device)
-    if not torch.is_tensor(value):
-        return value
-    return value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device)
 
 
 def _note(digest: Any, batch: Mapping[str, Any]) -> None:

@@ -16,8 +16,7 @@ from alula.grafts.aim import FUSED, FUSED_AT
 from alula.hosts import thoughts
 from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.host import tokenizer_of
-from alula.inputs import Rendered
-from alula.media import MEDIA
+from alula.inputs import Rendered, placed
 from alula.seam import find, generation_extras
 from alula.tokens import Role
 
@@ -51,10 +50,6 @@ def batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-_PRECISE = {keyword for medium in MEDIA.values() if medium.tower == "universal" for keyword in medium.inputs}
-"""Inputs that models round themselves, behind what goes by their values (which points are neighbors)"""
 
 
 def collate(prompts: Sequence[Rendered], pad_id: int) -> dict[str, torch.Tensor]:
@@ -104,14 +99,7 @@ def neutral_config(model: Any, processor: Any, decoding: Decoding, max_new_token
 @contextmanager
 def put(model: Any, prompts: Sequence[Rendered], config: GenerationConfig) -> Iterator[dict[str, Any]]:
     """Yield what ``model.generate`` is given inside the block for the prompts, as one batch on the model's device."""
-    inputs = collate(prompts, config.pad_token_id)
-    parameter = next(model.parameters())
-    inputs = {
-        key: value.to(parameter.device, parameter.dtype)
-        if value.is_floating_point() and key not in _PRECISE
-        else value.to(parameter.device)
-        for key, value in inputs.items()
-    }
+    inputs = placed(collate(prompts, config.pad_token_id), next(model.parameters()))
     width = inputs["input_ids"].shape[1]
     with _given_roles(model, prompts, width), generation_extras(model, inputs) as given:
         yield given

@@ -29,6 +29,7 @@ from alula.grafts import grafts_of
 from alula.grafts.mks2 import MKS2Graft
 from alula.hosts.host import tokenizer_of
 from alula.hosts.stops import stop_ids
+from alula.inputs import placed
 from alula.items import inputs_of
 from alula.stats import PAIRED, Estimate, Resampling, percentile_interval, resample_totals
 
@@ -186,10 +187,6 @@ def _embedded(
 ) -> tuple[Tensor, Tensor, list[int]]:
     """(T, r) captions, (N, r) pictures, and which picture each caption is of."""
     parameter = next(graft.parameters())
-
-    def placed(value: Tensor) -> Tensor:
-        return value.to(parameter.device, parameter.dtype) if value.is_floating_point() else value.to(parameter.device)
-
     images, captions, texts, of = [], [], [], []
     for number, picture in enumerate(pictures):
         texts += [(picture.id, caption) for caption in picture.captions]
@@ -197,8 +194,8 @@ def _embedded(
     for start in range(0, len(pictures), batch_size):
         shown = pictures[start : start + batch_size]
         batch = collate([Sample(each.id, [*each.messages, _answer(each.captions[0])]) for each in shown])
-        given = {key: placed(batch[key]) for key in inputs_of("vision") if batch.get(key) is not None}
-        images.append(graft.embed_images(given))
+        given = {key: batch[key] for key in inputs_of("vision") if batch.get(key) is not None}
+        images.append(graft.embed_images(placed(given, parameter)))
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
         batch = collate([Sample(id, [user("?"), _answer(text)]) for id, text in part])
@@ -208,7 +205,7 @@ def _embedded(
         ]
         ids = pad_sequence(rows, batch_first=True, padding_value=collate.pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        captions.append(graft.embed_captions(placed(ids), placed(mask)))
+        captions.append(graft.embed_captions(ids.to(parameter.device), mask.to(parameter.device)))
     return torch.cat(captions), torch.cat(images), of
 
 

@@ -29,6 +29,7 @@ from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.prompted import refuse_lost_prompt
 from alula.hosts.templates import default_template
+from alula.inputs import placed
 from alula.media import MEDIA
 from alula.seam import find, generation_extras, needs_roles
 
@@ -123,6 +124,10 @@ class Conversation:
                 remedy="chat with an image host (alula.build_host makes one of this model)",
             )
         self.waiting.append(("image", image))
+
+    def detach(self) -> None:
+        """Forget what waits for the next question."""
+        self.waiting = []
 
     def reset(self) -> None:
         """Forget the turns and the waiting images; the system prompt stays."""
@@ -250,17 +255,11 @@ class Conversation:
             ) from error
         except Exception as error:  # processors raise what they like of images that they cannot take
             raise HostError(f"the processor refuses the conversation: {error}", remedy="start over") from error
-        dtype = self.model.dtype
         # some tokenizers of text models make token types that `generate` refuses; Gemma-3 sees its images by them
         known = inspect.signature(type(unwrap(self.model)).forward).parameters
         unused = {"token_type_ids"} - known.keys()
-        # towers take their own type; ids stay integers
-        placed = {
-            key: value.to(self.model.device, dtype if value.is_floating_point() else None)
-            for key, value in inputs.items()
-            if key not in unused
-        }
-        return placed, roles
+        used = {key: value for key, value in inputs.items() if key not in unused}
+        return placed(used, next(self.model.parameters())), roles
 
     def _given_roles(self, roles: list[int] | None) -> AbstractContextManager[None]:
         seam = find(self.model)

@@ -37,6 +37,7 @@ COMMANDS = {
     "/play TEXT": "have the model write a sound, saved as WAV (likewise)",
     "/points PATH ...": "attach point clouds; likewise /depth, /normals, /motion and /response",
     "/depth PATH unit=mm": "what a file leaves open is said behind it",
+    "/detach": "forget what was attached to the next question",
     "/reset": "forget the conversation (the system prompt stays)",
     "/system TEXT": "set the system prompt and start over; without TEXT, drop it",
     "/help": "this list",
@@ -111,6 +112,9 @@ class Terminal:
                 return False
             case "/help":
                 self._help()
+            case "/detach":
+                self.conversation.detach()
+                self._say("nothing is attached")
             case "/reset":
                 self.conversation.reset()
                 self._say("starting over")
