@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -12,6 +12,7 @@ from alula.evaluation.results import Record
 from alula.stats import PAIRED, Resampling
 from studies.alignment.measure import BEFORE, SITES
 from studies.association import Association, Within, associate
+from studies.records import StudyRecord
 from studies.signs import SignTest, sign_test
 
 PREDICTORS = ("score", "score_input_prompt", "contrast")
@@ -72,15 +73,10 @@ class Answers(Record):
     left_out: dict[str, list[str]] = Field(default_factory=dict)
 
 
-class AlignmentRecord(Record):
+class AlignmentRecord(StudyRecord):
     """A whole study."""
 
     format: Literal["alula-alignment-1"] = "alula-alignment-1"
-    command: str
-    created: str
-    environment: dict[str, str]
-    seconds: float
-    settings: dict[str, Any]
     runs: list[RunRecord]
     answers: Answers
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 from functools import partial
 
 from alula.jobs import Job, run_in
-from alula.training.environment import readable_environment
 from studies.alignment.measure import BEFORE, save_untrained_tower, train_run
 from studies.alignment.plan import UNTRAINED_TOWER, AlignmentPlan, Run
 from studies.alignment.record import AlignmentRecord, Measurement, RunRecord, answer
 from studies.plan import logged_steps
 from studies.population import measured, read_measurement
+from studies.records import origin
 
 _MEASURING = 40  # one measurement takes about as long as so many training steps
 _TOWER = "the untrained tower"
@@ -55,10 +54,7 @@ def gather(plan: AlignmentPlan, *, command: str, seconds: float) -> AlignmentRec
         for run in plan.runs
     ]
     return AlignmentRecord(
-        command=command,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        environment=readable_environment(),
-        seconds=seconds,
+        **origin(command, seconds),
         settings={**plan.facts, "seeds": list(plan.seeds)},
         runs=runs,
         answers=answer(runs),

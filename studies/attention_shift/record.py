@@ -11,6 +11,7 @@ from alula.evaluation.results import Record
 from alula.stats import PAIRED, Resampling
 from studies.association import Association, Within, associate
 from studies.attention_shift.measure import PRIMARY
+from studies.records import StudyRecord
 
 MAIN_TASK = "text_bare"
 """the paper speaks of text-only performance"""
@@ -45,7 +46,7 @@ class RunRecord(Record):
     models: dict[int, Measurement]
 
 
-class ShiftRecord(Record):
+class ShiftRecord(StudyRecord):
     """A whole study.
 
     Attributes:
@@ -54,11 +55,6 @@ class ShiftRecord(Record):
     """
 
     format: Literal["alula-attention-shift-1"] = "alula-attention-shift-1"
-    command: str
-    created: str
-    environment: dict[str, str]
-    seconds: float
-    settings: dict[str, Any]
     bases: dict[int, Measurement]
     runs: list[RunRecord]
     skipped: list[str] = Field(default_factory=list)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 from functools import partial
 
 from alula.files import read_json
 from alula.jobs import Job, run_in
-from alula.training.environment import readable_environment
 from studies.attention_shift.measure import measure_base, train_run
 from studies.attention_shift.plan import Run, ShiftPlan
 from studies.attention_shift.record import Measurement, RunRecord, ShiftRecord, associations
 from studies.plan import logged_steps
 from studies.population import measured, read_measurement
+from studies.records import origin
 
 _MEASURING = 20  # one measurement takes about as long as so many training steps
 
@@ -58,10 +57,7 @@ def gather(plan: ShiftPlan, *, command: str, seconds: float) -> ShiftRecord:
     bases = {seed: Measurement.of(read_json(plan.base_measurement(seed))) for seed in plan.seeds}
     found, skipped = associations(runs)
     return ShiftRecord(
-        command=command,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        environment=readable_environment(),
-        seconds=seconds,
+        **origin(command, seconds),
         settings={**plan.facts, "seeds": list(plan.seeds)},
         bases=bases,
         runs=runs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -10,6 +10,7 @@ from pydantic import Field
 from alula.evaluation.results import Record
 from alula.stats import Estimate, seed_interval
 from studies.examples import Shown
+from studies.records import StudyRecord
 
 
 class Asked(Record):
@@ -30,15 +31,10 @@ class Asked(Record):
     captions: dict[str, list[float]] | None = None
 
 
-class BrowseRecord(Record):
+class BrowseRecord(StudyRecord):
     """The study's outcome, by training seed and arm."""
 
     format: Literal["alula-browse-1"] = "alula-browse-1"
-    command: str
-    created: str
-    environment: dict[str, str]
-    seconds: float
-    settings: dict[str, Any]
     seeds: dict[int, dict[str, Asked]]
     held: dict[int, float] = Field(default_factory=dict)
     """training seed -> how often an asked colour is read off a condition by a linear map"""

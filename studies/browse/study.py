@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-
 from alula.jobs import run_in
-from alula.training.environment import readable_environment
 from studies.browse.measure import CAPTIONED, HELD, MOVED, measure, measurements
 from studies.browse.plan import ARMS, BrowsePlan
 from studies.browse.record import Asked, BrowseRecord
+from studies.records import origin
 
 
 def browse(plan: BrowsePlan, *, command: str, workers: int | None = None, quiet: bool = False) -> BrowseRecord:
@@ -33,10 +31,7 @@ def browse(plan: BrowsePlan, *, command: str, workers: int | None = None, quiet:
     seconds = run_in(plan.output, plan.facts, "study", jobs, label="browse", workers=workers, quiet=quiet)
     read = {seed: plan.read_measured(seed, measurements(plan, seed)) for seed in plan.seeds}
     record = BrowseRecord(
-        command=command,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        environment=readable_environment(),
-        seconds=seconds,
+        **origin(command, seconds),
         settings={**plan.facts, "seeds": list(plan.seeds)},
         seeds={
             seed: {

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from alula.evaluation.results import Record
 from alula.stats import Estimate, seed_interval
 from studies.examples import Shown
+from studies.records import StudyRecord
 
 
-class DemonstrationsRecord(Record):
+class DemonstrationsRecord(StudyRecord):
     """The study's outcome.
 
     Attributes:
@@ -19,11 +19,6 @@ class DemonstrationsRecord(Record):
         shown: episodes with the first seed's answers, told in every way.
     """
 
-    command: str
-    created: str
-    environment: dict[str, str]
-    seconds: float
-    settings: dict[str, Any]
     seeds: dict[int, dict[str, Any]]
     shown: tuple[Shown, ...] = ()
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 from functools import partial
 
 from alula.files import read_json
 from alula.jobs import Job, lines, run_in
 from alula.training import train
-from alula.training.environment import readable_environment
 from studies.demonstrations.measure import measure, show
 from studies.demonstrations.plan import DemonstrationsPlan
 from studies.demonstrations.record import DemonstrationsRecord
 from studies.examples import Shown
+from studies.records import origin
 
 
 def demonstrations(
@@ -58,10 +57,7 @@ def demonstrations(
     )
     seconds = run_in(plan.output, plan.facts, "study", jobs, label="demonstrations", workers=workers, quiet=quiet)
     record = DemonstrationsRecord(
-        command=command,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        environment=readable_environment(),
-        seconds=seconds,
+        **origin(command, seconds),
         settings={**plan.facts, "seeds": list(plan.seeds)},
         seeds={seed: read_json(plan.measured_file(seed)) for seed in plan.seeds},
         shown=tuple(Shown.model_validate(each) for each in read_json(plan.shown)),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from alula.evaluation.results import Record
 from alula.stats import Estimate, seed_interval
 from studies.examples import Shown
 from studies.highlight.plan import ARMS, Arm
+from studies.records import StudyRecord
 
 
-class HighlightRecord(Record):
+class HighlightRecord(StudyRecord):
     """The study's outcome.
 
     Attributes:
@@ -20,11 +18,6 @@ class HighlightRecord(Record):
         shown: questions with the first seed's answers under some arms, the highlighted part framed.
     """
 
-    command: str
-    created: str
-    environment: dict[str, str]
-    seconds: float
-    settings: dict[str, Any]
     seeds: dict[int, dict[str, dict[str, dict[str, list[float]]]]]
     shown: tuple[Shown, ...] = ()
 

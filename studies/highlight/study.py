@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 from functools import partial
 
 from alula.files import read_json
 from alula.jobs import Job, run_in
-from alula.training.environment import readable_environment
 from studies.examples import Shown
 from studies.highlight.measure import measure, show
 from studies.highlight.plan import HighlightPlan
 from studies.highlight.record import HighlightRecord
+from studies.records import origin
 
 
 def highlight(plan: HighlightPlan, *, command: str, workers: int | None = None, quiet: bool = False) -> HighlightRecord:
@@ -41,10 +40,7 @@ def highlight(plan: HighlightPlan, *, command: str, workers: int | None = None, 
     jobs.append(Job(title="questions to look at", call=show, arguments=(plan,), size=1, done=plan.shown.is_file))
     seconds = run_in(plan.output, plan.facts, "study", jobs, label="highlight", workers=workers, quiet=quiet)
     record = HighlightRecord(
-        command=command,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        environment=readable_environment(),
-        seconds=seconds,
+        **origin(command, seconds),
         settings={**plan.facts, "seeds": list(plan.seeds)},
         seeds={seed: read_json(plan.measured(seed)) for seed in plan.seeds},
         shown=tuple(Shown.model_validate(each) for each in read_json(plan.shown)),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from alula.evaluation.results import Record
 from alula.stats import Estimate, seed_interval
 from studies.policies.measure import unpacked
+from studies.records import StudyRecord
 
 Marks = NDArray[np.float64]
 """(seeds, items): 1 for yes"""
@@ -92,7 +93,7 @@ class SeedRecord(Record):
     text: Text | None = None
 
 
-class PoliciesRecord(Record):
+class PoliciesRecord(StudyRecord):
     """A whole study.
 
     Attributes:
@@ -101,11 +102,6 @@ class PoliciesRecord(Record):
     """
 
     format: Literal["alula-policies-1"] = "alula-policies-1"
-    command: str
-    created: str
-    environment: dict[str, str]
-    seconds: float
-    settings: dict[str, Any]
     kinds: list[str]
     seeds: dict[int, SeedRecord]
 

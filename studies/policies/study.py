@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-
 from alula.jobs import run_in
-from alula.training.environment import readable_environment
 from studies.policies.measure import measure, measurements
 from studies.policies.plan import PoliciesPlan
 from studies.policies.questions import KINDS
 from studies.policies.record import PoliciesRecord, gather_seed
+from studies.records import origin
 
 
 def policies(plan: PoliciesPlan, *, command: str, workers: int | None = None, quiet: bool = False) -> PoliciesRecord:
@@ -41,10 +39,7 @@ def gather(plan: PoliciesPlan, *, command: str, seconds: float) -> PoliciesRecor
     """Put the finished measurements of a plan together."""
     seeds = {seed: gather_seed(plan.read_measured(seed, measurements(plan, seed))) for seed in plan.seeds}
     return PoliciesRecord(
-        command=command,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        environment=readable_environment(),
-        seconds=seconds,
+        **origin(command, seconds),
         settings={**plan.facts, "seeds": list(plan.seeds), "shares": list(plan.shares)},
         kinds=[KINDS[index % len(KINDS)] for index in range(plan.items * len(KINDS))],
         seeds=seeds,

@@ -11,6 +11,7 @@ from pydantic import Field
 from alula.evaluation.results import Record
 from alula.stats import Estimate, seed_interval
 from studies.policies.record import Marks, marks, mean
+from studies.records import StudyRecord
 
 
 class Answers(Record):
@@ -96,15 +97,10 @@ class SeedRecord(Record):
     kinds: KindsRecord | None = None
 
 
-class SubnetworkRecord(Record):
+class SubnetworkRecord(StudyRecord):
     """A whole study, by training seed."""
 
     format: Literal["alula-subnetwork-1"] = "alula-subnetwork-1"
-    command: str
-    created: str
-    environment: dict[str, str]
-    seconds: float
-    settings: dict[str, Any]
     seeds: dict[int, SeedRecord]
 
     def has(self, part: str) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from pathlib import Path
 
 from alula.jobs import Job, run_in
-from alula.training.environment import readable_environment
+from studies.records import origin
 from studies.subnetwork.kinds import kinds_measurements, measure_kinds
 from studies.subnetwork.measure import measure, measurements
 from studies.subnetwork.plan import SubnetworkPlan
@@ -57,10 +56,7 @@ def gather(plan: SubnetworkPlan, *, command: str, seconds: float) -> SubnetworkR
 
     seeds = {seed: gather_seed(plan.read_measured(seed, files(seed))) for seed in plan.seeds}
     return SubnetworkRecord(
-        command=command,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        environment=readable_environment(),
-        seconds=seconds,
+        **origin(command, seconds),
         settings={
             **plan.facts,
             "parts": list(plan.parts),

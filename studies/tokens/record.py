@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from alula.evaluation.results import Record
 from alula.stats import Estimate, seed_interval
+from studies.records import StudyRecord
 
 
 class Measured(Record):
@@ -27,15 +28,10 @@ class Measured(Record):
     pixels_coded: list[float]
 
 
-class TokensRecord(Record):
+class TokensRecord(StudyRecord):
     """The study's outcome, by training seed and arm."""
 
     format: Literal["alula-tokens-1"] = "alula-tokens-1"
-    command: str
-    created: str
-    environment: dict[str, str]
-    seconds: float
-    settings: dict[str, Any]
     seeds: dict[int, dict[str, Measured]]
 
     @property

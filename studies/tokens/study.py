@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 from functools import partial
 
 from alula.jobs import Job, run_in
-from alula.training.environment import readable_environment
 from studies.plan import written_files
+from studies.records import origin
 from studies.tokens.measure import measure, measurements
 from studies.tokens.plan import TokensPlan
 from studies.tokens.record import Measured, TokensRecord
@@ -43,10 +42,7 @@ def tokens(plan: TokensPlan, *, command: str, workers: int | None = None, quiet:
     seconds = run_in(plan.output, plan.facts, "study", jobs, label="tokens", workers=workers, quiet=quiet)
     read = {seed: plan.read_measured(seed, measurements(plan, seed)) for seed in plan.seeds}
     record = TokensRecord(
-        command=command,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        environment=readable_environment(),
-        seconds=seconds,
+        **origin(command, seconds),
         settings={**plan.facts, "seeds": list(plan.seeds)},
         seeds={seed: {arm: Measured(**found[arm]) for arm in plan.arms} for seed, found in read.items()},
     )

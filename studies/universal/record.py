@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from alula.evaluation.results import Record
 from alula.stats import Estimate, seed_interval
+from studies.records import StudyRecord
 
 Told = dict[str, dict[str, list[float]]]
 """medium -> "own" or "others" -> loss of each held-out caption behind that item"""
 
 
-class UniversalRecord(Record):
+class UniversalRecord(StudyRecord):
     """The study's outcome, by training seed and arm."""
 
     format: Literal["alula-universal-1"] = "alula-universal-1"
-    command: str
-    created: str
-    environment: dict[str, str]
-    seconds: float
-    settings: dict[str, Any]
     seeds: dict[int, dict[str, Told]]
 
     @property

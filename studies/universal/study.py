@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 from functools import partial
 
 from alula.files import read_json
 from alula.jobs import Job, run_in
-from alula.training.environment import readable_environment
 from studies.plan import logged_steps
+from studies.records import origin
 from studies.universal.measure import measure_arm, train_first
 from studies.universal.plan import ARMS, IMAGE, UniversalPlan
 from studies.universal.record import UniversalRecord
@@ -34,10 +33,7 @@ def universal(plan: UniversalPlan, *, command: str, workers: int | None = None, 
     jobs = [job for seed in plan.seeds for job in _jobs(plan, seed)]
     seconds = run_in(plan.output, plan.facts, "study", jobs, label="universal", workers=workers, quiet=quiet)
     record = UniversalRecord(
-        command=command,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        environment=readable_environment(),
-        seconds=seconds,
+        **origin(command, seconds),
         settings={**plan.facts, "seeds": list(plan.seeds)},
         seeds={seed: {arm: read_json(plan.measured(seed, arm)) for arm in ARMS} for seed in plan.seeds},
     )

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from alula.errors import EvaluationError
-from alula.evaluation.results import Record
 from alula_fledgling.microworld.named import SIGHT_FAMILIES
+from studies.records import StudyRecord
 from studies.signs import SignTest, sign_test
 from studies.visual_knowledge.arms import ARMS, BEFORE, CLOSE, Arm
 
@@ -21,18 +21,13 @@ CHANCES = {"comparison": 1 / 2}
 CHANCE = 1 / 6
 
 
-class KnowledgeRecord(Record):
+class KnowledgeRecord(StudyRecord):
     """The study's outcome.
 
     Attributes:
         seeds: training seed -> arm, or `BEFORE` -> what `studies.visual_knowledge.measure` found.
     """
 
-    command: str
-    created: str
-    environment: dict[str, str]
-    seconds: float
-    settings: dict[str, Any]
     seeds: dict[int, dict[str, dict[str, Any]]]
 
     @property

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 from functools import partial
 
 from alula.files import read_json
 from alula.jobs import Job, run_in
 from alula.training import train
-from alula.training.environment import readable_environment
 from studies.plan import logged_steps
+from studies.records import origin
 from studies.visual_knowledge.arms import BEFORE, Arm
 from studies.visual_knowledge.measure import measure
 from studies.visual_knowledge.plan import KnowledgePlan
@@ -40,10 +39,7 @@ def visual_knowledge(
     seconds = run_in(plan.output, plan.facts, "study", jobs, label="visual-knowledge", workers=workers, quiet=quiet)
     names = [BEFORE, *(arm.name for arm in plan.chosen)]
     record = KnowledgeRecord(
-        command=command,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        environment=readable_environment(),
-        seconds=seconds,
+        **origin(command, seconds),
         settings={**plan.facts, "seeds": list(plan.seeds)},
         seeds={seed: {name: read_json(plan.measured(seed, name)) for name in names} for seed in plan.seeds},
     )
