@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
+from alula.reports.document import Cell, Section, Table
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -16,6 +18,11 @@ class Grid:
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    def section(self) -> Section:
+        """The table for a report."""
+        rows = [[Cell(text) for text in row] for row in self.rows]
+        return Section(self.title, blocks=[Table(list(self.columns), rows)])
 
     def drawn(self, caption: str | None = None) -> TerminalTable:
         """The table for the terminal."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from rich.table import Table as TerminalTable
 
-from alula.reports.document import Cell, Document, Examples, Facts, Section, Table
-from alula.reports.wording import bounds, duration, percent, points
+from alula.reports.document import Document, Examples, Section
+from alula.reports.wording import bounds, percent, points
 from alula.stats import Estimate
 from studies.browse.plan import ARMS, TASKS
 from studies.browse.record import BrowseRecord
 from studies.examples import Shown, examples
 from studies.grids import Grid, written
+from studies.pages import to_repeat
 
 _ARMS = {"plain": "without browsing", "browse": "browsing", "staged": "in two stages"}
 _TOLD = {"own": "its own condition", "none": "none", "others": "another's"}
@@ -123,25 +124,20 @@ def figures(record: BrowseRecord) -> dict[str, str]:
 
 def report(record: BrowseRecord) -> Document:
     """The report as data."""
-    sections = []
-    for grid in grids(record):
-        rows = [[Cell(text) for text in row] for row in grid.rows]
-        sections.append(Section(grid.title, blocks=[Table(list(grid.columns), rows)]))
+    sections = [grid.section() for grid in grids(record)]
     shown = _examples(record)
     if shown.examples:
         sections.append(Section("To look at", ["One question of each kind, as the first seed answered it."], [shown]))
-    facts = [
-        ("seeds", ", ".join(map(str, record.seeds))),
+    repeated = to_repeat(
+        record,
+        record.seeds,
         ("training", f"{record.settings['training']} steps of every arm"),
         ("questions", f"{record.settings['items']} about several pictures, a quarter as many about one"),
-        ("whole run", duration(record.seconds)),
-        *record.environment.items(),
-    ]
-    sections.append(Section("To repeat this", blocks=[Facts(facts, record.command)]))
+    )
     return Document(
         title="Does reading everything once help to look?",
         lead=verdict(record),
-        sections=sections,
+        sections=[*sections, repeated],
         footer=f"alula, {record.created}. Every number is worked out from the result file alone.",
     )
 

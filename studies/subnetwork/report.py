@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from rich.table import Table as TerminalTable
 
-from alula.reports.document import Cell, Document, Facts, Figure, FigureRow, Section, Table
+from alula.reports.document import Cell, Document, Figure, FigureRow, Section, Table
 from alula.reports.figures import Line, lines
-from alula.reports.wording import MISSING, duration, listing, percent
+from alula.reports.wording import MISSING, listing, percent
 from studies.grids import Grid, written
+from studies.pages import to_repeat
 from studies.subnetwork.grids import DEAD, clear, named, share, told
 from studies.subnetwork.grids import RULES as RULES_TOLD
 from studies.subnetwork.kinds_report import kinds_figures, kinds_grids, kinds_verdict
@@ -274,18 +275,16 @@ def report(record: SubnetworkRecord) -> Document:
     for grid in grids(record):
         rows = [[Cell(row[0]), *map(_cell, row[1:])] for row in grid.rows]
         sections.append(Section(grid.title, blocks=[Table(list(grid.columns), rows)]))
-    facts = [
-        ("seeds", ", ".join(map(str, record.seeds))),
+    repeated = to_repeat(
+        record,
+        record.seeds,
         ("questions", f"{record.settings['items']} per skill"),
         ("calibrated on", f"{record.settings['samples']} samples of each stream"),
-        ("whole run", duration(record.seconds)),
-        *record.environment.items(),
-    ]
-    sections.append(Section("To repeat this", blocks=[Facts(facts, record.command)]))
+    )
     return Document(
         title="One subnetwork?",
         lead=verdict(record),
-        sections=sections,
+        sections=[*sections, repeated],
         footer=f"alula, {record.created}. Every figure is drawn from the result file alone.",
     )
 

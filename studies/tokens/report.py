@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from rich.table import Table as TerminalTable
 
-from alula.reports.document import Cell, Document, Facts, Section, Table
-from alula.reports.wording import bounds, duration, percent
+from alula.reports.document import Document
+from alula.reports.wording import bounds, percent
 from alula.stats import Estimate
 from studies.grids import Grid, written
+from studies.pages import to_repeat
 from studies.tokens.record import TokensRecord
 
 NAMES = {
@@ -99,22 +100,17 @@ def figures(record: TokensRecord) -> dict[str, str]:
 
 def report(record: TokensRecord) -> Document:
     """The report as data."""
-    sections = []
-    for grid in grids(record):
-        rows = [[Cell(text) for text in row] for row in grid.rows]
-        sections.append(Section(grid.title, blocks=[Table(list(grid.columns), rows)]))
-    facts = [
-        ("seeds", ", ".join(map(str, record.seeds))),
+    sections = [grid.section() for grid in grids(record)]
+    repeated = to_repeat(
+        record,
+        record.seeds,
         ("training", f"{record.settings['training']} steps of every arm, a quarter of them of the projections alone"),
         ("captions", f"{record.settings['items']} that no training showed"),
-        ("whole run", duration(record.seconds)),
-        *record.environment.items(),
-    ]
-    sections.append(Section("To repeat this", blocks=[Facts(facts, record.command)]))
+    )
     return Document(
         title="Which codes can be read, and which can be drawn?",
         lead=verdict(record),
-        sections=sections,
+        sections=[*sections, repeated],
         footer=f"alula, {record.created}. Every number is worked out from the result file alone.",
     )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table as TerminalTable
 
-from alula.reports.document import Cell, Document, Facts, Section, Table
-from alula.reports.wording import duration
+from alula.reports.document import Document
 from alula.stats import Estimate
 from studies.grids import Grid, written
+from studies.pages import to_repeat
 from studies.universal.plan import ARMS, JOINT
 from studies.universal.record import UniversalRecord
 
@@ -89,23 +89,18 @@ def figures(record: UniversalRecord) -> dict[str, str]:
 
 def report(record: UniversalRecord) -> Document:
     """The report as data."""
-    sections = []
-    for grid in grids(record):
-        rows = [[Cell(text) for text in row] for row in grid.rows]
-        sections.append(Section(grid.title, blocks=[Table(list(grid.columns), rows)]))
+    sections = [grid.section() for grid in grids(record)]
     settings = record.settings
-    facts = [
-        ("seeds", ", ".join(map(str, record.seeds))),
+    repeated = to_repeat(
+        record,
+        record.seeds,
         ("training", f"{settings['images']} steps on pictures, then {settings['training']} of every arm"),
         ("captions", f"{settings['items']} held-out ones of each medium"),
-        ("whole run", duration(record.seconds)),
-        *record.environment.items(),
-    ]
-    sections.append(Section("To repeat this", blocks=[Facts(facts, record.command)]))
+    )
     return Document(
         title="One encoder for all media: what of OneLLM holds here?",
         lead=verdict(record),
-        sections=sections,
+        sections=[*sections, repeated],
         footer=f"alula, {record.created}. Every number is worked out from the result file alone.",
     )
 
