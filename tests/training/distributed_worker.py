@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from alula.training import load_recipe, train
+from alula.errors import UsageError
+from alula.training import Recipe, load_recipe, train
 
 
 class GradientDump(TrainerCallback):
@@ -40,6 +42,15 @@ class Interrupt(TrainerCallback):
             raise KeyboardInterrupt
 
 
+def refusal(recipe: Recipe) -> str:
+    """What this process is told in place of a training."""
+    try:
+        train(recipe, quiet=True)
+    except UsageError as error:
+        return str(error)
+    return "it was trained"
+
+
 def main(paths: list[str]) -> None:
     for path in paths:
         recipe = load_recipe(path)
@@ -47,6 +58,9 @@ def main(paths: list[str]) -> None:
         if recipe.name == "interrupted":
             with contextlib.suppress(KeyboardInterrupt):
                 train(recipe, callbacks=[GradientDump(dump), Interrupt()], quiet=True)
+        if recipe.name == "refused":
+            Path(f"{recipe.output_dir}-{os.environ['RANK']}.txt").write_text(refusal(recipe))
+            continue
         train(recipe, callbacks=[GradientDump(dump)], quiet=True)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -178,6 +178,9 @@ def test_two_processes_that_read_before_they_answer_compute_what_one_does(
 ) -> None:
     launch([written(plain, divided, tmp_path / "one", name) for name in READING], 1, 0)
     two = [str(written(plain, divided, tmp_path / "two", name, distributed="ddp")) for name in READING]
+    # sharded weights would be gathered by some processes only: every process is told so, and none waits for another
+    sharded = {"distributed": "fsdp", "name": "refused"}
+    two += [str(written(plain, divided, tmp_path / "sharded", name, **sharded)) for name in READING]
     worker, port = Path(__file__).with_name("distributed_worker.py"), 29400 + os.getpid() % 500
     ended(*(Forked.script(worker, *two, ranks=(rank, 2, port)) for rank in range(2)), seconds=SECONDS)
     for name in READING:
@@ -192,6 +195,10 @@ def test_two_processes_that_read_before_they_answer_compute_what_one_does(
             assert here.keys() == there.keys()
             for key, gradient in here.items():
                 torch.testing.assert_close(there[key], gradient, rtol=1e-3, atol=2e-5, msg=f"{name} {key}")
+        for rank in range(2):
+            told = (tmp_path / "sharded" / f"{name}-{rank}.txt").read_text()
+            assert "whose weights are sharded" in told
+            assert "distributed: ddp" in told
 
 
 @pytest.mark.parametrize("method", ["projector", "wings"])
