@@ -1,7 +1,7 @@
 """What packages installed beside alula bring: looked up by entry point, loaded when it is first asked for.
 
 Groups: ``alula.grafts``, ``alula.policies``, ``alula.probes``, ``alula.sections``, ``alula.methods``, ``alula.models``,
-``alula.sources``, ``alula.tasks``, ``alula.defaults``, ``alula.commands``. Each group's own
+``alula.sources``, ``alula.tasks``, ``alula.defaults``, ``alula.commands``, ``alula.towers``. Each group's own
 registry says what its entries are.
 """
 
@@ -65,6 +65,11 @@ def _loaded(entry: EntryPoint) -> Any:
             where=entry.value,
             remedy="mend or uninstall the package that brings it",
         ) from error
+
+
+def brings(group: str, value: str) -> bool:
+    """Whether an installed package names ``value`` (``package.module:Thing``) in a group, under whatever name."""
+    return any(entry.value == value for entry in _entries(group))
 
 
 def origin(group: str, name: str) -> str:

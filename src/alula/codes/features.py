@@ -74,6 +74,8 @@ class EncoderFeatures(nn.Module):
         if self.kind == "image":
             given = self.processor(images=[_rgb(item) for item in items], return_tensors="pt")
             states = self._states(given)
+            if getattr(self.model.config, "patch_size", 0) is None:  # a tower of one's own, without a grid
+                return list(states.float())
             side = math.isqrt(states.shape[1])  # what stands in front of the patches is no patch
             return list(states[:, states.shape[1] - side * side :].float())
         waves = [np.asarray(item, dtype=np.float32).reshape(-1) for item in items]

@@ -1,7 +1,17 @@
 """Hosts: transformers models that take images (videos, audio clips), assembled from parts or loaded as they are."""
 
 from alula.hosts.build import build_host
+from alula.hosts.custom import CustomTower
 from alula.hosts.describe import Description, PartDescription, describe
 from alula.hosts.host import Host, load_host, save_host
 
-__all__ = ["Host", "build_host", "load_host", "save_host", "describe", "Description", "PartDescription"]
+__all__ = [
+    "CustomTower",
+    "Description",
+    "Host",
+    "PartDescription",
+    "build_host",
+    "describe",
+    "load_host",
+    "save_host",
+]

@@ -54,6 +54,7 @@ from alula.hosts.parts import (
     LanguagePart,
     Part,
     VisionPart,
+    VisionSource,
     language_config,
     language_part,
     vision_config,
@@ -88,7 +89,7 @@ UNIVERSAL = "universal"
 
 def build_host(
     llm: Part,
-    vision: Part,
+    vision: VisionSource,
     connector: str = CONNECTOR,
     *,
     feature_layer: int | list[int] | None = None,
@@ -115,11 +116,12 @@ def build_host(
     Args:
         llm: causal language model: a hub id, a directory, "fledgling", a loaded model (copied, never changed), or a
             configuration (random weights).
-        vision: vision tower (CLIP, SigLIP, DINOv2 families), in the same forms.
+        vision: vision tower (CLIP, SigLIP, DINOv2 families), in the same forms; or any other module of PyTorch that
+            makes tokens of pixels, with its ``image_processor`` (see `alula.hosts.custom`).
         connector: "linear", "mlp2x_<activation>" (see :mod:`alula.hosts.connectors`) or "queries" (see
             :mod:`alula.hosts.multimodal.connectors`).
         feature_layer: index into the tower's ``hidden_states`` (0 = embeddings, -1 = last block), or several, whose
-            tokens are concatenated along the width; None = the last block but one.
+            tokens are concatenated along the width; None = the last block but one, or what there is.
         dtype: floating-point type of the whole host; None takes the language model's.
         seed: of the connector's weights, and of parts given as configurations.
         image_token: placeholder token; reused where the vocabulary has it, added otherwise. Name a reserved token here
@@ -159,10 +161,17 @@ def build_host(
     _refuse_altered_heads(language.model)
     tower = vision_part(vision, image_processor, chosen, seed)
     geometry = shape(tower.model.config, tower.image_processor)
-    layers = PENULTIMATE if feature_layer is None else feature_layer
-    _check_layers(layers, tower.model.config)
+    layers = _layers(feature_layer, tower.model.config)
     if plan is not None:
         plan.check(tower.model.config)
+    elif geometry.patch_size is None:  # no square grid, which a stock LLaVA processor counts
+        if video:
+            raise HostError(
+                f"the tower's {geometry.tokens} tokens are no square grid, over which frames are averaged",
+                where="video",
+                remedy="leave video out, or take a tower of square grids",
+            )
+        kind, recipe = None, recipe or ConnectorShape.named(connector)
     audio_tower = None if audio is None else audio_part(audio, feature_extractor, chosen, seed)
 
     tokens = {
@@ -234,7 +243,7 @@ def foresee(
     _, tower = vision_config(vision)
     if plan is not None:
         plan.check(tower)
-    _check_layers(PENULTIMATE if feature_layer is None else feature_layer, tower)
+    _layers(feature_layer, tower)
     if audio is not None:
         audio_config(audio)
     model = weightless(AutoModelForCausalLM, language)
@@ -433,13 +442,16 @@ def _refuse_altered_heads(model: Any) -> None:
         )
 
 
-def _check_layers(layers: int | list[int], config: PreTrainedConfig) -> None:
+def _layers(asked: int | list[int] | None, config: PreTrainedConfig) -> int | list[int]:
+    """Which of a tower's hidden states are read; a tower of one's own has one."""
     states = config.num_hidden_layers + 1
+    layers = (PENULTIMATE if states > 1 else LAST) if asked is None else asked
     for layer in [layers] if isinstance(layers, int) else layers:
         if not -states <= layer < states:
             raise UsageError(
                 f"the tower has hidden states 0..{states - 1} (or -{states}..-1), not {layer}", where="feature_layer"
             )
+    return layers
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoImageProcessor,
     AutoModelForCausalLM,
@@ -25,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from alula.errors import HostError, UsageError
 from alula.hosts import names
 from alula.hosts.configs import first_line, read_config
+from alula.hosts.custom import CustomTower
 from alula.hosts.directories import locate
 from alula.hosts.host import load_strictly
 from alula.hosts.quiet import quiet_loading
@@ -33,6 +35,7 @@ from alula.hosts.towers import family, fit_image_processor
 logger = logging.getLogger(__name__)
 
 Part = str | os.PathLike[str] | PreTrainedModel | PreTrainedConfig
+VisionSource = Part | nn.Module
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,12 @@ def weightless(factory: Any, config: PreTrainedConfig) -> PreTrainedModel | None
 
 
 def vision_part(
-    source: Part, image_processor: BaseImageProcessor | None, dtype: torch.dtype | None, seed: int
+    source: VisionSource, image_processor: BaseImageProcessor | None, dtype: torch.dtype | None, seed: int
 ) -> VisionPart:
     """The vision tower of a host; two-armed models (CLIP, SigLIP) give their vision arm.
 
     Args:
-        source: as for :func:`language_part`.
+        source: as for :func:`language_part`, or any other module of PyTorch (see `alula.hosts.custom`).
         image_processor: overrides the one beside the tower.
         dtype: floating-point type; None keeps the tower's.
         seed: of random weights.
@@ -144,6 +147,14 @@ def vision_part(
         family(config)
         model = random_model(None, MODEL_MAPPING, config, dtype, seed, "vision")
         return VisionPart(model, fit_image_processor(config, image_processor or _image_processor(source.name_or_path)))
+    if isinstance(source, nn.Module):
+        if image_processor is None:
+            raise HostError(
+                f"{type(source).__name__}, a tower of one's own, comes without preprocessing",
+                where="vision",
+                remedy="pass its image_processor=",
+            )
+        return VisionPart(CustomTower.of(source, image_processor), image_processor)
     where, config = vision_config(source)
     model = load_strictly(MODEL_MAPPING[type(config)], where, partly=True, config=config, dtype=dtype)
     return VisionPart(model, fit_image_processor(config, image_processor or _image_processor(where)))

@@ -23,6 +23,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from alula.errors import HostError
+from alula.hosts.custom import CustomTowerConfig
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class TowerFamily:
 
     Args:
         extra_positions: configuration -> positions in front of the patches (class token and registers).
-        image_processor: makes one for towers that come without.
+        image_processor: makes one for towers that come without; None: such a tower needs its own.
         any_size: interpolates its position embeddings (or has rotary ones), so the processor may pick the size.
         unused: prefixes of weights that no token of the output depends on; they are left behind.
         trims: configuration changes that go with leaving them.
     """
 
     extra_positions: Callable[[PreTrainedConfig], int]
-    image_processor: Callable[[], BaseImageProcessor]
+    image_processor: Callable[[], BaseImageProcessor] | None
     any_size: bool = False
     unused: tuple[str, ...] = ()
     trims: tuple[tuple[str, Any], ...] = ()
@@ -58,6 +59,7 @@ FAMILIES: dict[str, TowerFamily] = {
     "dinov2": TowerFamily(lambda config: 1, _DINOV2, any_size=True),
     "dinov2_with_registers": TowerFamily(lambda config: 1 + config.num_register_tokens, _DINOV2, any_size=True),
     "dinov3_vit": TowerFamily(lambda config: 1 + config.num_register_tokens, _DINOV3, any_size=True),
+    CustomTowerConfig.model_type: TowerFamily(lambda config: 0, None),
 }
 
 
@@ -66,22 +68,19 @@ class TowerShape:
     """The geometry of a tower as LLaVA sees it.
 
     Args:
-        patch_size: side of a patch in pixels.
+        patch_size: side of a patch in pixels; None for a tower whose tokens are no square grid, which LLaVA cannot
+            carry and alula's own class can.
         image_size: side of the square image in pixels that the processor hands over.
         extra_positions: positions in front of the patches.
         select: LLaVA's ``vision_feature_select_strategy``.
+        tokens: decoder tokens per image.
     """
 
-    patch_size: int
+    patch_size: int | None
     image_size: int
     extra_positions: int
     select: Literal["default", "full"]
-
-    @property
-    def tokens(self) -> int:
-        """Decoder tokens per image."""
-        dropped = 1 if self.select == "default" else 0
-        return (self.image_size // self.patch_size) ** 2 + self.extra_positions - dropped
+    tokens: int
 
 
 def family(config: PreTrainedConfig) -> TowerFamily:
@@ -110,10 +109,13 @@ def shape(config: PreTrainedConfig, image_processor: BaseImageProcessor) -> Towe
     kind = family(config)
     extra = kind.extra_positions(config)
     size = processor_size(image_processor)
+    if isinstance(config, CustomTowerConfig):
+        return TowerShape(config.patch_size, size, extra, "full", config.tokens)
     patch = _side(config.patch_size, "patch_size")
     if size < patch:
         raise HostError(f"images of {size} px are smaller than one patch of {patch} px", where="vision")
-    return TowerShape(patch, size, extra, "default" if extra else "full")
+    tokens = (size // patch) ** 2 + extra
+    return TowerShape(patch, size, extra, "default" if extra else "full", tokens - 1 if extra else tokens)
 
 
 def fit_image_processor(config: PreTrainedConfig, loaded: BaseImageProcessor | None) -> BaseImageProcessor:
@@ -121,9 +123,16 @@ def fit_image_processor(config: PreTrainedConfig, loaded: BaseImageProcessor | N
 
     A tower without interpolated positions accepts exactly ``config.image_size``; a processor that says otherwise is
     corrected. The PIL backend is used, so that torchvision is never needed.
+
+    Raises:
+        HostError: a tower of one's own without an image processor.
     """
     kind = family(config)
-    processor: Any = kind.image_processor() if loaded is None else loaded
+    if loaded is None and kind.image_processor is None:
+        raise HostError(
+            "a tower of one's own comes without preprocessing", where="vision", remedy="pass its image_processor="
+        )
+    processor: Any = kind.image_processor() if loaded is None and kind.image_processor else loaded
     wanted = _side(config.image_size, "image_size")
     if loaded is None or (not kind.any_size and _size_or_none(processor) != wanted):
         size = {"height": wanted, "width": wanted}

@@ -94,6 +94,8 @@ def _one_by_one(anatomy: Anatomy, processor: Any, pixels: Tensor, told: Mapping[
     count, each = len(pixels), tokens // max(len(pixels), 1)
     tower = anatomy.tower
     patch = getattr(getattr(tower, "config", None), "patch_size", 1)
+    if patch is None:  # a tower of one's own whose tokens stand nowhere in the picture
+        return pixels.new_zeros(0)
     side = pixels.shape[-1] // (patch if isinstance(patch, int) else patch[-1])
     root = math.isqrt(each)
     if each * count != tokens or not each:

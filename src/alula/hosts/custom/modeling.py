@@ -1,0 +1,174 @@
+"""A vision tower of one's own: any module that makes tokens of pixels, as a transformers model.
+
+Shapes: N pictures, C channels, H and W their height and width in pixels, T tokens, D their width.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from alula.errors import HostError
+from alula.hosts.configs import first_line
+from alula.hosts.custom.configuration import CustomTowerConfig
+from alula.hosts.custom.importing import class_at, path_of
+from alula.hosts.quiet import quiet_loading
+
+_BESIDE = "pass what its constructor was given: CustomTower.of(module, image_processor, arguments={...})"
+
+
+class CustomTower(PreTrainedModel):
+    """A module of one's own in the place of a vision tower. Build it with `CustomTower.of`.
+
+    It is saved as a configuration, which names the module's class, and safetensors.
+    """
+
+    config_class: Any = CustomTowerConfig
+    main_input_name = "pixel_values"
+    input_modalities: Any = "image"
+    # the module attends as it pleases; a host may be asked for any way
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: CustomTowerConfig) -> None:
+        super().__init__(config)
+        self.module = class_at(config.source)(**copy.deepcopy(config.arguments))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The module's own beginning stands."""
+
+    def train(self, mode: bool = True) -> CustomTower:
+        """Training mode only where it is trained: a frozen tower's batch norms would go on averaging."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+
+    @classmethod
+    def of(
+        cls, module: nn.Module, image_processor: BaseImageProcessor, arguments: Mapping[str, Any] | None = None
+    ) -> CustomTower:
+        """A copy of a module as a tower, after the proof that it can be saved and made again.
+
+        Args:
+            module: takes pixels (N, C, H, W) and gives a feature map (N, D, h, w), whose places become tokens, line
+                by line, or tokens (N, T, D), which stand nowhere in the picture. Its class can be imported.
+            image_processor: its preprocessing; makes square pictures of one size.
+            arguments: of its constructor, plain JSON values.
+
+        Returns:
+            In evaluation mode, on the module's device and of its type.
+
+        Raises:
+            HostError: the class cannot be imported or made of these arguments; the module made anew from its weights
+                does not give the same tokens; it emits something else; the processor makes no square pictures.
+        """
+        source, given = path_of(type(module)), _plain(arguments or {})
+        blank = _blank(image_processor)
+        place = next(module.parameters(), blank)
+        pixels = torch.cat([blank, torch.rand(blank.shape, generator=torch.Generator().manual_seed(0))]).to(place)
+        training = module.training
+        output = _output(module.eval(), pixels)
+        module.train(training)
+        tokens, side = _shaped(output), blank.shape[-1]
+        config = CustomTowerConfig(
+            source=source,
+            arguments=given,
+            image_size=side,
+            num_channels=blank.shape[1],
+            tokens=tokens.shape[1],
+            hidden_size=tokens.shape[2],
+            is_grid=output.dim() == 4 and output.shape[2] == output.shape[3] and side % output.shape[3] == 0,
+        )
+        state = {f"module.{name}": value.detach().clone() for name, value in module.state_dict().items()}
+        try:
+            with quiet_loading():  # by the road of every saved tower
+                made: Any = cls.from_pretrained(
+                    None, config=config, state_dict=state, dtype=place.dtype, output_loading_info=True
+                )
+        except TypeError as error:
+            raise HostError(
+                f"{source} cannot be made of {given or 'nothing'} ({first_line(error)})", where="vision", remedy=_BESIDE
+            ) from error
+        except RuntimeError as error:
+            raise HostError(
+                f"{source} made of {given or 'nothing'} does not take its weights ({first_line(error)})",
+                where="vision",
+                remedy=_BESIDE,
+            ) from error
+        tower, info = made
+        odd = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]) + sorted(map(str, info["mismatched_keys"]))
+        if odd:
+            raise HostError(
+                f"{source} made of {given or 'nothing'} has other weights than the module, the first {odd[0]}",
+                where="vision",
+                remedy=_BESIDE,
+            )
+        tower = tower.to(place.device).eval()
+        if not torch.equal(_output(tower.module, pixels), output):
+            raise HostError(
+                f"{source} made anew from its weights gives other tokens: it keeps something that state_dict has not",
+                where="vision",
+                remedy="register what it keeps as buffers (register_buffer, persistent), or give it as arguments",
+            )
+        return tower
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Pixels (N, C, H, W) -> tokens (N, T, D), as ``last_hidden_state`` and the only one of ``hidden_states``."""
+        tokens = _shaped(self.module(pixel_values))
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, hidden_states=(tokens,))
+
+
+def _shaped(output: Any) -> Tensor:
+    """Tokens (N, T, D) of what a module gave: such, or a feature map (N, D, h, w)."""
+    if not isinstance(output, Tensor) or output.dim() not in (3, 4):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise HostError(
+            f"it gives {shape}, not tokens (pictures, tokens, width) or a feature map (pictures, width, height, width)",
+            where="vision",
+            remedy="wrap it in a module whose forward returns one of these",
+        )
+    return output.flatten(2).transpose(1, 2) if output.dim() == 4 else output
+
+
+@torch.no_grad()
+def _output(module: nn.Module, pixels: Tensor) -> Tensor:
+    """What the module gives for pixels, refused where no tokens can be made of it."""
+    try:
+        output: Tensor = module(pixels)
+    except Exception as error:  # the module is anybody's
+        shape = tuple(pixels.shape)
+        raise HostError(f"it does not run on pixels {shape} ({first_line(error)})", where="vision") from error
+    if (given := len(_shaped(output))) != len(pixels):
+        raise HostError(f"of {len(pixels)} pictures it makes tokens of {given}", where="vision")
+    return output
+
+
+def _blank(image_processor: BaseImageProcessor) -> Tensor:
+    """A gray picture (1, C, H, W) as the processor hands it on."""
+    gray = np.full((64, 96, 3), 128, np.uint8)
+    pixels: Any = image_processor(images=[gray], return_tensors="pt")["pixel_values"]
+    if pixels.dim() != 4 or pixels.shape[-1] != pixels.shape[-2]:
+        raise HostError(
+            f"{type(image_processor).__name__} makes {tuple(pixels.shape[1:])} of a picture, not a square of one size",
+            where="vision",
+            remedy="pass image_processor= with a fixed square size or crop size",
+        )
+    return pixels
+
+
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(arguments), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise HostError(f"its arguments are no plain JSON values ({error})", where="vision") from error
+    return plain

@@ -1,0 +1,252 @@
+"""Vision towers of one's own: any module that makes tokens of pixels, saved and loaded by the Auto classes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    ViTImageProcessorPil,
+)
+
+import alula
+from alula import plugins
+from alula.errors import HostError, UsageError
+from alula.hosts import CustomTower, Host, build_host, load_host, save_host
+from alula.hosts.custom import CustomTowerConfig
+from alula.hosts.multimodal import AlulaForConditionalGeneration
+from alula.steering import Box, Prompt
+from tests.hosts import custom_towers, tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def processor(size: int = 32) -> ViTImageProcessorPil:
+    return ViTImageProcessorPil(
+        size={"height": size, "width": size}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]
+    )
+
+
+def net(kind: type[nn.Module] = custom_towers.Net, seed: int = 0, **arguments: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return custom_towers.settled(kind(**arguments))
+
+
+def built(tower: nn.Module, **options) -> Host:
+    return build_host(tiny.decoder("llama"), tower, tokenizer=tiny.tokenizer(), image_processor=processor(), **options)
+
+
+def picture(seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8))
+
+
+def inputs(host: Host, pictures: int = 1):
+    images = [picture(number) for number in range(pictures)]
+    text = "USER: <image> what do you see? ASSISTANT:"
+    return host.processor(text=[text] * pictures, images=[[image] for image in images], return_tensors="pt")
+
+
+@pytest.fixture(scope="module")
+def mapped() -> Host:
+    return built(net())
+
+
+def test_a_feature_map_becomes_tokens_line_by_line_in_a_stock_llava(mapped: Host) -> None:
+    assert type(mapped.model) is LlavaForConditionalGeneration
+    given = inputs(mapped, 2)
+    seen = mapped.model.model.vision_tower(given["pixel_values"]).last_hidden_state
+    features = net()(given["pixel_values"])
+    for row in range(4):
+        for column in range(4):
+            assert torch.equal(seen[:, 4 * row + column], features[:, :, row, column])
+    assert (given["input_ids"] == mapped.model.config.image_token_id).sum().item() == 2 * 16
+    both = mapped.model(**given).logits
+    alone = mapped.model(**inputs(mapped)).logits
+    torch.testing.assert_close(both[:1], alone)
+    changed = given["pixel_values"].clone()
+    changed[1] += 1
+    moved = mapped.model(**{**given, "pixel_values": changed}).logits
+    assert torch.equal(moved[0], both[0])
+    assert not torch.equal(moved[1], both[1])
+
+
+@pytest.mark.parametrize("kind", [custom_towers.Net, custom_towers.Pooled])
+def test_saved_and_loaded_by_the_auto_classes_bit_for_bit(kind: type[nn.Module], tmp_path: Path) -> None:
+    host = built(net(kind))
+    assert type(host.model) is (
+        LlavaForConditionalGeneration if kind is custom_towers.Net else AlulaForConditionalGeneration
+    )
+    save_host(host, tmp_path / "host")
+    assert not list((tmp_path / "host").rglob("*.bin")) + list((tmp_path / "host").rglob("*.pt"))
+    said = json.loads((tmp_path / "host" / "config.json").read_text())["vision_config"]
+    assert said["source"] == f"tests.hosts.custom_towers:{kind.__name__}"
+    expected = host.model(**inputs(host)).logits
+    for loaded in (
+        load_host(tmp_path / "host"),
+        alula.load_model(tmp_path / "host"),
+        Host(
+            AutoModelForImageTextToText.from_pretrained(tmp_path / "host"),
+            AutoProcessor.from_pretrained(tmp_path / "host"),
+        ),
+    ):
+        assert torch.equal(loaded.model.eval()(**inputs(loaded)).logits, expected)
+
+
+def test_rows_that_are_no_grid_take_alulas_own_class(tmp_path: Path) -> None:
+    host = built(net(custom_towers.Pooled))
+    given = inputs(host)
+    assert (given["input_ids"] == host.model.config.image_token_id).sum().item() == 6
+    out = host.model.generate(**given, max_new_tokens=3, do_sample=False)
+    assert out.shape[1] == given["input_ids"].shape[1] + 3
+    with pytest.raises(HostError, match="no square grid"):
+        built(net(custom_towers.Pooled), video=True)
+
+
+def test_regions_are_known_where_the_tokens_are_a_grid(mapped: Host) -> None:
+    """A painted corner of the picture changes the tokens found for it most; other tokens stand nowhere."""
+    image = picture()
+    said = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "what?"}]}]
+    given = mapped.processor(images=[[image]], text=["<image> what?"], return_tensors="pt")
+    corner = Prompt(mapped.model, mapped.processor, given, said).marks(regions=[Box(20, 0, 40, 20)])[0]
+    holds = given["input_ids"][0] == mapped.model.config.image_token_id
+    found = corner[holds].view(4, 4)
+    assert torch.equal(found > 0, torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]).bool())
+    image.paste((255, 0, 0), (20, 0, 40, 20))
+    painted = mapped.processor(images=[[image]], text=["<image> what?"], return_tensors="pt")
+    tower = mapped.model.model.vision_tower
+    before, after = (tower(each["pixel_values"]).last_hidden_state for each in (given, painted))
+    moved = (after - before).norm(dim=-1).view(4, 4)
+    assert moved[:2, 2:].min() > moved[:, :2].max()
+    pooled = built(net(custom_towers.Pooled))
+    given = pooled.processor(images=[[image]], text=["<image> what?"], return_tensors="pt")
+    with pytest.raises(UsageError, match="do not make the 6 image tokens"):
+        Prompt(pooled.model, pooled.processor, given, said).marks(regions=[Box(0, 0, 20, 20)])
+
+
+def test_a_tower_of_its_own_directory_with_arguments_and_its_processor(tmp_path: Path) -> None:
+    module = net(width=8, groups=2)
+    tower = CustomTower.of(module, processor(), arguments={"width": 8, "groups": 2})
+    tower.save_pretrained(tmp_path / "tower")
+    processor().save_pretrained(tmp_path / "tower")
+    host = build_host(tiny.decoder("llama"), str(tmp_path / "tower"), tokenizer=tiny.tokenizer())
+    given = inputs(host)
+    expected = module(given["pixel_values"]).flatten(2).transpose(1, 2)
+    assert torch.equal(host.model.model.vision_tower(given["pixel_values"]).last_hidden_state, expected)
+    again = AutoModel.from_pretrained(tmp_path / "tower")
+    assert isinstance(again.config, CustomTowerConfig)
+    assert again.config.arguments == {"width": 8, "groups": 2}
+
+
+def test_what_is_built_is_a_copy() -> None:
+    module = net()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    host = built(module)
+    with torch.no_grad():
+        for parameter in host.model.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_a_frozen_towers_averages_stand_still_in_training(mapped: Host) -> None:
+    tower = mapped.model.model.vision_tower
+    before = tower.module.norm.running_mean.clone()
+    mapped.model.train()
+    tower.requires_grad_(False)
+    mapped.model.train()
+    mapped.model(**inputs(mapped))
+    assert torch.equal(tower.module.norm.running_mean, before)
+    tower.requires_grad_(True)
+    mapped.model.train()
+    assert tower.module.training
+    mapped.model.eval()
+
+
+def test_what_cannot_be_made_again_is_refused_before_it_is_built() -> None:
+    class Local(custom_towers.Net):
+        pass
+
+    with pytest.raises(HostError, match="cannot be imported from"):
+        built(net(Local))
+    with pytest.raises(HostError, match=r"has other weights|does not take its weights"):
+        built(net(width=8))  # made of nothing, it is 12 wide
+    with pytest.raises(HostError, match="cannot be made of"):
+        CustomTower.of(net(), processor(), arguments={"depth": 3})
+    with pytest.raises(HostError, match="no plain JSON"):
+        CustomTower.of(net(), processor(), arguments={"width": object()})
+    forgetful = net(custom_towers.Forgetful)
+    forgetful.scale = 2.0
+    with pytest.raises(HostError, match="that state_dict has not"):
+        built(forgetful)
+    with pytest.raises(HostError, match=r"it gives \(2, 12\), not tokens"):
+        built(net(custom_towers.Summing))
+    with pytest.raises(HostError, match="does not run on pixels"):
+        built(custom_towers.Text())
+    with pytest.raises(HostError, match="image_processor="):
+        build_host(tiny.decoder("llama"), net(), tokenizer=tiny.tokenizer())
+    with pytest.raises(HostError, match="not a square of one size"):
+        build_host(
+            tiny.decoder("llama"),
+            net(),
+            tokenizer=tiny.tokenizer(),
+            image_processor=ViTImageProcessorPil(size={"height": 32, "width": 48}),
+        )
+
+
+_FRESH = """
+import sys, torch
+import alula.hosts
+from alula.errors import HostError, UsageError
+from transformers import AutoModelForImageTextToText, AutoProcessor
+try:
+    alula.hosts.load_host(sys.argv[1])
+except HostError as error:
+    print(error)
+assert "tests.hosts.custom_towers" not in sys.modules
+import tests.hosts.custom_towers
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
+print(type(model.model.vision_tower.module).__module__)
+"""
+
+
+@pytest.mark.slow
+def test_loading_imports_no_module_that_only_a_directory_names(mapped: Host, tmp_path: Path) -> None:
+    save_host(mapped, tmp_path / "host")
+    run = subprocess.run(
+        [sys.executable, "-c", _FRESH, str(tmp_path / "host")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    refused, found = run.stdout.strip().splitlines()[0], run.stdout.strip().splitlines()[-1]
+    assert "loading imports no module that only a directory names" in refused
+    assert "alula.towers" in run.stdout
+    assert found == "tests.hosts.custom_towers"
+
+
+def test_a_package_may_vouch_for_its_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from importlib.metadata import EntryPoint
+
+    (tmp_path / "vouched_for.py").write_text("from tests.hosts.custom_towers import Net\n\nclass Own(Net):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = CustomTowerConfig(source="vouched_for:Own", image_size=32, tokens=16, hidden_size=12)
+    with pytest.raises(HostError, match="only a directory names"):
+        CustomTower(config)
+    entry = EntryPoint(name="own", value="vouched_for:Own", group="alula.towers")
+    monkeypatch.setattr(plugins, "_entries", lambda group: (entry,) if group == "alula.towers" else ())
+    assert type(CustomTower(config).module).__name__ == "Own"
+    sys.modules.pop("vouched_for")
+
+
+@pytest.mark.parametrize("source", ["torch.nn.functional:relu", "json:JSONDecoder", "torch.nn:Nothing", ""])
+def test_what_a_config_names_has_to_be_a_module_of_pytorch(source: str) -> None:
+    with pytest.raises(HostError):
+        CustomTower(CustomTowerConfig(source=source, image_size=32, tokens=16, hidden_size=12))
