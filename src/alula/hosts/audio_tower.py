@@ -1,4 +1,8 @@
-"""Spectrogram towers a multimodal host can carry, from whatever a user has in hand."""
+"""Audio towers a multimodal host can carry, from whatever a user has in hand.
+
+They are spectrogram transformers (AST) and encoders of Whisper, which become transformers' class of such an encoder
+alone (`VoxtralEncoder`: the same weights, the same numbers).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import ASTFeatureExtractor, AutoFeatureExtractor, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    ASTFeatureExtractor,
+    AutoFeatureExtractor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    VoxtralEncoder,
+    VoxtralEncoderConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from alula.errors import HostError
@@ -15,9 +28,13 @@ from alula.hosts import names
 from alula.hosts.configs import first_line, read_config
 from alula.hosts.directories import locate
 from alula.hosts.host import load_strictly
+from alula.hosts.multimodal.hearing import SPECTROGRAM, WHISPER, moments
 from alula.hosts.parts import Part, random_model
+from alula.hosts.quiet import quiet_loading
 
-MODEL_TYPE = "audio-spectrogram-transformer"
+_WHOLE_WHISPER = "whisper"
+_STACK = 10
+"""states of Whisper's encoder in one token: a fifth of a second"""
 _RANDOM = (
     "its feature extractor marks a random short sound of a batch as long, so that features differ from call to call"
 )
@@ -32,20 +49,38 @@ class AudioPart:
     feature_extractor: Any
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Patches by frequency and by time."""
-        config: Any = self.model.config
-        high = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
-        return high, (config.max_length - config.patch_size) // config.time_stride + 1
+    def moments(self) -> int:
+        """Of a clip."""
+        return moments(self.model.config)
+
+    def stack(self, asked: int | None) -> int:
+        """How many moments that follow one another become one token; by default ten of Whisper's, one of others.
+
+        Raises:
+            HostError: they do not divide the moments of a clip.
+        """
+        count = asked if asked is not None else _STACK if self.model.config.model_type == WHISPER else 1
+        if asked is None and self.moments % count:
+            count = 1
+        if count < 1 or self.moments % count:
+            divisors = [each for each in range(1, self.moments + 1) if not self.moments % each]
+            raise HostError(
+                f"{count} does not divide the {self.moments} moments of a clip",
+                where="audio_stack",
+                remedy=f"one of {', '.join(map(str, divisors))}",
+            )
+        return count
 
 
 def audio_part(source: Part, feature_extractor: Any, dtype: torch.dtype | None, seed: int) -> AudioPart:
     """The audio tower of a host.
 
     Args:
-        source: an AST (audio spectrogram transformer): hub id, directory, "fledgling", loaded model (used as it is), or
-            configuration (random weights from ``seed``). Of a classifier the tower is taken.
-        feature_extractor: overrides the one beside the tower.
+        source: an AST (audio spectrogram transformer) or a Whisper: hub id, directory, "fledgling", loaded model (never
+            changed), or configuration (random weights from ``seed``). Of a classifier the tower is taken, of a Whisper
+            the encoder.
+        feature_extractor: overrides the one beside the tower. One for Whisper with a shorter window
+            (``chunk_length``, seconds) shortens the encoder's: of its positions the first are kept.
         dtype: floating-point type; None keeps the tower's.
         seed: of random weights.
 
@@ -53,34 +88,71 @@ def audio_part(source: Part, feature_extractor: Any, dtype: torch.dtype | None, 
         HostError: the tower cannot be found or read, is of another kind, or does not fit its feature extractor.
     """
     if isinstance(source, PreTrainedModel):
-        config = source.config
+        config, where = source.config, source.config.name_or_path
         _check(config)
         model: Any = source.base_model
-        extractor = feature_extractor or _beside(config.name_or_path)
     elif isinstance(source, PreTrainedConfig):
-        config = source
+        config, where = source, source.name_or_path
         _check(config)
         model = random_model(None, MODEL_MAPPING, config, dtype, seed, "audio")
-        extractor = feature_extractor or _beside(config.name_or_path)
     else:
         where, config = audio_config(source)
         model = load_strictly(MODEL_MAPPING[type(config)], where, partly=True, dtype=dtype)
-        extractor = feature_extractor or _beside(where)
+    extractor = feature_extractor or _beside(where)
+    if config.model_type == SPECTROGRAM:
+        return AudioPart(model, _spectrograms(config, extractor))
+    return _whisper(model, extractor)
+
+
+def _spectrograms(config: Any, extractor: Any) -> Any:
+    """The feature extractor of a spectrogram transformer."""
     if extractor is None:
         extractor = ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
     for name in ("num_mel_bins", "max_length"):
-        if getattr(extractor, name, None) != getattr(config, name):
-            raise HostError(
-                f"the tower wants {name} {getattr(config, name)}, its feature extractor gives "
-                f"{getattr(extractor, name, 'none')}",
-                where="audio",
-                remedy="pass the feature extractor that belongs to the tower",
-            )
-    return AudioPart(model, extractor)
+        _agree(name, getattr(config, name), getattr(extractor, name, "none"))
+    return extractor
+
+
+def _whisper(model: Any, extractor: Any) -> AudioPart:
+    """Whisper's encoder, with a window as long as its feature extractor's."""
+    encoder = model.encoder if isinstance(model, WhisperModel) else model
+    config = encoder.config
+    if extractor is None:
+        seconds = config.max_source_positions // 50
+        extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=seconds)
+    if not isinstance(extractor, WhisperFeatureExtractor):
+        raise HostError(
+            f"{type(extractor).__name__} is not the feature extractor of a Whisper",
+            where="audio",
+            remedy="pass a WhisperFeatureExtractor",
+        )
+    _agree("feature_size", config.num_mel_bins, extractor.feature_size)
+    positions, most = extractor.nb_max_frames // 2, config.max_source_positions
+    if positions > most:
+        raise HostError(
+            f"the feature extractor's window is {positions / 50:g} seconds, the tower's {most / 50:g}",
+            where="audio",
+            remedy="pass one with a chunk_length that the tower has positions for",
+        )
+    own = VoxtralEncoderConfig(
+        num_mel_bins=config.num_mel_bins,
+        hidden_size=config.d_model,
+        intermediate_size=config.encoder_ffn_dim,
+        num_hidden_layers=config.encoder_layers,
+        num_attention_heads=config.encoder_attention_heads,
+        max_source_positions=positions,
+        scale_embedding=config.scale_embedding,
+        activation_function=config.activation_function,
+    )
+    state = {name: value[:positions] if name == "embed_positions.weight" else value
+             for name, value in encoder.state_dict().items()}  # fmt: skip
+    with quiet_loading():
+        made: Any = VoxtralEncoder.from_pretrained(None, config=own, state_dict=state, dtype=encoder.dtype)
+    return AudioPart(made.eval(), extractor)
 
 
 def audio_config(source: str | os.PathLike[str]) -> tuple[str, PreTrainedConfig]:
-    """Where a spectrogram tower is, and its configuration; HostError where there is none that a host can carry."""
+    """Where an audio tower is, and its configuration; HostError where there is none that a host can carry."""
     where = locate(names.resolve(os.fspath(source), "audio"), "audio")
     config = read_config(where)
     _check(config)
@@ -106,15 +178,27 @@ def feature_extractor_of(source: Any) -> Any:
 
 
 def _check(config: PreTrainedConfig) -> None:
-    if config.model_type != MODEL_TYPE:
+    if config.model_type in (_WHOLE_WHISPER, WHISPER):
+        return
+    if config.model_type != SPECTROGRAM:
         raise HostError(
-            f"{config.model_type!r} is not a spectrogram tower that a host can carry"
+            f"{config.model_type!r} is not an audio tower that a host can carry"
             + (f": {_NEVER[config.model_type]}" if config.model_type in _NEVER else ""),
             where="audio",
-            remedy=f"use an {MODEL_TYPE} (ASTModel), e.g. MIT/ast-finetuned-audioset-10-10-0.4593",
+            remedy=f"use an {SPECTROGRAM} (ASTModel), e.g. MIT/ast-finetuned-audioset-10-10-0.4593, or a Whisper, e.g. "
+            "openai/whisper-tiny",
         )
     if not isinstance(config.patch_size, int):
         raise HostError(f"patches of {config.patch_size} are not square", where="audio")
+
+
+def _agree(name: str, wanted: Any, given: Any) -> None:
+    if wanted != given:
+        raise HostError(
+            f"the tower wants {name} {wanted}, its feature extractor gives {given}",
+            where="audio",
+            remedy="pass the feature extractor that belongs to the tower",
+        )
 
 
 def _beside(place: str | None) -> Any:

@@ -101,6 +101,7 @@ def build_host(
     audio: Part | None = None,
     video: bool = False,
     shared: bool = False,
+    audio_stack: int | None = None,
     connector_options: Mapping[str, Any] | None = None,
     feature_extractor: Any = None,
     encoder: str | None = None,
@@ -128,13 +129,17 @@ def build_host(
             (``<|reserved_special_token_0|>``, ``<unused0>``) to keep the vocabulary's size.
         tokenizer: for an ``llm`` given as an object.
         image_processor: instead of the one beside the tower.
-        audio: spectrogram tower (AST), in the same forms; the host then takes audio clips at ``<audio>``.
+        audio: audio tower (AST, or a Whisper, whose encoder is taken), in the same forms; the host then takes audio
+            clips at ``<audio>``.
         video: the host takes videos at ``<video>``: eight frames through the vision tower.
         shared: one connector for all media instead of one each.
+        audio_stack: so many moments of a clip that follow one another go side by side into one token; None = 10 of
+            Whisper's (0.2 seconds), 1 of others.
         connector_options: of "queries": num_queries, width, layers, heads, feedforward, up_width; of a universal
             encoder: experts, depth, heads, modality_tokens, feedforward, router (see `alula.hosts.universal.shapes`).
-        feature_extractor: instead of the one beside the audio tower; for a universal encoder an object or where to find
-            it (default: of ``modality_options``' size).
+        feature_extractor: instead of the one beside the audio tower (for Whisper, one with a smaller ``chunk_length``
+            makes the window so long); for a universal encoder an object or where to find it (default: of
+            ``modality_options``' size).
         encoder: "universal": the tower (CLIP, SigLIP, DINOv2) serves all media, through OneLLM's projection module. The
             options below say how; ``connector``, ``feature_layer``, ``audio``, ``video`` and ``shared`` are then left
             alone.
@@ -150,6 +155,7 @@ def build_host(
         HostError: a part that cannot be read or carried, or whose text logits a stock LLaVA model would change.
     """
     universal = _universal(encoder, connector, feature_layer, audio, video, shared, modalities, modality_options)
+    _check_stack(audio_stack, audio)
     plan = None
     if universal:
         plan = UniversalPlan.of(modalities, connector_options, modality_options, feature_extractor)
@@ -191,7 +197,10 @@ def build_host(
         model = _assemble(UniversalForConditionalGeneration, whole, {**text_state, **vision_state, **connectors}, final)
         return _finished(model, language, tower, plan.feature_extractor, geometry, tokens, ids)
     if recipe is not None:
-        own, more = _multimodal(recipe, text_config, vision_config, audio_tower, ids, geometry, layers, shared, seed)
+        stack = audio_tower.stack(audio_stack) if audio_tower else 1
+        own, more = _multimodal(
+            recipe, text_config, vision_config, audio_tower, stack, ids, geometry, layers, shared, seed
+        )
         model = _assemble(AlulaForConditionalGeneration, own, {**text_state, **vision_state, **more}, final)
         extractor = audio_tower.feature_extractor if audio_tower else ASTFeatureExtractor(num_mel_bins=32)
         return _finished(model, language, tower, extractor, geometry, tokens, ids)
@@ -220,6 +229,7 @@ def foresee(
     audio: str | None,
     video: bool,
     shared: bool,
+    audio_stack: int | None,
     connector_options: Mapping[str, Any] | None,
     feature_extractor: Any,
     encoder: str | None,
@@ -235,6 +245,7 @@ def foresee(
         UsageError, HostError: as `build_host`.
     """
     plan = None
+    _check_stack(audio_stack, audio)
     if _universal(encoder, connector, feature_layer, audio, video, shared, modalities, modality_options):
         plan = UniversalPlan.of(modalities, connector_options, modality_options, feature_extractor)
     else:
@@ -291,6 +302,11 @@ def _universal(
                 remedy="leave it out; modalities says what the host takes, connector_options how it is made",
             )
     return True
+
+
+def _check_stack(stack: int | None, audio: Part | None) -> None:
+    if stack is not None and audio is None:
+        raise UsageError("has no meaning without an audio tower", where="audio_stack", remedy="leave it out")
 
 
 def _connector(
@@ -373,6 +389,7 @@ def _multimodal(
     text_config: PreTrainedConfig,
     vision_config: PreTrainedConfig,
     audio_tower: AudioPart | None,
+    stack: int,
     ids: Mapping[str, int],
     geometry: TowerShape,
     layers: int | list[int],
@@ -382,8 +399,8 @@ def _multimodal(
     """Configuration of a host of alula's own class, and the weights that LLaVA has not."""
     if shape.keeps_tokens:
         # every token would cost one in the decoder: a frame is pooled to 2 x 2, a moment of audio to one token
-        moments = audio_tower.grid[1] if audio_tower else 0
-        tokens = {"image": geometry.tokens, "video": NUM_FRAMES * _FRAME_SIDE**2, "audio": moments}
+        moments = audio_tower.moments if audio_tower else 0
+        tokens = {"image": geometry.tokens, "video": NUM_FRAMES * _FRAME_SIDE**2, "audio": moments // stack}
     else:
         tokens = dict.fromkeys(OWN_MEDIA, shape.num_queries)
     audio_config, state = None, {}
@@ -402,7 +419,8 @@ def _multimodal(
         vision_feature_select_strategy=geometry.select,
         num_frames=NUM_FRAMES,
         frame_side=_FRAME_SIDE if shape.keeps_tokens else 0,
-        pool_audio=shape.keeps_tokens,
+        pool_audio=shape.keeps_tokens or stack > 1,
+        audio_stack=stack,
         tie_word_embeddings=text_config.tie_word_embeddings,
         **{f"{medium}_token_id": identity for medium, identity in ids.items()},
     )

@@ -196,7 +196,9 @@ def edges_of_sound(anatomy: Anatomy, seconds: float, tokens: int) -> list[tuple[
     """
     kind, config = anatomy.host.config.model_type, anatomy.host.config
     if kind == "alula" and config.pool_audio:
-        return _moments(config.audio_config)
+        edges = _moments(config.audio_config, config.audio_stack)
+        if len(edges) == tokens:  # `queries` are no moments
+            return edges
     step = _STEPS.get(kind)
     # the last step may be cut off, or filled up, as may be a window of 30 seconds
     if step is not None and (abs(tokens * step - seconds) <= 2 * step or (tokens * step) % 30 < 1e-6):
@@ -208,11 +210,14 @@ def edges_of_sound(anatomy: Anatomy, seconds: float, tokens: int) -> list[tuple[
     )
 
 
-def _moments(audio: Any) -> list[tuple[float, float]]:
-    """Of a spectrogram transformer, all frequencies together: patches of columns of 10 ms."""
-    count = (audio.max_length - audio.patch_size) // audio.time_stride + 1
-    starts = [place * audio.time_stride for place in range(count)]
-    return [(start / 100, (start + audio.patch_size) / 100) for start in starts]
+def _moments(audio: Any, stack: int) -> list[tuple[float, float]]:
+    """Of towers of alula's own hosts, ``stack`` moments to a token."""
+    if hasattr(audio, "time_stride"):  # AST, all frequencies together: patches of columns of 10 ms
+        count = (audio.max_length - audio.patch_size) // audio.time_stride + 1
+        spans = [(place * audio.time_stride, place * audio.time_stride + audio.patch_size) for place in range(count)]
+    else:  # Whisper's encoder
+        spans = [(2 * place, 2 * place + 2) for place in range(audio.max_source_positions)]
+    return [(spans[at][0] / 100, spans[at + stack - 1][1] / 100) for at in range(0, len(spans), stack)]
 
 
 # host config.model_type -> seconds of sound behind one token

@@ -68,6 +68,7 @@ def _host(spec: HostSpec) -> PreTrainedModel | None:
             video=spec.video,
             shared=spec.shared,
             connector_options=spec.connector_options,
+            audio_stack=spec.audio_stack,
             feature_extractor=spec.feature_extractor,
             encoder=spec.encoder,
             modalities=spec.modalities,

@@ -58,7 +58,10 @@ class HostSpec(Section):
         default=None, description="spectrograms for a universal encoder: hub id, directory, or `fledgling`"
     )
     audio: PathText | None = Field(
-        default=None, description="spectrogram tower (AST): hub id, directory, or `fledgling`"
+        default=None, description="audio tower (AST, Whisper): hub id, directory, or `fledgling`"
+    )
+    audio_stack: Count | None = Field(
+        default=None, description="moments of a clip side by side in one token; default: 10 of Whisper's, 1 of others"
     )
     video: Bool = Field(default=False, description="take video, frame by frame through the vision tower")
     shared: Bool = Field(default=False, description="one connector for all media instead of one each")

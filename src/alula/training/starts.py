@@ -36,6 +36,7 @@ def assemble(spec: HostSpec, directory: Path, *, seed: int) -> None:
             video=spec.video,
             shared=spec.shared,
             connector_options=spec.connector_options,
+            audio_stack=spec.audio_stack,
             feature_extractor=spec.feature_extractor,
             encoder=spec.encoder,
             modalities=spec.modalities,

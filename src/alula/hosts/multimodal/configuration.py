@@ -21,7 +21,7 @@ class AlulaConfig(PreTrainedConfig):
 
     Args:
         text_config, vision_config: of the decoder and the image tower.
-        audio_config: of the spectrogram tower; None for a host without an audio tower.
+        audio_config: of the audio tower (AST, Whisper's encoder); None for a host without an audio tower.
         media: what the host takes, of ``image``, ``video``, ``audio``.
         image_token_id, video_token_id, audio_token_id: placeholders; None for a medium that is not taken.
         tokens_per_item: tokens of the decoder that one item of each medium takes.
@@ -32,6 +32,7 @@ class AlulaConfig(PreTrainedConfig):
         num_frames: frames of a video.
         frame_side: each frame is pooled to so many tokens squared before the connector; 0: no pooling.
         pool_audio: the tokens of one moment (all frequencies) are averaged before the connector.
+        audio_stack: so many moments that follow one another go side by side into one token.
     """
 
     model_type = "alula"
@@ -55,6 +56,7 @@ class AlulaConfig(PreTrainedConfig):
         num_frames: int = 8,
         frame_side: int = 0,
         pool_audio: bool = False,
+        audio_stack: int = 1,
         tie_word_embeddings: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -75,5 +77,6 @@ class AlulaConfig(PreTrainedConfig):
         self.num_frames = num_frames
         self.frame_side = frame_side
         self.pool_audio = pool_audio
+        self.audio_stack = audio_stack
         self.tie_word_embeddings = tie_word_embeddings
         super().__init__(**kwargs)

@@ -220,7 +220,7 @@ class Connectors(nn.ModuleDict):
         several = 1 if isinstance(layers, int) else len(layers)
         widths = {"vision": config.vision_config.hidden_size * several}
         if config.audio_config is not None:
-            widths["audio"] = config.audio_config.hidden_size
+            widths["audio"] = config.audio_config.hidden_size * config.audio_stack
 
         def make(media: list[str]) -> Connector:
             towers = {TOWER_OF[medium]: widths[TOWER_OF[medium]] for medium in media}

@@ -1,4 +1,4 @@
-"""A decoder with an image tower, a spectrogram tower and connectors; LLaVA's shape with two media more.
+"""A decoder with an image tower, an audio tower and connectors; LLaVA's shape with two media more.
 
 Shapes: B samples, S tokens, N images (videos, audio clips) in the batch, F frames, T tokens of a tower, W their width,
 D that of the decoder's.
@@ -22,11 +22,11 @@ from transformers.utils.generic import can_return_tuple
 
 from alula.hosts.multimodal.configuration import AlulaConfig
 from alula.hosts.multimodal.connectors import Connector, Connectors, Queries
+from alula.hosts.multimodal.hearing import by_moment
 from alula.media import MEDIA
 from alula.seam.dialect import cache_keyword, cache_of, cache_of_output
 
 _CACHE = cache_keyword()
-_SPECIAL_TOKENS = 2  # AST's class and distillation tokens stand in front
 
 
 class AlulaPreTrainedModel(PreTrainedModel):
@@ -96,14 +96,16 @@ class AlulaModel(AlulaPreTrainedModel):
         return BaseModelOutputWithPooling(pooler_output=list(tokens))  # type: ignore[arg-type]
 
     def get_audio_features(self, input_features: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Spectrograms (N, moments, bins) -> ``pooler_output``: N tensors (tokens, D)."""
+        """Spectrograms, (N, frames, bins) for AST and (N, bins, frames) for Whisper's encoder -> ``pooler_output``: N
+        tensors (tokens, D)."""
         config = self.config.audio_config
         assert self.audio_tower is not None
         out = self.audio_tower(input_features, output_hidden_states=True, return_dict=True)
         features = out.hidden_states[self.config.audio_feature_layer]
         if self.config.pool_audio:
-            high = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
-            features = features[:, _SPECIAL_TOKENS:].unflatten(1, (high, -1)).mean(dim=1)
+            features = by_moment(config, features)
+        if (stack := self.config.audio_stack) > 1:
+            features = features.unflatten(1, (-1, stack)).flatten(2)
         tokens = self._connector("audio")(features, "audio")
         return BaseModelOutputWithPooling(pooler_output=list(tokens))  # type: ignore[arg-type]
 
@@ -143,7 +145,7 @@ class AlulaModel(AlulaPreTrainedModel):
         Args:
             pixel_values: images (N, C, H, W).
             pixel_values_videos: videos (N, F, C, H, W).
-            input_features: audio clips (N, moments, bins).
+            input_features: audio clips, (N, frames, bins) or (N, bins, frames) as their tower takes them.
             mm_encoder_outputs: medium -> what ``get_<medium>_features`` returned, instead of its input.
 
         Raises:

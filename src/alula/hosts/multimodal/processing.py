@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import ProcessorMixin
 from transformers.video_utils import make_batched_videos
 
-_SHORTEST = 400
-"""Samples in the first window of AST's feature extractor; shorter audio clips are followed by silence."""
+from alula.hosts.multimodal.hearing import features
 
 
 class AlulaProcessor(ProcessorMixin):
@@ -93,18 +91,10 @@ class AlulaProcessor(ProcessorMixin):
 
     def _process_audio(self, audio: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
         self._refuse("audio")
-        extractor = self.feature_extractor
-        rate = kwargs.get("sampling_rate") or extractor.sampling_rate
+        rate = kwargs.get("sampling_rate") or self.feature_extractor.sampling_rate
         waves = [np.asarray(wave, dtype=np.float32).reshape(-1) for wave in audio]
-        longest = extractor.max_length * rate // 100  # the extractor, which takes a frame every 10 ms, would cut it
-        for wave in waves:
-            if len(wave) > longest + _SHORTEST:
-                raise ValueError(
-                    f"an audio clip lasts {len(wave) / rate:.2f} seconds, this model takes {longest / rate:.2f}: cut it"
-                )
-        waves = [np.pad(wave, (0, max(0, _SHORTEST - len(wave)))) for wave in waves]
-        features = extractor(waves, sampling_rate=rate, return_tensors="pt")["input_values"]
-        return {"input_features": features.to(torch.float32)}, [self._placeholders("audio")] * len(waves)
+        heard = features(self.feature_extractor, waves, rate)
+        return {"input_features": heard}, [self._placeholders("audio")] * len(waves)
 
     def _refuse(self, medium: str) -> None:
         if getattr(self, f"{medium}_token") is None:
