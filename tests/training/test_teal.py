@@ -147,6 +147,23 @@ def test_a_pair_turned_round_is_learnt_as_codes(trained: tuple[Path, Hashes]) ->
     assert processor.vocabulary.found(ids) == []  # letters that people type are letters
 
 
+@pytest.mark.parametrize("name", ["image", "image_token", "end"])
+def test_codes_are_learnt_where_they_are_written_whatever_their_name(
+    name: str, codes: dict[str, str], host_directory: Path
+) -> None:
+    host = load_host(host_directory)  # its placeholder is <image>, which texts may hold as a word
+    text = host.model.get_input_embeddings().weight.shape[0]
+    processor = CodesProcessor.over(host.processor, text, {name: load_codes(codes["drawn"])})
+    other = turned(open_source(SOURCE)[0], processor)
+    assert other is not None
+    asked = Collator(processor, train=False)([replace(other, messages=other.messages[:1])])["input_ids"][0].tolist()
+    whole = Collator(processor)([other])["input_ids"][0].tolist()
+    its = processor.vocabulary[name]
+    assert whole[: len(asked)] == asked
+    assert whole[len(asked)] == its.begin  # nothing stands between a prompt and what `generate` has come at once
+    assert whole[len(asked) + its.length - 1] == its.end
+
+
 def test_chat_draws_and_saves(
     trained: tuple[Path, Hashes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
 
 from alula.codes.base import CodeTokenizer, load_codes
@@ -87,7 +87,8 @@ class CodesProcessor(ProcessorMixin):
                     remedy="build the host with that kind of input (alula.build_host(audio=...))",
                 )
         vocabulary = vocabulary_of(text, codes)
-        return cls(extended(processor.tokenizer, vocabulary), processor.chat_template, text, codes, **tokens)
+        tokenizer = extended(processor.tokenizer, vocabulary, spaced=not _ends_in_space(processor))
+        return cls(tokenizer, processor.chat_template, text, codes, **tokens)
 
     @property
     def codes(self) -> dict[str, CodeTokenizer]:
@@ -198,14 +199,22 @@ def vocabulary_of(text: int, codes: Mapping[str, CodeTokenizer]) -> JointVocabul
     )
 
 
+def _ends_in_space(processor: Any) -> bool:
+    """Whether what stands in front of an answer does: then a template puts no space of its own before the answer."""
+    asked = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    rendered: str = processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    return rendered[-1:].isspace()
+
+
 def begin_of(name: str) -> str:
-    """Name of the id in front of an item."""
-    return f"{_SIGN}<{name}>"
+    """Name of the id in front of an item. Not ``<image>``: that is a host's placeholder, and hidden where it is written
+    (`alula.literals`)."""
+    return f"{_SIGN}<{name}:begin>"
 
 
 def end_of(name: str) -> str:
     """Name of the id behind an item."""
-    return f"{_SIGN}</{name}>"
+    return f"{_SIGN}<{name}:end>"
 
 
 def code_of(name: str, code: int) -> str:
@@ -213,10 +222,16 @@ def code_of(name: str, code: int) -> str:
     return f"{_SIGN}<{name}:{code}>"
 
 
-def extended(tokenizer: PreTrainedTokenizerBase, vocabulary: JointVocabulary) -> PreTrainedTokenizerBase:
+def extended(
+    tokenizer: PreTrainedTokenizerBase, vocabulary: JointVocabulary, *, spaced: bool = False
+) -> PreTrainedTokenizerBase:
     """A copy of a tokenizer that knows the codes of a joint vocabulary under their ids, as special tokens.
 
     Embeddings that no token has (vocabularies are rounded up) get names of their own, so that ids agree.
+
+    Args:
+        spaced: a template puts a space before what is said, which belongs to the begin of an item that is said first:
+            of an item that is generated at once none is there.
 
     Raises:
         CodesError: it has more tokens than the text model has embeddings.
@@ -228,9 +243,10 @@ def extended(tokenizer: PreTrainedTokenizerBase, vocabulary: JointVocabulary) ->
             where=type(tokenizer).__name__,
             remedy="resize the host's embeddings first",
         )
-    names = [f"{_SIGN}<unused:{number}>" for number in range(own, vocabulary.text)]
+    names: list[Any] = [f"{_SIGN}<unused:{number}>" for number in range(own, vocabulary.text)]
     for each in vocabulary.ranges:
-        names += [begin_of(each.name), end_of(each.name), *(code_of(each.name, code) for code in range(each.size))]
+        names += [AddedToken(begin_of(each.name), lstrip=spaced), end_of(each.name)]
+        names += [code_of(each.name, code) for code in range(each.size)]
     found = copy.deepcopy(tokenizer)
     found.add_tokens(names, special_tokens=True)
     return found
