@@ -96,6 +96,23 @@ def test_errors_that_nobody_expected(
     assert "Traceback (most recent call last)" in told
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["eval"], "alula eval: missing argument 'model'\nremedy `"),
+        (["evil"], "alula: no such command 'evil'. Did you mean 'eval'?"),
+        (["audit", "x", "--itmes", "3"], "--itmes"),
+        (["train"], "alula train: invalid value for RECIPE: name a recipe file"),
+    ],
+)
+def test_what_is_typed_wrong_is_told_as_any_other_error(alula: Run, typed: list[str], said: str) -> None:
+    code, told = alula(*typed)
+    assert code == 2
+    assert said in told
+    assert "\N{BOX DRAWINGS LIGHT ARC DOWN AND RIGHT}" not in told
+    assert "remedy" in told
+
+
 def test_names_that_are_no_utf_8_can_be_shown(tmp_path: Path) -> None:
     file = os.fsencode(tmp_path) + b"/data-\xff.jsonl"
     with open(file, "w") as stream:

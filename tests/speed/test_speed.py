@@ -355,7 +355,11 @@ def test_the_default_grid_fits_any_depth(layers: int, tokens: int) -> None:
         ("alula_policies: {a: []}", "neither the settings of a policy"),
         ("alula_policies: {}", "is not a file of policies"),
         ("policies: {a: {policy_type: withdraw, layer: 1}}", "is not a file of policies"),
-        ("alula_policies: [", "not readable as YAML"),
+        ("alula_policies: [", "not valid YAML"),
+        (
+            "alula_policies: {a: {policy_type: withdraw, layer: 1}, a: {policy_type: withdraw, layer: 2}}",
+            "'a' appears twice",
+        ),
     ],
 )
 def test_a_grid_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:

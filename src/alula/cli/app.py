@@ -50,6 +50,11 @@ COMMANDS = "alula.commands"
 """entry point group of other packages' commands; each is a function that takes the application and adds to it"""
 
 
+_INTERRUPTED = 130
+_PARSING = typer.BadParameter.__mro__[2]
+"""the parser's base of errors, click's own or the copy of it that newer releases of typer bring"""
+
+
 @dataclass
 class _Session:
     """What was asked of the command line as a whole."""
@@ -100,22 +105,28 @@ def run(make: Callable[[], typer.Typer]) -> None:
     try:
         commands = make()
         keep_freed_memory()
-        commands(obj=session)
-    except KeyboardInterrupt:
-        _console().print("stopped")
-        raise SystemExit(130) from None
+        code = commands(obj=session, standalone_mode=False)  # what was typed wrong is told by us, below
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
     except Exception as error:
         if session.debug:
             traceback.print_exc()
         reported = error if isinstance(error, AlulaError) else _as_alula_error(error)
-        _print_error(reported)
+        if reported.message:
+            _print_error(reported)
         raise SystemExit(reported.exit_code) from None
+    if code == _INTERRUPTED:
+        _console().print("stopped")
+    if isinstance(code, int):  # of typer.Exit; commands return nothing
+        raise SystemExit(code)
 
 
 def _as_alula_error(error: Exception) -> AlulaError:
     """An error of another library in one sentence."""
     from alula.files import files_error
 
+    if isinstance(error, _PARSING):
+        return _usage_error(error)
     found = files_error(error)
     if found is not None:
         return found
@@ -129,6 +140,15 @@ def _as_alula_error(error: Exception) -> AlulaError:
         words if words.startswith(kind) else f"{kind}: {words}" if words else kind,
         remedy=f"`{command_line('--debug')}` shows where; alula did not expect this error",
     )
+
+
+def _usage_error(error: Any) -> AlulaError:
+    """What the parser says of a command line, as any other wrong usage."""
+    said = error.format_message().strip().removesuffix(".")
+    path = error.ctx.command_path if error.ctx is not None else ""
+    if not path:
+        return UsageError(said)
+    return UsageError(said[:1].lower() + said[1:], where=path, remedy=f"`{path} --help` lists what it takes")
 
 
 def _print_error(error: AlulaError) -> None:

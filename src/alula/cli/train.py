@@ -8,6 +8,11 @@ from typing import Annotated
 
 import typer
 
+_CHECKED = """the recipe is fine
+checked: the settings; the models' configurations and the host's chat template; that the directories can be written to;
+         that the files of data open and the sources hold something
+not checked: weights, memory, and each single record, which `alula data check FILE` reads"""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
@@ -59,10 +64,9 @@ def train(
         raise typer.BadParameter("name a recipe file", param_hint="RECIPE")
     loaded = training.load_recipe(recipe, overrides or ())
     if check:
-        training.check(loaded)
+        training.check(loaded, resume="auto" if resume is None else resume)
         stages = [{"name": stage.name, "method": stage.method} for stage in loaded.stages]
-        fine = f"{recipe}: the recipe is fine, its models can be read and its data opened"
-        typer.echo(json.dumps({"recipe": loaded.name, "stages": stages}) if as_json else fine)
+        typer.echo(json.dumps({"recipe": loaded.name, "stages": stages}) if as_json else f"{recipe}: {_CHECKED}")
         return
     result = training.train(loaded, resume="auto" if resume is None else resume, quiet=quiet)
     if not result.is_main:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
-from alula.errors import UsageError
+from alula.errors import RecipeError, UsageError
 from alula.files import regular, telling
 from alula.policies import Policy, Prune, Skip, Withdraw, policy_of
 from alula.policies.criteria import (
@@ -27,6 +26,7 @@ from alula.policies.criteria import (
     TowerAttention,
 )
 from alula.seam import POLICIES
+from alula.training.notation import read_yaml
 
 _EXAMPLE = "alula_policies: {half: {policy_type: withdraw, layer: 16}}"
 
@@ -87,10 +87,10 @@ def read_grid(file: str | os.PathLike[str]) -> list[Candidate]:
     path = Path(file)
     try:
         with telling(path):
-            found = yaml.safe_load(regular(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"not readable as YAML: {reason}", where=str(path), remedy=f"write {_EXAMPLE}") from None
+            found, _ = read_yaml(regular(path).read_text(encoding="utf-8"), where=str(path))
+    except (RecipeError, UnicodeDecodeError) as error:
+        reason = error.message if isinstance(error, RecipeError) else str(error)
+        raise UsageError(reason, where=str(path), remedy=f"write {_EXAMPLE}") from None
     grid = found.get(POLICIES) if isinstance(found, Mapping) else None
     if not isinstance(grid, Mapping) or not grid or set(found) != {POLICIES}:
         raise UsageError("is not a file of policies", where=str(path), remedy=f"write {_EXAMPLE}")

@@ -4,11 +4,13 @@ from alula.training.reading import dump_recipe, load_recipe, parse_recipe, recip
 from alula.training.recipe import Recipe, Stage
 from alula.training.run import TrainResult, check, train
 from alula.training.stage import StageResult
+from alula.training.validation import Evaluation
 
 __all__ = [
     "train",
     "TrainResult",
     "StageResult",
+    "Evaluation",
     "check",
     "Recipe",
     "Stage",

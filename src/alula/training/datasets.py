@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from alula.data import Mixture, MixtureSpec, Quarantine, open_mixture, source_files
+from alula.data.samples import Sample
 from alula.errors import RecipeError
 from alula.training.layout import RunDirectory
 from alula.training.recipe import DataSpec, Recipe, Stage
 from alula.training.retention import ProbeSet, open_probe_set
+from alula.training.validation import open_validation
 
 FileState = dict[Path, tuple[int, int] | None]
 """Per file that holds records: bytes and time of the last change, None where it is gone."""
@@ -69,15 +72,24 @@ class RunData:
         """
         return None if self.recipe.retention is None else open_probe_set(self.recipe.retention)
 
+    @cached_property
+    def validation(self) -> Sequence[Sample]:
+        """The held-out samples of the recipe's validation, none in a recipe without.
+
+        Raises:
+            DataError: see `open_validation`.
+        """
+        return [] if self.recipe.validation is None else open_validation(self.recipe.validation)
+
     def open(self) -> None:
         """Open everything now, so that what cannot be read is refused before anything runs.
 
         Raises:
-            DataError, RecipeError: see `stage` and `retention`.
+            DataError, RecipeError: see `stage`, `retention` and `validation`.
         """
         for index in range(len(self.recipe.stages)):
             self.stage(index)
-        _ = self.retention
+        _ = self.retention, self.validation
 
 
 def open_data(spec: DataSpec, *, seed: int, quarantine: Quarantine | None = None) -> Mixture:

@@ -26,6 +26,7 @@ from alula.hosts.host import read_processor
 from alula.hosts.parts import weightless
 from alula.training.methods import METHODS
 from alula.training.recipe import HostSpec, Recipe, Stage
+from alula.training.trackers import check_trackers
 
 
 def check_feasible(recipe: Recipe) -> None:
@@ -36,6 +37,7 @@ def check_feasible(recipe: Recipe) -> None:
             that cannot be found, built or trained.
     """
     _check_writable(recipe.output_dir, "output_dir")
+    check_trackers(recipe.report_to)
     for stage in recipe.stages:
         if stage.feature_cache is not None and stage.feature_cache.disk is not None:
             _check_writable(stage.feature_cache.disk, f"stages.{stage.name}.feature_cache.disk")

@@ -6,6 +6,7 @@
   data.json          sizes and digests of the files that hold the records, as they were when the run began
   environment.json   versions, machine, git commit, command: one entry per session (start or resume)
   metrics.jsonl      one row per logged step of every stage
+  tensorboard/       one folder per stage (only with `report_to: tensorboard`)
   distillation/      answers of the run's start to text questions, by what made them (only with `distill`)
   host/              the assembled starting host (only when the recipe joins an LLM and a tower)
   stages/01-align/
@@ -140,6 +141,9 @@ class RunDirectory:
     def latest(self) -> Path:
         return self.root / "latest"
 
+    def tensorboard(self, stage: Stage) -> Path:
+        return self.root / "tensorboard" / stage.name
+
     def stage(self, index: int, stage: Stage) -> StageDirectory:
         return StageDirectory(self.root / "stages" / slug(index, stage))
 
@@ -177,7 +181,7 @@ class RunDirectory:
         # the recipe goes last: while it is there, a clean-up that was killed is still a run and can be repeated
         for path in (self.final, self.latest, self.environment, self.metrics, self.data):
             path.unlink(missing_ok=True)
-        for path in (self.root / "stages", self.distillation, self.host):
+        for path in (self.root / "stages", self.root / "tensorboard", self.distillation, self.host):
             shutil.rmtree(path, ignore_errors=True)
         self.recipe.unlink(missing_ok=True)
 

@@ -86,7 +86,11 @@ class MetricsWriter(TrainerCallback):
 
     def note(self, step: int, found: Row) -> None:
         """Put ``found`` into the row of ``step``, which is then written whatever `every` says."""
-        self._notes[step] = found
+        self._notes.setdefault(step, {}).update(found)
+
+    def noted(self, step: int) -> Row:
+        """What was put into the row of ``step``, which is not yet written; with the learning rates of its parts."""
+        return {"lr": self._rates, **self._notes.get(step, {})}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         self._started = time.perf_counter()

@@ -146,6 +146,25 @@ class Retention(Section):
     batch_size: Size = Field(default=32, description="samples per forward of a measurement, on every process")
 
 
+class Validation(Section):
+    """Samples that are not trained on, and what the model says to them while it trains (see
+    `alula.training.validation`)."""
+
+    sources: tuple[SourceSpec, ...] = Field(min_length=1, description="held-out samples with answers")
+    every: Count = Field(default=200, description="steps between measurements; the last step is always measured")
+    samples: Int = Field(default=256, ge=1, le=ITEMS, description="the first so many of each source")
+    batch_size: Size = Field(default=32, description="samples per forward of a measurement, on every process")
+
+    @model_validator(mode="after")
+    def _unweighted(self) -> Validation:
+        for number, source in enumerate(self.sources):
+            if "weight" in source.model_fields_set:
+                raise ValueError(
+                    f"sources.{number}.weight: the first `samples` of each source are read; nothing is drawn"
+                )
+        return self
+
+
 class Distill(Section):
     """Text turns behind images, answered as the run's start answers them bare (see `alula.training.distillation`)."""
 
@@ -278,10 +297,19 @@ class Recipe(Section):
     device: Literal["auto", "cpu"] = "auto"
     distributed: Literal["fsdp", "ddp"] = Field(default="fsdp", description="how several processes share the work")
     retention: Retention | None = Field(default=None, description="measure text skill and probes during training")
+    validation: Validation | None = Field(default=None, description="measure held-out samples during training")
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
+        default=(), description="trackers that the rows of metrics.jsonl are sent to as well"
+    )
     template: dict[str, Any] | None = Field(
         default=None, description="variables for the chat template, e.g. {enable_thinking: false, date: 2026-01-31}"
     )
     stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("template")
     @classmethod
@@ -319,6 +347,9 @@ class Recipe(Section):
             why = METHODS[stage.method].no_retention(stage.settings)
             if self.retention is not None and why is not None:
                 raise ValueError(f"retention: `{stage.name}` {why}")
+            why = METHODS[stage.method].no_validation
+            if self.validation is not None and why is not None:
+                raise ValueError(f"validation: `{stage.name}` {why}")
         return self
 
     @model_validator(mode="after")

@@ -31,9 +31,11 @@ from alula.training.reading import dump_recipe, load_recipe, parse_recipe
 from alula.training.recipe import Recipe
 from alula.training.stage import StagePlan, StageResult, run_stage, stage_result
 from alula.training.starts import assemble
+from alula.training.validation import Evaluation, check_names
 
 Resume = Literal["auto"] | bool
 # settings that change what a run writes down, not what it computes
+_FREE_KEYS = ("output_dir", "validation", "report_to")  # a run may have been moved
 _FREE_STAGE_KEYS = ("log_every", "save_every", "keep_checkpoints", "workers")
 
 
@@ -66,6 +68,7 @@ def train(
     *,
     resume: Resume = "auto",
     callbacks: Sequence[TrainerCallback] = (),
+    evaluations: Sequence[Evaluation] = (),
     quiet: bool = False,
 ) -> TrainResult:
     """Run a recipe. Under `torchrun` or `accelerate launch` every process calls this alike.
@@ -75,6 +78,7 @@ def train(
         resume: "auto" goes on where an earlier session of the same recipe stopped; True insists that there is one;
             False starts over and drops what is there.
         callbacks: Trainer callbacks for every stage (`TrainerControl` may stop one).
+        evaluations: of your own, made while every stage trains; what they find stands in the rows of ``metrics.jsonl``.
         quiet: say nothing on stderr.
 
     Raises:
@@ -83,6 +87,7 @@ def train(
             is in use.
         DataError, HostError: data or models that cannot be used.
     """
+    check_names(evaluations)
     recipe = with_questions(as_recipe(recipe))
     processes = PartialState(cpu=recipe.device == "cpu" or not torch.cuda.is_available())
     check_world(recipe, processes.num_processes)
@@ -94,13 +99,18 @@ def train(
             stack.enter_context(run.locked())
             prepare(run, recipe, data, resume=resume, processes=processes.num_processes, display=display)
         processes.wait_for_everyone()
-        results = run_stages(recipe, run, data, display, callbacks)
+        results = run_stages(recipe, run, data, display, callbacks, evaluations)
         on_first(lambda: run.link(run.final, results[-1].model))
     return TrainResult(run.root, run.final, tuple(results), is_main=processes.is_main_process)
 
 
 def run_stages(
-    recipe: Recipe, run: RunDirectory, data: RunData, display: Display, callbacks: Sequence[TrainerCallback]
+    recipe: Recipe,
+    run: RunDirectory,
+    data: RunData,
+    display: Display,
+    callbacks: Sequence[TrainerCallback],
+    evaluations: Sequence[Evaluation],
 ) -> list[StageResult]:
     """Train the stages that are not done, each from the output of the one before, until one is stopped."""
     results: list[StageResult] = []
@@ -115,7 +125,7 @@ def run_stages(
         else:
             if results:  # days may have passed
                 on_first(partial(check_same_data, run, recipe, [index]))
-            results.append(run_stage(plan, data, display, callbacks))
+            results.append(run_stage(plan, data, display, callbacks, evaluations))
         on_first(partial(run.link, run.latest, paths.model))
         if results[-1].stopped is not None:
             display.notify(f"stopped: {results[-1].stopped}")
@@ -128,17 +138,24 @@ def run_stages(
     return results
 
 
-def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:
+def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], *, resume: Resume = "auto") -> Recipe:
     """Validate a recipe, read its models' configurations and open its data sources, training nothing.
 
+    What it does not look at: weights, and each single record (`alula data check` reads them all).
+
+    Args:
+        resume: as `train` would be told.
+
     Raises:
-        RecipeError, HostError, DataError: as `train` would.
+        RecipeError, HostError, DataError, UsageError: as `train` would.
     """
     recipe = as_recipe(recipe)
     check_feasible(recipe)
     recipe = with_questions(recipe)
     run = RunDirectory(Path(recipe.output_dir))
     run.check_ownership()
+    if run.holds_a_run() and resume is not False and run.has_begun():
+        check_same_recipe(run, recipe)
     RunData(recipe, run).open()
     return recipe
 
@@ -171,8 +188,11 @@ def prepare(
     if run.holds_a_run():
         if resume is False:
             run.clear()
-        else:
+        elif run.has_begun():
             check_same_recipe(run, recipe)
+        elif recipe_difference(run, recipe) is not None:  # nothing has been learned by it
+            run.clear()
+            display.notify("nothing was trained by the recipe as it was: the run begins with what it is now")
     elif resume is True:
         raise UsageError("there is no run to resume", where=str(run.root), remedy="leave --resume out")
     if not run.holds_a_run():
@@ -202,6 +222,21 @@ def start_of_run(recipe: Recipe, run: RunDirectory) -> str:
 
 def check_same_recipe(run: RunDirectory, recipe: Recipe) -> None:
     """Raise a UsageError if the run on disk was another recipe's, naming the first key that differs."""
+    difference = recipe_difference(run, recipe)
+    if difference is not None:
+        key, old, new = difference
+        raise UsageError(
+            f"holds a run of another recipe: {key} was {old!r}, now {new!r}",
+            where=str(run.root),
+            remedy="name another output_dir, or start over with --no-resume (drops what is there)",
+        )
+
+
+def recipe_difference(run: RunDirectory, recipe: Recipe) -> tuple[str, Any, Any] | None:
+    """The first key in which the recipe of the run on disk differs, with both values; None where none does.
+
+    Keys that change nothing of what is computed do not count.
+    """
     before, now = (
         read_yaml(text, where=str(run.recipe))[0]
         for text in (run.recipe.read_text(encoding="utf-8"), dump_recipe(recipe))
@@ -214,18 +249,12 @@ def check_same_recipe(run: RunDirectory, recipe: Recipe) -> None:
         )
     before = _of_today(before)
     for plain in (before, now):
-        plain.pop("output_dir", None)  # a run may have been moved
+        for key in _FREE_KEYS:
+            plain.pop(key, None)
         for stage in plain["stages"]:
             for key in _FREE_STAGE_KEYS:
                 stage.pop(key, None)
-    difference = first_difference(before, now)
-    if difference is not None:
-        key, old, new = difference
-        raise UsageError(
-            f"holds a run of another recipe: {key} was {old!r}, now {new!r}",
-            where=str(run.root),
-            remedy="name another output_dir, or start over with --no-resume (drops what is there)",
-        )
+    return first_difference(before, now)
 
 
 def _of_today(plain: dict[str, Any]) -> dict[str, Any]:

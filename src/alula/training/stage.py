@@ -18,6 +18,7 @@ from alula.anatomy import Anatomy
 from alula.chat_template import TemplateSettings
 from alula.data import Collator, Mixture, Quarantine
 from alula.data.collate import Replacer
+from alula.data.samples import Sample
 from alula.errors import UsageError
 from alula.files import write_json
 from alula.hosts import load_host
@@ -40,7 +41,9 @@ from alula.training.progress import Display
 from alula.training.recipe import FeatureCache, Recipe, Stage
 from alula.training.retention import ProbeSet, RetentionEvaluator, RetentionMonitor, Stopped, retention_record
 from alula.training.starts import begin, export
+from alula.training.trackers import close_trackers, trackers
 from alula.training.trainer import StageTrainer, cache_disabled, preserve_sharding_flag, training_arguments
+from alula.training.validation import Evaluating, Evaluation, Validator
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class OpenStage:
         samples: the mixture, with the text turns of its distillation in it.
         lessons: those turns, None without distillation.
         probe_set: what its retention is measured with, None without a budget.
+        held_out: samples of its validation; none without.
         checkpoint: of an earlier session, None if there is none.
         rows: metrics rows up to the checkpoint.
     """
@@ -125,6 +129,7 @@ class OpenStage:
     samples: Mixture | HeldMixture
     lessons: Lessons | None
     probe_set: ProbeSet | None
+    held_out: Sequence[Sample]
     checkpoint: Path | None
     rows: Sequence[Row]
 
@@ -158,7 +163,11 @@ class TrainedStage:
 
 
 def run_stage(
-    plan: StagePlan, data: RunData, display: Display, callbacks: Sequence[TrainerCallback] = ()
+    plan: StagePlan,
+    data: RunData,
+    display: Display,
+    callbacks: Sequence[TrainerCallback] = (),
+    evaluations: Sequence[Evaluation] = (),
 ) -> StageResult:
     """Train a stage, from its newest complete checkpoint if it has one, and leave its output in its directory.
 
@@ -166,8 +175,9 @@ def run_stage(
         data: of the run.
         display: what the person sees.
         callbacks: further Trainer callbacks.
+        evaluations: the user's own.
     """
-    seal_stage(train_stage(open_stage(plan, data, display), display, callbacks), display)
+    seal_stage(train_stage(open_stage(plan, data, display), display, callbacks, evaluations), display)
     return stage_result(plan.paths)
 
 
@@ -200,6 +210,7 @@ def open_stage(plan: StagePlan, data: RunData, display: Display) -> OpenStage:
         samples,
         lessons,
         data.retention,
+        data.validation,
         checkpoint=newest(paths.checkpoints),
         rows=read_rows(metrics, stage.name),
     )
@@ -208,10 +219,15 @@ def open_stage(plan: StagePlan, data: RunData, display: Display) -> OpenStage:
     return opened
 
 
-def train_stage(opened: OpenStage, display: Display, callbacks: Sequence[TrainerCallback] = ()) -> TrainedStage:
+def train_stage(
+    opened: OpenStage,
+    display: Display,
+    callbacks: Sequence[TrainerCallback] = (),
+    evaluations: Sequence[Evaluation] = (),
+) -> TrainedStage:
     """Take the stage's remaining steps."""
     plan, tunable, data = opened.plan, opened.tunable, opened.data
-    stage = plan.stage
+    stage, first = plan.stage, PartialState().is_main_process
     losses = dict(METHODS[stage.method].losses(tunable, stage.settings))
     if stage.distill is not None:
         if "distill" in losses:
@@ -235,6 +251,8 @@ def train_stage(opened: OpenStage, display: Display, callbacks: Sequence[Trainer
             on_row=progress,
         )
         monitor = retention_monitor(opened, writer, display)
+        measured = Evaluating(validator(opened), evaluations, tunable.processor, writer)
+        reporting = trackers(plan.recipe.report_to, plan.run.tensorboard(stage), done=opened.done) if first else []
         trainer = StageTrainer(
             tunable.model,
             training_arguments(
@@ -252,10 +270,21 @@ def train_stage(opened: OpenStage, display: Display, callbacks: Sequence[Trainer
             collator=collator(plan, tunable, data.quarantine, opened.samples),
             auxiliary=auxiliary,
             token_weight=METHODS[stage.method].token_weight(stage.settings),
-            callbacks=[writer, Sealing(stage.keep_checkpoints), *([monitor] if monitor else []), *callbacks],
+            further=writer.noted,
+            callbacks=[
+                writer,
+                Sealing(stage.keep_checkpoints),
+                *([monitor] if monitor else []),
+                measured,
+                *callbacks,
+                *reporting,
+            ],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=None if opened.checkpoint is None else str(opened.checkpoint))
+        try:
+            trainer.train(resume_from_checkpoint=None if opened.checkpoint is None else str(opened.checkpoint))
+        finally:
+            close_trackers(plan.recipe.report_to)
         for part in trainer.unreached():
             display.notify(
                 f"stage {stage.name}: no gradient reached {part} in any step, so it learnt nothing; the data hold "
@@ -265,10 +294,29 @@ def train_stage(opened: OpenStage, display: Display, callbacks: Sequence[Trainer
     return TrainedStage(opened, gathered, None if monitor is None else monitor.stopped)
 
 
+def validator(opened: OpenStage) -> tuple[Validator, int] | None:
+    """What puts held-out samples to the model, and every how many steps; None without a section for it."""
+    spec, processor = opened.plan.recipe.validation, opened.tunable.processor
+    if spec is None:
+        return None
+    collate = collator(opened.plan, opened.tunable, alone=True)
+    found = Validator(opened.held_out, collate, processor.tokenizer.eos_token_id, batch_size=spec.batch_size)
+    return found, spec.every
+
+
 def collator(
-    plan: StagePlan, tunable: Tunable, quarantine: Quarantine | None = None, replacer: Replacer | None = None
+    plan: StagePlan,
+    tunable: Tunable,
+    quarantine: Quarantine | None = None,
+    replacer: Replacer | None = None,
+    *,
+    alone: bool = False,
 ) -> Collator:
-    """What makes the stage's batches; bad samples raise unless there is a quarantine, and a replacer beside it."""
+    """What makes the stage's batches; bad samples raise unless there is a quarantine, and a replacer beside it.
+
+    Args:
+        alone: samples as they are, with nothing beside them that training alone needs.
+    """
     method, settings, context = METHODS[plan.stage.method], plan.stage.settings, context_length(tunable.model)
     prompts = Collator(tunable.processor, context=context, template=plan.template, train=False)
     return method.collator(settings)(
@@ -276,9 +324,9 @@ def collator(
         max_length=plan.stage.max_length,
         context=context,
         template=plan.template,
-        beside=method.beside(settings, prompts, seed=plan.seed),
+        beside=None if alone else method.beside(settings, prompts, seed=plan.seed),
         roles=needs_roles(tunable.model),
-        descriptions=method.describes(settings),
+        descriptions=method.describes(settings) and not alone,
         stops=stop_ids(tunable.model, tunable.processor.tokenizer),
         quarantine=quarantine,
         replacer=replacer if quarantine is not None else None,

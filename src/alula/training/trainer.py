@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from alula.training.participation import fill_missing_gradients, zero_touch
 from alula.training.parts import Named, gather_trained, load_trained
 from alula.training.precision import multiplies_bfloat16
 from alula.training.recipe import Recipe, Stage
+from alula.training.trackers import flat
 
 WEIGHTS = "model.safetensors"
 _USE_FSDP = "ACCELERATE_USE_FSDP"
@@ -66,7 +67,9 @@ def training_arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=stage.save_every,
-        report_to="none",
+        report_to="none",  # see `trackers`
+        run_name=f"{recipe.name}/{stage.name}",
+        project=recipe.name,
         disable_tqdm=True,
         remove_unused_columns=False,
         include_num_input_tokens_seen="non_padding",
@@ -95,6 +98,7 @@ class StageTrainer(Trainer):
         dataset: map-style, in the order it is to be taken.
         auxiliary: losses beside the next-token loss.
         token_weight: factor on the next-token loss.
+        further: what else stands in the row of a step, for callbacks that read what is logged.
     """
 
     def __init__(
@@ -109,10 +113,11 @@ class StageTrainer(Trainer):
         collator: Any,
         auxiliary: AuxiliaryLosses,
         token_weight: float,
+        further: Callable[[int], Mapping[str, Any]],
         callbacks: list[TrainerCallback],
     ) -> None:
         self.parts, self.rates, self.stage, self.auxiliary = parts, rates, stage, auxiliary
-        self.token_weight = token_weight
+        self.token_weight, self.further = token_weight, further
         super().__init__(
             model=model,
             args=args,
@@ -178,6 +183,8 @@ class StageTrainer(Trainer):
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         if "loss" in logs and self.auxiliary.losses:
             logs["losses"] = self.auxiliary.means(self.accelerator.reduce)
+        if "loss" in logs:
+            logs |= flat({**self.further(self.state.global_step), "losses": logs.get("losses", {})})
         super().log(logs, start_time)
 
     @property

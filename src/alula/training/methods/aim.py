@@ -53,6 +53,7 @@ class Aim(GraftMethod):
     parts: ClassVar[Mapping[str, float | None]] = {"aim": 5e-5}
     defining: ClassVar[tuple[str, ...]] = ("aim",)
     continued: ClassVar[tuple[str, ...]] = ("shots",)
+    no_validation: ClassVar[str | None] = "is trained behind demonstrations, which held-out samples do not come with"
 
     def check(self, anatomy: Anatomy, settings: AimSpec) -> None:
         try:

@@ -63,6 +63,8 @@ class Method(abc.ABC):
     """settings that a stage which goes on with its adapter may change; the others are those of the stage before"""
     no_checkpointing: ClassVar[str | None] = None
     """why blocks cannot be recomputed under it"""
+    no_validation: ClassVar[str | None] = None
+    """why held-out samples cannot be put to it as they are"""
 
     def rates(self, settings: Any) -> dict[str, float]:
         """Part -> learning rate where the recipe names none."""

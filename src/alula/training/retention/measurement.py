@@ -10,16 +10,14 @@ Every process measures the whole set: there is nothing to gather, and under shar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.nn import functional as F
+from torch import nn
 
 from alula.chat_template import TemplateSettings
 from alula.data import Collator, open_source
@@ -27,8 +25,9 @@ from alula.data.samples import Sample
 from alula.errors import DataError
 from alula.grafts.browse.reading import prompt_ends
 from alula.probes import Alignment, AttentionShift
-from alula.seam import evaluating, scoring_inputs, text_logits
+from alula.seam import scoring_inputs, text_logits
 from alula.stats import Resampling
+from alula.training.measuring import batches, last_answers, measuring, score_answers
 from alula.training.recipe import Retention
 
 _VALUES_ONLY = Resampling(resamples=1, permutations=1)
@@ -97,25 +96,15 @@ class RetentionEvaluator:
 
     def measure(self, model: nn.Module) -> Measurement:
         """Measure ``model``; it, its train mode and the random state are left as they were."""
-        device = next(model.parameters()).device
-        cuda = [device] if device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices=cuda), evaluating(model):
-            try:
-                right, loss = self._text(model, device)
-                probes, curves = self._probes(model, device) if self.samples.pictures else ({}, {})
-            finally:
-                reshard(model)
+        with measuring(model) as device:
+            right, loss = self._text(model, device)
+            probes, curves = self._probes(model, device) if self.samples.pictures else ({}, {})
         return Measurement(right=right, loss=loss, probes=probes, curves=curves)
-
-    def _batches(self, samples: Sequence[Sample], device: torch.device) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(samples), self.batch_size):
-            batch = self.collate(samples[start : start + self.batch_size])
-            yield {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
     def _text(self, model: nn.Module, device: torch.device) -> tuple[tuple[bool, ...], float]:
         right: list[bool] = []
         total, count = 0.0, 0
-        for batch in self._batches(self.samples.text, device):
+        for batch in batches(self.samples.text, self.collate, self.batch_size, device):
             labels = last_answers(batch.pop("labels"), self.stop)
             found, loss, tokens = score_answers(text_logits(model, model(**batch, use_cache=False).logits), labels)
             right += found.tolist()
@@ -126,7 +115,7 @@ class RetentionEvaluator:
         keep = len(self.samples.pictures) + 1
         shift, alignment = AttentionShift(keep=keep), Alignment(keep=keep)
         with shift.on(model), alignment.on(model):  # one pass serves both
-            for batch in self._batches(self.samples.pictures, device):
+            for batch in batches(self.samples.pictures, self.collate, self.batch_size, device):
                 ends = prompt_ends(batch["attention_mask"].bool(), batch.pop("labels"))
                 model(**scoring_inputs(model, batch, ends), use_cache=False)
         attention = shift.result(_VALUES_ONLY)
@@ -171,36 +160,6 @@ def _first_samples(spec: Any, count: int, key: str, *, pictures: bool) -> list[S
     return samples
 
 
-def last_answers(labels: Tensor, stop: int | None) -> Tensor:
-    """Keep of labels (B, S) the last stretch that is supervised in each row, up to its stop token; -100 elsewhere."""
-    kept = torch.full_like(labels, -100)
-    for row, (given, out) in enumerate(zip(labels, kept, strict=True)):
-        places = (given != -100).nonzero().flatten()
-        assert len(places), f"row {row} has no answer"  # the collator refuses samples without one
-        breaks = (places.diff() > 1).nonzero().flatten()
-        places = places[int(breaks[-1]) + 1 :] if len(breaks) else places
-        ends = (given[places] == stop).nonzero().flatten() if stop is not None else []
-        if len(ends):  # some templates have the assistant say a line break after its end
-            places = places[: int(ends[0]) + 1]
-        out[places] = given[places]
-    return kept
-
-
-def score_answers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return per row whether every labelled token is the most likely one (B,), the summed loss, and their number.
-
-    Args:
-        logits: (B, S, V).
-        labels: (B, S), -100 where nothing is asked.
-    """
-    shifted = F.pad(labels, (0, 1), value=-100)[:, 1:]
-    asked = shifted != -100
-    scores, wanted = logits[asked].float(), shifted[asked]
-    hit = torch.ones_like(asked)
-    hit[asked] = scores.argmax(dim=-1) == wanted
-    return hit.all(dim=1), F.cross_entropy(scores, wanted, reduction="sum"), asked.sum()
-
-
 def attention_moved(curves: dict[str, tuple[float, ...]], start: dict[str, tuple[float, ...]]) -> float | None:
     """How much attention sits elsewhere than at the start: half the summed difference of shares, mean over layers.
 
@@ -210,10 +169,3 @@ def attention_moved(curves: dict[str, tuple[float, ...]], start: dict[str, tuple
         return None
     now, then = (np.array([found[segment] for segment in curves]) for found in (curves, start))  # (segments, layers)
     return float(np.abs(now - then).sum(axis=0).mean() / 2)
-
-
-def reshard(model: nn.Module) -> None:
-    """Give sharded parameters back: after a forward without a backward some would stay whole."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
