@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from alula.errors import UsageError
 from alula.evaluation.results import Estimate
-from alula.stats import PAIRED, Resampling, percentile_interval
+from alula.stats import PAIRED, Range, Resampling, bounded, percentile_interval, unseen
 
 MOST_EXACT = 40
 """up to so many values all assignments of signs are counted; of more, `Resampling.resamples` are drawn"""
@@ -31,8 +31,11 @@ class SignTest(Estimate):
     exact: bool
 
 
-def sign_test(values: Sequence[float], how: Resampling = PAIRED) -> SignTest:
+def sign_test(values: Sequence[float], how: Resampling = PAIRED, *, within: Range | None = None) -> SignTest:
     """Test whether values scatter about 0; under the null hypothesis each might have had the other sign.
+
+    Args:
+        within: what a value can be, where it has bounds (`alula.stats.bounded`).
 
     Raises:
         UsageError: no values, or undefined ones.
@@ -49,6 +52,8 @@ def sign_test(values: Sequence[float], how: Resampling = PAIRED) -> SignTest:
         p = (1 + int((np.abs(signs @ found) >= least).sum())) / (1 + how.resamples)
     draws = np.random.default_rng(how.seed).integers(len(found), size=(how.resamples, len(found)))
     interval = percentile_interval(float(found.mean()), found[draws].mean(axis=1), how.confidence)
+    if within is not None:
+        interval = bounded(interval, within, unseen(np.ones(len(found)), how.confidence))
     return SignTest(**asdict(interval), n=len(found), p=p, exact=exact)
 
 

@@ -322,6 +322,46 @@ def seed_interval(values: Sequence[float], item_error: float, n_clusters: int, c
     return Estimate(value=mean, low=mean - half, high=mean + half)
 
 
+Range = tuple[float, float]
+"""Least and largest value that something can take."""
+SHARE: Range = (0.0, 1.0)
+"""of a share, such as of right answers"""
+CHANGE: Range = (-1.0, 1.0)
+"""of a difference of shares"""
+
+
+def bounded(found: Estimate, within: Range, beyond: float) -> Estimate:
+    """Return an estimate whose interval stays within what its value can be, and has a width where nothing was seen.
+
+    A t interval and a bootstrap know nothing of the range a statistic can take, and have no width where all of n
+    answers are right, or none is, or none of n moved. The exact binomial bound stands in there.
+
+    Args:
+        beyond: `unseen` of the independent units behind it.
+    """
+    low, high = found.low, found.high
+    if low == high and found.value in (*within, 0.0):
+        low, high = found.value - beyond, found.value + beyond
+    return Estimate(
+        found.value, *(bound if math.isnan(bound) else min(max(bound, within[0]), within[1]) for bound in (low, high))
+    )
+
+
+def over_seeds(values: ArrayLike, within: Range | None = None, confidence: float = 0.95) -> Estimate:
+    """Return the mean of the same items under several training seeds, with an interval over seeds and items.
+
+    Args:
+        values: (seeds, items).
+        within: what an item's value can be, see `bounded`; None: anything, as of a loss.
+    """
+    found = np.asarray(values, dtype=float)
+    averaged = found.mean(axis=0)
+    count = len(averaged)
+    error = float(averaged.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+    estimate = seed_interval(found.mean(axis=1).tolist(), error, count, confidence)
+    return estimate if within is None else bounded(estimate, within, unseen(np.ones(count), confidence))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Result):
         return value.to_dict()

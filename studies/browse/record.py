@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from alula.evaluation.results import Record
-from alula.stats import Estimate, seed_interval
+from alula.stats import CHANGE, SHARE, Estimate, over_seeds
 from studies.examples import Shown
 from studies.records import StudyRecord
 
@@ -47,12 +47,12 @@ class BrowseRecord(StudyRecord):
 
     def share(self, arm: str, told: str, group: str) -> Estimate:
         """Right answers to a task ("pictures") or a family ("pictures: change"), over seeds and questions."""
-        return _estimate([self._marks(seed, arm, told, group) for seed in self.seeds])
+        return over_seeds([self._marks(seed, arm, told, group) for seed in self.seeds], SHARE)
 
     def gain(self, arm: str, told: str, group: str, *, over: tuple[str, str] = ("plain", "own")) -> Estimate:
         """Right answers less those of another arm, question by question."""
         pairs = ((self._marks(s, arm, told, group), self._marks(s, *over, group)) for s in self.seeds)
-        return _estimate([one - other for one, other in pairs])
+        return over_seeds([one - other for one, other in pairs], CHANGE)
 
     def moved(self, arm: str) -> float:
         """How far the condition moves image tokens, of their own size; mean over seeds."""
@@ -63,7 +63,7 @@ class BrowseRecord(StudyRecord):
         """What captions of what matters cost more, in nats per token, where another condition is told."""
         told_own = [seed["staged"].captions for seed in self.seeds.values()]
         pairs = [(each[told], each["own"]) for each in told_own if each is not None]
-        return _estimate([np.asarray(other) - np.asarray(own) for other, own in pairs])
+        return over_seeds([np.asarray(other) - np.asarray(own) for other, own in pairs])
 
     @property
     def captions(self) -> float:
@@ -76,10 +76,3 @@ class BrowseRecord(StudyRecord):
         judged = asked.right[task][told]
         chosen = [right for item, right in judged.items() if group in (task, asked.families[item])]
         return np.asarray(chosen, dtype=np.float64)
-
-
-def _estimate(items: list[np.ndarray]) -> Estimate:
-    """Of the same questions under several seeds."""
-    over_seeds = np.mean(items, axis=0)
-    error = float(over_seeds.std(ddof=1) / np.sqrt(len(over_seeds))) if len(over_seeds) > 1 else 0.0
-    return seed_interval([float(each.mean()) for each in items], error, len(over_seeds))

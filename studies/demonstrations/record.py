@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from alula.stats import Estimate, seed_interval
+from alula.stats import CHANGE, SHARE, Estimate, over_seeds
 from studies.examples import Shown
 from studies.records import StudyRecord
 
@@ -38,11 +38,11 @@ class DemonstrationsRecord(StudyRecord):
 
     def right(self, way: str, shots: int) -> Estimate:
         """The share of right answers, over seeds and episodes."""
-        return _estimate([self._items(seed, way, shots) for seed in self.seeds])
+        return over_seeds([self._items(seed, way, shots) for seed in self.seeds], SHARE)
 
     def lead(self, way: str, other: str, shots: int) -> Estimate:
         """How much more is right one way than the other, episode by episode."""
-        return _estimate([self._items(s, way, shots) - self._items(s, other, shots) for s in self.seeds])
+        return over_seeds([self._items(s, way, shots) - self._items(s, other, shots) for s in self.seeds], CHANGE)
 
     def mean(self, way: str, shots: int, name: str) -> float:
         """Of tokens, seconds or peak bytes over seeds."""
@@ -61,10 +61,3 @@ class DemonstrationsRecord(StudyRecord):
 
     def _items(self, seed: int, way: str, shots: int) -> np.ndarray:
         return np.asarray(self.seeds[seed]["ways"][way][str(shots)]["right"], dtype=np.float64)
-
-
-def _estimate(items: list[np.ndarray]) -> Estimate:
-    """Of the same episodes under several seeds."""
-    over_seeds = np.mean(items, axis=0)
-    error = float(over_seeds.std(ddof=1) / np.sqrt(len(over_seeds))) if len(over_seeds) > 1 else 0.0
-    return seed_interval([float(each.mean()) for each in items], error, len(over_seeds))

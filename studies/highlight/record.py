@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from alula.stats import Estimate, seed_interval
+from alula.stats import CHANGE, SHARE, Estimate, Range, over_seeds
 from studies.examples import Shown
 from studies.highlight.plan import ARMS, Arm
 from studies.records import StudyRecord
@@ -28,12 +28,12 @@ class HighlightRecord(StudyRecord):
 
     def mean(self, arm: Arm, task: str, measure: str) -> Estimate:
         """Over seeds and items."""
-        return _estimate([self._items(seed, arm, task, measure) for seed in self.seeds])
+        return over_seeds([self._items(seed, arm, task, measure) for seed in self.seeds], _within(measure, SHARE))
 
     def gain(self, arm: Arm, task: str, measure: str) -> Estimate:
         """Over what the same models do without a highlight, item by item."""
         pairs = ((self._items(s, arm, task, measure), self._items(s, ARMS[0], task, measure)) for s in self.seeds)
-        return _estimate([own - plain for own, plain in pairs])
+        return over_seeds([own - plain for own, plain in pairs], _within(measure, CHANGE))
 
     def has(self, arm: Arm, task: str) -> bool:
         """Whether an arm was asked that."""
@@ -43,8 +43,5 @@ class HighlightRecord(StudyRecord):
         return np.asarray(self.seeds[seed][arm.name][task][measure], dtype=np.float64)
 
 
-def _estimate(items: list[np.ndarray]) -> Estimate:
-    """Of the same items under several seeds."""
-    over_seeds = np.mean(items, axis=0)
-    error = float(over_seeds.std(ddof=1) / np.sqrt(len(over_seeds))) if len(over_seeds) > 1 else 0.0
-    return seed_interval([float(each.mean()) for each in items], error, len(over_seeds))
+def _within(measure: str, shares: Range) -> Range | None:
+    return None if measure == "nats" else shares

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.evaluation.results import Record
-from alula.stats import Estimate, seed_interval
+from alula.stats import CHANGE, Estimate, Range, bounded, over_seeds, seed_interval, unseen
 from studies.policies.measure import unpacked
 from studies.records import StudyRecord
 
@@ -137,32 +137,39 @@ def marks(packed: Sequence[str]) -> Marks:
     return np.array([unpacked(each) for each in packed], dtype=float)
 
 
-def mean(values: Marks) -> Estimate:
+def mean(differences: Marks) -> Estimate:
     """The mean over items, with an interval over trainings and items.
 
     Args:
-        values: (seeds, items), the same items for every seed: scores, or differences of them.
+        differences: (seeds, items) of scores, the same items for every seed.
     """
-    averaged = values.mean(axis=0)
-    error = float(averaged.std(ddof=1) / np.sqrt(len(averaged))) if len(averaged) > 1 else 0.0
-    return seed_interval(values.mean(axis=1).tolist(), error, len(averaged))
+    return over_seeds(differences, CHANGE)
 
 
 def apart(values: Marks, others: Marks) -> Estimate:
-    """The mean over some items less that over others, with an interval over trainings and items."""
+    """The mean difference of scores over some items less that over others, with an interval over trainings and
+    items."""
     errors = [each.mean(axis=0).std(ddof=1) / np.sqrt(each.shape[1]) for each in (values, others)]
     per_seed = values.mean(axis=1) - others.mean(axis=1)
-    return seed_interval(per_seed.tolist(), float(np.hypot(*errors)), min(values.shape[1], others.shape[1]))
+    fewest = min(values.shape[1], others.shape[1])
+    found = seed_interval(per_seed.tolist(), float(np.hypot(*errors)), fewest)
+    return bounded(found, (-2.0, 2.0), unseen(np.ones(fewest)))
 
 
-def among(values: Marks, chosen: Marks) -> Estimate | None:
+def among(values: Marks, chosen: Marks, within: Range) -> Estimate | None:
     """The mean over items that each seed chooses for itself; intervals are over trainings alone, and one training has
-    none. None: a seed chooses nothing."""
+    none. None: a seed chooses nothing.
+
+    Args:
+        within: what an item's value can be.
+    """
     counts = chosen.sum(axis=1)
     if not counts.all():
         return None
     means = ((values * chosen).sum(axis=1) / counts).tolist()
-    return Estimate(means[0]) if len(means) == 1 else seed_interval(means, 0.0, values.shape[1])
+    if len(means) == 1:
+        return Estimate(means[0])
+    return bounded(seed_interval(means, 0.0, values.shape[1]), within, unseen(np.ones(int(counts.min()))))
 
 
 def gather_seed(found: Mapping[str, Any]) -> SeedRecord:

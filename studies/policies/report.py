@@ -10,7 +10,7 @@ from rich.table import Table as TerminalTable
 from alula.reports.document import Cell, Document, Facts, Figure, FigureRow, Section, Table
 from alula.reports.figures import Line, lines
 from alula.reports.wording import MISSING, bounds, duration, percent, points
-from alula.stats import Estimate
+from alula.stats import CHANGE, SHARE, Estimate
 from studies.grids import Grid, written
 from studies.policies.claims import (
     Hard,
@@ -247,9 +247,9 @@ def _hard(record: PoliciesRecord, shares: Sequence[float]) -> Grid:
         cells = []
         for share, each in zip(shown, split, strict=True):
             right, chance = (record.right(share_name(name, share)) for name in (way.name, "random"))
-            groups = [among(right, group) for group in (each.easy, each.hard)]
+            groups = [among(right, group, SHARE) for group in (each.easy, each.hard)]
             cells += [MISSING if group is None else percent(group.value) for group in groups]
-            cells.append("" if way.name == "random" else told(among(right - chance, each.hard)))
+            cells.append("" if way.name == "random" else told(among(right - chance, each.hard, CHANGE)))
         rows.append([way.label, *cells])
     return Grid("Easy: what down-sampling gets right at the same share; hard: what it gets wrong", columns, rows)
 

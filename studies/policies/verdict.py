@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alula.reports.wording import bounds, listing, percent, points
-from alula.stats import Estimate
+from alula.stats import CHANGE, SHARE, Estimate
 from studies.policies.claims import (
     against,
     hard,
@@ -117,10 +117,10 @@ def _difficult(record: PoliciesRecord) -> str:
     for way in ways(record):
         if way.name in PLAIN:
             continue
-        found = among(record.right(share_name(way.name, LOOKED)) - chance, split.hard)
+        found = among(record.right(share_name(way.name, LOOKED)) - chance, split.hard, CHANGE)
         if found is not None:
             sides[sign(found)].append(f"{_SHORT[way.name]} ({points(found)})")
-    least = among(chance, split.hard)
+    least = among(chance, split.hard, SHARE)
     told_least = "" if least is None else f", of which random gets {percent(least.value)} right"
     return (
         f"What down-sampling gets wrong, others get right (VTC-Bench's difficult items): at {kept(LOOKED)} tokens "

@@ -7,8 +7,10 @@ from typing import Literal
 import numpy as np
 
 from alula.evaluation.results import Record
-from alula.stats import Estimate, seed_interval
+from alula.stats import CHANGE, SHARE, Estimate, over_seeds
 from studies.records import StudyRecord
+
+_SHARES = ("drawn", "coded")
 
 
 class Measured(Record):
@@ -41,22 +43,16 @@ class TokensRecord(StudyRecord):
 
     def mean(self, arm: str, what: str) -> Estimate:
         """Of a field of `Measured`, over seeds and captions."""
-        return _estimate([self._values(seed, arm, what) for seed in self.seeds])
+        return over_seeds([self._values(seed, arm, what) for seed in self.seeds], SHARE if what in _SHARES else None)
 
     def gain(self, arm: str, other: str, what: str) -> Estimate:
         """An arm less another, caption by caption."""
-        return _estimate([self._values(s, arm, what) - self._values(s, other, what) for s in self.seeds])
+        found = [self._values(s, arm, what) - self._values(s, other, what) for s in self.seeds]
+        return over_seeds(found, CHANGE if what in _SHARES else None)
 
     def likelier(self, arm: str) -> Estimate:
         """Share of the captions that their own picture makes likelier (chance: a half)."""
-        return _estimate([(self._values(seed, arm, "read") > 0).astype(np.float64) for seed in self.seeds])
+        return over_seeds([(self._values(seed, arm, "read") > 0).astype(np.float64) for seed in self.seeds], SHARE)
 
     def _values(self, seed: int, arm: str, what: str) -> np.ndarray:
         return np.asarray(getattr(self.seeds[seed][arm], what), dtype=np.float64)
-
-
-def _estimate(items: list[np.ndarray]) -> Estimate:
-    """Of the same captions under several seeds."""
-    over_seeds = np.mean(items, axis=0)
-    error = float(over_seeds.std(ddof=1) / np.sqrt(len(over_seeds))) if len(over_seeds) > 1 else 0.0
-    return seed_interval([float(each.mean()) for each in items], error, len(over_seeds))

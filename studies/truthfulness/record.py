@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from alula.evaluation import RunResult
 from alula.evaluation.results import Record
-from alula.stats import Estimate, seed_interval
+from alula.stats import CHANGE, SHARE, Estimate, Range, bounded, over_seeds, seed_interval, unseen
 from alula_fledgling.quickstart.plan import BASE
 from studies.signs import SignTest, sign_test
 from studies.truthfulness.arms import ARMS, Arm
@@ -57,11 +57,11 @@ class TruthRecord(Record):
 
     def mean(self, name: str, tasks: Sequence[str], measure: str) -> Estimate | None:
         """Of a model, over seeds and questions; of several tasks the mean of theirs. None: they have it not."""
-        return self._estimate([self._values(seed, name, tasks, measure) for seed in self.seeds], tasks)
+        return self._estimate([self._values(seed, name, tasks, measure) for seed in self.seeds], tasks, SHARE)
 
     def difference(self, name: str, other: str, tasks: Sequence[str], measure: str) -> Estimate | None:
         """Of one model from another, paired question by question and seed by seed."""
-        return self._estimate(self._differences(name, other, tasks, measure), tasks)
+        return self._estimate(self._differences(name, other, tasks, measure), tasks, CHANGE)
 
     def signs(self, name: str, other: str, tasks: Sequence[str], measure: str) -> SignTest | None:
         """Whether the differences, averaged over seeds, might as well have the other sign: clusters are flipped."""
@@ -79,8 +79,7 @@ class TruthRecord(Record):
         if other is not None:
             theirs = [self._row(seed, other, task, "score")[keep] for seed in self.seeds]
             found = [one - two for one, two in zip(found, theirs, strict=True)]
-        error = float(np.mean(found, axis=0).std(ddof=1) / np.sqrt(keep.sum()))
-        return seed_interval([float(each.mean()) for each in found], error, int(keep.sum()))
+        return over_seeds(found, SHARE if other is None else CHANGE)
 
     def _differences(
         self, name: str, other: str, tasks: Sequence[str], measure: str
@@ -99,7 +98,9 @@ class TruthRecord(Record):
     def _row(self, seed: int, name: str, task: str, measure: str) -> NDArray[np.float64]:
         return np.array(self.seeds[seed][name][task][measure])
 
-    def _estimate(self, found: Sequence[list[NDArray[np.float64]] | None], tasks: Sequence[str]) -> Estimate | None:
+    def _estimate(
+        self, found: Sequence[list[NDArray[np.float64]] | None], tasks: Sequence[str], within: Range
+    ) -> Estimate | None:
         known = [each for each in found if each is not None]
         if len(known) < len(found):
             return None
@@ -107,7 +108,8 @@ class TruthRecord(Record):
         averaged = [np.mean([each[at] for each in known], axis=0) for at in range(len(tasks))]
         error = sum(self._error(task, values) ** 2 for task, values in zip(tasks, averaged, strict=True))
         units = sum(len({*self.tasks[task].clusters}) for task in tasks)
-        return seed_interval(per_seed, float(np.sqrt(error)) / len(tasks), units)
+        estimate = seed_interval(per_seed, float(np.sqrt(error)) / len(tasks), units)
+        return bounded(estimate, within, unseen(np.ones(units)))
 
     def _error(self, task: str, values: NDArray[np.float64]) -> float:
         """Standard error of the mean where clusters are what was drawn."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from alula.stats import Estimate, seed_interval
+from alula.stats import Estimate, over_seeds
 from studies.records import StudyRecord
 
 Told = dict[str, dict[str, list[float]]]
@@ -25,16 +25,16 @@ class UniversalRecord(StudyRecord):
 
     def loss(self, arm: str, medium: str) -> Estimate:
         """Nats per token of captions behind their own item, over seeds and captions."""
-        return _estimate([self._losses(seed, arm, medium, "own") for seed in self.seeds])
+        return over_seeds([self._losses(seed, arm, medium, "own") for seed in self.seeds])
 
     def seen(self, arm: str, medium: str) -> Estimate:
         """How much worse captions are told behind another's item: what the model has of the item."""
-        return _estimate([self._had(seed, arm, medium) for seed in self.seeds])
+        return over_seeds([self._had(seed, arm, medium) for seed in self.seeds])
 
     def change(self, arm: str, other: str, medium: str | None = None) -> Estimate:
         """Loss behind the own item against another arm's, caption by caption; None: mean over media."""
         media = self.media if medium is None else [medium]
-        return _estimate(
+        return over_seeds(
             [
                 np.mean([self._losses(s, arm, m, "own") - self._losses(s, other, m, "own") for m in media], axis=0)
                 for s in self.seeds
@@ -43,17 +43,10 @@ class UniversalRecord(StudyRecord):
 
     def seen_change(self, arm: str, other: str, medium: str) -> Estimate:
         """What the model has of the item (`seen`) against another arm's, caption by caption."""
-        return _estimate([self._had(s, arm, medium) - self._had(s, other, medium) for s in self.seeds])
+        return over_seeds([self._had(s, arm, medium) - self._had(s, other, medium) for s in self.seeds])
 
     def _had(self, seed: int, arm: str, medium: str) -> np.ndarray:
         return self._losses(seed, arm, medium, "others") - self._losses(seed, arm, medium, "own")
 
     def _losses(self, seed: int, arm: str, medium: str, item: str) -> np.ndarray:
         return np.asarray(self.seeds[seed][arm][medium][item], dtype=np.float64)
-
-
-def _estimate(captions: list[np.ndarray]) -> Estimate:
-    """Of the same captions under several seeds."""
-    over_seeds = np.mean(captions, axis=0)
-    error = float(over_seeds.std(ddof=1) / np.sqrt(len(over_seeds))) if len(over_seeds) > 1 else 0.0
-    return seed_interval([float(each.mean()) for each in captions], error, len(over_seeds))

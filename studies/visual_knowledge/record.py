@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from alula.errors import EvaluationError
+from alula.stats import CHANGE, SHARE
 from alula_fledgling.microworld.named import SIGHT_FAMILIES
 from studies.records import StudyRecord
 from studies.signs import SignTest, sign_test
@@ -52,20 +53,21 @@ class KnowledgeRecord(StudyRecord):
 
     def accuracy(self, arm: str, family: str, kind: Kind = "held") -> SignTest:
         """Share right; the interval resamples things."""
-        return sign_test(self.units(arm, family, kind))
+        return sign_test(self.units(arm, family, kind), within=SHARE)
 
     def gain(self, arm: str, other: str, family: str, measure: Measure = "right") -> SignTest:
         """What an arm answers better than another, thing by thing."""
         pairs = zip(self.units(arm, family, measure=measure), self.units(other, family, measure=measure), strict=True)
-        return sign_test([one - another for one, another in pairs])
+        return sign_test([one - another for one, another in pairs], within=CHANGE)
 
     def text(self, arm: str) -> SignTest:
         """Share right of the old text skills; the interval resamples questions."""
-        return sign_test(self._text(arm))
+        return sign_test(self._text(arm), within=SHARE)
 
     def text_gain(self, arm: str, other: str) -> SignTest:
         """What an arm answers better of them, question by question; a question is one over all seeds."""
-        return sign_test([one - another for one, another in zip(self._text(arm), self._text(other), strict=True)])
+        pairs = zip(self._text(arm), self._text(other), strict=True)
+        return sign_test([one - another for one, another in pairs], within=CHANGE)
 
     def named(self, arm: str, mode: str = "use") -> SignTest | None:
         """Share of pictures whose thing is called by its name; None: it was not asked in that mode."""
@@ -102,7 +104,7 @@ class KnowledgeRecord(StudyRecord):
     def _pictures(self, arm: str, mode: str, read: Callable[[Any], Sequence[float] | None]) -> SignTest | None:
         parts = [read(seed[arm]["pictures"][mode]) for seed in self.seeds.values() if mode in seed[arm]["pictures"]]
         values = [value for part in parts if part is not None for value in part]
-        return sign_test(values) if values else None
+        return sign_test(values, within=SHARE) if values else None
 
 
 def _by_thing(about: Sequence[str], values: Sequence[float]) -> dict[str, float]:

@@ -170,3 +170,25 @@ def test_every_verb_says_what_it_does(
             cli.main()
         assert not stop.value.code
         assert verb in capsys.readouterr().out
+
+
+def test_an_option_is_spelled_the_same_in_every_command(programs: dict[str, Any]) -> None:
+    """One name for one thing; what some commands called it before is no further spelling to be learnt."""
+    spelled: dict[str, set[tuple[str, ...]]] = {}
+    found = list(_options(programs["alula"], "alula"))
+    assert len(found) > 100
+    for _, names in found:
+        for name in names:
+            spelled.setdefault(name, set()).add(tuple(each for each in names if each != "--n"))
+    assert not {name: ways for name, ways in spelled.items() if name != "--n" and len(ways) > 1}
+    with_n = [command for command, names in found if "--n" in names]
+    assert with_n == ["alula eval", "alula bank", "alula browse"]
+
+
+def _options(command: Any, path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every option of a command and of those below it: the command, and how the option is spelled."""
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _options(below, f"{path} {name}")
+    for each in command.params:
+        if any(name.startswith("-") for name in each.opts):
+            yield path, (*each.opts, *each.secondary_opts)

@@ -133,3 +133,21 @@ def test_seed_interval_covers() -> None:
         estimate = statistics.seed_interval(list(scores.mean(1)), error, 200)
         hits += estimate.low <= truth <= estimate.high
     assert hits / trials > 0.93
+
+
+def test_shares_stay_shares_and_nothing_seen_is_no_proof() -> None:
+    """The t interval of one seed reaches beyond what a share can be, and has no width where nothing varies."""
+    values = np.ones((3, 40))
+    exact = stats.binomtest(40, 40).proportion_ci(0.95, method="exact").low
+    all_right = statistics.over_seeds(values, statistics.SHARE)
+    assert (all_right.value, all_right.high) == (1.0, 1.0)
+    assert all_right.low == pytest.approx(exact)
+    unmoved = statistics.over_seeds(values - values, statistics.CHANGE)
+    assert (unmoved.low, unmoved.high) == pytest.approx((exact - 1, 1 - exact))
+    values[:, 0] = (1, 0, 1)
+    plain, within = statistics.over_seeds(values), statistics.over_seeds(values, statistics.SHARE)
+    averaged = values.mean(axis=0)
+    error = averaged.std(ddof=1) / math.sqrt(40)
+    assert plain == statistics.seed_interval(values.mean(axis=1).tolist(), error, 40)
+    assert plain.high > 1.0
+    assert within == Estimate(plain.value, plain.low, 1.0)

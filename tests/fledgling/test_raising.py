@@ -219,7 +219,7 @@ def test_two_steps_end_to_end(tmp_path):
     output = tmp_path / "bird"
     arguments = ["fledgling", "raise", "--output", str(output), "--steps", "2", "--tower-steps", "2"]
     arguments += ["--ear-steps", "2"]
-    run = CliRunner().invoke(app, [*arguments, "--exam-items", "2", "--precision", "float32", "--json"])
+    run = CliRunner().invoke(app, [*arguments, "--items", "2", "--precision", "float32", "--json"])
     assert run.exit_code == 0, run.output
     card = json.loads(run.stdout)
     assert card == json.loads((output / "card.json").read_text())

@@ -81,6 +81,22 @@ def test_scatter_of_extremes(points: list[Point]) -> None:
     assert sum(element.attrib.get("class") == "point" for element in root.iter("g")) == len(points)
 
 
+def test_intervals_end_inside_the_frame_or_in_an_arrow() -> None:
+    """Few items make wide intervals: their ends are seen, and are no axes."""
+    few = Point("few", 0, Estimate(0.21, 0.04, 0.38), Estimate(0.9, 0.7, 1.05))
+    root = parsed(scatter([few], title="t", x_title="x", y_title="y", reference=(1.0, "base")))
+    across, up = [e for e in root.iter("line") if e.attrib.get("class") == "bar"]
+    (axis,) = [e for e in root.iter("line") if e.attrib.get("class") == "axis"]
+    left, right = float(axis.attrib["x1"]), float(axis.attrib["x2"])
+    assert left + 5 < float(across.attrib["x1"]) < float(across.attrib["x2"]) < right - 5
+    assert 44 + 5 < float(up.attrib["y2"]) < float(up.attrib["y1"]) < 450 - 54 - 5
+    arrows = [e for e in root.iter("path") if e.attrib.get("class") == "bar"]
+    assert arrows == []
+    wild = Point("wild", 0, Estimate(0.5, 0.45, 0.55), Estimate(1.0, 0.9, 9.0))
+    root = parsed(scatter([wild], title="t", x_title="x", y_title="y", reference=(1.0, "base")))
+    assert len([e for e in root.iter("path") if e.attrib.get("class") == "bar"]) == 1
+
+
 def test_curves_end_labels_keep_apart_and_runs_are_drawn() -> None:
     steps = np.arange(1, 301)
     found = [

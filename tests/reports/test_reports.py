@@ -21,6 +21,7 @@ from alula.reports import (
     Outcome,
     Section,
     comparison_outcome,
+    comparison_report,
     document,
     experiment_report,
     experiment_table,
@@ -29,6 +30,7 @@ from alula.reports import (
     run_report,
     run_table,
 )
+from alula.reports.names import short_names
 from alula.reports.summary import Summary
 from alula.reports.wording import bounds, count, duration, listing, percent, probability, rates
 from alula_fledgling.tasks import native_tasks
@@ -162,8 +164,52 @@ def test_one_training_of_one_method_on_text_alone() -> None:
 def test_models_of_the_same_folder_name_are_told_apart() -> None:
     tasks = native_tasks(["text_bare"], n=10)
     one, two = (made_run(tasks, name, lambda t, k, kind: True) for name in ("runs/x/final", "runs/y/final"))
-    assert comparison_outcome(compare(one, two), command="", seconds=0).title == "y/final against x/final"
+    assert comparison_outcome(compare(one, two), command="", seconds=0).title == "y against x"
     assert comparison_outcome(compare(one, one), command="", seconds=0).title == "runs/x/final against runs/x/final"
+
+
+@pytest.mark.parametrize(
+    ("pair", "told"),
+    [
+        (("runs/x/final", "runs/x/stages/01-align/model"), ("x", "x/align")),
+        (("runs/q/seed-0/wings/final", "runs/q/seed-0/align/final"), ("wings", "align")),
+        (("runs/x/final", "fledgling"), ("x", "fledgling")),
+        (("org/model", "other/model"), ("org/model", "other/model")),
+        (("runs/x/final", "runs/x/latest"), ("runs/x/final", "runs/x/latest")),
+    ],
+)
+def test_models_in_runs_are_called_by_run_and_stage(pair: tuple[str, str], told: tuple[str, str]) -> None:
+    assert short_names(*pair) == told
+
+
+def test_what_the_base_could_not_be_asked_is_shown_of_the_tuned_model() -> None:
+    tasks = native_tasks(["text_bare", "visual"], n=20)
+    tuned = made_run(tasks, "runs/x/final", lambda t, k, kind: k % 4 > 0)
+    base = made_run(tasks[:1], "llm", lambda t, k, kind: True)
+    outcome = comparison_outcome(compare(base, tuned), command="", seconds=0)
+    page = Page(comparison_report(outcome, tuned))
+    assert "Asked of x alone" in page.words
+    assert "Wrong answers of x" in page.words
+    assert "75.0" in page.words  # of the visual questions
+    assert page.words.count("answer") >= 10
+    nothing_more = Page(comparison_report(outcome, made_run(tasks[:1], "runs/x/final", lambda t, k, kind: True)))
+    assert "Asked of" not in nothing_more.words
+    assert "Wrong answers" not in nothing_more.words
+
+
+def test_a_task_of_one_family_has_one_figure_and_bases_stand_in_every_table() -> None:
+    tasks = native_tasks(["text_bare", "visual"], n=20)
+    runs = [made_run(tasks, name, lambda t, k, kind: k % 3 > 0) for name in ("base", "tuned")]
+    for run in runs:
+        for name, task in run.tasks.items():
+            run.tasks[name] = task.model_copy(
+                update={"items": [item.model_copy(update={"family": "mine"}) for item in task.items]}
+            )
+    outcome = comparison_outcome(compare(*runs), command="", seconds=0)
+    sections = {section.title: section for section in document(outcome).sections}
+    text, visual = (sections[name].blocks[0] for name in ("Which text skills were kept", "What they see"))
+    assert [table.columns for table in (text, visual)] == [["", "all"]] * 2
+    assert [[cell.text for cell in row][:1] for row in visual.rows] == [["base"], ["tuned"]]
 
 
 def test_a_model_under_policies_is_told_apart_from_itself() -> None:
@@ -234,6 +280,15 @@ def test_curve_of_a_metrics_file(tmp_path: Path) -> None:
     assert [curve[0].stage, curve[-1].stage] == ["align", "tune"]
     assert curve[0].loss == pytest.approx(np.mean([1 / k for k in range(1, 11)]))
     assert curve[99].step == 1000
+    # a run that went on from step 40 wrote the rows after it again
+    again = [*rows[:60], *({**row, "loss": 9.0} for row in rows[40:80])]
+    path.write_text("".join(json.dumps(row) + "\n" for row in again))
+    assert [(point.step, point.loss) for point in read_curve(path)][38:42] == [
+        (39, 1 / 39),
+        (40, 1 / 40),
+        (41, 9),
+        (42, 9),
+    ]
     path.write_text('{"stage": "a", "step": 1}\n')
     with pytest.raises(EvaluationError, match=r"metrics.jsonl:1: is not a metrics row"):
         read_curve(path)

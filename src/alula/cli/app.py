@@ -117,8 +117,7 @@ def run(make: Callable[[], typer.Typer]) -> None:
         raise SystemExit(reported.exit_code) from None
     if code == _INTERRUPTED:
         _console().print("stopped")
-    if isinstance(code, int):  # of typer.Exit; commands return nothing
-        raise SystemExit(code)
+    raise SystemExit(code if isinstance(code, int) else 0)  # a number is typer.Exit's; commands return nothing
 
 
 def _as_alula_error(error: Exception) -> AlulaError:

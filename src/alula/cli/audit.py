@@ -9,7 +9,7 @@ import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
-from alula.cli.options import Template
+from alula.cli.options import ITEMS, Template
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +38,7 @@ def audit(
         Path, typer.Option(help="Directory for measurements, answers and report; a second run resumes there.")
     ] = Path("runs/audit"),
     samples: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Conversations with images to measure.")] = 128,
-    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Text questions to ask.")] = 200,
+    items: Annotated[int, typer.Option(*ITEMS, min=1, max=MAX_ITEMS, help="Text questions to ask.")] = 200,
     sections: Annotated[
         str, typer.Option(help="Comma separated, from text, attention, alignment, geometry, lens, overlap.")
     ] = "text,attention,alignment,geometry,lens,overlap",

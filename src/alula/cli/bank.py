@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from alula.bounds import MAX_ITEMS
-from alula.cli.options import Template
+from alula.cli.options import EARLIER_ITEMS, Template
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,8 @@ def bank(
         Path | None, typer.Option(file_okay=False, help="Folder that image paths in a file start from.")
     ] = None,
     n: Annotated[
-        int | None, typer.Option("--n", min=1, max=MAX_ITEMS, help="Conversations that are read. (default: all)")
+        int | None,
+        typer.Option(*EARLIER_ITEMS, min=1, max=MAX_ITEMS, help="Conversations that are read. (default: all)"),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Demonstrations of one forward.")] = 16,
     template: Template = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from alula.bounds import MAX_ITEMS
-from alula.cli.options import Template
+from alula.cli.options import EARLIER_ITEMS, Template
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +34,8 @@ def browse(
         Path | None, typer.Option(file_okay=False, help="Folder that image paths in a file start from.")
     ] = None,
     n: Annotated[
-        int | None, typer.Option("--n", min=1, max=MAX_ITEMS, help="Conversations, the first so many. (default: all)")
+        int | None,
+        typer.Option(*EARLIER_ITEMS, min=1, max=MAX_ITEMS, help="Conversations, the first so many. (default: all)"),
     ] = None,
     template: Template = None,
     batch_size: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Conversations per forward.")] = 32,

@@ -9,7 +9,7 @@ import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
-from alula.cli.options import Template
+from alula.cli.options import ITEMS, Template
 
 
 def register(app: typer.Typer) -> None:
@@ -73,7 +73,8 @@ def compress(
         int | None, typer.Option(min=1, max=MAX_ITEMS, help="Conversations to calibrate on. (default: 128)")
     ] = None,
     items: Annotated[
-        int, typer.Option(min=1, max=MAX_ITEMS, help="Questions of --data, or of each task that comes with MODEL.")
+        int,
+        typer.Option(*ITEMS, min=1, max=MAX_ITEMS, help="Questions of --data, or of each task that comes with MODEL."),
     ] = 400,
     batch_size: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Prompts per forward.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=65536, help="Maximum tokens per answer to --data.")] = 64,

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from alula.bounds import MAX_SEED
+from alula.cli.options import ITEMS
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.errors import visible
 from alula.media import MEDIA
@@ -147,7 +148,7 @@ def show(
     reading: READING = None,
     answers: ANSWERS = None,
     first: Annotated[int, typer.Option(min=0, help="Index of the first record to show.")] = 0,
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of records.")] = 3,
+    n: Annotated[int, typer.Option(*ITEMS, min=1, help="Number of records.")] = 3,
 ) -> None:
     """Print records the way alula reads them: roles, texts, and each image, film, sound ... with its size."""
     from alula.data.samples import Sample
@@ -249,7 +250,7 @@ def interleave(
         str, typer.Option(help="Orders of text (T) and visual (V) turns, comma separated; the last turn is scored.")
     ] = "T,TT,TTT,TTV,TV,V,VT,VTT,VVT",
     n: Annotated[
-        int | None, typer.Option("-n", min=1, help="Dialogues per setting. (default: one per possible last question)")
+        int | None, typer.Option(*ITEMS, min=1, help="Dialogues per setting. (default: one per possible last question)")
     ] = None,
     history: Annotated[
         str, typer.Option(help="Answers shown before the last turn: gold, or generated (the model's own).")

@@ -9,7 +9,7 @@ import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
-from alula.cli.options import BankDirectory, Policies, Shots, Template
+from alula.cli.options import EARLIER_ITEMS, BankDirectory, Policies, Shots, Template
 from alula.cli.tasks import HELP, EvalCommand, pictures_named, requested, truthfulness_named
 
 
@@ -68,7 +68,7 @@ def evaluate(
     n: Annotated[
         int | None,
         typer.Option(
-            "--n",
+            *EARLIER_ITEMS,
             min=1,
             max=MAX_ITEMS,
             help="About how many questions each task asks, whole images and dialogues. "
@@ -106,7 +106,7 @@ def evaluate(
     from alula.reports import (
         captions_table,
         comparison_outcome,
-        experiment_report,
+        comparison_report,
         experiment_table,
         paired_ratio_tables,
         run_ratio_tables,
@@ -196,11 +196,14 @@ def evaluate(
         tables = [run_table(session.tuned), *run_ratio_tables(session.tuned)]
     else:
         outcome = comparison_outcome(session.paired, command=command, seconds=session.seconds)
-        html = experiment_report(outcome)
+        html = comparison_report(outcome, session.tuned)
         tables = [experiment_table(outcome), *paired_ratio_tables(outcome.methods["tuned"])]
+        if session.alone is not None:
+            tables += [run_table(session.alone), *run_ratio_tables(session.alone)]
     if session.skipped:
         talk.print(
-            f"not compared, since {base} takes no images (video, audio): {', '.join(session.skipped)}",
+            f"asked of {model} alone, since {base} takes no images (video, audio): {', '.join(session.skipped)}. To "
+            "compare these too, name a base that sees, such as the host before tuning (RUN/stages/01-align/model)",
             highlight=False,
             soft_wrap=True,
         )

@@ -15,6 +15,11 @@ Template = Annotated[
     ),
 ]
 
+ITEMS = ("--items", "-n")
+"""How many questions, records or conversations are taken, in every command that takes some."""
+EARLIER_ITEMS = (*ITEMS, "--n")
+"""With the name that some commands had for it, which command lines that were written down go on with."""
+
 Policies = Annotated[
     Path | None,
     typer.Option(

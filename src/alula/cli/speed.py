@@ -9,7 +9,7 @@ import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
-from alula.cli.options import Template
+from alula.cli.options import ITEMS, Template
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +45,7 @@ def speed(
     output: Annotated[
         Path, typer.Option(help="Directory for measurements, report and policies.json; a second run resumes there.")
     ] = Path("runs/speed"),
-    samples: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions to ask.")] = 64,
+    items: Annotated[int, typer.Option(*ITEMS, min=1, max=MAX_ITEMS, help="Questions to ask.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of timing.")] = 5,
     timed: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Batches timed in each round.")] = 2,
     steps: Annotated[int, typer.Option(min=2, max=4096, help="Tokens generated where time is taken.")] = 16,
@@ -81,7 +81,7 @@ def speed(
         data=data,
         images=images,
         grid=grid,
-        samples=samples,
+        samples=items,
         rounds=rounds,
         timed=timed,
         steps=steps,

@@ -35,7 +35,9 @@ def conversations(source: Source, n: int | None = None) -> int:
     """
     sizes = [size for size in (n, source.size) if size is not None]
     if not sizes:
-        raise UsageError("this source never ends", where=source.name, remedy="say how many conversations to read (--n)")
+        raise UsageError(
+            "this source never ends", where=source.name, remedy="say how many conversations to read (--items)"
+        )
     return min(sizes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,18 +10,23 @@ import numpy as np
 from alula.errors import EvaluationError
 from alula.evaluation.results import Columns, Estimate, Labels, PairedResult, Record
 from alula.stats import (
+    CHANGE,
+    SHARE,
+    Range,
     Resampling,
     Side,
     Statistic,
     Sums,
     Unmoved,
     base_mean,
+    bounded,
     difference,
     resample,
     retention,
     seed_interval,
     standard_error,
     tuned_mean,
+    unseen,
 )
 
 _DEFAULT = Resampling(resamples=2_000)
@@ -131,11 +137,11 @@ def _combine(scores: Sequence[_Scores], same: bool, how: Resampling) -> SeedsCom
     units = averaged if averaged is not None else _together(scores)
     fell, rose = (any(each) for each in zip(*map(_moved, scores), strict=True))
     beyond = Unmoved.of(units, fell=fell, rose=rose, confidence=how.confidence)
+    nothing = unseen(units.size, how.confidence)
 
     def spread(
         statistic: Statistic,
-        lowest: float = 0.0,
-        highest: float = 1.0,
+        within: Range = SHARE,
         widened: Callable[[Estimate], Estimate] = lambda found: found,
     ) -> Spread:
         per_seed = [
@@ -145,9 +151,7 @@ def _combine(scores: Sequence[_Scores], same: bool, how: Resampling) -> SeedsCom
         clusters = len(averaged.base) if averaged is not None else 0
         mean = widened(seed_interval(per_seed, error, clusters, how.confidence))
         return Spread(
-            mean=Estimate(
-                value=mean.value, low=_clip(mean.low, lowest, highest), high=_clip(mean.high, lowest, highest)
-            ),
+            mean=bounded(mean, within, nothing),
             per_seed=per_seed,
             deviation=float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
         )
@@ -156,8 +160,8 @@ def _combine(scores: Sequence[_Scores], same: bool, how: Resampling) -> SeedsCom
         n=len(scores[0][0]),
         base=spread(base_mean),
         tuned=spread(tuned_mean),
-        difference=spread(difference, lowest=-1.0, widened=beyond.difference),
-        retention=spread(retention, highest=np.inf, widened=beyond.retention)
+        difference=spread(difference, CHANGE, widened=beyond.difference),
+        retention=spread(retention, (0.0, math.inf), widened=beyond.retention)
         if all(base.sum() > 0 for base, _, _ in scores)
         else None,
         lost=[int(((base >= 1) & (tuned < 1)).sum()) for base, tuned, _ in scores],
@@ -183,8 +187,3 @@ def _averaged(scores: Sequence[_Scores]) -> Sums:
     """Scores averaged over the seeds, which share their items."""
     base, tuned = (np.mean([one[k] for one in scores], axis=0) for k in (0, 1))
     return Sums.of(base, tuned, scores[0][2])
-
-
-def _clip(bound: float, lowest: float, highest: float) -> float:
-    """A t interval knows nothing of the range a statistic can take."""
-    return float(np.clip(bound, lowest, highest))

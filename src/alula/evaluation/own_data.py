@@ -83,7 +83,9 @@ def data_task(
 def _count(source: Source, n: int | None) -> int:
     sizes = [size for size in (n, source.size) if size is not None]
     if not sizes:
-        raise EvaluationError("this source never ends", where=source.name, remedy="say how many items to take (--n)")
+        raise EvaluationError(
+            "this source never ends", where=source.name, remedy="say how many items to take (--items)"
+        )
     return min(sizes)
 
 

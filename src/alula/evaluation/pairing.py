@@ -25,6 +25,7 @@ from alula.evaluation.results import (
     RunResult,
     TaskResult,
 )
+from alula.seam import stock_attention
 from alula.stats import PAIRED, Resampling
 
 KEPT_FLIPS = 12
@@ -279,6 +280,8 @@ def _compare_conditions(before: Conditions, after: Conditions) -> list[str]:
         notes.append(f"policies differ: {first} before, {second} after")
     for key in ("batch_size", "device", "backend"):
         first, second = getattr(before, key), getattr(after, key)
+        if key == "backend":
+            first, second = _same_parts(first, second)
         if first != second:
             notes.append(f"{key.replace('_', ' ')} differs: {_plain(first)} before, {_plain(second)} after")
     for package in sorted({*before.versions, *after.versions}):
@@ -286,6 +289,12 @@ def _compare_conditions(before: Conditions, after: Conditions) -> list[str]:
         if first != second:
             notes.append(f"{package} differs: {first} before, {second} after")
     return notes
+
+
+def _same_parts(*backends: dict[str, str]) -> list[dict[str, str]]:
+    """Attention of the parts that both models have, where grafts ask it for sums as the stock one it computes."""
+    shared = set.intersection(*map(set, backends))
+    return [{part: stock_attention(name) for part, name in each.items() if part in shared} for each in backends]
 
 
 def _setting_notes(before: TaskResult, after: TaskResult) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.evaluation.results import Estimate, ItemResult, Labels, Ratio, RatioComparison
-from alula.stats import PAIRED, Resampling, percentile_interval, resample_totals
+from alula.stats import CHANGE, PAIRED, SHARE, Range, Resampling, bounded, percentile_interval, resample_totals, unseen
 
 ALL = "all"
 """the group of all items"""
@@ -27,7 +27,14 @@ def figures(
         rows = _by_cluster(_counts(chosen, names), _units(chosen))
         whole, totals = rows.sum(axis=0), resample_totals(rows, how)
         found[group] = {
-            ratio.name: _estimate(_value(whole, ratio, names), _value(totals, ratio, names), how) for ratio in ratios
+            ratio.name: _estimate(
+                _value(whole, ratio, names),
+                _value(totals, ratio, names),
+                how,
+                _range(ratio),
+                _below(rows, ratio, names),
+            )
+            for ratio in ratios
         }
     return found
 
@@ -51,10 +58,16 @@ def compared_figures(
         for ratio in ratios:
             one, many = _value(first, ratio, names), _value(firsts, ratio, names)
             other, others = _value(second, ratio, names), _value(seconds, ratio, names)
+            within, (below, below_other) = (
+                _range(ratio),
+                (_below(part, ratio, names) for part in np.split(rows, 2, axis=1)),
+            )
             found[group][ratio.name] = RatioComparison(
-                base=_estimate(one, many, how),
-                tuned=_estimate(other, others, how),
-                difference=_estimate(other - one, others - many, how),
+                base=_estimate(one, many, how, within, below),
+                tuned=_estimate(other, others, how, within, below_other),
+                difference=_estimate(
+                    other - one, others - many, how, within and CHANGE, np.maximum(below, below_other)
+                ),
             )
     return found
 
@@ -93,5 +106,23 @@ def _value(totals: NDArray[np.float64], ratio: Ratio, names: Sequence[str]) -> N
         return np.where(bottom == 0, np.nan, (totals @ over) / bottom)
 
 
-def _estimate(value: NDArray[np.float64], replicates: NDArray[np.float64], how: Resampling) -> Estimate | None:
-    return None if np.isnan(value) else percentile_interval(float(value), replicates, how.confidence)
+def _below(rows: NDArray[np.float64], ratio: Ratio, names: Sequence[str]) -> NDArray[np.float64]:
+    """(clusters,) what each counts for below the line."""
+    return np.abs(rows @ np.array([ratio.under.get(name, 0.0) for name in names]))
+
+
+def _range(ratio: Ratio) -> Range | None:
+    return SHARE if ratio.unit == "share" else None
+
+
+def _estimate(
+    value: NDArray[np.float64],
+    replicates: NDArray[np.float64],
+    how: Resampling,
+    within: Range | None,
+    units: NDArray[np.float64],
+) -> Estimate | None:
+    if np.isnan(value):
+        return None
+    found = percentile_interval(float(value), replicates, how.confidence)
+    return found if within is None else bounded(found, within, unseen(units, how.confidence))

@@ -31,7 +31,7 @@ from alula.hosts.host import tokenizer_of
 from alula.hosts.stops import stop_ids
 from alula.inputs import placed
 from alula.items import inputs_of
-from alula.stats import PAIRED, Estimate, Resampling, percentile_interval, resample_totals
+from alula.stats import PAIRED, SHARE, Estimate, Resampling, bounded, percentile_interval, resample_totals, unseen
 
 AT = (1, 5, 10)
 
@@ -97,7 +97,8 @@ def recall_of(similarity: NDArray[np.float64], picture: Sequence[int], how: Resa
 
     def share(column: int, over: int) -> Estimate:
         value = float(whole[column] / whole[over])
-        return percentile_interval(value, totals[:, column] / totals[:, over], how.confidence)
+        found = percentile_interval(value, totals[:, column] / totals[:, over], how.confidence)
+        return bounded(found, SHARE, unseen(rows[:, over], how.confidence))
 
     places = range(len(AT))
     return Recall(

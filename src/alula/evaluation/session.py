@@ -44,6 +44,12 @@ class Session:
     """tasks the base could not take, so that they are not compared"""
     seconds: float
 
+    @property
+    def alone(self) -> RunResult | None:
+        """What the model answered that was not compared; None where everything was."""
+        tasks = {name: task for name, task in self.tuned.tasks.items() if name in self.skipped}
+        return self.tuned.model_copy(update={"tasks": tasks}) if tasks else None
+
 
 def choose_tasks(
     processor: Any,

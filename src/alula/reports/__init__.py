@@ -1,6 +1,6 @@
 """Results as something to look at: one HTML page that needs nothing else, and tables for the terminal."""
 
-from alula.reports.comparison import comparison_outcome
+from alula.reports.comparison import comparison_outcome, comparison_report
 from alula.reports.document import Document, Section, render
 from alula.reports.experiment import document, experiment_report
 from alula.reports.outcome import BaseOutcome, CurvePoint, MethodOutcome, Outcome, SeedOutcome, read_curve
@@ -18,6 +18,7 @@ __all__ = [
     "SeedOutcome",
     "captions_table",
     "comparison_outcome",
+    "comparison_report",
     "document",
     "experiment_report",
     "experiment_table",

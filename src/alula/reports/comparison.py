@@ -1,18 +1,23 @@
-"""A single pair of models as an experiment of one method and one training, so that it is reported the same way."""
+"""A single pair of models as an experiment of one method and one training, so that it is reported the same way; and
+what the tuned one alone was asked."""
 
 from __future__ import annotations
 
 import datetime
-from pathlib import PurePath
+from dataclasses import replace
 
-from alula.evaluation import PairedRun
+from alula.evaluation import PairedRun, RunResult
 from alula.evaluation.results import Conditions
+from alula.reports.document import Section, render
+from alula.reports.experiment import document
+from alula.reports.names import short_names
 from alula.reports.outcome import BaseOutcome, MethodOutcome, Outcome, SeedOutcome
+from alula.reports.single import by_skill, scores, wrong_answers
 
 
 def comparison_outcome(pairs: PairedRun, *, command: str, seconds: float, seed: int = 0) -> Outcome:
     """Return the comparison as an `Outcome`; what is not known of the training stays empty."""
-    tuned, base = _short(pairs.tuned, pairs.base)
+    tuned, base = short_names(pairs.tuned, pairs.base)
     if tuned == base:
         tuned, base = _under(tuned, pairs.tuned_conditions), _under(base, pairs.base_conditions)
     return Outcome(
@@ -32,14 +37,33 @@ def comparison_outcome(pairs: PairedRun, *, command: str, seconds: float, seed: 
     )
 
 
-def _short(one: str, other: str) -> tuple[str, str]:
-    """The last parts of two paths, as few as tell them apart."""
-    parts, others = PurePath(one).parts, PurePath(other).parts
-    for count in range(1, max(len(parts), len(others))):
-        short, short_other = "/".join(parts[-count:]), "/".join(others[-count:])
-        if short != short_other:
-            return short, short_other
-    return one, other
+def comparison_report(outcome: Outcome, tuned: RunResult) -> str:
+    """Return the HTML report of a comparison: the experiment's, with what the tuned model was asked that its base was
+    not, and with the tuned model's wrong answers.
+
+    Args:
+        outcome: of `comparison_outcome`.
+        tuned: the run of the tuned model.
+    """
+    page = document(outcome)
+    label = outcome.methods["tuned"].label
+    alone = [task for name, task in tuned.tasks.items() if name not in outcome.tasks]
+    more = []
+    if alone:
+        reading = [f"{outcome.base.label} was not asked these: it does not take what they show."]
+        more.append(
+            Section(
+                f"Asked of {label} alone",
+                reading,
+                [scores(alone), *(by_skill(task) for task in alone if len(task.families) > 1)],
+            )
+        )
+    told = wrong_answers(list(tuned.tasks.values()))
+    if told.groups:
+        reading = [f"What {label} got wrong, whether or not the base knew it."]
+        more.append(Section(f"Wrong answers of {label}", reading, [told]))
+    *others, last = page.sections
+    return render(replace(page, sections=[*others, *more, last]))
 
 
 def _under(name: str, conditions: Conditions) -> str:

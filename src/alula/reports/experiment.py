@@ -26,7 +26,7 @@ from alula.reports.document import (
     render,
 )
 from alula.reports.figures import Curve, Point, Sides, butterfly, curves, scatter
-from alula.reports.outcome import CurvePoint, Outcome
+from alula.reports.outcome import CurvePoint, Outcome, rewound
 from alula.reports.palette import NEUTRAL
 from alula.reports.ratios import comparison_sections
 from alula.reports.summary import TEXT, VISUAL, Method, Summary
@@ -108,7 +108,7 @@ def _tradeoff(summary: Summary) -> Section | None:
                 title=title,
                 x_title="visual questions answered right",
                 y_title=title,
-                reference=(1.0, "the untuned base"),
+                reference=(1.0, "the base"),
             )
             figures.append(Figure(svg))
     if not figures:
@@ -125,7 +125,10 @@ def _figures_at_a_glance(summary: Summary) -> Section:
     tasks = [*summary.text_tasks, *summary.visual_tasks, *summary.mixed_tasks]
     known = any(outcome.seconds for method in summary.methods for outcome in method.outcome.seeds.values())
     columns = ["", *(_heading(summary, task) for task in tasks)]
-    base = [Cell(summary.outcome.base.label, note="untuned"), *(Cell(percent(summary.base_accuracy(t))) for t in tasks)]
+    base = [
+        Cell(summary.outcome.base.label, note="the base"),
+        *(Cell(percent(summary.base_accuracy(t))) for t in tasks),
+    ]
     if known:
         columns += ["trained parameters, time", "learning rate"]
         base += [Cell("")] * 2
@@ -167,16 +170,14 @@ def text_families(summary: Summary) -> Section | None:
 
 
 def _retention_table(summary: Summary, task: str) -> Table:
-    families = list(summary.result(summary.methods[0], task).groups)
+    families = _families(summary, task)
     base_row = [Cell(f"{summary.outcome.base.label}: right")]
-    for family in families:
-        parts = [summary.result(method, task).groups[family].base.mean.value for method in summary.methods]
-        base_row.append(Cell(_whole(sum(parts) / len(parts))))
+    base_row += [Cell(_whole(_base(summary, task, family))) for family in families]
     rows = [[*base_row, Cell(_whole(summary.base_accuracy(task)))]]
     for method in summary.methods:
         row = [Cell(method.label, series=method.series)]
         result = summary.result(method, task)
-        for family, part in [*result.groups.items(), ("all", result.overall)]:
+        for family, part in [*((each, result.groups[each]) for each in families), ("all", result.overall)]:
             if part.retention is None:
                 row.append(Cell(MISSING, hint="the base answers none of these"))
                 continue
@@ -196,13 +197,28 @@ def _retention_table(summary: Summary, task: str) -> Table:
     return Table(["", *map(_plain, families), "all"], rows, caption, heat=True)
 
 
+def _families(summary: Summary, task: str) -> list[str]:
+    """Families of a task; none where there is but one, of which the figure of all has said it."""
+    found = list(summary.result(summary.methods[0], task).groups)
+    return found if len(found) > 1 else []
+
+
+def _base(summary: Summary, task: str, family: str) -> float:
+    """The base's accuracy on a family, averaged over what each method was compared with."""
+    parts = [summary.result(method, task).groups[family].base.mean.value for method in summary.methods]
+    return sum(parts) / len(parts)
+
+
 def _visual_families(summary: Summary) -> Section | None:
     if not summary.visual_tasks:
         return None
     tables = []
     for task in summary.visual_tasks:
-        families = list(summary.result(summary.methods[0], task).groups)
-        rows = []
+        families = _families(summary, task)
+        base = [Cell(summary.outcome.base.label)]
+        for share in [*(_base(summary, task, family) for family in families), summary.base_accuracy(task)]:
+            base.append(Cell(_whole(share), shade=0.9 * share))
+        rows = [base]
         for method in summary.methods:
             result = summary.result(method, task)
             row = [Cell(method.label, series=method.series)]
@@ -237,10 +253,11 @@ def _dialogue_table(summary: Summary, task: str, kind: str, before: Sequence[str
 
     columns = ["", *(_history(value) for value in before), "all"]
     rows = []
-    if kind == TEXT:
-        bases = zip(*(parts(method) for method in summary.methods), strict=True)
-        base = [sum(p.base.mean.value for p in ps) / len(ps) if all(ps) else None for ps in bases]
-        rows.append([Cell(summary.outcome.base.label), *(Cell(_whole(value)) for value in base)])
+    bases = zip(*(parts(method) for method in summary.methods), strict=True)
+    base = [sum(p.base.mean.value for p in ps) / len(ps) if all(ps) else None for ps in bases]
+    shades = [None if kind == TEXT or value is None else 0.9 * value for value in base]
+    shown = (Cell("" if value is None else _whole(value), shade=s) for value, s in zip(base, shades, strict=True))
+    rows.append([Cell(summary.outcome.base.label), *shown])
     for method in summary.methods:
         row = [Cell(method.label, series=method.series)]
         for part in parts(method):
@@ -289,7 +306,7 @@ def _by_stage(runs: Sequence[Sequence[CurvePoint]]) -> dict[str, list[tuple[list
     stages: dict[str, list[tuple[list[float], list[float]]]] = {}
     for run in runs:
         for stage in dict.fromkeys(point.stage for point in run):
-            points = [point for point in run if point.stage == stage]
+            points = rewound([point for point in run if point.stage == stage])
             if len(points) > 1:
                 stages.setdefault(stage, []).append(([p.step for p in points], [p.loss for p in points]))
     return stages

@@ -145,7 +145,17 @@ def read_curve(path: str | os.PathLike[str], points: int = CURVE_POINTS) -> list
         except (ValueError, KeyError, TypeError) as error:
             raise EvaluationError("is not a metrics row", where=f"{path}:{number}") from error
         stages.setdefault(point.stage, []).append(point)
-    return [point for stage in stages.values() for point in _thin(stage, points)]
+    return [point for stage in stages.values() for point in _thin(rewound(stage), points)]
+
+
+def rewound(curve: Sequence[CurvePoint]) -> list[CurvePoint]:
+    """A stage's curve without what was taken back: where steps begin again at an earlier one, the later rows count."""
+    found: list[CurvePoint] = []
+    for point in curve:
+        while found and found[-1].step >= point.step:
+            found.pop()
+        found.append(point)
+    return found
 
 
 def _thin(curve: Sequence[CurvePoint], points: int) -> list[CurvePoint]:

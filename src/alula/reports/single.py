@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from alula.evaluation import ItemResult, RunResult, TaskResult
 from alula.reports.document import Block, Browser, Cell, Document, Exchange, Facts, Section, Table, render
 from alula.reports.ratios import run_sections
@@ -13,13 +15,9 @@ _SHOWN = 24
 
 def run_report(run: RunResult, *, command: str = "") -> str:
     """Return the HTML report of one run: scores by task and skill, and wrong answers to read."""
-    scores, blocks = [], []
-    for task in run.tasks.values():
-        share = wilson(sum(item.score for item in task.items), len(task.items))
-        scores.append(
-            [Cell(task.title), Cell(str(len(task.items))), Cell(percent(share.value), note=bounds(share), strong=True)]
-        )
-        blocks.append(_families(task))
+    tasks = list(run.tasks.values())
+    # where a task has one family, its row of the scores has said it
+    skills = [by_skill(task) for task in tasks if len(task.families) > 1]
     sections = [
         Section(
             "Scores",
@@ -27,11 +25,11 @@ def run_report(run: RunResult, *, command: str = "") -> str:
                 "Right answers, with Wilson's 95 % interval under each share.",
                 *(f"Note: {task.title}: {note}." for task in run.tasks.values() for note in task.notes),
             ],
-            [Table(["", "items", "right"], scores)],
+            [scores(tasks)],
         ),
-        Section("By skill", blocks=blocks),
+        *([Section("By skill", blocks=skills)] if skills else []),
         *run_sections(run),
-        Section("Wrong answers", blocks=[_wrong(run)]),
+        Section("Wrong answers", blocks=[wrong_answers(tasks)]),
         Section("To repeat this", blocks=[_facts(run, command)]),
     ]
     lead = [
@@ -42,7 +40,18 @@ def run_report(run: RunResult, *, command: str = "") -> str:
     return render(Document(title=f"Evaluation of {run.model}", lead=lead, sections=sections))
 
 
-def _families(task: TaskResult) -> Block:
+def scores(tasks: Sequence[TaskResult]) -> Table:
+    """A row per task: how many items, how many right."""
+    rows = []
+    for task in tasks:
+        share = wilson(sum(item.score for item in task.items), len(task.items))
+        right = Cell(percent(share.value), note=bounds(share), strong=True)
+        rows.append([Cell(task.title), Cell(str(len(task.items))), right])
+    return Table(["", "items", "right"], rows)
+
+
+def by_skill(task: TaskResult) -> Table:
+    """Right answers of a task by family."""
     cells = [Cell("right")]
     for family in task.families:
         items = [item for item in task.items if item.family == family]
@@ -53,9 +62,10 @@ def _families(task: TaskResult) -> Block:
     return Table(["", *names], [cells], task.title.capitalize(), heat=True)
 
 
-def _wrong(run: RunResult) -> Block:
+def wrong_answers(tasks: Sequence[TaskResult]) -> Browser:
+    """Wrong answers to leaf through, of all families in turn."""
     groups, exchanges = [], []
-    for task in run.tasks.values():
+    for task in tasks:
         wrong = [item for item in task.items if item.score < 1]
         if not wrong:
             continue

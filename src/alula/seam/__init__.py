@@ -1,6 +1,6 @@
 """The one place that touches transformers internals: attention function, forward context, cache layer, taps."""
 
-from alula.seam.attention import ATTENTION
+from alula.seam.attention import ATTENTION, stock_attention
 from alula.seam.cache import TokenCache
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.declared import DECLARED, POLICIES, declare, declared, grafted_weights, retract
@@ -80,6 +80,7 @@ __all__ = [
     "needs_roles",
     "retract",
     "scoring_inputs",
+    "stock_attention",
     "taps",
     "text_logits",
     "with_keywords",

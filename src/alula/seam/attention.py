@@ -570,6 +570,11 @@ def open_attention(anatomy: Anatomy) -> str:
     return name
 
 
+def stock_attention(name: str) -> str:
+    """The implementation that computes what ``name`` does, where that is one of alula's; else ``name``."""
+    return next((stock for stock, ours in _OURS.items() if ours == name), name)
+
+
 def close_attention(anatomy: Anatomy, name: str) -> None:
     """Undo `open_attention`, unless the implementation was changed since."""
     if anatomy.config._attn_implementation == _OURS.get(name):

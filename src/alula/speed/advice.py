@@ -149,7 +149,7 @@ def _doubts(speed: Speed, row: Row, budget: Mapping[str, float]) -> list[str]:
     if "agreement" in budget and agreement.low < budget["agreement"]:
         found.append(
             f"Of {speed.n} answers: the 95 % interval of its agreement reaches down to {percent(agreement.low)}. More "
-            "--samples narrow it."
+            "--items narrow it."
         )
     if row.answer is not None and row.answer.median > speed.itself.low:
         found.append(

@@ -121,7 +121,9 @@ def browse_data(
     """
     sizes = [size for size in (n, source.size) if size is not None]
     if not sizes:
-        raise UsageError("this source never ends", where=source.name, remedy="say how many to read (--n, or limit=)")
+        raise UsageError(
+            "this source never ends", where=source.name, remedy="say how many to read (--items, or limit=)"
+        )
     model.eval()
     device = next(model.parameters()).device
     collate = Collator(processor, train=False, template=template, context=context_length(model))

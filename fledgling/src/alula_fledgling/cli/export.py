@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
+from alula.cli.options import ITEMS
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +26,7 @@ def export(
     ],
     directory: Annotated[Path, typer.Argument(help="New folder to write.")],
     form: Annotated[str, typer.Option("--format", help="jsonl (messages) or llava (conversations).")] = "jsonl",
-    n: Annotated[int, typer.Option("-n", min=1, max=MAX_ITEMS, help="Number of items.")] = 1000,
+    n: Annotated[int, typer.Option(*ITEMS, min=1, max=MAX_ITEMS, help="Number of items.")] = 1000,
     split: Annotated[str, typer.Option(help="train, test or unseen.")] = "train",
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed, other items.")] = 0,
     family: Annotated[list[str] | None, typer.Option(help="Only this family of skill; may be repeated.")] = None,

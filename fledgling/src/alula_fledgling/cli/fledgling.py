@@ -22,13 +22,16 @@ from rich.table import Table
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
+from alula.cli.options import ITEMS
 
-OUTPUT = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; replaced when everything is done.")]
+OUTPUT = Annotated[Path, typer.Option(help="Folder to write; replaced when everything is done.")]
 SEED = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed, another fledgling.")]
 STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of schooling. (default: 2,600)")]
 TOWER_STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of the tower. (default: 1,000)")]
 EAR_STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of the ears. (default: 200)")]
-EXAM_ITEMS = Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Held-out items per family in the examination.")]
+EXAM_ITEMS = Annotated[
+    int, typer.Option(*ITEMS, min=1, max=MAX_ITEMS, help="Held-out items per family in the examination.")
+]
 DEVICE = Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: a GPU where there is one)")]
 PRECISION = Annotated[
     str, typer.Option(help="Of the matrix products: float32, bfloat16, or auto (bfloat16 where there are units).")

@@ -9,6 +9,7 @@ import typer
 
 from alula.bounds import MAX_ITEMS
 from alula.cli.command import command_line
+from alula.cli.options import ITEMS
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +25,7 @@ def quickstart(
     methods: Annotated[
         str, typer.Option(help="Comma separated, out of full, full-10x, lora, wings, experts.")
     ] = "full,full-10x,lora,wings,experts",
-    items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions per task.")] = 400,
+    items: Annotated[int, typer.Option(*ITEMS, min=1, max=MAX_ITEMS, help="Questions per task.")] = 400,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side; default: one per core.")] = None,
     steps: Annotated[float, typer.Option(min=0.001, help="Factor on the trainings' steps, for a quick look.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")] = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,6 +19,9 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 44, 54
 _RADIUS, _FONT = 6.5, 13.0
 _GAP = 5.0
 """left free at both ends of a label, since its width is known only about"""
+_REACH = 0.6
+"""intervals of shares are shown to their ends as far as this beyond the outermost points"""
+_HEAD = 7.0
 _STEP = 8.0
 """from box to box along a line that labels keep off"""
 
@@ -98,6 +101,8 @@ def scatter(
         canvas.open(hint=_hint(point), class_="point")
         canvas.line(low_x, at_y, high_x, at_y, stroke=colour(point.series), class_="bar")
         canvas.line(at_x, low_y, at_x, high_y, stroke=colour(point.series), class_="bar")
+        for arrow in _arrows(point, x, y):
+            canvas.add("path", d=arrow, stroke=colour(point.series), class_="bar", fill="none")
         canvas.add("path", d=marker_path(point.series, at_x, at_y, _RADIUS), fill=colour(point.series), class_="dot")
         canvas.close()
         bars += [_Box(low_x, at_y - 2, high_x, at_y + 2), _Box(at_x - 2, high_y, at_x + 2, low_y)]
@@ -156,12 +161,14 @@ def _along(path: Sequence[tuple[float, float]]) -> list[_Box]:
 
 
 def _range(estimates: Sequence[Estimate], more: Sequence[float]) -> tuple[float, float]:
-    """Hold every point and interval, but let no single wide interval press the points into a corner."""
+    """Hold every point and every interval; one that is many times as wide as all points lie apart is cut off, which an
+    arrow says, so that it presses none of them into a corner."""
     low, high = spread([*(e.value for e in estimates), *more], 0.12, least=0.04)
-    reach = 1.2 * (high - low)
     bounds = [b for e in estimates for b in (e.low, e.high) if math.isfinite(b)]
-    bottom = max(min([low, *(b - 0.01 for b in bounds)]), low - reach)
-    top = min(max([high, *(b + 0.01 for b in bounds)]), high + reach)
+    reach = max(_REACH, 3 * (high - low))
+    margin = 0.04 * (max([high, *bounds]) - min([low, *bounds]))
+    bottom = max(min([low, *(b - margin for b in bounds)]), low - reach)
+    top = min(max([high, *(b + margin for b in bounds)]), high + reach)
     return max(bottom, -0.02), top
 
 
@@ -173,6 +180,23 @@ def _bounds(estimate: Estimate, scale: Scale) -> tuple[float, float]:
     low = scale.low if math.isnan(estimate.low) else max(estimate.low, scale.low)
     high = scale.high if math.isnan(estimate.high) else min(estimate.high, scale.high)
     return scale(low), scale(high)
+
+
+def _arrows(point: Point, x: Scale, y: Scale) -> Iterator[str]:
+    """Heads at those ends of the bars that the frame cuts off."""
+    at_x, at_y = x(point.x.value), y(point.y.value)
+    for scale, estimate, across in ((x, point.x, True), (y, point.y, False)):
+        for bound, edge, is_beyond in (
+            (estimate.low, scale.low, estimate.low < scale.low),
+            (estimate.high, scale.high, estimate.high > scale.high),
+        ):
+            if not (is_beyond or math.isnan(bound)):
+                continue
+            tip = scale(edge)
+            back = tip + (_HEAD if (tip < scale(estimate.value)) else -_HEAD)
+            corners = [(back, -_HEAD / 2), (tip, 0.0), (back, _HEAD / 2)]
+            places = [(along, at_y + side) if across else (at_x + side, along) for along, side in corners]
+            yield "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in places)
 
 
 def _free_side(points: Sequence[Point], x: Scale, at: float) -> tuple[float, str]:
