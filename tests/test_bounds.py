@@ -61,7 +61,7 @@ def test_the_bounds_themselves_are_taken() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["eval", "m", "--n", str(HUGE)],
+        ["eval", "m", "--items", str(HUGE)],
         ["eval", "m", "--seed", "-1"],
         ["audit", "m", "--samples", str(HUGE)],
         ["audit", "m", "--seed", str(2**70)],

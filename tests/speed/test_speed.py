@@ -468,7 +468,7 @@ def test_the_command_goes_on_and_writes_all(
     plan, _ = small
     arguments = [
         plan.model, "--data", plan.data, "--images", plan.images, "--grid", plan.grid, "--output", plan.output,
-        "--samples", 8, "--rounds", 2, "--timed", 1, "--steps", 2, "--batch-size", 3, "--max-new-tokens", 3,
+        "--items", 8, "--rounds", 2, "--timed", 1, "--steps", 2, "--batch-size", 3, "--max-new-tokens", 3,
     ]  # fmt: skip
     assert command(monkeypatch, *arguments, "--json") == 0
     said = capsys.readouterr()
@@ -486,7 +486,7 @@ def test_a_model_of_the_fledgling_is_asked_the_microworlds_questions(
 ) -> None:
     model, processor = alula.build_host("fledgling", "fledgling")
     alula.save_host(alula.hosts.Host(model, processor), tmp_path / "host")
-    arguments = ["--grid", one_policy(tmp_path), "--samples", 6, "--rounds", 1, "--timed", 1, "--steps", 2]
+    arguments = ["--grid", one_policy(tmp_path), "--items", 6, "--rounds", 1, "--timed", 1, "--steps", 2]
     assert command(monkeypatch, tmp_path / "host", *arguments, "--output", tmp_path / "out") == 0
     said = capsys.readouterr()
     assert "mine" in said.out
