@@ -125,7 +125,7 @@ def test_own_data_with_images(folders: Path, tmp_path: Path, monkeypatch: Any) -
 def test_errors_have_codes_and_leave_no_result(
     folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, arguments: Any, code: int, said: str
 ) -> None:
-    call = (folders / "llm", "--output", tmp_path / "o", "--items", 2, "--max-new-tokens", 2, "--device", "cpu", *arguments)
+    call = (folders / "llm", "--output", tmp_path / "o", "-n", 2, "--max-new-tokens", 2, "--device", "cpu", *arguments)
     assert alula(*call, monkeypatch=monkeypatch) == code
     assert said in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "o" / "paired.json").exists()
@@ -167,7 +167,7 @@ def test_an_earlier_option_asks_what_its_task_string_asks(
 ) -> None:
     results = []
     for number, given in enumerate((("--tasks", "text_bare"), ("--task", "text_bare"))):
-        call = (folders / "llm", "--items", 2, "--max-new-tokens", 2, "--device", "cpu", "--no-report", "--json", *given)
+        call = (folders / "llm", "-n", 2, "--max-new-tokens", 2, "--device", "cpu", "--no-report", "--json", *given)
         assert alula(*call, "--output", tmp_path / str(number), monkeypatch=monkeypatch) == 0
         shown = capsys.readouterr()
         assert ("is written --task NAME" in shown.err) == (number == 0)

@@ -461,7 +461,7 @@ def _folder(root: Path) -> Path:
 
 def test_the_fledgling_brings_its_own(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     output = tmp_path / "o"
-    arguments = ["fledgling", "--base", "fledgling", "--truthfulness", "own", "--items", "5", "--output", output, "--json"]
+    arguments = ["fledgling", "--base", "fledgling", "--truthfulness", "own", "-n", "5", "--output", output, "--json"]
     assert _command(monkeypatch, *arguments) == 0
     pairs = PairedRun.model_validate(json.loads(capsys.readouterr().out))
     assert len(pairs.tasks) == 7
