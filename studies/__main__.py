@@ -366,7 +366,7 @@ def tokens(
     ] = Path("runs/tokens"),
     seeds: Seeds = "0,1,2",
     arms: Arms = "all",
-    training: Annotated[int, typer.Option(min=2, help="Optimizer steps of every arm, both stages together.")] = 160,
+    training: Annotated[int, typer.Option(min=2, help="Optimizer steps of every arm, both stages together.")] = 240,
     items: Annotated[int, typer.Option(min=8, max=MAX_ITEMS, help="Held-out captions and their pictures.")] = 48,
     workers: Workers = None,
     steps: Steps = 1.0,
@@ -375,9 +375,10 @@ def tokens(
     """Which codes can be read, and which can be drawn?
 
     Puts codes of pictures behind the fledgling's vocabulary: by k-means of its tower, k-means of an untrained tower and
-    VQ autoencoders, of several sizes, and by one tokenizer to read and another to write; trains all alike. Asks how
-    much a picture's codes tell of its caption, and whether pictures drawn from captions show what was asked, by the
-    fledgling's own tower. Ends with a table, a verdict, a report, and the tables in Markdown (tables.md).
+    VQ autoencoders, of several sizes, and by one tokenizer to read and another to write; and codes of sounds. Trains
+    all alike. Asks how much an item's codes tell of its caption, and whether pictures and sounds made from captions
+    show what was asked, by the fledgling's own tower and ears. Ends with a table, a verdict, a report, and the tables
+    in Markdown (tables.md).
     """
     from alula.errors import UsageError
     from alula.files import write_text

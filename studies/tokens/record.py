@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from alula.evaluation.results import Record
 from alula.stats import CHANGE, SHARE, Estimate, over_seeds
@@ -17,17 +18,18 @@ class Measured(Record):
     """One trained arm, by held-out caption.
 
     Attributes:
-        read: by how many nats its picture makes a caption likelier than another's.
-        drawn: whether the tower finds that the drawn picture shows what was asked, among eight (chance: 1 of 8).
-        coded: the same of the true picture behind the tokenizer.
-        pixels, pixels_coded: mean squared error of both, of pixels in [-1, 1].
+        read: by how many nats its picture (or sound) makes a caption likelier than another's.
+        drawn: whether the tower (the ears) finds that what was drawn shows what was asked, among eight (chance: one in
+            eight).
+        coded: the same of the true picture (sound) behind the tokenizer.
+        pixels, pixels_coded: mean squared error of both, of pixels in [-1, 1]; none of sounds.
     """
 
     read: list[float]
     drawn: list[bool]
     coded: list[bool]
-    pixels: list[float]
-    pixels_coded: list[float]
+    pixels: list[float] = Field(default_factory=list)
+    pixels_coded: list[float] = Field(default_factory=list)
 
 
 class TokensRecord(StudyRecord):

@@ -9,43 +9,66 @@ from alula.reports.wording import bounds, percent
 from alula.stats import Estimate
 from studies.grids import Grid, written
 from studies.pages import to_repeat
+from studies.tokens.plan import SOUNDS
 from studies.tokens.record import TokensRecord
 
 NAMES = {
+    "vq-128": "VQ, 128",
+    "vq-512": "VQ, 512",
+    "vq-25": "VQ, 128, 25 codes a picture",
     "tower-128": "k-means of the tower, 128",
     "tower-32": "k-means of the tower, 32",
     "untrained-128": "k-means of an untrained tower, 128",
-    "vq-128": "VQ, 128",
-    "vq-512": "VQ, 512",
     "two": "reads k-means of the tower, writes VQ, 128 each",
+    "sound-256": "VQ of sounds, 256",
 }
+QUESTIONS = (
+    ("tower-128", "untrained-128", "Does it matter that the tower was trained?"),
+    ("two", "vq-128", "Are two tokenizers better than one for both?"),
+    ("two", "tower-128", "And against the other one for both?"),
+    ("vq-512", "vq-128", "Is a larger codebook better (VQ)?"),
+    ("tower-128", "tower-32", "And of k-means?"),
+    ("vq-128", "vq-25", "Are fewer codes a picture better?"),
+)
 _CHANCE = 1 / 8
 
 
 def grids(record: TokensRecord) -> list[Grid]:
     """Every table."""
-    rows = [
-        [
-            NAMES[arm],
-            _number(record.mean(arm, "read")),
-            _share(record.likelier(arm)),
-            _share(record.mean(arm, "drawn")),
-            _share(record.mean(arm, "coded")),
-            f"{record.mean(arm, 'pixels').value:.3f}",
-            f"{record.mean(arm, 'pixels_coded').value:.3f}",
-        ]
-        for arm in record.arms
+    pictures = [arm for arm in record.arms if arm not in SOUNDS]
+    sounds = [arm for arm in record.arms if arm in SOUNDS]
+    found = [
+        Grid(
+            "Reading and drawing",
+            [*_columns("picture", "drawn"), "error of drawn pixels", "error behind the tokenizer"],
+            [
+                [*_cells(record, arm), *(f"{record.mean(arm, of).value:.3f}" for of in ("pixels", "pixels_coded"))]
+                for arm in pictures
+            ],
+        ),
+        Grid("Hearing and sounding", _columns("sound", "sounded"), [_cells(record, arm) for arm in sounds]),
     ]
-    columns = [
+    return [each for each in found if each.rows]
+
+
+def _columns(kind: str, made: str) -> list[str]:
+    return [
         "tokenizer",
-        "nats a picture adds to its caption",
+        f"nats a {kind} adds to its caption",
         "captions it makes likelier",
-        "drawn picture found among eight",
-        "true picture behind the tokenizer, likewise",
-        "error of drawn pixels",
-        "error behind the tokenizer",
+        f"{made} {kind} found among eight",
+        f"true {kind} behind the tokenizer, likewise",
     ]
-    return [Grid("Reading and drawing", columns, rows)]
+
+
+def _cells(record: TokensRecord, arm: str) -> list[str]:
+    return [
+        NAMES[arm],
+        _number(record.mean(arm, "read")),
+        _share(record.likelier(arm)),
+        _share(record.mean(arm, "drawn")),
+        _share(record.mean(arm, "coded")),
+    ]
 
 
 def table(record: TokensRecord) -> TerminalTable:
@@ -60,22 +83,20 @@ def markdown(record: TokensRecord) -> str:
 
 def verdict(record: TokensRecord) -> list[str]:
     """What the study found, question by question."""
-    arms = record.arms
+    pictures = [arm for arm in record.arms if arm not in SOUNDS]
     said = []
     for what, question in (("read", "Which tokenizer is read best?"), ("drawn", "Which is drawn best?")):
-        best = max(arms, key=lambda arm: record.mean(arm, what).value)
+        best = max(pictures, key=lambda arm: record.mean(arm, what).value)
         shown = _number(record.mean(best, what)) if what == "read" else _share(record.mean(best, what))
         said.append(f"{question} {NAMES[best]}: {shown}.")
-    drawing = [NAMES[arm] for arm in arms if record.mean(arm, "drawn").low > _CHANCE]
+    drawing = [NAMES[arm] for arm in record.arms if record.mean(arm, "drawn").low > _CHANCE]
     said.append(
-        "Does a drawn picture show what was asked, by the fledgling's own tower? Oftener than chance (one in eight): "
-        f"{'; '.join(drawing) or 'shown for none'}."
+        "Does what is drawn or sounded show what was asked, by the fledgling's own tower and ears? Oftener than chance "
+        f"(one in eight): {'; '.join(drawing) or 'shown for none'}."
     )
-    if {"tower-128", "untrained-128"} <= {*arms}:
-        said.append(_against(record, "tower-128", "untrained-128", "Does it matter that the tower was trained?"))
-    if {"two", "tower-128", "vq-128"} <= {*arms}:
-        said.append(_against(record, "two", "vq-128", "Are two tokenizers better than one for both?"))
-        said.append(_against(record, "two", "tower-128", "And against the other one for both?"))
+    for arm, other, question in QUESTIONS:
+        if {arm, other} <= {*pictures}:
+            said.append(_against(record, arm, other, question))
     return said
 
 

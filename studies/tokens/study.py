@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
+from alula.files import read_json
 from alula.jobs import Job, run_in
-from studies.plan import written_files
 from studies.records import origin
-from studies.tokens.measure import measure, measurements
+from studies.tokens.measure import fit, measure
 from studies.tokens.plan import TokensPlan
 from studies.tokens.record import Measured, TokensRecord
 
@@ -29,22 +27,40 @@ def tokens(plan: TokensPlan, *, command: str, workers: int | None = None, quiet:
     Raises:
         UsageError: the output directory holds something else.
     """
-    jobs = [
-        Job(
-            title=f"tokens, seed {seed}",
-            call=measure,
-            arguments=(plan, seed),
-            size=len(plan.arms),
-            done=partial(written_files, tuple(measurements(plan, seed))),
-        )
-        for seed in plan.seeds
-    ]
-    seconds = run_in(plan.output, plan.facts, "study", jobs, label="tokens", workers=workers, quiet=quiet)
-    read = {seed: plan.read_measured(seed, measurements(plan, seed)) for seed in plan.seeds}
+    seconds = run_in(plan.output, plan.facts, "study", _jobs(plan), label="tokens", workers=workers, quiet=quiet)
     record = TokensRecord(
         **origin(command, seconds),
         settings={**plan.facts, "seeds": list(plan.seeds)},
-        seeds={seed: {arm: Measured(**found[arm]) for arm in plan.arms} for seed, found in read.items()},
+        seeds={
+            seed: {arm: Measured(**read_json(plan.measurement(seed, arm))) for arm in plan.arms} for seed in plan.seeds
+        },
     )
     record.save(plan.output / "outcome.json")
     return record
+
+
+def _jobs(plan: TokensPlan) -> list[Job]:
+    """Every tokenizer, and every arm behind its own; arm by arm, so that what is there early is there of all seeds."""
+    needed = dict.fromkeys(name for arm in plan.arms for name in plan.codes_of(arm))
+    fits = [
+        Job(
+            title=f"codes {name}, seed {seed}",
+            call=fit,
+            arguments=(plan, seed, name),
+            done=plan.codes_directory(seed, name).is_dir,
+        )
+        for name in needed
+        for seed in plan.seeds
+    ]
+    arms = [
+        Job(
+            title=f"{arm}, seed {seed}",
+            call=measure,
+            arguments=(plan, seed, arm),
+            done=plan.measurement(seed, arm).is_file,
+            after=tuple(f"codes {name}, seed {seed}" for name in plan.codes_of(arm)),
+        )
+        for arm in plan.arms
+        for seed in plan.seeds
+    ]
+    return [*fits, *arms]

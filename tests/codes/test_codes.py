@@ -176,7 +176,7 @@ def test_moving_averages_are_those_of_a_loop() -> None:
 
 def test_a_vq_autoencoder_of_sounds_gives_sounds() -> None:
     config = VQConfig(
-        kind="audio", size=8, width=4, hidden=8, sampling_rate=8000, samples=2048, hop=64, bands=16, steps=4
+        kind="audio", size=8, width=4, hidden=8, sampling_rate=8000, samples=2048, hop=64, bands=16, spectra=4
     )
     time = np.arange(2048) / 8000
     tones = [np.sin(2 * np.pi * pitch * time).astype(np.float32) for pitch in (300, 1800)]

@@ -30,7 +30,7 @@ class VQConfig(Settings):
         hidden: width of encoder and decoder.
         grid, patch: of pictures: codes by side, and pixels by side of each.
         sampling_rate, samples: of sounds: samples per second and per sound.
-        hop, bands, steps: of sounds: samples between spectra, their mel bands, and spectra of a code.
+        hop, bands, spectra: of sounds: samples between spectra, their mel bands, and spectra of a code.
         codebook: "ema": codes are moving averages of what they stand for; "loss": they are trained by gradients.
         commitment: factor on the encoder's distance from the codes it chose.
         decay: of the moving averages.
@@ -47,7 +47,7 @@ class VQConfig(Settings):
     samples: Int = Field(default=20480, ge=1, le=2**28)
     hop: Int = Field(default=128, ge=1, le=2**16)
     bands: Int = Field(default=64, ge=1, le=1024)
-    steps: Int = Field(default=4, ge=1, le=1024)
+    spectra: Int = Field(default=4, ge=1, le=1024)
     codebook: Literal["ema", "loss"] = "ema"
     commitment: Number = Field(default=0.25, ge=0, le=2**16)
     decay: Number = Field(default=0.95, ge=0, lt=1)
@@ -55,14 +55,14 @@ class VQConfig(Settings):
 
     @model_validator(mode="after")
     def _whole(self) -> VQConfig:
-        if self.kind == "audio" and self.samples % (self.hop * self.steps):
-            raise ValueError(f"samples: {self.samples} is no whole number of codes of {self.hop * self.steps}")
+        if self.kind == "audio" and self.samples % (self.hop * self.spectra):
+            raise ValueError(f"samples: {self.samples} is no whole number of codes of {self.hop * self.spectra}")
         return self
 
     @property
     def tokens_per_item(self) -> int:
         """T."""
-        return self.grid**2 if self.kind == "image" else self.samples // (self.hop * self.steps)
+        return self.grid**2 if self.kind == "image" else self.samples // (self.hop * self.spectra)
 
 
 class Quantized(NamedTuple):
@@ -212,9 +212,9 @@ def _image_ways(config: VQConfig) -> tuple[nn.Module, nn.Module]:
 
 
 def _sound_ways(config: VQConfig) -> tuple[nn.Module, nn.Module]:
-    hidden, steps = config.hidden, config.steps
+    hidden, spectra = config.hidden, config.spectra
     encoder = nn.Sequential(
-        nn.Conv1d(config.bands, hidden, steps, stride=steps),
+        nn.Conv1d(config.bands, hidden, spectra, stride=spectra),
         mixing(hidden, 3, flat=True),
         nn.Conv1d(hidden, config.width, 1),
         _Turned(),
@@ -224,7 +224,7 @@ def _sound_ways(config: VQConfig) -> tuple[nn.Module, nn.Module]:
         nn.Conv1d(config.width, hidden, 1),
         mixing(hidden, 3, flat=True),
         mixing(hidden, 3, flat=True),
-        nn.ConvTranspose1d(hidden, config.bands, steps, stride=steps),
+        nn.ConvTranspose1d(hidden, config.bands, spectra, stride=spectra),
     )
     return encoder, decoder
 
