@@ -19,8 +19,9 @@ T = TypeVar("T")
 MODELS = "alula.models"
 """group of models that go by a name"""
 _TASKS = (
-    "text_bare", "text_after_image", "text_after_text", "visual", "visual_unseen", "visual_later", "film",
-    "film_unseen", "sound", "sound_unseen", "dialogue", "interleaved", "pope", "chair",
+    "text_bare", "text_after_image", "text_after_text", "visual", "visual_unseen", "visual_later", "pictures", "film",
+    "film_unseen", "sound", "sound_unseen", "points", "points_unseen", "depth", "depth_pictured", "normals",
+    "normals_pictured", "motion", "response", "response_unseen", "dialogue", "interleaved", "pope", "chair",
 )  # fmt: skip
 _FLEDGLING = {
     MODELS: ("fledgling",),

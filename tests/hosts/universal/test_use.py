@@ -20,7 +20,7 @@ from alula.inputs import Intake
 from alula.media import MEDIA
 from alula.probes import Geometry, watch
 from alula.serving import Conversation
-from alula_fledgling.tasks import native_tasks
+from alula_fledgling.tasks import default_tasks, native_tasks
 from tests.hosts.universal.making import ALL, TURNS, host, inputs, item, said
 
 
@@ -92,6 +92,24 @@ def test_questions_are_answered(whole: Host) -> None:
     made = host("siglip", ("image", "video"))
     result = evaluate(made.model, made.processor, native_tasks(["film", "visual"], n=4), max_new_tokens=2)
     assert {name: len(task.items) for name, task in result.tasks.items()} == {"film": 4, "visual": 4}
+
+
+def test_what_a_host_takes_is_asked_about(whole: Host) -> None:
+    further = ("points", "points_unseen", "depth", "normals", "motion", "response", "response_unseen")
+    assert default_tasks(takes(whole.processor))[-len(further) :] == further
+    names = ("points", "points_unseen", "depth", "depth_pictured", "normals_pictured", "motion", "response")
+    tasks = native_tasks(names, n=3)
+    for task in tasks:
+        for item in task.items():
+            (part,) = (part for part in item.messages[0]["content"] if part["type"] != "text")
+            assert part["type"] == task.name.split("_")[0]
+            assert ("image" in part) is task.name.endswith("pictured")
+            assert task.score(item, item.gold) == 1
+    others = ("response", "motion", "normals_pictured")  # of other shapes than the tiny host's
+    sizes = [task for task in tasks if task.name not in others]
+    result = evaluate(whole.model, whole.processor, sizes, max_new_tokens=2)
+    assert {name: len(found.items) for name, found in result.tasks.items()} == {task.name: 3 for task in sizes}
+    assert len({item.prompt_hash for item in result.tasks["points"].items}) == 3
 
 
 def test_half_precision_is_given_points_as_they_are() -> None:

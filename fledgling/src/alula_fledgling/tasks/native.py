@@ -21,6 +21,15 @@ NATIVE: dict[str, Callable[..., Task]] = {
     "film_unseen": skills.film_unseen,
     "sound": skills.sound,
     "sound_unseen": skills.sound_unseen,
+    "points": skills.points,
+    "points_unseen": skills.points_unseen,
+    "depth": skills.depth,
+    "depth_pictured": skills.depth_pictured,
+    "normals": skills.normals,
+    "normals_pictured": skills.normals_pictured,
+    "motion": skills.motion,
+    "response": skills.response,
+    "response_unseen": skills.response_unseen,
     "dialogue": skills.dialogue_turns,
     "interleaved": skills.interleaved,
 }
@@ -29,14 +38,22 @@ WITH_HISTORY = ("dialogue", "interleaved")
 DEFAULT = ("text_bare", "text_after_image", "visual", "visual_unseen", "dialogue")
 """what an image host is asked when nothing is said; a text LLM gets the text tasks of `NATIVE`"""
 TEXT_ONLY = ("text_bare", "text_after_text")
-FILMS = ("film", "film_unseen")
-SOUNDS = ("sound", "sound_unseen")
+BY_MEDIUM = {
+    "video": ("film", "film_unseen"),
+    "audio": ("sound", "sound_unseen"),
+    "points": ("points", "points_unseen"),
+    "depth": ("depth",),
+    "normals": ("normals",),
+    "motion": ("motion",),
+    "response": ("response", "response_unseen"),
+}
+"""what a host is asked beside these, by a further medium that it takes"""
 
 
 def default_tasks(takes: Collection[str]) -> tuple[str, ...]:
     """Names of the tasks a model is asked when nothing is said, by the media it takes (`alula.media`)."""
     names = DEFAULT if "image" in takes else TEXT_ONLY
-    return (*names, *(FILMS if "video" in takes else ()), *(SOUNDS if "audio" in takes else ()))
+    return (*names, *(name for medium, further in BY_MEDIUM.items() if medium in takes for name in further))
 
 
 def native_tasks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from alula.bounds import check_count, check_seed
@@ -16,6 +17,11 @@ from alula_fledgling.microworld.items import Item
 
 _MOST_TOKENS = 32
 """the longest gold answer, a description of three things, takes the fledgling 26 tokens and one to end the turn"""
+_LETTERS = {
+    "text": "T", "visual": "V", "film": "F", "sound": "S",
+    "points": "P", "depth": "D", "normals": "N", "motion": "M", "response": "R",
+}  # fmt: skip
+"""kind of a turn -> its letter in the pattern of a conversation"""
 _PARTNER_SEED = 7919
 """the earlier turn is drawn from another stream than the question, so that the two are unrelated"""
 
@@ -101,6 +107,31 @@ sound = _shown_skill("sound", "sounds", microworld.sound_items, "test")
 """Questions about held-out sounds."""
 sound_unseen = _shown_skill("sound_unseen", "sounds, unseen combinations", microworld.sound_items, "unseen")
 """Questions about sounds with a voice that no training sound had."""
+
+
+def _measured(source: str, title: str, split: str = "test") -> SkillTask:
+    name = source if split == "test" else f"{source}_{split}"
+    return _shown_skill(name, title, partial(microworld.sense_items, source), split)
+
+
+points = _measured("points", "point clouds")
+"""Questions about held-out point clouds."""
+points_unseen = _measured("points", "point clouds, unseen combinations", "unseen")
+"""Questions about point clouds with attribute combinations that no training scene showed."""
+depth = _measured("depth", "depth")
+"""Questions about held-out depth maps without a picture, which show no colors."""
+depth_pictured = _measured("depth_pictured", "depth beside a picture")
+"""Questions about held-out depth maps and the pictures they are of."""
+normals = _measured("normals", "surface normals")
+"""Questions about held-out surface normals without a picture."""
+normals_pictured = _measured("normals_pictured", "surface normals beside a picture")
+"""Questions about held-out surface normals and the pictures they are of."""
+motion = _measured("motion", "motion")
+"""Questions about held-out recordings of a moving thing's accelerometer and gyroscope."""
+response = _measured("response", "responses")
+"""Questions about the scenes that held-out responses answer to."""
+response_unseen = _measured("response", "responses, unseen combinations", "unseen")
+"""Questions about responses to attribute combinations that no training scene showed."""
 
 
 def dialogue(n: int = 200, seed: int = 0, history: History = "gold", patterns: Sequence[str] | None = None) -> Task:
@@ -198,8 +229,7 @@ def _text(n: int, seed: int, families: Sequence[str] | None) -> Iterable[Item]:
 
 def turns(item: Item, *, suffix: str = "", history: History = "gold") -> list[TaskItem]:
     """Return one `TaskItem` per scored turn of a microworld item, each with all that was said before it."""
-    letters = {"text": "T", "visual": "V", "film": "F", "sound": "S"}
-    pattern = "".join(letters[target.kind] for target in item.targets)
+    pattern = "".join(_LETTERS[target.kind] for target in item.targets)
     ids = [item.id + suffix + (f"#{target.turn}" if len(item.targets) > 1 else "") for target in item.targets]
     return [
         TaskItem(
