@@ -3,9 +3,10 @@
     import alula
 
     model, processor = alula.build_host("path/to/llm", "path/to/vision")
+    alula.save_host((model, processor), "my-host")
     graft = alula.attach(model, alula.WingsConfig(rank=64))
     ...
-    alula.save_adapter(model, "my-adapter")
+    alula.save_adapter(model, "my-adapter", base="my-host")
     model, processor = alula.load_model("my-adapter")
 
 Names are loaded when first used, so that `import alula` stays cheap.

@@ -45,7 +45,20 @@ app = typer.Typer(
 )
 
 # each module registers its command(s) in `register(app)`; the order is the order of `alula --help`
-VERBS = ("train", "codes", "evaluate", "audit", "speed", "compress", "chat", "bank", "browse", "data", "import_")
+VERBS = (
+    "train",
+    "codes",
+    "evaluate",
+    "audit",
+    "speed",
+    "compress",
+    "chat",
+    "bank",
+    "browse",
+    "data",
+    "import_",
+    "handing",
+)
 COMMANDS = "alula.commands"
 """entry point group of other packages' commands; each is a function that takes the application and adds to it"""
 

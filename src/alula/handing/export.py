@@ -1,0 +1,92 @@
+"""A model in one directory that needs nothing beside it, so that it can be copied, zipped and sent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from alula.errors import UsageError
+from alula.files import atomic_directory, read_json, recovered, telling, write_json
+from alula.grafts.storage import CONFIG_FILE
+from alula.hosts import names
+from alula.hosts.directories import inspect_directory
+
+_HOST = "host"
+_BASE = "base_model_name_or_path"
+
+
+def export_model(source: str | os.PathLike[str], directory: str | os.PathLike[str]) -> Path:
+    """Copy a model directory; an adapter's host comes along and lies inside, as ``host``, where the adapter finds it.
+
+    A host that is named by its hub id stays there. `alula.load_model(directory)` gives back what ``source`` does.
+
+    Args:
+        source: directory of a host, a text LLM, a PEFT adapter or an adapter of alula.
+        directory: made; a model that is there is replaced as a whole.
+
+    Raises:
+        UsageError: ``source`` is no directory, or holds ``directory`` or is held by it. HostError: it is no model.
+    """
+    path, target = directory_of(source), Path(directory)
+    inside = target.resolve()
+    if inside == path or inside.is_relative_to(path) or path.is_relative_to(inside):
+        raise UsageError(f"lies inside {path}, or around it", where=str(target), remedy="name another directory")
+    with telling(target), atomic_directory(target) as partial:
+        _copy(path, partial)
+    return target
+
+
+def directory_of(source: str | os.PathLike[str]) -> Path:
+    """The directory of a model that is handed on, links followed.
+
+    Raises:
+        UsageError: it is none. HostError: it holds no model.
+    """
+    path = recovered(names.resolve(str(source), "llm"))
+    if not path.is_dir():
+        raise UsageError(
+            "is no directory here", where=str(source), remedy="name a model or adapter directory, such as RUN/final"
+        )
+    path = path.resolve()
+    if not (path / CONFIG_FILE).is_file():
+        inspect_directory(path)
+    return path
+
+
+def host_of(path: Path) -> Path | None:
+    """The local directory of an adapter's host; None for what is no adapter, or has its host on the hub.
+
+    Raises:
+        UsageError: the adapter names no host.
+    """
+    if not (path / CONFIG_FILE).is_file():
+        return None
+    base = read_json(path / CONFIG_FILE).get(_BASE) or ""
+    if not base:
+        raise UsageError(
+            "the adapter does not say which host it belongs to",
+            where=str(path / CONFIG_FILE),
+            remedy="save the host by save_host, and the adapter with base= its directory",
+        )
+    for found in (recovered(path / base), recovered(names.resolve(base, "llm"))):
+        if found.is_dir():
+            return found.resolve()
+    if base.startswith((".", os.sep)):
+        raise UsageError(f"its host {base} is not there", where=str(path), remedy=f"correct {_BASE} in {CONFIG_FILE}")
+    return None
+
+
+def _copy(path: Path, target: Path) -> None:
+    host = host_of(path)
+    for file in sorted(path.iterdir()):
+        if file.name.startswith(".") or (host is not None and file.resolve() == host):
+            continue
+        if file.is_dir():
+            shutil.copytree(file, target / file.name)
+        else:
+            shutil.copyfile(file, target / file.name)
+    if host is not None:
+        (target / _HOST).mkdir()
+        _copy(host, target / _HOST)
+        write_json(target / CONFIG_FILE, {**read_json(path / CONFIG_FILE), _BASE: _HOST})

@@ -1,0 +1,208 @@
+"""What is handed on computes what it computed, and lies in one place: merged, exported, pushed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from huggingface_hub import HfApi, constants
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import alula
+from alula.cli import app as cli
+from alula.errors import AdapterError, AlulaError, HostError, UsageError
+from alula.handing import export_model, merge_model, push_model
+from alula.hosts import save_host
+from tests.hosts import tiny
+
+PICTURE = {"type": "image", "image": Image.new("RGB", (32, 32), "red")}
+PROJECTOR = ["model.multi_modal_projector.linear_1", "model.multi_modal_projector.linear_2"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A host, and a LoRA, a Wings and a prefix adapter of it."""
+    root = tmp_path_factory.mktemp("handing")
+    host = alula.build_host(tiny.decoder("qwen3"), tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer())
+    save_host(host, root / "host")
+    model, processor = alula.load_model(root / "host")
+    alula.attach(model, alula.WingsConfig(rank=2))
+    scramble(model)
+    alula.save_adapter(model, root / "wings", base=root / "host", processor=processor)
+    for name, config in {
+        "lora": LoraConfig(r=4, target_modules=r".*language_model.*(q_proj|down_proj)", modules_to_save=PROJECTOR),
+        "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+    }.items():
+        model = get_peft_model(alula.load_model(root / "host").model, config)
+        scramble(model)
+        model.peft_config["default"].base_model_name_or_path = "../host"
+        model.save_pretrained(root / name)
+    return root
+
+
+def scramble(model: torch.nn.Module) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or "modules_to_save" in name or ".alula." in name:
+                parameter.normal_(std=0.3)
+
+
+def logits(model: Any, processor: Any) -> torch.Tensor:
+    messages = [{"role": "user", "content": [PICTURE, {"type": "text", "text": "what?"}]}]
+    inputs = processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
+    with torch.no_grad():
+        return model.eval()(**inputs).logits
+
+
+def test_a_merged_host_is_stock_and_computes_what_the_adapter_did(models: Path, tmp_path: Path, capsys: Any) -> None:
+    before = logits(*alula.load_model(models / "lora"))
+    out = merge_model(models / "lora", tmp_path / "merged")
+    assert not (out / "adapter_config.json").exists()
+    stock = AutoModelForImageTextToText.from_pretrained(out)
+    after = logits(stock, AutoProcessor.from_pretrained(out, backend="pil"))
+    assert torch.allclose(before, after, atol=1e-4)
+    plain = logits(*alula.load_model(models / "host"))
+    assert not torch.allclose(plain, after, atol=1e-2)  # the adapter did something
+    # by hand: W + B A * alpha / r, and the projector as a whole
+    own, base = (dict(each.named_parameters()) for each in (stock, alula.load_model(models / "host").model))
+    name = "model.language_model.layers.0.self_attn.q_proj"
+    adapter = dict(alula.load_model(models / "lora").model.named_parameters())
+    a, b = (adapter[f"base_model.model.{name}.lora_{each}.default.weight"] for each in "AB")
+    assert torch.allclose(own[f"{name}.weight"], base[f"{name}.weight"] + b @ a * 8 / 4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("wings", AdapterError, "wings acts on some tokens"),
+        ("prefix", AdapterError, "changes no weight"),
+        ("host", UsageError, "nothing to merge"),
+    ],
+)
+def test_what_is_no_change_of_weights_is_not_merged(
+    models: Path, tmp_path: Path, name: str, error: type[AlulaError], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        merge_model(models / name, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["host", "lora", "wings"])
+def test_an_exported_model_needs_nothing_beside_it(models: Path, tmp_path: Path, name: str) -> None:
+    before = logits(*alula.load_model(models / name))
+    (tmp_path / "final").symlink_to(models / name)  # as runs name their models
+    export_model(tmp_path / "final", tmp_path / "here" / "mine")
+    moved = shutil.move(tmp_path / "here" / "mine", tmp_path / "elsewhere")
+    assert torch.equal(logits(*alula.load_model(moved)), before)
+    again = export_model(moved, tmp_path / "again")  # what was exported is a model like any other
+    assert torch.equal(logits(*alula.load_model(again)), before)
+
+
+def test_what_cannot_be_handed_on_is_said(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="lies inside"):
+        export_model(models / "wings", models / "wings" / "copy")
+    with pytest.raises(UsageError, match="no directory here"):
+        export_model("nowhere/final", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(HostError, match="not a model directory"):
+        export_model(tmp_path / "empty", tmp_path / "out")
+    alone = tmp_path / "alone"
+    shutil.copytree(models / "wings", alone)
+    with pytest.raises(UsageError, match="is not there"):
+        export_model(alone, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as one commit asks of it; what was committed is in ``files``."""
+
+    repositories: ClassVar[dict[str, dict[str, Any]]] = {}
+    files: ClassVar[dict[str, bytes]] = {}
+    token = "hf_of_the_test"
+
+    def do_POST(self) -> None:
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Authorization") != f"Bearer {self.token}":
+            self._say(401, {"error": "Invalid username or password."})
+        elif self.path == "/api/repos/create":
+            asked = json.loads(sent)
+            name = f"{asked['organization']}/{asked['name']}"
+            self.repositories[name] = asked
+            self._say(200, {"url": f"http://{self.headers['Host']}/{name}"})
+        elif "/preupload/" in self.path:
+            files = [{"path": each["path"], "uploadMode": "regular"} for each in json.loads(sent)["files"]]
+            self._say(200, {"files": [{**each, "shouldIgnore": False} for each in files]})
+        elif "/commit/" in self.path:
+            for each in map(json.loads, sent.splitlines()):
+                if each["key"] == "file":
+                    self.files[each["value"]["path"]] = base64.b64decode(each["value"]["content"])
+            repository = self.path.removeprefix("/api/models/").partition("/commit/")[0]
+            where = f"http://{self.headers['Host']}/{repository}/commit/{'0' * 40}"
+            self._say(200, {"commitOid": "0" * 40, "commitUrl": where, "success": True})
+        else:
+            self._say(200, {"errors": [], "warnings": []})  # /api/validate-yaml
+
+    def _say(self, status: int, value: Any) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(Hub, "files", {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_what_is_pushed_loads_where_it_is_fetched(models: Path, tmp_path: Path, hub: str) -> None:
+    where = push_model(models / "wings", "me/my-wings", private=True, api=HfApi(endpoint=hub, token=Hub.token))
+    assert where.startswith(hub)
+    asked = Hub.repositories["me/my-wings"]  # releases of huggingface_hub say it one way or the other
+    assert asked.get("visibility") == "private" or asked.get("private") is True
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "host/config.json"} <= Hub.files.keys()
+    for name, content in Hub.files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    assert torch.equal(logits(*alula.load_model(tmp_path)), logits(*alula.load_model(models / "wings")))
+    assert sorted(path.name for path in models.iterdir()) == ["host", "lora", "prefix", "wings"]  # nothing is left
+
+
+def test_a_hub_that_refuses_is_told(models: Path, hub: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    with pytest.raises(AlulaError, match="the hub refuses") as raised:
+        push_model(models / "host", "me/mine", api=HfApi(endpoint=hub, token="hf_wrong"))
+    assert "hf auth login" in (raised.value.remedy or "")
+    with pytest.raises(AlulaError, match="the hub refuses"):
+        push_model(models / "host", "me/mine/too/deep", api=HfApi(endpoint=hub, token=Hub.token))
+    assert Hub.files == {}
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("sys.argv", ["alula", "push", str(models / "host"), "me/mine"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    assert "offline" in capsys.readouterr().err
