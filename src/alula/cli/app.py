@@ -58,6 +58,7 @@ VERBS = (
     "data",
     "import_",
     "handing",
+    "real",
 )
 COMMANDS = "alula.commands"
 """entry point group of other packages' commands; each is a function that takes the application and adds to it"""

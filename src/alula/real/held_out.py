@@ -1,0 +1,28 @@
+"""Things held out of training, chosen once among the last words of the stamps' and the emoji's captions: by their hash,
+of those that at most twelve captions are of and at most two others name."""
+
+TEST = frozenset(
+    """
+    abacus accept adenium airplane amulet anchor ant art artist australia bear bee beginner binocular bomb bouquet
+    cabinet cake camel cello chick child chime chipmunk church city coco coconut coffee comet cone cottage cracker
+    cross crossbone crossing crow cuckoo cucumber curl cymbal dancer dharma die disk drake drone duck echidna
+    elevator emblem equal falafel farm ferry fireman flamingo food fork frame frog gazania gear gift girl goblin
+    gorilla gravestone groper hair haircut hamsa handball hanger helicopter hoop hotel hourglass hunter igloo
+    kaaba kettle kite knife label lark leg levitating libra luggage magnet mango mask massage memo merperson
+    microbe monastery monkey monocle moose motorcycle multiplication myanmar newspaper ninja nothing nutcracker
+    octopus oden olive orca owl oyster park pawn peach pecan pelican phone pie pilot pisce plant pod popper pouch
+    present puck pump racing rail rat receipt rest rice rocket room root rowboat ruler sailboat sandal saw scale
+    score screwdriver seat secret shamrock shark shirt shrimp shrine skier slide snowboarder spoon squash stone
+    strawberry student sunflower supervillain surfing swimming swimsuit sword tail tangerine taurus tent thaadi
+    thirty time toilet tooth toothbrush tornado trap triangle trolley trolleybus turkey turtle uniform vertically
+    waffle walnut wand way windmill worker
+    """.split()  # noqa: SIM905
+)
+VALIDATION = frozenset(
+    """
+    africa ahead alembic antenna bar bike bison bubble buoy bus closet clover design dragonfly drum fist folder
+    guitar hamburger hen inn joker key lamp lightbulb livestock marigold medal nest pant petunia pitcher pizza
+    plier plug projector rabbit radioactive ray receiver reindeer rose sand sari skateboard smile sponge swan tape
+    telescope university vest web wireless worm yam
+    """.split()  # noqa: SIM905
+)
