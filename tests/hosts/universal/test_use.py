@@ -100,11 +100,11 @@ def test_what_a_host_takes_is_asked_about(whole: Host) -> None:
     names = ("points", "points_unseen", "depth", "depth_pictured", "normals_pictured", "motion", "response")
     tasks = native_tasks(names, n=3)
     for task in tasks:
-        for item in task.items():
-            (part,) = (part for part in item.messages[0]["content"] if part["type"] != "text")
+        for asked in task.items():
+            (part,) = (part for part in asked.messages[0]["content"] if part["type"] != "text")
             assert part["type"] == task.name.split("_")[0]
             assert ("image" in part) is task.name.endswith("pictured")
-            assert task.score(item, item.gold) == 1
+            assert task.score(asked, asked.gold) == 1
     others = ("response", "motion", "normals_pictured")  # of other shapes than the tiny host's
     sizes = [task for task in tasks if task.name not in others]
     result = evaluate(whole.model, whole.processor, sizes, max_new_tokens=2)
