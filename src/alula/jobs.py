@@ -34,6 +34,7 @@ from rich.progress import (
 from alula.allocator import keep_freed_memory
 from alula.errors import AlulaError, UsageError
 from alula.files import contents, read_json, restore_directories, telling, write_json
+from alula.progress import Lines
 
 _POLL = 1.0  # seconds between looks at the workers' files
 _PLAN, _SESSIONS = "plan.json", "sessions.json"
@@ -251,13 +252,14 @@ class _Bar:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=quiet,
+            disable=quiet or not self.console.is_terminal,
         )
+        self.lines = Lines(self.console, sum(job.size for job in jobs))
         self.task = self.progress.add_task(label, total=sum(job.size for job in jobs))
 
     def __enter__(self) -> _Bar:
         self.progress.__enter__()
-        if not self.console.is_terminal:  # where no bar is drawn until the end
+        if not self.console.is_terminal:
             self.say(f"{self.progress.tasks[0].description}: {len(self.done)} jobs; each is told when it is done")
         return self
 
@@ -266,8 +268,12 @@ class _Bar:
 
     def look(self, running: Iterable[Job]) -> None:
         """Move the bar to what the files of running jobs say; asking those of all would cost a good part of a core."""
-        self.done.update({job.title: min(job.size, job.done()) for job in running})
-        self.progress.update(self.task, completed=sum(self.done.values()))
+        now = {job.title: min(job.size, job.done()) for job in running}
+        self.done.update(now)
+        done = sum(self.done.values())
+        self.progress.update(self.task, completed=done)
+        if not self.console.is_terminal:
+            self.lines.tell(f"{self.progress.tasks[0].description} ({', '.join(now)})", done)
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False)

@@ -23,7 +23,6 @@ from alula.data import Collator, Quarantine
 from alula.errors import DataError, HostError, UsageError
 from alula.evaluation import Defaults, RunResult, Task, compare, defaults_for, evaluate
 from alula.evaluation.conditions import conditions, decisive, fingerprint
-from alula.evaluation.progress import Bar, bar
 from alula.evaluation.prompts import takes, takes_images
 from alula.evaluation.session import asking
 from alula.hosts.context import context_length
@@ -31,6 +30,7 @@ from alula.hosts.decoding import Decoding
 from alula.inputs import Intake
 from alula.jobs import add_session, claim, refuse_others
 from alula.probes import Probe, Resampling
+from alula.progress import Bar, bar
 from alula.seam import evaluating, needs_roles
 from alula.training.environment import readable_environment
 

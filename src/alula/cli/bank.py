@@ -52,10 +52,10 @@ def bank(
     from alula.chat_template import TemplateSettings
     from alula.cli.tasks import source_named
     from alula.demonstrations import Bank, conversations, fill
-    from alula.evaluation.progress import bar
     from alula.hosts.placement import device_named, dtype_named
     from alula.inputs import Intake
     from alula.loading import load_model
+    from alula.progress import bar
 
     source = source_named(data, where="DATA", images=images)
     settings = TemplateSettings.parse(template or ())

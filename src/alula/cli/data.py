@@ -20,6 +20,7 @@ from alula.cli.options import ITEMS
 from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.errors import visible
 from alula.media import MEDIA
+from alula.progress import Lines
 
 if TYPE_CHECKING:
     from alula.data.check import CheckReport
@@ -88,9 +89,18 @@ def check(
     """
     from alula.data.check import check as run
 
+    console = Console(stderr=True)
+    lines = Lines(console, None)
     columns = TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("checking", total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            if not console.is_terminal:
+                lines.total = total
+                lines.tell("checking", done)
+
         report = run(
             file,
             form=form,
@@ -102,7 +112,7 @@ def check(
             prompts=prompts,
             max_pixels=max_pixels,
             workers=min(8, os.cpu_count() or 1) if workers is None else workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=advance,
         )
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))

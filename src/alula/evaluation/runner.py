@@ -16,7 +16,6 @@ from alula.evaluation import generation, prompts, token_ids
 from alula.evaluation.conditions import conditions, decisive, fingerprint
 from alula.evaluation.items import CountingTask, Task, TaskItem, media_of
 from alula.evaluation.journal import Journal
-from alula.evaluation.progress import Bar, bar
 from alula.evaluation.ratios import figures
 from alula.evaluation.results import ItemResult, RunResult, TaskResult, TooLong
 from alula.hosts.context import context_length
@@ -24,6 +23,7 @@ from alula.hosts.decoding import Decoding
 from alula.hosts.prompted import refuse_lost_prompt
 from alula.inputs import Intake, Rendered
 from alula.media import MEDIA
+from alula.progress import Bar, bar
 from alula.seam import evaluating, needs_roles
 
 _BAD = "mend it; `alula data check` lists what is bad in a file"

@@ -122,7 +122,7 @@ def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str]) -
     model, processor = host
     weights = model.state_dict()
     own = {name: weight for name, weight in weights.items() if f".{NAME}." not in name}
-    with atomic_directory(directory) as partial:
+    with atomic_directory(directory) as partial, quiet_loading():
         model.save_pretrained(partial, state_dict=own if len(own) < len(weights) else None)
         config = read_json(partial / "config.json")
         if config.pop(DECLARED, None) is not None:  # what it says of the grafts that are left out

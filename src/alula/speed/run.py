@@ -19,12 +19,12 @@ from alula.errors import AlulaError, DataError, HostError, UsageError
 from alula.evaluation import Decoding, defaults_for, generation, prompts, token_ids
 from alula.evaluation.conditions import conditions, decisive, fingerprint
 from alula.evaluation.pairing import compare_scores
-from alula.evaluation.progress import Bar, bar
 from alula.evaluation.results import Labels
 from alula.hosts.context import context_length
 from alula.inputs import Intake, Rendered
 from alula.jobs import add_session, claim, refuse_others
 from alula.policies import active_policies, put_policies
+from alula.progress import Bar, bar
 from alula.seam import evaluating, needs_roles
 from alula.speed.grid import Candidate, default_grid, pooled
 from alula.speed.plan import Plan

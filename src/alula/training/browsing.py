@@ -24,10 +24,10 @@ from alula.data.samples import BROWSED, Sample, Source
 from alula.draws import mixed
 from alula.errors import UsageError
 from alula.evaluation.conditions import fingerprint
-from alula.evaluation.progress import bar
 from alula.grafts import read_conditions
 from alula.grafts.browse.reading import prompt_ends
 from alula.hosts.context import context_length
+from alula.progress import bar
 from alula.tokens import CONDITIONS, PROMPT_ENDS
 
 _TOLD = "told"

@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from alula.progress import SECONDS_BETWEEN_LINES, clock
 from alula.training.parts import PartTable
-
-_SECONDS_BETWEEN_LINES = 30.0
 
 
 class Display:
@@ -77,15 +76,9 @@ class StageDisplay:
         pace = f"{row['samples'] / step / max(each, 1e-9):.1f}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=f"{row['loss']:.4f}", pace=pace)
-        elif step == self.steps or now - self._last_line >= _SECONDS_BETWEEN_LINES:
+        elif step == self.steps or now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            left = _clock(each * (self.steps - step))
+            left = clock(each * (self.steps - step))
             self.console.print(
                 f"{self.name}: step {step}/{self.steps}  loss {row['loss']:.4f}  {pace} samples/s  ETA {left}"
             )
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -18,7 +18,6 @@ from alula.evaluation.likelihood.engine import log_likelihoods
 from alula.evaluation.likelihood.questions import ChoiceTask, Question
 from alula.evaluation.likelihood.scores import Scored, count_groups, ratios_of, score
 from alula.evaluation.plain_text import PlainText
-from alula.evaluation.progress import bar
 from alula.evaluation.ratios import figures
 from alula.evaluation.results import ItemResult, Part, RunResult, TaskResult, TooLong, Turn
 from alula.evaluation.runner import check_sizes
@@ -27,6 +26,7 @@ from alula.hosts.decoding import Decoding
 from alula.hosts.opening import opening_of
 from alula.hosts.prompted import refuse_lost_prompt
 from alula.inputs import Intake
+from alula.progress import bar
 from alula.seam import evaluating
 
 _JOINT = " | "
