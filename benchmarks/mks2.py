@@ -49,7 +49,7 @@ class Bench(wings.Bench):
             graft = alula.attach(model, MKS2[contender])
             self.awaken(graft)
             trained = ("mks2.memory",) if contender == "store" else ("mks2.lora", "mks2.router")
-            for part, parameters in graft.parameter_groups().items():
+            for part, parameters in graft.parameters_by_part().items():
                 for parameter in parameters:
                     parameter.requires_grad_(part in trained)
         elif contender.startswith("lora"):

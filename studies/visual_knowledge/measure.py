@@ -147,7 +147,7 @@ def _trained(plan: KnowledgePlan, seed: int, name: str, model: Any) -> dict[str,
         return {}
     arm = next(each for each in ARMS if each.name == name)
     parts = {part for stage in plan.recipe_of(seed, arm).stages for part in stage.learning_rates}
-    groups = {group: found for each in grafts_of(model).values() for group, found in each.parameter_groups().items()}
+    groups = {group: found for each in grafts_of(model).values() for group, found in each.parameters_by_part().items()}
     return {
         part: sum(parameter.numel() for _, parameter in named)
         for part, named in find_parts(model, sorted(parts), groups).items()

@@ -196,9 +196,9 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(case: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ON_REQUEST])
-def test_parameter_groups_hold_every_parameter_once_and_all_are_trained(case: str) -> None:
+def test_parts_hold_every_parameter_once_and_all_are_trained(case: str) -> None:
     model, graft = grafted("llava-llama", case)
-    grouped = [parameter for group in graft.parameter_groups().values() for parameter in group]
+    grouped = [parameter for group in graft.parameters_by_part().values() for parameter in group]
     assert len({id(p) for p in grouped}) == len(grouped)
     assert {id(p) for p in grouped} == {id(p) for p in graft.parameters()}
     model.requires_grad_(False)

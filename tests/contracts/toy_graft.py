@@ -37,7 +37,7 @@ class ShiftGraft(Graft):
     def place(self, index: int, module: Any) -> None:
         self.on(Point.BLOCK_OUTPUT, index, module.add)
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+    def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
         return {"toy_shift": list(self.parameters())}
 
 

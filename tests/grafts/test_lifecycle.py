@@ -216,13 +216,13 @@ def test_an_error_inside_a_layer_keeps_nothing_alive(host: str) -> None:
     assert left() is None
 
 
-def test_parameter_groups_hold_every_parameter_once() -> None:
+def test_parts_hold_every_parameter_once() -> None:
     for config in CONFIGS.values():
         model = zoo.build("llava-qwen3")
         graft = alula.attach(model, config)
-        grouped = [id(p) for parameters in graft.parameter_groups().values() for p in parameters]
+        grouped = [id(p) for parameters in graft.parameters_by_part().values() for p in parameters]
         assert sorted(grouped) == sorted(id(p) for p in graft.parameters())
-        assert set(graft.parameter_groups()) <= {"wings.visual", "wings.textual", "wings.router"}
+        assert set(graft.parameters_by_part()) <= {"wings.visual", "wings.textual", "wings.router"}
 
 
 class TestRefusals:

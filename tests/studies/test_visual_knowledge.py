@@ -111,7 +111,7 @@ def test_adapters_train_as_many_weights(finished: tuple[KnowledgePlan, Knowledge
             if tuned.graft is None:
                 counts[arm.name] = sum(p.numel() for name, p in tuned.model.named_parameters() if ".lora_" in name)
             else:
-                groups = tuned.graft.parameter_groups()
+                groups = tuned.graft.parameters_by_part()
                 parts = [group for part, group in groups.items() if part != "mks2.retrieval"]
                 counts[arm.name] = sum(parameter.numel() for group in parts for parameter in group)
     assert max(counts.values()) <= 1.001 * min(counts.values())

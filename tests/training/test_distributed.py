@@ -207,7 +207,7 @@ def test_the_blank_image_leaves_text_alone_and_reaches_the_projector(host_direct
     host = load_host(host_directory)
     model, groups = host.model, None
     if method == "wings":
-        groups = grafts.attach(model, grafts.WingsConfig(rank=4)).parameter_groups()
+        groups = grafts.attach(model, grafts.WingsConfig(rank=4)).parameters_by_part()
     parts = find_parts(model, ["projector", "llm"], groups)
     select(model, parts)
     mixture = open_mixture(MixtureSpec.model_validate({"sources": [{"microworld": "text"}]}))

@@ -129,7 +129,7 @@ class Graft(Owner, abc.ABC):
         asks of the seam is given back when the graft is detached, with `hold`."""
 
     @abc.abstractmethod
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+    def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by part name, e.g. "wings.visual"; together all of them, none twice."""
 
     def on(self, point: Point | OutputOf, index: int, function: PointFunction, part: PartMaker | None = None) -> None:

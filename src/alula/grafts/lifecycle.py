@@ -19,7 +19,7 @@ def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Gr
 
     Args:
         model: a host (PEFT wrappers are looked through). Nothing is frozen: choose what trains through
-            `Graft.parameter_groups`.
+            `Graft.parameters_by_part`.
         config: e.g. `WingsConfig(rank=64)`.
         name: to tell several grafts apart; the graft's type by default.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -24,6 +25,8 @@ from alula.grafts.base import Graft, check_keys, check_values
 from alula.grafts.lifecycle import attach, check_name, get
 from alula.grafts.registry import graft_types, kind_of
 from alula.seam import NAME, POLICIES, declared
+
+_log = logging.getLogger(__name__)
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _SAMPLE = 1024  # elements per tensor that enter a fingerprint
@@ -71,6 +74,12 @@ def save_adapter(
     weights = {f"graft.{key}": value for key, value in graft.state_dict().items()}
     weights |= {f"host.{key}": value for key, value in _module_weights(host, modules).items()}
     base = str(base or getattr(host, "name_or_path", "") or "")
+    if not base:
+        _log.warning(
+            "%s: the adapter names no host, so load_model cannot load it by itself; save the host (save_host) and name "
+            "its directory as base=",
+            directory,
+        )
     facts = {
         "alula_type": graft.config.graft_type,
         "alula_version": __version__,

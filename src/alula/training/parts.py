@@ -31,7 +31,7 @@ def find_parts(
     Args:
         model: the model that will be trained, PEFT wrapped or not.
         parts: names of the wanted parts.
-        groups: parameter groups of a graft inside the model (`Graft.parameter_groups()`).
+        groups: parameter groups of a graft inside the model (`Graft.parameters_by_part()`).
 
     Raises:
         RecipeError: a part matches no parameter of this model, or two parts share one.

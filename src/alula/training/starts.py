@@ -76,7 +76,7 @@ def begin(stage: Stage, *, base: str, previous: Path | None) -> Tunable:
             seed=torch.initial_seed(),
         )
         graft = tunable.graft
-        tunable.parts = find_parts(tunable.model, rates, graft.parameter_groups() if graft is not None else None)
+        tunable.parts = find_parts(tunable.model, rates, graft.parameters_by_part() if graft is not None else None)
         select(tunable.model, tunable.parts)
         return tunable
 

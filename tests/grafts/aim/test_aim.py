@@ -236,7 +236,7 @@ def test_gradients_reach_the_map_alone() -> None:
     grown = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert grown == {name for name, parameter in model.named_parameters() if ".alula.aim." in name}
     assert all(bool(parameter.grad.abs().sum()) for parameter in graft.parameters() if parameter.grad is not None)
-    assert {id(each) for each in graft.parameter_groups()["aim"]} == {id(each) for each in graft.parameters()}
+    assert {id(each) for each in graft.parameters_by_part()["aim"]} == {id(each) for each in graft.parameters()}
 
 
 def test_half_precision_stays_half() -> None:

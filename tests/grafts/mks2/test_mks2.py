@@ -303,7 +303,7 @@ def test_the_published_size() -> None:
     assert 32 * (2 * 4096 * width + 4096 + width) == pytest.approx(402.8e6, rel=1e-3)
     model = zoo.build("llama")
     graft = alula.attach(model, MKS2Config())
-    groups = {part: sum(p.numel() for p in each) for part, each in graft.parameter_groups().items()}
+    groups = {part: sum(p.numel() for p in each) for part, each in graft.parameters_by_part().items()}
     memory, adapters = 2 * 32 * 12 + 32 + 12, 2 * (12 + 32) + 3 * (32 + 48)
     assert groups == {"mks2.memory": 2 * memory, "mks2.lora": 2 * 16 * adapters, "mks2.router": 2 * (2 * 32 + 2)}
 

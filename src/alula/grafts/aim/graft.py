@@ -108,7 +108,7 @@ class AimGraft(Graft):
         # an edit: whatever else reads the first layer's input finds fused tokens there
         self.hold(self.seam.on(Point.BLOCK_INPUT, 0, module.put, phase=Phase.EDIT, owner=self.name))
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+    def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
         return {"aim": list(self.parameters())}
 
     @property

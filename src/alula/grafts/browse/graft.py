@@ -83,7 +83,7 @@ class BrowseGraft(Graft):
     def place(self, index: int, module: Any) -> None:
         raise NotImplementedError("it has no part in single layers")
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+    def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
         return {"browse.condition": list(self.parameters())}
 
     def _taking_part(self, view: LayerView, hidden: Tensor) -> Tensor | None:

@@ -211,5 +211,5 @@ class ExpertsGraft(Graft):
         for name, expert in module.experts.items():
             self.on(OutputOf(path_of(name)), index, partial(module.add, expert), partial(module.part, expert))
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+    def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
         return {"experts": list(self.parameters())}

@@ -249,7 +249,7 @@ class MKS2Graft(Graft):
                 self.on(where, index, partial(module.adapt, adapter), partial(module.adapter_part, adapter))
         self.on(OutputOf(path), index, module.feed, module.feed_part)
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+    def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
         groups: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             part = name.split(".")[2]  # layers.3.memory.inner

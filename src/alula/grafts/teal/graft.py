@@ -182,7 +182,7 @@ class TealGraft(Graft):
         for name, point in _NORMS.items():
             self.on(point, index, partial(module.behind_norm, name))
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+    def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
         groups: dict[str, list[nn.Parameter]] = {"teal.projections": [], "teal.embeddings": []}
         for kind in self.kinds.values():
             groups["teal.projections"] += [kind.inward, kind.outward]

@@ -145,7 +145,7 @@ class WingsGraft(Graft):
         self.on(Point.BLOCK_INPUT, index, module.enter)
         self.on(Point.ATTENTION, index, module.add, module.part)
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+    def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
         parts = [*self.config.learners, "router"]
         groups = {
             f"{self.config.graft_type}.{part}": [
