@@ -151,8 +151,9 @@ def test_a_run_that_learned_nothing_takes_any_change(recipe: MakeRecipe, tmp_pat
     file = tmp_path / "data.jsonl"
     file.write_text("".join(json.dumps(each) + "\n" for each in (bad, good, good, good)))
     options = {**FULL, "data": {"sources": [{"jsonl": str(file)}]}, "steps": 2}
-    with pytest.raises(DataError, match="is missing"):
+    with pytest.raises(DataError, match="is missing") as raised:
         train(recipe(**options), quiet=True)
+    assert "on_bad=skip steps over bad records; `alula data check`" in (raised.value.remedy or "")
     check(recipe(**options, on_bad="skip"))
     assert train(recipe(**options, on_bad="skip"), quiet=True).stages[0].steps == 2
     with pytest.raises(UsageError, match=r"another recipe: stages\.0\.on_bad was 'skip', now 'fail'"):

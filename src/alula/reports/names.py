@@ -19,6 +19,11 @@ def short_names(one: str, other: str) -> tuple[str, str]:
     return one, other
 
 
+def short_name(path: str) -> str:
+    """The last part of a path that says something."""
+    return _told(path)[-1] if path else path
+
+
 def _told(path: str) -> tuple[str, ...]:
     """The parts of a path that say something: ``runs/x/stages/01-align/model`` -> ``runs, x, align``."""
     parts = PurePath(path).parts

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from alula.evaluation import CaptionRun, RunResult
 from alula.evaluation.results import Estimate
+from alula.reports.names import short_name
 from alula.reports.outcome import Outcome
 from alula.reports.summary import Summary
 from alula.reports.wording import MISSING, STARRED, bounds, percent
@@ -80,7 +81,7 @@ def captions_table(run: CaptionRun) -> Table:
 
 def run_table(run: RunResult) -> Table:
     """Return one model's scores: a row per task."""
-    table = Table(title=escape(run.model), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=escape(short_name(run.model)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("task", "items", "right", "95 % interval"):
         table.add_column(name, justify="left" if name == "task" else "right")
     for task in run.tasks.values():

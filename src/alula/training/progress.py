@@ -20,7 +20,7 @@ class Display:
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
 
     def notify(self, text: str) -> None:
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)
 
     def show_parts(self, title: str, table: PartTable) -> None:
         """The trainable-parameter table."""

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from alula.anatomy import Anatomy
 from alula.chat_template import TemplateSettings
-from alula.data import Collator, Mixture, Quarantine
+from alula.data import BadSampleError, Collator, Mixture, Quarantine
 from alula.data.collate import Replacer
 from alula.data.samples import Sample
 from alula.errors import UsageError
@@ -283,6 +283,10 @@ def train_stage(
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.train(resume_from_checkpoint=None if opened.checkpoint is None else str(opened.checkpoint))
+        except BadSampleError as error:
+            ways = f"stages.{stage.name}.on_bad=skip steps over bad records; `alula data check` lists them all"
+            remedy = f"{error.remedy}; or {ways}" if error.remedy else f"mend it; or {ways}"
+            raise type(error)(error.message, where=error.where, remedy=remedy, place=error.place) from error
         finally:
             close_trackers(plan.recipe.report_to)
         for part in trainer.unreached():
