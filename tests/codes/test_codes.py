@@ -77,6 +77,9 @@ def test_centroids_are_those_of_well_parted_clusters() -> None:
         fit_centroids([frames[:3]], 4, seed=0)
     with pytest.raises(CodesError, match="NaN or infinite"):
         fit_centroids([torch.full((9, 2), torch.nan)], 4, seed=0)
+    assert torch.equal(fit_centroids(iter(chunks), 4, seed=0), fit_centroids(chunks, 4, seed=0))
+    with pytest.raises(CodesError, match="gone through once, and 2 passes"):
+        fit_centroids(iter(chunks), 4, seed=0, passes=2)
 
 
 def test_k_means_of_a_vision_encoder(tmp_path: Any) -> None:
@@ -88,6 +91,14 @@ def test_k_means_of_a_vision_encoder(tmp_path: Any) -> None:
     assert torch.equal(torch.stack(codes.encode(items)).flatten(), by_loop(patches.flatten(0, 1), codes.codebook()))
     with pytest.raises(CodesError, match="nothing of pixels"):
         codes.decode(torch.zeros(1, 9, dtype=torch.int64))
+
+    others = [KMeansCodes(features, codes.codebook() + 1, 9), KMeansCodes(tiny.clip(1), codes.codebook(), 9)]
+    retrained = tiny.clip()
+    with torch.no_grad():
+        next(retrained.parameters())[0] += 1
+    others.append(KMeansCodes(retrained, codes.codebook(), 9))  # the same codebook, and other codes
+    assert len({each.fingerprint() for each in (codes, *others)}) == 4
+    assert KMeansCodes(tiny.clip(), codes.codebook(), 9).fingerprint() == codes.fingerprint()
 
     train_painter(codes, items, steps=3, side=12, hidden=8)
     again = load_codes(codes.save(tmp_path / "codes"))
@@ -252,7 +263,7 @@ def test_what_is_no_directory_of_codes_is_refused(tmp_path: Any) -> None:
     facts = json.loads((path / "codes_config.json").read_text())
     for changed, words in (
         ({**facts, "codes_type": "dalle"}, "known type"),
-        ({**facts, "fingerprint": "0"}, "not the one"),
+        ({**facts, "fingerprint": "0"}, "not what was saved"),
         ({**facts, "config": {**facts["config"], "width": 3}}, "do not fit"),
         ({**facts, "config": {**facts["config"], "depth": 3}}, "depth"),
     ):

@@ -156,6 +156,13 @@ def test_places_far_from_the_origin_stay_apart() -> None:
     np.testing.assert_allclose(near - near[0], PLACES - PLACES[0], atol=2e-4)
 
 
+def test_gaussian_splats_have_the_colors_of_their_constant_term() -> None:
+    content = ply(colors=(COLORS / 255.0 - 0.5).astype("f4") / np.float32(0.28209479177387814))
+    for place, name in enumerate((b"red", b"green", b"blue")):
+        content = content.replace(b"property float " + name, b"property float f_dc_%d" % place)
+    np.testing.assert_allclose(PointsRef.from_bytes(content).load()[:, 3:], COLORS / 255.0, atol=1e-6)
+
+
 def test_axes_and_gaps_of_points() -> None:
     turned = PointsRef.from_bytes(npy(CLOUD), axes="xz-y").load()
     np.testing.assert_allclose(turned[:, :3], np.stack([PLACES[:, 0], -PLACES[:, 2], PLACES[:, 1]], 1), atol=1e-6)
@@ -175,6 +182,7 @@ def test_points_that_cannot_be_used_are_named(monkeypatch: pytest.MonkeyPatch, t
     told(npy(CLOUD[:, :4]), "(50, 4)")
     told(npy(CLOUD[:0]), "no values")
     told(npy(np.full((3, 3), np.nan)), "NaN")
+    told(npy(CLOUD), "next to nothing of 255", "colors: 1", colors=255)
     told(npy(np.array([[1, 2, None]])), "Python objects")
     told(npy(CLOUD)[:300], "truncated")
     told(ply()[:-5], "truncated or corrupt PLY")
@@ -353,6 +361,14 @@ def table(values: np.ndarray, names: str, times: np.ndarray | None = None, divid
     return "\n".join(lines).encode()
 
 
+ROS = " ".join(f"#{sensor}.{axis}" for sensor in ("linear_acceleration", "angular_velocity") for axis in "xyz")
+PHYPHOX = "Time~(s) " + " ".join(
+    f"{sensor}~{axis}~({unit})"
+    for sensor, unit in (("Acceleration", "m/s^2"), ("Gyroscope", "rad/s"))
+    for axis in "xyz"
+)
+
+
 def test_motion_in_any_unit_is_in_ours() -> None:
     times = np.arange(200) / 100
     both = np.repeat([9.80665, np.pi / 180], 3)
@@ -364,6 +380,9 @@ def test_motion_in_any_unit_is_in_ours() -> None:
         (table(SENSED / both, "time[ns] ax[g] ay[g] az[g] wx[deg/sec] wy[deg/sec] wz[deg/sec]", times * 1e9), {}),
         (table(SENSED, "accel_x accel_y accel_z gyr_x gyr_y gyr_z"), {"rate": 100, **UNITS}),
         (table(SENSED[:, [3, 4, 5, 0, 1, 2]], "gx gy gz ax ay az"), {"rate": 100, **UNITS}),
+        (table(SENSED, f"%time {ROS.replace('#', 'field.')}", times * 1e9), {}),
+        (table(SENSED, f"__time {ROS.replace('#', '/imu/').replace('.', '/')}", times), {}),
+        (table(SENSED, PHYPHOX, times, "\t").replace(b"~", b" "), {}),
         (table(SENSED, "t ax ay az gx gy gz", times * 1e6 + 1.7e15), {"time": "us", **UNITS}),
     ):
         ref = MotionRef.from_bytes(content, **options)

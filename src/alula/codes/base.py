@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,9 +111,17 @@ class CodeTokenizer(nn.Module, abc.ABC):
         self.save_parts(directory)
 
     def fingerprint(self) -> str:
-        """A hash of its codebook: the same codes mean the same under the same fingerprint."""
-        book = self.codebook().detach().cpu().to(torch.float32).contiguous()
-        return hashlib.sha256(str(tuple(book.shape)).encode() + book.numpy().tobytes()).hexdigest()[:16]
+        """A hash of its settings and of all its weights, an encoder's and a decoder's among them.
+
+        Under the same fingerprint the same items have the same codes, and the same codes mean the same.
+        """
+        found = hashlib.sha256(json.dumps([self.type_name, self.to_config()], sort_keys=True).encode())
+        for name, value in sorted(self.state_dict().items()):
+            weights = value.detach().cpu()
+            weights = weights.to(torch.float32) if weights.is_floating_point() else weights
+            found.update(f"{name} {tuple(weights.shape)}".encode())
+            found.update(weights.contiguous().numpy())
+        return found.hexdigest()[:16]
 
     def check_codes(self, codes: Tensor) -> Tensor:
         """The codes, (N, tokens_per_item) int64.
@@ -175,5 +184,7 @@ def load_codes(directory: str | os.PathLike[str]) -> CodeTokenizer:
         for name, value in own.items():
             value.copy_(weights[name])
     if facts.get("fingerprint") != made.fingerprint():
-        raise CodesError("its codebook is not the one it was saved with", where=str(path), remedy="save it again")
+        raise CodesError(
+            "it is not what was saved there", where=str(path), remedy="copy the whole directory, or save it again"
+        )
     return made.eval().requires_grad_(False)

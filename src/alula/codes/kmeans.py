@@ -36,8 +36,14 @@ def fit_centroids(frames: Iterable[Tensor], count: int, *, seed: int, passes: in
         passes: how often the chunks are gone through.
 
     Raises:
-        CodesError: fewer frames than centroids, or frames that are not finite.
+        CodesError: fewer frames than centroids, frames that are not finite, or a generator for several passes.
     """
+    if passes > 1 and iter(frames) is frames:
+        raise CodesError(
+            f"frames that can be gone through once, and {passes} passes",
+            where="k-means",
+            remedy="give a list, or an object whose __iter__ begins anew",
+        )
     fitted = MiniBatchKMeans(count, init="k-means++", n_init=1, random_state=seed, batch_size=1024)
     waiting: list[np.ndarray] = []
     started = False

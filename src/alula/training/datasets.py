@@ -13,6 +13,7 @@ from alula.data import Mixture, MixtureSpec, Quarantine, open_mixture, source_fi
 from alula.data.samples import Sample
 from alula.errors import RecipeError
 from alula.training.layout import RunDirectory
+from alula.training.methods import METHODS
 from alula.training.recipe import DataSpec, Recipe, Stage
 from alula.training.retention import ProbeSet, open_probe_set
 from alula.training.validation import open_validation
@@ -52,13 +53,19 @@ class RunData:
         """The data of stage ``index``.
 
         Raises:
-            DataError: a source that cannot be read. RecipeError: epochs over a source without end.
+            DataError: a source that cannot be read. RecipeError: epochs over a source without end, or settings of the
+                method that name none of its sources.
         """
         stage = self.recipe.stages[index]
         # a file that was written anew, though with the same content, is to be indexed anew
         if index not in self._stages or self._files[index] != _state(stage.data):
             quarantine = Quarantine(self.run.stage(index, stage).quarantine) if stage.on_bad == "skip" else None
             mixture = open_data(stage.data, seed=self.recipe.seed + index, quarantine=quarantine)
+            try:
+                METHODS[stage.method].check_sources(stage.settings, [source.name for source in mixture.sources])
+            except RecipeError as error:
+                where = f"stages.{stage.name}.{error.where}"
+                raise RecipeError(error.message, where=where, remedy=error.remedy) from None
             self._stages[index] = StageData(mixture, stage_steps(stage, mixture), quarantine)
             self._files[index] = _state(stage.data)
         return self._stages[index]

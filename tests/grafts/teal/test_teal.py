@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import GenerationConfig
 
 import alula
 from alula.codes import JointVocabulary, VQCodes, VQConfig
@@ -221,6 +222,26 @@ def test_generation_gives_what_was_asked_for(options: dict[str, Any], apart: boo
                                                       for n in range(len(wanted))]  # fmt: skip
         elif stop:  # no end before all there was to give
             assert len(found) == len(wanted)
+
+
+def test_interleaved_answers_end_by_what_generate_is_told() -> None:
+    model, _, vocabulary = made()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generates": torch.tensor([[0]])}
+    inputs["interleaved"] = torch.tensor([True])
+    told: Any = {"max_new_tokens": 12, "pad_token_id": 0, "do_sample": False}
+    with generation_extras(model, inputs) as given:
+        first = int(model.generate(**given, **told)[0, 4])
+    assert not vocabulary.is_code(torch.tensor(first))
+    settings = GenerationConfig(eos_token_id=first, **told)
+    for further in (
+        {"eos_token_id": first, **told},
+        {"eos_token_id": [first], **told},
+        {"generation_config": settings},
+    ):
+        with generation_extras(model, {**inputs, **further}) as given:
+            said = model.generate(**given)[0, 4:]
+        assert said[0] != first  # it was the likeliest, and may not come before the item
 
 
 def test_generating_with_a_cache_is_generating_without() -> None:

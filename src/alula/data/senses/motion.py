@@ -46,10 +46,13 @@ _JITTER = 0.2
 _AGREES = 0.02
 _SNAPS = 0.001
 
-_ACCELEROMETER = ("a", "acc", "accel", "acceleration", "accelerometer")
-_GYROSCOPE = ("g", "gyr", "gyro", "gyroscope", "w", "omega", "angular_velocity", "rotation")
-_AXIS = re.compile(f"^({'|'.join((*_ACCELEROMETER, *_GYROSCOPE))})[ _.-]*([xyz])$")
-_TIME = re.compile(r"^(t|time|times|timestamp|timestamps|seconds|elapsed)$")
+_ACCELEROMETER = ("a", "acc", "accel", "acceleration", "accelerometer", "linear acceleration")
+_GYROSCOPE = ("g", "gyr", "gyro", "gyroscope", "w", "omega", "angular velocity", "rotation")
+# before a name there may be those of what it is a field of: field.linear_acceleration.x, /imu/angular_velocity/x
+_AXIS = re.compile(f"^(?:[%a-z0-9 ./]*[./])?({'|'.join((*_ACCELEROMETER, *_GYROSCOPE))})([ ./-]*)([xyz])$")
+_TIME = re.compile(r"^[%_]{0,2}(t|time|times|timestamp|timestamps|seconds|elapsed)$")
+_ROS = {"linear acceleration": "m/s^2", "angular velocity": "rad/s"}
+"""units of fields of ROS's sensor_msgs/Imu, which has no others"""
 _UNIT = re.compile(r"[ _]*[\[(]([^\])]*)[\])]\s*$|[ _](m/s\^?2|m/s²|mg|g|rad/s|deg/s|°/s|dps|s|ms|us|µs|ns)$")
 _SAME = {
     "m/s2": "m/s^2", "m/s²": "m/s^2", "°/s": "deg/s", "dps": "deg/s", "deg/sec": "deg/s", "rad/sec": "rad/s",
@@ -186,12 +189,14 @@ class MotionRef(MediaRef):
         for place, name in enumerate(names):
             bare, unit = _parted(name)
             if _TIME.match(bare):
-                times, units["time"] = place, unit
-            elif (found := _AXIS.match(bare)) is not None:
+                times, units["time"] = place, "ns" if unit is None and bare == "%time" else unit  # as rostopic writes
+            elif (found := _AXIS.match(bare.replace("_", " "))) is not None:
                 sensor = "acceleration" if found[1] in _ACCELEROMETER else "rotation"
-                if (sensor, found[2]) in places:
-                    raise MotionError(f"{self.told} has two columns of {sensor} along {found[2]}", remedy="keep one")
-                places[sensor, found[2]] = place
+                if (sensor, found[3]) in places:
+                    raise MotionError(f"{self.told} has two columns of {sensor} along {found[3]}", remedy="keep one")
+                places[sensor, found[3]] = place
+                if unit is None and found[2] in (".", "/"):
+                    unit = _ROS.get(found[1])
                 if units.setdefault(sensor, unit) != unit:
                     raise MotionError(f"{self.told} names two units of {sensor}: {units[sensor]} and {unit}")
         missing = [(sensor, axis) for sensor in ("acceleration", "rotation") for axis in "xyz"]

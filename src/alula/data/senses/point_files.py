@@ -145,6 +145,11 @@ def _header_lines(source: str | io.BytesIO, told: str, last: bytes) -> list[str]
     raise PointsError(f"{told} is truncated: its header does not end")
 
 
+_SPLATS = ("f_dc_0", "f_dc_1", "f_dc_2")
+_CONSTANT = 0.28209479177387814
+"""the spherical harmonic of degree 0"""
+
+
 def _named(points: np.ndarray, told: str) -> Stored:
     """Points whose columns have names, in whatever case."""
     held = points.dtype.names or ()
@@ -157,7 +162,11 @@ def _named(points: np.ndarray, told: str) -> Stored:
     places = np.stack([np.asarray(points[names[axis]], dtype=np.float64) for axis in "xyz"], axis=1)
     found = next((color for color in _COLORS if {*color} <= names.keys()), None)
     if found is None:
-        return Stored(places)
+        if not {*_SPLATS} <= names.keys():
+            return Stored(places)
+        # Gaussian splats: the constant term of spherical harmonics, about gray (Kerbl et al., 2023)
+        terms = np.stack([np.asarray(points[names[name]], dtype=np.float64) for name in _SPLATS], axis=1)
+        return Stored(places, np.clip(0.5 + _CONSTANT * terms, 0, 1), 1.0)
     colors = np.stack([np.asarray(points[names[name]]) for name in found], axis=1)
     return Stored(places, colors, _full(colors.dtype))
 

@@ -71,7 +71,7 @@ class PointsRef(MediaRef):
 
         Raises:
             PointsError: missing, empty, truncated, of a format that is not read, or without its package; no point with
-                a place; colors that are not finite or beyond full brightness.
+                a place; colors that are not finite, beyond full brightness, or next to nothing of it.
         """
         if self.maker is not None:
             made = np.asarray(self.maker())
@@ -106,5 +106,10 @@ class PointsRef(MediaRef):
             raise PointsError(
                 f"{self.told} holds colors from {colors.min():g} to {colors.max():g}, where {full:g} is full",
                 remedy="say what full brightness is stored as: colors: 255",
+            )
+        if full > 1 and stored.colors.dtype.kind == "f" and 0 < colors.max() <= 1:
+            raise PointsError(
+                f"{self.told} holds colors up to {colors.max():g}, next to nothing of {full:g}",
+                remedy="say what full brightness is stored as: colors: 1",
             )
         return colors / full

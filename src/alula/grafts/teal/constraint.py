@@ -34,8 +34,9 @@ class CodeConstraint(LogitsProcessor):
             last. None: text alone.
         interleaved: (B,) bool: items come when the model begins them, with words between; the answer cannot end before
             they all have. Otherwise they come at once, one after the other, and words behind them. None: for none.
-        stops: ids that end an answer. `TealGraft` takes those of the model's own generation settings; ids that
-            `generate` alone is told are words to it, and end an interleaved answer before its items have come.
+        stops: ids that end an answer. `TealGraft` takes those among the inputs of `generation_extras`
+            (``eos_token_id``, or ``generation_config``), otherwise those of the model's own generation settings; ids
+            that `generate` alone is told are words to it, and end an interleaved answer before its items have come.
 
     Raises:
         UsageError: the plan names a range that is not there.

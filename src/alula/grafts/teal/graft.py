@@ -244,6 +244,8 @@ class TealGraft(Graft):
         prompt = 0 if ids is None else int(ids.shape[1])
         plan, interleaved = inputs.get(GENERATES), inputs.get(INTERLEAVED)
         host: Any = self.seam.anatomy.host
-        stops = host.generation_config.eos_token_id
+        settings = inputs.get("generation_config") or host.generation_config
+        stops = inputs.get("eos_token_id", settings.eos_token_id)
+        stops = stops.tolist() if isinstance(stops, Tensor) else stops
         stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
         return [CodeConstraint(self.vocabulary, prompt, plan, interleaved, stops)]

@@ -124,6 +124,16 @@ class Method(abc.ABC):
             RecipeError: with the key below the stage as ``where``.
         """
 
+    def check_sources(self, settings: Any, names: Collection[str]) -> None:  # noqa: B027 (as above)
+        """Refuse settings that name a source which a stage does not have.
+
+        Args:
+            names: of its sources, in order.
+
+        Raises:
+            RecipeError: with the key below the stage as ``where``.
+        """
+
     @abc.abstractmethod
     def put_on(
         self, host: Host, settings: Any, *, base: str, previous: Path | None, train_projector: bool, seed: int

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alula.anatomy import Anatomy
 from alula.codes import CodesProcessor, CodeTokenizer, load_codes
@@ -35,6 +35,8 @@ class TealSpec(Section):
         tied, bias_norm, reach, layers: of the graft, see `TealConfig`.
         write: share of the samples with one image or sound, one question and one answer that are turned round: the
             answer is the prompt, and the item's codes are what is learnt.
+        captions: names of the sources whose answers tell what an item shows: samples of these alone are turned round.
+            None: those of all.
     """
 
     codes: dict[str, PathText] = Field(default_factory=dict)
@@ -44,6 +46,15 @@ class TealSpec(Section):
     reach: Literal["codes", "all"] = "codes"
     layers: Layers = None
     write: Number = Field(default=0.5, ge=0, le=1)
+    captions: list[str] | None = Field(
+        default=None, description="names of the sources whose samples are turned round; default: all"
+    )
+
+    @model_validator(mode="after")
+    def _turning(self) -> TealSpec:
+        if self.captions is not None and not (self.write and self.captions):
+            raise ValueError("captions: nothing is turned round; leave it out and say write: 0")
+        return self
 
     def of_graft(self, codes: Mapping[str, CodeTokenizer]) -> TealConfig:
         """The graft's own settings."""
@@ -58,13 +69,18 @@ class Turning:
         processor: writes items as codes.
         share: of the samples that can be turned.
         seed: of the choice, which is a function of it and of a sample's position.
+        captions: names of sources; None: of all.
     """
 
-    def __init__(self, processor: CodesProcessor, share: float, seed: int) -> None:
-        self.processor, self.share, self.seed = processor, share, seed
+    def __init__(
+        self, processor: CodesProcessor, share: float, seed: int, captions: Collection[str] | None = None
+    ) -> None:
+        self.processor, self.share, self.seed, self.captions = processor, share, seed, captions
 
     def shown(self, sample: Sample) -> Sample:
         """The sample, or the same the other way round."""
+        if self.captions is not None and sample.source not in self.captions:
+            return sample
         if not Draw("turn", self.seed, sample.position or 0).chance(self.share):
             return sample
         return turned(sample, self.processor) or sample
@@ -108,7 +124,7 @@ class Teal(GraftMethod):
         "teal.bias_norm": None,
     }
     defining: ClassVar[tuple[str, ...]] = ("teal.",)
-    continued: ClassVar[tuple[str, ...]] = ("write",)
+    continued: ClassVar[tuple[str, ...]] = ("write", "captions")
 
     def check(self, anatomy: Anatomy, settings: TealSpec) -> None:
         if not settings.codes:
@@ -151,7 +167,14 @@ class Teal(GraftMethod):
         return Tunable(host.model, processor, base, graft)
 
     def beside(self, settings: TealSpec, prompts: Any, *, seed: int) -> Turning:
-        return Turning(prompts.processor, settings.write, seed)
+        return Turning(prompts.processor, settings.write, seed, settings.captions)
+
+    def check_sources(self, settings: TealSpec, names: Collection[str]) -> None:
+        unknown = next((name for name in settings.captions or () if name not in names), None)
+        if unknown is not None:
+            raise RecipeError(
+                f"no source is called {unknown!r}", where="teal.captions", remedy=f"name some of: {', '.join(names)}"
+            )
 
 
 def _refuse_others(codes: Mapping[str, CodeTokenizer], previous: Path) -> None:
