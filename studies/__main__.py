@@ -366,7 +366,7 @@ def tokens(
     ] = Path("runs/tokens"),
     seeds: Seeds = "0,1,2",
     arms: Arms = "all",
-    training: Annotated[int, typer.Option(min=2, help="Optimizer steps of every arm, both stages together.")] = 240,
+    training: Annotated[int, typer.Option(min=2, help="Optimizer steps of every arm, both stages together.")] = 280,
     items: Annotated[int, typer.Option(min=8, max=MAX_ITEMS, help="Held-out captions and their pictures.")] = 48,
     workers: Workers = None,
     steps: Steps = 1.0,

@@ -144,7 +144,11 @@ def _likelihoods(model: Any, collate: Collator, samples: Sequence[Sample]) -> Te
 
 
 def draw(model: Any, processor: CodesProcessor, samples: Sequence[Sample], kind: str) -> list[Any]:
-    """An item of every caption, greedily."""
+    """An item of every caption, drawn as likely as the model holds it.
+
+    The likeliest code of a place is not taken: captions leave open by how much a thing is shifted, so that what is
+    there is shared among several codes, and nothing is likelier than any of them.
+    """
     graft: Any = next(iter(grafts_of(model).values()))
     name = processor.written_by(kind)
     assert name is not None
@@ -157,8 +161,10 @@ def draw(model: Any, processor: CodesProcessor, samples: Sequence[Sample], kind:
         batch = dict(collate(part))
         length = batch["input_ids"].shape[1]
         batch[GENERATES] = torch.full((len(part), 1), number)
-        with generation_extras(model, batch) as given:
-            ids = model.generate(**given, max_new_tokens=graft.vocabulary[name].length, do_sample=False)
+        with generation_extras(model, batch) as given, torch.random.fork_rng(devices=()):
+            torch.manual_seed(start)
+            settings = {"do_sample": True, "top_k": 0, "temperature": 1.0}
+            ids = model.generate(**given, max_new_tokens=graft.vocabulary[name].length, **settings)
         drawn += [processor.items(row[length:])[0][1] for row in ids]
     return drawn
 

@@ -15,19 +15,21 @@ CODES: dict[str, dict[str, Any]] = {
     "tower-128": {"k_means": {"size": 128}},
     "tower-32": {"k_means": {"size": 32}},
     "untrained-128": {"k_means": {"size": 128, "random": True}},
+    "placed-128": {"vq": {"size": 128, "grid": 3, "patch": 14, "places": True}},
     "vq-25": {"vq": {"size": 128, "grid": 5, "patch": 8}},
     "vq-128": {"vq": {"size": 128, "grid": 3, "patch": 14}},
     "vq-512": {"vq": {"size": 512, "grid": 3, "patch": 14}},
-    "sound-256": {"vq": {"kind": "audio", "size": 256, "spectra": 16}},
+    "sound-256": {"vq": {"kind": "audio", "size": 256, "spectra": 16, "places": True}},
 }
 """tokenizers by name: k-means of the fledgling's tower and of one of its shape with random weights (25 codes a
-picture), VQ autoencoders of pictures (25, or 9) and of sounds (10)"""
+picture), VQ autoencoders of pictures (25, or 9) and of sounds (10); placed: every place has codes of its own"""
 ARMS: dict[str, dict[str, str]] = {
+    "placed-128": {"image": "placed-128"},
     "vq-128": {"image": "vq-128"},
-    "vq-512": {"image": "vq-512"},
-    "two": {"seen": "tower-128", "drawn": "vq-128"},
-    "tower-128": {"image": "tower-128"},
+    "two": {"seen": "tower-128", "drawn": "placed-128"},
     "sound-256": {"audio": "sound-256"},
+    "tower-128": {"image": "tower-128"},
+    "vq-512": {"image": "vq-512"},
     "vq-25": {"image": "vq-25"},
     "tower-32": {"image": "tower-32"},
     "untrained-128": {"image": "untrained-128"},
@@ -39,7 +41,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "image": {"microworld": "caption", "families": ["caption"]},
     "audio": {"microworld": "sound_caption"},
 }
-_SIDE, _BATCH, _ALIGNED, _WRITE, _RATE = 40, 16, 0.25, 0.75, 1e-2
+_SIDE, _BATCH, _ALIGNED, _WRITE, _RATE = 40, 16, 0.1, 0.75, 2e-2
 
 
 def kind_of(name: str) -> str:
@@ -53,7 +55,7 @@ class TokensPlan(MeasuredPlan):
 
     Attributes:
         arms: names of `ARMS`.
-        training: optimizer steps of both stages together, a quarter of them of the first, before the factor `steps`.
+        training: optimizer steps of both stages together, a tenth of them of the first, before the factor `steps`.
         fitting: steps of VQ autoencoders and painters, likewise.
         pictures: that tokenizers are fitted on; as many sounds.
         items: held-out captions and their pictures or sounds.
@@ -61,7 +63,7 @@ class TokensPlan(MeasuredPlan):
     """
 
     arms: tuple[str, ...] = tuple(ARMS)
-    training: int = 240
+    training: int = 280
     fitting: int = 600
     pictures: int = 800
     items: int = 48

@@ -15,17 +15,19 @@ from studies.tokens.record import TokensRecord
 NAMES = {
     "vq-128": "VQ, 128",
     "vq-512": "VQ, 512",
+    "placed-128": "VQ, 128 of each place",
     "vq-25": "VQ, 128, 25 codes a picture",
     "tower-128": "k-means of the tower, 128",
     "tower-32": "k-means of the tower, 32",
     "untrained-128": "k-means of an untrained tower, 128",
-    "two": "reads k-means of the tower, writes VQ, 128 each",
-    "sound-256": "VQ of sounds, 256",
+    "two": "reads k-means of the tower, 128, writes VQ, 128 of each place",
+    "sound-256": "VQ of sounds, 256 of each place",
 }
 QUESTIONS = (
     ("tower-128", "untrained-128", "Does it matter that the tower was trained?"),
-    ("two", "vq-128", "Are two tokenizers better than one for both?"),
+    ("two", "placed-128", "Are two tokenizers better than one for both?"),
     ("two", "tower-128", "And against the other one for both?"),
+    ("placed-128", "vq-128", "Does it help that every place has codes of its own?"),
     ("vq-512", "vq-128", "Is a larger codebook better (VQ)?"),
     ("tower-128", "tower-32", "And of k-means?"),
     ("vq-128", "vq-25", "Are fewer codes a picture better?"),
@@ -125,7 +127,7 @@ def report(record: TokensRecord) -> Document:
     repeated = to_repeat(
         record,
         record.seeds,
-        ("training", f"{record.settings['training']} steps of every arm, a quarter of them of the projections alone"),
+        ("training", f"{record.settings['training']} steps of every arm, a tenth of them of the projections alone"),
         ("captions", f"{record.settings['items']} that no training showed"),
     )
     return Document(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from alula.codes import KMeansCodes, ShippedCodes, VQCodes, VQConfig, fit_centroids, load_codes, nearest
+import alula
+from alula.codes import CodesProcessor, KMeansCodes, ShippedCodes, VQCodes, VQConfig, fit_centroids, load_codes, nearest
 from alula.codes.training import train_painter, train_vq
 from alula.errors import CodesError
 from tests.codes import tiny
+from tests.hosts import tiny as hosts
 
 
 def pictures(count: int, side: int = 12) -> list[Image.Image]:
@@ -254,6 +257,42 @@ def independent(name: str, model: Any, items: Any, books: int) -> torch.Tensor:
     rows = [[int(laid[n, q, moment]) + 16 * q for moment in range(laid.shape[2]) for q in range(books)]
             for n in range(3)]  # fmt: skip
     return torch.tensor(rows)
+
+
+def test_short_sounds_are_written_with_silence_behind_them() -> None:
+    config = VQConfig(kind="audio", size=8, width=4, hidden=8, sampling_rate=8000, samples=2048, hop=64, spectra=4)
+    shipped = ShippedCodes(tiny.encodec(), 2000)
+    heard = KMeansCodes.fit(tiny.ast(), sounds(2000, 2000), 3, seed=0)
+    kinds = {"vq": VQCodes(config, seed=0).eval(), "shipped": shipped, "heard": heard}
+    processor = CodesProcessor(hosts.tokenizer(), None, 0, kinds)
+    assert shipped.samples is not None
+    for name, samples in (("vq", 2048), ("shipped", shipped.samples)):
+        short = np.linspace(-1, 1, samples // 3, dtype=np.float32)
+        whole = np.pad(short, (0, samples - len(short)))
+        assert processor.written(name, short) == processor.written(name, whole)
+        assert processor.written(name, short).count(":") == kinds[name].tokens_per_item + 2  # begin and end
+    with pytest.raises(CodesError, match="items have 4"):
+        processor.written("heard", sounds(600)[0])
+
+
+def test_places_have_codes_of_their_own(tmp_path: Any) -> None:
+    settings: dict[str, Any] = {"size": 4, "width": 2, "hidden": 8, "grid": 2, "patch": 4}
+    plain, placed = (VQCodes(VQConfig(**settings, places=places), seed=0).eval() for places in (False, True))
+    assert (placed.size, placed.tokens_per_item, placed.codebooks, placed.width) == (16, 4, 4, 6)
+    items = pictures(5, side=8)
+    told, apart = (torch.stack(each.encode(items)) for each in (plain, placed))
+    assert torch.equal(apart, told + 4 * torch.arange(4))
+    book = placed.codebook()
+    for place, code in itertools.product(range(4), range(4)):
+        row = book[4 * place + code]
+        assert torch.equal(row[:2], plain.codebook()[code])
+        assert row[2:].nonzero()[:, 0].tolist() == [place]
+    drawn = [np.array(each.decode(codes)[0]) for each, codes in ((plain, told), (placed, apart))]
+    assert np.array_equal(*drawn)
+    again = load_codes(placed.save(tmp_path / "codes"))
+    assert torch.equal(torch.stack(again.encode(items)), apart)
+    vocabulary = alula.TealConfig.of({"image": placed}).codes["image"]
+    assert (vocabulary.size, vocabulary.streams) == (16, 4)
 
 
 def test_what_is_no_directory_of_codes_is_refused(tmp_path: Any) -> None:

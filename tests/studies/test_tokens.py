@@ -14,7 +14,7 @@ from studies.tokens.measure import error, held_out, matched, shown
 from studies.tokens.plan import ARMS, CODES, SOUNDS
 from studies.tokens.record import Measured
 
-_CODES = {"vq-25": 25, "vq-128": 9, "vq-512": 9, "sound-256": 10}
+_CODES = {"vq-25": 25, "vq-128": 9, "placed-128": 9, "vq-512": 9, "sound-256": 10}
 """codes of an item"""
 
 
@@ -22,7 +22,7 @@ def test_arms_are_trained_alike_but_for_the_codes(tmp_path: Path) -> None:
     plan = TokensPlan(tmp_path, training=8)
     recipes = {arm: plan.tuning(0, arm) for arm in ARMS}
     for arm, recipe in recipes.items():
-        assert [stage.steps for stage in recipe.stages] == [2, 6]
+        assert [stage.steps for stage in recipe.stages] == [1, 7]
         if arm not in SOUNDS:
             assert [stage.data for stage in recipe.stages] == [stage.data for stage in recipes["two"].stages]
         assert {stage.settings.write for stage in recipe.stages} == {0.75}  # type: ignore[attr-defined]
@@ -68,18 +68,28 @@ def test_figures_are_caption_by_caption(tmp_path: Path) -> None:
         return Measured(read=spread, drawn=flags, coded=[True] * 8, pixels=[0.5] * 8, pixels_coded=[0.1] * 8)
 
     heard = Measured(read=[1.0] * 8, drawn=[True] * 8, coded=[True] * 8)
-    arms = {"tower-128": of(3.0, False), "vq-128": of(1.0, True), "two": of(3.0, True), "untrained-128": of(0.5, False)}
+    arms = {
+        "tower-128": of(3.0, False),
+        "placed-128": of(1.0, True),
+        "two": of(3.0, True),
+        "untrained-128": of(0.5, False),
+    }
     arms["sound-256"] = heard
     record = TokensRecord(
         command="x", created="now", environment={}, seconds=1.0, settings={"training": 1, "items": 8},
         seeds={0: arms, 1: arms},
     )  # fmt: skip
-    assert record.gain("two", "vq-128", "read").value == pytest.approx(2.0)
-    assert record.likelier("vq-128").value == 1
-    assert record.mean("vq-128", "drawn").value == pytest.approx(7 / 8)
+    assert record.gain("two", "placed-128", "read").value == pytest.approx(2.0)
+    assert record.likelier("placed-128").value == 1
+    assert record.mean("placed-128", "drawn").value == pytest.approx(7 / 8)
     said = "\n".join(verdict(record))
     assert "k-means of the tower, 128: +3.35" in said
-    assert "one in eight): VQ, 128; reads k-means of the tower, writes VQ, 128 each; VQ of sounds" in said
+    shown_for = (
+        "VQ, 128 of each place",
+        "reads k-means of the tower, 128, writes VQ, 128 of each place",
+        "VQ of sounds",
+    )
+    assert f"one in eight): {'; '.join(shown_for)}" in said
     assert markdown(record).count("\n|") == 2 * 2 + len(arms)
-    assert "VQ, 128" in render(report(record))
+    assert "VQ, 128 of each place" in render(report(record))
     assert table(record).row_count == len(arms) - 1

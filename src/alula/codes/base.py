@@ -34,6 +34,7 @@ class CodeTokenizer(nn.Module, abc.ABC):
         size: how many different codes there are; they are 0 to size - 1.
         tokens_per_item: codes of an item; of a sound that is shorter than the tokenizer's window, at most so many.
         sampling_rate: samples per second of sounds; None of images.
+        samples: of a sound that has `tokens_per_item` codes, where that is known.
     """
 
     type_name: ClassVar[str]
@@ -43,6 +44,7 @@ class CodeTokenizer(nn.Module, abc.ABC):
     size: int
     tokens_per_item: int
     sampling_rate: int | None = None
+    samples: int | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
 
@@ -115,8 +116,22 @@ class CodesProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask"]
 
     def written(self, name: str, item: Any) -> str:
-        """An item as text, which the tokenizer reads as the codes of that range."""
-        (codes,) = self._codes[name].encode([item])
+        """An item as text, which the tokenizer reads as the codes of that range; a short sound with silence behind it,
+        since what is generated is as long as an item is.
+
+        Raises:
+            CodesError: a sound that is too short for codes that know no silence.
+        """
+        its = self._codes[name]
+        (codes,) = its.encode([item])
+        if len(codes) < its.tokens_per_item and its.samples is not None:
+            (codes,) = its.encode([np.pad(np.asarray(item, dtype=np.float32), (0, its.samples - len(item)))])
+        if len(codes) < its.tokens_per_item:
+            raise CodesError(
+                f"a sound of {len(codes)} codes is to be written, and items have {its.tokens_per_item}",
+                where=name,
+                remedy="write sounds of one length, or write them in VQ codes, which put silence behind short ones",
+            )
         return self._text(name, codes.tolist())
 
     def written_by(self, kind: str) -> str | None:

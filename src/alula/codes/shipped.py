@@ -173,6 +173,7 @@ class ShippedCodes(CodeTokenizer):
         self.family, self.kind = family, family.kind
         self.extent, self.codebooks = extent, codebooks
         self.sampling_rate = int(settings.sampling_rate) if self.kind == "audio" else None
+        self.samples = extent if self.kind == "audio" else None
         self.per_book = len(family.books(self.model, codebooks)[0])
         self.size = self.per_book * codebooks
         blank: Any = Image.new("RGB", (extent, extent)) if self.kind == "image" else [0.0] * extent

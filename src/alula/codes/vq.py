@@ -1,6 +1,6 @@
 """A small VQ autoencoder of pictures or sounds (van den Oord et al., 2017, "Neural Discrete Representation Learning").
 
-Shapes: N items, T codes of an item, K codes, d width of the codebook.
+Shapes: N items, T codes of an item, K codes of a place, d width of the bottleneck.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from alula.codes.base import CodeTokenizer, Kind
 from alula.codes.drawing import Painter, Spectrum, Viewer, mixing, pixels_of, waves_of
 from alula.codes.kmeans import nearest
-from alula.settings import Int, Number, Settings
+from alula.settings import Bool, Int, Number, Settings
 
 
 class VQConfig(Settings):
@@ -31,6 +31,8 @@ class VQConfig(Settings):
         grid, patch: of pictures: codes by side, and pixels by side of each.
         sampling_rate, samples: of sounds: samples per second and per sound.
         hop, bands, spectra: of sounds: samples between spectra, their mel bands, and spectra of a code.
+        places: every place of an item has codes of its own, K of them, which stand for the vector and the place. What
+            is written next is then told by the code before it, without counting.
         codebook: "ema": codes are moving averages of what they stand for; "loss": they are trained by gradients.
         commitment: factor on the encoder's distance from the codes it chose.
         decay: of the moving averages.
@@ -48,6 +50,7 @@ class VQConfig(Settings):
     hop: Int = Field(default=128, ge=1, le=2**16)
     bands: Int = Field(default=64, ge=1, le=1024)
     spectra: Int = Field(default=4, ge=1, le=1024)
+    places: Bool = False
     codebook: Literal["ema", "loss"] = "ema"
     commitment: Number = Field(default=0.25, ge=0, le=2**16)
     decay: Number = Field(default=0.95, ge=0, lt=1)
@@ -151,9 +154,11 @@ class VQCodes(CodeTokenizer):
 
     def __init__(self, config: VQConfig, *, seed: int | None = None) -> None:
         super().__init__()
-        self.config, self.kind, self.size = config, config.kind, config.size
-        self.tokens_per_item = config.tokens_per_item
+        self.config, self.kind, self.tokens_per_item = config, config.kind, config.tokens_per_item
+        self.codebooks = self.tokens_per_item if config.places else 1
+        self.size = config.size * self.codebooks
         self.sampling_rate = config.sampling_rate if config.kind == "audio" else None
+        self.samples = config.samples if config.kind == "audio" else None
         with torch.random.fork_rng(devices=()):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -185,14 +190,26 @@ class VQCodes(CodeTokenizer):
         if not items:
             return []
         vectors = self.vectors(self.given(items))
-        return list(nearest(vectors.flatten(0, 1), self.book.weight).view(vectors.shape[:2]))
+        codes = nearest(vectors.flatten(0, 1), self.book.weight).view(vectors.shape[:2])
+        return list(codes + self._offsets() if self.config.places else codes)
 
     def codebook(self) -> Tensor:
-        return self.book.weight.detach()
+        """(size, d); with `places` (size, d + T): the place, as far from others as vectors are from one another."""
+        book = self.book.weight.detach()
+        if not self.config.places:
+            return book
+        length = book.square().sum(dim=1).mean().sqrt()
+        places = torch.eye(self.codebooks, device=book.device, dtype=book.dtype) * length
+        vectors = book.expand(self.codebooks, *book.shape)
+        return torch.cat([vectors, places[:, None].expand(-1, self.config.size, -1)], dim=2).flatten(0, 1)
+
+    def _offsets(self) -> Tensor:
+        """(T,) the first code of each place."""
+        return torch.arange(self.codebooks, device=self.book.weight.device) * self.config.size
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> list[Any]:
-        vectors = self.codebook()[self.check_codes(codes)]
+        vectors = self.book.weight[self.check_codes(codes) % self.config.size]
         if self.spectrum is None:
             painter: Any = self.decoder
             return list(painter.pictures(vectors))

@@ -79,6 +79,11 @@ def test_what_readers_hand_over_goes_into_batches(tmp_path: Path) -> None:
     assert bool(torch.isfinite(made.model(**batch).loss))
 
 
+def test_a_picture_beside_nothing_is_refused(whole: Host) -> None:
+    with pytest.raises(ValueError, match="depth_images are beside depth maps, and there are none"):
+        whole.processor(text="what?", depth_images=[item("image")])
+
+
 def test_items_can_be_talked_about(whole: Host) -> None:
     talk = Conversation(whole.model, whole.processor, max_new_tokens=3)
     for medium in ("points", "motion", "depth"):

@@ -121,6 +121,9 @@ class UniversalProcessor(AlulaProcessor):
         for medium in OWN:
             kwargs.pop(medium, None)
             self._check_count(medium, text, given.get(medium))
+        alone = next((medium for medium in OWN if beside[medium] and medium not in given), None)
+        if alone is not None:
+            raise ValueError(f"{_BESIDE.format(alone)} are beside {MEDIA[alone].plural}, and there are none")
         made = {MEDIA[medium].inputs[0]: self._values(medium, items, beside[medium]) for medium, items in given.items()}
         out = super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
         out.update(made)
