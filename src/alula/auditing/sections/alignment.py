@@ -76,7 +76,9 @@ def _verdict(audit: Audit, measured: AlignmentMeasured) -> Finding | None:
         )  # fmt: skip
     first = pair.sites["stream"].centred_contrast[0]
     entering = f" As they enter the decoder the figure is {interval(first)}: " + (
-        "what the connector delivers is near its words already." if first.low > 0 else "the blocks bring them together."
+        "what the connector delivers is nearer to its own words than to others'."
+        if first.low > 0
+        else "the blocks bring them together."
     )
     noise = next((value for control, value in held if control == "noise" and value is not None), None)
     if contrast.low <= 0:

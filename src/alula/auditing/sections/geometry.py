@@ -53,7 +53,7 @@ def _verdict(audit: Audit, measured: GeometryResult) -> Finding | None:
     last = length_ratio(kinds[kind].norms["median"][-1], kinds["text"].norms["median"][-1])
     low = ratio.low if math.isfinite(ratio.low) else ratio.value
     high = ratio.high if math.isfinite(ratio.high) else ratio.value
-    figure = f"{kind} tokens {interval(ratio, 1)} times as long as text tokens on entry"
+    figure = f"{kind} tokens {interval(ratio, _digits(ratio.value))} times as long as text tokens on entry"
     against = f"same length: 1; {number(last.value, 1)} after the last block"
     site = measured.sites["stream"]
     middle = len(site.kinds[kind].within) // 2
@@ -67,7 +67,7 @@ def _verdict(audit: Audit, measured: GeometryResult) -> Finding | None:
     if low > LENGTH or high < 1 / LENGTH:
         longer = low > LENGTH
         status = Status.LOOK
-        lengths = f"The {kind} tokens enter {interval(ratio, 1 if longer else 2)} times as long as words."
+        lengths = f"The {kind} tokens enter {interval(ratio, _digits(ratio.value))} times as long as words."
         says = f"{lengths}{_turned(kinds, kind)}{cone}"
         do = (
             "Nothing by itself: it is common where the connector ends without a norm. If training is unstable or the "
@@ -123,7 +123,7 @@ def _blocks(audit: Audit, measured: GeometryResult) -> list[Block]:
         [
             Cell(name, series=SERIES[name]),
             Cell(str(kind.samples)),
-            Cell(number(_finite(kind.sink_norm), 1)),
+            Cell("none" if math.isnan(longest := _finite(kind.sink_norm)) else number(longest, 1)),
             Cell(number(max(kind.highest), 1)),
         ]
         for name, kind in kinds.items()
@@ -137,6 +137,11 @@ def _blocks(audit: Audit, measured: GeometryResult) -> list[Block]:
         )
     )
     return blocks
+
+
+def _digits(ratio: float) -> int:
+    """Decimals that show a ratio of lengths, which may be far below 1."""
+    return 1 if ratio >= 1 or not ratio else 1 - math.floor(math.log10(ratio))
 
 
 def _finite(values: Sequence[float]) -> float:

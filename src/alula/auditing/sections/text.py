@@ -87,14 +87,7 @@ def _verdict(audit: Audit, measured: TextAnswers) -> Finding | None:
     title = "Are the words still there?"
     after = measured.after_image
     hurt = after is not None and after.difference.high < 0
-    extra = (
-        f" An image before the question costs {100 * -after.difference.value:.1f} points more "
-        f"({bounds(after.difference, after.exact)})."
-        if after is not None and hurt
-        else " An image before the question costs nothing that can be measured here."
-        if after is not None
-        else ""
-    )
+    extra = _behind(after, hurt=hurt) if after is not None else ""
     if measured.pairs is None:
         bare = measured.run.tasks[BARE]
         share = wilson(sum(item.score for item in bare.items), len(bare.items))
@@ -145,6 +138,16 @@ def _verdict(audit: Audit, measured: TextAnswers) -> Finding | None:
         )
         status, do = Status.OPEN, f"Ask more questions to decide: --items {4 * whole.n}."
     return Finding("text", title, status, figure, against, says, do)
+
+
+def _behind(after: Comparison, *, hurt: bool) -> str:
+    """What an image before the question does, in figures."""
+    change = bounds(after.difference, after.exact)
+    if hurt:
+        return f" An image before the question costs {100 * -after.difference.value:.1f} points more ({change})."
+    before, behind = percent(after.base.value), percent(after.tuned.value)
+    points = f"{100 * after.difference.value:+.1f} points"
+    return f" Behind an image it answers {behind} of the same questions and bare {before}: {points} ({change})."
 
 
 def surely_lost(whole: Comparison) -> bool:
