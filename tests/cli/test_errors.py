@@ -124,3 +124,17 @@ def test_names_that_are_no_utf_8_can_be_shown(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert b"data-\\udcff.jsonl:1: record: " in done.stdout
     assert b"Traceback" not in done.stderr
+
+
+def test_help_is_in_paragraphs_and_names_no_type_behind_a_flag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["alula", "train", "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert "resumes when the same command is given again." in " ".join(shown.split())
+    assert "given \n again." not in shown
+    assert [line for line in shown.splitlines() if "<bool>" in line and "--help" not in line] == []

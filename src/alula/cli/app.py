@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
+import typer.main
 from rich.console import Console
 from rich.markup import escape
 
@@ -117,7 +118,7 @@ def run(make: Callable[[], typer.Typer]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # half surrogates, or an encoding other than UTF-8: shown as escapes
             stream.reconfigure(errors="backslashreplace")
     try:
-        commands = make()
+        commands = _tidied(typer.main.get_command(make()))
         keep_freed_memory()
         code = commands(obj=session, standalone_mode=False)  # what was typed wrong is told by us, below
     except (KeyboardInterrupt, typer.Abort):
@@ -153,6 +154,20 @@ def _as_alula_error(error: Exception) -> AlulaError:
         words if words.startswith(kind) else f"{kind}: {words}" if words else kind,
         remedy=f"`{command_line('--debug')}` shows where; alula did not expect this error",
     )
+
+
+def _tidied(command: Any) -> Any:
+    """The command and those below it with help as people read it: lines of a docstring joined to paragraphs, and no type
+    named behind a flag, which takes no value."""
+    if command.help:
+        paragraphs = command.help.split("\n\n")
+        command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
+    for each in command.params:
+        if getattr(each, "is_flag", False):
+            each.metavar = ""
+    for below in getattr(command, "commands", {}).values():
+        _tidied(below)
+    return command
 
 
 def _usage_error(error: Any) -> AlulaError:
