@@ -157,8 +157,8 @@ def _as_alula_error(error: Exception) -> AlulaError:
 
 
 def _tidied(command: Any) -> Any:
-    """The command and those below it with help as people read it: lines of a docstring joined to paragraphs, and no type
-    named behind a flag, which takes no value."""
+    """The command and those below it with help as people read it: lines of a docstring joined to paragraphs, and no
+    type named behind a flag, which takes no value."""
     if command.help:
         paragraphs = command.help.split("\n\n")
         command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
