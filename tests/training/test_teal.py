@@ -10,19 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import wavfile
 from transformers import TrainerCallback
 
 import alula
 from alula.codes import CodesProcessor, KMeansCodes, VQCodes, VQConfig, load_codes
 from alula.data import Collator, open_source
-from alula.errors import HostError, RecipeError
+from alula.errors import HostError, RecipeError, UsageError
 from alula.hosts import load_host
 from alula.loading import load_model
 from alula.serving import Conversation
 from alula.serving.terminal import Terminal, in_blocks
 from alula.training import load_recipe, train
 from alula.training.codes import CodesRecipe, fit_codes
-from alula.training.methods.teal import Teal, TealSpec, turned
+from alula.training.methods.teal import Teal, TealSpec, Turning, turned
 from tests.training.conftest import MakeRecipe
 
 SOURCE = {"microworld": "caption"}
@@ -181,6 +182,31 @@ def test_chat_draws_and_saves(
     plain = Conversation(*alula.build_host("fledgling", "fledgling"), max_new_tokens=4)
     with pytest.raises(HostError, match="writes no images"):
         plain.written_by("image")
+
+
+def test_chat_saves_what_it_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    host = alula.build_host("fledgling", "fledgling", audio="fledgling")
+    config = VQConfig(kind="audio", size=4, width=2, hidden=8, samples=1024, hop=64, bands=16, spectra=4, places=True)
+    codes = {"sounded": VQCodes(config, seed=0).eval()}
+    alula.attach(host.model, alula.TealConfig.of(codes))
+    processor = CodesProcessor.over(host.processor, host.model.get_input_embeddings().weight.shape[0], codes)
+    terminal = Terminal(Conversation(host.model, processor, max_new_tokens=3), interactive=False)
+    terminal._line("/play a low violin")
+    rate, wave = wavfile.read("sounded-1.wav")
+    assert (rate, wave.shape, wave.dtype) == (16000, (1024,), np.int16)
+
+
+def test_pairs_of_captions_alone_are_turned_round(trained: tuple[Path, Hashes]) -> None:
+    _, processor = load_model(trained[0] / "final")
+    turning = Turning(processor, 1.0, 0, ["microworld-caption"])
+    caption, question = (replace(open_source({"microworld": name})[0], position=0) for name in ("caption", "visual"))
+    assert turning.shown(question) is question
+    assert turning.shown(caption) is not caption
+    with pytest.raises(RecipeError, match="no source is called 'captions'"):
+        Teal().check_sources(TealSpec(captions=["captions"]), ["microworld-caption"])
+    with pytest.raises(UsageError, match="nothing is turned round"):
+        TealSpec(captions=["a"], write=0)
 
 
 def test_pictures_in_a_terminal_are_two_pixels_a_character() -> None:
