@@ -159,6 +159,7 @@ _WANTED = {
     "int_from_float": "a whole number is wanted here",
     "float_type": "a number is wanted here",
     "bool_type": "true or false is wanted here",
+    "string_type": "a text is wanted here",
 }
 """pydantic's names of problems, in plain words"""
 
@@ -190,6 +191,10 @@ def _problem(item: Mapping[str, Any], schema: Any, given: Any, lines: yaml.Node 
         what = "a mapping is wanted here"
     elif kind in ("tuple_type", "list_type"):
         what = "a list is wanted here"
+    elif kind in ("too_short", "too_long") and "actual_length" in item.get("ctx", {}):
+        bound = item["ctx"].get("min_length", item["ctx"].get("max_length"))
+        side = "least" if kind == "too_short" else "most"
+        what = f"at {side} {bound} of these are wanted, not {item['ctx']['actual_length']}"
     else:
         got = item.get("input")
         plain = isinstance(got, str | int | float | bool | type(None))

@@ -159,3 +159,18 @@ def test_a_run_that_learned_nothing_takes_any_change(recipe: MakeRecipe, tmp_pat
     with pytest.raises(UsageError, match=r"another recipe: stages\.0\.on_bad was 'skip', now 'fail'"):
         check(recipe(**options))
     check(recipe(**options), resume=False)
+
+
+def test_a_stage_of_warm_up_alone_says_so(recipe: MakeRecipe, capfd: pytest.CaptureFixture[str]) -> None:
+    made = recipe(**{**FULL, "steps": 1})
+    train(made)
+    said = " ".join(capfd.readouterr().err.split())
+    assert "all its 1 steps are warm-up, and the first is at rate 0; schedule.warmup: 0 leaves it out" in said
+    assert rows(Path(made.output_dir))[0]["lr"] == {"llm": 0.0, "projector": 0.0}
+
+
+def test_an_empty_list_is_told_in_plain_words(plain: Any) -> None:
+    with pytest.raises(RecipeError, match="stages: at least 1 of these are wanted, not 0"):
+        parse_recipe({**plain(), "stages": []})
+    with pytest.raises(RecipeError, match=r"host\.path: a text is wanted here, got 1"):
+        parse_recipe({**plain(), "host": {"path": 1}})

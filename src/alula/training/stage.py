@@ -281,6 +281,11 @@ def train_stage(
             ],
         )
         trainer.remove_callback(PrinterCallback)
+        if trainer.args.get_warmup_steps(data.steps) >= data.steps:
+            display.notify(
+                f"stage {stage.name}: all its {data.steps} steps are warm-up, and the first is at rate 0; "
+                "schedule.warmup: 0 leaves it out"
+            )
         try:
             trainer.train(resume_from_checkpoint=None if opened.checkpoint is None else str(opened.checkpoint))
         except BadSampleError as error:
