@@ -54,7 +54,7 @@ def test_nothing_fails_without_a_reason() -> None:
         "Qwen2_5OmniThinkerForConditionalGeneration",  # M-RoPE that counts by input_ids alone
         "DeepseekV3ForCausalLM",
         "MixtralForCausalLM",  # refuses some uses
-        "GptOssForCausalLM",  # refused
+        "GptOssForCausalLM",  # sinks, under eager attention
         "MllamaForConditionalGeneration",
     ],
 )

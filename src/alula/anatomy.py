@@ -9,9 +9,9 @@ import dis
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -40,18 +40,25 @@ class _Family:
     layers: str = "layers"
 
     attention: str = "self_attn"
+    beside: str | None = None  # what mixes tokens beside attention, by a running state
     attention_out: str = "self_attn"
     mlp: str | None = "mlp"
     mlp_out: str = "mlp"
     attention_norm: str | None = "input_layernorm"
     mlp_norm: str | None = "post_attention_layernorm"
-    final_norm: str = "norm"
+    more: tuple[str, ...] = ()
+    final_norm: str | None = None  # None: one of `_FINAL_NORMS`
 
     def parts(self) -> list[str]:
         """Paths below a layer that have to be there."""
-        names = (self.attention, self.attention_out, self.mlp, self.mlp_out, self.attention_norm, self.mlp_norm)
+        names = (
+            *(self.attention, self.attention_out, self.beside, self.mlp, self.mlp_out),
+            *(self.attention_norm, self.mlp_norm, *self.more),
+        )
         return [name for name in names if name is not None]
 
+
+_FINAL_NORMS = ("norm", "final_layernorm", "embedding_norm")
 
 _PRE_NORM = _Family()
 _SANDWICH = _Family(
@@ -67,6 +74,29 @@ _NAMED_SANDWICH = _Family(attention_out="post_self_attn_layernorm", mlp_out="pos
 _APERTUS = _Family(attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm")
 _VAULT_GEMMA = _Family(mlp_norm="pre_feedforward_layernorm")
 _PARALLEL = _Family(mlp_norm=None)  # one norm for both halves, which read the same (Cohere)
+_LLAMA4 = _Family(mlp="feed_forward", mlp_out="feed_forward")
+_LFM2 = _Family(
+    mlp="feed_forward",
+    mlp_out="feed_forward",
+    attention_norm="operator_norm",
+    mlp_norm="ffn_norm",
+)
+_FALCON_H1 = _Family(
+    beside="mamba",
+    mlp="feed_forward",
+    mlp_out="feed_forward",
+    mlp_norm="pre_ff_layernorm",
+)
+_GEMMA4_MOE = _Family(
+    attention_out="post_attention_layernorm",
+    mlp=None,  # it and the experts run side by side
+    mlp_out="post_feedforward_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    more=(
+        *("mlp", "router", "experts"),
+        *("post_feedforward_layernorm_1", "post_feedforward_layernorm_2", "pre_feedforward_layernorm_2"),
+    ),
+)
 _GPT_NEOX = _Family(attention="attention", attention_out="attention", final_norm="final_layer_norm")
 _GPT2 = _Family(
     layers="h", attention="attn", attention_out="attn", attention_norm="ln_1", mlp_norm="ln_2", final_norm="ln_f"
@@ -80,7 +110,10 @@ _OPT = _Family(
 )
 
 # told apart by what a layer consists of
-_BY_PARTS = (_PRE_NORM, _SANDWICH, _POST_NORM, _NAMED_SANDWICH, _APERTUS, _VAULT_GEMMA, _PARALLEL)
+_BY_PARTS = (
+    *(_PRE_NORM, _SANDWICH, _POST_NORM, _NAMED_SANDWICH, _APERTUS, _VAULT_GEMMA, _PARALLEL),
+    *(_LLAMA4, _LFM2, _FALCON_H1, _GEMMA4_MOE),
+)
 
 # decoder config.model_type -> family, of those whose layers are named otherwise or hold more than their parts
 FAMILIES: Mapping[str, _Family] = {
@@ -89,10 +122,35 @@ FAMILIES: Mapping[str, _Family] = {
     "opt": _OPT,
 }
 
-# classes of layers whose parts have the names of a family and stand otherwise -> how
-_DEVIATIONS = {"ChameleonSwinDecoderLayer": "its norms stand behind its halves under the names of those in front"}
+# decoders that stand inside of a whole causal model with a head -> as decoder config.model_type
+_WHOLE_INSIDE = {"llama4_text"}
 
-_PROJECTIONS = {"q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"}
+_NO_INTERFACE = "its attention does not go through transformers' attention interface, keywords and all"
+_BY_CROSS_ATTENTION = "what it sees reaches its layers by cross-attention, not as tokens"
+
+_Q_FORMER = "Q-Former that reads the image by cross-attention"
+_NO_TOKENS = (
+    "grafts, policies and all probes (none needs less) go by tokens that stand in the decoder: use a host that has its "
+    "images there, such as LLaVA or Qwen-VL (docs/supported.md)"
+)
+
+# classes of layers whose parts have the names of a family and stand otherwise -> how
+_DEVIATIONS = {
+    "ChameleonSwinDecoderLayer": "its norms stand behind its halves under the names of those in front",
+    "MiniMaxDecoderLayer": "its stream goes on from behind its norms",
+}
+
+# decoder config.model_type of those whose rotary tables hold each angle once and whose attention rotates halves
+_ANGLES_ONCE = {"gpt_oss"}
+
+_PROJECTIONS = {"q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "out_proj", "dense"}
+# numbers of a layer or its attention that are known beside its parts: a logit per head that no key has, which eager
+# attention weighs in before it hands out the weights of the others (GPT-OSS); factors by which a layer multiplies what
+# its halves add (Granite, Falcon-H1), or what leaves it (Gemma-4): points show what is there before
+_KNOWN_NUMBERS = {
+    *("sinks", "residual_multiplier", "residual_scale", "layer_scalar"),
+    *("attention_in_multiplier", "ssm_out_multiplier", "attn_out_multiplier"),
+}
 _LATENT = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}  # of DeepSeek's latent attention
 
 
@@ -230,7 +288,11 @@ class Anatomy:
         audio_tower: of a host that hears, else None.
         placeholders: token id per perceptual modality of this host.
         family: how a layer names its parts.
+        attended: indices of the layers that have attention; the others of a hybrid decoder have a running state or a
+            convolution in its place.
         has_angles_in_pairs: the decoder's rotary tables hold each angle twice side by side, not in two equal halves.
+        turns_neighbors: attention rotates neighboring channels, not halves, however its tables stand (GLM).
+        passes_keywords: layers hand on to attention the keywords they are given.
     """
 
     host: Any
@@ -246,7 +308,10 @@ class Anatomy:
     projector: nn.Module | None
     placeholders: Mapping[Modality, int]
     family: _Family
+    attended: tuple[int, ...]
     has_angles_in_pairs: bool = False
+    turns_neighbors: bool = False
+    passes_keywords: bool = True
 
     @classmethod
     def of(cls, model: nn.Module) -> Anatomy:
@@ -263,7 +328,9 @@ class Anatomy:
         model_type = text_config.model_type
         backbone = getattr(host, host.base_model_prefix, host)
         inner: Any = _first(backbone, _DECODERS)
-        decoder = backbone if inner is None else inner
+        decoder: Any = backbone if inner is None else inner
+        if model_type in _WHOLE_INSIDE and isinstance(getattr(decoder, "lm_head", None), nn.Module):
+            decoder = decoder.model
         decoder = getattr(decoder, "decoder", decoder)
         if inner is None:
             backbone = decoder  # OPTForCausalLM calls its decoder, not the model around it
@@ -271,16 +338,21 @@ class Anatomy:
         layers = getattr(decoder, "layers" if family is None else family.layers, None)
         if family is None:
             family = _family_of(layers)
-        oddity = None if model_type in FAMILIES else _oddity(config, decoder, layers, family)
+        oddity = _oddity(config, decoder, layers, family, is_listed=model_type in FAMILIES)
         if oddity is not None:
             raise HostError(
                 f"{type(host).__name__} (decoder type {model_type!r}) is not supported: {oddity}",
-                remedy="use a decoder with layers like those of Llama, Gemma-3, OLMo-2 or GLM-4, or one of these "
+                remedy=_NO_TOKENS
+                if _BY_CROSS_ATTENTION in oddity
+                else "use a decoder with layers like those of Llama, Gemma-3, OLMo-2 or GLM-4, or one of these "
                 f"types: {', '.join(sorted(FAMILIES))}; docs/supported.md lists what is served",
             )
         if not isinstance(layers, nn.ModuleList) or not len(layers):
             raise HostError(f"no decoder layers were found in {type(host).__name__}")
-        missing = sorted({path for path in family.parts() for layer in layers if not _has(layer, path)})
+        attended = tuple(
+            index for index, layer in enumerate(layers) if model_type in FAMILIES or _stand_in(layer, family) is None
+        )
+        missing = sorted({path for path in family.parts() for index in attended if not _has(layers[index], path)})
         if missing:
             raise HostError(
                 f"{type(layers[0]).__name__} (decoder type {model_type!r}) lacks {', '.join(missing)}, by which alula "
@@ -294,14 +366,18 @@ class Anatomy:
             config=text_config,
             layers=list(layers),
             embeddings=decoder.get_input_embeddings(),
-            final_norm=getattr(decoder, family.final_norm, None),
+            final_norm=_final_norm(decoder, family),
             head=host.get_output_embeddings(),
             tower=_first(backbone, _TOWERS),
             audio_tower=_first(backbone, ("audio_tower",)),
             projector=_first(backbone, _PROJECTORS),
             placeholders=_placeholders(config),
             family=family,
-            has_angles_in_pairs=model_type not in FAMILIES and not _angles(decoder).in_halves,
+            attended=attended,
+            has_angles_in_pairs=model_type not in FAMILIES and _layout_of(decoder) == "pairs",
+            turns_neighbors=model_type not in FAMILIES
+            and _turns_neighbors(decoder, _part(layers[attended[0]], family.attention)),
+            passes_keywords=all(_passes_keywords_on(type(layers[index]).forward) for index in attended),
         )
 
     # -- geometry -------------------------------------------------------------------------------------------------
@@ -321,14 +397,42 @@ class Anatomy:
 
     @property
     def num_kv_heads(self) -> int:
-        return getattr(self.config, "num_key_value_heads", None) or self.num_heads
+        """HostError where it differs from layer to layer."""
+        return self._alike("key heads", lambda config: getattr(config, "num_key_value_heads", None) or self.num_heads)
 
     @property
     def head_dim(self) -> int:
-        return getattr(self.config, "head_dim", None) or self.hidden_size // self.num_heads
+        """HostError where it differs from layer to layer (`head_dims`)."""
+        return self._alike("channels per head", self._head_dim)
+
+    @cached_property
+    def head_dims(self) -> tuple[int, ...]:
+        """Width of a head, by layer: Gemma-4's are wider where all tokens are attended to."""
+        by_layer = self._by_layer()
+        return tuple(self._head_dim(self.config if by_layer is None else by_layer[i]) for i in range(self.num_layers))
+
+    def _head_dim(self, config: Any) -> int:
+        return getattr(config, "head_dim", None) or self.hidden_size // self.num_heads
+
+    def _by_layer(self) -> Any:
+        """The decoder's config as it is for each layer; None where it is the same for all."""
+        return getattr(self.config, "per_layer_config", None)
+
+    def _alike(self, what: str, number: Callable[[Any], int]) -> int:
+        by_layer = self._by_layer()
+        if by_layer is None:
+            return number(self.config)
+        found = sorted({number(by_layer[index]) for index in range(self.num_layers)})
+        if len(found) > 1:
+            raise HostError(
+                f"the layers of {type(self.decoder).__name__} have different numbers of {what}: "
+                f"{', '.join(map(str, found))}",
+                remedy="use a host whose layers are alike",
+            )
+        return found[0]
 
     def layer_type(self, index: int) -> str:
-        """The layer's attention type as its config names it, e.g. "full_attention" or "sliding_attention"."""
+        """The layer's type as its config names it, e.g. "full_attention", "sliding_attention", "linear_attention"."""
         types = getattr(self.config, "layer_types", None)
         return types[index] if types else "full_attention"
 
@@ -346,8 +450,9 @@ class Anatomy:
                 raise UsageError(f"layer {layer} does not exist", remedy=f"the decoder has layers 0 to {count - 1}")
         return [layer % count for layer in layers]
 
-    def rope_at(self, index: int, positions: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The (cos, sin) that a layer takes for (B, S) positions of text, by the host's own rotary embedding.
+    def rope_at(self, index: int, positions: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        """What a layer takes for (B, S) positions of text, by the host's own rotary embedding: (cos, sin), or both as
+        one complex table.
 
         `check_rope` says whether they can be had.
 
@@ -383,12 +488,42 @@ class Anatomy:
     # -- parts of a layer -----------------------------------------------------------------------------------------
 
     def attention(self, index: int) -> nn.Module:
-        """The layer's self-attention module."""
+        """The layer's self-attention module; HostError where a hybrid decoder has something else in its place."""
+        self._check_attended(index)
         return _part(self.layers[index], self.family.attention)
 
     def attention_out(self, index: int) -> nn.Module:
-        """The module whose output joins the residual stream after attention."""
+        """The module whose output joins the residual stream after attention; HostError as `attention`."""
+        self._check_attended(index)
         return _part(self.layers[index], self.family.attention_out)
+
+    @property
+    def mixers(self) -> set[str]:
+        """What mixes tokens in layers in the place of attention, or beside it, by path below the layer."""
+        standing = {_stand_in(layer, self.family) for i, layer in enumerate(self.layers) if i not in self.attended}
+        return {name for name in (*standing, self.family.beside) if name is not None}
+
+    def _check_attended(self, index: int) -> None:
+        if index not in self.attended:
+            raise HostError(
+                f"decoder layer {index} has no attention: {_stand_in(self.layers[index], self.family)} stands in its "
+                "place",
+                remedy=f"name layers that have it: layers={','.join(map(str, self.attended))}",
+            )
+
+    def check_tokens_apart(self, index: int) -> None:
+        """Refuse a layer through which tokens cannot be sent without the others.
+
+        Raises:
+            HostError: a running state or a convolution goes over all tokens in it.
+        """
+        self._check_attended(index)
+        if self.family.beside is not None:
+            raise HostError(
+                f"decoder layer {index} has {self.family.beside} beside its attention, whose state goes over all "
+                "tokens: none can be taken out",
+                remedy="use a host whose layers mix tokens by attention alone",
+            )
 
     def mlp(self, index: int) -> nn.Module:
         """The layer's feed-forward module; HostError where its matrices stand in the layer itself (OPT)."""
@@ -433,6 +568,18 @@ class Anatomy:
                 remedy='look at other points, such as "block_input" or "attention"',
             )
         return _part(self.layers[index], path)
+
+    def logits(self, made: Tensor) -> Tensor:
+        """(.., V) the host's logits, of what its head made: some classes scale them (Cohere, Granite, Falcon-H1) or cap
+        them (Gemma-2), others with the same decoder leave them as they are (Gemma-3's with images)."""
+        read, config = _globals_of(type(self.host).forward), self.config
+        for name in ("logit_scale", "lm_head_multiplier"):
+            if name in read:
+                made = made * (getattr(config, name, None) or 1.0)
+        if "logits_scaling" in read:
+            made = made / (getattr(config, "logits_scaling", None) or 1.0)
+        cap = getattr(config, "final_logit_softcapping", None) if "final_logit_softcapping" in read else None
+        return made if cap is None else cap * torch.tanh(made / cap)
 
     @property
     def has_planes(self) -> bool:
@@ -491,16 +638,23 @@ class Anatomy:
 
     # -- rotary positions -----------------------------------------------------------------------------------------
 
-    def rope(self, position_embeddings: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    def rope(self, position_embeddings: tuple[Tensor, Tensor] | Tensor | None) -> tuple[Tensor, Tensor] | None:
         """The host's (cos, sin) for a layer as (B or 1, S, R), R <= head_dim the rotated width; None without RoPE.
 
         Multimodal RoPE (Qwen2-VL) hands (3, B, S, R) to its layers and picks time, height and width by sections inside
         attention; here the same sections are picked beforehand. Tables whose angles stand in pairs (GLM-4V rotates
-        neighbors, not halves) come in halves here: who brings queries and keys of its own rotates by halves everywhere.
+        neighbors, not halves), once (GPT-OSS) or as complex numbers (Llama-4) come in halves here: who brings queries
+        and keys of its own rotates by halves everywhere.
         """
         if position_embeddings is None:
             return None
+        if isinstance(position_embeddings, Tensor):
+            cos, sin = (torch.cat([part, part], dim=-1) for part in torch.view_as_real(position_embeddings).unbind(-1))
+            return cos, sin
         cos, sin = position_embeddings
+        if self.config.model_type in _ANGLES_ONCE:
+            cos, sin = (torch.cat([table, table], dim=-1) for table in (cos, sin))
+            return cos, sin
         if cos.dim() == 4:
             sections = self.config.rope_parameters["mrope_section"] * 2
             cos, sin = (
@@ -554,10 +708,18 @@ class Anatomy:
         return [int(n) for sample in items for n in np.bincount(sample[sample >= 0])]
 
 
+def _final_norm(decoder: nn.Module, family: _Family) -> nn.Module | None:
+    return _first(decoder, _FINAL_NORMS if family.final_norm is None else (family.final_norm,))
+
+
 def _family_of(layers: Any) -> _Family:
-    """The family whose parts the first layer consists of; the pre-norm one where it is none's."""
-    found = _parts_of(layers[0]) if isinstance(layers, nn.ModuleList) and len(layers) else set()
-    return next((family for family in _BY_PARTS if set(family.parts()) == found), _PRE_NORM)
+    """The family whose parts some layer consists of; the pre-norm one where it is none's."""
+    for layer in layers if isinstance(layers, nn.ModuleList) else ():
+        found = _parts_of(layer)
+        family = next((family for family in _BY_PARTS if set(family.parts()) == found), None)
+        if family is not None:
+            return family
+    return _PRE_NORM
 
 
 def _parts_of(layer: nn.Module) -> set[str]:
@@ -568,43 +730,89 @@ def _class_of(layer: nn.Module) -> str:
     return type(layer).__name__
 
 
-def _oddity(config: Any, decoder: Any, layers: Any, family: _Family) -> str | None:
-    """What of a decoder is otherwise than in those of its family, so that nothing would be known of its parts."""
+def _stand_in(layer: nn.Module, family: _Family) -> str | None:
+    """What a layer of a hybrid decoder has in the place of attention (a running state, a convolution); None where it
+    has attention."""
+    if _has(layer, family.attention):
+        attention = _part(layer, family.attention)
+        return None if _asks_the_interface(type(attention).forward) else family.attention
+    others = _parts_of(layer) - set(family.parts())
+    return ", ".join(sorted(others)) or "nothing"
+
+
+def _oddity(config: Any, decoder: Any, layers: Any, family: _Family, *, is_listed: bool) -> str | None:
+    """What of a decoder is otherwise than in those of its family, so that nothing would be known of its parts.
+
+    Args:
+        is_listed: its family goes by its type (`FAMILIES`), not by what its layers consist of.
+    """
     if getattr(config, "is_encoder_decoder", False):
-        return "it is an encoder and a decoder: what it sees reaches its layers by cross-attention, not as tokens"
+        return f"it is an encoder and a decoder: {_BY_CROSS_ATTENTION}"
     if isinstance(getattr(decoder, "lm_head", None), nn.Module):
-        return f"its decoder is a whole {type(decoder).__name__} with a head of its own"
-    if not getattr(decoder, "_supports_attention_backend", False):
-        return "its attention does not go through transformers' attention interface, keywords and all"
+        reason = f"its decoder is a whole {type(decoder).__name__} with a head of its own"
+        return f"{reason}, behind a {_Q_FORMER}" if hasattr(config, "qformer_config") else reason
+    if is_listed:
+        return None
+    is_declared = getattr(decoder, "_supports_attention_backend", False)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
-        return "it has no list of layers"
+        return "it has no list of layers" if is_declared else _NO_INTERFACE
+    if any("cross" in name or name == "encoder_attn" for layer in layers for name in _parts_of(layer)):
+        return f"its layers have cross-attention: {_BY_CROSS_ATTENTION}"
     lists = [name for name, part in decoder.named_children() if isinstance(part, nn.ModuleList)]
     others = [name for name in lists if getattr(decoder, name) is not layers]
     if others:
-        return f"its decoder has {', '.join(others)} beside its layers"
+        cross = any("cross" in name for name in others)
+        return f"its decoder has {', '.join(others)} beside its layers" + (f": {_BY_CROSS_ATTENTION}" if cross else "")
     deviation = next((_DEVIATIONS[kind] for kind in map(_class_of, layers) if kind in _DEVIATIONS), None)
     if deviation is not None:
         return deviation
     wanted = set(family.parts())
+    attended = [index for index, layer in enumerate(layers) if _stand_in(layer, family) is None]
+    if any(_has(layer, family.attention) for layer in layers) and not (attended and _makes_masks(decoder)):
+        return _NO_INTERFACE
     for index, layer in enumerate(layers):
         parts = _parts_of(layer)
+        if attended and index not in attended and len(parts) == len(wanted) and parts | {family.attention} >= wanted:
+            continue  # a hybrid's
         if parts != wanted:
             return f"layer {index} consists of {', '.join(sorted(parts))}"
         attention = _part(layer, family.attention)
         own = [name for module in (layer, attention) for name, _ in module.named_parameters(recurse=False)]
         own += [name for name, _ in layer.named_buffers(recurse=False)]
-        # a factor on what joins the stream, such as Granite's
         own += [name for name, value in vars(layer).items() if isinstance(value, float) and value not in (0.0, 1.0)]
         own += [name for name, _ in attention.named_children() if not _usual_in_attention(name)]
+        own = [name for name in own if name not in _KNOWN_NUMBERS]
         if own:
             return f"layer {index} has {', '.join(sorted(own))} beside its norms and projections"
-        if not _passes_keywords_on(type(layer).forward):
+        if not _passes_keywords_on(type(layer).forward) and not _passes_keywords_on(type(attention).forward):
             return f"layer {index} does not pass on to its attention the keywords it is given"
+    if _final_norm(decoder, family) is None:
+        return f"it has no norm behind its layers that is called {' or '.join(_FINAL_NORMS)}"
+    if getattr(decoder.config, "num_kv_shared_layers", None):
+        return "its last layers attend to the keys of earlier ones, and of a prompt are given its last token alone"
     try:
-        known = any(_angles(decoder))
+        layout = _layout_of(decoder)
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         return f"its rotary angles are computed in a way of their own ({type(error).__name__}: {error})"
-    return None if known else "its rotary angles come neither in two equal halves nor in pairs"
+    return "its rotary angles come neither in two equal halves nor in pairs" if layout is None else None
+
+
+def _globals_of(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Names that a function looks up outside of it, those of attributes among them."""
+    return inspect.unwrap(forward).__code__.co_names
+
+
+@cache
+def _asks_the_interface(forward: Callable[..., Any]) -> bool:
+    """Whether an attention asks transformers for the function it attends by, and hands it the keywords it is given."""
+    return "ALL_ATTENTION_FUNCTIONS" in _globals_of(forward) and _passes_keywords_on(forward)
+
+
+def _makes_masks(decoder: Any) -> bool:
+    """Whether a decoder has transformers make its masks as the attention function wants them."""
+    if getattr(decoder, "_supports_attention_backend", False):
+        return True
+    return any(name.startswith("create_") and "mask" in name for name in _globals_of(type(decoder).forward))
 
 
 @cache
@@ -617,26 +825,41 @@ def _passes_keywords_on(forward: Callable[..., Any]) -> bool:
     return any(name == load or (isinstance(load, tuple) and name in load) for load in loads)
 
 
-class _Angles(NamedTuple):
-    """How a decoder's rotary tables hold each angle twice; both where there are no tables."""
-
-    in_halves: bool
-    in_pairs: bool
+_Layout = Literal["halves", "pairs", "once", "complex"]
+_found: WeakKeyDictionary[nn.Module, _Layout | None] = WeakKeyDictionary()  # by rotary embedding: the device is read
 
 
-_found: WeakKeyDictionary[nn.Module, _Angles] = WeakKeyDictionary()  # by rotary embedding: it is read from the device
+def _layout_of(decoder: Any) -> _Layout | None:
+    """How its rotary tables hold each angle; None where they are of a kind that is not known.
 
-
-def _angles(decoder: Any) -> _Angles:
-    """Raises whatever `_tables` does."""
+    Raises:
+        Exception: whatever `_tables` does.
+    """
     rotary: Any = getattr(decoder, "rotary_emb", None)
     if rotary in _found:
         return _found[rotary]
     tables = _tables(decoder)
-    angles = _Angles(_in_halves(tables), _in_pairs(tables))
+    layout: _Layout | None = None
+    if any(table.is_complex() for table in tables):
+        layout = "complex"
+    elif decoder.config.model_type in _ANGLES_ONCE:
+        layout = "once"
+    elif _in_halves(tables):
+        layout = "halves"
+    elif _in_pairs(tables):
+        layout = "pairs"
     if tables:
-        _found[rotary] = angles
-    return angles
+        _found[rotary] = layout
+    return layout
+
+
+def _turns_neighbors(decoder: Any, attention: nn.Module) -> bool:
+    """Whether attention rotates neighboring channels: as its own module's function says, else as its tables stand."""
+    forward = inspect.unwrap(type(attention).forward)
+    rotate = getattr(forward, "__globals__", {}).get("rotate_half")
+    if rotate is None:
+        return _layout_of(decoder) in ("pairs", "complex")
+    return rotate(torch.arange(4.0)).tolist() == [-1.0, 0.0, -3.0, 2.0]
 
 
 def _tables(decoder: Any) -> list[Tensor]:
@@ -653,14 +876,15 @@ def _tables(decoder: Any) -> list[Tensor]:
     kinds: list[dict[str, str]] = [{}]
     if _goes_by_kind(type(rotary).forward):
         kinds = [{"layer_type": kind} for kind in sorted(set(decoder.config.layer_types))]
-    return [table for kind in kinds for table in rotary(weight.new_zeros(1, 3, 1), places, **kind)]
+    made = [rotary(weight.new_zeros(1, 3, 1), places, **kind) for kind in kinds]
+    return [table for each in made for table in ((each,) if isinstance(each, Tensor) else each)]
 
 
 def _in_three(decoder: Any, places: Tensor) -> Tensor:
     """(B, S) positions of text as the decoder's rotary embedding takes them: multimodal RoPE wants time, height and
-    width."""
-    is_multimodal = "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {})
-    return places.expand(3, *places.shape) if is_multimodal else places
+    width, HunYuan's four."""
+    sections = (getattr(decoder.config, "rope_parameters", None) or {}).get("mrope_section")
+    return places if sections is None else places.expand(len(sections), *places.shape)
 
 
 @cache

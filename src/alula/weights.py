@@ -282,11 +282,12 @@ def channel_squares(x: Tensor, counts: Tensor, zero: Tensor) -> Tensor:
 
 def target_names(anatomy: Anatomy, path: str) -> set[str]:
     """What a module of a decoder layer is called where matrices are named: its path, its own name, and "attention" or
-    "mlp". Routers of a mixture of experts are no "mlp": they are meant only by name."""
+    "mlp". Routers of a mixture of experts are no "mlp", and what a hybrid decoder has in the place of attention or
+    beside it is neither: they are meant only by name."""
     name = path.rpartition(".")[2]
-    if path.startswith(f"{anatomy.family.attention}."):
-        return {path, name, "attention"}
-    return {path, name} if name in _ROUTERS else {path, name, "mlp"}
+    if path.partition(".")[0] in anatomy.mixers or name in _ROUTERS:
+        return {path, name}
+    return {path, name, "attention" if path.startswith(f"{anatomy.family.attention}.") else "mlp"}
 
 
 def other_matrices(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:

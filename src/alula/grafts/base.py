@@ -13,6 +13,7 @@ import torch
 from pydantic import AfterValidator, ValidationError
 from torch import Tensor, nn
 
+from alula.anatomy import Anatomy
 from alula.errors import AdapterError, UsageError
 from alula.seam import NAME, Handle, OutputOf, Owner, Phase, Point, Seam, marked, marks, retract
 from alula.seam.points import PartMaker, PointFunction
@@ -148,6 +149,15 @@ class Graft(Owner, abc.ABC):
         self._handles.append(handle)
 
     # -- lifecycle ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def indices(cls, anatomy: Anatomy, config: Any) -> list[int]:
+        """Indices of the decoder layers it is to grow in: those that its settings name, or all it can stand in.
+
+        Raises:
+            UsageError: a layer that the decoder does not have. HostError: one that lacks what the graft needs.
+        """
+        return sorted(set(anatomy.layer_indices(getattr(config, "layers", None))))
 
     def grow(self, indices: list[int]) -> None:
         """Build and hook the modules of the given decoder layers."""

@@ -46,7 +46,7 @@ def attach(model: nn.Module, config: GraftConfig, name: str | None = None) -> Gr
     try:
         graft = kind.graft(seam, name, config)
         seam.set_owner(name, graft)
-        graft.grow(sorted(set(seam.anatomy.layer_indices(getattr(config, "layers", None)))))
+        graft.grow(kind.graft.indices(seam.anatomy, config))
     except BaseException:
         graft_or_none = seam.owners.get(name)
         if isinstance(graft_or_none, Graft):

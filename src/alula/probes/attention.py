@@ -123,7 +123,7 @@ class AttentionShift(Probe):
 
     def watch(self, seam: Seam, stack: ExitStack) -> None:
         listener = _Listener(self)
-        for layer in range(seam.anatomy.num_layers):
+        for layer in seam.anatomy.attended:
             stack.callback(seam.request_sums(layer, listener, mark=self).remove)
             stack.callback(seam.subscribe(layer, listener, mark=self).remove)
 
@@ -146,7 +146,7 @@ class AttentionShift(Probe):
         self.tally.add("without_queries", (has_image & ~asked).sum())
         if not forward.any_media:
             return
-        layers = range(forward.anatomy.num_layers)
+        layers = forward.anatomy.attended
         unheard = [layer for layer in layers if ("main", layer) not in notes]
         if unheard:
             raise HostError(

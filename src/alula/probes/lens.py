@@ -394,15 +394,7 @@ def log_probabilities(anatomy: Anatomy, rows: Tensor) -> Tensor:
     """
     head, norm = head_of(anatomy, rows.shape[-1]), anatomy.final_norm
     logits = head(rows if norm is None else norm(rows))
-    logits = logits.to(wide(logits.dtype))
-    # transformers scales (Cohere, Granite) and caps logits in the text model's own class; the multimodal classes leave
-    # the head bare
-    if anatomy.host.config is anatomy.config:
-        logits = logits * (getattr(anatomy.config, "logit_scale", None) or 1.0)
-        logits = logits / (getattr(anatomy.config, "logits_scaling", None) or 1.0)
-        cap = getattr(anatomy.config, "final_logit_softcapping", None)
-        logits = logits if cap is None else cap * torch.tanh(logits / cap)
-    return torch.log_softmax(logits, dim=-1)
+    return torch.log_softmax(anatomy.logits(logits.to(wide(logits.dtype))), dim=-1)
 
 
 def _cross_entropy(q: Tensor, log_p: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class TokenCache(_TokenLayer):
     angles.
 
     `keys` holds the block inputs (B, 1, S, d) (width 0 when no graft asked for them); `values` the TokenMap entries and
-    the first halves of cos and sin per attention type (B, 1, S, 4 + R * types), float32 (exact for integers up to
+    the first halves of cos and sin per attention type (B, 1, S, 4 + sum of R), float32 (exact for integers up to
     2**24).
     """
 
@@ -135,15 +135,15 @@ class TokenCache(_TokenLayer):
         super().__init__()
         # what `tokens`, `has_media` and `known` return; None = to be read from what is stored
         self._known: tuple[TokenMap, tuple[bool, ...], KnownTokens | None] | None = None
-        self.rope_types: list[str] = []
+        self.rope_widths: dict[str, int] = {}  # of a half, by type of attention
         self.offset: Offset | None = None
 
     def append(self, tokens: TokenMap, inputs: Tensor, rope: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Store the tokens of a finished forward."""
         batch, count = tokens.shape
-        if not self.rope_types:
-            self.rope_types = list(rope)
-        halves = [half(table).expand(batch, count, -1).float() for name in self.rope_types for table in rope[name]]
+        if not self.rope_widths:
+            self.rope_widths = {name: cos.shape[-1] // 2 for name, (cos, _) in rope.items()}
+        halves = [half(table).expand(batch, count, -1).float() for name in self.rope_widths for table in rope[name]]
         facts = torch.cat([tokens.stack().float(), *halves], dim=-1)
         self.update(inputs[:, None], facts[:, None])
         self._known = None
@@ -177,8 +177,11 @@ class TokenCache(_TokenLayer):
 
     def half_rope(self, layer_type: str) -> tuple[Tensor, Tensor]:
         """The first halves of (cos, sin) of all stored tokens, each (B, S, R / 2)."""
-        width = (self.values.shape[-1] - 4) // (2 * len(self.rope_types))
-        start = 4 + 2 * width * self.rope_types.index(layer_type)
+        width, start = self.rope_widths[layer_type], 4
+        for name, before in self.rope_widths.items():
+            if name == layer_type:
+                break
+            start += 2 * before
         cos, sin = self.values[:, 0, :, start : start + 2 * width].split(width, dim=-1)
         return cos, sin
 

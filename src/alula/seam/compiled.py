@@ -224,6 +224,12 @@ def check_compilable(anatomy: Anatomy) -> None:
             f"something stands at the forward of decoder layer {wrapped[0]}: a policy, or hooks of accelerate",
             remedy="compile first, or take it away",
         )
+    if len(anatomy.attended) < anatomy.num_layers or not anatomy.passes_keywords:
+        raise HostError(
+            f"the layers of {type(anatomy.decoder).__name__} differ, or do not tell their attention which forward they "
+            "are in: they cannot be compiled with grafts",
+            remedy="compile the decoder as a whole, decoder.compile(), whose graph then breaks at grafts",
+        )
     if anatomy.attention_out(0) is not anatomy.attention(0):
         raise HostError(
             f"{type(anatomy.layers[0]).__name__} has a norm between its attention and the stream, which is not told "

@@ -90,6 +90,7 @@ class Conductor:
         self.foresights: tuple[Request[Foresight], ...] = ()
         self._kind = anatomy.layer_type(index)
         self._before: dict[str, Any] = {}
+        self._hands_out_more: bool | None = None  # its MLP, beside what it adds; None: it was not seen yet
         self._names: tuple[str, ...] = ()
 
     def put(self) -> Handle:
@@ -342,11 +343,24 @@ class Conductor:
             return run(*args, **kwargs)
         given = dialect.hidden_of(args, kwargs, where=type(mlp).__name__)
         if part.is_empty:
-            return torch.zeros_like(given)
+            return self._nothing(run, args, kwargs, given)
         args, kwargs = dialect.with_hidden(args, kwargs, part.gather(given))
         with ctx.narrowed(self.index, part.lane):
             output = run(*args, **kwargs)
-        return dialect.output_with_hidden(output, part.scatter(dialect.hidden_of_output(output), given))
+        made = dialect.hidden_of_output(output)
+        scattered = part.scatter(made.view(*given.shape[:1], -1, given.shape[-1]), given)
+        # Llama-4's give the tokens of all samples in one line
+        return dialect.output_with_hidden(output, scattered.flatten(0, 1) if made.dim() == 2 else scattered)
+
+    def _nothing(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], given: Tensor) -> Any:
+        """What an MLP that adds nothing gives. Experts hand out more than what they add (GPT-OSS); of one token it is
+        seen what."""
+        output, zeros = None, torch.zeros_like(given)
+        if self._hands_out_more is not False:
+            args, kwargs = dialect.with_hidden(args, kwargs, given[:, :1])
+            output = run(*args, **kwargs)
+            self._hands_out_more = isinstance(output, tuple)
+        return dialect.output_with_hidden(output, zeros)
 
 
 def _of_lane(lane: Lane, table: Tensor, dim: int) -> Tensor:

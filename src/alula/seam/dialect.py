@@ -163,8 +163,8 @@ def output_with_logits(output: Any, logits: Tensor) -> Any:
     return output
 
 
-def rope_of(kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
-    """The (cos, sin) a decoder layer was given, or None."""
+def rope_of(kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | Tensor | None:
+    """The (cos, sin) a decoder layer was given, both as one complex table (Llama-4), or None."""
     return kwargs.get(ROPE)
 
 
@@ -189,13 +189,13 @@ def with_positions(named: Mapping[str, Any], pick: Callable[[Tensor, int], Tenso
     taken = dict(named)
     rope, positions = rope_of(named), positions_of(named)
     if rope is not None:
-        taken[ROPE] = tuple(pick(table, 3) for table in rope)
+        taken[ROPE] = pick(rope, 3) if isinstance(rope, Tensor) else tuple(pick(table, 3) for table in rope)
     if positions is not None:
         taken[POSITIONS] = pick(positions, 2)
     return taken
 
 
-def with_rope(named: Mapping[str, Any], rope: tuple[Tensor, Tensor], positions: Tensor) -> dict[str, Any]:
+def with_rope(named: Mapping[str, Any], rope: tuple[Tensor, Tensor] | Tensor, positions: Tensor) -> dict[str, Any]:
     """The arguments of a decoder layer with the tables and the (B, S) positions of others."""
     taken = {**named, ROPE: rope}
     before = positions_of(named)

@@ -325,6 +325,7 @@ class Seam(nn.Module):
                 MLP module.
         """
         check_readable(self.anatomy)
+        self.anatomy.check_tokens_apart(layer)
         if has_parts:
             self.anatomy.mlp(layer)
         request, hooks = Request(worker, mark, has_parts=has_parts), self._layers[layer]
@@ -345,6 +346,7 @@ class Seam(nn.Module):
         put: Callable[[tuple[Request[_T], ...]], None],
     ) -> Handle:
         """Add a request to those that are `present`, and see to it that the decoder's attention knows of requests."""
+        self.anatomy.attention(layer)  # refuses where there is none
         with _changing:
             if self._previous_attention is None:
                 self._previous_attention = open_attention(self.anatomy)

@@ -150,6 +150,8 @@ class LayerHooks:
         self._handles: dict[str, RemovableHandle | Handle] = {}
         self._inside: ByThread[ref[ForwardContext]] = ByThread()
         self._is_released = False
+        # its layer drops the keyword that says which forward it is in (Nemotron)
+        self._is_bridged = index in anatomy.attended and not anatomy.passes_keywords
         self._own: set[int] = set()  # of its handles, by which hooks are told from those of others
         self._tables: list[Mapping[int, Any]] = []  # of hooks at the modules below the layer
         self._hooked_for: Any = None if is_watched else self._needs()
@@ -213,8 +215,7 @@ class LayerHooks:
         self._others = tuple(entry for entry in entering if entry.phase >= Phase.ADD)
         used = set(self._entries)
         inner = used - {Point.BLOCK_INPUT, Point.BLOCK_OUTPUT}
-        layer, attention = self.anatomy.layers[self.index], self.anatomy.attention(self.index)
-        after = self.anatomy.attention_out(self.index)
+        layer = self.anatomy.layers[self.index]
         wanted: dict[str, Callable[[], RemovableHandle | Handle]] = {}
         how = "" if self.compiled is None else ", compiled"
         if self.compiled is not None:
@@ -226,21 +227,21 @@ class LayerHooks:
             wanted["conduct parts"] = self._conductor.put_parts
         if self.is_watched or used:
             wanted["enter"] = lambda: layer.register_forward_pre_hook(self._enter, with_kwargs=True)
+        is_bridged = self._is_bridged and bool(
+            used or self.workers or self.foresights or self.reads_weights or self.is_biased
+        )
+        if is_bridged:
+            wanted["enter"] = lambda: layer.register_forward_pre_hook(self._enter, with_kwargs=True)
         # attention alone is told of its forward; what runs behind it asks what was put down by those that know
-        own = {Point.ATTENTION} if after is attention else set()
-        told = own | {Point.ATTENTION_INPUT}
+        attended = self.index in self.anatomy.attended
+        is_out = attended and self.anatomy.family.attention_out == self.anatomy.family.attention
+        own = {Point.ATTENTION} if is_out else set()
+        told = own | {Point.ATTENTION_INPUT} if attended else set()
         is_read = any(entry.phase is Phase.READ for point in inner for entry in self._entries[point])
-        if parts or is_read or used - told - {Point.BLOCK_INPUT}:
+        if is_bridged or parts or is_read or used - told - {Point.BLOCK_INPUT}:
             wanted["leave"] = lambda: layer.register_forward_hook(self._leave)
-        # its own output is told, too, which tokens attention was given
-        if parts or self.reads_weights or self.is_biased or used - own - {Point.BLOCK_INPUT}:
-            before = self._before_attention if self.compiled is None else self._into_compiled
-            wanted["before attention" + how] = lambda: attention.register_forward_pre_hook(before, with_kwargs=True)
-        if self.reads_weights or (Point.ATTENTION in used and after is attention):
-            behind = self._after_attention if self.compiled is None else self._behind_compiled
-            wanted["after attention" + how] = lambda: attention.register_forward_hook(behind, with_kwargs=True)
-        if Point.ATTENTION in used and after is not attention:
-            wanted["behind attention"] = lambda: after.register_forward_hook(self._after_attention_norm)
+        if attended:
+            wanted |= self._wanted_at_attention(used, own, has_parts=parts, is_bridged=is_bridged, how=how)
         if Point.ATTENTION_NORM in used:
             norm = self.anatomy.attention_norm(self.index)
             wanted["attention norm"] = lambda: norm.register_forward_hook(self._after_input_norm)
@@ -270,6 +271,33 @@ class LayerHooks:
                 self._handles[name] = register()
         self._own = {each.id for each in self._handles.values() if isinstance(each, RemovableHandle)}
         self._hooked_for = needs
+
+    def _wanted_at_attention(
+        self, used: set[AnyPoint], own: set[Point], *, has_parts: bool, is_bridged: bool, how: str
+    ) -> dict[str, Callable[[], RemovableHandle | Handle]]:
+        """Hooks at the layer's attention and behind it, by name.
+
+        Args:
+            used: points at which something stands.
+            own: those of them whose functions attention's own output is handed to.
+            has_parts: whether workers tell attention from the MLP.
+            is_bridged: whether attention is told of its forward by the seam.
+            how: what a name ends with in a layer that is compiled.
+        """
+        attention, after = self.anatomy.attention(self.index), self.anatomy.attention_out(self.index)
+        wanted: dict[str, Callable[[], RemovableHandle | Handle]] = {}
+        if is_bridged:
+            wanted["bridge"] = lambda: attention.register_forward_pre_hook(self._tell, with_kwargs=True, prepend=True)
+        # its own output is told, too, which tokens attention was given
+        if has_parts or self.reads_weights or self.is_biased or used - own - {Point.BLOCK_INPUT}:
+            before = self._before_attention if self.compiled is None else self._into_compiled
+            wanted["before attention" + how] = lambda: attention.register_forward_pre_hook(before, with_kwargs=True)
+        if self.reads_weights or (Point.ATTENTION in used and after is attention):
+            behind = self._after_attention if self.compiled is None else self._behind_compiled
+            wanted["after attention" + how] = lambda: attention.register_forward_hook(behind, with_kwargs=True)
+        if Point.ATTENTION in used and after is not attention:
+            wanted["behind attention"] = lambda: after.register_forward_hook(self._after_attention_norm)
+        return wanted
 
     def remove(self) -> None:
         """Take every hook out of the layer."""
@@ -435,6 +463,13 @@ class LayerHooks:
         return None if hidden is before else dialect.output_with_hidden(output, hidden)
 
     @with_keywords
+    @_untraced
+    def _tell(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Hand attention the keyword that its layer dropped."""
+        ctx = self._current()
+        return None if ctx is None or NAME in kwargs else (args, {**kwargs, NAME: ctx})
+
+    @with_keywords
     def _into_compiled(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`_before_attention` of a layer that may run compiled, where everything was done before."""
         is_inside = isinstance(kwargs.get(NAME), Frame)
@@ -570,8 +605,10 @@ def check_point(anatomy: Anatomy, point: AnyPoint, layer: int, phase: Phase) -> 
             raise UsageError(f"decoder layer {layer} has no module {point.path!r}")
         if isinstance(point, InputOf) and phase is not Phase.READ:
             raise HostError(f"the {point} can only be read", remedy='change "attention_input" or "mlp_input"')
+    if point in (Point.ATTENTION, Point.ATTENTION_INPUT):
+        anatomy.attention(layer)  # refuses where there is none
     if point is Point.MLP_INPUT:
-        anatomy.mlp(layer)  # refuses where there is none
+        anatomy.mlp(layer)  # likewise
     if phase is Phase.TOKENS and point is not Point.BLOCK_INPUT:
         raise HostError(f"which tokens are left is said where a block begins, not at {point!s}")
     if point is Point.ATTENTION_NORM and phase is not Phase.READ:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from alula.anatomy import Anatomy
 from alula.errors import AlulaError
 from alula.grafts.base import Graft
 from alula.grafts.wings.config import WingsConfig
@@ -134,6 +135,16 @@ class WingsGraft(Graft):
     @property
     def needs_roles(self) -> bool:
         return not self.config.system_keys
+
+    @classmethod
+    def indices(cls, anatomy: Anatomy, config: WingsConfig) -> list[int]:
+        """Of a hybrid decoder the layers that have attention."""
+        if config.layers is None:
+            return list(anatomy.attended)
+        found = super().indices(anatomy, config)
+        for index in found:
+            anatomy.attention(index)  # refuses where there is none
+        return found
 
     def build_layer(self, index: int) -> WingsLayer:
         return WingsLayer(self.seam, self.name, self.config, index, self.siblings)

@@ -470,8 +470,8 @@ class LayerLearners(nn.Module):
         device, dtype = reference.device, torch.float32
         self.index, self.graft_name, self.config = index, name, config
         self.layer_type = anatomy.layer_type(index)
-        self.host_head_dim = anatomy.head_dim
-        self.head_dim = learner_head_dim(anatomy.hidden_size, anatomy.head_dim)
+        self.host_head_dim = anatomy.head_dims[index]
+        self.head_dim = learner_head_dim(anatomy.hidden_size, math.gcd(*anatomy.head_dims))  # alike in all layers
         for learner in config.learners:
             module = LoRRA(
                 anatomy.hidden_size,

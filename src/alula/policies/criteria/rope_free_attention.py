@@ -85,7 +85,7 @@ class _Reader:
         if not ctx.new_media:
             return
         cos, sin = (view.pick(table) for table in ctx.rope[ctx.anatomy.layer_type(view.layer)])
-        in_pairs = ctx.anatomy.has_angles_in_pairs
+        in_pairs = ctx.anatomy.turns_neighbors
         query, key = (_unrotated(each.to(torch.float32), cos, sin, in_pairs=in_pairs) for each in (query, key))
         last = view.rows(last_query(view))[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
         asks = query.gather(2, last).view(len(key), key.shape[1], -1, key.shape[3])
