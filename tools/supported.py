@@ -136,6 +136,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "glm4v_moe_text": {**_mrope(4, 2, 2, partial_rotary_factor=1.0), "head_dim": 16},
     # of the shape of 31B; that of E2B and E4B, whose layers are given embeddings of their own, is refused (NOTES)
     "gemma4_text": {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "falcon_h1": {
         "mamba_d_ssm": 32,
         "mamba_n_heads": 2,
@@ -664,6 +665,10 @@ way that the tool knows, or takes none, and a `token_map` called some tokens of 
 "refused": an error says so with this reason. "fails" would be a defect of alula. "host": the class itself, with nothing
 of alula on it, does not do it when it is this small. Weights are random: that a class works here says that its
 structure is read rightly, not that a graft learns well on it.
+
+Hybrids are tried in the layers that have attention. Gemma-4 is tried as 31B is built; E2B and E4B, whose layers are
+given embeddings of their own and share keys, are refused. Where what is seen reaches the decoder by cross-attention, no
+probe works: each reads tokens that stand in the decoder, and none needs less.
 """
 
 

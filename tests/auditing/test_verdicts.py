@@ -29,7 +29,10 @@ def put(result: Audit, **results: Any) -> Audit:
 
 def with_shift(result: Audit, layers: int, value: float, half: float) -> Audit:
     shift = {"main": Estimate(value, value - half, value + half)}
-    return replace(put(result, attention=replace(result.results["attention"], shift=shift)), layers=layers)
+    measured = result.results["attention"]
+    before = {"before": [measured.curves["main"]["before"][0]] * layers}
+    curves = {"main": {**measured.curves["main"], **before}}
+    return put(result, attention=replace(measured, shift=shift, curves=curves))
 
 
 @pytest.mark.parametrize(

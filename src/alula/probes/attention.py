@@ -44,9 +44,9 @@ class AttentionShiftResult(Result):
         undefined: samples whose curve before or after the image does not vary over layers, e.g. because there is no
             text: they are in the curves and not in the shift.
         continued_forwards: forwards that continued a cache; not measured.
-        curves: per branch and segment, the mean share of attention mass per layer; the segments of a branch add up
-            to 1. Branches: "main" is the decoder's own attention; "total" has the learners' added (absent when none
-            spoke).
+        curves: per branch and segment, the mean share of attention mass per layer that has attention; the segments of
+            a branch add up to 1. Branches: "main" is the decoder's own attention; "total" has the learners' added (absent
+            when none spoke).
         shift: per branch, 1 - Pearson correlation over layers of the "before" and "after" curves, in [0, 2].
         per_head: the same for each head of the main branch; empty unless heads="each".
         settings: the options it was measured with.

@@ -28,13 +28,18 @@ def unrelated(layers: int) -> float:
     return t / math.sqrt(layers - 2 + t * t)
 
 
+def _layers(result: AttentionShiftResult) -> int:
+    """How many decoder layers have attention: all but some of a hybrid's."""
+    return len(result.curves["main"]["before"])
+
+
 def _verdict(audit: Audit, measured: AttentionShiftResult) -> Finding | None:
     result = measured
     if result is None:
         return None
     title = "Does attention to text shift behind an image?"
     branch = "total" if "total" in result.shift else "main"
-    shift, reach = result.shift[branch], unrelated(audit.layers)
+    shift, reach = result.shift[branch], unrelated(_layers(result))
     against = f"unrelated curves: {1 - reach:.2f} to {1 + reach:.2f}"
     figure = interval(shift)
     shown = f"attention shift {figure}"
@@ -65,8 +70,8 @@ def _verdict(audit: Audit, measured: AttentionShiftResult) -> Finding | None:
     else:
         status = Status.OPEN
         says = (
-            f"Attention shift is {figure}{learners}. With {audit.layers} layers, curves that have nothing to do with "
-            f"each other give anything from {1 - reach:.2f} to {1 + reach:.2f}, so this decides nothing by itself."
+            f"Attention shift is {figure}{learners}. With {_layers(result)} layers, curves that have nothing to do "
+            f"with each other give anything from {1 - reach:.2f} to {1 + reach:.2f}, so this decides nothing by itself."
         )
         do = "Compare it with the same figure of another checkpoint of this model, and trust the text answers more."
     return Finding("attention", title, status, shown, against, says, do)
@@ -107,14 +112,14 @@ def _blocks(audit: Audit, measured: AttentionShiftResult) -> list[Block]:
         [Cell({"main": "decoder", "total": "with learners"}[branch]), Cell(interval(shift))]
         for branch, shift in result.shift.items()
     ]
-    reach = unrelated(audit.layers)
+    reach = unrelated(_layers(result))
     apart = f", {result.undefined} of them without text on one side of the image" if result.undefined else ""
     caption = (
         f"{result.samples} samples{apart}. Attention shift "
         "is 1 minus the correlation over layers of the curves before and after: 0 where they move together, 2 where "
         f"they move against each other. Null: curves that have nothing to do with each other lie between "
-        f"{1 - reach:.2f} and {1 + reach:.2f} in 95 % of cases (t test over {audit.layers} layers; neighbouring layers "
-        "are alike, so the true range is wider)."
+        f"{1 - reach:.2f} and {1 + reach:.2f} in 95 % of cases (t test over {_layers(result)} layers; neighbouring "
+        "layers are alike, so the true range is wider)."
     )
     return [
         *drawn_row(figures, "Bands: 95 % bootstrap intervals over samples. All tokens ask, as in Eq. 1."),
@@ -132,7 +137,7 @@ def _standard(label: str, curve: Curve) -> Line:
 
 def _bound(probe: AttentionShift, anatomy: Anatomy) -> int:
     heads = anatomy.num_heads if probe.heads == "each" else 1
-    return 2 * anatomy.num_layers * heads * len(SEGMENTS) * (probe.keep * KEPT_BYTES + SUM_BYTES)
+    return 2 * len(anatomy.attended) * heads * len(SEGMENTS) * (probe.keep * KEPT_BYTES + SUM_BYTES)
 
 
 ATTENTION = Section(
