@@ -45,8 +45,8 @@ class AttentionShiftResult(Result):
             text: they are in the curves and not in the shift.
         continued_forwards: forwards that continued a cache; not measured.
         curves: per branch and segment, the mean share of attention mass per layer that has attention; the segments of
-            a branch add up to 1. Branches: "main" is the decoder's own attention; "total" has the learners' added (absent
-            when none spoke).
+            a branch add up to 1. Branches: "main" is the decoder's own attention; "total" has the learners' added
+            (absent when none spoke).
         shift: per branch, 1 - Pearson correlation over layers of the "before" and "after" curves, in [0, 2].
         per_head: the same for each head of the main branch; empty unless heads="each".
         settings: the options it was measured with.
