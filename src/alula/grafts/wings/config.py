@@ -36,7 +36,7 @@ class WingsConfig(GraftConfig):
     Attributes:
         rank: width of the low-rank factors (paper: 64 for a 4096-wide decoder).
         learners: which to have: "visual" (keys and values are perceptual tokens), "textual" (text tokens), or both.
-        layers: decoder layers that get learners, negative ones counted from the last; None = all.
+        layers: decoder layers that get learners, negative ones counted from the last; None = all that have attention.
         router: how the two learners are weighed per token (sum 1): "attention" (paper Eq. 5: a learned weight per key
             position, summed with the main branch's attention, mean over heads), "mass" (share of each head's attention
             that lies on perceptual tokens; independent of length), "constant" (one learned pair per layer). A single
