@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, StableLmConfig
+from transformers import AutoModelForCausalLM, BloomConfig
 
 from alula.errors import AlulaError, HostError, RecipeError, UsageError
 from alula.training import check, parse_recipe, train
@@ -75,14 +75,12 @@ def test_hosts_that_cannot_be_joined(plain: Plain, case: str) -> None:
 
 @pytest.mark.parametrize("method", ["projector", "full", "lora", "prefix", "wings"])
 def test_decoders_without_a_seam_are_refused_before_a_host_is_built(plain: Plain, tmp_path: Path, method: str) -> None:
-    config = StableLmConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
-    )
+    config = BloomConfig(hidden_size=32, n_layer=2, n_head=4)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llm")
     tiny.tokenizer().save_pretrained(tmp_path / "llm")
     raw = plain(method=method, train={})
     raw["host"] = {"llm": str(tmp_path / "llm"), "vision": "fledgling"}
-    with pytest.raises(HostError, match=r"decoder type 'stablelm'\) is not supported: its attention"):
+    with pytest.raises(HostError, match=r"decoder type 'bloom'\) is not supported: its attention"):
         train(raw, quiet=True)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
     assert not (tmp_path / "run" / "host").exists()
