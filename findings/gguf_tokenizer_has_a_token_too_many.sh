@@ -7,7 +7,7 @@
 # `<|endoftext|>`, whose id is the number of embeddings. It is no special token of the tokenizer (`special_tokens_map` names the file's
 # own), so nothing shows it; but text in which these letters stand becomes that id, which the model cannot look up.
 # Output seen:
-#   tokens in the file 260, in the tokenizer 261, embeddings 260; ids of 'ab<|endoftext|>': [259, 260]; named special: ['<pad>', '</s>', '<s>']
+#   tokens in the file 260, in the tokenizer 261, embeddings 260; ids of 'ab<|endoftext|>': [259, 260]; named special: ['</s>', '<pad>', '<s>']
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
