@@ -5,10 +5,12 @@ Tensors: B samples, L tokens after padding, with image placeholders already expa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -275,7 +277,7 @@ class Collator:
         if self.labels and (fault := self._silence(rows, number, entry.sample)) is not None:
             return fault
         # a token is learnt from as the successor of another, so the first one cannot be
-        if self.labels and not any(self._supervised(rows, number)[1:]):
+        if self.labels and not any(islice(self._supervised(rows, number), 1, None)):
             return UnsupervisedError("no token to learn from: no assistant turn that the template marks", place=place)
         return None
 
@@ -313,10 +315,10 @@ class Collator:
         ]
         return None
 
-    def _supervised(self, rows: dict[str, Any], number: int) -> list[bool]:
+    def _supervised(self, rows: dict[str, Any], number: int) -> Iterator[bool]:
         mask = rows["assistant_masks"][number]
         kinds = rows["mm_token_type_ids"][number] if "mm_token_type_ids" in rows else [0] * len(mask)
-        return [bool(spoken) and kind == 0 for spoken, kind in zip(mask, kinds, strict=True)]
+        return (spoken and not kind for spoken, kind in zip(mask, kinds, strict=True))
 
     def _padded(self, rows: dict[str, Any], entries: list[_Entry]) -> BatchFeature:
         ids, soft = rows["input_ids"], rows.pop("soft", {})
@@ -376,7 +378,7 @@ class Collator:
         padded = torch.full((len(values), length), fill, dtype=torch.int64)
         for row, value in zip(padded, values, strict=True):
             at = slice(0, len(value)) if self.padding_side == "right" else slice(length - len(value), length)
-            row[at] = torch.tensor(value, dtype=torch.int64)
+            row[at] = torch.from_numpy(np.array(value, dtype=np.int64))
         return padded
 
     def _pad_token_id(self) -> int:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from alula.chat_template import TemplateSettings
 from alula.errors import HostError
+from alula.inputs.pictures import Pictures
 from alula.inputs.roles import Messages, token_roles
 from alula.literals import Literals
 from alula.media import MEDIA
@@ -91,6 +92,10 @@ class Intake:
         if not isinstance(processor, Intake):
             return cls(processor, template)
         return processor if template is None else processor.told(template)
+
+    @cached_property
+    def _pictures(self) -> Pictures:
+        return Pictures(getattr(self.processor, "image_processor", None))
 
     def told(self, template: TemplateSettings) -> Intake:
         """An intake alike whose chat template is told ``template``."""
@@ -206,9 +211,15 @@ class Intake:
         if self.is_multimodal:
             extra = {} if prompt else {"return_mm_token_type_ids": True}
             options["processor_kwargs"] = {"padding": False, "images_kwargs": {"return_tensors": "pt"}, **extra}
-        reader = self._reader(literal)
-        encoded: Any = reader.apply_chat_template([self._content(chat) for chat in chats], **options, **self.keywords)
+        reader, told = self._reader(literal), chats
+        short = self._pictures.resized(chats) if self.is_multimodal else None
+        if short is not None:
+            told, as_they_are = short
+            options["processor_kwargs"]["images_kwargs"] |= as_they_are
+        encoded: Any = reader.apply_chat_template([self._content(chat) for chat in told], **options, **self.keywords)
         rows = dict(encoded)
+        if short is not None:
+            rows["pixel_values"] = self._pictures.finished(rows["pixel_values"])
         if self.is_multimodal and not prompt and "mm_token_type_ids" not in rows:
             # some processors make them only for batches with images (Idefics3), or under another name (Gemma-3)
             images = set(self.processor.image_token_ids)
