@@ -30,3 +30,15 @@ def test_names_are_not_hidden_by_rooms() -> None:
 def test_importing_is_cheap() -> None:
     program = "import sys, alula; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_help_and_a_check_of_data_load_no_more_than_they_need() -> None:
+    program = """
+import sys
+from alula.cli.app import _registered
+_registered()
+heavy = {"numpy", "PIL", "pydantic", "torch", "transformers"} & {*sys.modules}
+import alula.data.check
+sys.exit(f"help: {heavy}" if heavy else "a check loads torch" if "torch" in sys.modules else 0)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -11,6 +11,10 @@ MAX_SEED = 2**31 - 1
 """the largest that recipes and every random generator take"""
 MAX_ITEMS = 1_000_000
 """questions or samples of one task: all are made before the first is asked"""
+DEFAULT_MAX_PIXELS = 89_478_485
+"""Largest image accepted by default, in pixels: 256 MiB of 24-bit colour, Pillow's own warning level."""
+HARD_MAX_PIXELS = 178_956_970
+"""Pillow refuses to open anything larger, whatever alula is told."""
 
 
 def check_seed(seed: int, where: str = "seed") -> None:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -76,6 +75,8 @@ def run_jobs(jobs: Sequence[Job], *, label: str, workers: int | None = None, qui
     _check_order(jobs)
     cores = os.cpu_count() or 1
     if workers is None:
+        import torch  # here, since looking at data needs none of it
+
         workers = 1 if torch.cuda.is_available() else cores
     if workers == 0:
         with _Bar(jobs, label, quiet=quiet) as bar:
@@ -204,6 +205,8 @@ def end_with_parent() -> None:
 
 def prepare_worker(threads: int) -> None:
     """Settings of a worker process: its share of the cores, memory that is not handed back between steps, its end."""
+    import torch
+
     end_with_parent()
     torch.set_num_threads(threads)
     # PEFT still asks transformers by names that are to be renamed; nothing a user of ours can act on

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import random
 import struct
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from alula.data import ImageError, ImageRef
+from alula.data.jpeg import whole_pixels
 from alula_fledgling.microworld import source
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -303,3 +307,51 @@ def test_a_tiff_of_several_pages_is_refused(tmp_path) -> None:
     with Image.open(tmp_path / "thumb.tif") as image:
         assert image.n_frames == 2
     assert np.array_equal(np.asarray(ImageRef.from_path(tmp_path / "thumb.tif").load()), PIXELS)
+
+
+def _damaged(data: bytes, draw: random.Random) -> Iterator[bytes]:
+    """The file, cut off and with bytes changed, lost and put in."""
+    yield data
+    yield from (data[:length] for length in range(1, len(data), 29))
+    for _ in range(150):
+        at, changed = draw.randrange(len(data)), bytearray(data)
+        match draw.randrange(3):
+            case 0:
+                changed[at] ^= 1 << draw.randrange(8)
+            case 1:
+                del changed[at : at + draw.randrange(1, 40)]
+            case _:
+                changed[at:at] = draw.randbytes(draw.randrange(1, 9))
+        yield bytes(changed)
+
+
+def test_what_is_told_of_a_jpeg_without_decoding_is_what_decoding_tells() -> None:
+    draw, told = random.Random(0), 0
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("RGB", {}),
+        ("L", {}),
+        ("CMYK", {}),
+        ("RGB", {"restart_marker_blocks": 2}),
+    ]
+    for mode, options in kinds:
+        stored = io.BytesIO()
+        channels = [Image.frombytes("L", (40, 27), draw.randbytes(40 * 27)) for _ in Image.new(mode, (1, 1)).getbands()]
+        Image.merge(mode, channels).save(stored, "JPEG", **options)
+        for data in _damaged(stored.getvalue(), draw):
+            pixels = whole_pixels(data)
+            if pixels is not None:
+                told += 1
+                image = ImageRef.from_bytes(data).load()  # raises where it was told wrongly
+                assert image.width * image.height == pixels
+    assert told > 200
+
+
+def test_progressive_jpegs_are_decoded_to_be_verified() -> None:
+    stored = io.BytesIO()
+    Image.new("RGB", (40, 27), "red").save(stored, "JPEG", progressive=True)
+    assert whole_pixels(stored.getvalue()) is None
+    ImageRef.from_bytes(stored.getvalue()).verify()
+    with pytest.raises(ImageError, match="truncated"):
+        ImageRef.from_bytes(stored.getvalue()[:-200]).verify()
+    with pytest.raises(ImageError, match="more than the limit"):
+        ImageRef.from_bytes(stored.getvalue(), max_pixels=100).verify()

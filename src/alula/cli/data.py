@@ -15,9 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from alula.bounds import MAX_SEED
+from alula.bounds import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS, MAX_SEED
 from alula.cli.options import ITEMS
-from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.errors import visible
 from alula.media import MEDIA
 from alula.progress import Lines

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from alula.bounds import DEFAULT_MAX_PIXELS
 from alula.data.audio import AudioRef
 from alula.data.errors import (
     AudioError,
@@ -29,7 +30,7 @@ from alula.data.errors import (
     UnsupervisedError,
     VideoError,
 )
-from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef, to_rgb
+from alula.data.images import ImageRef, to_rgb
 from alula.data.mixture import Mixture, PositionBatches, Window, open_mixture
 from alula.data.quarantine import Quarantine
 from alula.data.samples import Sample, Source, message_text

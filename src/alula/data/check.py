@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from alula.bounds import DEFAULT_MAX_PIXELS
 from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordError, UnsupervisedError
-from alula.data.images import DEFAULT_MAX_PIXELS
+from alula.data.images import ImageRef
 from alula.data.samples import MEDIA, Sample, decoded, parts
 from alula.data.sources import FileLike, open_file
 from alula.errors import AlulaError, quoted
@@ -32,6 +33,7 @@ _MEASURED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """Medium -> those of its values that tell a wrong unit"""
 _UNITS = ("unit", "scale", "rate", "acceleration", "rotation", "time", "colors")
 """Options that say in which units a file is"""
+_REMEMBERED = 100_000  # pictures; each takes some hundred bytes of memory
 _LONGEST = 120  # characters of an id that are shown
 _WORTH_A_PROCESS = 256  # records; starting a process takes as long as decoding some hundred small images
 
@@ -192,32 +194,34 @@ def _parts(source: FileLike, prompts: bool, workers: int) -> Iterator[CheckRepor
     chunks = [range(first, min(first + _CHUNK, source.size)) for first in range(0, source.size, _CHUNK)]
     workers = min(workers, source.size // _WORTH_A_PROCESS)
     if workers <= 1:
-        yield from (_check_chunk(source, chunk, prompts) for chunk in chunks)
+        whole: set[ImageRef] = set()
+        yield from (_check_chunk(source, chunk, prompts, whole) for chunk in chunks)
         return
     # spawned, not forked: a progress display in the parent runs a thread
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_open, initargs=(source,)) as pool:
         yield from pool.map(_check_opened, chunks, [prompts] * len(chunks))
 
 
-_opened: list[FileLike] = []
-"""The source a worker process was started for."""
+_opened: list[tuple[FileLike, set[ImageRef]]] = []
+"""The source a worker process was started for, and the pictures that it found whole."""
 
 
 def _open(source: FileLike) -> None:
     end_with_parent()
-    _opened[:] = [source]
+    _opened[:] = [(source, set())]
 
 
 def _check_opened(chunk: range, prompts: bool) -> CheckReport:
-    return _check_chunk(_opened[0], chunk, prompts)
+    source, whole = _opened[0]
+    return _check_chunk(source, chunk, prompts, whole)
 
 
-def _check_chunk(source: FileLike, chunk: range, prompts: bool) -> CheckReport:
+def _check_chunk(source: FileLike, chunk: range, prompts: bool, whole: set[ImageRef]) -> CheckReport:
     report = CheckReport(file="")
     for index in chunk:
         report.samples += 1
         try:
-            _check_record(source[index], prompts, report)
+            _check_record(source[index], prompts, report, whole)
         except PlaceholderError as error:
             report.placeholders += error.counts[0]
             report._count(error.medium, error.counts[1])
@@ -232,11 +236,11 @@ def _check_chunk(source: FileLike, chunk: range, prompts: bool) -> CheckReport:
     return report
 
 
-def _check_record(sample: Sample, prompts: bool, report: CheckReport) -> None:
+def _check_record(sample: Sample, prompts: bool, report: CheckReport, whole: set[ImageRef]) -> None:
     for medium in MEDIA:
         report._count(medium, len(sample.media(medium)))
     report.placeholders += len(sample.media())
-    faults = list(_faults(sample, prompts, report))
+    faults = list(_faults(sample, prompts, report, whole))
     if faults:
         report.bad.append(_bad(faults))
         return
@@ -244,7 +248,7 @@ def _check_record(sample: Sample, prompts: bool, report: CheckReport) -> None:
     report.turns.update(message["role"] for message in sample.messages)
 
 
-def _faults(sample: Sample, prompts: bool, report: CheckReport) -> Iterator[BadSampleError]:
+def _faults(sample: Sample, prompts: bool, report: CheckReport, whole: set[ImageRef]) -> Iterator[BadSampleError]:
     assert sample.place is not None
     answers = [message for message in sample.messages if message["role"] == "assistant"]
     if not prompts and not answers:
@@ -253,11 +257,23 @@ def _faults(sample: Sample, prompts: bool, report: CheckReport) -> Iterator[BadS
         yield UnsupervisedError("no token to learn from: no answer is to be learnt", place=sample.place)
     for part in parts(sample.messages):
         try:
+            if part["type"] == "image":
+                _verify(part["image"], whole)
+                continue
             made = decoded(part, lambda medium: {})
         except BadSampleError as error:
             yield error.at(sample.place)
         else:
             report._measure(part["type"], part.get(part["type"]), made.get(part["type"]))
+
+
+def _verify(image: ImageRef, whole: set[ImageRef]) -> None:
+    """Raise what is wrong with a picture, unless it is among those found whole: several records may name it."""
+    if image in whole:
+        return
+    image.verify()
+    if image.paths and len(whole) < _REMEMBERED:
+        whole.add(image)
 
 
 def _bad(faults: list[BadSampleError]) -> BadRecord:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alula.bounds import DEFAULT_MAX_PIXELS
 from alula.data.dialects import from_record
 from alula.data.errors import BadSampleError, Place
-from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.samples import Sample
 from alula.data.shapes import ImageFolder
 from alula.errors import DataError, UsageError

@@ -31,15 +31,11 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from alula.bounds import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.data.errors import BadSampleError, ImageError
+from alula.data.jpeg import whole_pixels
 from alula.data.media import MediaRef
 from alula.data.png import is_about_notes, without_notes
-
-DEFAULT_MAX_PIXELS = 89_478_485
-"""Largest image accepted by default, in pixels: 256 MiB of 24-bit colour, Pillow's own warning level."""
-
-HARD_MAX_PIXELS = 178_956_970
-"""Pillow refuses to open anything larger, whatever alula is told."""
 
 _EXIF_ORIENTATION = 0x0112
 _SUBFILE, _REDUCED = 254, 1  # of a page of a TIFF: that it is another one in lower resolution
@@ -117,6 +113,18 @@ class ImageRef(MediaRef):
         except Exception as error:  # decoders raise anything: OSError, SyntaxError, EOFError, struct.error, zlib.error
             raise ImageError(f"{self.told} is truncated or corrupt: {error}") from error
 
+    def verify(self) -> None:
+        """Raise what `load` would raise, without making the pixels where that can be told from less.
+
+        Raises:
+            ImageError: as `load`.
+        """
+        if self.maker is None:
+            pixels = whole_pixels(self._encoded())
+            if pixels is not None and pixels <= min(self.max_pixels, HARD_MAX_PIXELS):
+                return
+        self.load()
+
     def _opened(self, source: str | io.BytesIO) -> Image.Image:
         try:
             with Image.open(source) as image:
@@ -143,7 +151,8 @@ class ImageRef(MediaRef):
                 f"{self.told} has {pages} pages", remedy="save the page that is meant, or each, as a file of its own"
             )
         try:
-            return to_rgb(image)
+            # a JPEG that was opened here has its pixels, no file and no further frames: nobody else holds it
+            return _rgb(image, is_ours=self.maker is None and image.format == "JPEG")
         except ImageError as error:
             raise ImageError(f"{self.told}: {error.message}", remedy=error.remedy) from None
 
@@ -154,6 +163,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ImageError: floating point pixels, or integers outside 0..65535.
     """
+    return _rgb(image, is_ours=False)
+
+
+def _rgb(image: Image.Image, *, is_ours: bool) -> Image.Image:
+    """`to_rgb`; a picture that is ours is not copied."""
     image.load()  # before the orientation is read: Pillow turns TIFFs itself while loading
     turn = _UPRIGHT.get(_orientation(image))
     if image.mode.startswith("I"):
@@ -165,7 +179,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         canvas.alpha_composite(image.convert("RGBA"))
         rgb = canvas.convert("RGB")
     elif image.mode == "RGB":
-        rgb = image.copy()
+        rgb = image if is_ours else image.copy()
     else:
         rgb = image.convert("RGB")
     rgb = rgb.transpose(turn) if turn is not None else rgb

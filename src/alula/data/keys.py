@@ -106,11 +106,13 @@ def names_of(record: Iterable[Any]) -> str:
 
 
 def void(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}")
     if isinstance(value, Mapping):
         return all(map(void, value.values()))
     if isinstance(value, list | tuple):
         return all(map(void, value))
-    return value is None or (isinstance(value, str) and value.strip() in ("", "[]", "{}"))
+    return value is None
 
 
 def _remedy(key: str) -> str:

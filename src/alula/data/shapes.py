@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from alula.bounds import DEFAULT_MAX_PIXELS
 from alula.data.addresses import AddressError, from_base64, resolved
 from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordError
-from alula.data.images import DEFAULT_MAX_PIXELS, ImageRef
+from alula.data.images import ImageRef
 from alula.data.keys import learnt, names_of, refuse_in_record, refuse_others
 from alula.data.samples import BROWSED, MEDIA, PICTURED, ROLES, Sample, check_turns, image_part, media_part, text_part
 from alula.errors import UsageError, quoted
@@ -315,11 +316,13 @@ def _begin(record: Any, key: str, place: Place, *, hint: str) -> tuple[Mapping[s
 
 def _nothing(value: Any) -> bool:
     """Whether a place for media holds none: Arrow writes that as null, a struct of nulls, or a list of either."""
+    if value is None or isinstance(value, str):
+        return not value
     if isinstance(value, Mapping):
         return all(inner is None or inner == "" for inner in value.values())
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return all(map(_nothing, value))
-    return value is None or value == ""
+    return False
 
 
 def holds_media(kind: str, value: Any) -> bool:
@@ -367,7 +370,7 @@ def _content(content: Any, media: Mapping[str, _Media], at: str, place: Place) -
 
 
 def _split(text: str, images: _Media) -> list[dict[str, Any]]:
-    if images.parts:
+    if images.parts or PLACEHOLDER not in text:
         return [text_part(text)] if text else []
     found: list[dict[str, Any]] = []
     piece, last = "", 0

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alula.bounds import DEFAULT_MAX_PIXELS
 from alula.data.coco import CocoSource, is_coco
 from alula.data.dialects import REMEDY, from_metadata, from_record, readable, renamed
 from alula.data.errors import BadSampleError, Place, RecordError
 from alula.data.image_folders import is_image_folder, metadata_of
-from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.keys import names_of
 from alula.data.records import RecordFile
 from alula.data.registry import SourceKind, register

@@ -20,8 +20,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, core_schema
 
 from alula import plugins
+from alula.bounds import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.data.dialects import COLUMNS
-from alula.data.images import DEFAULT_MAX_PIXELS, HARD_MAX_PIXELS
 from alula.data.registry import SOURCES, SourceKind
 from alula.data.shapes import check_reading
 from alula.errors import RecipeError, UsageError

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from alula.bounds import DEFAULT_MAX_PIXELS
 from alula.data.errors import BadSampleError, ImageError, VideoError
-from alula.data.images import DEFAULT_MAX_PIXELS, to_rgb
+from alula.data.images import to_rgb
 from alula.data.media import LoadableArray, MediaRef
 from alula.data.png import is_about_notes, without_notes
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alula.bounds import DEFAULT_MAX_PIXELS
 from alula.data.dialects import ANSWERS, from_record, renamed
 from alula.data.errors import BadSampleError, Place, RecordError
-from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.keys import void
 from alula.data.samples import Sample
 from alula.data.shapes import LISTS, ImageFolder

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from alula.bounds import DEFAULT_MAX_PIXELS
 from alula.data.errors import BadSampleError, DepthError
-from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.media import LoadableArray, MediaRef
 from alula.data.senses.rasters import check_size, read_raster
 from alula.errors import quoted

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from alula.bounds import DEFAULT_MAX_PIXELS
 from alula.data.errors import BadSampleError, NormalsError
-from alula.data.images import DEFAULT_MAX_PIXELS
 from alula.data.media import LoadableArray, MediaRef
 from alula.data.senses.axes import check_axes, turned
 from alula.data.senses.rasters import check_size, read_raster
