@@ -487,9 +487,9 @@ def test_epochs_count_the_sources(recipe: MakeRecipe) -> None:
     assert train(made, quiet=True).stages[0].steps == 8
     endless = recipe(steps=None, epochs=1)
     with pytest.raises(RecipeError, match="never ends"):
-        check(endless)
+        check(endless, resume=False)
     with pytest.raises(DataError):
-        check(recipe(data={"sources": [{"jsonl": "nowhere.jsonl"}]}))
+        check(recipe(data={"sources": [{"jsonl": "nowhere.jsonl"}]}), resume=False)
 
 
 @pytest.mark.parametrize(("source", "told"), [("text", ["projector"]), ("visual", [])])
