@@ -326,12 +326,11 @@ def test_errors_say_what_to_do(llava: Path, llm: Path, tmp_path: Path) -> None:
 
 
 def test_an_unsupported_decoder_is_named(tmp_path: Path) -> None:
-    path, tokenizer = tmp_path / "stablelm", tiny.tokenizer()
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = hf.StableLmConfig(**shape, num_key_value_heads=4, vocab_size=len(tokenizer), tie_word_embeddings=False)
+    path, tokenizer = tmp_path / "bloom", tiny.tokenizer()
+    config = hf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=len(tokenizer), tie_word_embeddings=False)
     llm = hf.AutoModelForCausalLM.from_config(config).eval()
     alula.hosts.save_host(alula.build_host(llm, tiny.TOWERS["clip"][0], tokenizer=tokenizer), path)
-    with pytest.raises(HostError, match="stablelm"):
+    with pytest.raises(HostError, match="bloom"):
         audit(Plan(output=tmp_path / "out", model=str(path), samples=2), alula.load_model)
 
 
