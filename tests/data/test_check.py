@@ -6,6 +6,7 @@ import io
 import json
 import os
 import wave
+from typing import Any
 
 import pytest
 import typer
@@ -237,3 +238,10 @@ def test_command_misused(run, tmp_path) -> None:
     wrong = run("check", tmp_path / "a.jsonl", "--format", "csv")
     assert isinstance(wrong.exception, UsageError)  # alula.cli.app turns it into exit code 2
     assert wrong.exception.exit_code == 2
+
+
+def test_a_picture_is_no_file_of_records(tmp_path: Any) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "pic.png")
+    with pytest.raises(UsageError, match="is a picture, film or sound") as told:
+        check(tmp_path / "pic.png")
+    assert "messages" in str(told.value.remedy)

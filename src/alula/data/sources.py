@@ -46,6 +46,9 @@ FORMS = ("auto", "jsonl", "llava", "dataset", "coco", "webdataset")
 """What `open_file` may be told that a file is."""
 
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
+
+
 class FileSource:
     """Records of a JSONL file or JSON array, read lazily by byte offset.
 
@@ -371,6 +374,13 @@ def open_file(
 
 
 def _form_of(path: Path, columns: set[str]) -> str:
+    if path.is_file() and path.suffix.lower() in (*_PICTURES, ".wav", ".mp4"):
+        raise UsageError(
+            "is a picture, film or sound, no file of records",
+            where=str(path),
+            remedy='name a file whose records hold it, such as a line of JSONL: {"messages": [{"role": "user", '
+            f'"content": [{{"type": "image", "image": "{path.name}"}}, ...]}}, ...]}}',
+        )
     if path.suffix == ".tar" or (path.is_dir() and next(path.glob("*.tar"), None) is not None):
         return "webdataset"
     return "dataset" if path.is_dir() or path.suffix == ".parquet" else _sniff(RecordFile(path), columns)
