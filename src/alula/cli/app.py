@@ -58,7 +58,7 @@ VERBS = (
     "browse",
     "data",
     "import_",
-    "handing",
+    "exporting",
     "real",
 )
 COMMANDS = "alula.commands"

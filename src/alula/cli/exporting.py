@@ -23,7 +23,7 @@ def merge(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
 ) -> None:
     """Write the host of a LoRA run with the adapter merged into its weights: a stock model that anything loads."""
-    from alula.handing import merge_model
+    from alula.exporting import merge_model
     from alula.hosts.placement import dtype_named
 
     typer.echo(f"merged: {merge_model(model, output, dtype=dtype_named(dtype))}")
@@ -31,7 +31,7 @@ def merge(
 
 def export(model: _MODEL, output: _OUTPUT) -> None:
     """Copy a model into one directory that needs nothing beside it: an adapter takes its host along."""
-    from alula.handing import export_model
+    from alula.exporting import export_model
 
     typer.echo(f"exported: {export_model(model, output)}")
 
@@ -47,6 +47,6 @@ def push(
 
     Who you are there is what `hf auth login` or HF_TOKEN says.
     """
-    from alula.handing import push_model
+    from alula.exporting import push_model
 
     typer.echo(f"pushed: {push_model(model, repository, private=private, revision=revision, message=message)}")

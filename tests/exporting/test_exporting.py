@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import alula
 from alula.cli import app as cli
 from alula.errors import AdapterError, AlulaError, HostError, UsageError
-from alula.handing import export_model, merge_model, push_model
+from alula.exporting import export_model, merge_model, push_model
 from alula.hosts import save_host
 from tests.hosts import tiny
 
@@ -32,7 +32,7 @@ PROJECTOR = ["model.multi_modal_projector.linear_1", "model.multi_modal_projecto
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A host, and a LoRA, a Wings and a prefix adapter of it."""
-    root = tmp_path_factory.mktemp("handing")
+    root = tmp_path_factory.mktemp("exporting")
     host = alula.build_host(tiny.decoder("qwen3"), tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer())
     save_host(host, root / "host")
     model, processor = alula.load_model(root / "host")

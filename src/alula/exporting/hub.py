@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from alula.errors import AlulaError
-from alula.handing.export import directory_of, export_model, host_of
+from alula.exporting.export import directory_of, export_model, host_of
 
 
 def push_model(
