@@ -11,8 +11,8 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 
 from alula.errors import AdapterError, UsageError
-from alula.grafts import grafts_of
 from alula.exporting.export import directory_of
+from alula.grafts import grafts_of
 from alula.hosts import save_host
 from alula.loading import load_model
 
