@@ -17,7 +17,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 COUNTS = "launches.py"  # nothing in it is timed; see test_launches
 PROCESS = "kvpress_process.py"  # the half of `incumbents.py` that runs in another environment
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text())
-SCRIPTS = [name for name in SCRIPTS if name not in (COUNTS, PROCESS)]
+DATA = "data.py"  # no device computes in it; the builds beside each other are processes of their own
+SCRIPTS = [name for name in SCRIPTS if name not in (COUNTS, PROCESS, DATA)]
 # what takes long in a script, done once: sizes are shrunk to nearly the same in all of its parts
 PARTS = {
     ("wings.py", "float32"): ["--only", "fledgling"],
@@ -88,13 +89,18 @@ def test_a_script_runs_away_from_the_cpu(script: str, tmp_path: Path, monkeypatc
     assert f'"{device}"' in json.dumps(record)
 
 
+def test_builds_are_put_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = _run(DATA, tmp_path / "record.json", monkeypatch, "--rival", str(FOLDER.parent))
+    assert all(number > 0 for number in _numbers(record["rounds"]))
+
+
 def test_every_other_file_is_part_of_a_script() -> None:
     used = {
         name
-        for script in (*SCRIPTS, COUNTS)
+        for script in (*SCRIPTS, COUNTS, DATA)
         for name in re.findall(r"^(?:import|from) (\w+)", (FOLDER / script).read_text(), re.M)
     }
-    assert {path.stem for path in FOLDER.glob("*.py") if path.name not in (*SCRIPTS, COUNTS)} <= used
+    assert {path.stem for path in FOLDER.glob("*.py") if path.name not in (*SCRIPTS, COUNTS, DATA)} <= used
 
 
 def test_every_result_is_listed_with_its_command() -> None:
