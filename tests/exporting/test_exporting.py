@@ -126,6 +126,37 @@ def test_what_cannot_be_handed_on_is_said(models: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_is_written_over_what_a_model_is_made_of(models: Path, tmp_path: Path) -> None:
+    """Over its own host a merged model would be changed twice by the adapter, which still lies there."""
+    before = logits(*alula.load_model(models / "lora"))
+    for write in (merge_model, export_model):
+        for target in (models / "host", models / "host" / "inside", models / "lora", models):
+            with pytest.raises(UsageError, match="lies inside"):
+                write(models / "lora", target)
+        (tmp_path / write.__name__).mkdir()
+        (tmp_path / write.__name__ / "diary.txt").write_text("mine")
+        with pytest.raises(UsageError, match="other things than a model"):
+            write(models / "lora", tmp_path / write.__name__)
+        assert (tmp_path / write.__name__ / "diary.txt").read_text() == "mine"
+    assert torch.equal(logits(*alula.load_model(models / "lora")), before)
+
+
+def test_what_lies_beside_an_adapter_comes_along(models: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(models / "lora", own)
+    shutil.copytree(models / "host", tmp_path / "host")
+    (own / "host").mkdir()
+    (own / "host" / "notes.txt").write_text("of the adapter")
+    (own / "host" / "gone").symlink_to("nowhere")
+    out = export_model(own, tmp_path / "out")
+    assert [file.name for file in (out / "host").iterdir()] == ["notes.txt"]
+    assert torch.equal(logits(*alula.load_model(out)), logits(*alula.load_model(own)))
+    said = json.loads((own / "adapter_config.json").read_text())
+    (own / "adapter_config.json").write_text(json.dumps({**said, "base_model_name_or_path": "."}))
+    with pytest.raises(UsageError, match="names itself"):
+        export_model(own, tmp_path / "again")
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub as one commit asks of it; what was committed is in ``files``."""
 

@@ -13,6 +13,7 @@ from alula.hosts import names
 from alula.hosts.directories import inspect_directory
 
 _HOST = "host"
+_MODELS = ("config.json", CONFIG_FILE)
 _BASE = "base_model_name_or_path"
 
 
@@ -26,12 +27,11 @@ def export_model(source: str | os.PathLike[str], directory: str | os.PathLike[st
         directory: made; a model that is there is replaced as a whole.
 
     Raises:
-        UsageError: ``source`` is no directory, or holds ``directory`` or is held by it. HostError: it is no model.
+        UsageError: ``source`` is no directory; ``directory`` lies inside it or its host, or around them, or holds other
+            things than a model. HostError: ``source`` is no model.
     """
     path, target = directory_of(source), Path(directory)
-    inside = target.resolve()
-    if inside == path or inside.is_relative_to(path) or path.is_relative_to(inside):
-        raise UsageError(f"lies inside {path}, or around it", where=str(target), remedy="name another directory")
+    check_target(path, target)
     with telling(target), atomic_directory(target) as partial:
         _copy(path, partial)
     return target
@@ -52,6 +52,28 @@ def directory_of(source: str | os.PathLike[str]) -> Path:
     if not (path / CONFIG_FILE).is_file():
         inspect_directory(path)
     return path
+
+
+def check_target(path: Path, target: Path) -> None:
+    """Refuse to write where something would be lost: over the model, or what is under it, or what is no model.
+
+    Raises:
+        UsageError: see `export_model`.
+    """
+    inside = target.resolve()
+    kept: Path | None = path
+    seen: list[Path] = []
+    while kept is not None:
+        if kept in seen:
+            raise UsageError("the adapter names itself as its host", where=str(path), remedy=f"correct {_BASE}")
+        seen.append(kept)
+        if inside == kept or inside.is_relative_to(kept) or kept.is_relative_to(inside):
+            raise UsageError(f"lies inside {kept}, or around it", where=str(target), remedy="name another directory")
+        kept = host_of(kept)
+    if inside.is_dir() and any(inside.iterdir()) and not any((inside / name).is_file() for name in _MODELS):
+        raise UsageError(
+            "holds other things than a model, which would be lost", where=str(target), remedy="name a new directory"
+        )
 
 
 def host_of(path: Path) -> Path | None:
@@ -83,10 +105,13 @@ def _copy(path: Path, target: Path) -> None:
         if file.name.startswith(".") or (host is not None and file.resolve() == host):
             continue
         if file.is_dir():
-            shutil.copytree(file, target / file.name)
-        else:
+            shutil.copytree(file, target / file.name, ignore_dangling_symlinks=True)
+        elif file.is_file():
             shutil.copyfile(file, target / file.name)
     if host is not None:
-        (target / _HOST).mkdir()
-        _copy(host, target / _HOST)
-        write_json(target / CONFIG_FILE, {**read_json(path / CONFIG_FILE), _BASE: _HOST})
+        name = _HOST
+        while (target / name).exists():  # something of the adapter's own
+            name += "_"
+        (target / name).mkdir()
+        _copy(host, target / name)
+        write_json(target / CONFIG_FILE, {**read_json(path / CONFIG_FILE), _BASE: name})

@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 
 from alula.errors import AdapterError, UsageError
-from alula.exporting.export import directory_of
+from alula.exporting.export import check_target, directory_of
 from alula.grafts import grafts_of
 from alula.hosts import save_host
 from alula.loading import load_model
@@ -31,9 +31,11 @@ def merge_model(
         dtype: of the weights; by default the host's own.
 
     Raises:
-        UsageError: there is nothing to merge. AdapterError: an adapter that is no change of weights.
+        UsageError: there is nothing to merge; a ``directory`` that `export_model` refuses. AdapterError: an
+            adapter that is no change of weights.
     """
     path = directory_of(source)
+    check_target(path, Path(directory))
     model, processor = load_model(path, dtype=dtype)
     if grafted := grafts_of(model):
         kinds = " and ".join(sorted({graft.config.graft_type for graft in grafted.values()}))
