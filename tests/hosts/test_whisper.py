@@ -10,8 +10,11 @@ import torch
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
+    PreTrainedModel,
     WhisperConfig,
     WhisperFeatureExtractor,
+    WhisperForAudioClassification,
+    WhisperForCausalLM,
     WhisperForConditionalGeneration,
 )
 
@@ -50,7 +53,7 @@ def whisper() -> WhisperForConditionalGeneration:
     return WhisperForConditionalGeneration(CONFIG).eval()
 
 
-def built(whisper: WhisperForConditionalGeneration, connector: str = "mlp2x_gelu", **options) -> Host:
+def built(whisper: PreTrainedModel, connector: str = "mlp2x_gelu", **options) -> Host:
     options = {"feature_extractor": extractor(), **options}
     return build_host(
         tiny.decoder("llama"), tiny.TOWERS["siglip"][0], connector, tokenizer=tiny.tokenizer(), audio=whisper, **options
@@ -121,6 +124,18 @@ def test_from_a_directory_and_its_own_extractor(whisper: WhisperForConditionalGe
     given = inputs(host, SOUND)
     expected = whisper.model.encoder(given["input_features"]).last_hidden_state
     assert torch.equal(host.model.model.audio_tower(given["input_features"]).last_hidden_state, expected)
+
+
+def test_of_a_classifier_the_encoder_is_taken_and_a_decoder_alone_is_refused() -> None:
+    """Neither may end as an encoder of random weights."""
+    torch.manual_seed(1)
+    classifier = WhisperForAudioClassification(CONFIG).eval()
+    host = built(classifier)
+    given = inputs(host, SOUND)
+    expected = classifier.encoder(given["input_features"]).last_hidden_state
+    assert torch.equal(host.model.model.audio_tower(given["input_features"]).last_hidden_state, expected)
+    with pytest.raises(HostError, match="no encoder of Whisper's build"):
+        built(WhisperForCausalLM(CONFIG))
 
 
 def test_a_frozen_ear_gives_the_same(whisper: WhisperForConditionalGeneration) -> None:

@@ -19,7 +19,6 @@ from transformers import (
     VoxtralEncoder,
     VoxtralEncoderConfig,
     WhisperFeatureExtractor,
-    WhisperModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
@@ -115,7 +114,7 @@ def _spectrograms(config: Any, extractor: Any) -> Any:
 
 def _whisper(model: Any, extractor: Any) -> AudioPart:
     """Whisper's encoder, with a window as long as its feature extractor's."""
-    encoder = model.encoder if isinstance(model, WhisperModel) else model
+    encoder = getattr(model, "encoder", model)  # of the whole model, and of a classifier
     config = encoder.config
     if extractor is None:
         seconds = config.max_source_positions // 50
@@ -147,7 +146,16 @@ def _whisper(model: Any, extractor: Any) -> AudioPart:
     state = {name: value[:positions] if name == "embed_positions.weight" else value
              for name, value in encoder.state_dict().items()}  # fmt: skip
     with quiet_loading():
-        made: Any = VoxtralEncoder.from_pretrained(None, config=own, state_dict=state, dtype=encoder.dtype)
+        loaded: Any = VoxtralEncoder.from_pretrained(
+            None, config=own, state_dict=state, dtype=encoder.dtype, output_loading_info=True
+        )
+    made, info = loaded
+    if odd := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
+        raise HostError(
+            f"{type(encoder).__name__} is no encoder of Whisper's build, by {odd[0]} first",
+            where="audio",
+            remedy="pass a WhisperModel, or another whole Whisper",
+        )
     return AudioPart(made.eval(), extractor)
 
 
