@@ -26,6 +26,41 @@ class Pooled(Net):
         return nn.functional.adaptive_avg_pool2d(super().forward(pixels), (2, 3)).flatten(2).transpose(1, 2)
 
 
+class Computing(Net):
+    """Its constructor computes with numbers, as those of stochastic depth and of positions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates = [float(rate) for rate in torch.arange(4) / 4]
+        self.mean = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.rates[1] * super().forward(pixels - self.mean)
+
+
+class Stating(Net):
+    """It saves something that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+class Projecting(nn.Module):
+    """A linear layer behind a batch norm: pixels (N, 3, 32, 32) -> tokens (N, 16, 12)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 8, stride=8)
+        self.norm = nn.BatchNorm2d(12)
+        self.last = nn.Linear(12, 12)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.last(self.norm(self.stem(pixels)).flatten(2).transpose(1, 2))
+
+
 class Forgetful(Net):
     """It keeps something beside its weights that is not saved."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import nn
 from transformers import (
@@ -81,11 +82,11 @@ def test_a_feature_map_becomes_tokens_line_by_line_in_a_stock_llava(mapped: Host
     assert not torch.equal(moved[1], both[1])
 
 
-@pytest.mark.parametrize("kind", [custom_towers.Net, custom_towers.Pooled])
+@pytest.mark.parametrize("kind", [custom_towers.Net, custom_towers.Pooled, custom_towers.Computing])
 def test_saved_and_loaded_by_the_auto_classes_bit_for_bit(kind: type[nn.Module], tmp_path: Path) -> None:
     host = built(net(kind))
     assert type(host.model) is (
-        LlavaForConditionalGeneration if kind is custom_towers.Net else AlulaForConditionalGeneration
+        AlulaForConditionalGeneration if kind is custom_towers.Pooled else LlavaForConditionalGeneration
     )
     save_host(host, tmp_path / "host")
     assert not list((tmp_path / "host").rglob("*.bin")) + list((tmp_path / "host").rglob("*.pt"))
@@ -148,6 +149,50 @@ def test_a_tower_of_its_own_directory_with_arguments_and_its_processor(tmp_path:
     assert again.config.arguments == {"width": 8, "groups": 2}
 
 
+def test_in_half_precision_it_takes_what_its_processor_gives() -> None:
+    """Towers of transformers cast pixels, and so does it."""
+    half = built(net(), dtype="bfloat16")
+    given = inputs(half)
+    assert given["pixel_values"].dtype == torch.float32
+    expected = net()(given["pixel_values"]).flatten(2).transpose(1, 2)
+    found = half.model.model.vision_tower(given["pixel_values"]).last_hidden_state
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).norm() < 0.02 * expected.norm()
+    assert half.model.generate(**given, max_new_tokens=2, do_sample=False).shape[1] == given["input_ids"].shape[1] + 2
+
+
+def test_the_module_keeps_its_modes() -> None:
+    module = net().train()
+    module.norm.eval()
+    built(module)
+    assert [each.training for each in (module, module.stem, module.norm)] == [True, True, False]
+    with pytest.raises(HostError):
+        CustomTower.of(wrong := custom_towers.Text().train(), processor())
+    assert wrong.training
+
+
+def test_an_adapter_trained_on_it_is_saved_as_it_was_trained(tmp_path: Path) -> None:
+    """No adapter holds averages of batch norms, so those are not to move while it is trained."""
+    host = built(net(custom_towers.Projecting))
+    save_host(host, tmp_path / "host")
+    model = get_peft_model(load_host(tmp_path / "host").model, LoraConfig(r=2, target_modules=r".*vision_tower.*last"))
+    given = inputs(host, 2)
+    before = model.eval()(**given).logits
+    model.train()
+    for _ in range(2):
+        model(**given, labels=given["input_ids"]).loss.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= parameter.grad
+    trained = model.eval()(**given).logits
+    assert not torch.allclose(trained, before, atol=1e-3)
+    model.peft_config["default"].base_model_name_or_path = "../host"
+    model.save_pretrained(tmp_path / "lora")
+    loaded = alula.load_model(tmp_path / "lora").model(**given).logits
+    torch.testing.assert_close(loaded, trained, atol=1e-4, rtol=1e-4)
+
+
 def test_what_is_built_is_a_copy() -> None:
     module = net()
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -158,7 +203,7 @@ def test_what_is_built_is_a_copy() -> None:
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-def test_a_frozen_towers_averages_stand_still_in_training(mapped: Host) -> None:
+def test_a_towers_averages_stand_still_in_training(mapped: Host) -> None:
     tower = mapped.model.model.vision_tower
     before = tower.module.norm.running_mean.clone()
     mapped.model.train()
@@ -169,6 +214,11 @@ def test_a_frozen_towers_averages_stand_still_in_training(mapped: Host) -> None:
     tower.requires_grad_(True)
     mapped.model.train()
     assert tower.module.training
+    assert tower.module.stem.training
+    mapped.model(**inputs(mapped)).logits.sum().backward()
+    assert torch.equal(tower.module.norm.running_mean, before)
+    assert tower.module.norm.weight.grad.abs().sum() > 0
+    mapped.model.zero_grad()
     mapped.model.eval()
 
 
@@ -188,6 +238,8 @@ def test_what_cannot_be_made_again_is_refused_before_it_is_built() -> None:
     forgetful.scale = 2.0
     with pytest.raises(HostError, match="that state_dict has not"):
         built(forgetful)
+    with pytest.raises(HostError, match="is no tensor"):
+        built(net(custom_towers.Stating))
     with pytest.raises(HostError, match=r"it gives \(2, 12\), not tokens"):
         built(net(custom_towers.Summing))
     with pytest.raises(HostError, match="does not run on pixels"):
@@ -246,7 +298,9 @@ def test_a_package_may_vouch_for_its_class(monkeypatch: pytest.MonkeyPatch, tmp_
     sys.modules.pop("vouched_for")
 
 
-@pytest.mark.parametrize("source", ["torch.nn.functional:relu", "json:JSONDecoder", "torch.nn:Nothing", ""])
+@pytest.mark.parametrize(
+    "source", ["torch.nn.functional:relu", "json:JSONDecoder", "torch.nn:Nothing", "", "alula.__main__:main", 5]
+)
 def test_what_a_config_names_has_to_be_a_module_of_pytorch(source: str) -> None:
     with pytest.raises(HostError):
         CustomTower(CustomTowerConfig(source=source, image_size=32, tokens=16, hidden_size=12))

@@ -11,11 +11,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2AudioForConditionalGeneration, Qwen2Config
+from transformers import (
+    Qwen2AudioConfig,
+    Qwen2AudioEncoderConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2Config,
+    ViTImageProcessorPil,
+)
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError
-from alula.hosts import load_host
+from alula.hosts import CustomTower, load_host
 from alula.training import train
 from alula.training.feature_cache import (
     FeatureStore,
@@ -25,6 +31,7 @@ from alula.training.feature_cache import (
     tower_fingerprint,
 )
 from tests import zoo
+from tests.hosts.custom_towers import Net, Pooled
 from tests.training.conftest import MakeRecipe, rows
 
 LIMITED = {"sources": [{"microworld": "visual", "limit": 5}]}
@@ -216,6 +223,16 @@ def test_fingerprints_tell_content_shape_and_weights_apart(host: Any) -> None:
     before = tower_fingerprint(tower)
     next(tower.parameters()).data.add_(1e-3)
     assert tower_fingerprint(tower) != before
+
+
+def test_towers_of_equal_weights_that_do_different_things_share_no_directory() -> None:
+    squares = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    torch.manual_seed(0)
+    net, pooled = Net().eval(), Pooled().eval()
+    pooled.load_state_dict(net.state_dict())
+    one, same, other = (tower_fingerprint(CustomTower.of(module, squares)) for module in (net, net, pooled))
+    assert one == same
+    assert one != other
 
 
 def test_a_host_whose_projector_is_in_its_tower_cannot_be_cached() -> None:

@@ -34,6 +34,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from alula.anatomy import Anatomy
 from alula.errors import HostError
 from alula.files import atomic_file, regular
+from alula.hosts.custom import CustomTower
 from alula.hosts.multimodal import AlulaConfig
 from alula.seam import NAME, ForwardContext
 
@@ -278,7 +279,10 @@ def _in_place_of(
 
 def tower_fingerprint(tower: nn.Module) -> str:
     """Hash of a tower's class, weights and dtypes: the directory its features are kept under on disk."""
-    digest = hashlib.blake2b(type(tower).__name__.encode(), digest_size=16)
+    kind = type(tower).__name__
+    if isinstance(tower, CustomTower):  # modules of equal weights may do different things with them
+        kind += repr((tower.config.source, sorted(tower.config.arguments.items())))
+    digest = hashlib.blake2b(kind.encode(), digest_size=16)
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name}:{fingerprint_tensor(tensor)}".encode())
     return digest.hexdigest()

@@ -45,6 +45,8 @@ def class_at(path: str) -> type[nn.Module]:
     Raises:
         HostError: nobody has vouched for the path, there is no such class, or it is no module of PyTorch.
     """
+    if not isinstance(path, str) or path.partition(":")[0].endswith("__main__"):  # a program, which would run
+        raise HostError(f"its tower is {path!r}, no path of a class", where="vision")
     name, _, qualified = path.partition(":")
     if name not in sys.modules and not name.startswith("alula.") and not plugins.brings(TOWERS, path):
         raise HostError(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -22,6 +23,7 @@ from alula.hosts.configs import first_line
 from alula.hosts.custom.configuration import CustomTowerConfig
 from alula.hosts.custom.importing import class_at, path_of
 from alula.hosts.quiet import quiet_loading
+from alula.seam import evaluating
 
 _BESIDE = "pass what its constructor was given: CustomTower.of(module, image_processor, arguments={...})"
 
@@ -43,15 +45,21 @@ class CustomTower(PreTrainedModel):
 
     def __init__(self, config: CustomTowerConfig) -> None:
         super().__init__(config)
-        self.module = class_at(config.source)(**copy.deepcopy(config.arguments))
+        with torch.device("cpu"):  # loading makes models without storage, in which a constructor cannot compute
+            self.module = class_at(config.source)(**copy.deepcopy(config.arguments))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """The module's own beginning stands."""
 
     def train(self, mode: bool = True) -> CustomTower:
-        """Training mode only where it is trained: a frozen tower's batch norms would go on averaging."""
-        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+        """Training mode only where it is trained, and never of batch norms: their averages are no parameters, so that
+        neither adapters nor checkpoints would have what training made of them."""
+        super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+        for module in self.modules():
+            if isinstance(module, _NormBase) and module.track_running_stats:
+                module.training = False
+        return self
 
     @classmethod
     def of(
@@ -76,9 +84,7 @@ class CustomTower(PreTrainedModel):
         blank = _blank(image_processor)
         place = next(module.parameters(), blank)
         pixels = torch.cat([blank, torch.rand(blank.shape, generator=torch.Generator().manual_seed(0))]).to(place)
-        training = module.training
-        output = _output(module.eval(), pixels)
-        module.train(training)
+        output = _output(module, pixels)
         tokens, side = _shaped(output), blank.shape[-1]
         config = CustomTowerConfig(
             source=source,
@@ -89,6 +95,8 @@ class CustomTower(PreTrainedModel):
             hidden_size=tokens.shape[2],
             is_grid=output.dim() == 4 and output.shape[2] == output.shape[3] and side % output.shape[3] == 0,
         )
+        if odd := [name for name, value in module.state_dict().items() if not isinstance(value, Tensor)]:
+            raise HostError(f"{odd[0]} of its state_dict is no tensor, which safetensors do not hold", where="vision")
         state = {f"module.{name}": value.detach().clone() for name, value in module.state_dict().items()}
         try:
             with quiet_loading():  # by the road of every saved tower
@@ -124,7 +132,9 @@ class CustomTower(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Pixels (N, C, H, W) -> tokens (N, T, D), as ``last_hidden_state`` and the only one of ``hidden_states``."""
-        tokens = _shaped(self.module(pixel_values))
+        # processors give float32, and towers of transformers cast what they are given
+        weight = next(self.module.parameters(), pixel_values)
+        tokens = _shaped(self.module(pixel_values.to(weight.dtype)))
         return BaseModelOutputWithPooling(last_hidden_state=tokens, hidden_states=(tokens,))
 
 
@@ -142,9 +152,10 @@ def _shaped(output: Any) -> Tensor:
 
 @torch.no_grad()
 def _output(module: nn.Module, pixels: Tensor) -> Tensor:
-    """What the module gives for pixels, refused where no tokens can be made of it."""
+    """What the module gives in evaluation mode for pixels, refused where no tokens can be made of it."""
     try:
-        output: Tensor = module(pixels)
+        with evaluating(module):
+            output: Tensor = module(pixels)
     except Exception as error:  # the module is anybody's
         shape = tuple(pixels.shape)
         raise HostError(f"it does not run on pixels {shape} ({first_line(error)})", where="vision") from error
