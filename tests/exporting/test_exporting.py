@@ -231,6 +231,8 @@ def test_a_hub_that_refuses_is_told(models: Path, hub: str, monkeypatch: pytest.
     with pytest.raises(AlulaError, match="the hub refuses"):
         push_model(models / "host", "me/mine/too/deep", api=HfApi(endpoint=hub, token=Hub.token))
     assert Hub.files == {}
+    with pytest.raises(AlulaError, match="cannot be reached"):
+        push_model(models / "host", "me/mine", api=HfApi(endpoint="http://127.0.0.1:9", token=Hub.token))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("sys.argv", ["alula", "push", str(models / "host"), "me/mine"])
     with pytest.raises(SystemExit) as stop:

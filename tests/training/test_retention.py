@@ -322,13 +322,18 @@ def test_a_broken_budget_ends_the_run_in_a_normal_directory(
 
 
 def test_patience_waits(recipe: MakeRecipe, schooled: Path, tmp_path: Path) -> None:
-    made = recipe(breaking(schooled, action="stop", patience=3, every=1), **{**BREAKING, "save_every": 4})
+    held_out = {"every": 100, "samples": 1, "sources": [{"microworld": "text", "split": "test"}]}
+    made = recipe(
+        {**breaking(schooled, action="stop", patience=3, every=1), "validation": held_out},
+        **{**BREAKING, "save_every": 4},
+    )
     with pytest.raises(KeyboardInterrupt):  # what was seen before a kill counts too
         train(made, callbacks=[Interrupt(5)], quiet=True)
     result = train(made, quiet=True)
     within = [row["retention"]["value"] >= 0.9 for row in rows(result.directory)]
     assert within == [True] * (len(within) - 3) + [False] * 3
     assert result.stages[0].steps == len(within) == 6
+    assert [row["step"] for row in rows(result.directory) if "validation" in row] == [6]  # the last, which came early
 
 
 def test_the_command_says_why_it_stopped(

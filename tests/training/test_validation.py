@@ -104,6 +104,20 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(recipe: MakeRec
     twice = [Evaluation("own", width), Evaluation("own", width)]
     with pytest.raises(UsageError, match="two evaluations are called 'own'"):
         train(plain(), evaluations=twice, quiet=True)
+    with pytest.raises(UsageError, match="is no evaluation"):
+        train(plain(), evaluations=[width], quiet=True)  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="whole number"):
+        Evaluation("own", width, every=0.5)  # type: ignore[arg-type]
+
+
+def test_a_held_out_record_without_an_answer_is_told_before_the_first_step(recipe: MakeRecipe, tmp_path: Path) -> None:
+    file = tmp_path / "held-out.jsonl"
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": "what is it?"}]}) + "\n")
+    made = recipe(run={"validation": {**VALIDATION, "sources": [{"jsonl": str(file)}]}}, **FULL)
+    with pytest.raises(DataError, match="no token to learn from") as raised:
+        train(made, quiet=True)
+    assert "on_bad" not in (raised.value.remedy or "")  # which would not step over it
+    assert not (Path(made.output_dir) / "metrics.jsonl").exists() or not rows(Path(made.output_dir))
 
 
 def test_an_evaluation_that_gives_no_number_is_named(recipe: MakeRecipe) -> None:

@@ -8,7 +8,13 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from alula.errors import AlulaError
 from alula.exporting.export import directory_of, export_model, host_of
@@ -66,7 +72,7 @@ def push_model(
             said = " ".join(str(error).split())[:300]
             remedy = "hf auth login with a token that may write there, and name it OWNER/NAME"
             raise AlulaError(f"the hub refuses: {said}", where=repository, remedy=remedy) from error
-        except OSError as error:
+        except (OSError, HTTPError) as error:
             raise AlulaError(
                 f"the hub cannot be reached ({error})", where=repository, remedy="check the connection, and HF_ENDPOINT"
             ) from error

@@ -310,6 +310,7 @@ def validator(opened: OpenStage) -> tuple[Validator, int] | None:
         return None
     collate = collator(opened.plan, opened.tunable, alone=True)
     found = Validator(opened.held_out, collate, processor.tokenizer.eos_token_id, batch_size=spec.batch_size)
+    found.check()
     return found, spec.every
 
 

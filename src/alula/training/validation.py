@@ -42,8 +42,10 @@ class Evaluation:
     every: int = 200
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UsageError(f"every is at least 1, not {self.every}", where=f"evaluation {self.name!r}")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise UsageError(
+                f"every is a whole number of at least 1, not {self.every!r}", where=f"evaluation {self.name!r}"
+            )
 
 
 class Validator:
@@ -65,6 +67,15 @@ class Validator:
         batch_size: int,
     ) -> None:
         self.samples, self.collate, self.stop, self.batch_size = samples, collate, stop, batch_size
+
+    def check(self) -> None:
+        """Make every batch once, so that a bad sample is told before the first step.
+
+        Raises:
+            BadSampleError: a sample that cannot be read, or without an answer.
+        """
+        for start in range(0, len(self.samples), self.batch_size):
+            self.collate(self.samples[start : start + self.batch_size])
 
     def measure(self, model: nn.Module) -> Figures:
         """``loss``: mean cross-entropy of all supervised tokens, nats per token; ``right``: share of the samples whose
@@ -105,7 +116,8 @@ class Evaluating(TrainerCallback):
         begun, found = time.perf_counter(), dict[str, Any]()
 
         def due(every: int) -> bool:
-            return step % every == 0 or step == state.max_steps
+            # a budget that is broken ends the stage before its last step
+            return step % every == 0 or step == state.max_steps or control.should_training_stop
 
         if self.validator is not None and due(self.validator[1]):
             found["validation"] = agreed(self.validator[0].measure(model))
@@ -130,7 +142,12 @@ class Evaluating(TrainerCallback):
 
 
 def check_names(evaluations: Sequence[Evaluation]) -> None:
-    """Raise a UsageError where two evaluations have one name."""
+    """Raise a UsageError where something is no evaluation, or two have one name."""
+    for each in evaluations:
+        if not isinstance(each, Evaluation):
+            raise UsageError(
+                f"{each!r} is no evaluation", where="evaluations", remedy="pass Evaluation(name, function, every=...)"
+            )
     names = [each.name for each in evaluations]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
