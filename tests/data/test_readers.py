@@ -345,7 +345,7 @@ CALLS = [{"type": "function", "function": {"name": "zoom", "arguments": {"box": 
         ({"messages": [USER, TOLD], "system": "be brief"}, "'system' of the record.*\n.*first message"),
         ({"messages": [USER, TOLD], "weight": 2}, "'weight' of the record.*\n.*recipe"),
         ({"messages": [USER, TOLD], "chat_template_kwargs": {"enable_thinking": True}}, "'chat_template_kwargs'"),
-        (ask({"type": "image", "image": "red.png", "max_pixels": 50176}), r"messages\[0\]: content\[0\].*'max_pixels'"),
+        (ask({"type": "image", "image": "red.png", "total_pixels": 50176}), r"messages\[0\]: content\[0\].*'total_pixels'"),
         (ask({"type": "image", "image": {"path": "red.png", "resized_height": 28}}), "'resized_height'"),
         (ask({"type": "image", "image_url": {"url": "red.png", "detail": "low"}}), "'detail'"),
         (ask({"type": "image", "image": "red.png", "text": "a square"}), "'text'"),

@@ -25,6 +25,7 @@ No Pillow global is read for a decision or changed: two libraries in one process
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -36,6 +37,8 @@ from alula.data.errors import BadSampleError, ImageError
 from alula.data.jpeg import whole_pixels
 from alula.data.media import MediaRef
 from alula.data.png import is_about_notes, without_notes
+from alula.errors import UsageError
+from alula.inputs.sizing import KEYS, Sizing
 
 _EXIF_ORIENTATION = 0x0112
 _SUBFILE, _REDUCED = 254, 1  # of a page of a TIFF: that it is another one in lower resolution
@@ -63,13 +66,27 @@ class ImageRef(MediaRef):
 
     Attributes:
         max_pixels: width x height above which ``load`` refuses.
+        sizing: how large the model is to see it; `load` leaves its size alone.
     """
 
     noun: ClassVar[str] = "image"
     error: ClassVar[type[BadSampleError]] = ImageError
     decoding: ClassVar[str] = "1"
+    options: ClassVar[tuple[str, ...]] = KEYS
 
     max_pixels: int = DEFAULT_MAX_PIXELS
+    sizing: Sizing | None = None
+
+    @classmethod
+    def fields_said(cls, said: Mapping[str, Any]) -> dict[str, Any]:
+        """``sizing`` by its keys, of which one (``max_pixels``) is called as the limit is."""
+        try:
+            return {"sizing": Sizing(**said)} if said else {}
+        except UsageError as error:
+            raise ImageError(error.message, remedy=error.remedy) from None
+
+    def said(self) -> dict[str, Any]:
+        return {} if self.sizing is None else dict(self.sizing.given())
 
     @classmethod
     def from_object(cls, value: Any, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageRef:

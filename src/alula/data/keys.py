@@ -14,6 +14,7 @@ from typing import Any
 
 from alula.data.errors import Place, RecordError
 from alula.errors import quoted
+from alula.inputs.sizing import KEYS
 
 NOTES = frozenset(
     {
@@ -116,6 +117,8 @@ def void(value: Any) -> bool:
 
 
 def _remedy(key: str) -> str:
+    if key in KEYS:
+        return "write it into the part of the image that is meant"
     if key in _SIZES:
         return "make the file of that size or length, or set the model's processor; then leave it out"
     if key in _OF_TEMPLATES:

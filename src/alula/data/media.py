@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
@@ -43,7 +43,7 @@ class MediaRef:
     decoding: ClassVar[str]
     """Changes when decoding changes, so that features cached under old fingerprints are not reused."""
     options: ClassVar[tuple[str, ...]] = ()
-    """Fields that a content part may say beside the medium: how it is to be read."""
+    """What a content part may say beside the medium: how it is to be read."""
     files: ClassVar[tuple[str, ...]] = ()
     """Those of them that name a file."""
 
@@ -86,6 +86,19 @@ class MediaRef:
         key = str(fingerprint()) if callable(fingerprint) else None
         return cls(f"<{type(value).__name__}>", maker=value.load, key=key, **options)
 
+    @classmethod
+    def fields_said(cls, said: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields by what a content part says of its `options`.
+
+        Raises:
+            BadSampleError: values that they cannot have.
+        """
+        return dict(said)
+
+    def said(self) -> dict[str, Any]:
+        """What was said of the options, by name."""
+        return {name: value for name in self.options if (value := getattr(self, name)) is not None}
+
     @property
     def told(self) -> str:
         """What it is and what it is called, for error messages."""
@@ -106,7 +119,7 @@ class MediaRef:
             BadSampleError: the file is missing.
         """
         digest = hashlib.sha256(f"{self.noun}{self.decoding}".encode())
-        if said := {name: value for name in self.options if (value := getattr(self, name)) is not None}:
+        if said := self.said():
             digest.update(f"said\0{said}\0".encode())
         if self.data is not None:
             digest.update(b"bytes\0" + self.data)

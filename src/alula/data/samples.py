@@ -102,6 +102,12 @@ def image_part(image: ImageRef) -> dict[str, Any]:
     return {"type": "image", "image": image}
 
 
+def _seen(image: ImageRef, loading: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
+    """An image part with its pixels, and how large the model is to see them."""
+    sizing = {} if image.sizing is None else {"sizing": image.sizing}
+    return {"type": "image", "image": image.load(**loading("image")), **sizing}
+
+
 def media_part(kind: str, ref: Any, picture: ImageRef | None = None) -> dict[str, Any]:
     """A part of a kind of ``MEDIA``; ``picture`` shows the same view."""
     return {"type": kind, kind: ref, **({} if picture is None else {"image": picture})}
@@ -135,9 +141,16 @@ def decoded(part: Mapping[str, Any], loading: Callable[[str], Mapping[str, Any]]
     kind = part["type"]
     if kind not in MEDIA:
         return dict(part)
+    if kind == "image":
+        return _seen(part["image"], loading)
     value = part[kind].load(**loading(kind))
     if kind not in PICTURED or part.get("image") is None:
         return media_part(kind, value)
+    if part["image"].sizing is not None:
+        raise part["image"].error(
+            f"{part['image'].told} is seen beside a map, in its size",
+            remedy=f"leave {next(iter(part['image'].said()))} out",
+        )
     picture = part["image"].load(**loading("image"))
     height, width = value.shape[:2]
     if height != width and (picture.width, picture.height) == (height, width):

@@ -48,8 +48,8 @@ _TURN = ("role", "content", "weight", "train")
 _CLIPS = tuple(kind for kind in MEDIA if kind != "image")
 _PART_KEYS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
-    "image": ("index", *_IMAGE_KEYS),
-    "image_url": ("index", *_IMAGE_KEYS),
+    "image": ("index", *_IMAGE_KEYS, *ImageRef.options),
+    "image_url": ("index", *_IMAGE_KEYS, *ImageRef.options),
     **{
         kind: ("index", kind, *_CLIP_KEYS, *MEDIA[kind].options, *(("image",) if kind in PICTURED else ()))
         for kind in _CLIPS
@@ -123,7 +123,8 @@ class ImageFolder:
         """What a part, or an entry of a list, says about how its medium is to be read."""
         medium = MEDIA[kind]
         said = {name: given[name] for name in medium.options if not _nothing(given.get(name))}
-        return {name: self._found(value) if name in medium.files else value for name, value in said.items()}
+        found = {name: self._found(value) if name in medium.files else value for name, value in said.items()}
+        return dict(medium.fields_said(found))
 
     def _found(self, name: Any) -> Any:
         roots = self.roots or (".",)
@@ -173,7 +174,7 @@ def check_reading(reading: Mapping[str, Mapping[str, Any]]) -> None:
                 legal = ", ".join(MEDIA[kind].options)
                 raise UsageError("no such option", where=f"{where}.{name}", remedy=f"options are {legal}")
         try:
-            MEDIA[kind](kind, **said)
+            MEDIA[kind](kind, **MEDIA[kind].fields_said(said))
         except BadSampleError as error:
             raise UsageError(error.message, where=where, remedy=error.remedy) from None
 
@@ -426,9 +427,11 @@ def _clip(part: Mapping[str, Any], clips: _Media, place: Place) -> list[dict[str
 
 def _inline(part: Mapping[str, Any], images: _Media, place: Place) -> list[dict[str, Any]]:
     key = _named(part, _IMAGE_KEYS, place)
-    if key is None:
-        return _taken(images.take(part["index"] if isinstance(part.get("index"), int) else None))
     try:
+        if key is None:
+            ref = images.take(part["index"] if isinstance(part.get("index"), int) else None)
+            said = images.folder.said("image", part)
+            return _taken(replace(ref, **said) if ref is not None else None)
         return [image_part(images.folder.part_ref(part, key))]
     except BadSampleError as error:
         raise error.at(place) from None

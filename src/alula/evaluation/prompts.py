@@ -43,7 +43,8 @@ def loaded(messages: Sequence[Message], intake: Intake) -> list[dict[str, Any]]:
     def decoded(part: Mapping[str, Any]) -> dict[str, Any]:
         kind = part["type"]
         if kind == "image":
-            return {"type": "image", "image": load_image(part["image"])}
+            sizing = part.get("sizing") or getattr(part["image"], "sizing", None)
+            return {"type": "image", "image": load_image(part["image"]), **({"sizing": sizing} if sizing else {})}
         return samples.decoded(samples.lazy(part), intake.loading)
 
     return [{"role": message["role"], "content": [*map(decoded, message["content"])]} for message in messages]

@@ -22,6 +22,7 @@ from alula.chat_template import TemplateSettings
 from alula.errors import HostError
 from alula.inputs.pictures import Pictures
 from alula.inputs.roles import Messages, token_roles
+from alula.inputs.sizing import Sizes
 from alula.literals import Literals
 from alula.media import MEDIA
 from alula.tokens import TOKEN_ROLES
@@ -97,6 +98,10 @@ class Intake:
     def _pictures(self) -> Pictures:
         return Pictures(getattr(self.processor, "image_processor", None))
 
+    @cached_property
+    def _sizes(self) -> Sizes:
+        return Sizes(getattr(self.processor, "image_processor", None))
+
     def told(self, template: TemplateSettings) -> Intake:
         """An intake alike whose chat template is told ``template``."""
         return Intake(self.processor, template, text_only=self.is_text_only)
@@ -157,17 +162,24 @@ class Intake:
                 and processors raise passes through.
         """
         hidden = self.hidden(messages)
-        reader = self._reader(hidden is not messages)
+        reader, told = self._reader(hidden is not messages), [hidden]
+        options: dict[str, Any] = {}
+        sized = None if self.is_text_only else self._sizes.applied([hidden])
+        if sized is not None:
+            told, options = sized, {"processor_kwargs": {"images_kwargs": {"do_resize": False}}}
         inputs = dict(
             reader.apply_chat_template(
-                self._content(hidden),
+                self._content(told[0]),
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
+                **options,
                 **self.keywords,
             )
         )
+        if sized is not None:
+            self._sizes.check(inputs, sized)
         inputs.pop("labels", None)  # what a processor says is to be learnt (PaliGemma's does) is no part of a prompt
         if self.is_text_only:
             inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -212,12 +224,18 @@ class Intake:
             extra = {} if prompt else {"return_mm_token_type_ids": True}
             options["processor_kwargs"] = {"padding": False, "images_kwargs": {"return_tensors": "pt"}, **extra}
         reader, told = self._reader(literal), chats
-        short = self._pictures.resized(chats) if self.is_multimodal else None
+        sized = self._sizes.applied(chats) if self.is_multimodal else None
+        short = self._pictures.resized(chats) if self.is_multimodal and sized is None else None
+        if sized is not None:
+            told = sized
+            options["processor_kwargs"]["images_kwargs"]["do_resize"] = False
         if short is not None:
             told, as_they_are = short
             options["processor_kwargs"]["images_kwargs"] |= as_they_are
         encoded: Any = reader.apply_chat_template([self._content(chat) for chat in told], **options, **self.keywords)
         rows = dict(encoded)
+        if sized is not None:
+            self._sizes.check(rows, sized)
         if short is not None:
             rows["pixel_values"] = self._pictures.finished(rows["pixel_values"])
         if self.is_multimodal and not prompt and "mm_token_type_ids" not in rows:

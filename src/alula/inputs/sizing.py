@@ -1,0 +1,151 @@
+"""Budgets of pixels for single images, as data for Qwen-VL and its like give them beside an image.
+
+A processor that gives every image as many tokens as its size deserves (it reports ``image_grid_thw``) takes one budget
+for a whole call. So where an image of a batch has its own, all are resized beforehand, each to the size the processor
+itself finds for it under its budget, and the processor is told to leave sizes alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image
+
+from alula.errors import HostError, UsageError
+
+GRID = "image_grid_thw"
+_KEPT = 4096  # sizes that are remembered
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """How large an image is to be for the model.
+
+    Args:
+        min_pixels, max_pixels: bounds of its height times its width; of those left out the processor's.
+        resized_height, resized_width: its size in pixels, which the processor rounds to whole tokens. Both or none.
+
+    Raises:
+        UsageError: a value that is no whole number above 0, bounds that leave nothing, one side without the other, or
+            a size beside bounds.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    resized_height: int | None = None
+    resized_width: int | None = None
+
+    def __post_init__(self) -> None:
+        given = self.given()
+        for name, value in given.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UsageError(f"{name} is {value!r:.40}, not a whole number above 0", where="image")
+        sides = {"resized_height", "resized_width"} & given.keys()
+        if len(sides) == 1:
+            raise UsageError(f"{min(sides)} is given alone", where="image", remedy="give the other side, too")
+        if sides and len(given) > 2:
+            raise UsageError("a size and bounds of pixels are given", where="image", remedy="keep one of them")
+        if (self.min_pixels or 0) > (self.max_pixels or self.min_pixels or 0):
+            raise UsageError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}", where="image")
+
+    def given(self) -> dict[str, int]:
+        """What was said, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+KEYS = tuple(Sizing.__dataclass_fields__)
+"""what an image part may say"""
+
+
+class Sizes:
+    """Images resized for one image processor under budgets of their own.
+
+    Args:
+        image_processor: of any kind; None where there is none.
+    """
+
+    def __init__(self, image_processor: Any) -> None:
+        self._processor = image_processor
+        self._target = lru_cache(maxsize=_KEPT)(self._find_target)
+
+    def __getstate__(self) -> Any:
+        return self._processor
+
+    def __setstate__(self, state: Any) -> None:
+        self.__init__(state)  # type: ignore[misc]
+
+    def applied(self, chats: Sequence[Any]) -> list[Any] | None:
+        """Conversations whose images all have their final size, to be processed with ``do_resize=False``; None where
+        no image has a budget of its own.
+
+        Raises:
+            HostError: the processor has one size for all.
+        """
+        sized = [part for chat in chats for message in chat for part in message["content"] if part.get("sizing")]
+        if not sized:
+            return None
+        self._check(next(iter(sized[0]["sizing"].given())))
+        return [
+            [{**message, "content": [self._resized(part) for part in message["content"]]} for message in chat]
+            for chat in chats
+        ]
+
+    def check(self, rows: Mapping[str, Any], chats: Sequence[Any]) -> None:
+        """Hold the grids that the processor reports to the sizes the images were given.
+
+        Raises:
+            HostError: it changed them after all.
+        """
+        images = [p["image"] for chat in chats for m in chat for p in m["content"] if p["type"] == "image"]
+        patch = self._processor.patch_size
+        expected = [[image.height // patch, image.width // patch] for image in images]
+        if (found := [list(map(int, row[1:])) for row in rows[GRID]]) != expected:
+            raise HostError(
+                f"{type(self._processor).__name__} resized images that it was told to leave alone: grids {found[:3]}, "
+                f"not {expected[:3]}",
+                where="image_processor",
+            )
+
+    def _check(self, name: str) -> None:
+        try:
+            grid = self._target((64, 64), Sizing())
+        except (TypeError, ValueError, KeyError, AttributeError):
+            grid = None
+        if grid is None:
+            raise HostError(
+                f"an image comes with {name}, and {type(self._processor).__name__} has one size for all images",
+                where="image_processor",
+                remedy=f"leave {name} out of the data, or take a model whose images have as many tokens as their sizes "
+                "deserve (Qwen-VL)",
+            )
+
+    def _resized(self, part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] != "image":
+            return part
+        image = part["image"]
+        target = self._target(image.size, part.get("sizing") or Sizing())
+        return part if target == image.size else {**part, "image": image.resize(target, self._processor.resample)}
+
+    def _find_target(self, size: tuple[int, int], sizing: Sizing) -> tuple[int, int]:
+        """(width, height) that the processor gives an image of such a size under such a budget."""
+        own = dict(self._processor.size)
+        bounds = {"shortest_edge": own["shortest_edge"], "longest_edge": own["longest_edge"]}
+        if sizing.resized_width and sizing.resized_height:
+            size = (sizing.resized_width, sizing.resized_height)
+            bounds = {"shortest_edge": 1, "longest_edge": 4 * size[0] * size[1] + 10**6}
+        if sizing.min_pixels:
+            bounds |= {"shortest_edge": sizing.min_pixels}
+            bounds["longest_edge"] = max(bounds["longest_edge"], sizing.min_pixels)
+        if sizing.max_pixels:
+            bounds |= {"longest_edge": sizing.max_pixels}
+            bounds["shortest_edge"] = min(bounds["shortest_edge"], sizing.max_pixels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = self._processor(images=[Image.new("RGB", size)], size=bounds, return_tensors="np")
+        _, height, width = (int(value) for value in found[GRID][0])
+        patch = int(self._processor.patch_size)
+        return width * patch, height * patch
