@@ -162,5 +162,7 @@ def test_what_does_not_fit_is_refused(whisper: WhisperForConditionalGeneration) 
         built(whisper, feature_extractor=extractor(4))
     with pytest.raises(HostError, match="feature_size 8"):
         built(whisper, feature_extractor=WhisperFeatureExtractor(feature_size=16, chunk_length=2))
+    with pytest.raises(HostError, match="hop_length 160"):
+        built(whisper, feature_extractor=WhisperFeatureExtractor(feature_size=8, chunk_length=2, hop_length=320))
     with pytest.raises(UsageError, match="without an audio tower"):
         build_host(tiny.decoder("llama"), tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer(), audio_stack=2)

@@ -53,6 +53,10 @@ def test_things_of_the_test_are_named_nowhere_in_training() -> None:
     assert split_of("A shark beside a dog.") is None
     assert split_of("A hen with a gorilla beside a dog") is None
     assert split_of("Two dogs.") == split_of("A DOG!") == "train"
+    assert split_of("A dog. It likes gorillas.") is None
+    assert split_of("Family: man, girl, boy.") is None
+    assert split_of("A couple with children") == "test"
+    assert split_of("Knives and forks beside a dog") is None
     assert split_of("Strawberries") == "test"
     assert split_of("Four.") is None
     assert words_of("A dog. It likes gorillas.") == ["dog"]

@@ -73,6 +73,9 @@ def test_what_is_missing_is_said_with_one_command_a_registry(tmp_path: Path, mon
     assert again.kept == outcome.made
     assert again.counts["here"] == {"train": 3}
     assert (tmp_path / "out" / "models" / "here" / "made").stat().st_mtime_ns == before
+    monkeypatch.setattr(room, "PARTS", (dataclasses.replace(parts[0], rules=2), *parts[1:]))
+    assert prepare(tmp_path / "out", sources=[tmp_path / "unpacked"]).made == outcome.made  # of the same packages
+    assert prepare(tmp_path / "out", sources=[tmp_path / "unpacked"]).kept == outcome.made
     assert not list((tmp_path / "out").rglob("*.partial"))
     with pytest.raises(UsageError, match=r"none of the packages is here: other, third"):
         prepare(tmp_path / "elsewhere", sources=[tmp_path / "unpacked"], only=["not"])

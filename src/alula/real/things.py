@@ -18,32 +18,39 @@ _NO_THINGS = frozenset(
     left right open closed heavy light dark medium set wearing playing happy sad
     """.split()  # noqa: SIM905
 )
+_IRREGULAR = {"children": "child", "knives": "knife", "teeth": "tooth"}
+"""plurals of what is held out that no rule makes"""
 
 
 def words_of(caption: str) -> list[str]:
     """The words of a caption that may name a thing: lower case, of three letters and more, plurals as singulars."""
-    first = re.split(r"[.!?;:(]", caption.lower().strip())[0]
-    return [_singular(word) for word in _WORD.findall(first) if len(word) > 2 and word not in _NO_THINGS]
+    return _words(re.split(r"[.!?;:(]", caption.lower().strip())[0])
+
+
+def _words(text: str) -> list[str]:
+    return [_singular(word) for word in _WORD.findall(text) if len(word) > 2 and word not in _NO_THINGS]
 
 
 def split_of(caption: str) -> Split | None:
     """The split of a picture with that caption; None where it has to be left out.
 
-    The last word of a caption that may name a thing is its thing. Things of `TEST` and `VALIDATION` are held out: what
-    is of one goes there, and what names one beside another thing goes nowhere, so that no caption that is trained on
-    names a thing of the test.
+    The last word of a caption's first phrase that may name a thing is its thing. Things of `TEST` and `VALIDATION` are
+    held out: what is of one goes there, and what names one beside another thing, anywhere in its caption, goes nowhere,
+    so that no caption that is trained on names a thing of the test.
     """
-    words = words_of(caption)
+    words, named = words_of(caption), set(_words(caption.lower()))
     if not words:
         return None
     if words[-1] in TEST:
         return "test"
     if words[-1] in VALIDATION:
-        return None if TEST & set(words) else "validation"
-    return None if (TEST | VALIDATION) & set(words) else "train"
+        return None if TEST & named else "validation"
+    return None if (TEST | VALIDATION) & named else "train"
 
 
 def _singular(word: str) -> str:
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
     return word[:-1] if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3 else word
