@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import tarfile
 
 import datasets
+import pyarrow.parquet
 import pytest
 import typer
 from PIL import Image
@@ -210,6 +212,37 @@ def test_a_folder_of_pictures_with_metadata(folder) -> None:
     written(folder / "set", {"file_name": "train/1.png", "text": "of all"}, name="metadata.jsonl")
     with pytest.raises(UsageError, match="of its own and in `train`"):
         open_source({"dataset": str(folder / "set"), "split": "train"})
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_metadata_of_pictures_as_a_table(folder, form: str) -> None:
+    (folder / "set").mkdir()
+    for number in range(2):
+        Image.new("RGB", (4, 4), "red").save(folder / "set" / f"{number}.png")
+    file = folder / "set" / f"metadata.{form}"
+    captions = ['a "red", square', "a red\nsquare"]
+    if form == "csv":
+        rows = [["", "file_name", "text"], *([n, f"{n}.png", captions[n]] for n in range(2))]  # as pandas writes it
+        with file.open("w", newline="") as stream:
+            csv.writer(stream).writerows(rows)
+    else:
+        files = [f"{n}.png" for n in range(2)]
+        pyarrow.parquet.write_table(pyarrow.table({"file_name": files, "text": captions}), file)
+    source = open_source({"dataset": str(folder / "set")})
+    assert [told(source[n]) for n in range(2)] == [[("user", [RED]), ("assistant", [text])] for text in captions]
+    assert str(source[1].place) == (f"{file}:4" if form == "csv" else f"{file} [row 1]")
+    assert told(open_file(folder / "set", columns={"caption": "text"})[0])[1] == ("assistant", [captions[0]])
+    if form == "csv":
+        file.write_text("file_name,text\n0.png,a red, square\n")
+        with pytest.raises(DataError, match="another number of values than the header's 2") as caught:
+            open_file(folder / "set")
+        assert str(caught.value).startswith(f"{file}:2")
+        file.write_text("file_name,text\n")
+        with pytest.raises(DataError, match="holds no records"):
+            open_file(folder / "set")
+    written(folder / "set", {"file_name": "0.png", "text": "a"}, name="metadata.jsonl")
+    with pytest.raises(UsageError, match="which is meant cannot be told"):
+        open_file(folder / "set")
 
 
 def test_coco_captions_and_vqa(folder) -> None:

@@ -14,7 +14,7 @@ from alula.bounds import DEFAULT_MAX_PIXELS
 from alula.data.coco import CocoSource, is_coco
 from alula.data.dialects import REMEDY, from_metadata, from_record, readable, renamed
 from alula.data.errors import BadSampleError, Place, RecordError
-from alula.data.image_folders import is_image_folder, metadata_of
+from alula.data.image_folders import MetadataTable, is_image_folder, metadata_of, records_of
 from alula.data.keys import names_of
 from alula.data.records import RecordFile
 from alula.data.registry import SourceKind, register
@@ -78,7 +78,7 @@ class FileSource:
         columns: Mapping[str, str] | None = None,
         reading: Reading | None = None,
     ) -> None:
-        self._records = RecordFile(path)
+        self._records = records_of(path)
         self._reader = _with_columns(reader, columns)
         if columns:
             _refuse_unknown(columns, _first_keys(self._records), str(path))
@@ -437,7 +437,7 @@ def _has(keys: set[str]) -> str:
     return f"it has {names_of(sorted(keys))}" if keys else "it has none"
 
 
-def _first_keys(records: RecordFile) -> set[str]:
+def _first_keys(records: RecordFile | MetadataTable) -> set[str]:
     keys: set[str] = set()
     for index in range(min(len(records), 100)):
         try:
