@@ -35,6 +35,22 @@ def test_jobs_tell_how_far_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert said == "study: 2 jobs; each is told when it is done\ndone: one\ndone: two\n"
 
 
+def test_labels_are_no_markup_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Directories may have brackets in their names."""
+    for name in ("TTY_COMPATIBLE", "FORCE_COLOR"):
+        monkeypatch.setenv(name, "1")
+    with progress.bar(2, True) as told:
+        assert told.progress is not None
+        for label in ("runs/[/x]/final", "runs/[red]/final"):
+            told.advance(label, 1)
+            told.progress.refresh()
+    said = capsys.readouterr().err
+    assert "runs/[/x]/final" in said
+    assert "runs/[red]/final" in said
+
+
 def test_long_labels_keep_their_end() -> None:
     assert progress.shortened("x" * 50 + ": visual skill").endswith(": visual skill")
     assert len(progress.shortened("x" * 50)) == 40

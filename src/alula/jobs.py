@@ -247,7 +247,7 @@ class _Bar:
         self.done = {job.title: 0 for job in jobs}
         self.console = Console(stderr=True, quiet=quiet)
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("elapsed"),

@@ -77,7 +77,7 @@ def bar(total: int, shown: bool) -> Iterator[Bar]:
             lines.tell(told.label, told.done, last=True)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

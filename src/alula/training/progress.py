@@ -50,7 +50,7 @@ class StageDisplay:
         self._begun = self._last_line = time.monotonic()
         if console.is_terminal and not console.quiet:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("loss {task.fields[loss]}  {task.fields[pace]} samples/s"),
