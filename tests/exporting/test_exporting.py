@@ -23,6 +23,7 @@ from alula.cli import app as cli
 from alula.errors import AdapterError, AlulaError, HostError, UsageError
 from alula.exporting import export_model, merge_model, push_model
 from alula.hosts import save_host
+from alula.policies import Skip, Withdraw, policies_of, put_policies
 from tests.hosts import tiny
 
 PICTURE = {"type": "image", "image": Image.new("RGB", (32, 32), "red")}
@@ -124,6 +125,21 @@ def test_what_cannot_be_handed_on_is_said(models: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not there"):
         export_model(alone, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_merged_host_has_the_policies_of_its_adapter(models: Path, tmp_path: Path) -> None:
+    """Those that the adapter was saved with come before its host's."""
+    model, processor = alula.load_model(models / "host")
+    put_policies(model, {"of_host": Withdraw(layer=1)})
+    save_host((model, processor), tmp_path / "host")
+    shutil.copytree(models / "lora", tmp_path / "lora")
+    said = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    own = {"own": Skip(part="mlp", layers=(1,)).to_dict()}
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps({**said, "alula_policies": own}))
+    before = alula.load_model(tmp_path / "lora")
+    after = alula.load_model(merge_model(tmp_path / "lora", tmp_path / "merged"))
+    assert set(policies_of(after.model)) == {"own"}
+    assert torch.allclose(logits(*before), logits(*after), atol=1e-4)
 
 
 def test_nothing_is_written_over_what_a_model_is_made_of(models: Path, tmp_path: Path) -> None:

@@ -190,6 +190,8 @@ def test_saved_with_the_host_it_comes_back(host: Path, tmp_path: Path, how: str)
     bare = alula.load_model(tmp_path / "saved", policies={}).model
     assert policies_of(bare) == {}
     assert torch.equal(logits(bare), logits(alula.load_model(host).model))
+    SAVED[how](bare, processor, tmp_path / "without")  # what was left out does not come back
+    assert policies_of(alula.load_model(tmp_path / "without").model) == {}
 
 
 def test_saved_with_an_adapter_it_comes_back_and_comes_before_the_bases(host: Path, tmp_path: Path) -> None:

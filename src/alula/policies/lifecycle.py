@@ -43,6 +43,9 @@ def put_policies(model: nn.Module, policies: Mapping[str, Policy]) -> None:
     """
     for there in policies_of(model).values():
         there.detach()
+    config = getattr(unwrap(model), "config", None)
+    if hasattr(config, POLICIES):  # of a model that was loaded without those it was saved with
+        delattr(config, POLICIES)
     try:
         for name, policy in policies.items():
             try:
