@@ -26,6 +26,9 @@ from alula.seam.lanes import Lane, LeanLayer, Lent, Plan, Slots, held_at, packed
 from alula.seam.requests import Foresight, Request, Work, Worker
 from alula.tokens import TokenMap
 
+_EXPERTS = ("experts", "router")
+"""what a mixture of experts has and a plain MLP has not"""
+
 
 def check_readable(anatomy: Anatomy, *, shows_heads: bool = False) -> None:
     """Refuse a decoder that is given masks from which those of some tokens cannot be had.
@@ -353,9 +356,11 @@ class Conductor:
         return dialect.output_with_hidden(output, scattered.flatten(0, 1) if made.dim() == 2 else scattered)
 
     def _nothing(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], given: Tensor) -> Any:
-        """What an MLP that adds nothing gives. Experts hand out more than what they add (GPT-OSS); of one token it is
-        seen what."""
+        """What an MLP that adds nothing gives. Some of those with experts hand out more than what they add (GPT-OSS);
+        of one token it is seen what."""
         output, zeros = None, torch.zeros_like(given)
+        if self._hands_out_more is None and not any(hasattr(self.anatomy.mlp(self.index), name) for name in _EXPERTS):
+            self._hands_out_more = False
         if self._hands_out_more is not False:
             args, kwargs = dialect.with_hidden(args, kwargs, given[:, :1])
             output = run(*args, **kwargs)
