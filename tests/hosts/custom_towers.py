@@ -31,6 +31,7 @@ class Computing(Net):
 
     def __init__(self) -> None:
         super().__init__()
+        nn.init.orthogonal_(self.body.weight)  # which no half precision has
         self.rates = [float(rate) for rate in torch.arange(4) / 4]
         self.mean = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
 

@@ -161,6 +161,13 @@ def test_in_half_precision_it_takes_what_its_processor_gives() -> None:
     assert half.model.generate(**given, max_new_tokens=2, do_sample=False).shape[1] == given["input_ids"].shape[1] + 2
 
 
+def test_in_half_precision_its_constructor_computes_as_ever(tmp_path: Path) -> None:
+    CustomTower.of(net(custom_towers.Computing), processor()).save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_the_module_keeps_its_modes() -> None:
     module = net().train()
     module.norm.eval()

@@ -5,9 +5,10 @@ Shapes: N pictures, C channels, H and W their height and width in pixels, T toke
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,8 @@ class CustomTower(PreTrainedModel):
 
     def __init__(self, config: CustomTowerConfig) -> None:
         super().__init__(config)
-        with torch.device("cpu"):  # loading makes models without storage, in which a constructor cannot compute
-            self.module = class_at(config.source)(**copy.deepcopy(config.arguments))
+        with _plainly() as dtype:
+            self.module = class_at(config.source)(**copy.deepcopy(config.arguments)).to(dtype)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -136,6 +137,19 @@ class CustomTower(PreTrainedModel):
         weight = next(self.module.parameters(), pixel_values)
         tokens = _shaped(self.module(pixel_values.to(weight.dtype)))
         return BaseModelOutputWithPooling(last_hidden_state=tokens, hidden_states=(tokens,))
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[torch.dtype]:
+    """Have constructors compute as they do outside of loading, which makes models without storage and in the type they
+    are loaded in: neither takes all that initialization does. Yields that type."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield dtype
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def _shaped(output: Any) -> Tensor:
