@@ -168,7 +168,12 @@ def test_in_half_precision_its_constructor_computes_as_ever(tmp_path: Path) -> N
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_the_module_keeps_its_modes() -> None:
+def test_module_and_preprocessing_stay_as_they_are() -> None:
+    larger = processor(48)
+    tower = CustomTower.of(net(), processor())
+    host = build_host(tiny.decoder("llama"), tower, tokenizer=tiny.tokenizer(), image_processor=larger)
+    assert host.processor.image_processor.size["height"] == 32
+    assert larger.size["height"] == 48
     module = net().train()
     module.norm.eval()
     built(module)

@@ -7,6 +7,7 @@ positions (class token, registers) in front, and one square patch per remaining 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -135,6 +136,7 @@ def fit_image_processor(config: PreTrainedConfig, loaded: BaseImageProcessor | N
     processor: Any = kind.image_processor() if loaded is None and kind.image_processor else loaded
     wanted = _side(config.image_size, "image_size")
     if loaded is None or (not kind.any_size and _size_or_none(processor) != wanted):
+        processor = copy.deepcopy(processor)  # it may be the user's own
         size = {"height": wanted, "width": wanted}
         if getattr(processor, "do_center_crop", None):
             processor.size, processor.crop_size = {"shortest_edge": wanted}, size
