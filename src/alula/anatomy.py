@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -274,8 +274,9 @@ _PROJECTORS = ("multi_modal_projector",)
 
 
 @dataclass(frozen=True, eq=False)
-class Anatomy:
-    """The parts of one host. Build it with `Anatomy.of(model)`.
+class HostParts:
+    """The parts of any host, whatever its decoder is made of: what training all of it asks for. Build it with
+    `HostParts.of(model)`.
 
     Attributes:
         host: the model with the language-model head, unwrapped from PEFT.
@@ -283,16 +284,10 @@ class Anatomy:
         decoder: the text decoder, which owns the layers.
         config: the decoder's config.
         layers: the decoder layers.
-        embeddings, final_norm, head: the decoder's ends (`head` is None for a headless model).
+        embeddings, head: the decoder's ends (`head` is None for a headless model).
         tower, projector: of an image host, else None.
         audio_tower: of a host that hears, else None.
         placeholders: token id per perceptual modality of this host.
-        family: how a layer names its parts.
-        attended: indices of the layers that have attention; the others of a hybrid decoder have a running state or a
-            convolution in its place.
-        has_angles_in_pairs: the decoder's rotary tables hold each angle twice side by side, not in two equal halves.
-        turns_neighbors: attention rotates neighboring channels, not halves, however its tables stand (GLM).
-        passes_keywords: layers hand on to attention the keywords they are given.
     """
 
     host: Any
@@ -301,12 +296,68 @@ class Anatomy:
     config: Any
     layers: Sequence[nn.Module]
     embeddings: nn.Module
-    final_norm: nn.Module | None
     head: nn.Module | None
     tower: nn.Module | None
     audio_tower: nn.Module | None
     projector: nn.Module | None
     placeholders: Mapping[Modality, int]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """Find the parts of `model`, a stock transformers model (PEFT wrappers are looked through).
+
+        Raises:
+            HostError: it is none.
+        """
+        host: Any = unwrap(model)
+        config = getattr(host, "config", None)
+        if config is None or not hasattr(config, "get_text_config"):
+            raise HostError(f"{type(model).__name__} is not a transformers model", remedy="pass a PreTrainedModel")
+        text_config = config.get_text_config(decoder=True)
+        backbone = getattr(host, host.base_model_prefix, host)
+        inner: Any = _first(backbone, _DECODERS)
+        decoder: Any = backbone if inner is None else inner
+        if text_config.model_type in _WHOLE_INSIDE and isinstance(getattr(decoder, "lm_head", None), nn.Module):
+            decoder = decoder.model
+        decoder = getattr(decoder, "decoder", decoder)
+        if inner is None:
+            backbone = decoder  # OPTForCausalLM calls its decoder, not the model around it
+        stacks = [child for child in decoder.children() if isinstance(child, nn.ModuleList)]
+        return cls(
+            host=host,
+            backbone=backbone,
+            decoder=decoder,
+            config=text_config,
+            layers=list(max(stacks, key=len, default=())),
+            embeddings=decoder.get_input_embeddings(),
+            head=host.get_output_embeddings(),
+            tower=_first(backbone, _TOWERS),
+            audio_tower=_first(backbone, ("audio_tower",)),
+            projector=_first(backbone, _PROJECTORS),
+            placeholders=_placeholders(config),
+        )
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream, which may differ from that of the embeddings (OPT-350m)."""
+        return self.config.hidden_size
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy(HostParts):
+    """The parts of one host, and of its decoder's layers. Build it with `Anatomy.of(model)`.
+
+    Attributes:
+        final_norm: behind the decoder's last layer.
+        family: how a layer names its parts.
+        attended: indices of the layers that have attention; the others of a hybrid decoder have a running state or a
+            convolution in its place.
+        has_angles_in_pairs: the decoder's rotary tables hold each angle twice side by side, not in two equal halves.
+        turns_neighbors: attention rotates neighboring channels, not halves, however its tables stand (GLM).
+        passes_keywords: layers hand on to attention the keywords they are given.
+    """
+
+    final_norm: nn.Module | None
     family: _Family
     attended: tuple[int, ...]
     has_angles_in_pairs: bool = False
@@ -314,31 +365,19 @@ class Anatomy:
     passes_keywords: bool = True
 
     @classmethod
-    def of(cls, model: nn.Module) -> Anatomy:
+    def of(cls, model: nn.Module) -> Self:
         """Find the parts of `model`, a stock transformers model (PEFT wrappers are looked through).
 
         Raises:
             HostError: the class is not one alula knows, naming it and the families that are known.
         """
-        host: Any = unwrap(model)
-        config = getattr(host, "config", None)
-        if config is None or not hasattr(config, "get_text_config"):
-            raise HostError(f"{type(model).__name__} is not a transformers model", remedy="pass a PreTrainedModel")
-        text_config = config.get_text_config(decoder=True)
-        model_type = text_config.model_type
-        backbone = getattr(host, host.base_model_prefix, host)
-        inner: Any = _first(backbone, _DECODERS)
-        decoder: Any = backbone if inner is None else inner
-        if model_type in _WHOLE_INSIDE and isinstance(getattr(decoder, "lm_head", None), nn.Module):
-            decoder = decoder.model
-        decoder = getattr(decoder, "decoder", decoder)
-        if inner is None:
-            backbone = decoder  # OPTForCausalLM calls its decoder, not the model around it
+        parts = HostParts.of(model)
+        host, decoder, model_type = parts.host, parts.decoder, parts.config.model_type
         family = FAMILIES.get(model_type)
         layers = getattr(decoder, "layers" if family is None else family.layers, None)
         if family is None:
             family = _family_of(layers)
-        oddity = _oddity(config, decoder, layers, family, is_listed=model_type in FAMILIES)
+        oddity = _oddity(host.config, decoder, layers, family, is_listed=model_type in FAMILIES)
         if oddity is not None:
             raise HostError(
                 f"{type(host).__name__} (decoder type {model_type!r}) is not supported: {oddity}",
@@ -360,18 +399,8 @@ class Anatomy:
                 remedy="use a release of transformers that alula was tested with (docs/results/versions.md)",
             )
         return cls(
-            host=host,
-            backbone=backbone,
-            decoder=decoder,
-            config=text_config,
-            layers=list(layers),
-            embeddings=decoder.get_input_embeddings(),
+            **{**vars(parts), "layers": list(layers)},
             final_norm=_final_norm(decoder, family),
-            head=host.get_output_embeddings(),
-            tower=_first(backbone, _TOWERS),
-            audio_tower=_first(backbone, ("audio_tower",)),
-            projector=_first(backbone, _PROJECTORS),
-            placeholders=_placeholders(config),
             family=family,
             attended=attended,
             has_angles_in_pairs=model_type not in FAMILIES and _layout_of(decoder) == "pairs",
@@ -385,11 +414,6 @@ class Anatomy:
     @property
     def num_layers(self) -> int:
         return len(self.layers)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the residual stream, which may differ from that of the embeddings (OPT-350m)."""
-        return self.config.hidden_size
 
     @property
     def num_heads(self) -> int:

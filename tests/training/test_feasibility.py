@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, BloomConfig
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BloomConfig, TrainerCallback
 
+import alula
 from alula.errors import AlulaError, HostError, RecipeError, UsageError
 from alula.training import check, parse_recipe, train
+from alula_fledgling.tasks import native_tasks
 from tests import zoo
 from tests.hosts import tiny
+from tests.training.conftest import rows
 
 Plain = Callable[..., dict[str, Any]]
 
@@ -73,17 +78,71 @@ def test_hosts_that_cannot_be_joined(plain: Plain, case: str) -> None:
         check({**plain(), "host": {"llm": "fledgling", "vision": "fledgling", **changes}})
 
 
-@pytest.mark.parametrize("method", ["projector", "full", "lora", "prefix", "wings"])
-def test_decoders_without_a_seam_are_refused_before_a_host_is_built(plain: Plain, tmp_path: Path, method: str) -> None:
+@pytest.fixture
+def bloom(plain: Plain, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Recipes on a decoder whose layers no graft knows."""
     config = BloomConfig(hidden_size=32, n_layer=2, n_head=4)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llm")
     tiny.tokenizer().save_pretrained(tmp_path / "llm")
-    raw = plain(method=method, train={})
-    raw["host"] = {"llm": str(tmp_path / "llm"), "vision": "fledgling"}
-    with pytest.raises(HostError, match=r"decoder type 'bloom'\) is not supported: its attention"):
-        train(raw, quiet=True)
+
+    def make(**stage: Any) -> dict[str, Any]:
+        host = {"llm": str(tmp_path / "llm"), "vision": "fledgling"}
+        return {**plain(**{"steps": 3, "save_every": 1, **stage}), "host": host}
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["prefix", "wings", "experts", "mks2"])
+def test_methods_that_know_layers_are_refused_before_a_host_of_others_is_built(
+    bloom: Plain, tmp_path: Path, method: str
+) -> None:
+    with pytest.raises(RecipeError, match=r"decoder type 'bloom'\) is not supported: its attention") as caught:
+        train(bloom(method=method, train={}), quiet=True)
+    assert caught.value.where == "stages.only.method"
+    assert "projector, full, lora train any decoder" in str(caught.value.remedy)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
     assert not (tmp_path / "run" / "host").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "rates"),
+    [
+        ("projector", {"projector": 1e-2}),
+        ("full", {"llm": 1e-3, "projector": 1e-2}),
+        ("lora", {"lora": 1e-2, "projector": 1e-2}),
+    ],
+)
+def test_what_needs_no_layers_trains_any_decoder(
+    bloom: Plain, tmp_path: Path, method: str, rates: dict[str, float]
+) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    raw = bloom(method=method, train=rates, feature_cache={"memory_mb": 8})
+    train(raw, quiet=True)
+    other = {**raw, "output_dir": str(tmp_path / "again")}
+    with pytest.raises(KeyboardInterrupt):
+        train(other, callbacks=[Stop()], quiet=True)
+    train(other, quiet=True)
+    final, again = tmp_path / "run" / "final", tmp_path / "again" / "final"
+    assert rows(tmp_path / "run") == rows(tmp_path / "again")
+    weights = [load_file(next(folder.glob("*model.safetensors"))) for folder in (final, again)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    trained = any("lora" in name or "h.0" in name for name in weights[0])
+    assert trained
+    host = alula.load_model(final)
+    result = alula.evaluate(host.model, host.processor, native_tasks(["visual"], n=2), max_new_tokens=2)
+    assert len(result.tasks["visual"].items) == 2
+
+
+def test_probes_of_a_budget_need_layers(bloom: Plain) -> None:
+    retention = {"text": {"microworld": "text"}, "pictures": {"microworld": "visual"}, "items": 2}
+    with pytest.raises(RecipeError, match=r"probes: .*bloom") as caught:
+        check({**bloom(), "retention": retention})
+    assert (caught.value.where, caught.value.remedy) == ("retention.probes", "probes: false")
+    check({**bloom(), "retention": {"text": retention["text"], "items": 2, "probes": False}})
 
 
 def test_a_prefix_on_a_host_that_takes_none_is_refused_by_the_check(plain: Plain, tmp_path: Path) -> None:

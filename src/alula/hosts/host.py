@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
@@ -28,7 +27,7 @@ from alula.files import atomic_directory, write_json
 from alula.hosts.configs import first_line, read_config, suspicion
 from alula.hosts.directories import locate, read_json
 from alula.hosts.quiet import quiet_loading
-from alula.hosts.stills import has_video_part, read_with_videos
+from alula.hosts.stills import kind_with_videos, read_with_videos
 from alula.seam import DECLARED, NAME, declared, grafted_weights
 
 _MASK = re.compile(r"\.attn\.(masked_)?bias$")  # causal masks, which early GPT-2 checkpoints hold beside the weights
@@ -81,7 +80,7 @@ def read_processor(where: str) -> ProcessorMixin:
     if is_codes_processor(where):
         return CodesProcessor.from_pretrained(where)
     try:
-        kind = has_video_part(AutoConfig.from_pretrained(where))
+        kind = kind_with_videos(where)
         if kind is not None:
             processor = read_with_videos(kind, where)
         else:

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoProcessor
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 from transformers.utils import cached_file, is_torchvision_available
 
 from alula.errors import HostError
@@ -24,9 +24,14 @@ _FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
 _WHOLE = "processor_config.json"
 
 
-def has_video_part(config: Any) -> type | None:
-    """The class of processor of a model with that configuration, where it has a part for videos; else None."""
-    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+def kind_with_videos(where: str) -> type | None:
+    """The class of the processor in a directory or under a hub id, where it has a part for videos; else None."""
+    said = next(
+        (name for file in (_WHOLE, *_FILES) if (name := (_json(where, file) or {}).get("processor_class"))), None
+    )
+    kind: Any = processor_class_from_name(said) if isinstance(said, str) else None
+    if kind is None and _json(where, "config.json") is not None:  # an adapter's directory has none
+        kind = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(where)), None)
     return kind if kind is not None and _PART in kind.get_attributes() else None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from alula.anatomy import Anatomy
+from alula.anatomy import Anatomy, HostParts
 from alula.chat_template import TemplateSettings
 from alula.data import Collator
 from alula.errors import FilesError, HostError, RecipeError, UsageError
@@ -46,10 +46,12 @@ def check_feasible(recipe: Recipe) -> None:
     model = _host(recipe.host)
     if model is None:
         return
-    anatomy = Anatomy.of(model)
+    parts, oddity = _anatomy(model)
+    if oddity is not None and recipe.retention is not None and recipe.retention.probes:
+        raise RecipeError(f"probes: {oddity.message}", where="retention.probes", remedy="probes: false")
     for stage in recipe.stages:
         try:
-            _check_stage(stage, anatomy)
+            _check_stage(stage, parts, oddity)
         except RecipeError as error:
             raise RecipeError(error.message, where=f"stages.{stage.name}.{error.where}", remedy=error.remedy) from None
     if recipe.host.path is not None:
@@ -94,9 +96,29 @@ def _check_template(recipe: Recipe, where: str) -> None:
         raise RecipeError(told, where="host.path", remedy=error.remedy) from error
 
 
-def _check_stage(stage: Stage, anatomy: Anatomy) -> None:
-    """Refuse what the decoder does not have or is too narrow for; keys are those below the stage."""
-    METHODS[stage.method].check(anatomy, stage.settings)
+def _anatomy(model: PreTrainedModel) -> tuple[HostParts, HostError | None]:
+    """What is known of a host: all of it, or its parts and why no more."""
+    try:
+        return Anatomy.of(model), None
+    except HostError as error:
+        return HostParts.of(model), error
+
+
+def _check_stage(stage: Stage, parts: HostParts, oddity: HostError | None) -> None:
+    """Refuse what the decoder does not have or is too narrow for; keys are those below the stage.
+
+    Args:
+        oddity: why no more than its parts are known.
+    """
+    method = METHODS[stage.method]
+    if oddity is not None and method.needs_layers:
+        free = ", ".join(name for name, other in METHODS.items() if not other.needs_layers)
+        raise RecipeError(
+            f"{stage.method} has to know the decoder's layers: {oddity.message}",
+            where="method",
+            remedy=f"{free} train any decoder; {oddity.remedy or 'or take another'}",
+        )
+    method.check(parts, stage.settings)
 
 
 def _check_writable(directory: str, where: str) -> None:

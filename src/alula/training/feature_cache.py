@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from alula.anatomy import Anatomy
+from alula.anatomy import HostParts
 from alula.errors import HostError
 from alula.files import atomic_file, regular
 from alula.hosts.custom import CustomTower
@@ -230,7 +230,7 @@ def frozen_audio_tower(model: nn.Module, store: FeatureStore | None = None) -> I
     Yields None, changing nothing, for a model without one: stock classes (Qwen2-Audio, Gemma-3n) pass theirs other
     inputs, such as masks, which a stand-in does not know.
     """
-    anatomy = Anatomy.of(model)
+    anatomy = HostParts.of(model)
     tower, config = anatomy.audio_tower, anatomy.host.config
     if tower is None or not isinstance(config, AlulaConfig):
         yield None
@@ -248,7 +248,7 @@ def frozen_tower(model: nn.Module, store: FeatureStore | None = None) -> Iterato
     Raises:
         HostError: ``store`` is given but the model's tower cannot be cached (its output is not per image).
     """
-    anatomy = Anatomy.of(model)
+    anatomy = HostParts.of(model)
     tower = anatomy.tower
     if tower is None or all(child is not tower for child in anatomy.backbone.children()):
         yield None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from alula.anatomy import Anatomy
+from alula.anatomy import HostParts
 from alula.items import inputs_of
 from alula.training.parts import Named
 
@@ -33,7 +33,7 @@ def lockstep(model: nn.Module, parts: Mapping[str, Named], blank: Mapping[str, T
         parts: its trained parameters.
         blank: the image processor's output for one blank image.
     """
-    anatomy = Anatomy.of(model)
+    anatomy = HostParts.of(model)
     handles: list[RemovableHandle] = []
     if {"projector", "tower"} & set(parts) or any(".lora_" in name for name, _ in _under(anatomy.tower, parts)):
         image = _BlankImage(anatomy.backbone, blank)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from alula.anatomy import Anatomy
+from alula.anatomy import HostParts
 from alula.errors import AlulaError, RecipeError
 from alula.grafts.checkpoint import with_current_names
 from alula.hosts.multimodal import Connectors
@@ -45,7 +45,7 @@ def find_parts(
         if not named:
             there = ", ".join(f"`{name}`" for name, items in available.items() if items)
             raise RecipeError(
-                f"the part `{part}` matches no parameter of {type(Anatomy.of(model).host).__name__}",
+                f"the part `{part}` matches no parameter of {type(HostParts.of(model).host).__name__}",
                 where="train",
                 remedy=f"this model has {there or 'no trainable part'}",
             )
@@ -111,7 +111,7 @@ def load_trained(model: nn.Module, parts: Mapping[str, Named], tensors: Mapping[
 def _available(
     model: nn.Module, groups: Mapping[str, Iterable[nn.Parameter]], names: Mapping[int, str]
 ) -> dict[str, Named]:
-    anatomy = Anatomy.of(model)
+    anatomy = HostParts.of(model)
     grafted = {id(parameter) for group in groups.values() for parameter in group}
     lora = {id(parameter) for name, parameter in model.named_parameters() if ".lora_" in name}
     # PEFT keeps the original beside a trained copy of every module it saves whole; only the copy is used and saved

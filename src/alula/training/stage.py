@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from alula.anatomy import Anatomy
+from alula.anatomy import HostParts
 from alula.chat_template import TemplateSettings
 from alula.data import BadSampleError, Collator, Mixture, Quarantine
 from alula.data.collate import Replacer
@@ -425,7 +425,7 @@ def training_setup(opened: OpenStage) -> Iterator[None]:
         checkpoint_activations(model)
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserve_sharding_flag())
-        stack.enter_context(cache_disabled(Anatomy.of(model).host))
+        stack.enter_context(cache_disabled(HostParts.of(model).host))
         if not stage.trains_tower:
             stack.enter_context(frozen_tower(model, open_store(stage.feature_cache, model)))
         # no stage trains the audio tower
@@ -466,7 +466,7 @@ def open_store(spec: FeatureCache | None, model: nn.Module, *, audio: bool = Fal
     """The feature cache a stage asked for, of the image tower or of the ``audio`` tower; each has the whole bound."""
     if spec is None:
         return None
-    anatomy = Anatomy.of(model)
+    anatomy = HostParts.of(model)
     tower = anatomy.audio_tower if audio else anatomy.tower
     directory = None if spec.disk is None or tower is None else Path(spec.disk) / tower_fingerprint(tower)
     return FeatureStore(int(spec.memory_mb * 2**20), directory)
@@ -480,7 +480,7 @@ def blank_image(processor: Any) -> dict[str, Tensor]:
 
 def sharded_blocks(model: nn.Module, stage: Stage) -> set[str]:
     """Class names of the decoder's blocks, and of the tower's if it is trained (frozen, it is kept out of sharding)."""
-    anatomy = Anatomy.of(model)
+    anatomy = HostParts.of(model)
     blocks = set(map(type, anatomy.layers))
     if stage.trains_tower and anatomy.tower is not None:
         lists = [module for module in anatomy.tower.modules() if isinstance(module, nn.ModuleList)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from alula.anatomy import Anatomy
+from alula.anatomy import HostParts
 from alula.errors import RecipeError
 from alula.hosts import build_host, load_host, save_host
 from alula.hosts.quiet import quiet_loading
@@ -61,7 +61,7 @@ def begin(stage: Stage, *, base: str, previous: Path | None) -> Tunable:
         # peft asks for gradient checkpointing by its old name
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         host, rates = load_host(base, dtype=torch.float32), stage.learning_rates
-        if "projector" in rates and Anatomy.of(host.model).projector is None:
+        if "projector" in rates and HostParts.of(host.model).projector is None:
             raise RecipeError(
                 f"{type(host.model).__name__} has no projector of its own to train",
                 where=f"stages.{stage.name}.train.projector",

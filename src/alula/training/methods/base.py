@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from alula.anatomy import Anatomy
+from alula.anatomy import HostParts
 from alula.data import Collator
 from alula.data.collate import Beside
 from alula.files import atomic_directory
@@ -61,6 +61,8 @@ class Method(abc.ABC):
     """whether its output is an adapter on a base, which only the same method can go on training"""
     continued: ClassVar[tuple[str, ...]] = ()
     """settings that a stage which goes on with its adapter may change; the others are those of the stage before"""
+    needs_layers: ClassVar[bool] = True
+    """whether it has to know what the decoder's layers are made of (`alula.anatomy.Anatomy`)"""
     no_checkpointing: ClassVar[str | None] = None
     """why blocks cannot be recomputed under it"""
     no_validation: ClassVar[str | None] = None
@@ -117,8 +119,11 @@ class Method(abc.ABC):
         """Factor on the next-token loss."""
         return 1.0
 
-    def check(self, anatomy: Anatomy, settings: Any) -> None:  # noqa: B027 (a method may have nothing to refuse)
+    def check(self, anatomy: Any, settings: Any) -> None:  # noqa: B027 (a method may have nothing to refuse)
         """Refuse a host that does not have what the settings name.
+
+        Args:
+            anatomy: the `Anatomy` of the host; its `HostParts` where the method needs no more (`needs_layers`).
 
         Raises:
             RecipeError: with the key below the stage as ``where``.
@@ -208,7 +213,7 @@ def projector_modules(model: PreTrainedModel) -> list[str] | None:
     Mostly linear layers and norms, since only leaves work in mixed-adapter batches; where weights are bare parameters
     (Gemma-3, learned queries) the module around them. None where there is no projector.
     """
-    projector = Anatomy.of(model).projector
+    projector = HostParts.of(model).projector
     if projector is None:
         return None
     owners = [module for module in projector.modules() if any(True for _ in module.parameters(recurse=False))]

@@ -14,3 +14,4 @@ class Full(HostMethod):
     name: ClassVar[str] = "full"
     parts: ClassVar[Mapping[str, float | None]] = {"llm": 2e-5, "projector": 2e-5, "tower": None}
     defining: ClassVar[tuple[str, ...]] = ("llm",)
+    needs_layers: ClassVar[bool] = False

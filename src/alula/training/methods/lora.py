@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from alula.anatomy import Anatomy
+from alula.anatomy import HostParts
 from alula.errors import RecipeError
 from alula.settings import Number
 from alula.training.fields import ITEMS, Bool, Section, Size
@@ -46,6 +46,7 @@ class Lora(PeftMethod):
     settings: ClassVar[Any] = LoraSpec
     parts: ClassVar[Mapping[str, float | None]] = {"lora": 2e-4, "projector": 2e-5, "embeddings": 2e-4}
     defining: ClassVar[tuple[str, ...]] = ("lora",)
+    needs_layers: ClassVar[bool] = False
 
     def rates(self, settings: LoraSpec) -> dict[str, float]:
         return {part: rate for part, rate in super().rates(settings).items() if part not in self.idle_parts(settings)}
@@ -58,7 +59,7 @@ class Lora(PeftMethod):
             return "has `lora.embeddings`, and `train` leaves the part `embeddings` out: name both or neither"
         return None
 
-    def check(self, anatomy: Anatomy, settings: LoraSpec) -> None:
+    def check(self, anatomy: HostParts, settings: LoraSpec) -> None:
         decoder_sites(anatomy, settings)
 
     def add(self, model: PreTrainedModel, settings: LoraSpec, *, train_projector: bool, seed: int) -> nn.Module:
@@ -67,7 +68,7 @@ class Lora(PeftMethod):
         Raises:
             RecipeError: a target names no linear layer of the decoder.
         """
-        anatomy = Anatomy.of(model)
+        anatomy = HostParts.of(model)
         paths = {id(module): name for name, module in model.named_modules()}
         sites = decoder_sites(anatomy, settings)
         if settings.tower and anatomy.tower is not None:
@@ -89,7 +90,7 @@ class Lora(PeftMethod):
         return get_peft_model(model, config)
 
 
-def decoder_sites(anatomy: Anatomy, spec: LoraSpec) -> list[str]:
+def decoder_sites(anatomy: HostParts, spec: LoraSpec) -> list[str]:
     """Full paths of the decoder's linear layers that get LoRA.
 
     Raises:

@@ -19,3 +19,4 @@ class Projector(HostMethod):
         "connector.shared": None,
     }
     defining: ClassVar[tuple[str, ...]] = ("projector", "connector.")
+    needs_layers: ClassVar[bool] = False
