@@ -378,7 +378,8 @@ def _finished(
         Anatomy.of(model)
     except HostError as error:  # told here, not only when it is to be trained
         logger.warning(
-            "transformers runs this host and recipes of projector, full and lora train it; no graft, policy or probe goes on it: %s",
+            "transformers runs this host, and recipes of projector, full and lora train it; no graft, policy or probe "
+            "goes on it: %s",
             error.message,
         )
     _prove_tokens(host, geometry)
