@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from alula.anatomy import Anatomy
+from alula.anatomy import HostParts
 from alula.errors import EvaluationError
 from alula.seam import text_logits
 
@@ -44,7 +44,7 @@ def log_likelihoods(
         rows[(*context, *ending)[:-1]].append(number)
     order = sorted(rows, key=lambda row: (-len(row), row))
     device = next(model.parameters()).device
-    takes_fewer = "logits_to_keep" in inspect.signature(Anatomy.of(model).host.forward).parameters
+    takes_fewer = "logits_to_keep" in inspect.signature(HostParts.of(model).host.forward).parameters
     found = [math.nan] * len(pairs)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
