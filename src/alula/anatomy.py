@@ -307,7 +307,7 @@ class HostParts:
         """Find the parts of `model`, a stock transformers model (PEFT wrappers are looked through).
 
         Raises:
-            HostError: it is none.
+            HostError: it is none, or what it sees does not stand as tokens in its decoder.
         """
         host: Any = unwrap(model)
         config = getattr(host, "config", None)
@@ -322,6 +322,9 @@ class HostParts:
         decoder = getattr(decoder, "decoder", decoder)
         if inner is None:
             backbone = decoder  # OPTForCausalLM calls its decoder, not the model around it
+        elsewhere = _sees_elsewhere(config, decoder)
+        if elsewhere is not None:
+            raise _not_supported(host, text_config, elsewhere, remedy=_NO_TOKENS)
         stacks = [child for child in decoder.children() if isinstance(child, nn.ModuleList)]
         return cls(
             host=host,
@@ -377,10 +380,10 @@ class Anatomy(HostParts):
         layers = getattr(decoder, "layers" if family is None else family.layers, None)
         if family is None:
             family = _family_of(layers)
-        oddity = _oddity(host.config, decoder, layers, family, is_listed=model_type in FAMILIES)
+        oddity = _oddity(decoder, layers, family, is_listed=model_type in FAMILIES)
         if oddity is not None:
-            raise HostError(
-                f"{type(host).__name__} (decoder type {model_type!r}) is not supported: {oddity}",
+            raise _not_supported(
+                *(host, parts.config, oddity),
                 remedy=_NO_TOKENS
                 if _BY_CROSS_ATTENTION in oddity
                 else "use a decoder with layers like those of Llama, Gemma-3, OLMo-2 or GLM-4, or one of these "
@@ -764,29 +767,58 @@ def _stand_in(layer: nn.Module, family: _Family) -> str | None:
     return ", ".join(sorted(others)) or "nothing"
 
 
-def _oddity(config: Any, decoder: Any, layers: Any, family: _Family, *, is_listed: bool) -> str | None:
+def _not_supported(host: Any, config: Any, reason: str, *, remedy: str) -> HostError:
+    """The refusal of a host, whose decoder has this configuration."""
+    told = f"{type(host).__name__} (decoder type {config.model_type!r}) is not supported: {reason}"
+    return HostError(told, remedy=remedy)
+
+
+def _sees_elsewhere(config: Any, decoder: Any) -> str | None:
+    """Why what a host sees does not stand as tokens in its decoder, so that no training goes by them; None where it
+    does."""
+    if getattr(config, "is_encoder_decoder", False):
+        return f"it is an encoder and a decoder: {_BY_CROSS_ATTENTION}"
+    if hasattr(config, "qformer_config") and isinstance(getattr(decoder, "lm_head", None), nn.Module):
+        return f"{_whole(decoder)}, behind a {_Q_FORMER}"
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        return None
+    if any("cross" in name for layer in layers for name in _parts_of(layer)):
+        return f"its layers have cross-attention: {_BY_CROSS_ATTENTION}"
+    others = _lists_beside(decoder, layers)
+    if any("cross" in name for name in others):
+        return f"its decoder has {', '.join(others)} beside its layers: {_BY_CROSS_ATTENTION}"
+    return None
+
+
+def _whole(decoder: nn.Module) -> str:
+    return f"its decoder is a whole {type(decoder).__name__} with a head of its own"
+
+
+def _lists_beside(decoder: nn.Module, layers: nn.ModuleList) -> list[str]:
+    """Names of a decoder's other lists of modules."""
+    lists = [name for name, part in decoder.named_children() if isinstance(part, nn.ModuleList)]
+    return [name for name in lists if getattr(decoder, name) is not layers]
+
+
+def _oddity(decoder: Any, layers: Any, family: _Family, *, is_listed: bool) -> str | None:
     """What of a decoder is otherwise than in those of its family, so that nothing would be known of its parts.
 
     Args:
         is_listed: its family goes by its type (`FAMILIES`), not by what its layers consist of.
     """
-    if getattr(config, "is_encoder_decoder", False):
-        return f"it is an encoder and a decoder: {_BY_CROSS_ATTENTION}"
     if isinstance(getattr(decoder, "lm_head", None), nn.Module):
-        reason = f"its decoder is a whole {type(decoder).__name__} with a head of its own"
-        return f"{reason}, behind a {_Q_FORMER}" if hasattr(config, "qformer_config") else reason
+        return _whole(decoder)
     if is_listed:
         return None
     is_declared = getattr(decoder, "_supports_attention_backend", False)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return "it has no list of layers" if is_declared else _NO_INTERFACE
-    if any("cross" in name or name == "encoder_attn" for layer in layers for name in _parts_of(layer)):
+    if any("encoder_attn" in _parts_of(layer) for layer in layers):
         return f"its layers have cross-attention: {_BY_CROSS_ATTENTION}"
-    lists = [name for name, part in decoder.named_children() if isinstance(part, nn.ModuleList)]
-    others = [name for name in lists if getattr(decoder, name) is not layers]
+    others = _lists_beside(decoder, layers)
     if others:
-        cross = any("cross" in name for name in others)
-        return f"its decoder has {', '.join(others)} beside its layers" + (f": {_BY_CROSS_ATTENTION}" if cross else "")
+        return f"its decoder has {', '.join(others)} beside its layers"
     deviation = next((_DEVIATIONS[kind] for kind in map(_class_of, layers) if kind in _DEVIATIONS), None)
     if deviation is not None:
         return deviation

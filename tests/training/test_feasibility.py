@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BloomConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, BloomConfig, MllamaConfig, TrainerCallback
 
 import alula
 from alula.errors import AlulaError, HostError, RecipeError, UsageError
+from alula.evaluation.likelihood.engine import log_likelihoods
 from alula.training import check, parse_recipe, train
 from alula_fledgling.tasks import native_tasks
 from tests import zoo
@@ -87,7 +88,7 @@ def bloom(plain: Plain, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
     def make(**stage: Any) -> dict[str, Any]:
         host = {"llm": str(tmp_path / "llm"), "vision": "fledgling"}
-        return {**plain(**{"steps": 3, "save_every": 1, **stage}), "host": host}
+        return {**plain(**{"steps": 2, "batch_size": 2, "save_every": 1, **stage}), "host": host}
 
     return make
 
@@ -117,7 +118,7 @@ def test_what_needs_no_layers_trains_any_decoder(
 ) -> None:
     class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 2:
+            if state.global_step == 1:
                 raise KeyboardInterrupt
 
     raw = bloom(method=method, train=rates, feature_cache={"memory_mb": 8})
@@ -133,8 +134,20 @@ def test_what_needs_no_layers_trains_any_decoder(
     trained = any("lora" in name or "h.0" in name for name in weights[0])
     assert trained
     host = alula.load_model(final)
-    result = alula.evaluate(host.model, host.processor, native_tasks(["visual"], n=2), max_new_tokens=2)
-    assert len(result.tasks["visual"].items) == 2
+    result = alula.evaluate(host.model, host.processor, native_tasks(["visual"], n=1), max_new_tokens=2)
+    assert len(result.tasks["visual"].items) == 1
+    [found] = log_likelihoods(host.model, [([1, 2], [3])], batch_size=1, pad=0)
+    with torch.no_grad():
+        logits = host.model(input_ids=torch.tensor([[1, 2]])).logits
+    assert found == pytest.approx(float(logits[0, -1].log_softmax(-1)[3]), abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "wings"])
+def test_what_sees_by_cross_attention_is_refused_for_every_method(plain: Plain, tmp_path: Path, method: str) -> None:
+    MllamaConfig(text_config={"vocab_size": 64, "pad_token_id": 0}).save_pretrained(tmp_path / "host")
+    raw = plain(method=method, train={})
+    with pytest.raises(HostError, match="its layers have cross-attention: what it sees reaches its layers by"):
+        check({**raw, "host": {"path": str(tmp_path / "host")}})
 
 
 def test_probes_of_a_budget_need_layers(bloom: Plain) -> None:
