@@ -20,7 +20,7 @@ from alula.errors import AlulaError, UsageError
 from alula.evaluation.prompts import encode, loaded
 from alula.hosts import build_host
 from alula.inputs import Intake
-from alula.inputs.sizing import Sizing
+from alula.sizing import Sizing
 from tests import zoo
 from tests.auditing.conftest import QWEN_TEMPLATE
 from tests.hosts import tiny

@@ -38,7 +38,7 @@ from alula.data.jpeg import whole_pixels
 from alula.data.media import MediaRef
 from alula.data.png import is_about_notes, without_notes
 from alula.errors import UsageError
-from alula.inputs.sizing import KEYS, Sizing
+from alula.sizing import KEYS, Sizing
 
 _EXIF_ORIENTATION = 0x0112
 _SUBFILE, _REDUCED = 254, 1  # of a page of a TIFF: that it is another one in lower resolution

@@ -14,7 +14,7 @@ from typing import Any
 
 from alula.data.errors import Place, RecordError
 from alula.errors import quoted
-from alula.inputs.sizing import KEYS
+from alula.sizing import KEYS
 
 NOTES = frozenset(
     {
