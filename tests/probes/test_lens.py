@@ -144,7 +144,7 @@ def test_examples_can_be_read(model: Any) -> None:
 
     image = next(e for e in result.examples if e.kind == "image")
     lines = image.table(Tokenizer(), result.states).splitlines()
-    assert lines[0].split() == ["row", "state", "0", "state", "3"]
+    assert lines[0].split() == ["image", "token", "state", "0", "state", "3"]
     assert len(lines) == 5
     assert lines[1].startswith("2 ")
     assert f"w{image.tokens[0][0][0]} {100 * image.shares[0][0][0]:.0f}%" in lines[1]

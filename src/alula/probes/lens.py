@@ -69,14 +69,14 @@ class Example(Result):
     shares: tuple[tuple[tuple[float, ...], ...], ...]
 
     def table(self, tokenizer: Any, states: Sequence[int]) -> str:
-        """A logit-lens table a person can read: one line per token, one column per state, the first token and its
-        share.
+        """A logit-lens table a person can read: one line per token of its kind, one column per state, the
+        first token and its share.
 
         Args:
             tokenizer: anything with `decode([id])`.
             states: of the result the example is part of.
         """
-        cells = [["row", *(f"state {state}" for state in states)]]
+        cells = [[f"{self.kind} token", *(f"state {state}" for state in states)]]
         for position, tokens, shares in zip(self.positions, self.tokens, self.shares, strict=True):
             words = [repr(tokenizer.decode([t[0]]))[1:-1] for t in tokens]
             cells.append([str(position), *(f"{word} {100 * s[0]:.0f}%" for word, s in zip(words, shares, strict=True))])
