@@ -13,7 +13,6 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
-from tokenizers import AddedToken
 from transformers.utils import is_torchvision_available
 
 import alula
@@ -21,35 +20,14 @@ from alula.data import Collator
 from alula.data.samples import Sample
 from alula.errors import AlulaError, HostError
 from alula.hosts import load_host, save_host
-from tests import zoo
-from tests.auditing.conftest import QWEN_TEMPLATE
-from tests.hosts import tiny
+from tests.hosts.qwen import VIDEOS, written
 
 pytestmark = pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
-
-VIDEOS = {"video_processor_type": "Qwen2VLVideoProcessor", "patch_size": 4, "merge_size": 2, "min_frames": 4}
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen-VL as its makers save it: image and video settings in files of their own."""
-    path = tmp_path_factory.mktemp(request.param)
-    signs = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
-    signs |= {f"vision_{end}": f"<|vision_{end}|>" for end in ("start", "end")}
-    tokenizer = tiny.tokenizer(None, extra_special_tokens=signs)
-    tokenizer.add_tokens([AddedToken(f"<|vision_{end}|>", special=True) for end in ("start", "end")])
-    tokenizer.chat_template = QWEN_TEMPLATE
-    tokenizer.save_pretrained(path)
-    bounds = {"shortest_edge": 256, "longest_edge": 4096}
-    hf.Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size=bounds).save_pretrained(path)
-    (path / "video_preprocessor_config.json").write_text(json.dumps(VIDEOS))
-    model = zoo.build(request.param)
-    model.resize_token_embeddings(len(tokenizer))
-    for name in ("image_pad", "video_pad", "vision_start", "vision_end"):
-        key = f"{name.removesuffix('_pad')}_token_id"
-        setattr(model.config, key, tokenizer.convert_tokens_to_ids(f"<|{name}|>"))
-    model.save_pretrained(path)
-    return path
+    return written(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def picture() -> Image.Image:

@@ -9,21 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers as hf
 from PIL import Image
-from tokenizers import AddedToken
 
 from alula.data import Collator, ImageRef, MixtureSpec, open_mixture
 from alula.data.errors import BadSampleError
 from alula.data.samples import Sample
 from alula.errors import AlulaError, UsageError
 from alula.evaluation.prompts import encode, loaded
-from alula.hosts import build_host
+from alula.hosts import Host, build_host, load_host
 from alula.inputs import Intake
 from alula.sizing import Sizing
-from tests import zoo
-from tests.auditing.conftest import QWEN_TEMPLATE
 from tests.hosts import tiny
+from tests.hosts.qwen import written
 
 SIZES = [(60, 40), (33, 90), (64, 64), (20, 20)]
 SAID: list[dict[str, int]] = [
@@ -34,31 +31,9 @@ SAID: list[dict[str, int]] = [
 ]
 
 
-class StillQwen(hf.Qwen2_5_VLProcessor):
-    """Qwen-VL's processor without its film half, which needs torchvision."""
-
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
-
-    @classmethod
-    def get_attributes(cls) -> list[str]:
-        return ["image_processor", "tokenizer"]
-
-
 @pytest.fixture(scope="module")
-def host() -> tuple[Any, Any]:
-    signs = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
-    tokenizer = tiny.tokenizer(None, extra_special_tokens=signs)
-    tokenizer.add_tokens([AddedToken(f"<|vision_{end}|>", special=True) for end in ("start", "end")])
-    model = zoo.build("qwen2_5_vl")
-    model.resize_token_embeddings(len(tokenizer))
-    for key in ("vision_start", "vision_end"):
-        setattr(model.config, f"{key}_token_id", tokenizer.convert_tokens_to_ids(f"<|{key}|>"))
-    for key in ("image", "video"):
-        setattr(model.config, f"{key}_token_id", tokenizer.convert_tokens_to_ids(f"<|{key}_pad|>"))
-    bounds = {"shortest_edge": 256, "longest_edge": 4096}
-    images = hf.Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size=bounds)
-    return model.eval(), StillQwen(images, tokenizer, QWEN_TEMPLATE)
+def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    return load_host(written(tmp_path_factory.mktemp("qwen"), "qwen2_5_vl"))
 
 
 def picture(number: int) -> Image.Image:
@@ -90,7 +65,7 @@ def alone(processor: Any, number: int) -> dict[str, Any]:
     return processor.image_processor(images=[image], size=size, return_tensors="pt")
 
 
-def test_every_image_is_what_the_processor_makes_of_it_under_its_budget(host: tuple[Any, Any]) -> None:
+def test_every_image_is_what_the_processor_makes_of_it_under_its_budget(host: Host) -> None:
     model, processor = host
     batch = Collator(processor)([sample(0, 1), sample(2), sample(3)])
     expected = [alone(processor, number) for number in range(4)]
@@ -104,14 +79,14 @@ def test_every_image_is_what_the_processor_makes_of_it_under_its_budget(host: tu
         assert model(**{key: value for key, value in batch.items() if key != "labels"}).logits.isfinite().all()
 
 
-def test_without_budgets_nothing_changes(host: tuple[Any, Any]) -> None:
+def test_without_budgets_nothing_changes(host: Host) -> None:
     _, processor = host
     plain = Collator(processor)([sample(1)])
     expected = processor.image_processor(images=[picture(1)], return_tensors="pt")
     assert torch.equal(plain["pixel_values"], expected["pixel_values"])
 
 
-def test_questions_of_evaluation_and_chat_obey_them(host: tuple[Any, Any]) -> None:
+def test_questions_of_evaluation_and_chat_obey_them(host: Host) -> None:
     _, processor = host
     asked = loaded(sample(0, 3).messages[:1], Intake.of(processor))
     rendered = encode(processor, asked)
