@@ -201,6 +201,11 @@ class Graft(Owner, abc.ABC):
         return marked(self.owner_id)
 
     @property
+    def leaves_text(self) -> bool:
+        """Whether prompts without media are the host's own computation with it, to the bit, and their answers too."""
+        return False
+
+    @property
     def further_tokens(self) -> int:
         """How many ids it has behind the host's vocabulary."""
         return 0

@@ -191,9 +191,9 @@ class Intake:
         inputs, found = self.tensors(messages, roles=roles)
         digest = hashlib.sha256(json.dumps(inputs["input_ids"][0].tolist(), separators=(",", ":")).encode())
         for part in (part for message in messages for part in message["content"] if part["type"] != "text"):
-            digest.update(_content_bytes(part["type"], part[part["type"]]))
+            digest.update(content_bytes(part["type"], part[part["type"]]))
             if part["type"] != "image" and part.get("image") is not None:  # the picture beside a map
-                digest.update(_content_bytes("image", part["image"]))
+                digest.update(content_bytes("image", part["image"]))
         return Rendered(inputs, digest.hexdigest(), None if found is None else tuple(found))
 
     def encode(
@@ -299,7 +299,7 @@ def fingerprint_image(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def _content_bytes(medium: str, value: Any) -> bytes:
+def content_bytes(medium: str, value: Any) -> bytes:
     if medium == "image":
         return fingerprint_image(value).encode()
     return f"{medium} {value.shape} {value.dtype}".encode() + np.ascontiguousarray(value).tobytes()

@@ -23,10 +23,11 @@ from alula.hosts.directories import locate
 from alula.hosts.host import load_strictly, open_host, read_tokenizer
 from alula.loading.beside import check_vocabulary, processor_beside
 from alula.loading.peft import load_peft
+from alula.loading.sharing import sharing, written_by
 from alula.policies import Policy, policies_from, put_policies, read_policies
 from alula.seam import POLICIES
 
-__all__ = ["Loaded", "load_model", "load_peft"]
+__all__ = ["Loaded", "base_of", "load_model", "load_peft", "put_adapter", "sharing", "written_by"]
 
 
 class Loaded(NamedTuple):
@@ -88,6 +89,17 @@ def _put_saved(model: Any, settings: Any, *, where: str) -> None:
 
 
 def _load_adapter(path: Path, dtype: torch.dtype | str | None, *, with_policies: bool) -> Loaded:
+    keeps = with_policies and POLICIES not in read_facts(path)
+    base = load_model(base_of(path), dtype=dtype, policies=None if keeps else {})
+    return put_adapter(base, path, with_policies=with_policies)
+
+
+def base_of(path: Path) -> str:
+    """Hub id or directory of the model that an adapter's directory names as its base.
+
+    Raises:
+        AdapterError: it names none, or one that is not there.
+    """
     facts = read_facts(path)
     check_fact(facts, "base_model_name_or_path", str, where=str(path / CONFIG_FILE), optional=True)
     base = facts.get("base_model_name_or_path") or ""
@@ -107,15 +119,30 @@ def _load_adapter(path: Path, dtype: torch.dtype | str | None, *, with_policies:
             remedy="copy the base along or correct base_model_name_or_path; or load the base from where it is and "
             "put the adapter on: alula.load_adapter(model, directory), or PeftModel.from_pretrained(model, directory)",
         )
-    own_policies = POLICIES in facts
-    model, processor = load_model(base, dtype=dtype, policies=None if with_policies and not own_policies else {})
+    return base
+
+
+def put_adapter(loaded: Loaded, path: Path, *, with_policies: bool = True) -> Loaded:
+    """Put the adapter of a directory, PEFT's or alula's, on the model it belongs to, strictly.
+
+    Args:
+        loaded: the base. Its model is changed (for one that is not, see `sharing`).
+        path: the adapter's directory.
+        with_policies: put the policies on that the adapter was saved with, in place of the base's.
+
+    Raises:
+        AdapterError: as `load_model`.
+    """
+    model, processor = loaded
+    facts = read_facts(path)
     own = processor_beside(path, processor)
     if "peft_type" in facts:
         model = load_peft(model, path)
     else:
         load_adapter(model, path)
-    if with_policies and own_policies:
+    if with_policies and POLICIES in facts:
         _put_saved(model, facts[POLICIES], where=str(path / CONFIG_FILE))
+    model.eval()
     if own is None:
         return Loaded(model, processor)
     check_vocabulary(unwrap(model), own, processor, where=str(path))

@@ -65,6 +65,10 @@ class BrowseGraft(Graft):
     config: BrowseConfig
     further_inputs = (CONDITIONS, PROMPT_ENDS)
 
+    @property
+    def leaves_text(self) -> bool:
+        return True
+
     def __init__(self, seam: Seam, name: str, config: BrowseConfig) -> None:
         super().__init__(seam, name, config)
         conditioned_connector(seam.anatomy)  # refuses before anything is put on the host

@@ -188,6 +188,10 @@ class ExpertsGraft(Graft):
     def needs_roles(self) -> bool:
         return self.config.tokens == "turn"
 
+    @property
+    def leaves_text(self) -> bool:
+        return True
+
     def grow(self, indices: list[int]) -> None:
         linears = {index: named_linears(self.seam.anatomy, index) for index in indices}
         there = {name for each in linears.values() for _, names in each.values() for name in names}

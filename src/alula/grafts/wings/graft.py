@@ -136,6 +136,10 @@ class WingsGraft(Graft):
     def needs_roles(self) -> bool:
         return not self.config.system_keys
 
+    @property
+    def leaves_text(self) -> bool:
+        return self.config.gate == "exact"
+
     @classmethod
     def indices(cls, anatomy: Anatomy, config: WingsConfig) -> list[int]:
         """Of a hybrid decoder the layers that have attention."""

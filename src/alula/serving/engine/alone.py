@@ -1,0 +1,131 @@
+"""One request by itself, through the model's own `generate`: what cannot be computed together with others."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from alula.policies import Budget
+from alula.seam import find, generation_extras
+from alula.serving.engine.answer import Answer
+from alula.serving.engine.looks import Gaze, gazing
+from alula.serving.engine.prompts import Prepared
+from alula.serving.engine.request import Highlighted, Request
+from alula.serving.engine.residents import Resident
+from alula.serving.engine.sampling import draw
+from alula.steering import Prompt, highlight
+
+
+def run(resident: Resident, request: Request, prepared: Prepared, answer: Answer) -> None:
+    """Compute an answer to its end.
+
+    Raises:
+        AlulaError, or whatever the model does.
+    """
+    model = resident.steered if request.is_steered else resident.model
+    picking = _Picking(answer)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(_told(model, request, prepared, resident, picking))
+        seam = find(model)
+        if seam is not None and prepared.roles is not None:
+            stack.enter_context(seam.given_roles(torch.tensor([prepared.roles])))
+        given = stack.enter_context(generation_extras(model, dict(prepared.inputs)))
+        brought = given.pop("logits_processor", ())
+        model.generate(
+            **given,
+            generation_config=_config(resident, answer),
+            logits_processor=LogitsProcessorList([*brought, picking]),
+            stopping_criteria=StoppingCriteriaList([_Ending(answer)]),
+        )
+    if answer.reason is None:
+        answer.end("length")
+
+
+def _config(resident: Resident, answer: Answer) -> Any:
+    """What the checkpoint sets, but for what `Sampler` does."""
+    config = copy.deepcopy(resident.model.generation_config)
+    config.max_new_tokens, config.max_length = answer.most + 1, None  # the answer ends itself
+    config.do_sample, config.num_beams = False, 1
+    config.temperature = config.top_p = config.top_k = config.min_p = config.repetition_penalty = None
+    config.eos_token_id = None
+    if config.pad_token_id is None:
+        config.pad_token_id = next(iter(resident.ends), 0)
+    return config
+
+
+@contextmanager
+def _told(model: Any, request: Request, prepared: Prepared, resident: Resident, picking: _Picking) -> Iterator[None]:
+    """What holds for the forwards of a request."""
+    with ExitStack() as stack:
+        if request.image_tokens is not None and prepared.kinds:
+            stack.enter_context(Budget(image_tokens=request.image_tokens).on(model))
+        for policy in (request.policies or {}).values():
+            stack.enter_context(policy.on(model))
+        stack.enter_context(_highlighted(model, request, prepared, resident))
+        if request.attention:
+            picking.gaze = Gaze(prepared, resident.anatomy)
+            stack.enter_context(gazing(model, picking.gaze))
+        yield
+
+
+def _highlighted(model: Any, request: Request, prepared: Prepared, resident: Resident) -> Any:
+    asked = request.highlight
+    if asked is None:
+        return nullcontext()
+    prompt = Prompt(model, resident.intake(request.template), dict(prepared.inputs), prepared.messages)
+    return highlight(
+        model,
+        prompt,
+        spans=list(asked.spans),
+        regions=_regions(asked),
+        strength=asked.strength,
+        guidance=asked.guidance,
+    )
+
+
+def _regions(asked: Highlighted) -> list[Any]:
+    """Regions, each of which names its medium by itself."""
+    found = []
+    for each in asked.regions:
+        if isinstance(each, tuple):
+            item, region = each
+            name = next((name for name in ("image", "film", "sound", "index") if hasattr(region, name)), "image")
+            each = replace(region, **{name: item})
+        found.append(each)
+    return found
+
+
+class _Picking(LogitsProcessor):
+    """Draws each token by the request's own sampler, and leaves `generate` no other choice."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.gaze: Gaze | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        (token,) = draw([self.answer.sampler], scores)
+        self.answer.weigh(scores[0], token)
+        looks = None if self.gaze is None else self.gaze.looks()
+        self.answer.take(token, looks)
+        chosen = torch.full_like(scores, -torch.inf)
+        chosen[:, token] = 0
+        return chosen
+
+
+class _Ending(StoppingCriteria):
+    """Ends `generate` with the answer."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        over = self.answer.reason is not None
+        return torch.full((len(input_ids),), over, dtype=torch.bool, device=input_ids.device)

@@ -1,0 +1,236 @@
+"""The engine: requests in, answers out, many at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from alula.serving.engine import alone
+from alula.serving.engine.answer import Answer
+from alula.serving.engine.errors import EngineClosed, QueueFull
+from alula.serving.engine.events import Preview
+from alula.serving.engine.handle import Handle
+from alula.serving.engine.looks import previews
+from alula.serving.engine.prompts import Prepared, prepare
+from alula.serving.engine.request import Limits, Request
+from alula.serving.engine.residents import Resident, Residents, Served
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Job:
+    request: Request
+    prepared: Prepared
+    resident: Resident  # that the request names
+    computing: Resident  # whose bits its answer is of
+    answer: Answer
+    handle: Handle = field(default_factory=Handle)
+
+
+class Engine:
+    """Answers requests to several models over shared weights.
+
+        with Engine() as engine:
+            engine.load("base", "path/to/host")
+            engine.load("base+wings", "path/to/adapter")
+            for event in engine.submit(Request("base+wings", messages)):
+                ...
+
+    Args:
+        limits: how much is let in.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._residents = Residents()
+        self._waiting: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+        self._entering = 0  # requests that are being prepared
+        self._running = 0
+
+    # -- models -------------------------------------------------------------------------------------------------------
+
+    def load(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+    ) -> Served:
+        """Load a model under a name: a base, or an adapter that shares the weights of its base.
+
+        An adapter called ``base+anything`` is put on the loaded model called ``base``; any other on the loaded one it
+        was trained on. Where that is not loaded, it is loaded too, under the part before the plus or its directory's
+        name.
+
+        Args:
+            name: that requests give.
+            path: a directory or hub id, as `alula.load_model` takes it.
+            dtype, device: of a base; an adapter has its base's.
+
+        Raises:
+            UsageError: the name is taken. AdapterError, HostError: as `load_model`.
+        """
+        return self._residents.load(name, str(path), dtype=dtype, device=device).served
+
+    def unload(self, name: str) -> None:
+        """Let go of a model when its running requests are answered; new ones are refused at once.
+
+        Raises:
+            UnknownModel: none is loaded under that name. UsageError: adapters stand on it.
+        """
+        self._residents.unload(name)
+
+    def models(self) -> list[Served]:
+        """What is loaded."""
+        return self._residents.served
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait."""
+        return len(self._waiting) + self._entering
+
+    @property
+    def running(self) -> int:
+        """How many requests are computed now."""
+        return self._running
+
+    def preview(self, request: Request) -> Preview:
+        """What a request will take, without computing it.
+
+        Raises:
+            UnknownModel, RequestError: as `submit`.
+        """
+        resident = self._residents.entered(request.model)
+        try:
+            prepared = prepare(resident, request, self.limits)
+            return Preview(len(prepared.ids), previews(prepared, resident.anatomy, request.image_tokens))
+        finally:
+            self._residents.left(resident)
+
+    def submit(self, request: Request) -> Handle:
+        """Ask for an answer. Messages are rendered and images prepared in the thread that calls.
+
+        Raises:
+            QueueFull: too many requests wait. UnknownModel: no such model. RequestError: the request is beyond the
+                limits, or the model cannot take it. EngineClosed: the engine is closed.
+        """
+        submitted = time.monotonic()
+        with self._changed:
+            if self._is_closed:
+                raise EngineClosed("the engine is closed")
+            if self.queued >= self.limits.queue:
+                raise QueueFull(f"{self.queued} requests wait already", remedy="try again later")
+            self._entering += 1
+        resident = None
+        try:
+            resident = self._residents.entered(request.model)
+            job = self._job(resident, request, submitted)
+            with self._changed:
+                if self._is_closed:
+                    raise EngineClosed("the engine is closed")
+                self._start()
+                self._waiting.append(job)
+                self._changed.notify_all()
+        except BaseException:
+            if resident is not None:
+                self._residents.left(resident)
+            raise
+        finally:
+            with self._changed:
+                self._entering -= 1
+        return job.handle
+
+    def _job(self, resident: Resident, request: Request, submitted: float) -> _Job:
+        prepared = prepare(resident, request, self.limits)
+        sampling, context = request.sampling, resident.served.context
+        most = min(sampling.max_tokens or self.limits.answer_tokens, self.limits.answer_tokens)
+        if context is not None:
+            most = min(most, context - len(prepared.ids))
+        deadlines = [each for each in (request.deadline, self.limits.deadline) if each is not None]
+        is_base = resident.served.exact_gate and not prepared.kinds
+        computing = resident.base if is_base and resident.base is not None else resident
+        media = previews(prepared, resident.anatomy, request.image_tokens)
+        handle = Handle()
+        answer = Answer(
+            handle,
+            prepared.ids,
+            sampling,
+            resident.defaults,
+            resident.tokenizer,
+            ends=resident.ends,
+            most=most,
+            image_tokens=(sum(each.kept for each in media), sum(each.tokens for each in media)),
+            computed_by=computing.served.name,
+            deadline=min(deadlines, default=None),
+            submitted=submitted,
+        )
+        return _Job(request, prepared, resident, computing, answer, handle)
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="alula-engine", daemon=True)
+            self._thread.start()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                if self._is_closed:
+                    return
+                job = self._waiting.popleft()
+                self._running += 1
+            try:
+                self._compute(job)
+            finally:
+                self._residents.left(job.resident)
+                with self._changed:
+                    self._running -= 1
+
+    def _compute(self, job: _Job) -> None:
+        job.answer.begin()
+        reason = job.answer.overdue()
+        if reason is not None:
+            job.answer.end(reason)
+            return
+        try:
+            alone.run(job.computing, job.request, job.prepared, job.answer)
+        except Exception as error:
+            _log.exception("a request to %s failed", job.request.model)
+            job.answer.fail(error)
+
+    def close(self) -> None:
+        """End all answers here and the thread; what waits is given an `EngineClosed`."""
+        with self._changed:
+            self._is_closed = True
+            waiting, self._waiting = list(self._waiting), deque()
+            self._changed.notify_all()
+        for job in waiting:
+            job.answer.fail(EngineClosed("the engine was closed before this answer was there"))
+            self._residents.left(job.resident)
+        if self._thread is not None:
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,197 @@
+"""From a request to the inputs of its model, within the limits.
+
+Shapes: S tokens of the prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+from PIL import Image
+
+from alula.anatomy import unwrap
+from alula.errors import AlulaError, HostError, UsageError
+from alula.inputs import placed
+from alula.inputs.intake import content_bytes
+from alula.media import MEDIA
+from alula.seam import needs_roles
+from alula.serving.engine.errors import RequestError
+from alula.serving.engine.request import Limits, Request
+from alula.serving.engine.residents import Resident
+from alula.tokens import UNKNOWN, Modality
+
+_TEXT_KEYS = ("input_ids", "attention_mask")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prompt, ready for its model.
+
+    Attributes:
+        inputs: of the model, a batch of one.
+        ids: token ids.
+        keys: what tells each token from others: its id, and for a token of a medium what the medium is.
+        items: (S,) number of the medium that a token belongs to, -1 for text; `UNKNOWN` (-2) where it cannot be told.
+        messages: content in parts; None: a plain prompt.
+        kinds: of its media, in order.
+        roles: whose turn each token belongs to, where what is attached to the model asks for it.
+    """
+
+    inputs: Mapping[str, Any]
+    ids: list[int]
+    keys: list[Any]
+    items: np.ndarray
+    messages: list[dict[str, Any]] | None
+    kinds: list[str]
+    roles: list[int] | None = None
+
+
+def prepare(resident: Resident, request: Request, limits: Limits) -> Prepared:
+    """The prompt of a request.
+
+    Raises:
+        RequestError: it is beyond the limits, or the model cannot take it.
+    """
+    messages = None if request.messages is None else [_in_parts(message) for message in request.messages]
+    media = [] if messages is None else _media(messages)
+    _check_media(resident, media, limits)
+    roles: list[int] | None = None
+    with resident.preparing:
+        if messages is None:
+            assert request.prompt is not None
+            inputs: dict[str, Any] = _of_plain(resident, request.prompt)
+        else:
+            inputs, roles = _rendered(resident, request, messages)
+    ids: list[int] = inputs["input_ids"][0].tolist()
+    _check_length(resident, len(ids), limits)
+    known = inspect.signature(type(unwrap(resident.model)).forward).parameters
+    inputs = {name: value for name, value in inputs.items() if name != "token_type_ids" or name in known}
+    items = _items(resident, inputs)
+    keys: list[Any] = list(ids)
+    if media:
+        digests = [hashlib.sha256(content_bytes(kind, value)).digest() for kind, value in media]
+        whole = hashlib.sha256(b"".join(digests)).digest()
+        for place in (items != -1).nonzero()[0].tolist():
+            item = int(items[place])
+            keys[place] = ids[place], digests[item] if 0 <= item < len(digests) else whole
+    elif (items != -1).any():
+        raise RequestError("the prompt holds tokens that stand for media, and there are none", where="prompt")
+    kinds = [kind for kind, _ in media]
+    return Prepared(placed(inputs, next(resident.model.parameters())), ids, keys, items, messages, kinds, roles)
+
+
+def _in_parts(message: Any) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise RequestError("a message has a role and content", where="messages")
+    content = message.get("content")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, Sequence):
+        raise RequestError("the content of a message is a text or a list of parts", where="messages")
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text" and kind not in MEDIA:
+            raise RequestError(f"a part is of type {kind!r}", where="messages", remedy=f"text, {', '.join(MEDIA)}")
+        if part.get(kind) is None or (kind == "text" and not isinstance(part["text"], str)):
+            raise RequestError(f"a part of type {kind!r} does not hold one", where="messages")
+    return {**message, "content": list(content)}
+
+
+def _media(messages: list[dict[str, Any]]) -> list[tuple[str, Any]]:
+    parts = [part for message in messages for part in message["content"]]
+    return [(part["type"], part[part["type"]]) for part in parts if part["type"] != "text"]
+
+
+def _check_media(resident: Resident, media: list[tuple[str, Any]], limits: Limits) -> None:
+    if len(media) > limits.images_per_request:
+        raise RequestError(
+            f"there are {len(media)} images and other media, and up to {limits.images_per_request} are taken",
+            where="messages",
+        )
+    for kind, value in media:
+        if kind not in resident.served.takes:
+            raise RequestError(
+                f"{resident.served.name!r} takes no {MEDIA[kind].plural}",
+                where="messages",
+                remedy=f"it takes {', '.join(sorted(resident.served.takes)) or 'text alone'}",
+            )
+        if isinstance(value, Image.Image) and value.width * value.height > limits.pixels_per_image:
+            raise RequestError(
+                f"an image has {value.width} x {value.height} pixels, and up to {limits.pixels_per_image:,} are taken",
+                where="messages",
+            )
+
+
+def _check_length(resident: Resident, length: int, limits: Limits) -> None:
+    context = resident.served.context
+    bounds = [each for each in (limits.prompt_tokens, None if context is None else context - 1) if each is not None]
+    if bounds and length > min(bounds):
+        raise RequestError(
+            f"the prompt is {length} tokens long, and up to {min(bounds)} are taken",
+            where="messages",
+            remedy="shorten it, or start a new conversation",
+        )
+
+
+def _of_plain(resident: Resident, prompt: str | Sequence[int]) -> dict[str, Any]:
+    if isinstance(prompt, str):
+        _check_encodable(prompt)
+        ids = list(resident.tokenizer(prompt)["input_ids"])
+        if not ids:
+            raise RequestError("it holds no token", where="prompt")
+    else:
+        ids = list(prompt)
+        size = int(unwrap(resident.model).get_input_embeddings().weight.shape[0])
+        if not all(isinstance(token, int) and 0 <= token < size for token in ids):
+            raise RequestError(f"token ids are whole numbers below {size}", where="prompt")
+    tokens = torch.tensor([ids])
+    return dict(zip(_TEXT_KEYS, (tokens, torch.ones_like(tokens)), strict=True))
+
+
+def _rendered(
+    resident: Resident, request: Request, messages: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[int] | None]:
+    for message in messages:
+        for part in message["content"]:
+            if part["type"] == "text":
+                _check_encodable(part["text"])
+    try:
+        return resident.intake(request.template).tensors(messages, roles=needs_roles(resident.model))
+    except (HostError, UsageError) as error:
+        raise RequestError(error.message, where=error.where or "messages", remedy=error.remedy) from error
+    except jinja2.TemplateError as error:
+        raise RequestError(f"the chat template refuses the conversation: {error}", where="messages") from error
+    except AlulaError:
+        raise
+    except Exception as error:  # processors raise what they like of media that they cannot take
+        raise RequestError(f"the processor refuses the conversation: {error}", where="messages") from error
+
+
+def _check_encodable(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the text holds half of a surrogate pair, U+{ord(text[error.start]):04X}, which is no character"
+        ) from None
+
+
+def _items(resident: Resident, inputs: Mapping[str, Any]) -> np.ndarray:
+    """(S,) the medium of every token."""
+    ids = inputs["input_ids"].to(torch.int64)
+    if not resident.served.takes:
+        return np.full(ids.shape[1], -1)
+    modalities = torch.zeros_like(ids)
+    for modality, token in resident.anatomy.placeholders.items():
+        modalities[ids == token] = int(modality)
+    if not bool(modalities.any()):
+        return np.full(ids.shape[1], -1)
+    found, items = resident.anatomy.items(inputs, modalities.numpy(), ids.numpy())
+    return np.where(found[0] > int(Modality.TEXT), np.where(items[0] < 0, UNKNOWN, items[0]), -1)

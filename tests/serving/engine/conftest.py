@@ -1,0 +1,75 @@
+"""What the engine's tests share: tiny models and adapters on disk, and the answers they give alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+
+import alula
+from alula.grafts import ExpertsConfig, WingsConfig, save_adapter
+from alula.hosts import build_host, load_host, save_host
+from alula.serving.engine import Engine
+from tests.grafts.common import wake
+from tests.hosts import tiny
+
+RED, BLUE = Image.new("RGB", (50, 40), (255, 0, 0)), Image.new("RGB", (30, 70), (0, 0, 255))
+
+
+def asked(text: str, *images: Image.Image) -> list[dict[str, Any]]:
+    """A first turn."""
+    media = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*media, {"type": "text", "text": text}]}]
+
+
+def llm(folder: Path, kind: str, **changes: Any) -> Path:
+    tiny.decoder(kind, **changes).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="package")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text model, a host of it with adapters of three kinds, and a text model whose layers slide."""
+    folder = tmp_path_factory.mktemp("engine")
+    torch.manual_seed(0)
+    llm(folder / "llm", "qwen2")
+    llm(folder / "sliding", "mistral")
+    save_host(build_host(str(folder / "llm"), tiny.TOWERS["siglip"][0]), folder / "host")
+    for name, config in (("wings", WingsConfig(rank=4)), ("experts", ExpertsConfig(rank=4, alpha=8))):
+        model, _ = load_host(folder / "host")
+        wake(alula.attach(model, config))
+        save_adapter(model, folder / name, base=folder / "host")
+    model, _ = load_host(folder / "host")
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules=r".*language_model.*(q_proj|v_proj)"))
+    with torch.no_grad():
+        for key, value in tuned.named_parameters():
+            if "lora_" in key:
+                value.normal_(std=0.3)
+    tuned.peft_config["default"].base_model_name_or_path = str(folder / "host")
+    tuned.save_pretrained(folder / "lora")
+    return folder
+
+
+@pytest.fixture(scope="package")
+def engine(parts: Path) -> Iterator[Engine]:
+    with Engine() as made:
+        made.load("host", parts / "host")
+        for name in ("wings", "experts", "lora"):
+            made.load(f"host+{name}", parts / name)
+        yield made
+
+
+def alone(path: Path, messages: Sequence[Any], most: int = 12, **options: Any) -> list[int]:
+    """What the model in a directory answers by `generate`, greedily."""
+    model, processor = alula.load_model(path)
+    inputs = alula.inputs.Intake(processor).tensors(list(messages))[0]
+    known = {name: value for name, value in inputs.items() if name != "token_type_ids"}
+    with torch.no_grad():
+        found = model.generate(**known, max_new_tokens=most, do_sample=False, **options)
+    return found[0, inputs["input_ids"].shape[1] :].tolist()
