@@ -1,0 +1,163 @@
+// What was asked and answered: turns, lanes (one or two models beside each other) and attempts at an answer.
+// Nothing here knows of the page; it becomes requests, and a file and back.
+
+const FORMAT = "alula.conversation";
+const VERSION = 1;
+
+/** A medium: {type: "image" | "audio", name, url (a data URI), width, height, seconds, regions: [[l, t, r, b]]}. */
+
+export function attempt(model, settings) {
+  return {
+    model,
+    settings,
+    status: "waiting", // waiting, running, done, stopped or failed
+    text: "",
+    pieces: [], // {text, tokens: [{text, logprob, top}], attention: [{item, grid, weights, share, box}]}
+    told: false, // pieces are tokens, with what is known of each
+    items: [], // images of the whole request: [turn, medium]
+    finish: null,
+    usage: null,
+    report: null, // computed_by, image_tokens, cached_tokens, seconds
+    elapsed: null,
+    error: null, // {message, remedy, kind}
+  };
+}
+
+export class Conversation {
+  constructor() {
+    this.turns = []; // {text, media, marks: [[start, stop]], lanes: [{attempts, shown}]}
+    this.system = "";
+  }
+
+  get last() {
+    return this.turns.at(-1) ?? null;
+  }
+
+  add(question, lanes) {
+    const turn = { ...question, lanes: Array.from({ length: lanes }, () => ({ attempts: [], shown: -1 })) };
+    this.turns.push(turn);
+    return turn;
+  }
+
+  /** Messages for lane `lane` of the last turn, and the images among them in order. Unanswered questions are left out. */
+  messages(lane) {
+    const messages = this.system.trim() ? [{ role: "system", content: this.system }] : [];
+    const items = [];
+    this.turns.forEach((turn, number) => {
+      const said = number === this.turns.length - 1 ? null : answered(turn, lane);
+      if (number < this.turns.length - 1 && said === null) return;
+      turn.media.forEach((medium, index) => medium.type === "image" && items.push([number, index]));
+      messages.push({ role: "user", content: content(turn) });
+      if (said !== null) messages.push({ role: "assistant", content: said });
+    });
+    return { messages, items };
+  }
+
+  /** What the last question highlights, as the server takes it; null where it highlights nothing. */
+  highlighted(messages, items) {
+    const turn = this.last;
+    const message = messages.length - 1;
+    const spans = turn.marks.map(([start, stop]) => {
+      const text = turn.text.slice(start, stop);
+      return { text, message, index: occurrence(turn.text, text, start) };
+    });
+    const regions = turn.media.flatMap((medium, index) => {
+      const item = items.findIndex(([number, which]) => number === this.turns.length - 1 && which === index);
+      return (medium.regions ?? []).map((box) => ({ item, box }));
+    });
+    return spans.length + regions.length ? { spans, regions } : null;
+  }
+
+  saved() {
+    return {
+      format: FORMAT,
+      version: VERSION,
+      saved: new Date().toISOString(),
+      system: this.system,
+      turns: this.turns.map((turn) => ({
+        text: turn.text,
+        media: turn.media,
+        marks: turn.marks,
+        lanes: turn.lanes.map((lane) => ({
+          shown: lane.shown,
+          attempts: lane.attempts.map((each) => ({
+            ...each,
+            pieces: each.told ? each.pieces.map(lean) : [],
+            status: ["waiting", "running"].includes(each.status) ? "stopped" : each.status,
+          })),
+        })),
+      })),
+    };
+  }
+
+  /** @throws {Error} what is wrong with the file, in words */
+  static restored(given) {
+    if (given?.format !== FORMAT) throw new Error("This file is no conversation saved by this page.");
+    if (given.version !== VERSION) throw new Error(`This conversation is of version ${given.version}; this page reads version ${VERSION}.`);
+    const wrong = (where) => new Error(`This conversation is damaged: ${where} is not what it has to be.`);
+    const check = (good, where) => {
+      if (!good) throw wrong(where);
+    };
+    const conversation = new Conversation();
+    conversation.system = String(given.system ?? "");
+    check(Array.isArray(given.turns), "turns");
+    conversation.turns = given.turns.map((turn, t) => {
+      const at = `turn ${t + 1}`;
+      check(typeof turn?.text === "string" && Array.isArray(turn.media) && Array.isArray(turn.lanes) && turn.lanes.length > 0, at);
+      const media = turn.media.map((medium) => {
+        check(medium?.type === "image" || medium?.type === "audio", `${at}, a medium`);
+        // nothing is ever loaded from elsewhere: a file from a stranger must not make the browser call out
+        check(typeof medium.url === "string" && medium.url.startsWith(`data:${medium.type}/`), `${at}, the address of ${medium.name}`);
+        const regions = (medium.regions ?? []).map((box) => box.map(Number));
+        check(regions.every((box) => box.length === 4 && box.every(Number.isFinite)), `${at}, a region`);
+        return { ...medium, name: String(medium.name ?? medium.type), regions };
+      });
+      const marks = (turn.marks ?? []).map((mark) => mark.map(Number));
+      check(marks.every(([start, stop]) => 0 <= start && start < stop && stop <= turn.text.length), `${at}, a mark`);
+      const lanes = turn.lanes.map((lane) => {
+        check(Array.isArray(lane?.attempts), `${at}, an answer`);
+        const attempts = lane.attempts.map((each) => {
+          check(typeof each?.text === "string" && Array.isArray(each.pieces), `${at}, an answer`);
+          const pieces = each.pieces.map((piece) => {
+            check(typeof piece?.text === "string", `${at}, a token`);
+            return { text: piece.text, tokens: piece.tokens ?? [], attention: piece.attention ?? [] };
+          });
+          return { ...attempt(String(each.model), each.settings ?? {}), ...each, pieces, told: Boolean(each.told && pieces.length) };
+        });
+        return { attempts, shown: Math.min(attempts.length - 1, Math.max(0, Number(lane.shown) || 0)) };
+      });
+      return { text: turn.text, media, marks, lanes };
+    });
+    return conversation;
+  }
+}
+
+export const shownAttempt = (lane) => lane?.attempts[lane.shown] ?? null;
+
+function answered(turn, lane) {
+  const shown = shownAttempt(turn.lanes[lane] ?? turn.lanes[0]);
+  return shown && shown.text.trim() ? shown.text : null;
+}
+
+function content(turn) {
+  if (!turn.media.length) return turn.text;
+  const media = turn.media.map((medium) =>
+    medium.type === "image"
+      ? { type: "image_url", image_url: { url: medium.url } }
+      : { type: "input_audio", input_audio: { data: medium.url.slice(medium.url.indexOf(",") + 1), format: "wav" } },
+  );
+  return [...media, { type: "text", text: turn.text }];
+}
+
+/** Which occurrence of `text`, counted from 0 and apart as the server counts, begins at `start`. */
+function occurrence(whole, text, start) {
+  let count = 0;
+  for (let at = whole.indexOf(text); at >= 0 && at < start; at = whole.indexOf(text, at + text.length)) count += 1;
+  return count;
+}
+
+/** Numbers of attention with the digits that can be told apart. */
+function lean(piece) {
+  const short = (value) => (value === null ? null : Number(value.toPrecision(3)));
+  return { ...piece, attention: piece.attention.map((each) => ({ ...each, weights: Array.from(each.weights, short), share: short(each.share) })) };
+}
