@@ -236,6 +236,11 @@ class Seam(nn.Module):
         return Handle(self._drop, None, request)
 
     @property
+    def rewrites(self) -> bool:
+        """Whether somebody writes the decoder's inputs anew (`request_embeddings`)."""
+        return bool(self._embeddings.requests)
+
+    @property
     def own_vocabulary(self) -> int | None:
         """How many ids are the host's own, where somebody has ids behind them (`request_wider`); else None."""
         return self._vocabulary.own

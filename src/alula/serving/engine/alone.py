@@ -111,7 +111,7 @@ class _Picking(LogitsProcessor):
         self.gaze: Gaze | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        (token,) = draw([self.answer.sampler], scores)
+        _, (token,) = draw([self.answer.sampler], scores)
         self.answer.weigh(scores[0], token)
         looks = None if self.gaze is None else self.gaze.looks()
         self.answer.take(token, looks)

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from alula.serving.engine import alone
 from alula.serving.engine.answer import Answer
-from alula.serving.engine.errors import EngineClosed, QueueFull
+from alula.serving.engine.errors import QueueFull
 from alula.serving.engine.events import Preview
 from alula.serving.engine.handle import Handle
+from alula.serving.engine.job import Job
 from alula.serving.engine.looks import previews
-from alula.serving.engine.prompts import Prepared, prepare
+from alula.serving.engine.prompts import prepare
 from alula.serving.engine.request import Limits, Request
 from alula.serving.engine.residents import Resident, Residents, Served
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class _Job:
-    request: Request
-    prepared: Prepared
-    resident: Resident  # that the request names
-    computing: Resident  # whose bits its answer is of
-    answer: Answer
-    handle: Handle = field(default_factory=Handle)
+from alula.serving.engine.scheduler import Scheduler
 
 
 class Engine:
@@ -52,12 +38,9 @@ class Engine:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._residents = Residents()
-        self._waiting: deque[_Job] = deque()
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._is_closed = False
+        self._scheduler = Scheduler(self.limits, lambda job: self._residents.left(job.resident))
         self._entering = 0  # requests that are being prepared
-        self._running = 0
+        self._counting = threading.Lock()
 
     # -- models -------------------------------------------------------------------------------------------------------
 
@@ -91,7 +74,7 @@ class Engine:
         Raises:
             UnknownModel: none is loaded under that name. UsageError: adapters stand on it.
         """
-        self._residents.unload(name)
+        self._scheduler.forget(self._residents.unload(name))
 
     def models(self) -> list[Served]:
         """What is loaded."""
@@ -102,12 +85,12 @@ class Engine:
     @property
     def queued(self) -> int:
         """How many requests wait."""
-        return len(self._waiting) + self._entering
+        return self._scheduler.waiting + self._entering
 
     @property
     def running(self) -> int:
         """How many requests are computed now."""
-        return self._running
+        return self._scheduler.running
 
     def preview(self, request: Request) -> Preview:
         """What a request will take, without computing it.
@@ -130,9 +113,7 @@ class Engine:
                 limits, or the model cannot take it. EngineClosed: the engine is closed.
         """
         submitted = time.monotonic()
-        with self._changed:
-            if self._is_closed:
-                raise EngineClosed("the engine is closed")
+        with self._counting:
             if self.queued >= self.limits.queue:
                 raise QueueFull(f"{self.queued} requests wait already", remedy="try again later")
             self._entering += 1
@@ -140,22 +121,17 @@ class Engine:
         try:
             resident = self._residents.entered(request.model)
             job = self._job(resident, request, submitted)
-            with self._changed:
-                if self._is_closed:
-                    raise EngineClosed("the engine is closed")
-                self._start()
-                self._waiting.append(job)
-                self._changed.notify_all()
+            self._scheduler.put(job)
         except BaseException:
             if resident is not None:
                 self._residents.left(resident)
             raise
         finally:
-            with self._changed:
+            with self._counting:
                 self._entering -= 1
         return job.handle
 
-    def _job(self, resident: Resident, request: Request, submitted: float) -> _Job:
+    def _job(self, resident: Resident, request: Request, submitted: float) -> Job:
         prepared = prepare(resident, request, self.limits)
         sampling, context = request.sampling, resident.served.context
         most = min(sampling.max_tokens or self.limits.answer_tokens, self.limits.answer_tokens)
@@ -179,53 +155,11 @@ class Engine:
             deadline=min(deadlines, default=None),
             submitted=submitted,
         )
-        return _Job(request, prepared, resident, computing, answer, handle)
-
-    # -- the thread ---------------------------------------------------------------------------------------------------
-
-    def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._loop, name="alula-engine", daemon=True)
-            self._thread.start()
-
-    def _loop(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._is_closed)
-                if self._is_closed:
-                    return
-                job = self._waiting.popleft()
-                self._running += 1
-            try:
-                self._compute(job)
-            finally:
-                self._residents.left(job.resident)
-                with self._changed:
-                    self._running -= 1
-
-    def _compute(self, job: _Job) -> None:
-        job.answer.begin()
-        reason = job.answer.overdue()
-        if reason is not None:
-            job.answer.end(reason)
-            return
-        try:
-            alone.run(job.computing, job.request, job.prepared, job.answer)
-        except Exception as error:
-            _log.exception("a request to %s failed", job.request.model)
-            job.answer.fail(error)
+        return Job(request, prepared, resident, computing, answer, handle)
 
     def close(self) -> None:
-        """End all answers here and the thread; what waits is given an `EngineClosed`."""
-        with self._changed:
-            self._is_closed = True
-            waiting, self._waiting = list(self._waiting), deque()
-            self._changed.notify_all()
-        for job in waiting:
-            job.answer.fail(EngineClosed("the engine was closed before this answer was there"))
-            self._residents.left(job.resident)
-        if self._thread is not None:
-            self._thread.join()
+        """End all answers here, by an `EngineClosed`, and the threads."""
+        self._scheduler.close()
 
     def __enter__(self) -> Self:
         return self

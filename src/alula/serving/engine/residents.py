@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from torch import nn
 
 from alula.anatomy import Anatomy, unwrap
@@ -26,7 +27,7 @@ from alula.hosts.templates import default_template
 from alula.inputs import Intake
 from alula.loading import Loaded, base_of, load_model, put_adapter, sharing, written_by
 from alula.policies import policies_of
-from alula.seam import Owner, install
+from alula.seam import Owner, find, install, joining
 from alula.serving.engine.errors import UnknownModel
 from alula.serving.engine.sampling import Defaults
 
@@ -120,6 +121,16 @@ class Resident:
         _, end = self._own_template
         own = [] if end is None else [self.tokenizer.get_vocab()[end]]
         return frozenset([*stop_ids(self.model, self.tokenizer), *own])
+
+    @cached_property
+    def reads_in_pieces(self) -> bool:
+        """Whether prompts may be computed piece by piece, and behind what others left."""
+        return joining.reads_in_pieces(self.model)
+
+    @cached_property
+    def position_sections(self) -> int | None:
+        """In how many numbers it goes by a position; None: in one."""
+        return joining.position_sections(self.model)
 
     @cached_property
     def _intake(self) -> Intake:
@@ -256,6 +267,7 @@ def _same(one: str, other: str) -> bool:
 def _resident(name: str, path: str, loaded: Loaded, base: Resident | None) -> Resident:
     model, processor = loaded
     intake = Intake(processor)
+    reason = why_alone(model)
     kind, adapter = _kind(Path(path), base is not None, intake.takes)
     served = Served(
         name=name,
@@ -268,8 +280,8 @@ def _resident(name: str, path: str, loaded: Loaded, base: Resident | None) -> Re
         context=context_length(model),
         loading={name: intake.loading(name) for name in intake.takes},
         created=int(time.time()),
-        batched=False,
-        why_alone="requests are computed one after another",
+        batched=reason is None,
+        why_alone=reason,
     )
     return Resident(served, model, processor, base)
 
@@ -305,3 +317,42 @@ def leaves_text(model: nn.Module, base: nn.Module, modules: Collection[str]) -> 
         towers = []
     of_media = {id(module) for tower in towers for module in tower.modules()}
     return all(id(unwrap(model).get_submodule(path)) in of_media for path in modules)
+
+
+_LEFT_TO_GENERATE = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "encoder_no_repeat_ngram_size",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "guidance_scale",
+    "min_length",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "sequence_bias",
+    "suppress_tokens",
+    "typical_p",
+)
+"""settings of generation that `Sampler` does not know"""
+_NEUTRAL: tuple[Any, ...] = (None, 0, 0.0, 1, 1.0, (), [])
+
+
+def why_alone(model: Any) -> str | None:
+    """Why requests to a model are computed one by one; None: they are computed together."""
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        return "a learned prompt stands before every other, which `generate` puts there"
+    if not joining.can_positions_be_given(model):
+        return f"{type(unwrap(model)).__name__} takes no positions of each request's own"
+    if policies_of(model):
+        return f"a policy stands on it ({', '.join(policies_of(model))}), whose layers hold some tokens alone"
+    seam = find(model)
+    if seam is not None and seam.own_vocabulary is not None:
+        return "it writes tokens of its own, which are told by the prompt"
+    config = getattr(model, "generation_config", None)
+    asked = [name for name in _LEFT_TO_GENERATE if getattr(config, name, None) not in _NEUTRAL]
+    if asked:
+        return f"its generation settings ask for {asked[0]}, which `generate` does"
+    return joining.why_apart(model)

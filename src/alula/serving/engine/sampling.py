@@ -119,16 +119,11 @@ class Sampler:
         return scores
 
 
-def draw(samplers: Sequence[Sampler], logits: Tensor) -> list[int]:
-    """The next token of each of B answers from (B, V) logits. The device is waited for once."""
+def draw(samplers: Sequence[Sampler], logits: Tensor) -> tuple[Tensor, list[int]]:
+    """The next token of each of B answers from (B, V) logits, on the device and here, which is waited for once."""
     logits = logits.float()
-    likeliest = logits.argmax(dim=-1)
-    if all(sampler.is_plain for sampler in samplers):
-        tokens: list[int] = likeliest.tolist()
-    else:
-        drawn = [
-            token if sampler.is_plain else sampler.draw(row)
-            for sampler, row, token in zip(samplers, logits, likeliest, strict=True)
-        ]
-        tokens = torch.stack(drawn).tolist()
-    return tokens
+    tokens = logits.argmax(dim=-1)
+    if not all(sampler.is_plain for sampler in samplers):
+        pairs = zip(samplers, logits, tokens, strict=True)
+        tokens = torch.stack([token if each.is_plain else each.draw(row) for each, row, token in pairs])
+    return tokens, tokens.tolist()

@@ -1,0 +1,219 @@
+"""Caches of several prompts as one batch: how they join a running one, and how samples of it leave.
+
+Tokens stand right-aligned, as `generate` has prompts of different lengths: what is missing on the left is padding,
+which masks bar. Every kind of layer is joined in its own way; a kind that is not known here is named, and never guessed
+at.
+
+Shapes: B samples, L tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from alula.anatomy import Anatomy, unwrap
+from alula.seam.cache import GraftCacheLayer, TokenCache
+from alula.seam.install import find
+from alula.seam.preconditions import Offset
+
+_PADDING = -1.0  # in all columns of a token map
+_FACTS = 4  # of them
+
+
+def empty_cache(model: nn.Module) -> DynamicCache:
+    """A cache such as `generate` makes for a host."""
+    return DynamicCache(config=unwrap(model).config.get_text_config(decoder=True))
+
+
+def why_apart(model: nn.Module) -> str | None:
+    """Why prompts of a host cannot be continued as one batch; None where they can."""
+    host = unwrap(model)
+    if host.config.is_encoder_decoder or getattr(host, "_is_stateful", False):
+        return f"{type(host).__name__} keeps no cache of keys"
+    strange = [layer for layer in empty_cache(model).layers if type(layer) not in _JOINED]
+    if strange:
+        return f"{type(host).__name__} has layers whose cache is a {type(strange[0]).__name__}, which cannot be joined"
+    return None
+
+
+def kind(cache: Cache) -> tuple[Any, ...] | None:
+    """What two caches have to have in common to be joined; None where this one cannot be."""
+    kinds: list[Any] = []
+    for layer in _layers(cache):
+        if type(layer) not in _JOINED:
+            return None
+        told = (layer.name, layer.owner_id, layer.layers) if isinstance(layer, GraftCacheLayer) else ()
+        widths = (layer.keys.shape[-1], layer.values.shape[-1]) if layer.is_initialized else ()
+        kinds.append((type(layer), told, widths))
+    return tuple(kinds)
+
+
+def joined(caches: Sequence[Cache]) -> Cache:
+    """One cache of the samples of several of one `kind`, in order, each padded on the left to the longest."""
+    if len(caches) == 1:
+        return caches[0]
+    length = max(int(cache.get_seq_length()) for cache in caches)
+    return _with_layers(
+        caches[0],
+        [
+            _JOINED[type(layers[0])](layers, length) if layers[0].is_initialized else layers[0]
+            for layers in zip(*(_layers(cache) for cache in caches), strict=True)
+        ],
+    )
+
+
+def chosen(cache: Cache, samples: Sequence[int], length: int) -> Cache:
+    """A cache of some samples alone, of their last `length` tokens; it shares no memory with the one it is taken of."""
+    layers = []
+    for layer in _layers(cache):
+        one: Any = _alike(layer)
+        if layer.is_initialized:
+            index = torch.tensor(samples, device=layer.keys.device)
+            held = _held(layer, length)
+            one.keys, one.values = (_last(each, held).index_select(0, index) for each in (layer.keys, layer.values))
+            _tell_length(one, length)
+        layers.append(one)
+    found = _with_layers(cache, layers)
+    there, token_cache = TokenCache.of(cache), TokenCache.of(found)
+    if there is not None and token_cache is not None and there.offset is not None:
+        token_cache.offset = Offset(there.offset.deltas[list(samples)])
+    return found
+
+
+def forked(cache: Cache, length: int) -> Cache:
+    """A cache that begins as the first `length` tokens of another, which stays what it is whatever is added to this.
+
+    Nothing is copied: memory is shared until one of the two grows.
+    """
+    cropped = _with_layers(cache, [_alike(layer) for layer in _layers(cache)])
+    removed = int(cache.get_seq_length()) - length
+    if removed:
+        for layer in _layers(cropped):
+            layer.crop(-removed)
+    return cropped
+
+
+def is_forkable(cache: Cache) -> bool:
+    """Whether a cache can be cropped: layers with a window forget what is behind it."""
+    return all(type(layer) in _JOINED and not getattr(layer, "is_sliding", False) for layer in _layers(cache))
+
+
+def without_last(cache: Cache, length: int) -> bool:
+    """Take back what a forward that failed half-way left behind the first `length` tokens; False where it cannot be."""
+    for layer in _layers(cache):
+        over = int(layer.get_seq_length()) - length
+        if over and getattr(layer, "is_sliding", False):
+            return False
+        if over > 0:
+            layer.crop(-over)
+    return True
+
+
+def can_positions_be_given(model: nn.Module) -> bool:
+    """Whether a host takes the positions of its tokens, each sample's own."""
+    return "position_ids" in inspect.signature(type(unwrap(model)).forward).parameters
+
+
+def position_sections(model: nn.Module) -> int | None:
+    """In how many numbers a host goes by a token's position, as M-RoPE does; None: in one."""
+    config = Anatomy.of(unwrap(model)).decoder.config
+    sections = (getattr(config, "rope_parameters", None) or {}).get("mrope_section")
+    return None if sections is None else len(sections)
+
+
+def reads_in_pieces(model: nn.Module) -> bool:
+    """Whether a prompt may be given to a host piece by piece: nothing goes by what comes behind a piece, and the host
+    keeps nothing of one but the cache."""
+    seam = find(model)
+    has_offset = hasattr(Anatomy.of(unwrap(model)).backbone, "get_rope_index")
+    return not has_offset and (seam is None or not seam.rewrites)
+
+
+def position_shift(model: nn.Module) -> int:
+    """How far positions behind the prompt that a host read last run from plain ones (M-RoPE)."""
+    deltas = getattr(Anatomy.of(unwrap(model)).backbone, "rope_deltas", None)
+    return 0 if deltas is None else int(deltas.view(-1)[0])
+
+
+def _layers(cache: Cache) -> list[Any]:
+    """Of many kinds, which share no type that says what each has."""
+    return cache.layers
+
+
+def _alike(layer: Any) -> Any:
+    """A layer of the same kind over the same tensors, that grows by itself."""
+    one = copy.copy(layer)
+    if hasattr(one, "_room"):
+        one._room = {}
+    if isinstance(one, TokenCache):
+        one._known = None
+    return one
+
+
+def _with_layers(cache: Cache, layers: list[Any]) -> Cache:
+    one = copy.copy(cache)
+    one.layers = layers
+    return one
+
+
+def _held(layer: Any, length: int) -> int:
+    """How many of its last tokens a layer holds."""
+    return min(length, layer.sliding_window - 1) if isinstance(layer, DynamicSlidingWindowLayer) else length
+
+
+def _tell_length(layer: Any, length: int) -> None:
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        layer.cumulative_length = length
+
+
+def _last(tensor: Tensor, count: int) -> Tensor:
+    return tensor[..., tensor.shape[-2] - count :, :]
+
+
+def _side_by_side(tensors: Sequence[Tensor], length: int) -> Tensor:
+    """(B, h, length, w) of tensors of fewer tokens each, zeros before them."""
+    first = tensors[0]
+    count = sum(len(each) for each in tensors)
+    made = first.new_zeros(count, *first.shape[1:-2], length, first.shape[-1])
+    start = 0
+    for each in tensors:
+        made[start : start + len(each), ..., length - each.shape[-2] :, :] = each
+        start += len(each)
+    return made
+
+
+def _joined_plain(layers: Sequence[Any], length: int) -> Any:
+    one, held = _alike(layers[0]), _held(layers[0], length)
+    one.keys, one.values = (
+        _side_by_side([_last(tensor, min(held, tensor.shape[-2])) for tensor in tensors], held)
+        for tensors in ([layer.keys for layer in layers], [layer.values for layer in layers])
+    )
+    _tell_length(one, length)
+    return one
+
+
+def _joined_tokens(layers: Sequence[TokenCache], length: int) -> TokenCache:
+    one: TokenCache = _joined_plain(layers, length)
+    start = 0
+    for layer in layers:
+        count, missing = len(layer.values), length - layer.values.shape[-2]
+        one.values[start : start + count, ..., :missing, :_FACTS] = _PADDING
+        start += count
+    if all(layer.offset is not None for layer in layers):
+        one.offset = Offset(torch.cat([layer.offset.deltas for layer in layers if layer.offset is not None]))
+    return one
+
+
+_JOINED: dict[type, Callable[..., Any]] = {
+    DynamicLayer: _joined_plain,
+    DynamicSlidingWindowLayer: _joined_plain,
+    GraftCacheLayer: _joined_plain,
+    TokenCache: _joined_tokens,
+}

@@ -1,0 +1,33 @@
+"""A request on its way through the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alula.serving.engine.answer import Answer
+from alula.serving.engine.handle import Handle
+from alula.serving.engine.prompts import Prepared
+from alula.serving.engine.request import Request
+from alula.serving.engine.residents import Resident
+
+
+@dataclass(eq=False)
+class Job:
+    """A request with all it needs.
+
+    Attributes:
+        resident: the model that it names.
+        computing: the model whose bits its answer is of.
+    """
+
+    request: Request
+    prepared: Prepared
+    resident: Resident
+    computing: Resident
+    answer: Answer
+    handle: Handle
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is computed by itself."""
+        return self.request.is_steered or not self.computing.served.batched

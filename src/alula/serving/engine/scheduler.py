@@ -1,0 +1,270 @@
+"""One thread that computes: prompts a piece at a time, and a step of every batch, in turn.
+
+What cannot be computed together goes to a second thread, one after another, beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from alula.seam.joining import is_forkable, kind
+from alula.serving.engine import alone
+from alula.serving.engine.batch import Batch, Row
+from alula.serving.engine.errors import EngineClosed
+from alula.serving.engine.job import Job
+from alula.serving.engine.prefill import PIECE, Prefill, goes_in_pieces, start_of_rest
+from alula.serving.engine.prefixes import Prefixes
+from alula.serving.engine.request import Limits
+from alula.serving.engine.residents import Resident
+from alula.serving.engine.sampling import draw
+
+_log = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """Computes jobs.
+
+    Args:
+        limits: how many at once, and what is kept of prefixes.
+        on_end: called with each job when its answer is over.
+    """
+
+    def __init__(self, limits: Limits, on_end: Callable[[Job], None]) -> None:
+        self._limits, self._on_end = limits, on_end
+        self._changed = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._gone: deque[Resident] = deque()
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="alula-alone")
+        self._alone: set[Job] = set()
+        self._prefilling: deque[tuple[Job, Prefill]] = deque()
+        self._batches: list[Batch] = []
+        self._prefixes = Prefixes(limits.prefix_tokens)
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many jobs are computed now."""
+        return len(self._prefilling) + sum(len(batch.rows) for batch in self._batches) + len(self._alone)
+
+    def put(self, job: Job) -> None:
+        """Have a job computed.
+
+        Raises:
+            EngineClosed: it is closed.
+        """
+        with self._changed:
+            if self._is_closed:
+                raise EngineClosed("the engine is closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="alula-engine", daemon=True)
+                self._thread.start()
+            self._waiting.append(job)
+            self._changed.notify_all()
+
+    def forget(self, resident: Resident) -> None:
+        """Let go of what a model left; it has no jobs any more."""
+        with self._changed:
+            self._gone.append(resident)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End all jobs by an `EngineClosed`, and the threads."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        for job in list(self._alone):
+            job.handle.cancel()
+        self._beside.shutdown()
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _loop(self) -> None:
+        while self._wait():
+            self._sweep()
+            self._admit()
+            self._prefill()
+            for batch in list(self._batches):
+                self._step(batch)
+        left = [*self._waiting, *(job for job, _ in self._prefilling)]
+        left += [row.job for batch in self._batches for row in batch.rows]
+        for job in left:
+            self._fail(job, EngineClosed("the engine was closed before this answer was there"))
+
+    def _wait(self) -> bool:
+        """Wait for something to do; False: it is closed."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._is_closed or self._waiting or self._gone or self._prefilling or self._batches
+            )
+            while self._gone:
+                self._prefixes.forget(self._gone.popleft())
+            return not self._is_closed
+
+    def _sweep(self) -> None:
+        """End what waits, or whose prompt is on its way, and is cancelled or late."""
+        with self._changed:
+            late = [job for job in self._waiting if job.answer.overdue()]
+            if late:
+                self._waiting = deque(job for job in self._waiting if job not in late)
+        begun = [job for job, _ in self._prefilling if job.answer.overdue()]
+        if begun:
+            self._prefilling = deque(pair for pair in self._prefilling if pair[0] not in begun)
+        for job in [*late, *begun]:
+            job.answer.end(job.answer.overdue() or "cancelled")
+            self._on_end(job)
+
+    def _admit(self) -> None:
+        """Begin what there is room for."""
+        while self._waiting and self.running < self._limits.running:
+            with self._changed:
+                job = self._waiting.popleft()
+            if job.is_alone:
+                self._alone.add(job)
+                self._beside.submit(self._run_alone, job)
+            else:
+                job.answer.begin()
+                self._prefilling.append((job, self._begun(job)))
+
+    def _begun(self, job: Job) -> Prefill:
+        """The way of a job's prompt into a cache, behind what is known of it."""
+        resident, prepared = job.computing, job.prepared
+        if not goes_in_pieces(resident, prepared):
+            return Prefill(resident, prepared)
+        cache, known = self._prefixes.found(resident, prepared.keys)
+        known = start_of_rest(prepared, known)
+        if cache is None or not known:
+            return Prefill(resident, prepared)
+        job.answer.cached = known
+        return Prefill(resident, prepared, self._prefixes.taken(cache, known), known)
+
+    def _prefill(self) -> None:
+        """Compute pieces of prompts, in turn, and have those that are done join the batches."""
+        spent, ready = 0, []
+        while self._prefilling and spent < PIECE:
+            job, prefill = self._prefilling.popleft()
+            spent += prefill.next_count
+            try:
+                logits = prefill.step()
+                if logits is None:
+                    self._prefilling.append((job, prefill))
+                    continue
+                _, (token,) = draw([job.answer.sampler], logits[None])
+                job.answer.weigh(logits, token)
+                is_over = job.answer.take(token)
+            except Exception as error:
+                self._fail(job, error)
+                continue
+            if is_over:
+                if goes_in_pieces(job.computing, job.prepared):
+                    self._prefixes.keep(job.computing, job.prepared.keys, prefill.cache)
+                self._on_end(job)
+            else:
+                ready.append((Row(job, job.answer, prefill.done, prefill.shift, token), prefill.cache))
+        for row, cache in ready:
+            self._join(row, cache)
+
+    def _join(self, row: Row, cache: Any) -> None:
+        try:
+            self._batch_for(row.job.computing, cache).join([row], [cache])
+        except Exception as error:
+            self._fail(row.job, error)
+
+    def _batch_for(self, resident: Resident, cache: Any) -> Batch:
+        """The batch that a cache can join; a new one where there is none."""
+        wanted = kind(cache)
+        for batch in self._batches:
+            if wanted is not None and batch.resident is resident and kind(batch.cache) == wanted:
+                return batch
+        self._batches.append(Batch(resident))
+        return self._batches[-1]
+
+    def _step(self, batch: Batch) -> None:
+        try:
+            over = batch.step()
+        except Exception as error:
+            self._batches.remove(batch)
+            self._mend(batch, error)
+            return
+        if not over:
+            return
+        for row in over:
+            self._keep(batch, row)
+            self._on_end(row.job)
+        batch.leave(over)
+        if not batch.rows:
+            self._batches.remove(batch)
+
+    def _mend(self, batch: Batch, error: Exception) -> None:
+        """After a step that failed: find whose fault it is, one by one, and let the others go on."""
+        if len(batch.rows) == 1 or not batch.undo():
+            for row in batch.rows:
+                self._fail(row.job, error)
+            return
+        _log.warning("a step of %d answers failed, and is done one by one: %s", len(batch.rows), error)
+        for row in batch.rows:
+            single = Batch(batch.resident)
+            single.join([row], [batch.cache_of(row)])
+            self._batches.append(single)
+            self._step(single)
+        self._gather(batch.resident)
+
+    def _gather(self, resident: Resident) -> None:
+        """Put batches of one kind together."""
+        apart = [batch for batch in self._batches if batch.resident is resident]
+        self._batches = [batch for batch in self._batches if batch.resident is not resident]
+        for batch in apart:
+            wanted = kind(batch.cache)
+            fitting = (each for each in self._batches if each.resident is resident and kind(each.cache) == wanted)
+            into = next(fitting, None) if wanted is not None else None
+            if into is None:
+                self._batches.append(batch)
+            else:
+                into.join(batch.rows, [batch.cache])
+
+    def _keep(self, batch: Batch, row: Row) -> None:
+        """Keep what was computed for a row, for turns that go on from there."""
+        prepared = row.job.prepared
+        if self._prefixes.takes(row.length) and goes_in_pieces(batch.resident, prepared) and is_forkable(batch.cache):
+            keys = [*prepared.keys, *row.answer.tokens][: row.length]
+            self._prefixes.keep(batch.resident, keys, batch.cache_of(row))
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        if not isinstance(error, EngineClosed):
+            _log.warning("a request to %s failed: %s", job.request.model, error, exc_info=error)
+        job.answer.fail(error)
+        self._on_end(job)
+
+    # -- beside it ----------------------------------------------------------------------------------------------------
+
+    def _run_alone(self, job: Job) -> None:
+        try:
+            job.answer.begin()
+            reason = job.answer.overdue()
+            if reason is None:
+                alone.run(job.computing, job.request, job.prepared, job.answer)
+            else:
+                job.answer.end(reason)
+        except Exception as error:
+            _log.warning("a request to %s failed: %s", job.request.model, error, exc_info=error)
+            job.answer.fail(error)
+        finally:
+            with self._changed:
+                self._alone.discard(job)
+                self._changed.notify_all()
+            self._on_end(job)
