@@ -55,6 +55,7 @@ def _config(resident: Resident, answer: Answer) -> Any:
     config.max_new_tokens, config.max_length = answer.most + 1, None  # the answer ends itself
     config.do_sample, config.num_beams = False, 1
     config.temperature = config.top_p = config.top_k = config.min_p = config.repetition_penalty = None
+    config.suppress_tokens = None
     config.eos_token_id = None
     if config.pad_token_id is None:
         config.pad_token_id = next(iter(resident.ends), 0)

@@ -97,32 +97,22 @@ class Batch:
             places = torch.arange(self._length + _ROOM)
             self._mask = (places >= self._length - lengths[:, None]).to(torch.int64).to(device)
 
-    def step(self) -> list[Row]:
-        """Compute a token of every row; return the rows whose answers are over, which are in the batch still.
+    def step(self) -> tuple[Tensor, list[int]]:
+        """Compute a token of every row; return the logits it was drawn from, and the tokens.
 
         Raises:
-            whatever the model does; no row was told a token then.
+            whatever the model does; the rows are as they were, but for the cache (`undo`).
         """
         assert self._tokens is not None
         assert self._positions is not None
         logits = self._forward(self._tokens, self._positions)
-        self._length += 1
-        for row in self.rows:
-            row.length += 1
         drawn, tokens = draw([row.answer.sampler for row in self.rows], logits)
+        self._length += 1
         self._tokens, self._positions = drawn, self._positions + 1
-        over = []
-        for place, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
+        for row, token in zip(self.rows, tokens, strict=True):
+            row.length += 1
             row.token = token
-            try:
-                row.answer.weigh(logits[place], token)
-                is_over = row.answer.take(token)
-            except Exception as error:  # a token that cannot be told is nobody else's
-                row.answer.fail(error)
-                is_over = True
-            if is_over:
-                over.append(row)
-        return over
+        return logits, tokens
 
     def undo(self) -> bool:
         """Take back a step that failed half-way; False: the rows are lost."""

@@ -1,18 +1,19 @@
 """Prompts into caches, a piece at a time, so that a long one holds no running answer up for long.
 
-Shapes: S tokens of the prompt.
+Shapes: S tokens of the prompt, B prompts that are computed at once, V vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from alula.anatomy import unwrap
 from alula.media import MEDIA
@@ -21,6 +22,7 @@ from alula.seam.dialect import cache_keyword, logits_of
 from alula.seam.joining import empty_cache, position_shift
 from alula.serving.engine.prompts import Prepared
 from alula.serving.engine.residents import Resident
+from alula.tokens import Role
 
 _OF_TOKENS = ("input_ids", "mm_token_type_ids")
 _WHOLE = ("attention_mask", "token_type_ids")
@@ -44,7 +46,7 @@ class Prefill:
         """
         self._resident, self._inputs, self._length = resident, prepared.inputs, len(prepared.ids)
         self._media = _Media(prepared)
-        self._roles = prepared.roles
+        self._roles = None if prepared.roles is None else torch.tensor([prepared.roles])
         self._in_pieces = goes_in_pieces(resident, prepared)
         self.cache = empty_cache(resident.model) if cache is None else cache
         self.done, self.shift = done, 0
@@ -53,6 +55,11 @@ class Prefill:
     def next_count(self) -> int:
         """Tokens of the next piece."""
         return self._stop() - self.done
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a prompt of one piece, of which nothing is computed yet, and which others may stand beside."""
+        return self._in_pieces and not self.done and self.next_count == self._length
 
     def _stop(self) -> int:
         return self._media.end_of_piece(self.done, self.done + PIECE) if self._in_pieces else self._length
@@ -65,22 +72,61 @@ class Prefill:
             given |= self._inputs
         else:
             given |= self._media.between(start, stop)
-        host = unwrap(self._resident.model)
-        if "logits_to_keep" in inspect.signature(type(host).forward).parameters:
-            given["logits_to_keep"] = 1
-        with self._with_roles():
-            output = host(**given, **{cache_keyword(): self.cache}, use_cache=True)
+        logits = _forward(self._resident, given, self.cache, self._roles)
         self.done = stop
         if stop < self._length:
             return None
-        self.shift = position_shift(host)
-        return logits_of(output, where=type(host).__name__)[0, -1]
+        self.shift = position_shift(unwrap(self._resident.model))
+        return logits[0, -1]
 
-    def _with_roles(self) -> AbstractContextManager[None]:
-        seam = find(self._resident.model)
-        if seam is None or self._roles is None:
-            return nullcontext()
-        return seam.given_roles(torch.tensor([self._roles]))
+
+def fits(prepared: Prepared, others: Sequence[Prepared]) -> bool:
+    """Whether a prompt can be computed in one forward with others: not longer in all, padded, than a piece, and media
+    that stand side by side."""
+    every = [prepared, *others]
+    if max(len(each.ids) for each in every) * len(every) > PIECE:
+        return False
+    shapes = [_Media(each).shapes for each in every if each.kinds]
+    return all(shape is not None and shape == shapes[0] for shape in shapes)
+
+
+def together(resident: Resident, prompts: Sequence[Prepared]) -> tuple[Tensor, Any]:
+    """(B, V) the logits behind several prompts computed at once, and the cache of them, padded on the left."""
+    length, device = max(len(each.ids) for each in prompts), resident.device
+
+    def padded(name: str, value: int) -> Tensor:
+        rows = [each.inputs.get(name, each.inputs["input_ids"].new_zeros(1, len(each.ids))) for each in prompts]
+        return torch.cat([functional.pad(row, (length - row.shape[1], 0), value=value) for row in rows])
+
+    lengths = torch.tensor([len(each.ids) for each in prompts])
+    mask = (torch.arange(length) >= length - lengths[:, None]).to(torch.int64)
+    given: dict[str, Any] = {
+        "input_ids": padded("input_ids", next(iter(resident.ends), 0)),
+        "attention_mask": mask.to(device),
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
+    }
+    if any("mm_token_type_ids" in each.inputs for each in prompts):
+        given["mm_token_type_ids"] = padded("mm_token_type_ids", 0)
+    media = [_Media(each).given for each in prompts if each.kinds]
+    for name in media[0] if media else ():
+        given[name] = torch.cat([each[name] for each in media])
+    roles = None
+    if prompts[0].roles is not None:
+        rows = [torch.tensor(each.roles) for each in prompts]
+        roles = torch.stack([functional.pad(row, (length - len(row), 0), value=int(Role.UNKNOWN)) for row in rows])
+    cache = empty_cache(resident.model)
+    return _forward(resident, given, cache, roles)[:, -1], cache
+
+
+def _forward(resident: Resident, given: dict[str, Any], cache: Any, roles: Tensor | None) -> Tensor:
+    """(B, 1 or more, V) the logits of a forward that fills a cache."""
+    host = unwrap(resident.model)
+    if "logits_to_keep" in inspect.signature(type(host).forward).parameters:
+        given["logits_to_keep"] = 1
+    seam = find(host)
+    with nullcontext() if seam is None or roles is None else seam.given_roles(roles):
+        output = host(**given, **{cache_keyword(): cache}, use_cache=True)
+    return logits_of(output, where=type(host).__name__)
 
 
 def goes_in_pieces(resident: Resident, prepared: Prepared) -> bool:
@@ -96,11 +142,15 @@ def start_of_rest(prepared: Prepared, known: int) -> int:
 
 
 class _Media:
-    """The media of a prompt, as pieces of it are given them."""
+    """The media of a prompt, as pieces of it are given them.
+
+    Attributes:
+        given: inputs of the host that bring them, by name.
+    """
 
     def __init__(self, prepared: Prepared) -> None:
         self._items, self._length = prepared.items, len(prepared.ids)
-        self._given: Mapping[str, Any] = {
+        self.given: Mapping[str, Any] = {
             name: value for name, value in prepared.inputs.items() if name not in _OF_TOKENS + _WHOLE
         }
         count = len(prepared.kinds)
@@ -110,11 +160,16 @@ class _Media:
             and bool((self._items >= -1).all())
             and all(
                 name in known and isinstance(value, Tensor) and len(value) == count
-                for name, value in self._given.items()
+                for name, value in self.given.items()
             )
         )
         places = (self._items != -1).nonzero()[0]
         self._first, self._last = (int(places[0]), int(places[-1])) if len(places) else (self._length, -1)
+
+    @property
+    def shapes(self) -> dict[str, Any] | None:
+        """By name what inputs that stand side by side have in common; None where these cannot."""
+        return {name: value.shape[1:] for name, value in self.given.items()} if self._is_apart else None
 
     def end_of_piece(self, start: int, stop: int) -> int:
         """Where a piece that begins at one place ends, at about another: behind an item, not in it."""
@@ -141,6 +196,6 @@ class _Media:
         if not len(items):
             return {}
         if not self._is_apart:
-            return dict(self._given)
+            return dict(self.given)
         index = torch.from_numpy(items)
-        return {name: value[index.to(value.device)] for name, value in self._given.items()}
+        return {name: value[index.to(value.device)] for name, value in self.given.items()}

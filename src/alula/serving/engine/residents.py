@@ -333,7 +333,6 @@ _LEFT_TO_GENERATE = (
     "min_new_tokens",
     "no_repeat_ngram_size",
     "sequence_bias",
-    "suppress_tokens",
     "typical_p",
 )
 """settings of generation that `Sampler` does not know"""

@@ -5,6 +5,7 @@ Shapes: B answers, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ class Defaults:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    suppressed: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, config: Any) -> Defaults:
@@ -39,6 +41,7 @@ class Defaults:
             top_k=int(number("top_k", 0)),
             min_p=number("min_p", 0.0),
             repetition_penalty=number("repetition_penalty", 1.0),
+            suppressed=tuple(getattr(config, "suppress_tokens", None) or ()),
         )
 
 
@@ -62,6 +65,7 @@ class Sampler:
         self.min_p = defaults.min_p
         self.repetition: float = chosen("repetition_penalty")
         self.frequency, self.presence = sampling.frequency_penalty, sampling.presence_penalty
+        self.suppressed = defaults.suppressed
         self._prompt = prompt
         self._generator = torch.Generator()
         self._generator.seed() if sampling.seed is None else self._generator.manual_seed(sampling.seed)
@@ -122,8 +126,22 @@ class Sampler:
 def draw(samplers: Sequence[Sampler], logits: Tensor) -> tuple[Tensor, list[int]]:
     """The next token of each of B answers from (B, V) logits, on the device and here, which is waited for once."""
     logits = logits.float()
+    for suppressed in {sampler.suppressed for sampler in samplers if sampler.suppressed}:
+        barred = _barred(suppressed, logits.shape[-1], logits.device)
+        if any(sampler.suppressed != suppressed for sampler in samplers):
+            those = torch.tensor([sampler.suppressed == suppressed for sampler in samplers]).to(logits.device)
+            barred = barred & those[:, None]
+        logits = logits.masked_fill(barred, -torch.inf)
     tokens = logits.argmax(dim=-1)
     if not all(sampler.is_plain for sampler in samplers):
         pairs = zip(samplers, logits, tokens, strict=True)
         tokens = torch.stack([token if each.is_plain else each.draw(row) for each, row, token in pairs])
     return tokens, tokens.tolist()
+
+
+@functools.lru_cache(maxsize=16)
+def _barred(suppressed: tuple[int, ...], size: int, device: torch.device) -> Tensor:
+    """(V,) bool of the tokens that are never drawn."""
+    barred = torch.zeros(size, dtype=torch.bool)
+    barred[list(suppressed)] = True
+    return barred.to(device)

@@ -10,16 +10,16 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from alula.seam.joining import is_forkable, kind
 from alula.serving.engine import alone
 from alula.serving.engine.batch import Batch, Row
 from alula.serving.engine.errors import EngineClosed
 from alula.serving.engine.job import Job
-from alula.serving.engine.prefill import PIECE, Prefill, goes_in_pieces, start_of_rest
+from alula.serving.engine.prefill import PIECE, Prefill, fits, goes_in_pieces, start_of_rest, together
 from alula.serving.engine.prefixes import Prefixes
 from alula.serving.engine.request import Limits
 from alula.serving.engine.residents import Resident
@@ -155,58 +155,94 @@ class Scheduler:
 
     def _prefill(self) -> None:
         """Compute pieces of prompts, in turn, and have those that are done join the batches."""
-        spent, ready = 0, []
+        spent = 0
         while self._prefilling and spent < PIECE:
-            job, prefill = self._prefilling.popleft()
-            spent += prefill.next_count
-            try:
-                logits = prefill.step()
-                if logits is None:
-                    self._prefilling.append((job, prefill))
-                    continue
-                _, (token,) = draw([job.answer.sampler], logits[None])
-                job.answer.weigh(logits, token)
-                is_over = job.answer.take(token)
-            except Exception as error:
-                self._fail(job, error)
-                continue
-            if is_over:
-                if goes_in_pieces(job.computing, job.prepared):
-                    self._prefixes.keep(job.computing, job.prepared.keys, prefill.cache)
-                self._on_end(job)
-            else:
-                ready.append((Row(job, job.answer, prefill.done, prefill.shift, token), prefill.cache))
-        for row, cache in ready:
-            self._join(row, cache)
+            group = self._group()
+            spent += len(group) * max(prefill.next_count for _, prefill in group)
+            if len(group) == 1 or not self._prefill_together(group):
+                for job, prefill in group:
+                    self._prefill_piece(job, prefill)
 
-    def _join(self, row: Row, cache: Any) -> None:
+    def _group(self) -> list[tuple[Job, Prefill]]:
+        """The next prompts: one, or several short ones that are computed at once."""
+        group, left = [self._prefilling.popleft()], deque[tuple[Job, Prefill]]()
+        first, prefill = group[0]
+        while prefill.is_whole and self._prefilling:
+            job, other = self._prefilling.popleft()
+            told = [each.prepared for each, _ in group]
+            is_alike = other.is_whole and job.computing is first.computing
+            (group if is_alike and fits(job.prepared, told) else left).append((job, other))
+        self._prefilling.extendleft(reversed(left))
+        return group
+
+    def _prefill_together(self, group: list[tuple[Job, Prefill]]) -> bool:
+        """False: it failed, and whose fault it is is not known."""
         try:
-            self._batch_for(row.job.computing, cache).join([row], [cache])
+            logits, cache = together(group[0][0].computing, [job.prepared for job, _ in group])
+            _, tokens = draw([job.answer.sampler for job, _ in group], logits)
         except Exception as error:
-            self._fail(row.job, error)
+            _log.warning("%d prompts failed together, and are computed one by one: %s", len(group), error)
+            return False
+        batch, over = Batch(group[0][0].computing), []
+        for place, ((job, _), token) in enumerate(zip(group, tokens, strict=True)):
+            row = Row(job, job.answer, len(job.prepared.ids), 0, token)
+            batch.rows.append(row)
+            if self._is_over(job, logits[place], token):
+                over.append(row)
+        rows, batch.rows = batch.rows, []
+        batch.join(rows, [cache])
+        self._release(batch, over)
+        if batch.rows:
+            self._batches.append(batch)
+            self._gather(batch.resident)
+        return True
 
-    def _batch_for(self, resident: Resident, cache: Any) -> Batch:
-        """The batch that a cache can join; a new one where there is none."""
-        wanted = kind(cache)
-        for batch in self._batches:
-            if wanted is not None and batch.resident is resident and kind(batch.cache) == wanted:
-                return batch
-        self._batches.append(Batch(resident))
-        return self._batches[-1]
-
-    def _step(self, batch: Batch) -> None:
+    def _prefill_piece(self, job: Job, prefill: Prefill) -> None:
         try:
-            over = batch.step()
+            logits = prefill.step()
+            if logits is None:
+                self._prefilling.append((job, prefill))
+                return
+            _, (token,) = draw([job.answer.sampler], logits[None])
+            batch = Batch(job.computing)
+            batch.join([Row(job, job.answer, prefill.done, prefill.shift, token)], [prefill.cache])
         except Exception as error:
-            self._batches.remove(batch)
-            self._mend(batch, error)
+            self._fail(job, error)
             return
+        if self._is_over(job, logits, token):
+            self._release(batch, batch.rows)
+        else:
+            self._batches.append(batch)
+            self._gather(batch.resident)
+
+    def _is_over(self, job: Job, logits: Tensor, token: int) -> bool:
+        """Have an answer take a token; return whether that was its last."""
+        try:
+            job.answer.weigh(logits, token)
+            return job.answer.take(token)
+        except Exception as error:  # a token that cannot be told is nobody else's
+            job.answer.fail(error)
+            return True
+
+    def _release(self, batch: Batch, over: list[Row]) -> None:
+        """Have answers that are over leave their batch."""
         if not over:
             return
         for row in over:
             self._keep(batch, row)
             self._on_end(row.job)
         batch.leave(over)
+
+    def _step(self, batch: Batch) -> None:
+        try:
+            logits, tokens = batch.step()
+        except Exception as error:
+            self._batches.remove(batch)
+            self._mend(batch, error)
+            return
+        told = zip(list(batch.rows), logits, tokens, strict=True)
+        over = [row for row, here, token in told if self._is_over(row.job, here, token)]
+        self._release(batch, over)
         if not batch.rows:
             self._batches.remove(batch)
 
