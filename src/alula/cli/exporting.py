@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from alula.exporting import Verdict
 
 _MODEL = Annotated[str, typer.Argument(help="A model or adapter directory, such as RUN/final.")]
 _OUTPUT = Annotated[Path, typer.Argument(help="Directory to write; a model that is there is replaced as a whole.")]
@@ -29,11 +32,67 @@ def merge(
     typer.echo(f"merged: {merge_model(model, output, dtype=dtype_named(dtype))}")
 
 
-def export(model: _MODEL, output: _OUTPUT) -> None:
-    """Copy a model into one directory that needs nothing beside it: an adapter takes its host along."""
-    from alula.exporting import export_model
+def export(
+    model: _MODEL,
+    output: Annotated[
+        Path | None, typer.Argument(help="Directory to write; a model that is there is replaced as a whole.")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option("--for", metavar="ENGINE", help="Who is to read it: vllm, llama.cpp, transformers, peft."),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Say what the engine asks for, and write nothing.")] = False,
+    part: Annotated[
+        str | None, typer.Option(help="With --for. `text`: the decoder alone, a causal language model. (default: all)")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="With --for. float32, bfloat16, float16. (default: the checkpoint's)")
+    ] = None,
+) -> None:
+    """Copy a model into one directory that needs nothing beside it: an adapter takes its host along.
 
-    typer.echo(f"exported: {export_model(model, output)}")
+    With --for, write it as another engine takes it (a LoRA merged, stock classes, published names), after a look at
+    everything that the engine asks for.
+    """
+    from alula.errors import UsageError
+    from alula.exporting import check_for, export_for, export_model
+
+    if check is (output is not None):
+        remedy = "name a directory to write, or --check alone"
+        raise UsageError("--check writes nothing" if check else "where to?", where="alula export", remedy=remedy)
+    if engine is None:
+        if check or part is not None or dtype is not None:
+            raise UsageError("it goes with --for ENGINE", where="--check, --part, --dtype", remedy="name an engine")
+        assert output is not None
+        typer.echo(f"exported: {export_model(model, output)}")
+        return
+    chosen: Any = "all" if part is None else part
+    if output is None:
+        verdict = check_for(model, engine, part=chosen, dtype=dtype)
+    else:
+        verdict = export_for(model, output, engine, part=chosen, dtype=dtype)
+    _show(verdict)
+    if output is not None:
+        typer.echo(f"exported: {output}")
+    if not verdict.accepted:
+        raise typer.Exit(1)
+
+
+def _show(verdict: Verdict) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in (f"{verdict.engine} asks for", "met", "found", "remedy"):
+        table.add_column(column, overflow="fold")
+    words = {True: "yes", False: "[bold red]no[/bold red]", None: "not told"}
+    for each in verdict.requirements:
+        table.add_row(escape(each.what), words[each.met], escape(each.found), "" if each.met else escape(each.remedy))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"[dim]{escape(verdict.source)}[/dim]", soft_wrap=True)
 
 
 def push(

@@ -12,9 +12,9 @@ from alula.grafts.storage import CONFIG_FILE
 from alula.hosts import names
 from alula.hosts.directories import inspect_directory
 
-_HOST = "host"
+HOST = "host"
 _MODELS = ("config.json", CONFIG_FILE)
-_BASE = "base_model_name_or_path"
+BASE = "base_model_name_or_path"
 
 
 def export_model(source: str | os.PathLike[str], directory: str | os.PathLike[str]) -> Path:
@@ -33,7 +33,7 @@ def export_model(source: str | os.PathLike[str], directory: str | os.PathLike[st
     path, target = directory_of(source), Path(directory)
     check_target(path, target)
     with telling(target), atomic_directory(target) as partial:
-        _copy(path, partial)
+        copy_model(path, partial)
     return target
 
 
@@ -65,7 +65,7 @@ def check_target(path: Path, target: Path) -> None:
     seen: list[Path] = []
     while kept is not None:
         if kept in seen:
-            raise UsageError("the adapter names itself as its host", where=str(path), remedy=f"correct {_BASE}")
+            raise UsageError("the adapter names itself as its host", where=str(path), remedy=f"correct {BASE}")
         seen.append(kept)
         if inside == kept or inside.is_relative_to(kept) or kept.is_relative_to(inside):
             raise UsageError(f"lies inside {kept}, or around it", where=str(target), remedy="name another directory")
@@ -84,7 +84,7 @@ def host_of(path: Path) -> Path | None:
     """
     if not (path / CONFIG_FILE).is_file():
         return None
-    base = read_json(path / CONFIG_FILE).get(_BASE) or ""
+    base = read_json(path / CONFIG_FILE).get(BASE) or ""
     if not base:
         raise UsageError(
             "the adapter does not say which host it belongs to",
@@ -95,11 +95,12 @@ def host_of(path: Path) -> Path | None:
         if found.is_dir():
             return found.resolve()
     if base.startswith((".", os.sep)):
-        raise UsageError(f"its host {base} is not there", where=str(path), remedy=f"correct {_BASE} in {CONFIG_FILE}")
+        raise UsageError(f"its host {base} is not there", where=str(path), remedy=f"correct {BASE} in {CONFIG_FILE}")
     return None
 
 
-def _copy(path: Path, target: Path) -> None:
+def copy_model(path: Path, target: Path, *, hosts: bool = True) -> None:
+    """Copy the files of a model into ``target``; an adapter's host too, as ``host``, unless ``hosts`` is off."""
     host = host_of(path)
     for file in sorted(path.iterdir()):
         if file.name.startswith(".") or (host is not None and file.resolve() == host):
@@ -108,10 +109,10 @@ def _copy(path: Path, target: Path) -> None:
             shutil.copytree(file, target / file.name, ignore_dangling_symlinks=True)
         elif file.is_file():
             shutil.copyfile(file, target / file.name)
-    if host is not None:
-        name = _HOST
+    if host is not None and hosts:
+        name = HOST
         while (target / name).exists():  # something of the adapter's own
             name += "_"
         (target / name).mkdir()
-        _copy(host, target / name)
-        write_json(target / CONFIG_FILE, {**read_json(path / CONFIG_FILE), _BASE: name})
+        copy_model(host, target / name)
+        write_json(target / CONFIG_FILE, {**read_json(path / CONFIG_FILE), BASE: name})
