@@ -271,10 +271,13 @@ def test_containers_cut_short_are_named(container: str, subtype: str | None, sha
         cut.load()
 
 
-def test_a_long_container_is_refused_before_it_is_decoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alula.data.audio.MOST_SECONDS", 0.5)
-    with pytest.raises(AudioError, match="lasts more than"):
-        AudioRef.from_bytes(held_in("FLAC", tone())).load()
+@pytest.mark.parametrize("container", ["FLAC", "WAV"])
+def test_a_clip_over_the_limits_is_refused_before_it_is_decoded_whole(container: str) -> None:
+    held = held_in(container, tone())
+    with pytest.raises(AudioError, match="lasts"):
+        AudioRef.from_bytes(held, max_seconds=0.5).load()
+    with pytest.raises(AudioError, match="samples a second"):
+        AudioRef.from_bytes(held, max_rate=4_000).load()
 
 
 def test_a_container_without_the_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

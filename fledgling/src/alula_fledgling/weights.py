@@ -13,6 +13,8 @@ from alula.errors import HostError
 
 NAME = "fledgling"
 PARTS = ("llm", "vision", "audio")
+DEMO = "demo"
+"""what `alula serve --demo` puts together with these: a connector, and adapters of the host that it makes"""
 
 
 def directory() -> Path:
@@ -58,11 +60,11 @@ def digest() -> str:
 
 
 def part_directory(part: str) -> Path:
-    """The shipped directory of ``part``, a member of ``PARTS``.
+    """The shipped directory of ``part``, a member of ``PARTS``, or of the demo.
 
     Raises:
         HostError: there is no such part, or the installation lacks it.
     """
-    if part not in PARTS:
+    if part not in (*PARTS, DEMO):
         raise HostError(f"the fledgling has no part {part!r}", remedy=f"use one of: {', '.join(PARTS)}")
     return directory() / part

@@ -54,6 +54,7 @@ VERBS = (
     "speed",
     "compress",
     "chat",
+    "serve",
     "bank",
     "browse",
     "data",

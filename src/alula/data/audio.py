@@ -33,6 +33,8 @@ class AudioRef(MediaRef):
 
     Attributes:
         rate: samples per second of what ``maker`` makes.
+        max_seconds: length above which ``load`` refuses.
+        max_rate: samples per second above which it does.
     """
 
     noun: ClassVar[str] = "audio"
@@ -40,6 +42,8 @@ class AudioRef(MediaRef):
     decoding: ClassVar[str] = "1"
 
     rate: int = 0
+    max_seconds: float = MOST_SECONDS
+    max_rate: int = MOST_RATE
 
     @classmethod
     def from_object(cls, value: Any) -> AudioRef:
@@ -90,7 +94,9 @@ class AudioRef(MediaRef):
                 held = container(file.read(4))
                 file.seek(0)
                 if held is not None:
-                    return decode(file, told=self.told, name=held, most_seconds=MOST_SECONDS, most_rate=MOST_RATE)
+                    return decode(
+                        file, told=self.told, name=held, most_seconds=self.max_seconds, most_rate=self.max_rate
+                    )
                 wav = self._plain(file)
             from scipy.io import wavfile  # slow to import, and only here needed
 
@@ -124,14 +130,14 @@ class AudioRef(MediaRef):
         width, rest = divmod(step, channels)
         integer = bits <= 8 * width <= 32 and (bits > 8 or width == 1)
         readable = bits and not rest and (integer or bits == 8 * width == 64)
-        if not readable or rate > MOST_RATE or rate * step > _UNKNOWN:
+        if not readable or rate > self.max_rate or rate * step > _UNKNOWN:
             raise AudioError(
                 f"{self.told} says that it has {bits} bits in {width} bytes at {rate:,} samples a second",
                 remedy=_REMEDY,
             )
-        if size > MOST_SECONDS * rate * step:
+        if size > self.max_seconds * rate * step:
             raise AudioError(
-                f"{self.told} lasts {size / step / rate:,.0f} seconds, more than {MOST_SECONDS:,.0f}",
+                f"{self.told} lasts {size / step / rate:,.0f} seconds, more than {self.max_seconds:,.0f}",
                 remedy="cut it",
             )
         if size > present:

@@ -35,6 +35,7 @@ class VideoRef(MediaRef):
 
     Attributes:
         max_pixels: width x height of a frame above which ``load`` refuses.
+        max_frames: stored frames above which it does.
     """
 
     noun: ClassVar[str] = "video"
@@ -42,6 +43,7 @@ class VideoRef(MediaRef):
     decoding: ClassVar[str] = "1"
 
     max_pixels: int = DEFAULT_MAX_PIXELS
+    max_frames: int = MOST_FRAMES
 
     @classmethod
     def from_object(cls, value: Any) -> VideoRef:
@@ -101,8 +103,8 @@ class VideoRef(MediaRef):
                 remedy="scale it down, or raise max_pixels if the file is to be trusted",
             )
         stored = getattr(video, "n_frames", 1)
-        if stored > MOST_FRAMES:
-            raise VideoError(f"{self.told} has {stored:,} frames, more than {MOST_FRAMES:,}")
+        if stored > self.max_frames:
+            raise VideoError(f"{self.told} has {stored:,} frames, more than {self.max_frames:,}")
         # the picture that an animated PNG shows where animation is not known need not be a frame of it
         first = int(stored > 1 and bool(getattr(video, "default_image", False)))
         durations = []

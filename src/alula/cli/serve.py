@@ -1,0 +1,205 @@
+"""``alula serve``: models over HTTP, as OpenAI's clients ask, and a page."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from alula.serving.engine import Engine
+    from alula.serving.http import Settings
+
+TOKEN = "ALULA_SERVE_TOKEN"
+"""environment variable that holds the token; on a command line every user of the machine could read it"""
+DEMO = "fledgling"
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``serve``."""
+    app.command()(serve)
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=]MODEL...",
+            help="Model and adapter directories, hub ids, names that packages bring; an adapter is called BASE+NAME.",
+        ),
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Serve the fledgling and questions to try, without a download.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help=f"File with the token that clients have to show. (default: ${TOKEN}; none)",
+        ),
+    ] = None,
+    server_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another name the server is asked under, as a proxy's. Repeatable."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Origin whose pages may ask, as https://example.org. Repeatable."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="Host of the web that media may be fetched from. Repeatable."),
+    ] = None,
+    adapters: Annotated[
+        Path | None,
+        typer.Option(metavar="DIRECTORY", exists=True, file_okay=False, help="What --allow-load may load from."),
+    ] = None,
+    allow_load: Annotated[
+        bool, typer.Option("--allow-load", help="Models below --adapters may be loaded and unloaded by request.")
+    ] = False,
+    runs: Annotated[
+        Path | None,
+        typer.Option(metavar="DIRECTORY", exists=True, file_okay=False, help="Show the reports and audits in it."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU if there is one)")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that wait at most; others are told 429.")] = 256,
+    running: Annotated[int, typer.Option(min=1, help="Requests that are computed at once.")] = 64,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a prompt. (default: the model's context)")
+    ] = None,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 1024,
+    media: Annotated[int, typer.Option(min=0, help="Pictures, sounds and films of a request.")] = 16,
+    pixels: Annotated[int, typer.Option(min=1, help="Pixels of a picture.")] = 25_000_000,
+    body: Annotated[int, typer.Option(min=1, help="Megabytes of a request.")] = 64,
+    deadline: Annotated[float | None, typer.Option(min=0.001, help="Seconds a request has. (default: no end)")] = None,
+) -> None:
+    """Serve models: OpenAI's API at /v1, a page at /, Prometheus' numbers at /metrics.
+
+    Several models over the same weights: `alula serve base=DIR base+wings=ADAPTER`. Ctrl-C lets running answers end.
+
+    Exit code 130: stopped by Ctrl-C; 1: a model cannot be loaded, or the port is in use; 2: wrong usage.
+    """
+    from alula.errors import UsageError
+
+    if not models and not demo:
+        raise UsageError("which model?", where="alula serve", remedy="alula serve MODEL, or alula serve --demo")
+    if models and demo:
+        raise UsageError("brings its own models", where="--demo", remedy="leave it out, or the models")
+    _check_extra()
+    from alula.hosts.placement import device_named, dtype_named
+    from alula.serving.engine import Engine, Limits
+    from alula.serving.http import Settings, application, listen
+    from alula.serving.http import serve as served
+    from alula.serving.http.addresses import Allowed
+    from alula.serving.http.settings import MEGABYTE, check_exposure, check_origin, own_names
+
+    shown = _token(token_file)
+    check_exposure(host, shown)
+    settings = Settings(
+        token=shown,
+        hosts=own_names(host, tuple(server_name or ())),
+        origins=frozenset(check_origin(each) for each in allow_origin or ()),
+        allowed=Allowed.of(allow_host or ()),
+        may_load=allow_load,
+        adapters=adapters,
+        runs=runs,
+        body_bytes=body * MEGABYTE,
+        media_bytes=min(body * MEGABYTE, Settings.media_bytes),
+        demo=demo,
+    )
+    limits = Limits(
+        queue=queue,
+        running=running,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        images_per_request=media,
+        pixels_per_image=pixels,
+        deadline=deadline,
+    )
+    placed = {"dtype": dtype_named(dtype), "device": device_named(device)}
+    listening = listen(host, port)  # before models are loaded: a port in use is told at once
+    with listening, tempfile.TemporaryDirectory(prefix="alula-serve-") as folder, Engine(limits) as engine:
+        samples = _loaded(engine, models or [], Path(folder), placed, demo)
+        app = application(engine, settings, samples=samples)
+        served(app, listening, ready=lambda: _say_ready(host, listening.getsockname()[1], engine, settings))
+
+
+def _check_extra() -> None:
+    """Refuse to begin without the packages that the server is made of.
+
+    Raises:
+        UsageError: one is missing.
+    """
+    from alula.errors import UsageError
+
+    for package in ("fastapi", "uvicorn", "httpx", "prometheus_client", "python_multipart"):
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(
+                f"the server needs the package {package.replace('_', '-')}",
+                where="alula serve",
+                remedy="pip install 'alula[serve]'",
+            )
+
+
+def _token(file: Path | None) -> str | None:
+    """The token of a file, or of the environment."""
+    from alula.files import telling
+
+    if file is None:
+        return os.environ.get(TOKEN) or None
+    with telling(file):
+        return file.read_text(encoding="utf-8", errors="replace").strip()
+
+
+def _loaded(
+    engine: Engine, models: Sequence[str], folder: Path, placed: dict[str, Any], demo: bool
+) -> Callable[[], list[dict[str, Any]]]:
+    """Load what is served.
+
+    Args:
+        folder: for what a demo puts together.
+
+    Returns:
+        what the page offers to ask.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from alula.serving.demo import put_together, samples
+    from alula.serving.http import adapter_name, lineup, offered
+
+    console = Console(stderr=True)
+    entries: list[tuple[str, str]] = []
+    if demo:
+        with console.status("putting the demo together"):
+            entries = [(name, str(path)) for name, path in put_together(DEMO, folder)]
+    for entry in lineup(models):
+        bases = [name for name, _ in entries if "+" not in name]
+        entries.append((adapter_name(entry, bases) if entry.is_adapter else entry.called, entry.path))
+    for name, path in entries:
+        with console.status(f"loading {escape(name)}"):
+            engine.load(name, path, **placed)
+    return (lambda: offered(samples(folder / DEMO))) if demo else list
+
+
+def _say_ready(host: str, port: int, engine: Engine, settings: Settings) -> None:
+    """Where the server is."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    place = f"[{host}]" if ":" in host else host
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    names = ", ".join(each.name for each in engine.models())
+    console.print(f"[bold]http://{escape(place)}:{port}[/bold]  serves {escape(names)}")
+    token = "with the token" if settings.token is not None else "any api_key"
+    console.print(f"[dim]OpenAI's clients: base_url http://{escape(place)}:{port}/v1, {token}; Ctrl-C stops[/dim]")

@@ -1,0 +1,271 @@
+"""The application: routes, and what they lead to."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from anyio import to_thread
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+
+import alula
+from alula.errors import AlulaError
+from alula.policies import policy_types
+from alula.serving.engine import Engine
+from alula.serving.http import bodies, schema
+from alula.serving.http.answering import Answering, ClientGone
+from alula.serving.http.door import GONE, SIGNED, Door
+from alula.serving.http.failures import problem_of
+from alula.serving.http.fetching import Fetcher
+from alula.serving.http.loading import Loading
+from alula.serving.http.media import FORMATS, MediaIntake, format_of
+from alula.serving.http.metrics import Metrics
+from alula.serving.http.problems import Problem
+from alula.serving.http.runs import POLICY, Runs
+from alula.serving.http.settings import Settings
+from alula.serving.http.shapes import model_of
+from alula.serving.http.static import page
+from alula.serving.http.uploads import Uploads
+
+OWN = "/alula/v1"
+Samples = Callable[[], list[dict[str, Any]]]
+S = TypeVar("S", bound=schema.Schema)
+
+
+def application(
+    engine: Engine,
+    settings: Settings | None = None,
+    *,
+    fetcher: Fetcher | None = None,
+    samples: Samples = list,
+) -> FastAPI:
+    """The server as an ASGI application; it closes the engine when it stops.
+
+    Args:
+        engine: that answers, its models loaded.
+        settings: who may ask, and what for.
+        fetcher: of what lies in the web; by default one of the settings' own.
+        samples: what the page offers where nothing was said yet.
+    """
+    settings = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await to_thread.run_sync(engine.close)
+
+    # its own pages of documentation load scripts from elsewhere
+    app = FastAPI(title="alula", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    routes = _Routes(engine, settings, fetcher, samples)
+    for method, path, endpoint in routes.all():
+        app.add_api_route(path, endpoint, methods=[method], response_model=None)
+    app.mount("/", page())
+    app.add_middleware(Door, settings=settings, metrics=routes.metrics)
+    for kind in (AlulaError, ClientGone, bodies.GoneError, HTTPException, Exception):
+        app.add_exception_handler(kind, _told)
+    return app
+
+
+async def _told(_: Request, error: Exception) -> Response:
+    """An error as it is answered."""
+    if isinstance(error, ClientGone | bodies.GoneError):
+        return Response(status_code=GONE)  # nobody reads it; metrics count it
+    if isinstance(error, HTTPException):  # of the router: no such path, or not by this method
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        error = Problem(str(error.detail).lower(), status=error.status_code, code=code, headers=error.headers)
+    problem = problem_of(error)
+    return JSONResponse(problem.body(), problem.status, headers=problem.headers)
+
+
+class _Routes:
+    """What is answered, path by path."""
+
+    def __init__(self, engine: Engine, settings: Settings, fetcher: Fetcher | None, samples: Samples) -> None:
+        self.engine, self.settings, self._samples = engine, settings, samples
+        self.metrics = Metrics(engine, [path for _, path, _ in self.all()])
+        self.uploads = Uploads(most=settings.uploads, most_bytes=settings.upload_bytes, seconds=settings.upload_seconds)
+        fetcher = fetcher or Fetcher(settings.allowed, most=settings.media_bytes)
+        self.media = MediaIntake(settings, engine.limits, fetcher, self.uploads)
+        self.answering = Answering(engine, settings, self.media, self.metrics)
+        self.loading = Loading(engine, settings)
+        self.runs = Runs(settings.runs, SIGNED)
+
+    def all(self) -> list[tuple[str, str, Callable[..., Any]]]:
+        """Method, path and function of each."""
+        return [
+            ("GET", "/health", self.health),
+            ("GET", "/metrics", self.told_metrics),
+            ("GET", "/v1/models", self.models),
+            ("GET", "/v1/models/{name:path}", self.model),
+            ("POST", "/v1/chat/completions", self.chat),
+            ("POST", "/v1/completions", self.completion),
+            ("GET", f"{OWN}/server", self.server),
+            ("POST", f"{OWN}/preview", self.preview),
+            ("GET", f"{OWN}/samples", self.samples),
+            ("POST", f"{OWN}/uploads", self.upload),
+            ("DELETE", f"{OWN}/uploads/{{name}}", self.drop_upload),
+            ("GET", f"{OWN}/adapters", self.adapters),
+            ("POST", f"{OWN}/models/load", self.load),
+            ("POST", f"{OWN}/models/unload", self.unload),
+            ("GET", f"{OWN}/runs", self.list_runs),
+            ("GET", f"{SIGNED}{{path:path}}", self.report),
+        ]
+
+    # -- OpenAI's -----------------------------------------------------------------------------------------------------
+
+    async def chat(self, request: Request) -> Response:
+        asked = schema.read(schema.ChatAsked, await self._json(request))
+        return await self.answering.chat(asked, request.receive)
+
+    async def completion(self, request: Request) -> Response:
+        asked = schema.read(schema.TextAsked, await self._json(request))
+        return await self.answering.completion(asked, request.receive)
+
+    async def models(self) -> Response:
+        return JSONResponse({"object": "list", "data": [model_of(each) for each in self.engine.models()]})
+
+    async def model(self, name: str) -> Response:
+        return JSONResponse(model_of(self.answering.served(name)))
+
+    async def health(self) -> Response:
+        return JSONResponse(
+            {
+                "status": "ok",
+                "models": len(self.engine.models()),
+                "queued": self.engine.queued,
+                "running": self.engine.running,
+            }
+        )
+
+    async def told_metrics(self) -> Response:
+        text, kind = self.metrics.text()
+        return Response(text, headers={"content-type": kind})
+
+    # -- alula's own --------------------------------------------------------------------------------------------------
+
+    async def server(self) -> Response:
+        settings, limits = self.settings, self.engine.limits
+        return JSONResponse(
+            {
+                "version": alula.__version__,
+                "demo": settings.demo,
+                "token": settings.token is not None,
+                "may_load": settings.may_load,
+                "runs": settings.runs is not None,
+                "fetches": settings.allowed.names,
+                "policies": list(policy_types()),
+                "formats": {medium: list(names) for medium, names in FORMATS.items()},
+                "limits": {
+                    "prompt_tokens": limits.prompt_tokens,
+                    "answer_tokens": limits.answer_tokens,
+                    "images_per_request": limits.images_per_request,
+                    "pixels_per_image": limits.pixels_per_image,
+                    "seconds_per_sound": settings.seconds_per_sound,
+                    "body_bytes": settings.body_bytes,
+                    "media_bytes": settings.media_bytes,
+                    "deadline": limits.deadline,
+                    "n": schema.MOST_CHOICES,
+                },
+            }
+        )
+
+    async def preview(self, request: Request) -> Response:
+        asked = schema.read(schema.PreviewAsked, await self._json(request))
+        return JSONResponse(await self.answering.preview(asked))
+
+    async def samples(self) -> Response:
+        return JSONResponse({"samples": await to_thread.run_sync(self._samples)})
+
+    async def upload(self, request: Request) -> Response:
+        content = await self._uploaded(request)
+        medium = next((each for each in ("image", "audio") if format_of(each, content)), None)
+        if medium is None:
+            read = ", ".join(dict.fromkeys(name for each in FORMATS.values() for name in each))
+            raise Problem(
+                "this is nothing of a format that is read", param="file", code="invalid_media", remedy=f"send {read}"
+            )
+        value = await self.media.decoded(medium, content, "file", {})
+        facts = {"width": value.width, "height": value.height} if medium == "image" else {"samples": len(value)}
+        return JSONResponse(self.uploads.put(medium, content, facts).told(), 201)
+
+    async def drop_upload(self, name: str) -> Response:
+        self.uploads.drop(name)
+        return Response(status_code=204)
+
+    async def adapters(self) -> Response:
+        return JSONResponse(await to_thread.run_sync(self.loading.listed))
+
+    async def load(self, request: Request) -> Response:
+        asked = schema.read(schema.LoadAsked, await self._json(request))
+        return JSONResponse(model_of(await self.loading.load(asked)), 201)
+
+    async def unload(self, request: Request) -> Response:
+        asked = schema.read(schema.UnloadAsked, await self._json(request))
+        await self.loading.unload(asked.name)
+        return JSONResponse({"name": asked.name, "unloaded": True})
+
+    async def list_runs(self) -> Response:
+        return JSONResponse(await to_thread.run_sync(self.runs.listed))
+
+    async def report(self, path: str, key: str = "") -> Response:
+        content = await to_thread.run_sync(self.runs.read, path, key)
+        return Response(
+            content, headers={"content-type": "text/html; charset=utf-8", "content-security-policy": POLICY}
+        )
+
+    # -- bodies -------------------------------------------------------------------------------------------------------
+
+    async def _json(self, request: Request) -> Mapping[str, Any]:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Problem(
+                f"{kind[:80]!r} is no type of body that is read here",
+                status=415,
+                param="Content-Type",
+                code="unsupported_media_type",
+                remedy="send JSON, and say so: Content-Type: application/json",
+            )
+        body = await self._body(request, self.settings.body_bytes)
+        return await to_thread.run_sync(bodies.parsed, body) if len(body) > _LARGE else bodies.parsed(body)
+
+    async def _body(self, request: Request, most: int) -> bytes:
+        stated = request.headers.get("content-length", "0")
+        if not stated.isdecimal() or int(stated[:18]) > most:
+            raise bodies.too_large(most)
+        return await bodies.read(request.receive, most=most, seconds=self.settings.body_seconds)
+
+    async def _uploaded(self, request: Request) -> bytes:
+        """The one file of a form."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "multipart/form-data":
+            raise Problem(
+                f"{kind[:80]!r} is no type of body that is read here",
+                status=415,
+                param="Content-Type",
+                code="unsupported_media_type",
+                remedy="send a form with one field, file: curl -F file=@picture.png",
+            )
+        body = await self._body(request, self.settings.media_bytes + _FORM)
+
+        async def again() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        try:
+            async with Request(request.scope, again).form(max_files=1, max_fields=0) as form:
+                file = form.get("file")
+                if file is None or isinstance(file, str):
+                    raise Problem("the form has no file of that name", param="file", code="missing_required_parameter")
+                return await file.read()
+        except (MultiPartException, HTTPException) as error:
+            said = getattr(error, "message", None) or getattr(error, "detail", "")
+            raise Problem(f"the form cannot be read: {said}", param="file", code="invalid_form") from None
+
+
+_LARGE = 1 << 20
+"""bytes of JSON that are parsed beside the event loop"""
+_FORM = 1 << 16
+"""bytes of a form around its file"""

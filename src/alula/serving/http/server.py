@@ -1,0 +1,83 @@
+"""Listening: a socket of our own, and uvicorn behind it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from alula.errors import AlulaError, UsageError
+
+CONNECTIONS = 1_024
+"""at once; more are answered 503"""
+_HEADERS_BYTES = 64 * 1024
+_DRAIN = 10
+"""seconds that running answers have once the server is told to stop"""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        port: 0: any that is free.
+
+    Raises:
+        AlulaError: another program listens there. UsageError: this machine has no such address or right.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        found.listen(2_048)
+    except OSError as error:
+        found.close()
+        if error.errno == errno.EADDRINUSE:
+            raise AlulaError(
+                f"port {port} is in use", where=host, remedy="stop what listens there, or take another: --port 8001"
+            ) from None
+        said = error.strerror or str(error)
+        raise UsageError(f"cannot listen on port {port}: {said}", where=host, remedy="--host and --port") from None
+    return found
+
+
+def serve(app: Any, listening: socket.socket, *, ready: Callable[[], None] | None = None) -> None:
+    """Serve until the process is told to stop (Ctrl-C, SIGTERM); running answers have some seconds to end.
+
+    Args:
+        app: ASGI.
+        listening: as `listen` gives it.
+        ready: called once requests are answered.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, once everything has ended.
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nothing here goes by where a request says that it came from
+        ws="none",
+        limit_concurrency=CONNECTIONS,
+        h11_max_incomplete_event_size=_HEADERS_BYTES,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=_DRAIN,
+    )
+    _Server(config, ready).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Says when it answers."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._ready is not None and self.started:
+            self._ready()
