@@ -136,6 +136,14 @@ def reads_in_pieces(model: nn.Module) -> bool:
     return not has_offset and (seam is None or not seam.rewrites)
 
 
+def forget_position_shift(model: nn.Module) -> None:
+    """Have a host know of no earlier prompt (M-RoPE), as it stands before its first: one without media would leave that
+    one's shift in place."""
+    backbone = Anatomy.of(unwrap(model)).backbone
+    if getattr(backbone, "rope_deltas", None) is not None:
+        backbone.rope_deltas = None
+
+
 def position_shift(model: nn.Module) -> int:
     """How far positions behind the prompt that a host read last run from plain ones (M-RoPE)."""
     deltas = getattr(Anatomy.of(unwrap(model)).backbone, "rope_deltas", None)

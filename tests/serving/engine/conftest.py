@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from PIL import Image
 
 import alula
 from alula.grafts import ExpertsConfig, WingsConfig, save_adapter
 from alula.hosts import build_host, load_host, save_host
-from alula.serving.engine import Engine
+from alula.serving.engine import Delta, Engine, Finished, Handle, Request, Sampling
 from tests.grafts.common import wake
-from tests.hosts import tiny
+from tests.hosts import qwen, tiny
 
 RED, BLUE = Image.new("RGB", (50, 40), (255, 0, 0)), Image.new("RGB", (30, 70), (0, 0, 255))
 
@@ -53,6 +54,11 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 value.normal_(std=0.3)
     tuned.peft_config["default"].base_model_name_or_path = str(folder / "host")
     tuned.save_pretrained(folder / "lora")
+    model = alula.load_model(folder / "llm").model
+    prefix = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    prefix.peft_config["default"].base_model_name_or_path = str(folder / "llm")
+    prefix.save_pretrained(folder / "prefix")
+    qwen.written(folder / "qwen-vl", "qwen2_5_vl")
     return folder
 
 
@@ -62,14 +68,40 @@ def engine(parts: Path) -> Iterator[Engine]:
         made.load("host", parts / "host")
         for name in ("wings", "experts", "lora"):
             made.load(f"host+{name}", parts / name)
+        made.load("llm", parts / "llm")
+        made.load("llm+prefix", parts / "prefix")
+        made.load("sliding", parts / "sliding")
+        made.load("qwen-vl", parts / "qwen-vl")
         yield made
+
+
+@functools.cache
+def loaded(path: Path) -> Any:
+    return alula.load_model(path)
+
+
+def rendered(path: Path, messages: Sequence[Any]) -> dict[str, Any]:
+    """Inputs of the model in a directory."""
+    inputs = alula.inputs.Intake(loaded(path).processor).tensors(list(messages))[0]
+    return {name: value for name, value in inputs.items() if name != "token_type_ids"}
 
 
 def alone(path: Path, messages: Sequence[Any], most: int = 12, **options: Any) -> list[int]:
     """What the model in a directory answers by `generate`, greedily."""
-    model, processor = alula.load_model(path)
-    inputs = alula.inputs.Intake(processor).tensors(list(messages))[0]
-    known = {name: value for name, value in inputs.items() if name != "token_type_ids"}
+    inputs = rendered(path, messages)
     with torch.no_grad():
-        found = model.generate(**known, max_new_tokens=most, do_sample=False, **options)
+        found = loaded(path).model.generate(**inputs, max_new_tokens=most, do_sample=False, **options)
     return found[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def tokens_of(handle: Handle) -> tuple[list[int], Finished]:
+    """The answer's tokens, and its end."""
+    *deltas, end = handle
+    assert isinstance(end, Finished)
+    return [token for delta in deltas if isinstance(delta, Delta) for token in delta.token_ids], end
+
+
+def told(engine: Engine, name: str, messages: Any, most: int = 12, **options: Any) -> list[int]:
+    """What the engine answers."""
+    sampling = Sampling(max_tokens=most, **options.pop("sampling", {}))
+    return tokens_of(engine.submit(Request(name, messages, sampling=sampling, **options)))[0]

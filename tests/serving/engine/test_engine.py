@@ -2,29 +2,420 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import LogitsProcessor
 
-from alula.serving.engine import Delta, Engine, Finished, Request, Sampling
-from tests.serving.engine.conftest import BLUE, RED, alone, asked
+from alula.errors import UsageError
+from alula.serving.engine import (
+    Delta,
+    Engine,
+    EngineClosed,
+    Finished,
+    Limits,
+    QueueFull,
+    Request,
+    RequestError,
+    Sampling,
+    UnknownModel,
+)
+from tests.serving.engine.conftest import BLUE, RED, alone, asked, loaded, rendered, tokens_of, told
 
 QUESTIONS = [
     asked("what do you see?", RED),
     asked("how many green triangles are there? be brief"),
     asked("first second third", RED, BLUE),
     asked("two words"),
+    asked("what do you see?", BLUE),
 ]
+HOSTS = ("host", "host+wings", "host+experts", "host+lora", "qwen-vl")
+TEXTS = ("llm", "sliding", "llm+prefix")
 
 
-@pytest.mark.parametrize("name", ["host", "host+wings", "host+experts", "host+lora"])
-def test_streamed_is_alone_token_for_token(engine: Engine, parts: Path, name: str) -> None:
-    handles = [engine.submit(Request(name, each, sampling=Sampling(max_tokens=12))) for each in QUESTIONS]
-    for messages, handle in zip(QUESTIONS, handles, strict=True):
+def directory(parts: Path, name: str) -> Path:
+    return parts / name.rpartition("+")[2]
+
+
+def test_streamed_is_alone_token_for_token(engine: Engine, parts: Path) -> None:
+    """All models, all at once, of different lengths, with and without images."""
+    jobs = [(name, each) for name in HOSTS for each in QUESTIONS]
+    jobs += [(name, each) for name in TEXTS for each in (QUESTIONS[1], QUESTIONS[3])]
+    handles = []
+    for place, (name, each) in enumerate(jobs):
+        handles.append(engine.submit(Request(name, each, sampling=Sampling(max_tokens=4 + place % 9))))
+        if place % 5 == 4:
+            time.sleep(0.01)  # so that some join while others run
+    for place, ((name, each), handle) in enumerate(zip(jobs, handles, strict=True)):
         events = list(handle)
-        *deltas, end = events
+        assert [delta.index for delta in events if isinstance(delta, Delta)] == list(range(len(events) - 1))
+        tokens = [token for delta in events if isinstance(delta, Delta) for token in delta.token_ids]
+        assert tokens == alone(directory(parts, name), each, 4 + place % 9), (name, each)
+        end = events[-1]
         assert isinstance(end, Finished)
-        assert [delta.index for delta in deltas if isinstance(delta, Delta)] == list(range(len(deltas)))
-        tokens = [token for delta in deltas if isinstance(delta, Delta) for token in delta.token_ids]
-        assert tokens == alone(parts / name.rpartition("+")[2], messages)
         assert end.usage.completion_tokens == len(tokens)
+        assert end.usage.prompt_tokens == rendered(directory(parts, name), each)["input_ids"].shape[1]
+
+
+def test_it_says_what_is_computed_together_and_why_not(engine: Engine) -> None:
+    served = {each.name: each for each in engine.models()}
+    assert {name for name, each in served.items() if not each.batched} == {"llm+prefix"}
+    assert "learned prompt" in (served["llm+prefix"].why_alone or "")
+    assert {name: each.kind for name, each in served.items()} == {
+        "host": "host",
+        "host+wings": "alula",
+        "host+experts": "alula",
+        "host+lora": "peft",
+        "llm": "text",
+        "llm+prefix": "peft",
+        "sliding": "text",
+        "qwen-vl": "host",
+    }
+    assert {each.base for each in served.values()} == {None, "host", "llm"}
+    assert served["host+wings"].adapter == "wings"
+    assert served["host"].takes == {"image"}
+    assert served["llm"].takes == frozenset()
+    assert {name for name, each in served.items() if each.exact_gate} == {"host+wings", "host+experts"}
+
+
+def test_adapters_share_the_tensors_of_their_base(engine: Engine) -> None:
+    base = engine._residents.entered("host")
+    own = {value.data_ptr() for value in base.model.state_dict().values()}
+    for name in ("host+wings", "host+experts", "host+lora"):
+        other = engine._residents.entered(name)
+        weights = other.model.state_dict()
+        further = [key for key, value in weights.items() if value.data_ptr() not in own]
+        assert further
+        assert all("alula" in key or "lora_" in key for key in further), further[:3]
+        engine._residents.left(other)
+    engine._residents.left(base)
+
+
+def test_text_alone_is_computed_by_the_base_of_an_exact_gate(engine: Engine) -> None:
+    def ends(name: str, messages: Any) -> tuple[list[Any], str]:
+        sampling = Sampling(max_tokens=6, logprobs=True, top_logprobs=3)
+        *deltas, end = engine.submit(Request(name, messages, sampling=sampling))
+        return [delta.logprobs for delta in deltas], end.computed_by
+
+    by_base = ends("host", QUESTIONS[1])
+    assert ends("host+wings", QUESTIONS[1]) == by_base == ends("host+experts", QUESTIONS[1])
+    assert by_base[1] == "host"
+    assert ends("host+lora", QUESTIONS[1])[1] == "host+lora"
+    assert ends("host+wings", QUESTIONS[0])[1] == "host+wings"
+
+
+def test_seeds_are_drawn_alike_whatever_runs_beside(engine: Engine) -> None:
+    request = Request("host", QUESTIONS[0], sampling=Sampling(max_tokens=12, temperature=1.5, top_p=0.9, seed=7))
+    by_itself, _ = tokens_of(engine.submit(request))
+    others = [engine.submit(Request("host", each, sampling=Sampling(temperature=2.0))) for each in QUESTIONS]
+    beside, _ = tokens_of(engine.submit(request))
+    for other in others:
+        other.cancel()
+    assert beside == by_itself
+    assert by_itself != alone_tokens(engine)
+    seeds = {tuple(told(engine, "host", QUESTIONS[0], sampling={"temperature": 1.5, "seed": n})) for n in range(4)}
+    assert len(seeds) > 1
+
+
+def alone_tokens(engine: Engine) -> list[int]:
+    return told(engine, "host", QUESTIONS[0])
+
+
+def test_draws_follow_the_distribution(engine: Engine, parts: Path) -> None:
+    """Frequencies of 300 first tokens against the softmax of the model's own logits, cut at top_k."""
+    with torch.no_grad():
+        logits = loaded(parts / "llm").model(**rendered(parts / "llm", QUESTIONS[3])).logits[0, -1].double()
+    best = (logits / 0.5).topk(4)
+    wanted = dict(zip(best.indices.tolist(), best.values.softmax(0).tolist(), strict=True))
+    sampling = [Sampling(max_tokens=1, temperature=0.5, top_k=4, seed=seed) for seed in range(300)]
+    handles = [engine.submit(Request("llm", QUESTIONS[3], sampling=each)) for each in sampling[:200]]
+    drawn = [tokens_of(handle)[0][0] for handle in handles]
+    handles = [engine.submit(Request("llm", QUESTIONS[3], sampling=each)) for each in sampling[200:]]
+    drawn += [tokens_of(handle)[0][0] for handle in handles]
+    assert set(drawn) <= wanted.keys()
+    for token, share in wanted.items():
+        assert abs(drawn.count(token) / 300 - share) < 4 * (share * (1 - share) / 300) ** 0.5 + 1e-6
+
+
+class Penalties(LogitsProcessor):
+    """OpenAI's, written as they are defined."""
+
+    def __init__(self, prompt: int) -> None:
+        self.prompt = prompt
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        for token in set(input_ids[0, self.prompt :].tolist()):
+            scores[0, token] -= 1.5 * input_ids[0, self.prompt :].tolist().count(token) + 0.5
+        return scores
+
+
+def test_penalties(engine: Engine, parts: Path) -> None:
+    path, plain = parts / "host", alone(parts / "host", QUESTIONS[2], 20)
+    repeated = alone(path, QUESTIONS[2], 20, repetition_penalty=1.5)
+    assert told(engine, "host", QUESTIONS[2], 20, sampling={"repetition_penalty": 1.5}) == repeated != plain
+    ours = Penalties(rendered(path, QUESTIONS[2])["input_ids"].shape[1])
+    wanted = alone(path, QUESTIONS[2], 20, logits_processor=[ours])
+    given = {"frequency_penalty": 1.5, "presence_penalty": 0.5}
+    assert told(engine, "host", QUESTIONS[2], 20, sampling=given) == wanted != plain
+
+
+def test_logprobs_are_the_models(engine: Engine, parts: Path) -> None:
+    tokens = told(engine, "host", QUESTIONS[0], 5)
+    inputs = rendered(parts / "host", QUESTIONS[0])
+    ids = torch.cat([inputs["input_ids"], torch.tensor([tokens])], dim=1)
+    with torch.no_grad():
+        logits = loaded(parts / "host").model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+    barred = loaded(parts / "host").model.generation_config.suppress_tokens
+    assert not set(tokens) & set(barred)
+    wanted = logits[0, inputs["input_ids"].shape[1] - 1 : -1].log_softmax(-1)
+    sampling = Sampling(max_tokens=5, logprobs=True, top_logprobs=2)
+    deltas = [
+        each for each in engine.submit(Request("host", QUESTIONS[0], sampling=sampling)) if isinstance(each, Delta)
+    ]
+    found = [each for delta in deltas for each in delta.logprobs or ()]
+    assert [each.token_id for each in found] == tokens
+    for each, row, token in zip(found, wanted, tokens, strict=True):
+        assert each.logprob == pytest.approx(float(row[token]), abs=1e-4)
+        assert [top.logprob for top in each.top] == pytest.approx(row.topk(2).values.tolist(), abs=1e-4)
+
+
+def test_texts_end_answers_and_are_no_part_of_them(engine: Engine) -> None:
+    def text(*stop: str) -> tuple[str, Finished]:
+        return engine.submit(Request("host", QUESTIONS[0], sampling=Sampling(max_tokens=40, stop=stop))).result()
+
+    whole, end = text()
+    assert end.reason == "length"
+    middle = len(whole) // 2
+    for stop in (whole[middle : middle + 3], whole[middle]):
+        cut, end = text("never there", stop)
+        assert cut == whole[: whole.index(stop)]
+        assert end.reason == "stop"
+    *deltas, _ = engine.submit(Request("host", QUESTIONS[0], sampling=Sampling(max_tokens=40)))
+    pieces = [delta.text for delta in deltas if isinstance(delta, Delta)]
+    assert "".join(pieces) == whole
+    assert sum(map(bool, pieces)) > 5
+
+
+def test_a_prompt_in_the_place_of_messages(engine: Engine, parts: Path) -> None:
+    ids = rendered(parts / "llm", QUESTIONS[1])["input_ids"][0].tolist()
+    assert told(engine, "llm", None, prompt=ids) == alone(parts / "llm", QUESTIONS[1])
+    assert told(engine, "llm", None, prompt="two words")
+    with pytest.raises(RequestError, match="stand for media"):
+        engine.submit(Request("host", prompt=rendered(parts / "host", QUESTIONS[0])["input_ids"][0].tolist()))
+    with pytest.raises(RequestError, match="token ids"):
+        engine.submit(Request("llm", prompt=[10**6]))
+
+
+def test_cancelled_and_late_ones_end_and_hold_nobody_up(parts: Path) -> None:
+    with Engine(Limits(running=2, answer_tokens=400)) as engine:
+        engine.load("llm", parts / "llm")
+        slow, late = (engine.submit(Request("llm", QUESTIONS[1], deadline=each)) for each in (None, 0.15))
+        waiting = engine.submit(Request("llm", QUESTIONS[3], deadline=0.1))
+        next(iter(slow))
+        assert tokens_of(waiting)[1].reason == "deadline"
+        _, end = tokens_of(late)
+        assert end.reason == "deadline"
+        assert end.usage.completion_tokens < 400
+        slow.cancel()
+        *_, end = list(slow)
+        assert isinstance(end, Finished)
+        assert end.reason == "cancelled"
+        assert told(engine, "llm", QUESTIONS[3]) == alone(parts / "llm", QUESTIONS[3])
+
+
+def test_what_is_refused(engine: Engine, parts: Path) -> None:
+    with pytest.raises(UnknownModel, match="host\\+wings"):
+        engine.submit(Request("nobody", QUESTIONS[0]))
+    with pytest.raises(RequestError, match="takes no images"):
+        engine.submit(Request("llm", QUESTIONS[0]))
+    with pytest.raises(RequestError, match="up to 511"):
+        engine.submit(Request("llm", asked("word " * 600)))
+    for wrong in (
+        {"temperature": -1},
+        {"top_p": 0},
+        {"max_tokens": 0},
+        {"stop": [""]},
+        {"top_logprobs": 2},
+        {"seed": 0.5},
+    ):
+        with pytest.raises(RequestError):
+            Sampling(**wrong)
+    with pytest.raises(RequestError, match="messages or a prompt"):
+        Request("llm")
+    with pytest.raises(RequestError, match="part is of type"):
+        engine.submit(Request("llm", [{"role": "user", "content": [{"type": "smell"}]}]))
+    small = Limits(images_per_request=1, pixels_per_image=3000, prompt_tokens=40, queue=1, running=1, answer_tokens=500)
+    with Engine(small) as other:
+        other.load("host", parts / "host")
+        with pytest.raises(RequestError, match="up to 1 are taken"):
+            other.submit(Request("host", QUESTIONS[2]))
+        with pytest.raises(RequestError, match="up to 40 are taken"):
+            other.submit(Request("host", asked("first second third " * 30)))
+        with pytest.raises(RequestError, match="60 x 60 pixels"):
+            other.submit(Request("host", asked("x", RED.resize((60, 60)))))
+        running = [other.submit(Request("host", QUESTIONS[1]))]
+        running += [other.submit(Request("host", QUESTIONS[1])) for _ in range(1) if _begun(running[0])]
+        with pytest.raises(QueueFull):
+            other.submit(Request("host", QUESTIONS[1]))
+        for each in running:
+            each.cancel()
+    with pytest.raises(EngineClosed):
+        other.submit(Request("host", QUESTIONS[1]))
+
+
+def _begun(handle: Any) -> bool:
+    """True, once the first piece is there."""
+    return bool(next(iter(handle)))
+
+
+def test_models_come_and_go_while_others_answer(engine: Engine, parts: Path) -> None:
+    running = [engine.submit(Request("host", each, sampling=Sampling(max_tokens=30))) for each in QUESTIONS]
+    engine.load("host+more", parts / "wings")
+    theirs = engine.submit(Request("host+more", QUESTIONS[0], sampling=Sampling(max_tokens=30)))
+    with pytest.raises(UsageError, match="loaded already"):
+        engine.load("host+more", parts / "wings")
+    with pytest.raises(UsageError, match="stand on it"):
+        engine.unload("host")
+    engine.unload("host+more")  # waits for its request
+    assert theirs._events[-1].reason == "length"  # type: ignore[union-attr]
+    assert tokens_of(theirs)[0] == alone(parts / "wings", QUESTIONS[0], 30)
+    with pytest.raises(UnknownModel):
+        engine.submit(Request("host+more", QUESTIONS[0]))
+    for each, handle in zip(QUESTIONS, running, strict=True):
+        assert tokens_of(handle)[0] == alone(parts / "host", each, 30)
+
+
+def test_an_adapter_brings_its_base(parts: Path) -> None:
+    with Engine() as engine:
+        engine.load("mine", parts / "wings")
+        assert {each.name: each.base for each in engine.models()} == {"host": None, "mine": "host"}
+        assert told(engine, "mine", QUESTIONS[0]) == alone(parts / "wings", QUESTIONS[0])
+
+
+@pytest.mark.parametrize("name", ["host", "host+wings", "host+experts"])
+def test_turns_go_on_where_the_last_ended(engine: Engine, parts: Path, name: str) -> None:
+    first = asked("what do you see? " * 3, RED)
+    text, end = engine.submit(Request(name, first, sampling=Sampling(max_tokens=8))).result()
+    again = [*first, {"role": "assistant", "content": text}, *asked("and then?")]
+    tokens, end = tokens_of(engine.submit(Request(name, again, sampling=Sampling(max_tokens=12))))
+    prompt = rendered(directory(parts, name), first)["input_ids"].shape[1]
+    assert end.usage.cached_tokens > prompt - 4
+    parted = [
+        {**message, "content": asked(message["content"])[0]["content"]}
+        if isinstance(message["content"], str)
+        else message
+        for message in again
+    ]
+    assert tokens == alone(directory(parts, name), parted)
+    other = [*asked("what do you see? " * 3, RED.rotate(180, fillcolor=(0, 255, 0), translate=(9, 9))), *again[1:]]
+    _, end = tokens_of(engine.submit(Request(name, other, sampling=Sampling(max_tokens=1))))
+    assert end.usage.cached_tokens < 12  # what stands before the picture
+
+
+@pytest.mark.parametrize("name", ["host", "host+wings", "host+experts", "llm", "sliding"])
+def test_prompts_in_pieces_are_prompts_as_a_whole(parts: Path, name: str) -> None:
+    images = (RED, BLUE) if name.startswith("host") else ()
+    messages = asked("how many green triangles are there? " * 4, *images)
+    with Engine(Limits(prefill_tokens=9)) as engine:
+        base = name.partition("+")[0]
+        engine.load(base, parts / base)
+        if name != base:
+            engine.load(name, directory(parts, name))
+        running = engine.submit(Request(base, QUESTIONS[3], sampling=Sampling(max_tokens=30)))
+        assert told(engine, name, messages) == alone(directory(parts, name), messages)
+        assert tokens_of(running)[0] == alone(parts / base, QUESTIONS[3], 30)
+
+
+def test_many_threads_get_what_one_gets(engine: Engine, parts: Path) -> None:
+    failures: list[Any] = []
+
+    def client(number: int) -> None:
+        name, messages = HOSTS[number % 4], QUESTIONS[number % 5]
+        for _ in range(2):
+            found = told(engine, name, messages, 5 + number % 3)
+            if found != alone(directory(parts, name), messages, 5 + number % 3):
+                failures.append((name, number))
+
+    for name in HOSTS[:4]:
+        loaded(directory(parts, name))
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not failures
+
+
+def test_an_event_loop_reads_answers(engine: Engine, parts: Path) -> None:
+    async def read(messages: Any) -> list[int]:
+        handle = engine.submit(Request("host", messages, sampling=Sampling(max_tokens=12)))
+        return [token async for event in handle if isinstance(event, Delta) for token in event.token_ids]
+
+    async def both() -> list[list[int]]:
+        return await asyncio.gather(*(read(each) for each in QUESTIONS))
+
+    assert asyncio.run(both()) == [alone(parts / "host", each) for each in QUESTIONS]
+
+
+def test_one_that_fails_is_the_only_one_that_does(parts: Path) -> None:
+    """A fault that a token sets off, in the prompt of one request and in the midst of another's answer."""
+    with Engine() as engine:
+        engine.load("llm", parts / "llm")
+        resident = engine._residents.entered("llm")
+        answers = [alone(parts / "llm", each, 20) for each in (QUESTIONS[1], QUESTIONS[3])]
+        mine = next(token for token in answers[0][2:] if token not in answers[1])
+        poison = rendered(parts / "llm", asked("first"))["input_ids"][0].tolist()
+
+        def fail(module: Any, args: Any, kwargs: Any) -> None:
+            ids = kwargs["input_ids"]
+            if (ids.shape[1] == 1 and (ids == mine).any()) or any(
+                row.tolist()[-len(poison) :] == poison for row in ids
+            ):
+                raise RuntimeError("a fault")
+
+        resident.model.model.layers[1].register_forward_pre_hook(lambda *_: None)
+        resident.model.register_forward_pre_hook(fail, with_kwargs=True)
+        asks = [QUESTIONS[1], QUESTIONS[3], asked("first"), asked("be brief")]
+        handles = [engine.submit(Request("llm", each, sampling=Sampling(max_tokens=20))) for each in asks]
+        for place in (0, 2):
+            with pytest.raises(RuntimeError, match="a fault"):
+                list(handles[place])
+        assert tokens_of(handles[1])[0] == answers[1]
+        assert tokens_of(handles[3])[0][:2] == alone(parts / "llm", asks[3], 20)[:2]
+        engine._residents.left(resident)
+
+
+def test_memory_is_flat(parts: Path) -> None:
+    import gc
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(each.numel() for each in gc.get_objects() if isinstance(each, torch.Tensor))
+
+    with Engine(Limits(prefix_tokens=200)) as engine:
+        engine.load("host", parts / "host")
+        engine.load("host+wings", parts / "wings")
+        counts = []
+        for block in range(4):
+            handles = [
+                engine.submit(
+                    Request(
+                        HOSTS[number % 2],
+                        asked(f"{block} {number}", *[RED] * (number % 3 == 0)),
+                        sampling=Sampling(max_tokens=2),
+                    )
+                )
+                for number in range(50)
+            ]
+            for handle in handles:
+                list(handle)
+            del handles, handle
+            counts.append(tensors())
+        assert engine._scheduler._prefixes.tokens <= 200
+        assert max(counts[1:]) < 1.02 * counts[1]

@@ -19,15 +19,13 @@ from alula.anatomy import unwrap
 from alula.media import MEDIA
 from alula.seam import find
 from alula.seam.dialect import cache_keyword, logits_of
-from alula.seam.joining import empty_cache, position_shift
+from alula.seam.joining import empty_cache, forget_position_shift, position_shift
 from alula.serving.engine.prompts import Prepared
 from alula.serving.engine.residents import Resident
 from alula.tokens import Role
 
 _OF_TOKENS = ("input_ids", "mm_token_type_ids")
 _WHOLE = ("attention_mask", "token_type_ids")
-PIECE = 512
-"""tokens that are computed between two steps of running answers"""
 
 
 class Prefill:
@@ -39,13 +37,14 @@ class Prefill:
         shift: how far positions behind the prompt run from plain ones, once it is done.
     """
 
-    def __init__(self, resident: Resident, prepared: Prepared, cache: Any = None, done: int = 0) -> None:
+    def __init__(self, resident: Resident, prepared: Prepared, piece: int, cache: Any = None, done: int = 0) -> None:
         """
         Args:
+            piece: tokens that are computed at once, or about as many.
             cache: of the first `done` tokens, computed before; None: nothing was.
         """
         self._resident, self._inputs, self._length = resident, prepared.inputs, len(prepared.ids)
-        self._media = _Media(prepared)
+        self._media, self._piece = _Media(prepared), piece
         self._roles = None if prepared.roles is None else torch.tensor([prepared.roles])
         self._in_pieces = goes_in_pieces(resident, prepared)
         self.cache = empty_cache(resident.model) if cache is None else cache
@@ -62,7 +61,7 @@ class Prefill:
         return self._in_pieces and not self.done and self.next_count == self._length
 
     def _stop(self) -> int:
-        return self._media.end_of_piece(self.done, self.done + PIECE) if self._in_pieces else self._length
+        return self._media.end_of_piece(self.done, self.done + self._piece) if self._in_pieces else self._length
 
     def step(self) -> Tensor | None:
         """Compute the next piece; return (V,) the logits behind the last token, once that is reached."""
@@ -72,6 +71,7 @@ class Prefill:
             given |= self._inputs
         else:
             given |= self._media.between(start, stop)
+        forget_position_shift(self._resident.model)
         logits = _forward(self._resident, given, self.cache, self._roles)
         self.done = stop
         if stop < self._length:
@@ -80,11 +80,11 @@ class Prefill:
         return logits[0, -1]
 
 
-def fits(prepared: Prepared, others: Sequence[Prepared]) -> bool:
+def fits(prepared: Prepared, others: Sequence[Prepared], piece: int) -> bool:
     """Whether a prompt can be computed in one forward with others: not longer in all, padded, than a piece, and media
     that stand side by side."""
     every = [prepared, *others]
-    if max(len(each.ids) for each in every) * len(every) > PIECE:
+    if max(len(each.ids) for each in every) * len(every) > piece:
         return False
     shapes = [_Media(each).shapes for each in every if each.kinds]
     return all(shape is not None and shape == shapes[0] for shape in shapes)

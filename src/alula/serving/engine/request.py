@@ -150,6 +150,7 @@ class Limits:
         images_per_request: media of any kind.
         pixels_per_image: of one image.
         deadline: seconds that any request has; None: no bound.
+        prefill_tokens: tokens of prompts that are computed between two steps of running answers.
         prefix_tokens: tokens of finished prompts and answers that are kept for further turns, over all models.
     """
 
@@ -160,10 +161,11 @@ class Limits:
     images_per_request: int = 16
     pixels_per_image: int = DEFAULT_MAX_PIXELS
     deadline: float | None = None
+    prefill_tokens: int = 512
     prefix_tokens: int = 32768
 
     def __post_init__(self) -> None:
-        for name in ("queue", "running", "prompt_tokens", "answer_tokens", "pixels_per_image"):
+        for name in ("queue", "running", "prompt_tokens", "answer_tokens", "pixels_per_image", "prefill_tokens"):
             _within(name, getattr(self, name), 1, math.inf, whole=True)
         for name in ("images_per_request", "prefix_tokens"):
             _within(name, getattr(self, name), 0, math.inf, whole=True)

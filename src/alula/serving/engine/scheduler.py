@@ -19,7 +19,7 @@ from alula.serving.engine import alone
 from alula.serving.engine.batch import Batch, Row
 from alula.serving.engine.errors import EngineClosed
 from alula.serving.engine.job import Job
-from alula.serving.engine.prefill import PIECE, Prefill, fits, goes_in_pieces, start_of_rest, together
+from alula.serving.engine.prefill import Prefill, fits, goes_in_pieces, start_of_rest, together
 from alula.serving.engine.prefixes import Prefixes
 from alula.serving.engine.request import Limits
 from alula.serving.engine.residents import Resident
@@ -38,6 +38,7 @@ class Scheduler:
 
     def __init__(self, limits: Limits, on_end: Callable[[Job], None]) -> None:
         self._limits, self._on_end = limits, on_end
+        self._piece = limits.prefill_tokens
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._gone: deque[Resident] = deque()
@@ -103,6 +104,7 @@ class Scheduler:
                 self._step(batch)
         left = [*self._waiting, *(job for job, _ in self._prefilling)]
         left += [row.job for batch in self._batches for row in batch.rows]
+        self._waiting, self._prefilling, self._batches = deque(), deque(), []
         for job in left:
             self._fail(job, EngineClosed("the engine was closed before this answer was there"))
 
@@ -145,18 +147,18 @@ class Scheduler:
         """The way of a job's prompt into a cache, behind what is known of it."""
         resident, prepared = job.computing, job.prepared
         if not goes_in_pieces(resident, prepared):
-            return Prefill(resident, prepared)
+            return Prefill(resident, prepared, self._piece)
         cache, known = self._prefixes.found(resident, prepared.keys)
         known = start_of_rest(prepared, known)
         if cache is None or not known:
-            return Prefill(resident, prepared)
+            return Prefill(resident, prepared, self._piece)
         job.answer.cached = known
-        return Prefill(resident, prepared, self._prefixes.taken(cache, known), known)
+        return Prefill(resident, prepared, self._piece, self._prefixes.taken(cache, known), known)
 
     def _prefill(self) -> None:
         """Compute pieces of prompts, in turn, and have those that are done join the batches."""
         spent = 0
-        while self._prefilling and spent < PIECE:
+        while self._prefilling and spent < self._piece:
             group = self._group()
             spent += len(group) * max(prefill.next_count for _, prefill in group)
             if len(group) == 1 or not self._prefill_together(group):
@@ -171,7 +173,7 @@ class Scheduler:
             job, other = self._prefilling.popleft()
             told = [each.prepared for each, _ in group]
             is_alike = other.is_whole and job.computing is first.computing
-            (group if is_alike and fits(job.prepared, told) else left).append((job, other))
+            (group if is_alike and fits(job.prepared, told, self._piece) else left).append((job, other))
         self._prefilling.extendleft(reversed(left))
         return group
 
