@@ -72,7 +72,7 @@ def _told(model: Any, request: Request, prepared: Prepared, resident: Resident, 
             stack.enter_context(policy.on(model))
         stack.enter_context(_highlighted(model, request, prepared, resident))
         if request.attention:
-            picking.gaze = Gaze(prepared, resident.anatomy)
+            picking.gaze = Gaze(prepared, resident.anatomy, is_cut=bool(request.image_tokens or request.policies))
             stack.enter_context(gazing(model, picking.gaze))
         yield
 

@@ -32,17 +32,17 @@ class Look:
         item: number of the medium in the request, from 0; -1: of all, where they cannot be told apart.
         grid: rows and columns of its tokens; None where it is not known how they lie.
         weights: share of all attention that each of them had, row by row: the mean over layers and heads, and 0 in
-            layers that a policy took the token out of.
+            layers that a policy took the token out of; None where it took it out of all.
     """
 
     item: int
     grid: tuple[int, int] | None
-    weights: tuple[float, ...]
+    weights: tuple[float | None, ...]
 
     @property
     def share(self) -> float:
         """Share of all attention that went to the medium."""
-        return sum(self.weights)
+        return sum(weight or 0.0 for weight in self.weights)
 
 
 @dataclass(frozen=True)

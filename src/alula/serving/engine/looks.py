@@ -63,7 +63,12 @@ def _grids(prepared: Prepared, anatomy: Anatomy, items: list[tuple[int, np.ndarr
 class Gaze:
     """Reads the attention of the last token of every forward to the media of one prompt."""
 
-    def __init__(self, prepared: Prepared, anatomy: Anatomy) -> None:
+    def __init__(self, prepared: Prepared, anatomy: Anatomy, *, is_cut: bool) -> None:
+        """
+        Args:
+            is_cut: tokens are taken out of layers.
+        """
+        self._is_cut = is_cut
         self._items = items_of(prepared)
         self._grids = _grids(prepared, anatomy, self._items)
         self._sum: Tensor | None = None
@@ -71,8 +76,8 @@ class Gaze:
 
     def queries(self, view: LayerView) -> Tensor | None:
         """The last token."""
-        batch, count = view.tokens.shape
-        return torch.full((batch, 1), count - 1, device=view.tokens.device)
+        batch, count = view.ctx.tokens.shape
+        return torch.full((batch, 1), count - 1, device=view.ctx.tokens.device)
 
     def on_weights(self, view: LayerView, weights: Tensor) -> None:
         """Take a layer's."""
@@ -84,7 +89,8 @@ class Gaze:
         """Where the last token looked, media in order; what is read next belongs to the next token."""
         if self._sum is None:
             return []
-        shares = (self._sum / self._layers).tolist()
+        read = (self._sum / self._layers).tolist()
+        shares = [None if self._is_cut and not share else share for share in read]
         self._sum, self._layers = None, 0
         return [
             Look(item, grid, tuple(shares[place] for place in places.tolist()))

@@ -1,0 +1,107 @@
+"""What holds for one request alone: highlights, budgets, policies, and where its tokens looked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import alula
+from alula.errors import AlulaError
+from alula.policies import Budget, Withdraw
+from alula.serving.engine import Delta, Engine, Highlighted, Request, Sampling
+from alula.steering import Box, Prompt
+from tests.serving.engine.conftest import BLUE, RED, alone, asked, loaded, rendered, tokens_of, told
+
+ASKED = asked("what do you see? first second third", RED, BLUE)
+
+
+def generated(path: Path, messages: Any) -> list[int]:
+    inputs = rendered(path, messages)
+    found = loaded(path).model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    return found[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("name", ["host", "host+wings"])
+def test_each_gets_what_it_asked_for_and_others_do_not(engine: Engine, parts: Path, name: str) -> None:
+    path = parts / name.rpartition("+")[2]
+    model, processor = loaded(path)
+    box = Box(0, 0, 10, 20)
+    options: list[dict[str, Any]] = [
+        {"highlight": Highlighted(spans=["second"], regions=[(1, box)], strength=3.0, guidance=2.0)},
+        {"image_tokens": 4},
+        {"policies": {"withdraw": Withdraw(layer=1)}},
+        {},
+        {"highlight": Highlighted(regions=[box], strength=5.0, guidance=1.0), "image_tokens": 9},
+    ]
+    handles = [engine.submit(Request(name, ASKED, sampling=Sampling(max_tokens=12), **each)) for each in options]
+    found = [tokens_of(handle) for handle in handles]
+    wanted = []
+    prompt = Prompt(model, processor, rendered(path, ASKED), ASKED)
+    second = Box(0, 0, 10, 20, image=1)
+    with alula.highlight(model, prompt, spans=["second"], regions=[second], strength=3.0, guidance=2.0):
+        wanted.append(generated(path, ASKED))
+    with Budget(image_tokens=4).on(model):
+        wanted.append(generated(path, ASKED))
+    with Withdraw(layer=1).on(model):
+        wanted.append(generated(path, ASKED))
+    wanted.append(alone(path, ASKED))
+    with Budget(image_tokens=9).on(model), alula.highlight(model, prompt, regions=[box], strength=5.0, guidance=1.0):
+        wanted.append(generated(path, ASKED))
+    assert [tokens for tokens, _ in found] == wanted
+    assert len({tuple(tokens) for tokens in wanted}) > 2
+    kept = [(end.usage.image_tokens, end.usage.image_tokens_of) for _, end in found]
+    assert kept == [(32, 32), (8, 32), (32, 32), (32, 32), (18, 32)]
+    assert told(engine, name, ASKED) == alone(path, ASKED)
+
+
+def test_where_tokens_looked(engine: Engine, parts: Path) -> None:
+    """Against eager attention over the whole sequence."""
+    *deltas, _ = engine.submit(Request("host", ASKED, sampling=Sampling(max_tokens=5), attention=True))
+    looks = [each for delta in deltas if isinstance(delta, Delta) for each in delta.attention or ()]
+    tokens = [token for delta in deltas if isinstance(delta, Delta) for token in delta.token_ids]
+    assert tokens == alone(parts / "host", ASKED, 5)
+    inputs = rendered(parts / "host", ASKED)
+    host, _ = alula.load_model(parts / "host")
+    host.set_attn_implementation("eager")
+    ids = torch.cat([inputs["input_ids"], torch.tensor([tokens])], dim=1)
+    with torch.no_grad():
+        weights = host(input_ids=ids, pixel_values=inputs["pixel_values"], output_attentions=True).attentions
+    mean = torch.stack(weights).mean(dim=(0, 2))[0]  # over layers and heads
+    places = (inputs["input_ids"][0] == host.config.image_token_id).nonzero()[:, 0]
+    prompt = inputs["input_ids"].shape[1]
+    assert len(looks) == 5
+    for step, of_token in enumerate(looks):
+        assert [(look.item, look.grid) for look in of_token] == [(0, (4, 4)), (1, (4, 4))]
+        row = mean[prompt - 1 + step]
+        for look, own in zip(of_token, places.view(2, 16), strict=True):
+            assert look.weights == pytest.approx(row[own].tolist(), abs=1e-5)
+            assert look.share == pytest.approx(float(row[own].sum()), abs=1e-4)
+
+
+def test_of_tokens_that_are_gone_nothing_is_said(engine: Engine, parts: Path) -> None:
+    asks = Highlighted(spans=["second"], strength=2.0)
+    request = Request("host", ASKED, sampling=Sampling(max_tokens=3), attention=True, image_tokens=4, highlight=asks)
+    looks = [each for delta in engine.submit(request) if isinstance(delta, Delta) for each in delta.attention or ()]
+    assert len(looks) == 3
+    for look in (look for of_token in looks for look in of_token):
+        assert sum(weight is not None for weight in look.weights) == 4
+        assert look.share == pytest.approx(sum(weight for weight in look.weights if weight is not None))
+
+
+def test_what_does_not_fit_is_said_to_its_reader(engine: Engine, parts: Path) -> None:
+    lost = engine.submit(Request("host", ASKED, highlight=Highlighted(spans=["not there at all"])))
+    with pytest.raises(AlulaError, match="is not there"):
+        list(lost)
+    beyond = engine.submit(Request("host", ASKED, policies={"withdraw": Withdraw(layer=7)}))
+    with pytest.raises(AlulaError, match="layer 7"):
+        list(beyond)
+    assert told(engine, "host", ASKED) == alone(parts / "host", ASKED)
+
+
+def test_a_preview_says_what_a_budget_leaves(engine: Engine, parts: Path) -> None:
+    preview = engine.preview(Request("host", ASKED, image_tokens=5))
+    assert preview.prompt_tokens == rendered(parts / "host", ASKED)["input_ids"].shape[1]
+    assert [(each.tokens, each.kept, each.grid) for each in preview.images] == [(16, 5, (4, 4))] * 2
