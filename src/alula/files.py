@@ -252,6 +252,23 @@ def append_text(target: PathLike, text: str, *, sync: bool = False) -> None:
             os.close(handle)
 
 
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""what a model or an adapter is known by"""
+
+
+def check_replaceable(target: PathLike) -> None:
+    """Refuse to write a model over what is none.
+
+    Raises:
+        PathError: a directory of other things stands there.
+    """
+    path = Path(target)
+    if path.is_dir() and contents(path) and not any((path / name).is_file() for name in MODEL_FILES):
+        raise PathError(
+            "holds other things than a model, which would be lost", where=str(path), remedy="name a new directory"
+        )
+
+
 # -- after a kill -----------------------------------------------------------------------------------------------------
 
 

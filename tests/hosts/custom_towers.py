@@ -96,3 +96,20 @@ def settled(net: nn.Module) -> nn.Module:
     with torch.no_grad():
         net.train()(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(5)))
     return net.eval()
+
+
+class Square(Net):
+    """That no test builds a host of."""
+
+
+class Tied(Net):
+    """Two of its linear maps are one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there, self.back = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.back.weight = self.there.weight
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tokens = super().forward(pixels).movedim(1, -1)
+        return self.back(self.there(tokens).tanh()).movedim(-1, 1)

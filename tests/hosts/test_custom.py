@@ -24,7 +24,7 @@ from transformers import (
 import alula
 from alula import plugins
 from alula.errors import HostError, UsageError
-from alula.hosts import CustomTower, Host, build_host, load_host, save_host
+from alula.hosts import CustomTower, Host, build_host, load_host, save_host, trust_tower
 from alula.hosts.custom import CustomTowerConfig
 from alula.hosts.multimodal import AlulaForConditionalGeneration
 from alula.steering import Box, Prompt
@@ -240,7 +240,7 @@ def test_what_cannot_be_made_again_is_refused_before_it_is_built() -> None:
 
     with pytest.raises(HostError, match="cannot be imported from"):
         built(net(Local))
-    with pytest.raises(HostError, match=r"has other weights|does not take its weights"):
+    with pytest.raises(HostError, match=r"is another module: .* and it makes 12"):
         built(net(width=8))  # made of nothing, it is 12 wide
     with pytest.raises(HostError, match="cannot be made of"):
         CustomTower.of(net(), processor(), arguments={"depth": 3})
@@ -278,6 +278,11 @@ except HostError as error:
     print(error)
 assert "tests.hosts.custom_towers" not in sys.modules
 import tests.hosts.custom_towers
+try:
+    alula.hosts.load_host(sys.argv[1])
+except HostError as error:
+    print("imported:", str(error).splitlines()[0])
+alula.hosts.trust_tower(tests.hosts.custom_towers.Net)
 model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
 print(type(model.model.vision_tower.module).__module__)
 """
@@ -291,7 +296,10 @@ def test_loading_imports_no_module_that_only_a_directory_names(mapped: Host, tmp
     )
     assert run.returncode == 0, run.stderr[-2000:]
     refused, found = run.stdout.strip().splitlines()[0], run.stdout.strip().splitlines()[-1]
-    assert "loading imports no module that only a directory names" in refused
+    assert "loading makes none that only a directory names" in refused
+    assert "trust_tower(Net)" in run.stdout
+    (again,) = (line for line in run.stdout.splitlines() if line.startswith("imported:"))
+    assert "only a directory names" in again
     assert "alula.towers" in run.stdout
     assert found == "tests.hosts.custom_towers"
 
@@ -301,7 +309,7 @@ def test_a_package_may_vouch_for_its_class(monkeypatch: pytest.MonkeyPatch, tmp_
 
     (tmp_path / "vouched_for.py").write_text("from tests.hosts.custom_towers import Net\n\nclass Own(Net):\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    config = CustomTowerConfig(source="vouched_for:Own", image_size=32, tokens=16, hidden_size=12)
+    config = CustomTowerConfig(source="vouched_for:Own", image_size=32, tokens=16, hidden_size=12, is_grid=True)
     with pytest.raises(HostError, match="only a directory names"):
         CustomTower(config)
     entry = EntryPoint(name="own", value="vouched_for:Own", group="alula.towers")
@@ -311,8 +319,70 @@ def test_a_package_may_vouch_for_its_class(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.mark.parametrize(
-    "source", ["torch.nn.functional:relu", "json:JSONDecoder", "torch.nn:Nothing", "", "alula.__main__:main", 5]
+    "source",
+    [
+        *("torch.nn.functional:relu", "json:JSONDecoder", "torch.nn:Nothing", "", "alula.__main__:main", 5),
+        *("torch.nn:Linear", "alula.codes.vq:VQCodes"),  # imported, and of alula's; nobody has vouched for either
+    ],
 )
 def test_what_a_config_names_has_to_be_a_module_of_pytorch(source: str) -> None:
     with pytest.raises(HostError):
         CustomTower(CustomTowerConfig(source=source, image_size=32, tokens=16, hidden_size=12))
+
+
+def test_who_vouches_for_a_class_may_have_it_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Being imported is no consent: the directory would choose the arguments of any module in this process."""
+    config = CustomTowerConfig(
+        source="tests.hosts.custom_towers:Square", image_size=32, tokens=16, hidden_size=12, is_grid=True
+    )
+    with pytest.raises(HostError, match="only a directory names"):
+        CustomTower(config)
+    assert trust_tower(custom_towers.Square) is custom_towers.Square
+    assert type(CustomTower(config).module) is custom_towers.Square
+    with pytest.raises(HostError, match="is no class"):
+        trust_tower(lambda: None)
+
+
+def test_weights_that_are_one_stay_one(tmp_path: Path) -> None:
+    """Loading gives every name a parameter, and training would take what was one apart."""
+    host = built(net(custom_towers.Tied))
+    save_host(host, tmp_path / "host")
+    for model in (host.model, load_host(tmp_path / "host").model, alula.load_model(tmp_path / "host").model):
+        module = model.model.vision_tower.module
+        assert module.back.weight is module.there.weight
+    expected = host.model(**inputs(host)).logits
+    assert torch.equal(model(**inputs(host)).logits, expected)
+    assert sum("back.weight" in name for name, _ in model.named_parameters()) == 0
+    CustomTower.of(net(custom_towers.Tied), processor()).save_pretrained(tmp_path / "tower")
+    again = AutoModel.from_pretrained(tmp_path / "tower").module
+    assert again.back.weight is again.there.weight
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("tokens", 9, "no square grid"),
+        ("tokens", -16, "tokens is -16"),
+        ("tokens", "16", "tokens is '16'"),
+        ("image_size", 0, "image_size is 0"),
+        ("image_size", 64, "tokens is 16, and it makes 64"),
+        ("is_grid", "yes", "is_grid is 'yes'"),
+        ("is_grid", False, "is_grid is False, and it makes True"),
+        ("hidden_size", 24, "hidden_size is 24, and it makes 12"),
+        ("arguments", [3], "no mapping"),
+    ],
+)
+def test_a_damaged_configuration_is_told(mapped: Host, tmp_path: Path, name: str, value: object, said: str) -> None:
+    tower = mapped.model.model.vision_tower
+    tower.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
+    with pytest.raises(HostError, match=said):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_what_shapes_do_not_tell_is_told_by_the_first_picture() -> None:
+    tower = CustomTower.of(net(custom_towers.Computing), processor())  # it keeps tensors of its own
+    tower.config.tokens = 4
+    with pytest.raises(HostError, match="it makes 16 tokens 12 wide, and its configuration says 4 of 12"):
+        tower(torch.zeros(1, 3, 32, 32))

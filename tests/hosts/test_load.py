@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import alula
-from alula.errors import AlulaError, HostError
+from alula.errors import AlulaError, HostError, UsageError
 from alula.hosts import Host, build_host, describe, load_host, save_host
 from tests.hosts import tiny
 
@@ -75,6 +75,26 @@ def test_saving_replaces_a_host_only_when_complete(copy: Path) -> None:
         save_host(Host(host.model, Unsaveable()), copy)  # type: ignore[arg-type]
     assert sorted(path.name for path in copy.iterdir()) == before
     assert [path.name for path in copy.parent.iterdir()] == ["host"]
+
+
+def test_nothing_is_saved_over_what_is_no_model(good: Path, tmp_path: Path) -> None:
+    host = load_host(good)
+    for name, write in {
+        "host": lambda where: save_host(host, where),
+        "adapter": lambda where: alula.save_adapter(host.model, where, base=good),
+    }.items():
+        mine = tmp_path / name
+        mine.mkdir()
+        if name == "adapter":
+            alula.attach(host.model, alula.WingsConfig(rank=2))
+        write(mine)  # an empty directory holds nothing
+        write(mine)  # a model is replaced
+        for file in mine.iterdir():
+            file.unlink()
+        (mine / "diary.txt").write_text("mine")
+        with pytest.raises(UsageError, match="other things than a model"):
+            write(mine)
+        assert [file.name for file in mine.iterdir()] == ["diary.txt"]
 
 
 def test_broken_directories_name_the_file(copy: Path) -> None:

@@ -166,3 +166,14 @@ def test_what_does_not_fit_is_refused(whisper: WhisperForConditionalGeneration) 
         built(whisper, feature_extractor=WhisperFeatureExtractor(feature_size=8, chunk_length=2, hop_length=320))
     with pytest.raises(UsageError, match="without an audio tower"):
         build_host(tiny.decoder("llama"), tiny.TOWERS["siglip"][0], tokenizer=tiny.tokenizer(), audio_stack=2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_sound_with_samples_that_are_no_numbers_is_refused(
+    whisper: WhisperForConditionalGeneration, value: float
+) -> None:
+    """One such sample makes every feature NaN, and the model says something all the same."""
+    broken = SOUND.copy()
+    broken[7] = value
+    with pytest.raises(ValueError, match="no finite numbers"):
+        inputs(built(whisper), SOUND, broken)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from alula.cli import app as cli
 from alula.errors import HostError, UsageError
 from alula.real import PARTS, Package, find, prepare
 from alula.real import preparing as room
@@ -98,3 +99,40 @@ def test_every_part_is_pinned() -> None:
     for part in PARTS:
         for package in part.packages:
             assert len(package.digest) == 64, package.name
+
+
+def test_a_damaged_copy_hides_no_good_one(tmp_path: Path) -> None:
+    package = laid_out(tmp_path / "good")
+    laid_out(tmp_path / "bad", b"damaged")
+    laid_out(tmp_path / "worse", b"damaged, too")
+    given = [tmp_path / "bad", tmp_path / "worse", tmp_path / "good"]
+    assert find(package, given) == tmp_path / "good" / "some_weights"
+    with pytest.raises(HostError, match=r"is not some-weights 1\.0.*nor is what lies in .*worse"):
+        find(package, given[:2])
+
+
+def test_what_was_asked_for_by_name_and_is_not_there_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = laid_out(tmp_path / "unpacked")
+    gone = dataclasses.replace(ONE, name="gone", folders=("gone",))
+    parts = tuple(room.Part(name, name, "a model", (each,), _write) for name, each in (("here", package), ("no", gone)))
+    monkeypatch.setattr(room, "PARTS", parts)
+    monkeypatch.setattr("alula.real.PARTS", parts)
+
+    def run(*words: str) -> int:
+        source = str(tmp_path / "unpacked")
+        monkeypatch.setattr("sys.argv", ["alula", "real", "prepare", str(tmp_path / "out"), "--from", source, *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0)
+
+    assert run("--only", "here", "--only", "no") == 1
+    assert "missing no" in capsys.readouterr().out
+    assert (tmp_path / "out" / "here" / "made").is_file()  # what could be made was
+    assert run("--only", "here") == 0
+    assert run() == 0  # all that there is, whatever that may be
+
+
+def _write(folders: object, out: Path) -> None:
+    (out / "made").write_text("")

@@ -127,6 +127,23 @@ def test_an_evaluation_that_gives_no_number_is_named(recipe: MakeRecipe) -> None
     assert "'mine'" in (raised.value.where or "")
 
 
+def test_a_figure_that_is_no_number_is_said(recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
+    """JSON has no NaN: other readers of the file would stop at it, or skip the row."""
+    odd = Evaluation("odd", lambda model, processor: {"a": float("nan"), "b": 2.0, "c": float("-inf")}, every=2)
+    result = train(recipe(**{**FULL, "steps": 2}), evaluations=[odd], quiet=True)
+
+    def strictly(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    lines = (result.directory / "metrics.jsonl").read_text().splitlines()
+    *before, row = (json.loads(line, parse_constant=strictly) for line in lines)
+    assert row["evaluations"] == {"odd": {"a": None, "b": 2.0, "c": None}}
+    assert row["not_finite"] == ["evaluations.odd.a is nan", "evaluations.odd.c is -inf"]
+    assert "step 2: evaluations.odd.a is nan; evaluations.odd.c is -inf" in caplog.text
+    assert not [each for each in before if "not_finite" in each]
+    assert flat(row)["eval_odd/b"] == 2.0
+
+
 def test_trackers_have_one_name_per_number() -> None:
     row = {
         "lr": {"llm": 0.1},

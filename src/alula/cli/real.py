@@ -30,7 +30,10 @@ def prepare(
         list[str] | None, typer.Option("--only", metavar="NAME", help="Make this part alone. Repeatable.")
     ] = None,
 ) -> None:
-    """Make model directories and data files of packages that are here; say what is missing, install nothing."""
+    """Make model directories and data files of packages that are here; say what is missing, install nothing.
+
+    The exit code is 1 where a part that --only names could not be made.
+    """
     from rich.console import Console
     from rich.markup import escape
 
@@ -52,3 +55,5 @@ def prepare(
             said.print(escape(f"missing {part.name:13} {lacking}"), soft_wrap=True)
     for command in outcome.commands():
         said.print(escape(f"  {command}"), soft_wrap=True)
+    if only and outcome.missing:  # what was asked for by name is not there
+        raise typer.Exit(1)

@@ -7,13 +7,12 @@ import shutil
 from pathlib import Path
 
 from alula.errors import UsageError
-from alula.files import atomic_directory, read_json, recovered, telling, write_json
+from alula.files import atomic_directory, check_replaceable, read_json, recovered, telling, write_json
 from alula.grafts.storage import CONFIG_FILE
 from alula.hosts import names
 from alula.hosts.directories import inspect_directory
 
 HOST = "host"
-_MODELS = ("config.json", CONFIG_FILE)
 BASE = "base_model_name_or_path"
 
 
@@ -70,10 +69,7 @@ def check_target(path: Path, target: Path) -> None:
         if inside == kept or inside.is_relative_to(kept) or kept.is_relative_to(inside):
             raise UsageError(f"lies inside {kept}, or around it", where=str(target), remedy="name another directory")
         kept = host_of(kept)
-    if inside.is_dir() and any(inside.iterdir()) and not any((inside / name).is_file() for name in _MODELS):
-        raise UsageError(
-            "holds other things than a model, which would be lost", where=str(target), remedy="name a new directory"
-        )
+    check_replaceable(inside)
 
 
 def host_of(path: Path) -> Path | None:

@@ -20,7 +20,16 @@ from alula import plugins
 from alula._version import __version__
 from alula.anatomy import Anatomy, unwrap
 from alula.errors import AdapterError, UsageError
-from alula.files import atomic_directory, recovered, regular, regular_files, telling, write_json, write_text
+from alula.files import (
+    atomic_directory,
+    check_replaceable,
+    recovered,
+    regular,
+    regular_files,
+    telling,
+    write_json,
+    write_text,
+)
 from alula.grafts.base import Graft, check_keys, check_values
 from alula.grafts.lifecycle import attach, check_name, get
 from alula.grafts.registry import graft_types, kind_of
@@ -68,7 +77,7 @@ def save_adapter(
         processor: saved beside the weights when given.
 
     Raises:
-        UsageError: no such graft or module.
+        UsageError: no such graft or module; ``directory`` holds other things than a model.
     """
     graft, host, directory = get(model, name), unwrap(model), Path(directory)
     weights = {f"graft.{key}": value for key, value in graft.state_dict().items()}
@@ -93,6 +102,7 @@ def save_adapter(
         "config": graft.config.to_dict(),
         POLICIES: declared(host.config, POLICIES),
     }
+    check_replaceable(directory)
     with atomic_directory(directory) as partial:
         save_file(
             {k: v.detach().contiguous().cpu() for k, v in weights.items()}, partial / WEIGHTS_FILE, {"format": "pt"}

@@ -1,7 +1,7 @@
 """Hosts: transformers models that take images (videos, audio clips), assembled from parts or loaded as they are."""
 
 from alula.hosts.build import build_host
-from alula.hosts.custom import CustomTower
+from alula.hosts.custom import CustomTower, trust_tower
 from alula.hosts.describe import Description, PartDescription, describe
 from alula.hosts.host import Host, load_host, save_host
 
@@ -14,4 +14,5 @@ __all__ = [
     "describe",
     "load_host",
     "save_host",
+    "trust_tower",
 ]

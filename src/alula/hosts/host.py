@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from alula.codes.processing import CodesProcessor, is_codes_processor
 from alula.coding import is_coded, read_coded
 from alula.errors import AlulaError, HostError, UsageError
-from alula.files import atomic_directory, write_json
+from alula.files import atomic_directory, check_replaceable, write_json
 from alula.hosts.configs import first_line, read_config, suspicion
 from alula.hosts.directories import locate, read_json
 from alula.hosts.quiet import quiet_loading
@@ -119,11 +119,15 @@ def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str]) -
         directory: made; a model that is there is replaced as a whole.
 
     Grafts on it are left out: they have directories of their own. Policies are saved in its config.
+
+    Raises:
+        UsageError: a host without its processor; ``directory`` holds other things than a model.
     """
     if isinstance(host, nn.Module):
         raise UsageError(
             "a host is saved with its processor", where="save_host", remedy="save_host((model, processor), directory)"
         )
+    check_replaceable(directory)
     model, processor = host
     weights = model.state_dict()
     own = {name: weight for name, weight in weights.items() if f".{NAME}." not in name}

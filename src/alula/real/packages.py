@@ -144,19 +144,25 @@ def digest_of(folder: Path, patterns: Sequence[str]) -> str:
 def find(package: Package, given: Sequence[Path] = ()) -> Path | None:
     """The folder of a package: below the paths that were given, or else where its registry's tool installs it.
 
+    Where it lies in several places, the first that is whole and of that version.
+
     Raises:
-        HostError: it is there, and is another version or damaged.
+        HostError: it is there, and is another version or damaged wherever it lies.
     """
+    wrong: dict[Path, str] = {}
     for folder in _candidates(package, given):
         if not any(next(folder.glob(pattern), None) for pattern in package.patterns):
             continue
-        if (found := digest_of(folder, package.patterns)) != package.digest:
-            raise HostError(
-                f"is not {package.name} {package.version}: sha256 {found[:12]}, not {package.digest[:12]}",
-                where=str(folder),
-                remedy=f"take that version: {package.command}",
-            )
-        return folder
+        if (found := digest_of(folder, package.patterns)) == package.digest:
+            return folder
+        wrong[folder] = found
+    for folder, found in wrong.items():
+        others = f" (nor is what lies in {', '.join(map(str, list(wrong)[1:]))})" if len(wrong) > 1 else ""
+        raise HostError(
+            f"is not {package.name} {package.version}: sha256 {found[:12]}, not {package.digest[:12]}{others}",
+            where=str(folder),
+            remedy=f"take that version: {package.command}",
+        )
     return None
 
 

@@ -5,15 +5,17 @@ resumed: `stage`, `step` (from 1), `loss` (mean over the step's supervised token
 per part (the one the step used), and running totals of the stage: `tokens` (non-padding inputs), `samples`, `seconds`
 (training wall clock, interruptions not counted). Of a method with auxiliary losses `loss` is the sum, and `losses` has
 each by name (mean over the step's samples, before its weight). With `retention` in the recipe, measured steps always
-have a row, with what `retention` found. Resuming from step n drops the rows after n and a torn last line.
+have a row, with what `retention` found. A figure that is NaN or infinite is null, and `not_finite` names it with what
+it was; the log warns of it. Resuming from step n drops the rows after n and a torn last line.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from alula.errors import AlulaError
 from alula.files import append_text, regular, write_text
 from alula.training.optimizer import current_rates
+
+_log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 _CURRENT_KEYS = {"watch_seconds": "retention_seconds"}
@@ -127,11 +131,33 @@ class MetricsWriter(TrainerCallback):
             row["losses"] = logs["losses"]
         found = self._notes.pop(step, None)
         row |= found or {}
+        if strange := [f"{name} is {number}" for name, number in _not_finite(row)]:
+            _log.warning("stage %s, step %d: %s", self.stage, step, "; ".join(strange))
+            row["not_finite"] = strange
         if self.on_row is not None:
             self.on_row(row)
         if self._writes and (step % self.every == 0 or step == state.max_steps or found):
             append_text(self.path, _line(row))
 
 
+def _not_finite(row: Row, above: str = "") -> Iterator[tuple[str, float]]:
+    """Figures of a row that are NaN or infinite: the path of their keys, the value."""
+    for name, value in row.items():
+        path = f"{above}.{name}" if above else name
+        if isinstance(value, dict):
+            yield from _not_finite(value, path)
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield path, value
+
+
 def _line(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinities: null stands in their place, and ``not_finite`` says what they were."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alula.anatomy import unwrap
 from alula.errors import UsageError
-from alula.files import atomic_directory
+from alula.files import atomic_directory, check_replaceable
 from alula.grafts.experts.graft import ExpertsGraft, LayerExperts
 from alula.grafts.lifecycle import get
 from alula.grafts.linears import path_of
@@ -31,7 +31,8 @@ def export_lora(model: nn.Module, directory: str | os.PathLike[str], *, name: st
         name: under which the experts are attached.
 
     Raises:
-        UsageError: no such graft, or experts that a LoRA cannot be: for image tokens only, or full matrices.
+        UsageError: no such graft, or experts that a LoRA cannot be: for image tokens only, or full matrices;
+            ``directory`` holds other things than a model.
     """
     graft = get(model, name)
     if not isinstance(graft, ExpertsGraft):
@@ -63,6 +64,7 @@ def export_lora(model: nn.Module, directory: str | os.PathLike[str], *, name: st
         inference_mode=True,
     )
     target = Path(directory)
+    check_replaceable(target)
     with atomic_directory(target) as partial:
         lora.save_pretrained(str(partial))
         save_file(weights, partial / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})

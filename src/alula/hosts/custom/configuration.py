@@ -8,6 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from alula.errors import HostError
+
+_REMEDY = "restore the config.json it was saved with"
+
 
 class CustomTowerConfig(PreTrainedConfig):
     """Which module a tower is, and what it emits.
@@ -23,6 +27,9 @@ class CustomTowerConfig(PreTrainedConfig):
         tokens: that it emits for a picture.
         hidden_size: width of a token.
         is_grid: whether the tokens are the places of a square grid over the picture, line by line.
+
+    Raises:
+        HostError: a value that no tower has.
     """
 
     model_type = "alula_tower"
@@ -38,6 +45,26 @@ class CustomTowerConfig(PreTrainedConfig):
         is_grid: bool = False,
         **kwargs: Any,
     ) -> None:
+        sizes = {
+            "image_size": image_size,
+            "num_channels": num_channels,
+            "tokens": tokens,
+            "hidden_size": hidden_size,
+        }
+        for name, value in sizes.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise HostError(f"{name} is {value!r}, no whole number of at least 1", where="vision", remedy=_REMEDY)
+        if not isinstance(is_grid, bool):
+            raise HostError(f"is_grid is {is_grid!r}, neither true nor false", where="vision", remedy=_REMEDY)
+        line = math.isqrt(tokens)
+        if is_grid and (line * line != tokens or image_size % line):
+            raise HostError(
+                f"{tokens} tokens are no square grid over pictures of {image_size} pixels",
+                where="vision",
+                remedy=_REMEDY,
+            )
+        if arguments is not None and not isinstance(arguments, Mapping):
+            raise HostError(f"arguments is {arguments!r}, no mapping", where="vision", remedy=_REMEDY)
         self.source = source
         self.arguments = dict(arguments or {})
         self.image_size = image_size
@@ -46,7 +73,7 @@ class CustomTowerConfig(PreTrainedConfig):
         self.hidden_size = hidden_size
         self.num_hidden_layers = 0
         self.is_grid = is_grid
-        self.patch_size = image_size // math.isqrt(tokens) if is_grid else None
+        self.patch_size = image_size // line if is_grid else None
         # both follow from the sizes; a saved configuration repeats them
         kwargs = {key: value for key, value in kwargs.items() if key not in ("num_hidden_layers", "patch_size")}
         super().__init__(**kwargs)

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from alula.errors import HostError
 from alula.hosts.configs import first_line
 from alula.hosts.custom.configuration import CustomTowerConfig
-from alula.hosts.custom.importing import class_at, path_of
+from alula.hosts.custom.importing import class_at, path_of, trust_tower
 from alula.hosts.quiet import quiet_loading
 from alula.seam import evaluating
 
@@ -48,6 +48,11 @@ class CustomTower(PreTrainedModel):
         super().__init__(config)
         with _plainly() as dtype:
             self.module = class_at(config.source)(**copy.deepcopy(config.arguments)).to(dtype)
+        if ties := _ties(self.module):
+            # loading gives every name a parameter of its own, unless transformers knows which are one
+            config.tie_word_embeddings = True
+            self._tied_weights_keys = ties
+        _check_emits(self.module, config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -81,7 +86,7 @@ class CustomTower(PreTrainedModel):
             HostError: the class cannot be imported or made of these arguments; the module made anew from its weights
                 does not give the same tokens; it emits something else; the processor makes no square pictures.
         """
-        source, given = path_of(type(module)), _plain(arguments or {})
+        source, given = path_of(trust_tower(type(module))), _plain(arguments or {})
         blank = _blank(image_processor)
         place = next(module.parameters(), blank)
         pixels = torch.cat([blank, torch.rand(blank.shape, generator=torch.Generator().manual_seed(0))]).to(place)
@@ -94,7 +99,7 @@ class CustomTower(PreTrainedModel):
             num_channels=blank.shape[1],
             tokens=tokens.shape[1],
             hidden_size=tokens.shape[2],
-            is_grid=output.dim() == 4 and output.shape[2] == output.shape[3] and side % output.shape[3] == 0,
+            is_grid=_on_grid(output, side),
         )
         if odd := [name for name, value in module.state_dict().items() if not isinstance(value, Tensor)]:
             raise HostError(f"{odd[0]} of its state_dict is no tensor, which safetensors do not hold", where="vision")
@@ -104,6 +109,12 @@ class CustomTower(PreTrainedModel):
                 made: Any = cls.from_pretrained(
                     None, config=config, state_dict=state, dtype=place.dtype, output_loading_info=True
                 )
+        except HostError as error:  # `_check_emits`
+            raise HostError(
+                f"{source} made of {given or 'nothing'} is another module: {error.message}",
+                where="vision",
+                remedy=_BESIDE,
+            ) from error
         except TypeError as error:
             raise HostError(
                 f"{source} cannot be made of {given or 'nothing'} ({first_line(error)})", where="vision", remedy=_BESIDE
@@ -131,12 +142,69 @@ class CustomTower(PreTrainedModel):
             )
         return tower
 
+    def _checked(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+        config = self.config
+        if tokens.shape[1:] != (config.tokens, config.hidden_size):
+            raise HostError(
+                f"of pixels {tuple(pixels.shape[1:])} it makes {tokens.shape[1]} tokens {tokens.shape[2]} wide, and "
+                f"its configuration says {config.tokens} of {config.hidden_size}",
+                where="vision",
+                remedy=f"pictures of {config.image_size} pixels, or the configuration it was saved with",
+            )
+        return tokens
+
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Pixels (N, C, H, W) -> tokens (N, T, D), as ``last_hidden_state`` and the only one of ``hidden_states``."""
         # processors give float32, and towers of transformers cast what they are given
         weight = next(self.module.parameters(), pixel_values)
-        tokens = _shaped(self.module(pixel_values.to(weight.dtype)))
+        tokens = self._checked(pixel_values, _shaped(self.module(pixel_values.to(weight.dtype))))
         return BaseModelOutputWithPooling(last_hidden_state=tokens, hidden_states=(tokens,))
+
+
+def _ties(module: nn.Module) -> dict[str, str]:
+    """Names of parameters that are another's, by the name that comes first: ``module.decoder.weight`` -> its twin's."""
+    first: dict[int, str] = {}
+    ties: dict[str, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        twin = first.setdefault(id(parameter), name)
+        if twin != name:
+            ties[f"module.{name}"] = f"module.{twin}"
+    return ties
+
+
+def _check_emits(module: nn.Module, config: CustomTowerConfig) -> None:
+    """Refuse a configuration that says otherwise than its module does, as far as shapes tell without computing.
+
+    Raises:
+        HostError: it does.
+    """
+    side = config.image_size
+    pixels = torch.empty(2, config.num_channels, side, side, device="meta", dtype=torch.get_default_dtype())
+    state = {
+        name: torch.empty_like(value, device="meta", dtype=pixels.dtype if value.is_floating_point() else None)
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+    }
+    try:
+        with evaluating(module), torch.no_grad():
+            output = torch.func.functional_call(module, state, (pixels,))
+        tokens, on_grid = _shaped(output), _on_grid(output, side)
+    except Exception:  # it looks at numbers, or keeps tensors that are no parameters: forward finds out
+        return
+    found = {"tokens": tokens.shape[1], "hidden_size": tokens.shape[2], "is_grid": on_grid}
+    said = {name: getattr(config, name) for name in found}
+    if found != said:
+        odd = [f"{name} is {said[name]}, and it makes {value}" for name, value in found.items() if said[name] != value]
+        raise HostError(
+            f"of pictures of {side} pixels {config.source} makes something else than its configuration says: "
+            f"{'; '.join(odd)}",
+            where="vision",
+            remedy="restore the config.json it was saved with",
+        )
+
+
+def _on_grid(output: Tensor, side: int) -> bool:
+    """Whether what a module gave stands on a square grid over pictures of so many pixels a side."""
+    return output.dim() == 4 and output.shape[2] == output.shape[3] and side % output.shape[3] == 0
 
 
 @contextlib.contextmanager

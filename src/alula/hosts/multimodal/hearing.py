@@ -38,12 +38,15 @@ def features(extractor: Any, waves: list[np.ndarray], rate: int) -> Tensor:
     """Mono waveforms (samples,) -> what the tower takes: (N, frames, bins) of AST, (N, bins, frames) of Whisper.
 
     Raises:
-        ValueError: a clip longer than the tower's window, which the extractor would cut; another sampling rate.
+        ValueError: a clip longer than the tower's window, which the extractor would cut, or with samples that are not
+            finite; another sampling rate.
     """
     is_whisper = hasattr(extractor, "nb_max_frames")
     # AST takes a frame every 10 ms, and reaches a little beyond the last
     longest, slack = (extractor.n_samples, 0) if is_whisper else (extractor.max_length * rate // 100, _SHORTEST)
     for wave in waves:
+        if not np.isfinite(wave).all():
+            raise ValueError("an audio clip holds samples that are no finite numbers: read it again, or leave it out")
         if len(wave) > longest + slack:
             raise ValueError(
                 f"an audio clip lasts {len(wave) / rate:.2f} seconds, this model takes {longest / rate:.2f}: cut it"
