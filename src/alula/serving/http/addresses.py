@@ -26,9 +26,16 @@ _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 """a last label by which browsers and C libraries read a host as a number (WHATWG URL, "ends in a number checker")"""
 _ADDRESS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<target>[/?][!-\"$-~]*)?")
 
-_REFUSED_V4 = (
-    ipaddress.IPv4Network("192.88.99.0/24"),  # relays of 6to4
-    ipaddress.IPv4Network("168.63.129.16/32"),  # public by its number; a cloud's own services for its machines
+# the tables of `ipaddress` differ from one Python to the next (192.0.0.8 is global in 3.11), so that they are not enough
+_REFUSED_V4 = tuple(
+    ipaddress.IPv4Network(network)
+    for network in (
+        # IANA's registry of special addresses
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+        *("192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        "168.63.129.16/32",  # public by its number; a cloud's own services for its machines
+    )
 )
 _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
 """all that IANA gives out to be routed; what maps or tunnels IPv4 lies outside, but for these"""
@@ -179,8 +186,7 @@ def is_public(address: str) -> bool:
     except ValueError:  # with a zone (fe80::1%eth0) among others
         return False
     if isinstance(found, ipaddress.IPv4Address):
-        outside = found.is_global and not found.is_multicast and not found.is_reserved
-        return outside and not any(found in network for network in _REFUSED_V4)
+        return found.is_global and not any(found in network for network in _REFUSED_V4)
     if found.scope_id is not None or found not in _GLOBAL_V6 or not found.is_global:
         return False
     inside = (int(found) >> 32) & 0xFFFF_FFFF

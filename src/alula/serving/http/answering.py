@@ -418,7 +418,8 @@ def _policies(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Policy]:
     try:
         return policies_from(given, where="policies")
     except AlulaError as error:
-        raise Problem(error.message, param="alula.policies", code="invalid_value", remedy=error.remedy) from None
+        param = f"alula.{error.where}".replace(": ", ".")
+        raise Problem(error.message, param=param, code="invalid_value", remedy=error.remedy) from None
 
 
 def _alula_says(param: str, make: Callable[..., Any], *given: Any, **named: Any) -> Any:

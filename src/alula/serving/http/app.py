@@ -32,6 +32,7 @@ from alula.serving.http.static import page
 from alula.serving.http.uploads import Uploads
 
 OWN = "/alula/v1"
+_METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 Samples = Callable[[], list[dict[str, Any]]]
 S = TypeVar("S", bound=schema.Schema)
 
@@ -63,11 +64,20 @@ def application(
     routes = _Routes(engine, settings, fetcher, samples)
     for method, path, endpoint in routes.all():
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
+        # before the page's files, which have all other paths
+        app.add_api_route(path, _by_another_method(method), methods=list(_METHODS - {method}), response_model=None)
     app.mount("/", page())
     app.add_middleware(Door, settings=settings, metrics=routes.metrics)
     for kind in (AlulaError, ClientGone, bodies.GoneError, HTTPException, Exception):
         app.add_exception_handler(kind, _told)
     return app
+
+
+def _by_another_method(method: str) -> Callable[..., Any]:
+    async def refused() -> Response:
+        raise Problem(f"this is asked with {method}", status=405, code="method_not_allowed", headers={"allow": method})
+
+    return refused
 
 
 async def _told(_: Request, error: Exception) -> Response:

@@ -4,7 +4,9 @@ was looked at. No proxy of the environment, no cookies, no compression; redirect
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urljoin
@@ -45,6 +47,17 @@ async def resolve(host: str, port: int) -> list[str]:
     return [str(each[4][0]) for each in found]
 
 
+@functools.cache
+def _trust() -> ssl.SSLContext:
+    """What certificates are held to; read once, since that takes a while."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def _connecting() -> httpx.AsyncBaseTransport:
+    """A connection of its own for each question: none is kept that a later one might be sent over."""
+    return httpx.AsyncHTTPTransport(verify=_trust(), trust_env=False)
+
+
 class Fetcher:
     """Fetches media from the hosts that were named.
 
@@ -65,10 +78,10 @@ class Fetcher:
         seconds: float = 10.0,
         hops: int = 3,
         resolver: Resolver = resolve,
-        transport: Callable[[], httpx.AsyncBaseTransport] = httpx.AsyncHTTPTransport,
+        transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
     ) -> None:
         self.allowed, self.most, self.seconds, self.hops = allowed, most, seconds, hops
-        self._resolver, self._transport = resolver, transport
+        self._resolver, self._transport = resolver, transport or _connecting
 
     async def fetch(self, address: str, param: str) -> Fetched:
         """What lies at an address.
