@@ -75,11 +75,14 @@ async function refusal(response) {
 function told_error(told, status, retryAfter) {
   const kind = status === 401 ? "token" : status === 429 || status === 503 ? "busy" : "refused";
   const wait = Number.parseFloat(retryAfter ?? "");
-  return new ServerError(told.message || `The server answered with status ${status}.`, {
+  const remedy = told.alula?.remedy ?? "";
+  // for other clients the message ends with the remedy; here that has a line of its own
+  const message = (told.message ?? "").replace(`; remedy: ${remedy}`, "");
+  return new ServerError(message || `The server answered with status ${status}.`, {
     kind,
     status,
     code: told.code ?? told.type ?? "",
-    remedy: told.alula?.remedy ?? "",
+    remedy,
     wait: Number.isFinite(wait) ? wait : null,
   });
 }

@@ -14,6 +14,7 @@ import { TurnView } from "./turn.js";
 const STORED = "alula.conversation";
 const CHOSEN = "alula.models";
 const OTHERS = 5; // likeliest tokens that are asked for beside the one taken
+const SAMPLES = 8; // that are offered; those with pictures first
 const REFRESH = 15000; // ms between looks for models that were loaded meanwhile
 
 export class App {
@@ -61,10 +62,11 @@ export class App {
     this.recall();
     await this.connect();
     try {
-      const { samples } = await json("alula/v1/samples");
+      const [{ samples }, { limits }] = await Promise.all([json("alula/v1/samples"), json("alula/v1/server")]);
       this.samples = samples;
+      this.settings.longest(limits.answer_tokens);
     } catch {
-      this.samples = []; // they are a courtesy
+      this.samples = []; // they are a courtesy, and what is too much is refused in words
     }
     this.showEmpty();
   }
@@ -386,7 +388,8 @@ export class App {
     byId("new").disabled = empty;
     if (!empty) return;
     const samples = byId("samples");
-    const shown = (this.samples ?? []).filter((sample) => sample.media.every((each) => this.takes()?.includes(each.type) ?? true));
+    const fits = (sample) => sample.media.every((each) => this.takes()?.includes(each.type) ?? true);
+    const shown = (this.samples ?? []).filter(fits).sort((a, b) => b.media.length - a.media.length).slice(0, SAMPLES);
     byId("samples-place").hidden = !shown.length;
     samples.replaceChildren(
       ...shown.map((sample) =>

@@ -25,9 +25,9 @@ export class Settings {
     this.changed = () => {}; // (name, whether an answer would be another)
     this.budget = byId("budget");
     this.length = byId("length");
-    this.length.max = LENGTHS.length - 1;
+    this.lengths = LENGTHS;
     this.bind(this.budget, "budget", () => (Number(this.budget.value) >= this.most ? null : Number(this.budget.value)));
-    this.bind(this.length, "maxTokens", () => LENGTHS[Number(this.length.value)]);
+    this.bind(this.length, "maxTokens", () => this.lengths[Number(this.length.value)]);
     for (const name of ["temperature", "strength", "guidance"]) {
       const input = byId(name);
       this.bind(input, name, () => (name === "strength" ? 2 ** Number(input.value) : Number(input.value)));
@@ -51,6 +51,13 @@ export class Settings {
     input.addEventListener("change", () => this.changed(name, !["inside", "tint", "again"].includes(name)));
   }
 
+  /** The most tokens that the server gives an answer. */
+  longest(most) {
+    this.lengths = [...LENGTHS.filter((length) => length < most), most];
+    this.values.maxTokens = Math.min(this.values.maxTokens, most);
+    this.show();
+  }
+
   /** How many tokens a picture has, told by the server; null: unknown. */
   pictures(tokens) {
     this.known = tokens !== null;
@@ -66,7 +73,8 @@ export class Settings {
     const { values } = this;
     this.budget.max = this.most;
     this.budget.value = values.budget ?? this.most;
-    this.length.value = LENGTHS.indexOf(values.maxTokens);
+    this.length.max = this.lengths.length - 1;
+    this.length.value = this.lengths.findLastIndex((length) => length <= values.maxTokens);
     byId("temperature").value = values.temperature;
     byId("strength").value = Math.log2(values.strength);
     byId("guidance").value = values.guidance;
