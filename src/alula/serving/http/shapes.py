@@ -181,7 +181,7 @@ def attention_of(tokens: Sequence[Sequence[Look]]) -> list[list[dict[str, Any]]]
             {
                 "item": look.item,
                 "grid": None if look.grid is None else list(look.grid),
-                "weights": [round(weight, _DIGITS) for weight in look.weights],
+                "weights": [None if weight is None else round(weight, _DIGITS) for weight in look.weights],
                 "share": round(look.share, _DIGITS),
             }
             for look in looks
