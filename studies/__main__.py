@@ -48,6 +48,7 @@ def commands() -> typer.Typer:
     app.command(name="truthfulness")(truthfulness)
     app.command(name="visual-knowledge")(visual_knowledge)
     app.command(name="universal")(universal)
+    app.command(name="real")(real)
     return app
 
 
@@ -590,6 +591,62 @@ def visual_knowledge(
     record = run(plan, command=command_line(), workers=workers)
     write_text(output / "tables.md", markdown(record))
     _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+
+
+def real(
+    weights: Annotated[Path, typer.Option("--real", help="Directory that `alula real prepare` made.")],
+    benchmarks: Annotated[
+        Path, typer.Option(help="Your copies: blimp.zip, coda_colours.jsonl, coda_objects.jsonl, gsm8k_test.jsonl.")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
+    ] = Path("runs/real"),
+    seeds: Seeds = "0",
+    arms: Arms = "all",
+    training: Annotated[int, typer.Option(min=2, help="Optimizer steps of every way.")] = 48,
+    align: Annotated[int, typer.Option(min=1, help="Optimizer steps of the connector before.")] = 60,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 8,
+    items: Annotated[
+        int,
+        typer.Option(min=1, max=MAX_ITEMS, help="Pairs of each paradigm of BLiMP; other counts are multiples of it."),
+    ] = 10,
+    precision: Annotated[str, typer.Option(help="bf16 (autocast over float32 weights) or fp32.")] = "bf16",
+    beside: Annotated[
+        Path | None, typer.Option(help="Record of the alignment study, to stand beside what probes see.")
+    ] = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """A real language model, real pictures: what does each way cost in words?
+
+    Aligns SmolLM2-135M-Instruct with an ImageNet net, tunes it by connector alone, full tuning, LoRA, Wings, text
+    replay and MKS2 at equal data, steps and rates, and measures BLiMP, CoDa, GSM8K and chat formats, held-out pictures,
+    divergence and what probes see. Ends with a table, a verdict, a report, and the tables in Markdown (tables.md).
+    """
+    from alula.errors import UsageError
+    from alula.files import write_text
+    from studies.alignment.record import AlignmentRecord
+    from studies.real import RealPlan, figures, markdown, report, table, verdict
+    from studies.real import real as run
+
+    if precision not in ("bf16", "fp32"):
+        raise UsageError(f"--precision {precision!r} is neither bf16 nor fp32")
+    plan = RealPlan(
+        output=output,
+        real=weights,
+        benchmarks=benchmarks,
+        seeds=_numbers(seeds, "--seeds", int),
+        arms=_arms(arms),
+        training=training,
+        align=align,
+        batch=batch,
+        items=items,
+        precision="bf16" if precision == "bf16" else "fp32",
+    )
+    other = None if beside is None else AlignmentRecord.load(beside)
+    record = run(plan, command=command_line(), workers=workers)
+    write_text(output / "tables.md", markdown(record, other))
+    _show(output, record, report(record, other), figures(record), table(record), verdict(record), as_json=as_json)
 
 
 def _arms(text: str) -> tuple[str, ...]:
