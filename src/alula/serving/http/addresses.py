@@ -26,7 +26,7 @@ _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 """a last label by which browsers and C libraries read a host as a number (WHATWG URL, "ends in a number checker")"""
 _ADDRESS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<target>[/?][!-\"$-~]*)?")
 
-# the tables of `ipaddress` differ from one Python to the next (192.0.0.8 is global in 3.11), so that they are not enough
+# the tables of `ipaddress` differ from one Python to the next (192.0.0.8 is global in 3.11): they are not enough
 _REFUSED_V4 = tuple(
     ipaddress.IPv4Network(network)
     for network in (
