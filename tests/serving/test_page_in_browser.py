@@ -19,6 +19,7 @@ import torch
 import uvicorn
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from transformers import ASTConfig
 
 from alula.hosts import build_host, load_host, save_host
 from alula.serving.engine import Engine, Limits
@@ -38,7 +39,19 @@ SAID = (
     "- [good](https://example.org/a)\n",
     "- [bad](javascript:alert(1))\n",
 )
+EARS = ASTConfig(
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_mel_bins=32,
+    max_length=64,
+    patch_size=16,
+    frequency_stride=16,
+    time_stride=16,
+)
 TOKEN = "a-token-of-twenty-characters"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 IDLE = "html:not(.answering)"
 
 
@@ -78,6 +91,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     tiny.decoder("qwen2").save_pretrained(folder / "llm")
     tiny.tokenizer().save_pretrained(folder / "llm")
     save_host(build_host(str(folder / "llm"), tiny.TOWERS["siglip"][0]), folder / "host")
+    hearing = build_host(
+        tiny.decoder("qwen2"), tiny.TOWERS["siglip"][0], "linear", tokenizer=tiny.tokenizer(), audio=EARS
+    )
+    save_host(hearing, folder / "ears")
     model, _ = load_host(folder / "host")
     tuned = get_peft_model(model, LoraConfig(r=4, target_modules=r".*language_model.*(q_proj|v_proj)"))
     with torch.no_grad():
@@ -92,7 +109,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     report.parent.mkdir(parents=True)
     report.write_text("<!doctype html><title>What the eyes cost</title><h1>What the eyes cost</h1>")
     engine = Engine(limits=Limits(answer_tokens=400))
-    for name in ("host", "reciter", "endless"):
+    for name in ("host", "ears", "reciter", "endless"):
         engine.load(name, folder / name)
     engine.load("host+lora", folder / "lora")
     settings = Settings(runs=folder / "runs")
@@ -112,9 +129,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    heard = tmp_path_factory.mktemp("microphone") / "heard.wav"
+    heard.write_bytes(wav(2.0, 16000))
+    flags = [*FLAGS, f"--use-file-for-fake-audio-capture={heard}"]
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield chromium
         chromium.close()
 
@@ -310,6 +330,34 @@ def test_media_are_pasted_and_dropped_and_what_does_not_fit_is_said(visit: Visit
     made = base64.b64decode(url.partition(",")[2])
     channels, rate = struct.unpack("<HI", made[22:28])
     assert (made[:4], channels, rate, len(made)) == (b"RIFF", 1, 16000, 44 + 2 * 1600)
+
+
+def test_a_recording_and_a_picture_are_asked_about_together(visit: Visit) -> None:
+    page = visit.page
+    visit.choose("ears")
+    visit.slide("length", 0)
+    page.click("#record")
+    page.wait_for_selector("#record[aria-pressed=true]")
+    page.wait_for_timeout(300)
+    page.click("#record")
+    page.wait_for_selector("#tray .sound")
+    visit.attach(png(), png())
+    visit.ask("what do you hear?")
+    sound, *pictures, _ = visit.asked[0]["messages"][0]["content"]
+    assert [each["type"] for each in pictures] == ["image_url", "image_url"]
+    recorded = base64.b64decode(sound["input_audio"]["data"])
+    assert recorded[:4] == b"RIFF"
+    assert len(set(recorded[44:])) > 1  # not silence
+    assert "computed by ears" in visit.text(".readout")
+    page.locator(".answer-text .t").first.click()
+    page.wait_for_selector("#looked-items button:nth-child(3)")
+    chips = page.locator("#looked-items button").all_inner_texts()
+    assert [each.partition(":")[0] for each in chips] == ["sound 1", "picture 2", "picture 3"]
+    page.click("#looked-items button:first-child")
+    page.wait_for_selector("#looked-words:has-text('went to the sound')")
+    page.wait_for_selector("#heat", state="hidden")
+    page.click("#looked-items button:nth-child(2)")
+    page.wait_for_selector("#heat", state="visible")
 
 
 def test_what_a_model_or_a_user_writes_is_text(visit: Visit) -> None:

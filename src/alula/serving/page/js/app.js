@@ -295,7 +295,8 @@ export class App {
     const highlight = this.conversation.highlighted(messages, items);
     settings.highlight = highlight !== null;
     if (highlight) own.highlight = { ...highlight, strength: Math.log(settings.strength), guidance: settings.guidance };
-    if (settings.budget !== null && items.length) own.image_tokens = settings.budget;
+    const seen = items.some(([turn, which]) => this.conversation.turns[turn].media[which].type === "image");
+    if (settings.budget !== null && seen) own.image_tokens = settings.budget;
     if (settings.inside && items.length) own.attention = true;
     if (Object.keys(own).length) body.alula = own;
     return body;

@@ -14,7 +14,7 @@ export function attempt(model, settings) {
     text: "",
     pieces: [], // {text, tokens: [{text, logprob, top}], attention: [{item, grid, weights, share, box}]}
     told: false, // pieces are tokens, with what is known of each
-    items: [], // images of the whole request: [turn, medium]
+    items: [], // media of the whole request: [turn, medium]
     finish: null,
     usage: null,
     report: null, // computed_by, image_tokens, cached_tokens, seconds
@@ -39,14 +39,14 @@ export class Conversation {
     return turn;
   }
 
-  /** Messages for lane `lane` of the last turn, and the images among them in order. Unanswered questions are left out. */
+  /** Messages for lane `lane` of the last turn, and the media in them in order. Unanswered questions are left out. */
   messages(lane) {
     const messages = this.system.trim() ? [{ role: "system", content: this.system }] : [];
     const items = [];
     this.turns.forEach((turn, number) => {
       const said = number === this.turns.length - 1 ? null : answered(turn, lane);
       if (number < this.turns.length - 1 && said === null) return;
-      turn.media.forEach((medium, index) => medium.type === "image" && items.push([number, index]));
+      turn.media.forEach((_, index) => items.push([number, index]));
       messages.push({ role: "user", content: content(turn) });
       if (said !== null) messages.push({ role: "assistant", content: said });
     });
@@ -56,13 +56,14 @@ export class Conversation {
   /** What the last question highlights, as the server takes it; null where it highlights nothing. */
   highlighted(messages, items) {
     const turn = this.last;
+    const images = items.filter(([number, which]) => this.turns[number].media[which].type === "image"); // regions count these alone
     const message = messages.length - 1;
     const spans = turn.marks.map(([start, stop]) => {
       const text = turn.text.slice(start, stop);
       return { text, message, index: occurrence(turn.text, text, start) };
     });
     const regions = turn.media.flatMap((medium, index) => {
-      const item = items.findIndex(([number, which]) => number === this.turns.length - 1 && which === index);
+      const item = images.findIndex(([number, which]) => number === this.turns.length - 1 && which === index);
       return (medium.regions ?? []).map((box) => ({ item, box }));
     });
     return spans.length + regions.length ? { spans, regions } : null;

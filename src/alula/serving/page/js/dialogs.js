@@ -36,7 +36,7 @@ export async function showReports() {
     const { folder, entries } = await json("alula/v1/runs");
     if (!entries.length) {
       place.replaceChildren(
-        h("p", { class: "soft" }, folder ? `There is no report in ${folder} yet. ` : "The server was given no runs folder. ", "Start it with ", h("code", {}, "alula serve MODEL --runs runs"), "; ", h("code", {}, "alula audit"), " and ", h("code", {}, "alula compare"), " write reports."),
+        h("p", { class: "soft" }, folder ? `There is no report in ${folder} yet. ` : "The server was given no runs folder. ", "Start it with ", h("code", {}, "alula serve MODEL --runs runs"), "; ", h("code", {}, "alula audit"), " and ", h("code", {}, "alula quickstart"), " write some."),
       );
       return;
     }

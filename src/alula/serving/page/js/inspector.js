@@ -48,7 +48,7 @@ export class Inspector {
     byId("looked-not").hidden = seen.length > 0;
     byId("looked-not").textContent = attempt.items.length
       ? "Where this token looked was not recorded."
-      : "There is no picture in this conversation to look at.";
+      : "There is no picture or sound in this conversation to look at.";
     if (!seen.length) return;
     if (!same || this.item >= seen.length) this.item = seen.reduce((best, each, i) => (each.share > seen[best].share ? i : best), 0);
     this.choices(seen);
@@ -62,16 +62,21 @@ export class Inspector {
     place.replaceChildren(
       ...seen.map((each, i) =>
         h("button", { type: "button", class: "chip", "aria-pressed": String(i === this.item), on: { click: () => ((this.item = i), this.choices(seen), this.load()) } },
-          `picture ${each.item + 1}: ${percent(each.share)}`),
+          `${this.noun(each)} ${each.item + 1}: ${percent(each.share)}`),
       ),
     );
+  }
+
+  /** What an item is called. */
+  noun(seen) {
+    return this.mediumOf(this.attempt, seen.item)?.type === "audio" ? "sound" : "picture";
   }
 
   async load() {
     const seen = this.attempt.pieces[this.index].attention[this.item];
     const medium = this.mediumOf(this.attempt, seen.item);
-    this.canvas.hidden = !medium;
-    if (!medium) {
+    this.canvas.hidden = medium?.type !== "image";
+    if (this.canvas.hidden) {
       this.cells = null;
       this.legend(seen, this.top());
       return;
@@ -155,13 +160,11 @@ export class Inspector {
     byId("ramp-top").textContent = percent(top);
     byId("ramp-middle").textContent = percent(top / 2);
     const even = kept ? `; spread evenly, each would have ${percent(seen.share / kept)}` : "";
-    const dropped = kept < seen.weights.length ? `. ${plural(seen.weights.length - kept, "token")} of the picture (crossed out) were not kept` : "";
-    byId("looked-words").textContent = `${percent(seen.share)} of its attention went to the picture's ${plural(kept, "token")}${even}${dropped}.`;
-    byId("looked-where").textContent = this.canvas.hidden
-      ? "Which picture these tokens are of is not known."
-      : seen.grid
-        ? ""
-        : "The tokens of this picture are no grid, so they have no place on it.";
+    const dropped = kept < seen.weights.length ? `. ${plural(seen.weights.length - kept, "token")} (crossed out) were not kept` : "";
+    byId("looked-words").textContent = `${percent(seen.share)} of its attention went to the ${this.noun(seen)}'s ${plural(kept, "token")}${even}${dropped}.`;
+    const lost = seen.item < 0 ? "Which medium these tokens are of is not known." : "";
+    byId("looked-where").textContent =
+      lost || (this.canvas.hidden || seen.grid ? "" : "The tokens of this picture are no grid, so they have no place on it.");
     const best = this.cells ? ranked(seen.weights).slice(0, 3).map((at) => this.cellWords(at)) : [];
     this.canvas.setAttribute("aria-label", best.length ? `Most attention: ${best.join("; ")}` : "The picture");
     this.cell(null);
