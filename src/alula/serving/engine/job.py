@@ -18,6 +18,7 @@ class Job:
     Attributes:
         resident: the model that it names.
         computing: the model whose bits its answer is of.
+        is_over: it was let go.
     """
 
     request: Request
@@ -26,6 +27,7 @@ class Job:
     computing: Resident
     answer: Answer
     handle: Handle
+    is_over: bool = False
 
     @property
     def is_alone(self) -> bool:

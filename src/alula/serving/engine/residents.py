@@ -77,7 +77,6 @@ class Resident:
         processor: its processor or tokenizer.
         base: the one whose weights it shares.
         preparing: held while the processor is used: tokenizers are not made for two threads.
-        alone: held by the one request that has the model for itself, where its class keeps state of a prompt.
         requests: how many are on their way.
     """
 
@@ -86,7 +85,6 @@ class Resident:
     processor: Any
     base: Resident | None = None
     preparing: threading.RLock = field(default_factory=threading.RLock)
-    alone: threading.Lock = field(default_factory=threading.Lock)
     requests: int = 0
 
     @property

@@ -26,6 +26,8 @@ from alula.serving.engine.residents import Resident
 from alula.serving.engine.sampling import draw
 
 _log = logging.getLogger(__name__)
+_SWEEP = 0.05
+"""seconds after which those that wait are looked at again, cancelled or late, while nothing is computed here"""
 
 
 class Scheduler:
@@ -48,6 +50,7 @@ class Scheduler:
         self._alone: set[Job] = set()
         self._prefilling: deque[tuple[Job, Prefill]] = deque()
         self._batches: list[Batch] = []
+        self._in_hand: list[Job] = []  # of which a fault would find no trace elsewhere
         self._prefixes = Prefixes(limits.prefix_tokens)
 
     @property
@@ -97,26 +100,43 @@ class Scheduler:
     @torch.inference_mode()
     def _loop(self) -> None:
         while self._wait():
-            self._sweep()
-            self._admit()
-            self._prefill()
-            for batch in list(self._batches):
-                self._step(batch)
-        left = [*self._waiting, *(job for job, _ in self._prefilling)]
-        left += [row.job for batch in self._batches for row in batch.rows]
-        self._waiting, self._prefilling, self._batches = deque(), deque(), []
+            try:
+                self._sweep()
+                self._admit()
+                self._prefill()
+                for batch in list(self._batches):
+                    self._step(batch)
+            except Exception as error:  # no request is known to be at fault: those that are on their way end
+                self._fail_running(error)
+            self._in_hand = []
+        closed = EngineClosed("the engine was closed before this answer was there")
+        self._fail_running(closed)
+        left, self._waiting = list(self._waiting), deque()
         for job in left:
-            self._fail(job, EngineClosed("the engine was closed before this answer was there"))
+            self._fail(job, closed)
+
+    def _fail_running(self, error: Exception) -> None:
+        jobs = [*self._in_hand, *(job for job, _ in self._prefilling)]
+        jobs += [row.job for batch in self._batches for row in batch.rows]
+        self._prefilling, self._batches = deque(), []
+        for job in jobs:
+            self._fail(job, error)
 
     def _wait(self) -> bool:
         """Wait for something to do; False: it is closed."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._is_closed or self._waiting or self._gone or self._prefilling or self._batches
-            )
+            while not (self._is_closed or self._can_begin or self._gone or self._prefilling or self._batches):
+                self._changed.wait(_SWEEP if self._waiting else None)
+                if self._waiting:
+                    break
             while self._gone:
                 self._prefixes.forget(self._gone.popleft())
             return not self._is_closed
+
+    @property
+    def _can_begin(self) -> bool:
+        """Whether something waits that there is room for while nothing is computed in this thread."""
+        return any(not (job.is_alone and self._alone) for job in self._waiting)
 
     def _sweep(self) -> None:
         """End what waits, or whose prompt is on its way, and is cancelled or late."""
@@ -129,19 +149,28 @@ class Scheduler:
             self._prefilling = deque(pair for pair in self._prefilling if pair[0] not in begun)
         for job in [*late, *begun]:
             job.answer.end(job.answer.overdue() or "cancelled")
-            self._on_end(job)
+            self._end(job)
 
     def _admit(self) -> None:
-        """Begin what there is room for."""
-        while self._waiting and self.running < self._limits.running:
-            with self._changed:
-                job = self._waiting.popleft()
+        """Begin what there is room for: one beside, and as many as may be computed together."""
+        for job in list(self._waiting):
             if job.is_alone:
+                if self._alone:
+                    continue
+                self._take(job)
                 self._alone.add(job)
                 self._beside.submit(self._run_alone, job)
-            else:
+            elif self.running < self._limits.running:
+                self._take(job)
                 job.answer.begin()
-                self._prefilling.append((job, self._begun(job)))
+                try:
+                    self._prefilling.append((job, self._begun(job)))
+                except Exception as error:
+                    self._fail(job, error)
+
+    def _take(self, job: Job) -> None:
+        with self._changed:
+            self._waiting.remove(job)
 
     def _begun(self, job: Job) -> Prefill:
         """The way of a job's prompt into a cache, behind what is known of it."""
@@ -160,6 +189,7 @@ class Scheduler:
         spent = 0
         while self._prefilling and spent < self._piece:
             group = self._group()
+            self._in_hand = [job for job, _ in group]
             spent += len(group) * max(prefill.next_count for _, prefill in group)
             if len(group) == 1 or not self._prefill_together(group):
                 for job, prefill in group:
@@ -232,7 +262,7 @@ class Scheduler:
             return
         for row in over:
             self._keep(batch, row)
-            self._on_end(row.job)
+            self._end(row.job)
         batch.leave(over)
 
     def _step(self, batch: Batch) -> None:
@@ -240,6 +270,7 @@ class Scheduler:
             logits, tokens = batch.step()
         except Exception as error:
             self._batches.remove(batch)
+            self._in_hand = [row.job for row in batch.rows]
             self._mend(batch, error)
             return
         told = zip(list(batch.rows), logits, tokens, strict=True)
@@ -285,8 +316,15 @@ class Scheduler:
     def _fail(self, job: Job, error: Exception) -> None:
         if not isinstance(error, EngineClosed):
             _log.warning("a request to %s failed: %s", job.request.model, error, exc_info=error)
-        job.answer.fail(error)
-        self._on_end(job)
+        if job.answer.reason is None:
+            job.answer.fail(error)
+        self._end(job)
+
+    def _end(self, job: Job) -> None:
+        """Let go of a job, once."""
+        if not job.is_over:
+            job.is_over = True
+            self._on_end(job)
 
     # -- beside it ----------------------------------------------------------------------------------------------------
 
@@ -305,4 +343,4 @@ class Scheduler:
             with self._changed:
                 self._alone.discard(job)
                 self._changed.notify_all()
-            self._on_end(job)
+            self._end(job)
