@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from alula.data import MixtureSpec, open_mixture
 from alula.real import data
-from alula.real.held_out import TEST, VALIDATION
+from alula.real.held_out import SPOKEN, TEST, VALIDATION
 from alula.real.things import split_of, words_of
 
 CAPTIONS = {
@@ -98,6 +99,33 @@ def test_speech_and_sounds(stamps: Path, tmp_path: Path) -> None:
     source = {"sources": [{"jsonl": str(tmp_path / "sounds" / "train.jsonl")}]}
     sample = open_mixture(MixtureSpec.model_validate(source))[0]
     assert len(sample.media("audio")[0].load(8000)) == 4000
+
+
+def test_prompts_of_held_out_words_are_the_test(tmp_path: Path) -> None:
+    spoken, written, out = (tmp_path / name for name in ("spoken", "written", "out"))
+    for folder in (spoken, spoken / "digits", written, out):
+        folder.mkdir()
+    said = {
+        "again": "please try again...",
+        "digits/17": "seventeen",
+        "lamp": "Switch the lamp on.",  # a thing
+        "long": "Press one.",
+        "tone": "[a tone]",
+        "unspoken": "Nobody said it.",
+    }
+    for name in ("again", "digits/17", "lamp", "long", "tone"):
+        soundfile.write(spoken / f"{name}.wav", np.zeros(8000 * (7 if name == "long" else 1), np.int16), 8000)
+    text = "; Sounds\n\n" + "".join(f"{name}: {words}\n" for name, words in said.items())
+    (written / "core-sounds-en.txt.gz").write_bytes(gzip.compress(text.encode()))
+    counts = data.prompts({"asterisk-core-sounds-en-wav": spoken, "asterisk-core-sounds-en": written}, out)
+    assert counts == {"train": 1, "validation": 0, "test": 1, "left out": 3}
+    assert [(each["id"], each["messages"][1]["content"]) for each in lines(out, "test")] == [
+        ("digits-17", "Seventeen.")
+    ]
+    assert lines(out, "train")[0]["messages"][1]["content"] == "Please try again."
+    assert not SPOKEN & {
+        word for each in lines(out, "train") for word in each["messages"][1]["content"].lower().split()
+    }
 
 
 def test_emoji_and_easy_vqa(tmp_path: Path) -> None:

@@ -6,19 +6,26 @@ layout `alula train` and `alula eval` read (`docs/usage/data.md`), and returns h
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import shutil
+import wave
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from alula.draws import Draw
-from alula.real.things import split_of
+from alula.real.held_out import SPOKEN
+from alula.real.packages import PROMPT_TEXTS, PROMPTS
+from alula.real.things import Split, names_held_out, split_of
 
 _LOOK = ("What is in the picture?", "Describe the picture in a few words.", "What does the picture show?")
 _LISTEN = ("What is said?", "Write down what you hear.")
 _SOUND = ("What makes this sound?", "What do you hear?")
+_LONGEST_PROMPT = 6.0
+"""seconds; the longest would last more than a minute"""
 _LANGUAGES = {"en": "", "es": "_es", "fr": "_fr"}
 """languages of spoken captions, and how their files are named"""
 
@@ -99,6 +106,48 @@ def sounds(folders: Mapping[str, Path], out: Path) -> dict[str, int]:
                 yield Record(name, "audio", file, _phrased(_SOUND, name), caption), caption
 
     return _written(out, records())
+
+
+def prompts(folders: Mapping[str, Path], out: Path) -> dict[str, int]:
+    """Prompts of a telephone exchange, spoken by one voice, with what is said.
+
+    A prompt with a word of `SPOKEN` is of the test, so that each one there has a word that training neither speaks nor
+    writes; a twentieth of the other texts is for validation. Prompts that name a held-out thing go nowhere, nor do
+    sounds that are no words, nor what takes more than six seconds.
+    """
+    spoken, written = folders[PROMPTS.name], folders[PROMPT_TEXTS.name] / PROMPT_TEXTS.patterns[0]
+    splits: dict[str, list[Record]] = {"train": [], "validation": [], "test": []}
+    left_out = 0
+    for line in gzip.decompress(written.read_bytes()).decode("utf-8").splitlines():
+        name, _, said = line.partition(":")
+        file = spoken / f"{name}.wav"
+        if line.startswith(";") or not said or not file.is_file():
+            continue
+        text = " ".join(said.replace("...", " ").split())
+        split = _prompt_split(text)
+        if split is None or _seconds(file) > _LONGEST_PROMPT:
+            left_out += 1
+            continue
+        text = text[0].upper() + text[1:]
+        name = name.replace("/", "-")
+        splits[split].append(
+            Record(name, "audio", file, _phrased(_LISTEN, name), text if text[-1] in ".!?" else text + ".")
+        )
+    counts = {split: _write(out, split, chosen) for split, chosen in splits.items()}
+    return {**counts, "left out": left_out}
+
+
+def _prompt_split(text: str) -> Split | None:
+    if re.search(r"[][(){}]", text) or not re.search(r"[a-zA-Z]", text) or names_held_out(text):
+        return None
+    if SPOKEN & set(re.findall(r"[a-z']+", text.lower())):
+        return "test"
+    return "validation" if Draw("prompts", text.lower()).below(20) == 0 else "train"
+
+
+def _seconds(file: Path) -> float:
+    with wave.open(str(file)) as opened:
+        return opened.getnframes() / opened.getframerate()
 
 
 def easy_vqa(folders: Mapping[str, Path], out: Path) -> dict[str, int]:

@@ -1,5 +1,6 @@
-"""Things held out of training, chosen once among the last words of the stamps' and the emoji's captions: by their hash,
-of those that at most twelve captions are of and at most two others name."""
+"""What is held out of training, chosen once by hash: things, among the last words of the stamps' and the emoji's
+captions (of those that at most twelve captions are of and at most two others name), and words spoken in prompts (of
+those that at most six prompts hold)."""
 
 TEST = frozenset(
     """
@@ -24,5 +25,13 @@ VALIDATION = frozenset(
     guitar hamburger hen inn joker key lamp lightbulb livestock marigold medal nest pant petunia pitcher pizza
     plier plug projector rabbit radioactive ray receiver reindeer rose sand sari skateboard smile sponge swan tape
     telescope university vest web wireless worm yam
+    """.split()  # noqa: SIM905
+)
+SPOKEN = frozenset(
+    """
+    access administrators answer assisting attempt colon connect correct delete friday future glorious
+    indentified introduction july know later limit line make management meet minimum mobile moment most nineteen
+    parking personal place placed prepending right seven seventeen sixteenth some standard third thursday tick
+    today transfer truncate twenty unmuted user witheld yesterday
     """.split()  # noqa: SIM905
 )

@@ -128,6 +128,27 @@ EMOJI = Package(
     "fc9f02c5a400c7b7e16d67c25a602a3e76ad85398c5482dd8e9dca4286d6409b",
     61.7,
 )
+_PROMPTS = "CC-BY-SA-3.0 (Asterisk's core sounds, spoken by Allison Smith)"
+PROMPTS = Package(
+    "asterisk-core-sounds-en-wav",
+    "1.6.1",
+    "debian",
+    _PROMPTS,
+    ("usr/share/asterisk/sounds/en_US_f_Allison", "asterisk/sounds/en_US_f_Allison", "en_US_f_Allison"),
+    ("**/*.wav",),
+    "c028acbc62c9605fa7f718fa1a749732896e3796bb30373c699b4b9376d1760d",
+    18.3,
+)
+PROMPT_TEXTS = Package(
+    "asterisk-core-sounds-en",
+    "1.6.1",
+    "debian",
+    _PROMPTS,
+    ("usr/share/doc/asterisk-core-sounds-en", "doc/asterisk-core-sounds-en", "asterisk-core-sounds-en"),
+    ("core-sounds-en.txt.gz",),
+    "bb2a904e62ae42c5372c50a45f39ebe91efc343533f44409ed505a5828b50494",
+    0.1,
+)
 
 
 def digest_of(folder: Path, patterns: Sequence[str]) -> str:

@@ -16,6 +16,8 @@ from alula.real.packages import (
     EFFICIENTNET,
     EFFICIENTNET_CODE,
     EMOJI,
+    PROMPT_TEXTS,
+    PROMPTS,
     SMOLLM2,
     STAMPS,
     WHISPER,
@@ -62,6 +64,8 @@ PARTS = (
     Part("speech", "data/speech", "spoken captions of the stamps in three languages", (STAMPS,), data.speech,
          rules=2),
     Part("sounds", "data/sounds", "the stamps' own sounds", (STAMPS,), data.sounds, rules=2),
+    Part("prompts", "data/prompts", "a telephone exchange's prompts, spoken in English", (PROMPTS, PROMPT_TEXTS),
+         data.prompts),
 )  # fmt: skip
 """all there is to prepare"""
 

@@ -48,6 +48,11 @@ def split_of(caption: str) -> Split | None:
     return None if (TEST | VALIDATION) & named else "train"
 
 
+def names_held_out(text: str) -> bool:
+    """Whether a text names a thing of `TEST` or `VALIDATION`."""
+    return bool((TEST | VALIDATION) & set(_words(text.lower())))
+
+
 def _singular(word: str) -> str:
     if word in _IRREGULAR:
         return _IRREGULAR[word]

@@ -9,6 +9,7 @@ from alula.seam.frame import Part, Uncompiled
 from alula.seam.generation import generation_extras
 from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.install import Seam, find, install, needs_roles
+from alula.seam.packed import PACKED, blank_mask, check_packs, packs
 from alula.seam.points import InputOf, OutputOf, Phase, Point
 from alula.seam.requests import (
     Bias,
@@ -46,6 +47,7 @@ __all__ = [
     "Heads",
     "InputOf",
     "OutputOf",
+    "PACKED",
     "LayerView",
     "Owner",
     "POLICIES",
@@ -68,6 +70,8 @@ __all__ = [
     "Weights",
     "Work",
     "Worker",
+    "blank_mask",
+    "check_packs",
     "declare",
     "declared",
     "evaluating",
@@ -78,6 +82,7 @@ __all__ = [
     "marked",
     "marks",
     "needs_roles",
+    "packs",
     "retract",
     "scoring_inputs",
     "stock_attention",

@@ -32,7 +32,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
-from alula.anatomy import Anatomy
+from alula.anatomy import Anatomy, HostParts
 from alula.errors import HostError, SeamError
 from alula.seam import dialect
 from alula.seam.frame import Frame
@@ -566,7 +566,7 @@ def open_attention(anatomy: Anatomy) -> str:
             f"the decoder runs the attention implementation {name!r}, whose attention alula cannot read",
             remedy=f"{_SDPA}; it may also run {', '.join(map(repr, (EAGER, *_OURS)))}",
         )
-    _set_attention(anatomy, _OURS.get(name, name))
+    set_attention(anatomy, _OURS.get(name, name))
     return name
 
 
@@ -578,10 +578,10 @@ def stock_attention(name: str) -> str:
 def close_attention(anatomy: Anatomy, name: str) -> None:
     """Undo `open_attention`, unless the implementation was changed since."""
     if anatomy.config._attn_implementation == _OURS.get(name):
-        _set_attention(anatomy, name)
+        set_attention(anatomy, name)
 
 
-def _set_attention(anatomy: Anatomy, name: str) -> None:
+def set_attention(anatomy: HostParts, name: str) -> None:
     """Set the decoder's attention implementation; the towers keep theirs."""
     if anatomy.config._attn_implementation != name:
         host: Any = anatomy.host

@@ -24,6 +24,7 @@ from alula.hosts.configs import read_config
 from alula.hosts.directories import locate
 from alula.hosts.host import read_processor
 from alula.hosts.parts import weightless
+from alula.seam import check_packs
 from alula.training.methods import METHODS
 from alula.training.recipe import HostSpec, Recipe, Stage
 from alula.training.trackers import check_trackers
@@ -119,6 +120,11 @@ def _check_stage(stage: Stage, parts: HostParts, oddity: HostError | None) -> No
             remedy=f"{free} train any decoder; {oddity.remedy or 'or take another'}",
         )
     method.check(parts, stage.settings)
+    if stage.packing:
+        try:
+            check_packs(parts)
+        except HostError as error:
+            raise RecipeError(error.message, where="packing", remedy=error.remedy) from None
 
 
 def _check_writable(directory: str, where: str) -> None:

@@ -21,7 +21,7 @@ import hashlib
 import inspect
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from alula.errors import HostError
 from alula.files import atomic_file, regular
 from alula.hosts.custom import CustomTower
 from alula.hosts.multimodal import AlulaConfig
-from alula.seam import NAME, ForwardContext
+from alula.seam import NAME, PACKED, ForwardContext
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ Features = dict[str, Tensor]
 # keywords that do not change the features: they say what to hand back, or describe the text that hosts pass on with it
 _HARMLESS = {
     "return_dict", "output_hidden_states", "output_attentions", "use_cache", "mm_token_type_ids", "token_type_ids",
-    "num_items_in_batch", "logits_to_keep", NAME,
+    "num_items_in_batch", "logits_to_keep", NAME, PACKED,
 }  # fmt: skip
 
 
@@ -166,7 +166,7 @@ class FrozenTower(nn.Module):
             HostError: the features may depend on more than an image and plain settings, so that they cannot be cached.
         """
         taken = inspect.signature(type(self._outside[0]).forward).parameters
-        text = {name for name in _HARMLESS if isinstance(kwargs.get(name), Tensor | ForwardContext)}
+        text = {name for name in _HARMLESS if isinstance(kwargs.get(name), Tensor | ForwardContext | Mapping)}
         own = {name: value for name, value in kwargs.items() if value is not None and name not in text - taken.keys()}
         unsupported = [name for name, value in own.items() if not _is_plain(value)]
         if pixel_values.ndim not in (3, 4):

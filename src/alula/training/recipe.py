@@ -212,6 +212,12 @@ class _Stage(Section):
     workers: Int = Field(default=0, ge=0, le=1024, description="data loading processes")
     feature_cache: FeatureCache | None = None
     distill: Distill | None = None
+    packing: Bool = Field(
+        default=False, description="samples side by side without padding, what all begin with once; see training.md"
+    )
+    logits: Literal["all", "supervised"] = Field(
+        default="all", description="supervised: the head runs at positions that are learnt from alone"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -248,6 +254,16 @@ class _Stage(Section):
             raise ValueError(
                 f"micro_batch_size: {self.micro_batch_size} does not divide batch_size {self.batch_size} evenly"
             )
+        for key, given in (("packing", self.packing), ("logits", self.logits == "supervised")):
+            if given and not method.packs:
+                able = _or(tuple(name for name, each in METHODS.items() if each.packs))
+                raise ValueError(
+                    f"{key}: method `{self.method}` asks where tokens stand in padded batches; {able} do not"
+                )
+            if given and self.distill is not None:
+                raise ValueError(f"{key}: `distill` reads logits by their places in padded batches")
+        if self.packing and getattr(self.settings, "dropout", None):
+            raise ValueError("packing: with dropout, the beginning that samples share would be dropped alike in all")
         if self.feature_cache is not None and self.trains_tower:
             raise ValueError("feature_cache: the tower is trained in this stage, so its features change at every step")
         return self
@@ -347,6 +363,11 @@ class Recipe(Section):
             why = METHODS[stage.method].no_retention(stage.settings)
             if self.retention is not None and why is not None:
                 raise ValueError(f"retention: `{stage.name}` {why}")
+            if stage.packing and self.retention is not None and self.retention.probes:
+                raise ValueError(
+                    f"packing: `{stage.name}` runs an attention that the probes of `retention` cannot read; set "
+                    "retention.probes: false"
+                )
             why = METHODS[stage.method].no_validation
             if self.validation is not None and why is not None:
                 raise ValueError(f"validation: `{stage.name}` {why}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from alula.anatomy import HostParts
 from alula.chat_template import TemplateSettings
 from alula.data import BadSampleError, Collator, Mixture, Quarantine
 from alula.data.collate import Replacer
+from alula.data.packing import narrowed, packed
 from alula.data.samples import Sample
 from alula.errors import UsageError
 from alula.files import write_json
 from alula.hosts import load_host
 from alula.hosts.context import context_length
 from alula.hosts.stops import stop_ids
-from alula.seam import needs_roles
+from alula.seam import needs_roles, packs
 from alula.training.checkpoint import Sealing, newest, step_of
 from alula.training.datasets import RunData, StageData
 from alula.training.distillation import HeldMixture, Lessons, distillation, prepare_lessons
@@ -267,7 +268,7 @@ def train_stage(
             rates=stage.learning_rates,
             stage=stage,
             dataset=opened.samples.window(data.steps * stage.batch_size),
-            collator=collator(plan, tunable, data.quarantine, opened.samples),
+            collator=Batches(stage, collator(plan, tunable, data.quarantine, opened.samples)),
             auxiliary=auxiliary,
             token_weight=METHODS[stage.method].token_weight(stage.settings),
             further=writer.noted,
@@ -341,6 +342,19 @@ def collator(
         quarantine=quarantine,
         replacer=replacer if quarantine is not None else None,
     )
+
+
+class Batches:
+    """Batches as the stage wants them, made where the collator runs."""
+
+    def __init__(self, stage: Stage, collate: Collator) -> None:
+        self.collate, self.packing, self.narrow = collate, stage.packing, stage.logits == "supervised"
+
+    def __call__(self, samples: Sequence[Sample]) -> Mapping[str, Any]:
+        batch: Mapping[str, Any] = self.collate(samples)
+        if self.packing:
+            batch = packed(batch)
+        return narrowed(batch) if self.narrow else batch
 
 
 def stage_lessons(plan: StagePlan, display: Display) -> Lessons | None:
@@ -430,6 +444,8 @@ def training_setup(opened: OpenStage) -> Iterator[None]:
             stack.enter_context(frozen_tower(model, open_store(stage.feature_cache, model)))
         # no stage trains the audio tower
         stack.enter_context(frozen_audio_tower(model, open_store(stage.feature_cache, model, audio=True)))
+        if stage.packing:
+            stack.enter_context(packs(model))
         if PartialState().num_processes > 1:
             stack.enter_context(lockstep(model, opened.tunable.parts, blank_image(opened.tunable.processor)))
         yield

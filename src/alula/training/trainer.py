@@ -19,10 +19,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import SCHEDULER_NAME
 
 from alula.data import soft_labels
+from alula.data.packing import LAYOUT
 from alula.data.samples import BROWSED
 from alula.demonstrations.interleaved import DEMONSTRATIONS
 from alula.errors import UsageError
 from alula.files import telling
+from alula.seam import PACKED, blank_mask
 from alula.tokens import PROMPT_ENDS
 from alula.training.browsing import settle
 from alula.training.losses import AuxiliaryLosses
@@ -164,6 +166,9 @@ class StageTrainer(Trainer):
                 remedy="train the map with distributed: ddp",
             )
         settle(self.own_model, inputs)
+        layout = inputs.pop(LAYOUT, None)
+        if layout is not None:
+            inputs |= {PACKED: layout, **blank_mask(inputs["input_ids"])}
         with self.auxiliary.observed():
             loss, outputs = super().compute_loss(
                 model,

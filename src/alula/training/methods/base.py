@@ -63,6 +63,8 @@ class Method(abc.ABC):
     """settings that a stage which goes on with its adapter may change; the others are those of the stage before"""
     needs_layers: ClassVar[bool] = True
     """whether it has to know what the decoder's layers are made of (`alula.anatomy.Anatomy`)"""
+    packs: ClassVar[bool] = False
+    """whether its batches may be without padding, and have logits of some positions alone"""
     no_checkpointing: ClassVar[str | None] = None
     """why blocks cannot be recomputed under it"""
     no_validation: ClassVar[str | None] = None

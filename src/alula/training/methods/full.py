@@ -15,3 +15,4 @@ class Full(HostMethod):
     parts: ClassVar[Mapping[str, float | None]] = {"llm": 2e-5, "projector": 2e-5, "tower": None}
     defining: ClassVar[tuple[str, ...]] = ("llm",)
     needs_layers: ClassVar[bool] = False
+    packs: ClassVar[bool] = True

@@ -47,6 +47,7 @@ class Lora(PeftMethod):
     parts: ClassVar[Mapping[str, float | None]] = {"lora": 2e-4, "projector": 2e-5, "embeddings": 2e-4}
     defining: ClassVar[tuple[str, ...]] = ("lora",)
     needs_layers: ClassVar[bool] = False
+    packs: ClassVar[bool] = True
 
     def rates(self, settings: LoraSpec) -> dict[str, float]:
         return {part: rate for part, rate in super().rates(settings).items() if part not in self.idle_parts(settings)}

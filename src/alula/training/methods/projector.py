@@ -20,3 +20,4 @@ class Projector(HostMethod):
     }
     defining: ClassVar[tuple[str, ...]] = ("projector", "connector.")
     needs_layers: ClassVar[bool] = False
+    packs: ClassVar[bool] = True
