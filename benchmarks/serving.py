@@ -12,8 +12,8 @@ text, a third about a picture, a third for a caption.
   for the same, in turn; its ratio is one round's, and what is told is the median over rounds, and how many answers were
   the same texts.
 - memory: --requests requests to one `alula serve`, and what its process holds after each tenth of them.
-- load: --crowd clients for --minutes, models and requests mixed; every answer is compared with the one that the request
-  has alone, by the model's own `generate`.
+- load: --crowd clients for --minutes, requests and models mixed: the host, and Wings and a LoRA over its weights, drawn
+  at random. Every answer is compared with the one that the request has alone, by the model's own `generate`.
 
 What was measured stays: a run that was stopped goes on where it was, in the folder --work.
 """
@@ -42,6 +42,7 @@ from typing import Any
 
 import httpx
 import torch
+from peft import LoraConfig, get_peft_model
 
 import alula
 from alula.book import Book
@@ -258,8 +259,29 @@ def memory(options: argparse.Namespace, models: Any, book: Book) -> dict[str, An
     }
 
 
+def adapters(name: str, host: Path, folder: Path) -> list[tuple[str, Path]]:
+    """Wings and a LoRA on a host, of random weights: what they answer is of no matter, that it stays the same is."""
+    torch.manual_seed(SEED)
+    model, _ = alula.load_model(host)
+    graft = alula.attach(model, alula.WingsConfig(rank=8))
+    with torch.no_grad():
+        for parameter in graft.parameters():
+            parameter.normal_(std=0.1)
+    alula.save_adapter(model, folder / "random-wings", base=host)
+    model, _ = alula.load_model(host)
+    tuned = get_peft_model(model, LoraConfig(r=8, target_modules=r".*language_model.*(q_proj|v_proj)"))
+    with torch.no_grad():
+        for key, value in tuned.named_parameters():
+            if "lora_B" in key:
+                value.normal_(std=0.1)
+    tuned.peft_config["default"].base_model_name_or_path = str(host)
+    tuned.save_pretrained(str(folder / "random-lora"))
+    return [(f"{name}+{each}", folder / f"random-{each}") for each in ("wings", "lora")]
+
+
 def load(options: argparse.Namespace, models: Any, book: Book) -> dict[str, Any]:
     if "load" not in book:
+        models = [models[0], *adapters(models[0][0], models[0][1], options.work)]
         asked = questions(options.pool, seed=SEED + 500)
         wanted = {name: _alone(path, asked, options.most) for name, path in models}
         bodies = [over_http(each) for each in asked]
