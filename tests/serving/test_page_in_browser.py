@@ -145,7 +145,7 @@ class Visit:
     def __init__(self, browser: Any, url: str, **options: Any) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **options})
         self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.asked: list[dict[str, Any]] = []
         self.wrong: list[str] = []
         self.page.on("request", self._note)

@@ -34,6 +34,8 @@ export class AnswerText {
   write(text, index, level) {
     this.line ??= this.open();
     this.line.pieces.push({ text, index, level });
+    if (!this.fence && !this.line.element.firstChild) text = text.trimStart(); // tokens begin with blanks, lines do not
+    if (!text) return;
     if (this.told) this.line.element.append(this.span(text, index, level));
     else if (this.line.element.lastChild?.nodeType === Node.TEXT_NODE) this.line.element.lastChild.appendData(text);
     else this.line.element.append(text);

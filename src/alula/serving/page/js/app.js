@@ -160,10 +160,11 @@ export class App {
     this.chosen();
   }
 
-  /** What the budget will do to the pictures of the question that is being written, or of the last one. */
+  /** What the budget will do to the pictures of the question that is being written, or of the last one that has any. */
   async lookAhead() {
-    const question = this.composer.media.length ? this.composer : this.conversation.last;
-    const images = (question?.media ?? []).filter((each) => each.type === "image");
+    const pictures = (each) => each.media.filter((medium) => medium.type === "image");
+    const question = [...this.conversation.turns, this.composer].findLast((each) => pictures(each).length);
+    const images = question ? pictures(question) : [];
     const served = this.served();
     if (!images.length || !served?.takes?.includes("image")) {
       this.settings.preview(null);

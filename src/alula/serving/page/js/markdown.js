@@ -19,7 +19,7 @@ export function block(line) {
   if (/^ {0,3}(```|~~~)/.test(line)) return { kind: "fence", from: line.length };
   if (/^ {0,3}([-*_] *){3,}$/.test(line)) return { kind: "hr", from: line.length };
   if (!line.trim()) return { kind: "blank", from: line.length };
-  return { kind: "p", from: 0 };
+  return { kind: "p", from: line.length - line.trimStart().length };
 }
 
 /** Nodes of a line from `start` to `stop`: {start, stop} of plain text, or {tag, href, children}. */
