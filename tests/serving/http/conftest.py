@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -102,9 +103,15 @@ def client_of(engine: Engine, settings: Settings, **more: Any) -> TestClient:
 
 
 @contextlib.contextmanager
-def running(app: Any) -> Iterator[str]:
-    """The address of a real server in a thread. The application's end is left out: the engine goes on."""
+def running(app: Any, buffer: int | None = None) -> Iterator[str]:
+    """The address of a real server in a thread. The application's end is left out: the engine goes on.
+
+    Args:
+        buffer: bytes that the system keeps of what a client does not take.
+    """
     listening = listen("127.0.0.1", 0)
+    if buffer is not None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
