@@ -21,6 +21,7 @@ from alula.files import recovered
 from alula.grafts import grafts_of
 from alula.grafts.storage import CONFIG_FILE, read_facts
 from alula.hosts import names
+from alula.hosts.configs import first_line
 from alula.hosts.context import context_length
 from alula.hosts.stops import stop_ids
 from alula.hosts.templates import default_template
@@ -30,6 +31,7 @@ from alula.policies import policies_of
 from alula.seam import Owner, find, install, joining
 from alula.serving.engine.errors import UnknownModel
 from alula.serving.engine.sampling import Defaults
+from alula.serving.engine.trial import is_alike
 
 Kind = Literal["text", "host", "peft", "alula"]
 _STEERED = "serving"
@@ -265,7 +267,7 @@ def _same(one: str, other: str) -> bool:
 def _resident(name: str, path: str, loaded: Loaded, base: Resident | None) -> Resident:
     model, processor = loaded
     intake = Intake(processor)
-    reason = why_alone(model)
+    reason = why_alone(model) or _tried(model, intake.tokenizer)
     kind, adapter = _kind(Path(path), base is not None, intake.takes)
     served = Served(
         name=name,
@@ -317,6 +319,18 @@ def leaves_text(model: nn.Module, base: nn.Module, modules: Collection[str]) -> 
     return all(id(unwrap(model).get_submodule(path)) in of_media for path in modules)
 
 
+def _tried(model: Any, tokenizer: Any) -> str | None:
+    """Why a model whose requests could be computed together had better not, as a trial says."""
+    marks = set(tokenizer.all_special_ids)
+    ids = [token for token in range(len(tokenizer)) if token not in marks][:_TRIED]
+    try:
+        alike = is_alike(model, ids)
+    except Exception as error:  # whatever a class does with what it is not made for
+        return f"two prompts could not be continued as one batch ({first_line(error)})"
+    return None if alike else "two prompts continued as one batch did not come to what each comes to alone"
+
+
+_TRIED = 8
 _LEFT_TO_GENERATE = (
     "bad_words_ids",
     "begin_suppress_tokens",
