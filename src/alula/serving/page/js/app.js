@@ -259,7 +259,9 @@ export class App {
       lane.shown = lane.attempts.length - 1;
       return () => this.run(made, which, view, controller.signal);
     });
+    const within = view.element.contains(document.activeElement); // the button that was pressed is gone while answers run
     view.refresh();
+    if (within) view.lanes[0].body.focus({ preventScroll: true });
     this.toEnd();
     await Promise.all(runs.map((run) => run()));
     this.running = null;

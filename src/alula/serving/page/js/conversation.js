@@ -111,7 +111,9 @@ export class Conversation {
         check(typeof medium.url === "string" && medium.url.startsWith(`data:${medium.type}/`), `${at}, the address of ${medium.name}`);
         const regions = (medium.regions ?? []).map((box) => box.map(Number));
         check(regions.every((box) => box.length === 4 && box.every(Number.isFinite)), `${at}, a region`);
-        return { ...medium, name: String(medium.name ?? medium.type), regions };
+        const { type, url } = medium;
+        const [width, height, seconds] = [medium.width, medium.height, medium.seconds].map((value) => number(value) ?? 0);
+        return { type, url, name: String(medium.name ?? type), width, height, seconds, regions };
       });
       const marks = (turn.marks ?? []).map((mark) => mark.map(Number));
       check(marks.every(([start, stop]) => 0 <= start && start < stop && stop <= turn.text.length), `${at}, a mark`);
@@ -121,9 +123,9 @@ export class Conversation {
           check(typeof each?.text === "string" && Array.isArray(each.pieces), `${at}, an answer`);
           const pieces = each.pieces.map((piece) => {
             check(typeof piece?.text === "string", `${at}, a token`);
-            return { text: piece.text, tokens: piece.tokens ?? [], attention: piece.attention ?? [] };
+            return { text: piece.text, tokens: (piece.tokens ?? []).map(readToken), attention: (piece.attention ?? []).map(readLook) };
           });
-          return { ...attempt(String(each.model), each.settings ?? {}), ...each, pieces, told: Boolean(each.told && pieces.length) };
+          return readAttempt(each, pieces);
         });
         return { attempts, shown: Math.min(attempts.length - 1, Math.max(0, Number(lane.shown) || 0)) };
       });
@@ -131,6 +133,56 @@ export class Conversation {
     });
     return conversation;
   }
+}
+
+/** A number that is one, or null. */
+const number = (value) => (Number.isFinite(value) ? value : null);
+
+const readToken = (token) => ({
+  text: String(token?.text ?? ""),
+  logprob: number(token?.logprob),
+  top: (token?.top ?? []).map((other) => ({ text: String(other?.text ?? ""), logprob: number(other?.logprob) ?? -Infinity })),
+});
+
+function readLook(look) {
+  const weights = (look?.weights ?? []).map(number);
+  const grid = Array.isArray(look?.grid) && look.grid[0] * look.grid[1] === weights.length ? look.grid.map(Number) : null;
+  const box = Array.isArray(look?.box) && look.box.length === 4 && look.box.every(Number.isFinite) ? look.box : null;
+  return { item: number(look?.item) ?? -1, grid, weights, share: number(look?.share) ?? 0, box };
+}
+
+/** An attempt out of a file: what it tells of numbers are numbers, or is left out. */
+function readAttempt(each, pieces) {
+  const numbers = (given, names) => {
+    const found = Object.fromEntries(names.map((name) => [name, number(given?.[name])]));
+    return Object.values(found).includes(null) ? null : found;
+  };
+  const made = attempt(String(each.model), {
+    budget: number(each.settings?.budget),
+    temperature: number(each.settings?.temperature) ?? 0,
+    seed: number(each.settings?.seed) ?? 0,
+    strength: number(each.settings?.strength) ?? 1,
+    guidance: number(each.settings?.guidance) ?? 1,
+    highlight: each.settings?.highlight === true,
+  });
+  const report = each.report && {
+    computed_by: String(each.report.computed_by),
+    image_tokens: numbers(each.report.image_tokens, ["kept", "of"]),
+    cached_tokens: number(each.report.cached_tokens) ?? 0,
+    seconds: numbers(each.report.seconds, ["queued", "prefill", "first_token", "total"]),
+  };
+  return Object.assign(made, {
+    status: ["done", "stopped", "failed"].includes(each.status) ? each.status : "stopped",
+    text: each.text,
+    pieces,
+    told: Boolean(each.told && pieces.length),
+    items: (each.items ?? []).filter((item) => Array.isArray(item) && item.every(Number.isInteger)),
+    finish: typeof each.finish === "string" ? each.finish : null,
+    usage: numbers(each.usage, ["completion_tokens"]),
+    report: report || null,
+    elapsed: number(each.elapsed),
+    error: each.error ? { message: String(each.error.message), remedy: String(each.error.remedy ?? ""), kind: "refused" } : null,
+  });
 }
 
 export const shownAttempt = (lane) => lane?.attempts[lane.shown] ?? null;

@@ -1,6 +1,6 @@
 // Where two answers differ, word by word: the shortest edit (Myers 1986), and marks that change no element.
 
-const MOST = 1500; // edits: beyond, answers have little in common and marks would say nothing
+const MOST = 800; // edits: beyond, answers have little in common and marks would say nothing
 
 /** [[start, stop]...] of the characters of `a` and of `b` that the other has not; null where there is no use in marks. */
 export function differences(a, b) {

@@ -56,6 +56,7 @@ function togglePanel() {
 app.openPanel = () => setPanel(true);
 app.inspector.closed = () => {
   app.inspectedLane?.unpoint();
+  if (byId("inspector").contains(document.activeElement)) app.inspectedLane?.body.focus({ preventScroll: true });
   if (!wide.matches) setPanel(false);
 };
 setPanel(wide.matches);

@@ -235,9 +235,18 @@ class LaneView {
       h("span", { class: "model" }, shown.model),
       attempts.length > 1 ? h("span", { class: "attempt-of" }, go(index - 1, "Earlier attempt", "left"), `${index + 1} of ${attempts.length}`, go(index + 1, "Later attempt", "right")) : "",
       shown.text && !["waiting", "running"].includes(shown.status)
-        ? button({ label: "Copy the answer", symbol: "copy", className: "quiet small push", on: () => navigator.clipboard?.writeText(shown.text).then(() => this.view.page.say("Copied")) })
+        ? button({ label: "Copy the answer", symbol: "copy", className: "quiet small push", on: () => this.copy() })
         : "",
     );
+  }
+
+  async copy() {
+    try {
+      await navigator.clipboard.writeText(this.attempt.text);
+      this.view.page.say("Copied");
+    } catch {
+      getSelection().selectAllChildren(this.text.element); // no clipboard without HTTPS: it is selected, to be copied by hand
+    }
   }
 
   status() {
@@ -321,8 +330,8 @@ function factsOf(shown) {
 const parted = ({ queued, prefill, total: all }) =>
   [queued === undefined ? null : `queued ${seconds(queued)}`, prefill === undefined ? null : `prompt ${seconds(prefill)}`, `all ${seconds(all)}`].filter(Boolean).join(", ");
 
-function settingsInWords({ settings }) {
-  const words = [];
+function settingsInWords({ model, settings }) {
+  const words = [model];
   if (settings.budget) words.push(`keep ${whole(settings.budget)}`);
   words.push(settings.temperature ? `temperature ${settings.temperature}, seed ${settings.seed}` : "likeliest token");
   if (settings.highlight) words.push(`highlight × ${settings.strength.toFixed(2)}, guidance ${settings.guidance}`);
