@@ -13,8 +13,10 @@ from PIL import Image
 
 import alula
 from alula.codes import CodesProcessor, KMeansCodes, ShippedCodes, VQCodes, VQConfig, fit_centroids, load_codes, nearest
+from alula.codes.features import EncoderFeatures
 from alula.codes.training import train_painter, train_vq
 from alula.errors import CodesError
+from alula.hosts.audio_tower import audio_part
 from tests.codes import tiny
 from tests.hosts import tiny as hosts
 
@@ -128,6 +130,14 @@ def test_frames_of_padding_are_dropped(make: Any, tmp_path: Any) -> None:
     assert [each.tolist() for each in again.encode(sounds(3200, 1600))] == [
         each.tolist() for each in codes.encode(sounds(3200, 1600))
     ]
+
+
+def test_an_ear_taken_out_of_a_host_makes_the_frames_of_the_whisper_it_was() -> None:
+    whole = tiny.whisper()
+    ear = audio_part(whole.model, whole.processor, None, 0).model
+    given = sounds(3200, 1600)
+    for one, two in zip(EncoderFeatures(ear, whole.processor, 1)(given), whole(given), strict=True):
+        torch.testing.assert_close(one, two)
 
 
 def test_k_means_of_a_spectrogram_encoder_takes_every_layer() -> None:

@@ -114,7 +114,9 @@ class EncoderFeatures(nn.Module):
     def _states(self, given: Any) -> Tensor:
         place = next(self.model.parameters())
         inputs = {self.input: given[self.input].to(place.device, place.dtype)}
-        if "attention_mask" in given and "attention_mask" in inspect.signature(self.model.forward).parameters:
+        takes_mask = "attention_mask" in inspect.signature(self.model.forward).parameters
+        # encoders of Whisper's build hear what fills a clip up as silence, whatever they call an attention mask
+        if "attention_mask" in given and takes_mask and not hasattr(self.processor, "nb_max_frames"):
             inputs["attention_mask"] = given["attention_mask"].to(place.device)
         found = self.model(**inputs, output_hidden_states=True)
         states: Tensor = found.hidden_states[self.layer]
