@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from alula.codes.base import CodeTokenizer
@@ -44,6 +43,8 @@ def fit_centroids(frames: Iterable[Tensor], count: int, *, seed: int, passes: in
             where="k-means",
             remedy="give a list, or an object whose __iter__ begins anew",
         )
+    from sklearn.cluster import MiniBatchKMeans  # slow to import, and only here needed
+
     fitted = MiniBatchKMeans(count, init="k-means++", n_init=1, random_state=seed, batch_size=1024)
     waiting: list[np.ndarray] = []
     started = False

@@ -1,0 +1,115 @@
+"""``alula serve``: from the command line to answers and back."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alula.cli import serve as command
+from alula.errors import AlulaError, UsageError
+from alula.serving.http import listen
+
+ALULA = [sys.executable, "-m", "alula", "serve"]
+
+
+def test_a_demo_begins_answers_and_ends() -> None:
+    """The whole way in a process of its own: the fledgling, put together, asked, stopped by Ctrl-C."""
+    with subprocess.Popen([*ALULA, "--demo", "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            lines = iter(process.stderr.readline, "")
+            first = next(line for line in lines if line.startswith("http://"))
+            assert "fledgling, fledgling+wings" in first
+            url = first.split()[0]
+            with urllib.request.urlopen(f"{url}/alula/v1/samples") as response:
+                samples = json.load(response)["samples"]
+            assert {bool(sample["media"]) for sample in samples} == {True, False}
+            content = [{"type": "text", "text": "What do you get for 5 minus 3?"}]
+            body = {"model": "fledgling+wings", "messages": [{"role": "user", "content": content}], "temperature": 0}
+            request = urllib.request.Request(
+                f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request) as response:
+                answer = json.load(response)
+            assert answer["choices"][0]["message"]["content"].strip() == "2"
+            assert answer["alula"]["computed_by"] == "fledgling"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+            assert process.stderr.read().strip().endswith("stopped")
+        finally:
+            process.kill()
+
+
+def test_a_port_in_use_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(AlulaError, match="is in use") as told:
+            run("no-such-model", port=taken.getsockname()[1])
+        assert told.value.exit_code == 1
+    with pytest.raises(UsageError, match="cannot listen"):
+        listen("203.0.113.1", 0)
+
+
+def run(*models: str, **options: Any) -> None:
+    command.serve(list(models) or None, **options)
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "said"),
+    [
+        ([], {}, "which model"),
+        (["a"], {"demo": True}, "its own models"),
+        (["a"], {"host": "0.0.0.0"}, "every machine"),
+        (["a"], {"allow_host": ["10.0.0.1"]}, "no name of a host"),
+        (["a"], {"allow_origin": ["*"]}, "no origin"),
+        (["a"], {"server_name": ["a b"]}, "no name of a host"),
+        (["a"], {"allow_load": True}, "without a directory"),
+        (["a"], {"device": "toaster"}, "toaster"),
+        (["a=b", "a=c"], {"port": 0}, "two models"),
+    ],
+)
+def test_wrong_usage(models: list[str], options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        run(*models, **options)
+
+
+def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "token"
+    file.write_text("a-token-of-the-tests\n")
+    monkeypatch.delenv(command.TOKEN, raising=False)
+    assert command._token(None) is None
+    assert command._token(file) == "a-token-of-the-tests"
+    monkeypatch.setenv(command.TOKEN, "another-token-of-the-tests")
+    assert command._token(None) == "another-token-of-the-tests"
+    file.write_text("short")
+    with pytest.raises(UsageError, match="a token has"):
+        run("a", token_file=file)
+
+
+def test_a_missing_extra_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fastapi" else find(name))
+    with pytest.raises(UsageError, match="fastapi") as told:
+        run("a")
+    assert told.value.remedy == "pip install 'alula[serve]'"
+
+
+def test_help_loads_neither_torch_nor_the_server() -> None:
+    program = (
+        "import sys\nfrom alula.cli import app\nsys.argv = ['alula', 'serve', '--help']\n"
+        "try:\n    app.main()\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'transformers', 'fastapi', 'uvicorn', 'httpx') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "--allow-host" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
