@@ -23,7 +23,7 @@ from studies.population import measurement, train_measured
 from studies.real import words
 from studies.real.arms import ARMS
 from studies.real.data import write_own_words, write_questions
-from studies.real.pictures import Held, captions, held_out, presences
+from studies.real.pictures import Held, captions, held_out, presences, swapped
 from studies.real.plan import BASE, CAPTIONS, RealPlan
 
 _HOW = Resampling(resamples=1, permutations=1)
@@ -103,6 +103,22 @@ def brief(plan: RealPlan, base: Any, model: Any, processor: Any) -> dict[str, An
             "divergence": _divergence(plan, base.to(_device()), model, processor),
             **_probes(plan, model, processor),
         }
+
+
+def look_away(plan: RealPlan, seed: int, name: str) -> None:
+    """What a model makes of answers and captions behind other pictures than their own."""
+    path = plan.sight(seed, name)
+    if path.is_file():
+        return
+    model, processor = load_model(plan.model(seed, name))
+    model.to(_device())
+    held = _held(plan)
+    with computing(plan):
+        found = {
+            task: words.weigh_answers(model, processor, swapped(samples))["nats"]
+            for task, samples in (("captions", held.captions), ("shapes", held.shapes))
+        }
+    write_json(path, found)
 
 
 def look_in(plan: RealPlan, seed: int, name: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,33 @@ def presence(held: list[Sample], trained: list[Sample], count: int) -> list[tupl
         for which, thing in about.items():
             turns = [user(asked(thing), picture.images[0]), _answer("yes" if which == "yes" else "no")]
             found.append((place, which, Sample(f"{picture.id}-{which}", turns)))
+    return found
+
+
+def swapped(samples: list[Sample]) -> list[Sample]:
+    """The samples, each behind the next one's picture."""
+    found = []
+    for sample, other in zip(samples, [*samples[1:], samples[0]], strict=True):
+        parts = [
+            {**part, "image": other.images[0]} if part["type"] == "image" else part
+            for part in sample.messages[0]["content"]
+        ]
+        found.append(replace(sample, messages=[{**sample.messages[0], "content": parts}, *sample.messages[1:]]))
+    return found
+
+
+def blind(training: Path, samples: list[Sample]) -> str:
+    """A digit for each question whose answer is the most frequent one to the same words in training: what is right
+    without a look."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in read(training):
+        question, answer = map(message_text, sample.messages)
+        answers[question][answer] += 1
+    found = ""
+    for sample in samples:
+        question, answer = map(message_text, sample.messages)
+        told = answers[question].most_common(1)
+        found += str(int(bool(told) and told[0][0] == answer))
     return found
 
 

@@ -126,6 +126,10 @@ class RealPlan:
         """What was measured of a model."""
         return self.seed_directory(seed) / "measured" / f"{name}.json"
 
+    def sight(self, seed: int, name: str) -> Path:
+        """What a model says behind other pictures."""
+        return self.seed_directory(seed) / "sight" / f"{name}.json"
+
     def inside(self, seed: int, name: str) -> Path:
         """What probes saw of a model."""
         return self.seed_directory(seed) / "inside" / f"{name}.json"

@@ -56,6 +56,15 @@ def said_yes(found: Measured) -> list[float]:
     return [float(value > 0) for values in found["presence"].values() for value in values]
 
 
+def had(found: Measured) -> list[float]:
+    """Per caption and answer about shapes the nats per token more behind another picture than behind its own."""
+    return [
+        other - own
+        for task in ("captions", "shapes")
+        for own, other in zip(found[task]["nats"], found["sight"][task], strict=True)
+    ]
+
+
 WORDS: dict[str, tuple[Items, Range | None]] = {
     "blimp": (_pairs, SHARE),
     "coda": (lambda found: found["coda"]["spearman"], (-1.0, 1.0)),
@@ -72,6 +81,7 @@ PICTURES: dict[str, tuple[Items, Range | None]] = {
     "ordered": (ordered, SHARE),
     "answered": (answered, SHARE),
     "yes": (said_yes, SHARE),
+    "had": (had, None),
     "shapes": (lambda found: digits(found["shapes"]["right"]), SHARE),
     "shape_nats": (lambda found: found["shapes"]["nats"], None),
 }
@@ -88,6 +98,8 @@ class RealRecord(StudyRecord):
     Attributes:
         labels: model -> its name for people, the base first.
         phenomena: BLiMP's paradigm -> the phenomenon it is of.
+        blind: of easy-vqa's questions a digit for each that is right without a look, by the most frequent answer to
+            the same words in training.
         measured: seed -> model -> what was measured of it, item by item; the words of models are left out.
         on_the_way: seed -> arm -> step -> what was measured in training; step 0 of the base.
         inside: seed -> model -> what probes saw.
@@ -95,6 +107,7 @@ class RealRecord(StudyRecord):
 
     labels: dict[str, str]
     phenomena: dict[str, str]
+    blind: str
     measured: dict[str, dict[str, dict[str, Any]]]
     on_the_way: dict[str, dict[str, dict[str, dict[str, Any]]]]
     inside: dict[str, dict[str, dict[str, Any]]]

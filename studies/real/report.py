@@ -25,7 +25,7 @@ from studies.real.record import LOSSES, RealRecord, answered, ordered
 TITLE = "Real weights, real pictures: what does each way cost in words?"
 TEXT = ("blimp", "coda", "gsm8k", "formats")
 """the figures by which a way is said to cost words"""
-SEEN = ("captions", "ordered", "shapes")
+SEEN = ("captions", "ordered", "had")
 NAMES = {
     "blimp": "BLiMP",
     "coda": "CoDa",
@@ -39,9 +39,11 @@ NAMES = {
     "ordered": "what is there (order)",
     "answered": "what is there (said)",
     "yes": "said yes",
+    "had": "what is had of the picture",
     "shapes": "easy-vqa",
     "shape_nats": "easy-vqa, nats",
 }
+_NUMBERS = (*LOSSES, "coda", "cider", "had")
 _PREDICTORS = {
     "divergence": "KL(base, tuned) on the new task",
     "shift": "attention shift",
@@ -66,14 +68,14 @@ def _number(found: Estimate, digits: int = 2) -> str:
 
 def _told(record: RealRecord, name: str, figure: str) -> str:
     found = record.figure(name, figure)
-    return _number(found) if figure in (*LOSSES, "coda", "cider") else _percent(found)
+    return _number(found) if figure in _NUMBERS else _percent(found)
 
 
 def _change(record: RealRecord, name: str, figure: str) -> str:
     if name == BASE:
         return MISSING
     found = record.change(name, figure)
-    if figure in (*LOSSES, "coda", "cider"):
+    if figure in _NUMBERS:
         return f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
     return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
 
@@ -112,10 +114,10 @@ def grids(record: RealRecord, beside: AlignmentRecord | None = None) -> list[Gri
         ),
         Grid(
             "Pictures of things no training showed",
-            ["", "captions (nats)", "CIDEr-D", "BLEU-4", "what is there: own thing the likelier", "said right",
-             "said yes", "easy-vqa right"],
+            ["", "had of the picture (nats)", "captions (nats)", "CIDEr-D", "BLEU-4",
+             "what is there: own thing the likelier", "said right", "said yes", "easy-vqa right"],
             [
-                [record.labels[name], *(_told(record, name, figure) for figure in ("captions", "cider")),
+                [record.labels[name], *(_told(record, name, figure) for figure in ("had", "captions", "cider")),
                  f"{record.mean(name, 'captions', 'bleu4'):.1f}",
                  *(_told(record, name, figure) for figure in ("ordered", "answered", "yes", "shapes"))]
                 for name in record.labels
@@ -288,7 +290,20 @@ def verdict(record: RealRecord) -> list[str]:
                     f"{_first_upper(record.labels[name])} against full tuning: keeps more of {_named(text)}; sees more "
                     f"in {_named(sight)}, less in {_named(lost)}."
                 )
-    return [*said, *_prediction_said(record)]
+    return [*said, _sight_said(record), *_prediction_said(record)]
+
+
+def _sight_said(record: RealRecord) -> str:
+    """Whether anything is seen: what answers have of their own picture, and shapes beside a blind guess."""
+    shares = {name: record.figure(name, "had") for name in record.labels}
+    seeing = [record.labels[name] for name, found in shares.items() if found.low > 0]
+    guess = Estimate(*[sum(map(int, record.blind)) / len(record.blind)] * 3)
+    above = [record.labels[name] for name in record.arms if record.figure(name, "shapes").low > guess.value]
+    return (
+        f"Answers and captions are likelier behind their own picture than behind another in: "
+        f"{listing(seeing) if seeing else 'none'}. Of easy-vqa {100 * guess.value:.0f} % are right without a look, by "
+        f"the most frequent answer; above that: {listing(above) if above else 'none'}."
+    )
 
 
 def _prediction_said(record: RealRecord) -> list[str]:
@@ -320,23 +335,27 @@ def _kept(record: RealRecord, name: str) -> Estimate:
     return Estimate(math.exp(-change.value), math.exp(-change.high), math.exp(-change.low))
 
 
+def _likelier(nats: Estimate) -> Estimate:
+    return Estimate(*(math.exp(value) - 1 for value in (nats.value, nats.low, nats.high)))
+
+
 def figures(record: RealRecord) -> dict[str, str]:
     """Words against sight, as SVG by name."""
     arms = list(enumerate(record.arms))
-    seen = {name: record.figure(name, "shapes") for name in record.arms}
+    seen = {name: _likelier(record.figure(name, "had")) for name in record.arms}
     return {
         "words-and-sight": scatter(
             [Point(record.labels[name], place, seen[name], _kept(record, name)) for place, name in arms],
-            title="Likelihood of worked answers (GSM8K) kept, against questions about shapes right",
-            x_title="easy-vqa right",
+            title="Likelihood of worked answers (GSM8K) kept, against what is had of the picture",
+            x_title="an answer's token likelier behind its own picture than behind another",
             y_title="likelihood per token of GSM8K's answers, the base's = 100 %",
             reference=(1.0, "base"),
             size=(780, 520),
         ),
         "grammar-and-sight": scatter(
             [Point(record.labels[name], place, seen[name], record.figure(name, "blimp")) for place, name in arms],
-            title="Grammar (BLiMP) against questions about shapes right",
-            x_title="easy-vqa right",
+            title="Grammar (BLiMP) against what is had of the picture",
+            x_title="an answer's token likelier behind its own picture than behind another",
             y_title="BLiMP, right",
             reference=(record.figure(BASE, "blimp").value, "base"),
             size=(780, 520),

@@ -10,7 +10,8 @@ from alula.files import read_json
 from alula.jobs import Job, run_in
 from studies.plan import logged_steps, written_files
 from studies.population import measurement
-from studies.real.measure import align, look_in, measure, tune
+from studies.real.measure import align, look_away, look_in, measure, tune
+from studies.real.pictures import blind, held_out
 from studies.real.plan import BASE, PROBED, RealPlan
 from studies.real.record import RealRecord
 from studies.real.words import read_blimp
@@ -38,8 +39,15 @@ def gather(plan: RealPlan, *, command: str, seconds: float) -> RealRecord:
         settings={**plan.facts, "seeds": list(plan.seeds)},
         labels={BASE: "base", **{arm.name: arm.label for arm in plan.chosen}},
         phenomena={each.name: each.phenomenon for each in read_blimp(plan.benchmarks, 1)},
+        blind=blind(plan.data("easy-vqa", "train"), held_out(plan.real, plan.items).shapes),
         measured={
-            str(seed): {name: _without_words(read_json(plan.measured(seed, name))) for name in names}
+            str(seed): {
+                name: {
+                    **_without_words(read_json(plan.measured(seed, name))),
+                    "sight": read_json(plan.sight(seed, name)),
+                }
+                for name in names
+            }
             for seed in plan.seeds
         },
         on_the_way={
@@ -91,9 +99,10 @@ def _jobs(plan: RealPlan) -> Iterator[Job]:
 def _measuring(plan: RealPlan, seed: int, name: str, after: str) -> Iterator[Job]:
     for title, call, path in (
         ("measuring", measure, plan.measured(seed, name)),
+        ("behind other pictures", look_away, plan.sight(seed, name)),
         ("inside", look_in, plan.inside(seed, name)),
     ):
-        if call is measure or name in PROBED:
+        if call is not look_in or name in PROBED:
             yield Job(
                 f"{title} {name}, seed {seed}", call, (plan, seed, name), 1, partial(written_files, [path]), (after,)
             )

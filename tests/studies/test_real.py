@@ -30,7 +30,7 @@ from studies.alignment.record import AlignmentRecord
 from studies.real import RealPlan, RealRecord, figures, markdown, real, report, table, verdict
 from studies.real.arms import ARMS, RATE
 from studies.real.data import read, write_questions
-from studies.real.pictures import NEGATIVES, presence, presences
+from studies.real.pictures import NEGATIVES, blind, presence, presences, swapped
 from studies.real.plan import BASE
 from studies.real.record import answered, ordered
 from studies.real.report import traits
@@ -182,6 +182,10 @@ def test_questions_name_what_is_there_and_what_is_not(plan: RealPlan, base: Any,
     model, processor = base
     odds = presences(model, processor, asked)
     assert [len(odds[which]) for which in ("yes", *NEGATIVES)] == [2] * 4
+    moved = swapped(held)
+    assert [each.images[0].path for each in moved] == [held[place].images[0].path for place in (1, 2, 0)]
+    assert [each.messages[1] for each in moved] == [each.messages[1] for each in held]
+    assert blind(plan.data("stamps", "train"), trained) == "10000"  # all five are asked alike; the first answer counts
     write_questions(tmp_path / "questions.jsonl", [plan.data("stamps", "train")])
     written = read(tmp_path / "questions.jsonl")
     assert [message_text(sample.messages[1]) for sample in written] == ["yes", "no"] * len(TRAINED)
@@ -196,6 +200,11 @@ def test_what_runs_is_measured_and_not_done_twice(plan: RealPlan, record: RealRe
     assert record.mean("projector", "divergence") > 0
     assert record.change("projector", "gsm8k").value == 0.0
     assert record.change("full", "gsm8k").value != 0.0
+    away = record.measured["0"]["full"]["sight"]["shapes"]
+    assert len(away) == len(record.measured["0"]["full"]["shapes"]["nats"])
+    own = [*record.measured["0"]["full"]["captions"]["nats"], *record.measured["0"]["full"]["shapes"]["nats"]]
+    others = [*record.measured["0"]["full"]["sight"]["captions"], *away]
+    assert record.figure("full", "had").value == pytest.approx(np.mean(others) - np.mean(own))
     half = record.on_the_way["0"]["full"]
     assert [*half] == ["1"]
     assert half["1"]["divergence"] != record.measured["0"]["full"]["divergence"]
