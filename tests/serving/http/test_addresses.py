@@ -13,10 +13,12 @@ import httpx
 import pytest
 
 from alula.errors import UsageError
+from alula.serving.engine import Engine
+from alula.serving.http import Settings
 from alula.serving.http.addresses import Allowed, host_of, is_public
 from alula.serving.http.fetching import Fetched, Fetcher
 from alula.serving.http.problems import Problem
-from tests.serving.http.conftest import png
+from tests.serving.http.conftest import CHAT, client_of, data, png, shown
 
 PUBLIC, HOST = "93.184.215.14", "pictures.example.org"
 ALLOWED = Allowed.of([HOST])
@@ -140,6 +142,8 @@ class Answers(BaseHTTPRequestHandler):
         match self.path.partition("?")[0]:
             case "/a.png":
                 self._send(200, png(), {"Content-Type": "image/png"})
+            case "/page":
+                self._send(200, png(), {"Content-Type": "text/html; charset=utf-8"})
             case "/large":
                 self._send(200, b"", {"Content-Length": str(10**9)})
             case "/endless":
@@ -274,3 +278,21 @@ def test_names_that_are_not_there_and_hosts_that_do_not_answer(host: Any) -> Non
     fetching.fetcher._transport = lambda: Connection(1, [])  # a port on which nobody listens
     with pytest.raises(Problem, match="cannot be asked"):
         fetching("/a.png")
+
+
+def test_a_request_sees_what_an_allowed_host_has(host: Any, engine: Engine) -> None:
+    client = client_of(engine, Settings(allowed=ALLOWED), fetcher=Fetching(host, [PUBLIC]).fetcher)
+
+    def ask(url: str) -> httpx.Response:
+        body = {"model": "base", "messages": shown(url), "max_tokens": 4, "temperature": 0}
+        return client.post(CHAT, json=body)
+
+    fetched, inline = ask(f"http://{HOST}/a.png"), ask(data(png()))
+    assert fetched.status_code == 200, fetched.text
+    assert fetched.json()["choices"][0]["message"] == inline.json()["choices"][0]["message"]
+    for path, said in (("/page", "no type of image"), ("/gone", "answers 404")):
+        refused = ask(f"http://{HOST}{path}")
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "messages[0].content[0].image_url.url"
+        assert said in refused.json()["error"]["message"]
+    assert client.get("/alula/v1/server").json()["fetches"] == [HOST]

@@ -123,6 +123,12 @@ def test_headers_of_every_answer(guarded: TestClient) -> None:
     assert guarded.get("/health", headers={"x-request-id": "a b<c>"}).headers["x-request-id"].startswith("req-")
 
 
+def test_health_is_asked_by_its_head_as_well(guarded: TestClient) -> None:
+    assert guarded.head("/health").status_code == 200
+    assert guarded.head("/").status_code == 200
+    assert guarded.head("/v1/models").status_code == 401
+
+
 def test_what_would_open_the_server_is_refused() -> None:
     with pytest.raises(UsageError, match="every machine"):
         check_exposure("0.0.0.0", None)

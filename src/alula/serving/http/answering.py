@@ -28,7 +28,7 @@ from alula.serving.engine import (
     TokenLogprob,
 )
 from alula.serving.http.bodies import Receive
-from alula.serving.http.failures import deadline_passed, problem_of
+from alula.serving.http.failures import deadline_passed, problem_of, queue_full
 from alula.serving.http.media import MediaIntake
 from alula.serving.http.metrics import Metrics
 from alula.serving.http.problems import Problem, refused
@@ -162,6 +162,9 @@ class Answering:
     # -- what is asked of the engine ----------------------------------------------------------------------------------
 
     def _check(self, asked: Asked) -> None:
+        """What can be told before anything is decoded."""
+        if self.engine.queued >= self.engine.limits.queue:
+            raise queue_full()
         most = self.engine.limits.answer_tokens
         if (asked.most_tokens or 0) > most:
             name = "max_tokens" if asked.max_tokens is not None else "max_completion_tokens"

@@ -63,7 +63,8 @@ def application(
     app = FastAPI(title="alula", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     routes = _Routes(engine, settings, fetcher, samples)
     for method, path, endpoint in routes.all():
-        app.add_api_route(path, endpoint, methods=[method], response_model=None)
+        heads = {"HEAD"} if method == "GET" else set()
+        app.add_api_route(path, endpoint, methods=[method, *heads], response_model=None)
         # before the page's files, which have all other paths
         app.add_api_route(path, _by_another_method(method), methods=list(_METHODS - {method}), response_model=None)
     app.mount("/", page())

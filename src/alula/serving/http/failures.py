@@ -20,13 +20,7 @@ def problem_of(error: BaseException) -> Problem:
         case Problem():
             return error
         case QueueFull():
-            return Problem(
-                "too many requests wait",
-                status=429,
-                code="queue_full",
-                remedy=f"try again after {_RETRY} s or later",
-                headers={"retry-after": _RETRY},
-            )
+            return queue_full()
         case UnknownModel():
             return Problem(error.message, status=404, param="model", code="model_not_found", remedy=error.remedy)
         case EngineClosed():
@@ -41,6 +35,17 @@ def problem_of(error: BaseException) -> Problem:
         case _:
             _log.error("an unexpected error while a request was answered", exc_info=error)
             return Problem("an unexpected error, which the server's log tells", status=500, code="server_error")
+
+
+def queue_full() -> Problem:
+    """429."""
+    return Problem(
+        "too many requests wait",
+        status=429,
+        code="queue_full",
+        remedy=f"try again after {_RETRY} s or later",
+        headers={"retry-after": _RETRY},
+    )
 
 
 def deadline_passed(seconds: float | None) -> Problem:
