@@ -442,7 +442,7 @@ def test_a_long_answer_is_appended_to_and_can_be_stopped(visit: Visit) -> None:
     )
     visit.slide("length", 5)  # 400, the most that this server gives
     visit.ask("go on", wait=False)
-    page.wait_for_selector(".answer-text .t:nth-child(100)")
+    page.wait_for_selector(".answer-text .t:nth-child(20)")
     page.fill("#draft", "written meanwhile")
     assert page.locator("html.answering").count() == 1
     page.wait_for_selector(IDLE)
