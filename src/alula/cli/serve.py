@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 TOKEN = "ALULA_SERVE_TOKEN"
 """environment variable that holds the token; on a command line every user of the machine could read it"""
 DEMO = "fledgling"
+REAL = "ALULA_REAL"
+"""environment variable that names a directory of `alula real prepare`"""
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +36,7 @@ def serve(
         ),
     ] = None,
     demo: Annotated[
-        bool, typer.Option("--demo", help="Serve the fledgling and questions to try, without a download.")
+        bool, typer.Option("--demo", help="Serve the fledgling, questions to try, and what ALULA_REAL holds.")
     ] = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8000,
@@ -93,8 +95,6 @@ def serve(
 
     if not models and not demo:
         raise UsageError("which model?", where="alula serve", remedy="alula serve MODEL, or alula serve --demo")
-    if models and demo:
-        raise UsageError("brings its own models", where="--demo", remedy="leave it out, or the models")
     _check_extra()
     from alula.hosts.placement import device_named, dtype_named
     from alula.serving.engine import Engine, Limits
@@ -129,7 +129,8 @@ def serve(
     placed = {"dtype": dtype_named(dtype), "device": device_named(device)}
     listening = listen(host, port)  # before models are loaded: a port in use is told at once
     with listening, tempfile.TemporaryDirectory(prefix="alula-serve-") as folder, Engine(limits) as engine:
-        samples = _loaded(engine, models or [], Path(folder), placed, demo)
+        named = [*(models or ()), *(_prepared() if demo else ())]
+        samples = _loaded(engine, named, Path(folder), placed, demo)
         app = application(engine, settings, samples=samples)
         served(app, listening, ready=lambda: _say_ready(host, listening.getsockname()[1], engine, settings))
 
@@ -159,6 +160,15 @@ def _token(file: Path | None) -> str | None:
         return os.environ.get(TOKEN) or None
     with telling(file):
         return file.read_text(encoding="utf-8", errors="replace").strip()
+
+
+def _prepared() -> list[str]:
+    """The language model that `alula real prepare` made, where it did."""
+    from alula.real import PARTS
+
+    root = os.environ.get(REAL)
+    place = next(part.place for part in PARTS if part.name == "smollm2")
+    return [f"real={Path(root) / place}"] if root and (Path(root) / place).is_dir() else []
 
 
 def _loaded(

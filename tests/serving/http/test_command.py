@@ -68,7 +68,6 @@ def run(*models: str, **options: Any) -> None:
     ("models", "options", "said"),
     [
         ([], {}, "which model"),
-        (["a"], {"demo": True}, "its own models"),
         (["a"], {"host": "0.0.0.0"}, "every machine"),
         (["a"], {"allow_host": ["10.0.0.1"]}, "no name of a host"),
         (["a"], {"allow_origin": ["*"]}, "no origin"),
@@ -94,6 +93,16 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatc
     file.write_text("short")
     with pytest.raises(UsageError, match="a token has"):
         run("a", token_file=file)
+
+
+def test_a_demo_shows_the_real_model_where_it_was_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(command.REAL, raising=False)
+    assert command._prepared() == []
+    monkeypatch.setenv(command.REAL, str(tmp_path))
+    assert command._prepared() == []
+    place = tmp_path / "models" / "smollm2-135m-instruct"
+    place.mkdir(parents=True)
+    assert command._prepared() == [f"real={place}"]
 
 
 def test_a_missing_extra_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
