@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 import alula
 from alula.grafts import ExpertsConfig, WingsConfig, save_adapter
 from alula.hosts import build_host, load_host, save_host
+from alula.seam import find, needs_roles
 from alula.serving.engine import Delta, Engine, Finished, Handle, Request, Sampling
 from tests.grafts.common import wake
 from tests.hosts import qwen, tiny
@@ -42,7 +44,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llm(folder / "llm", "qwen2")
     llm(folder / "sliding", "mistral")
     save_host(build_host(str(folder / "llm"), tiny.TOWERS["siglip"][0]), folder / "host")
-    for name, config in (("wings", WingsConfig(rank=4)), ("experts", ExpertsConfig(rank=4, alpha=8))):
+    configs = {
+        "wings": WingsConfig(rank=4),
+        "experts": ExpertsConfig(rank=4, alpha=8),
+        "turns": ExpertsConfig(tokens="turn", rank=4, alpha=8),  # goes by whose turn a token belongs to
+    }
+    for name, config in configs.items():
         model, _ = load_host(folder / "host")
         wake(alula.attach(model, config))
         save_adapter(model, folder / name, base=folder / "host")
@@ -66,7 +73,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(parts: Path) -> Iterator[Engine]:
     with Engine() as made:
         made.load("host", parts / "host")
-        for name in ("wings", "experts", "lora"):
+        for name in ("wings", "experts", "turns", "lora"):
             made.load(f"host+{name}", parts / name)
         made.load("llm", parts / "llm")
         made.load("llm+prefix", parts / "prefix")
@@ -88,9 +95,12 @@ def rendered(path: Path, messages: Sequence[Any]) -> dict[str, Any]:
 
 def alone(path: Path, messages: Sequence[Any], most: int = 12, **options: Any) -> list[int]:
     """What the model in a directory answers by `generate`, greedily."""
+    model, processor = loaded(path)
     inputs = rendered(path, messages)
-    with torch.no_grad():
-        found = loaded(path).model.generate(**inputs, max_new_tokens=most, do_sample=False, **options)
+    roles = alula.inputs.Intake(processor).tensors(list(messages), roles=needs_roles(model))[1]
+    given = nullcontext() if roles is None else find(model).given_roles(torch.tensor([roles]))
+    with torch.no_grad(), given:
+        found = model.generate(**inputs, max_new_tokens=most, do_sample=False, **options)
     return found[0, inputs["input_ids"].shape[1] :].tolist()
 
 

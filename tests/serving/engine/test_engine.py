@@ -34,7 +34,7 @@ QUESTIONS = [
     asked("two words"),
     asked("what do you see?", BLUE),
 ]
-HOSTS = ("host", "host+wings", "host+experts", "host+lora", "qwen-vl")
+HOSTS = ("host", "host+wings", "host+turns", "host+lora", "qwen-vl", "host+experts")
 TEXTS = ("llm", "sliding", "llm+prefix")
 
 
@@ -70,6 +70,7 @@ def test_it_says_what_is_computed_together_and_why_not(engine: Engine) -> None:
         "host": "host",
         "host+wings": "alula",
         "host+experts": "alula",
+        "host+turns": "alula",
         "host+lora": "peft",
         "llm": "text",
         "llm+prefix": "peft",
@@ -80,7 +81,7 @@ def test_it_says_what_is_computed_together_and_why_not(engine: Engine) -> None:
     assert served["host+wings"].adapter == "wings"
     assert served["host"].takes == {"image"}
     assert served["llm"].takes == frozenset()
-    assert {name for name, each in served.items() if each.exact_gate} == {"host+wings", "host+experts"}
+    assert {name for name, each in served.items() if each.exact_gate} == {"host+wings", "host+experts", "host+turns"}
 
 
 def test_adapters_share_the_tensors_of_their_base(engine: Engine) -> None:
@@ -298,7 +299,7 @@ def test_an_adapter_brings_its_base(parts: Path) -> None:
         assert told(engine, "mine", QUESTIONS[0]) == alone(parts / "wings", QUESTIONS[0])
 
 
-@pytest.mark.parametrize("name", ["host", "host+wings", "host+experts"])
+@pytest.mark.parametrize("name", ["host", "host+wings", "host+turns"])
 def test_turns_go_on_where_the_last_ended(engine: Engine, parts: Path, name: str) -> None:
     first = asked("what do you see? " * 3, RED)
     text, end = engine.submit(Request(name, first, sampling=Sampling(max_tokens=8))).result()
@@ -318,7 +319,7 @@ def test_turns_go_on_where_the_last_ended(engine: Engine, parts: Path, name: str
     assert end.usage.cached_tokens < 12  # what stands before the picture
 
 
-@pytest.mark.parametrize("name", ["host", "host+wings", "host+experts", "llm", "sliding"])
+@pytest.mark.parametrize("name", ["host", "host+wings", "host+turns", "sliding"])
 def test_prompts_in_pieces_are_prompts_as_a_whole(parts: Path, name: str) -> None:
     images = (RED, BLUE) if name.startswith("host") else ()
     messages = asked("how many green triangles are there? " * 4, *images)
