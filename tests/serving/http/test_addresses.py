@@ -171,6 +171,19 @@ class Answers(BaseHTTPRequestHandler):
         pass
 
 
+class Pictures(ThreadingHTTPServer):
+    """The host's server; says nothing of connections that we leave."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.seen: list[tuple[str, str, dict[str, str]]] = []
+
+    def handle_error(self, *_: Any) -> None:
+        pass
+
+
 class Connection(httpx.AsyncHTTPTransport):
     """Leads public addresses to the server of the tests, and remembers them."""
 
@@ -187,9 +200,7 @@ class Connection(httpx.AsyncHTTPTransport):
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Any]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    server.daemon_threads = True
-    server.seen = []  # type: ignore[attr-defined]
+    server = Pictures()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()

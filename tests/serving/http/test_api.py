@@ -152,6 +152,8 @@ def test_models_are_compared_in_one_request(client: TestClient) -> None:
     alone = [client.post(CHAT, json={**asked, "model": name}).json() for name in ("base", "base+wings")]
     assert [each["alula"]["model"] for each in both["choices"]] == ["base", "base+wings"]
     assert [each["message"] for each in both["choices"]] == [each["choices"][0]["message"] for each in alone]
+    # each read the prompt
+    assert both["usage"]["prompt_tokens"] == sum(each["usage"]["prompt_tokens"] for each in alone)
 
 
 def test_own_fields_reach_the_model(client: TestClient) -> None:

@@ -21,6 +21,7 @@ from alula.serving.http import listen
 ALULA = [sys.executable, "-m", "alula", "serve"]
 
 
+@pytest.mark.slow
 def test_a_demo_begins_answers_and_ends() -> None:
     """The whole way in a process of its own: the fledgling, put together, asked, stopped by Ctrl-C."""
     with subprocess.Popen([*ALULA, "--demo", "--port", "0"], stderr=subprocess.PIPE, text=True) as process:

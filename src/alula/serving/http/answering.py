@@ -110,7 +110,7 @@ class Answering:
                 sampling = self._sampling(asked, len(requests), bool(asked.logprobs), asked.top_logprobs or 0)
                 requests.append(Request(served.name, messages=messages, sampling=sampling, **shared))
         frame = Frame(asked.model, True, bool(asked.logprobs), _tells_usage(asked))
-        return await self._answered(asked, requests, frame, receive, prompts=1)
+        return await self._answered(asked, requests, frame, receive, prompts=len(models))
 
     async def completion(self, asked: TextAsked, receive: Receive) -> Response:
         """The answer to ``/v1/completions``.
@@ -131,7 +131,8 @@ class Answering:
                     given = Request(served.name, prompt=prompt, sampling=sampling, deadline=asked.own.deadline)
                     requests.append(given)
         frame = Frame(asked.model, False, asked.logprobs is not None, _tells_usage(asked))
-        return await self._answered(asked, requests, frame, receive, prompts=len(asked.prompt))
+        prompts = len(asked.prompt) * len(models)
+        return await self._answered(asked, requests, frame, receive, prompts=prompts)
 
     async def preview(self, asked: PreviewAsked) -> dict[str, Any]:
         """What ``/alula/v1/preview`` tells of a prompt, without an answer.
@@ -210,7 +211,11 @@ class Answering:
     async def _answered(
         self, asked: Asked, requests: Sequence[Request], frame: Frame, receive: Receive, *, prompts: int
     ) -> Response:
-        """Ask, and answer whole or in pieces."""
+        """Ask, and answer whole or in pieces.
+
+        Args:
+            prompts: that are read: of every model, each text once.
+        """
         choices: list[Choice] = []
         async with _watched(receive) as gone:
             try:

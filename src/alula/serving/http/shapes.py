@@ -68,7 +68,7 @@ class Frame:
 
         Args:
             models: that each was asked of.
-            prompts: how many different ones; the choices of one prompt follow one another.
+            prompts: that were read, by whichever model; the choices of one follow one another.
         """
         pairs = list(zip(answers, models, strict=True))
         choices = [self._choice(number, answer, model) for number, (answer, model) in enumerate(pairs)]
