@@ -53,7 +53,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_a_good_recipe_survives_being_written_and_read_back(tmp_path: Path) -> None:
-    recipe = load_recipe(written(tmp_path, GOOD))
+    recipe = load_recipe(written(tmp_path, GOOD + "validation: {sources: [{microworld: caption}]}\n"))
     assert recipe.stages[0].learning_rates == {"projector": 1e-3}
     assert recipe.stages[1].learning_rates == {
         "wings.visual": 2e-3,

@@ -158,7 +158,7 @@ class Validation(Section):
     @model_validator(mode="after")
     def _unweighted(self) -> Validation:
         for number, source in enumerate(self.sources):
-            if "weight" in source.model_fields_set:
+            if source.weight != type(source).model_fields["weight"].default:  # as a run writes its recipe down, it is 1
                 raise ValueError(
                     f"sources.{number}.weight: the first `samples` of each source are read; nothing is drawn"
                 )
