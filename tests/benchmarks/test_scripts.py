@@ -18,7 +18,7 @@ COUNTS = "launches.py"  # nothing in it is timed; see test_launches
 PROCESS = "kvpress_process.py"  # the half of `incumbents.py` that runs in another environment
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text())
 DATA = "data.py"  # no device computes in it; the builds beside each other are processes of their own
-SERVING = "serving.py"  # its servers are processes of their own
+SERVING = "serving.py"  # its servers are processes of their own, each a minute of a CPU; see tests/serving
 SCRIPTS = [name for name in SCRIPTS if name not in (COUNTS, PROCESS, DATA, SERVING)]
 # what takes long in a script, done once: sizes are shrunk to nearly the same in all of its parts
 PARTS = {
@@ -93,12 +93,6 @@ def test_a_script_runs_away_from_the_cpu(script: str, tmp_path: Path, monkeypatc
 def test_builds_are_put_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = _run(DATA, tmp_path / "record.json", monkeypatch, "--rival", str(FOLDER.parent))
     assert all(number > 0 for number in _numbers(record["rounds"]))
-
-
-def test_answers_under_load_are_those_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = _run(SERVING, tmp_path / "record.json", monkeypatch, "--only", "load", "--work", str(tmp_path / "work"))
-    assert record["load"]["failed"] == record["load"]["otherwise than alone"] == 0
-    assert sum(record["load"]["answers"].values()) >= 2
 
 
 def test_every_other_file_is_part_of_a_script() -> None:
