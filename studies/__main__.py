@@ -495,6 +495,10 @@ def universal(
     images: Annotated[int, typer.Option(min=1, help="Optimizer steps on pictures alone.")] = 150,
     training: Annotated[int, typer.Option(min=3, help="Optimizer steps of every arm.")] = 120,
     items: Annotated[int, typer.Option(min=2, max=MAX_ITEMS, help="Held-out captions of each medium.")] = 64,
+    senses: Annotated[
+        bool,
+        typer.Option("--senses", help="Points; then depth, normals, motion, responses, in place of films and sounds."),
+    ] = False,
     workers: Workers = None,
     steps: Steps = 1.0,
     as_json: AsJson = False,
@@ -516,6 +520,7 @@ def universal(
         images=images,
         training=training,
         items=items,
+        senses=senses,
         steps=steps,
     )
     record = run(plan, command=command_line(), workers=workers)

@@ -14,7 +14,7 @@ from alula.loading import load_model
 from alula.media import MEDIA
 from alula.training import train
 from studies.passes import held_out
-from studies.universal.plan import ARMS, CAPTIONS, UniversalPlan
+from studies.universal.plan import ARMS, UniversalPlan
 
 _BATCH = 32
 
@@ -30,7 +30,7 @@ def measure_arm(plan: UniversalPlan, seed: int, arm: str) -> None:
     if path.is_file():
         return
     found: dict[str, Any] = {}
-    for name, media in ARMS[arm].models(arm).items():
+    for name, media in ARMS[arm].models(arm, plan.captions).items():
         train(plan.recipe_of(seed, arm, name), quiet=True)
         found |= {medium: told(plan, str(plan.model(seed, name)), medium) for medium in media}
     write_json(path, found)
@@ -41,7 +41,7 @@ def told(plan: UniversalPlan, directory: str, medium: str) -> dict[str, list[flo
     """Loss of each held-out caption of a medium, in nats per token: behind its own item, and behind another's."""
     model, processor = load_model(directory)
     collator = Collator(processor, stops=stop_ids(model, processor.tokenizer))
-    samples = held_out(CAPTIONS[medium], plan.items, plan.task_seed)
+    samples = held_out(plan.captions[medium], plan.items, plan.task_seed)
     keyword = MEDIA[medium].inputs[0]
     found: dict[str, list[float]] = {"own": [], "others": []}
     for start in range(0, len(samples), _BATCH):

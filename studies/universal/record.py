@@ -23,6 +23,10 @@ class UniversalRecord(StudyRecord):
     def media(self) -> list[str]:
         return list(next(iter(next(iter(self.seeds.values())).values())))
 
+    @property
+    def arms(self) -> list[str]:
+        return list(next(iter(self.seeds.values())))
+
     def loss(self, arm: str, medium: str) -> Estimate:
         """Nats per token of captions behind their own item, over seeds and captions."""
         return over_seeds([self._losses(seed, arm, medium, "own") for seed in self.seeds])

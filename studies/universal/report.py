@@ -11,7 +11,16 @@ from studies.pages import to_repeat
 from studies.universal.plan import ARMS, JOINT
 from studies.universal.record import UniversalRecord
 
-_WORDS = {"image": "pictures", "video": "films", "audio": "sounds"}
+_WORDS = {
+    "image": "pictures",
+    "video": "films",
+    "audio": "sounds",
+    "points": "points",
+    "depth": "depth",
+    "normals": "normals",
+    "motion": "motion",
+    "response": "responses",
+}
 
 # the question, the arm that the paper prefers, the other, what it found
 CLAIMS = (
@@ -33,7 +42,7 @@ CLAIMS = (
 
 def grids(record: UniversalRecord) -> list[Grid]:
     """Every table."""
-    arms = list(ARMS)
+    arms = record.arms
     columns = ["arm", *(_WORDS[medium] for medium in record.media)]
     losses = [[ARMS[arm].label, *(_nats(record.loss(arm, medium)) for medium in record.media)] for arm in arms]
     seen = [[ARMS[arm].label, *(_nats(record.seen(arm, medium)) for medium in record.media)] for arm in arms]
@@ -67,6 +76,8 @@ def verdict(record: UniversalRecord) -> list[str]:
         f"{seen}."
     ]
     for question, better, worse, paper in CLAIMS:
+        if worse not in record.arms:
+            continue
         loss, had = record.change(worse, better), record.seen_change(worse, better, "image")
         said.append(
             f"{question} Here, with {ARMS[worse].label}, captions of all media lose {_change(loss)} "

@@ -35,7 +35,7 @@ def universal(plan: UniversalPlan, *, command: str, workers: int | None = None, 
     record = UniversalRecord(
         **origin(command, seconds),
         settings={**plan.facts, "seeds": list(plan.seeds)},
-        seeds={seed: {arm: read_json(plan.measured(seed, arm)) for arm in ARMS} for seed in plan.seeds},
+        seeds={seed: {arm: read_json(plan.measured(seed, arm)) for arm in plan.arms} for seed in plan.seeds},
     )
     record.save(plan.output / "outcome.json")
     return record
@@ -49,11 +49,15 @@ def _jobs(plan: UniversalPlan, seed: int) -> list[Job]:
             title=f"{arm}, seed {seed}",
             call=measure_arm,
             arguments=(plan, seed, arm),
-            size=sum(plan.recipe_of(seed, arm, name).stages[0].steps or 0 for name in ARMS[arm].models(arm)),
+            size=sum(
+                stage.steps or 0
+                for name in ARMS[arm].models(arm, plan.captions)
+                for stage in plan.recipe_of(seed, arm, name).stages
+            ),
             done=partial(_done, plan, seed, arm),
             after=(start,),
         )
-        for arm in ARMS
+        for arm in plan.arms
     ]
     size = first.stages[0].steps or 0
     return [
@@ -63,4 +67,4 @@ def _jobs(plan: UniversalPlan, seed: int) -> list[Job]:
 
 
 def _done(plan: UniversalPlan, seed: int, arm: str) -> int:
-    return sum(logged_steps(plan.recipe_of(seed, arm, name)) for name in ARMS[arm].models(arm))
+    return sum(logged_steps(plan.recipe_of(seed, arm, name)) for name in ARMS[arm].models(arm, plan.captions))

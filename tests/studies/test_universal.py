@@ -38,6 +38,28 @@ def test_arms_differ_in_what_they_say_alone(plan: UniversalPlan) -> None:
     assert [*ARMS["separate"].models("separate")] == [f"separate-{medium}" for medium in CAPTIONS]
 
 
+def test_senses_come_in_two_stages_with_earlier_media_replayed(tmp_path: Path) -> None:
+    plan = UniversalPlan(tmp_path / "out", images=6, training=36, items=4, senses=True)
+    second, third = plan.recipe_of(0, JOINT, JOINT).stages
+    assert second.settings.media == ("image", "points")
+    assert third.settings.media == ("image", "points", "depth", "normals", "motion", "response")
+    assert (second.steps, third.steps) == (12, 24)
+    assert (second.settings.experts, third.settings.experts) == (3, None)
+    weights = {source.weight for source in third.data.sources}
+    assert len(third.data.sources) == 6
+    assert weights == {1.0}
+    alone = {
+        media[0]: plan.recipe_of(0, "separate", name).stages
+        for name, media in ARMS["separate"].models("separate", plan.captions).items()
+    }
+    assert {medium: stage.steps for medium, (stage,) in alone.items()} == {
+        **dict.fromkeys(("image", "points"), 12 // 2 + 24 // 6),
+        **dict.fromkeys(("depth", "normals", "motion", "response"), 24 // 6),
+    }
+    assert plan.first(0).host.modalities == ("image", "points", "depth", "normals", "motion", "response")
+    assert "senses" not in UniversalPlan(tmp_path / "out").facts
+
+
 def test_losses_are_per_caption() -> None:
     logits, labels = torch.randn(2, 5, 7), torch.tensor([[-100, 3, 4, -100, -100], [-100, -100, -100, 1, 2]])
     expected = []

@@ -95,11 +95,12 @@ def nearest(frames: Tensor, centroids: Tensor) -> Tensor:
             found[start : start + len(block)] = 0
             continue
         best, codes = scores.min(dim=1)
-        limit = best + slack * (block.square().sum(dim=1) + longest)
-        near = scores <= limit[:, None]
-        again = (near.sum(dim=1) > 1).nonzero()[:, 0]
+        limit = best + slack * (torch.linalg.vector_norm(block, dim=1).square() + longest)
+        scores.scatter_(1, codes[:, None], torch.inf)
+        again = (scores.amin(dim=1) <= limit).nonzero()[:, 0]
         if len(again):
-            codes[again] = _measured(frames[start + again], centroids, near[again])
+            near = (scores[again] <= limit[again, None]).scatter_(1, codes[again, None], True)
+            codes[again] = _measured(frames[start + again], centroids, near)
         found[start : start + len(block)] = codes
     return found
 
