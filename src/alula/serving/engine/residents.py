@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
 from torch import nn
 
 from alula.anatomy import Anatomy, unwrap
@@ -21,17 +20,16 @@ from alula.files import recovered
 from alula.grafts import grafts_of
 from alula.grafts.storage import CONFIG_FILE, read_facts
 from alula.hosts import names
-from alula.hosts.configs import first_line
 from alula.hosts.context import context_length
 from alula.hosts.stops import stop_ids
 from alula.hosts.templates import default_template
 from alula.inputs import Intake
 from alula.loading import Loaded, base_of, load_model, put_adapter, sharing, written_by
 from alula.policies import policies_of
-from alula.seam import Owner, find, install, joining
+from alula.seam import Owner, install, joining
 from alula.serving.engine.errors import UnknownModel
 from alula.serving.engine.sampling import Defaults
-from alula.serving.engine.trial import is_alike
+from alula.serving.engine.trial import why_alone
 
 Kind = Literal["text", "host", "peft", "alula"]
 _STEERED = "serving"
@@ -267,7 +265,7 @@ def _same(one: str, other: str) -> bool:
 def _resident(name: str, path: str, loaded: Loaded, base: Resident | None) -> Resident:
     model, processor = loaded
     intake = Intake(processor)
-    reason = why_alone(model) or _tried(model, intake.tokenizer)
+    reason = why_alone(model, intake.tokenizer)
     kind, adapter = _kind(Path(path), base is not None, intake.takes)
     served = Served(
         name=name,
@@ -317,53 +315,3 @@ def leaves_text(model: nn.Module, base: nn.Module, modules: Collection[str]) -> 
         towers = []
     of_media = {id(module) for tower in towers for module in tower.modules()}
     return all(id(unwrap(model).get_submodule(path)) in of_media for path in modules)
-
-
-def _tried(model: Any, tokenizer: Any) -> str | None:
-    """Why a model whose requests could be computed together had better not, as a trial says."""
-    marks = set(tokenizer.all_special_ids)
-    ids = [token for token in range(len(tokenizer)) if token not in marks][:_TRIED]
-    try:
-        alike = is_alike(model, ids)
-    except Exception as error:  # whatever a class does with what it is not made for
-        return f"two prompts could not be continued as one batch ({first_line(error)})"
-    return None if alike else "two prompts continued as one batch did not come to what each comes to alone"
-
-
-_TRIED = 8
-_LEFT_TO_GENERATE = (
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "encoder_no_repeat_ngram_size",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "exponential_decay_length_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "guidance_scale",
-    "min_length",
-    "min_new_tokens",
-    "no_repeat_ngram_size",
-    "sequence_bias",
-    "typical_p",
-)
-"""settings of generation that `Sampler` does not know"""
-_NEUTRAL: tuple[Any, ...] = (None, 0, 0.0, 1, 1.0, (), [])
-
-
-def why_alone(model: Any) -> str | None:
-    """Why requests to a model are computed one by one; None: they are computed together."""
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        return "a learned prompt stands before every other, which `generate` puts there"
-    if not joining.can_positions_be_given(model):
-        return f"{type(unwrap(model)).__name__} takes no positions of each request's own"
-    if policies_of(model):
-        return f"a policy stands on it ({', '.join(policies_of(model))}), whose layers hold some tokens alone"
-    seam = find(model)
-    if seam is not None and seam.own_vocabulary is not None:
-        return "it writes tokens of its own, which are told by the prompt"
-    config = getattr(model, "generation_config", None)
-    asked = [name for name in _LEFT_TO_GENERATE if getattr(config, name, None) not in _NEUTRAL]
-    if asked:
-        return f"its generation settings ask for {asked[0]}, which `generate` does"
-    return joining.why_apart(model)
