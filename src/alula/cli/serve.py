@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,7 +91,7 @@ def serve(
 
     Several models over the same weights: `alula serve base=DIR base+wings=ADAPTER`. Ctrl-C lets running answers end.
 
-    Exit code 130: stopped by Ctrl-C; 1: a model cannot be loaded, or the port is in use; 2: wrong usage.
+    Exit code 130: stopped by Ctrl-C; 143: by SIGTERM; 1: a model that cannot be loaded, a port in use; 2: wrong usage.
     """
     from alula.errors import UsageError
 
@@ -128,11 +130,30 @@ def serve(
     )
     placed = {"dtype": dtype_named(dtype), "device": device_named(device)}
     listening = listen(host, port)  # before models are loaded: a port in use is told at once
-    with listening, tempfile.TemporaryDirectory(prefix="alula-serve-") as folder, Engine(limits) as engine:
+    with (
+        _ended_by_sigterm(),
+        listening,
+        tempfile.TemporaryDirectory(prefix="alula-serve-") as folder,
+        Engine(limits) as engine,
+    ):
         named = [*(models or ()), *(_prepared() if demo else ())]
         samples = _loaded(engine, named, Path(folder), placed, demo)
         app = application(engine, settings, samples=samples)
         served(app, listening, ready=lambda: _say_ready(host, listening.getsockname()[1], engine, settings))
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """In the block SIGTERM ends the process as an exception does, so that nothing is left of it; exit code 143."""
+
+    def end(*_: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_extra() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -22,9 +23,11 @@ ALULA = [sys.executable, "-m", "alula", "serve"]
 
 
 @pytest.mark.slow
-def test_a_demo_begins_answers_and_ends() -> None:
+def test_a_demo_begins_answers_and_ends(tmp_path: Path) -> None:
     """The whole way in a process of its own: the fledgling, put together, asked, stopped by Ctrl-C."""
-    with subprocess.Popen([*ALULA, "--demo", "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
+    alone = {**os.environ, "TMPDIR": str(tmp_path)}
+    demo = [*ALULA, "--demo", "--port", "0"]
+    with subprocess.Popen(demo, stderr=subprocess.PIPE, text=True, env=alone) as process:
         assert process.stderr is not None
         try:
             lines = iter(process.stderr.readline, "")
@@ -46,8 +49,17 @@ def test_a_demo_begins_answers_and_ends() -> None:
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 130
             assert process.stderr.read().strip().endswith("stopped")
+            assert not list(tmp_path.iterdir())  # what was put together
         finally:
             process.kill()
+
+
+def test_sigterm_ends_it_as_an_exception_does() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, command._ended_by_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_port_in_use_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
