@@ -278,8 +278,8 @@ def verdict(record: RealRecord) -> list[str]:
             )
         )
         said.append(
-            f"{_first_upper(record.labels[name])}: {words}; of pictures "
-            f"{'gains ' + listing(seen) if seen else 'nothing is told from the base'}."
+            f"{_first_upper(record.labels[name])}: {words}; about pictures "
+            f"{'better in ' + listing(seen) if seen else 'nothing is told from the base'}."
         )
     if "full" in record.arms:
         for name in record.arms:
@@ -287,7 +287,7 @@ def verdict(record: RealRecord) -> list[str]:
                 text, sight = ([f for f in which if direction(record, name, f, "full") > 0] for which in (TEXT, SEEN))
                 lost = [f for f in SEEN if direction(record, name, f, "full") < 0]
                 said.append(
-                    f"{_first_upper(record.labels[name])} against full tuning: keeps more of {_named(text)}; sees more "
+                    f"{_first_upper(record.labels[name])} against full tuning: keeps more of {_named(text)}; better "
                     f"in {_named(sight)}, less in {_named(lost)}."
                 )
     return [*said, _sight_said(record), *_prediction_said(record)]
@@ -329,33 +329,29 @@ def _first_upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _kept(record: RealRecord, name: str) -> Estimate:
-    """exp(loss of the base - loss): what is left of the likelihood of a token of GSM8K's answers, as retention says."""
-    change = record.change(name, "gsm8k")
+def _likelihood(record: RealRecord, name: str, figure: str) -> Estimate:
+    """exp(loss of the base - loss): what a token's likelihood is beside the base's, as retention says."""
+    change = record.change(name, figure)
     return Estimate(math.exp(-change.value), math.exp(-change.high), math.exp(-change.low))
-
-
-def _likelier(nats: Estimate) -> Estimate:
-    return Estimate(*(math.exp(value) - 1 for value in (nats.value, nats.low, nats.high)))
 
 
 def figures(record: RealRecord) -> dict[str, str]:
     """Words against sight, as SVG by name."""
     arms = list(enumerate(record.arms))
-    seen = {name: _likelier(record.figure(name, "had")) for name in record.arms}
+    seen = {name: _likelihood(record, name, "captions") for name in record.arms}
     return {
-        "words-and-sight": scatter(
-            [Point(record.labels[name], place, seen[name], _kept(record, name)) for place, name in arms],
-            title="Likelihood of worked answers (GSM8K) kept, against what is had of the picture",
-            x_title="an answer's token likelier behind its own picture than behind another",
+        "words-and-captions": scatter(
+            [Point(record.labels[name], place, seen[name], _likelihood(record, name, "gsm8k")) for place, name in arms],
+            title="Likelihood of worked answers (GSM8K) kept, against that of captions of held-out pictures",
+            x_title="likelihood per token of captions of held-out pictures, the base's = 100 %",
             y_title="likelihood per token of GSM8K's answers, the base's = 100 %",
             reference=(1.0, "base"),
             size=(780, 520),
         ),
-        "grammar-and-sight": scatter(
+        "grammar-and-captions": scatter(
             [Point(record.labels[name], place, seen[name], record.figure(name, "blimp")) for place, name in arms],
-            title="Grammar (BLiMP) against what is had of the picture",
-            x_title="an answer's token likelier behind its own picture than behind another",
+            title="Grammar (BLiMP), against the likelihood of captions of held-out pictures",
+            x_title="likelihood per token of captions of held-out pictures, the base's = 100 %",
             y_title="BLiMP, right",
             reference=(record.figure(BASE, "blimp").value, "base"),
             size=(780, 520),

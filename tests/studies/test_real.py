@@ -232,7 +232,7 @@ def test_tables_and_sentences_are_of_the_record(record: RealRecord) -> None:
     assert "fledgling, 6 layers" in written
     assert table(record).row_count == 3
     assert any(sentence.startswith("Connector only: text is the base's, bit for bit") for sentence in verdict(record))
-    assert set(figures(record)) == {"words-and-sight", "grammar-and-sight"}
+    assert set(figures(record)) == {"words-and-captions", "grammar-and-captions"}
     assert "what does each way cost in words?" in render(report(record, other))
     found = [traits(run.last.model_dump()) for run in other.runs]
     attention = other.answers.inside["attention"]
