@@ -19,7 +19,8 @@ PROCESS = "kvpress_process.py"  # the half of `incumbents.py` that runs in anoth
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text())
 DATA = "data.py"  # no device computes in it; the builds beside each other are processes of their own
 SERVING = "serving.py"  # its servers are processes of their own, each a minute of a CPU; see tests/serving
-SCRIPTS = [name for name in SCRIPTS if name not in (COUNTS, PROCESS, DATA, SERVING)]
+REAL = ("speech.py", "training.py")  # of released weights; see test_real
+SCRIPTS = [name for name in SCRIPTS if name not in (COUNTS, PROCESS, DATA, SERVING, *REAL)]
 # what takes long in a script, done once: sizes are shrunk to nearly the same in all of its parts
 PARTS = {
     ("wings.py", "float32"): ["--only", "fledgling"],
@@ -101,7 +102,9 @@ def test_every_other_file_is_part_of_a_script() -> None:
         for script in (*SCRIPTS, COUNTS, DATA, SERVING)
         for name in re.findall(r"^(?:import|from) (\w+)", (FOLDER / script).read_text(), re.M)
     }
-    assert {path.stem for path in FOLDER.glob("*.py") if path.name not in (*SCRIPTS, COUNTS, DATA, SERVING)} <= used
+    assert {
+        path.stem for path in FOLDER.glob("*.py") if path.name not in (*SCRIPTS, COUNTS, DATA, SERVING, *REAL)
+    } <= used
 
 
 def test_every_result_is_listed_with_its_command() -> None:
