@@ -194,7 +194,7 @@ def _problem(item: Mapping[str, Any], schema: Any, given: Any, lines: yaml.Node 
     elif kind in ("too_short", "too_long") and "actual_length" in item.get("ctx", {}):
         bound = item["ctx"].get("min_length", item["ctx"].get("max_length"))
         side = "least" if kind == "too_short" else "most"
-        what = f"at {side} {bound} of these are wanted, not {item['ctx']['actual_length']}"
+        what = f"at {side} {bound} {'is' if bound == 1 else 'are'} wanted here, not {item['ctx']['actual_length']}"
     else:
         got = item.get("input")
         plain = isinstance(got, str | int | float | bool | type(None))

@@ -201,7 +201,7 @@ def test_a_stage_of_warm_up_alone_says_so(recipe: MakeRecipe, capfd: pytest.Capt
 
 
 def test_an_empty_list_is_told_in_plain_words(plain: Any) -> None:
-    with pytest.raises(RecipeError, match="stages: at least 1 of these are wanted, not 0"):
+    with pytest.raises(RecipeError, match="stages: at least 1 is wanted here, not 0"):
         parse_recipe({**plain(), "stages": []})
     with pytest.raises(RecipeError, match=r"host\.path: a text is wanted here, got 1"):
         parse_recipe({**plain(), "host": {"path": 1}})

@@ -255,6 +255,7 @@ def test_fields_that_ask_for_nothing_are_taken(client: TestClient) -> None:
 def test_wrong_ways_to_ask(client: TestClient) -> None:
     check(client.get(CHAT), None, 405)
     check(client.get("/v1/nothing"), None, 404)
+    check(client.post("/v1/embeddings", json={}), None, 404)
     check(client.post("/v1/models", json={}), None, 405)
     check(client.post(CHAT, json={**CHATTING, "model": "none"}), "model", 404)
     check(client.post(CHAT, content=json.dumps(CHATTING)), "Content-Type", 415)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from alula.errors import UsageError
 from alula.policies import Budget
 from alula.seam import find, generation_extras
 from alula.serving.engine.answer import Answer
+from alula.serving.engine.errors import RequestError
 from alula.serving.engine.looks import Gaze, gazing
 from alula.serving.engine.prompts import Prepared
 from alula.serving.engine.request import Highlighted, Request
@@ -70,7 +72,10 @@ def _told(model: Any, request: Request, prepared: Prepared, resident: Resident, 
             stack.enter_context(Budget(image_tokens=request.image_tokens).on(model))
         for policy in (request.policies or {}).values():
             stack.enter_context(policy.on(model))
-        stack.enter_context(_highlighted(model, request, prepared, resident))
+        try:
+            stack.enter_context(_highlighted(model, request, prepared, resident))
+        except UsageError as error:
+            raise RequestError(error.message, where="highlight", remedy=error.remedy) from None
         if request.attention:
             picking.gaze = Gaze(prepared, resident.anatomy, is_cut=bool(request.image_tokens or request.policies))
             stack.enter_context(gazing(model, picking.gaze))

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 import alula
-from alula.errors import AlulaError
+from alula.errors import AlulaError, quoted
 from alula.policies import policy_types
 from alula.serving.engine import Engine
 from alula.serving.http import bodies, schema
@@ -81,13 +81,17 @@ def _by_another_method(method: str) -> Callable[..., Any]:
     return refused
 
 
-async def _told(_: Request, error: Exception) -> Response:
+async def _told(request: Request, error: Exception) -> Response:
     """An error as it is answered."""
     if isinstance(error, ClientGone | bodies.GoneError):
         return Response(status_code=GONE)  # nobody reads it; metrics count it
     if isinstance(error, HTTPException):  # of the router: no such path, or not by this method
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        error = Problem(str(error.detail).lower(), status=error.status_code, code=code, headers=error.headers)
+        path = request.url.path
+        if error.status_code == 404 or path.startswith(("/v1/", f"{OWN}/")):  # theirs are told by `_by_another_method`
+            error = Problem(f"there is no {quoted(path)} here", status=404, code="not_found")
+        else:
+            code = "method_not_allowed" if error.status_code == 405 else None
+            error = Problem(str(error.detail).lower(), status=error.status_code, code=code, headers=error.headers)
     problem = problem_of(error)
     return JSONResponse(problem.body(), problem.status, headers=problem.headers)
 

@@ -61,4 +61,8 @@ def deadline_passed(seconds: float | None) -> Problem:
 
 def _param(where: str | None) -> str | None:
     """The field of a request that an engine's name of it stands for."""
-    return f"alula.{where}" if where in Own.model_fields else where
+    if where is None:
+        return None
+    field, _, within = where.partition(": ")
+    own = f"alula.{field}" if field in Own.model_fields else field
+    return f"{own}.{within}" if within else own
