@@ -75,9 +75,19 @@ class Loading:
         """Let go of a model, once its requests are answered.
 
         Raises:
-            Problem: 403 where that is not allowed, 404 where there is none, 409 where adapters stand on it.
+            Problem: 403 where that is not allowed, or for what lies elsewhere; 404 where there is none, 409 where
+                adapters stand on it.
         """
-        self._allowed()
+        root = self._allowed()
+        served = next((each for each in self.engine.models() if each.name == name), None)
+        if served is not None and not Path(served.path).resolve().is_relative_to(root):
+            raise Problem(
+                f"{name!r} was loaded by whoever runs the server",
+                status=403,
+                param="name",
+                code="unloading_not_allowed",
+                remedy="what lies below --adapters can be unloaded by request",
+            )
         try:
             await to_thread.run_sync(self.engine.unload, name)
         except UnknownModel as error:
