@@ -193,12 +193,15 @@ def test_own_fields_reach_the_model(client: TestClient) -> None:
         ({"compare": ["none"]}, "alula.compare[0]", "none"),
     ],
 )
-def test_own_fields_that_are_wrong_say_so(client: TestClient, own: Any, param: str, said: str) -> None:
+def test_own_fields_that_are_wrong_say_so(
+    client: TestClient, caplog: pytest.LogCaptureFixture, own: Any, param: str, said: str
+) -> None:
     found = client.post(CHAT, json={**GREEDY, "messages": shown(data(png())), "alula": own})
     assert found.status_code in (400, 404), found.text
     error = found.json()["error"]
     assert error["param"] == param
     assert said in error["message"]
+    assert not [each for each in caplog.records if each.name.startswith("alula")]  # a mistake of the client's alone
 
 
 def test_a_preview_tells_what_a_budget_leaves(client: TestClient) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from alula.seam.joining import is_forkable, kind
 from alula.serving.engine import alone
 from alula.serving.engine.batch import Batch, Row
-from alula.serving.engine.errors import EngineClosed
+from alula.serving.engine.errors import EngineClosed, RequestError
 from alula.serving.engine.job import Job
 from alula.serving.engine.prefill import Prefill, fits, goes_in_pieces, start_of_rest, together
 from alula.serving.engine.prefixes import Prefixes
@@ -336,6 +336,8 @@ class Scheduler:
                 alone.run(job.computing, job.request, job.prepared, job.answer)
             else:
                 job.answer.end(reason)
+        except RequestError as error:  # theirs who asked, who are told: nothing for the log
+            job.answer.fail(error)
         except Exception as error:
             _log.warning("a request to %s failed: %s", job.request.model, error, exc_info=error)
             job.answer.fail(error)
