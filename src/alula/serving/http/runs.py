@@ -89,7 +89,7 @@ class Runs:
             left[0] -= 1
             if left[0] < 0:
                 return
-            if entry.name.startswith(".") or entry.is_symlink():
+            if entry.name.startswith(".") or entry.is_symlink() or not _is_text(entry.name):
                 continue
             if entry.is_dir() and depth < MOST_DEPTH:
                 yield from self._files(Path(entry.path), depth + 1, left)
@@ -114,6 +114,11 @@ class Runs:
 
     def _signature(self, path: str) -> str:
         return hmac.new(self._secret, path.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written into an address and an answer: file systems also hold names that are no UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _missing() -> Problem:
