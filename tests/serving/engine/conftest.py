@@ -14,7 +14,7 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from PIL import Image
 
 import alula
-from alula.grafts import ExpertsConfig, WingsConfig, save_adapter
+from alula.grafts import ExpertsConfig, MKS2Config, WingsConfig, save_adapter
 from alula.hosts import build_host, load_host, save_host
 from alula.seam import find, needs_roles
 from alula.serving.engine import Delta, Engine, Finished, Handle, Request, Sampling
@@ -48,6 +48,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "wings": WingsConfig(rank=4),
         "experts": ExpertsConfig(rank=4, alpha=8),
         "turns": ExpertsConfig(tokens="turn", rank=4, alpha=8),  # goes by whose turn a token belongs to
+        "mks2": MKS2Config(rank=4, memory_width=8),
+        "modality": MKS2Config(rank=4, memory_width=8, route="modality"),  # goes by what kind a token is of
     }
     for name, config in configs.items():
         model, _ = load_host(folder / "host")
@@ -73,7 +75,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(parts: Path) -> Iterator[Engine]:
     with Engine() as made:
         made.load("host", parts / "host")
-        for name in ("wings", "experts", "turns", "lora"):
+        for name in ("wings", "experts", "turns", "mks2", "modality", "lora"):
             made.load(f"host+{name}", parts / name)
         made.load("llm", parts / "llm")
         made.load("llm+prefix", parts / "prefix")

@@ -34,7 +34,7 @@ QUESTIONS = [
     asked("two words"),
     asked("what do you see?", BLUE),
 ]
-HOSTS = ("host", "host+wings", "host+turns", "host+lora", "qwen-vl", "host+experts")
+HOSTS = ("host", "host+wings", "host+turns", "host+lora", "qwen-vl", "host+experts", "host+mks2", "host+modality")
 TEXTS = ("llm", "sliding", "llm+prefix")
 
 
@@ -71,6 +71,8 @@ def test_it_says_what_is_computed_together_and_why_not(engine: Engine) -> None:
         "host+wings": "alula",
         "host+experts": "alula",
         "host+turns": "alula",
+        "host+mks2": "alula",
+        "host+modality": "alula",
         "host+lora": "peft",
         "llm": "text",
         "llm+prefix": "peft",
@@ -247,6 +249,10 @@ def test_what_is_refused(engine: Engine, parts: Path) -> None:
     ):
         with pytest.raises(RequestError):
             Sampling(**wrong)
+    for wrong, what in (([True, 5], "whole numbers"), ("\ud800", "surrogate"), ([5] * 600, "up to 511")):
+        with pytest.raises(RequestError, match=what) as refused:
+            engine.submit(Request("llm", prompt=wrong))
+        assert refused.value.where == "prompt"
     with pytest.raises(RequestError, match="messages or a prompt"):
         Request("llm")
     with pytest.raises(RequestError, match="part is of type"):

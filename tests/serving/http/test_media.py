@@ -172,7 +172,7 @@ def test_an_upload_is_named_in_a_request(client: TestClient) -> None:
     assert (told["medium"], told["width"], told["height"], told["bytes"]) == ("image", 50, 40, len(png()))
     inline, named = (
         client.post(CHAT, json={"model": "base", "messages": shown(url), "max_tokens": 5, "temperature": 0}).json()
-        for url in (data(png()), f"alula-upload:{told['id']}")
+        for url in (data(png()), told["url"])
     )
     assert named["choices"][0]["message"] == inline["choices"][0]["message"]
     sound = upload(client, wav()).json()

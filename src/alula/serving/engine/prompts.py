@@ -70,7 +70,7 @@ def prepare(resident: Resident, request: Request, limits: Limits) -> Prepared:
         else:
             inputs, roles = _rendered(resident, request, messages)
     ids: list[int] = inputs["input_ids"][0].tolist()
-    _check_length(resident, len(ids), limits)
+    _check_length(resident, len(ids), limits, "prompt" if messages is None else "messages")
     known = inspect.signature(type(unwrap(resident.model)).forward).parameters
     inputs = {name: value for name, value in inputs.items() if name != "token_type_ids" or name in known}
     items = _items(resident, inputs)
@@ -129,27 +129,27 @@ def _check_media(resident: Resident, media: list[tuple[str, Any]], limits: Limit
             )
 
 
-def _check_length(resident: Resident, length: int, limits: Limits) -> None:
+def _check_length(resident: Resident, length: int, limits: Limits, where: str) -> None:
     context = resident.served.context
     bounds = [each for each in (limits.prompt_tokens, None if context is None else context - 1) if each is not None]
     if bounds and length > min(bounds):
         raise RequestError(
             f"the prompt is {length} tokens long, and up to {min(bounds)} are taken",
-            where="messages",
+            where=where,
             remedy="shorten it, or start a new conversation",
         )
 
 
 def _of_plain(resident: Resident, prompt: str | Sequence[int]) -> dict[str, Any]:
     if isinstance(prompt, str):
-        _check_encodable(prompt)
+        _check_encodable(prompt, "prompt")
         ids = list(resident.tokenizer(prompt)["input_ids"])
         if not ids:
             raise RequestError("it holds no token", where="prompt")
     else:
         ids = list(prompt)
         size = int(unwrap(resident.model).get_input_embeddings().weight.shape[0])
-        if not all(isinstance(token, int) and 0 <= token < size for token in ids):
+        if not all(type(token) is int and 0 <= token < size for token in ids):
             raise RequestError(f"token ids are whole numbers below {size}", where="prompt")
     tokens = torch.tensor([ids])
     return dict(zip(_TEXT_KEYS, (tokens, torch.ones_like(tokens)), strict=True))
@@ -161,7 +161,7 @@ def _rendered(
     for message in messages:
         for part in message["content"]:
             if part["type"] == "text":
-                _check_encodable(part["text"])
+                _check_encodable(part["text"], "messages")
     try:
         return resident.intake(request.template).tensors(messages, roles=needs_roles(resident.model))
     except (HostError, UsageError) as error:
@@ -174,12 +174,13 @@ def _rendered(
         raise RequestError(f"the processor refuses the conversation: {error}", where="messages") from error
 
 
-def _check_encodable(text: str) -> None:
+def _check_encodable(text: str, where: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise RequestError(
-            f"the text holds half of a surrogate pair, U+{ord(text[error.start]):04X}, which is no character"
+            f"the text holds half of a surrogate pair, U+{ord(text[error.start]):04X}, which is no character",
+            where=where,
         ) from None
 
 

@@ -3,6 +3,7 @@ of a browser shows no token. What is not in the folder, or is reached through a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import html
@@ -53,7 +54,10 @@ class Runs:
         if self.root is None:
             return {"folder": None, "entries": []}
         found = sorted(self._files(self.root, 0, [MOST_SEEN]), key=lambda each: -each[1].st_mtime)[:MOST_FILES]
-        return {"folder": self.root.name, "entries": [self._entry(path, facts) for path, facts in found]}
+        return {
+            "folder": self.root.name,
+            "entries": [entry for path, facts in found for entry in self._entry(path, facts)],
+        }
 
     def read(self, path: str, key: str) -> bytes:
         """The report at a path below the folder.
@@ -94,16 +98,21 @@ class Runs:
             if entry.is_dir() and depth < MOST_DEPTH:
                 yield from self._files(Path(entry.path), depth + 1, left)
             elif entry.name.endswith(".html") and entry.is_file():
-                yield Path(entry.path), entry.stat()
+                with contextlib.suppress(OSError):  # it went meanwhile
+                    yield Path(entry.path), entry.stat()
 
-    def _entry(self, place: Path, facts: os.stat_result) -> dict[str, Any]:
+    def _entry(self, place: Path, facts: os.stat_result) -> Iterator[dict[str, Any]]:
+        """What is told of a report; nothing where it cannot be read (any more)."""
         assert self.root is not None
         path = place.relative_to(self.root).as_posix()
-        with place.open("rb") as file:
-            found = _TITLE.search(file.read(_HEAD))
+        try:
+            with place.open("rb") as file:
+                found = _TITLE.search(file.read(_HEAD))
+        except OSError:
+            return
         title = html.unescape(found[1].decode("utf-8", "replace")).strip() if found else ""
         words = f"{title} {path}".lower()
-        return {
+        yield {
             "title": title[:200] or place.stem,
             "kind": next((kind for kind in _KINDS if kind in words), "report"),
             "path": path,

@@ -39,6 +39,7 @@ class Upload:
         return {
             "id": self.id,
             "object": "alula.upload",
+            "url": f"{SCHEME}:{self.id}",
             "medium": self.medium,
             "bytes": len(self.content),
             **self.facts,
