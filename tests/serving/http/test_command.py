@@ -27,7 +27,11 @@ def test_a_demo_begins_answers_and_ends(tmp_path: Path) -> None:
     """The whole way in a process of its own: the fledgling, put together, asked, stopped by Ctrl-C."""
     alone = {**os.environ, "TMPDIR": str(tmp_path)}
     demo = [*ALULA, "--demo", "--port", "0"]
-    with subprocess.Popen(demo, stderr=subprocess.PIPE, text=True, env=alone) as process:
+
+    def heeded() -> None:  # jobs in the background of a shell are started with SIGINT ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(demo, stderr=subprocess.PIPE, text=True, env=alone, preexec_fn=heeded) as process:
         assert process.stderr is not None
         try:
             lines = iter(process.stderr.readline, "")
