@@ -407,25 +407,30 @@ def test_memory_is_flat(parts: Path) -> None:
         plain = (torch.Tensor, torch.nn.Parameter)
         return sum(each.numel() for each in gc.get_objects() if type(each) in plain)
 
-    with Engine(Limits(prefix_tokens=200)) as engine:
-        engine.load("host", parts / "host")
-        engine.load("host+wings", parts / "wings")
-        counts = []
-        for block in range(4):
-            handles = [
-                engine.submit(
-                    Request(
-                        HOSTS[number % 2],
-                        asked(f"{block} {number}", *[RED] * (number % 3 == 0)),
-                        sampling=Sampling(max_tokens=2),
+    def held(prefix_tokens: int) -> tuple[list[int], int]:
+        """Numbers in tensors after each of four blocks of requests, and tokens kept of prefixes."""
+        with Engine(Limits(prefix_tokens=prefix_tokens)) as engine:
+            engine.load("host", parts / "host")
+            engine.load("host+wings", parts / "wings")
+            counts = []
+            for block in range(4):
+                handles = [
+                    engine.submit(
+                        Request(
+                            HOSTS[number % 2],
+                            asked(f"{block} {number}", *[RED] * (number % 3 == 0)),
+                            sampling=Sampling(max_tokens=2),
+                        )
                     )
-                )
-                for number in range(40)
-            ]
-            for handle in handles:
-                list(handle)
-            del handles, handle
-            counts.append(tensors())
-        assert engine._scheduler._prefixes.tokens <= 200
-        # what is kept of prefixes differs by what ended last; caches that nobody let go of would be three times as much
-        assert max(counts[1:]) < 1.8 * counts[1]
+                    for number in range(40)
+                ]
+                for handle in handles:
+                    list(handle)
+                del handles, handle
+                counts.append(tensors())
+            return counts, engine._scheduler._prefixes.tokens
+
+    counts, _ = held(0)
+    # what the engine's thread has in hand differs by some hundredths; caches that stayed would be half as much again
+    assert max(counts[1:]) < 1.15 * counts[1]
+    assert 0 < held(200)[1] <= 200
