@@ -19,21 +19,13 @@ from alula.serving import Conversation, Terminal
 from alula_fledgling.microworld import export_jsonl, film_items, sense_items, sound_items
 from alula_fledgling.tasks import default_tasks, native_tasks
 from tests.hosts import tiny
-from tests.hosts.test_multimodal import EARS_FOR_MICROWORLD, SMALL
 from tests.hosts.universal import making
+from tests.serving.made import sensing
 
 
 @pytest.fixture(scope="module")
 def host() -> Host:
-    return build_host(
-        tiny.decoder("llama"),
-        tiny.TOWERS["siglip"][0],
-        "queries",
-        tokenizer=tiny.tokenizer(),
-        audio=EARS_FOR_MICROWORLD,
-        video=True,
-        connector_options=SMALL,
-    )
+    return sensing()
 
 
 @pytest.fixture(scope="module")

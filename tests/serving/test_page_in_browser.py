@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 import torch
 import uvicorn
-from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import ASTConfig
 
-from alula.hosts import build_host, load_host, save_host
+from alula.hosts import build_host, save_host
 from alula.serving.engine import Engine, Limits
 from alula.serving.http import Settings, application, listen
 from tests.hosts import tiny
 from tests.serving import reciting
+from tests.serving.made import saved_lora
 from tests.serving.relay import Relay
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -95,14 +95,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         tiny.decoder("qwen2"), tiny.TOWERS["siglip"][0], "linear", tokenizer=tiny.tokenizer(), audio=EARS
     )
     save_host(hearing, folder / "ears")
-    model, _ = load_host(folder / "host")
-    tuned = get_peft_model(model, LoraConfig(r=4, target_modules=r".*language_model.*(q_proj|v_proj)"))
-    with torch.no_grad():
-        for name, value in tuned.named_parameters():
-            if "lora_" in name:
-                value.normal_(std=0.3)
-    tuned.peft_config["default"].base_model_name_or_path = str(folder / "host")
-    tuned.save_pretrained(folder / "lora")
+    saved_lora(folder / "host", folder / "lora")
     reciting.save(folder / "reciter", SAID)
     reciting.save(folder / "endless", [f" word{i}" for i in range(40)], over=False)
     report = folder / "runs" / "one" / "report.html"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import PrefixTuningConfig, get_peft_model
 from PIL import Image
 
 import alula
@@ -20,6 +20,7 @@ from alula.seam import find, needs_roles
 from alula.serving.engine import Delta, Engine, Finished, Handle, Request, Sampling
 from tests.grafts.common import wake
 from tests.hosts import qwen, tiny
+from tests.serving.made import saved_lora
 
 RED, BLUE = Image.new("RGB", (50, 40), (255, 0, 0)), Image.new("RGB", (30, 70), (0, 0, 255))
 
@@ -55,14 +56,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model, _ = load_host(folder / "host")
         wake(alula.attach(model, config))
         save_adapter(model, folder / name, base=folder / "host")
-    model, _ = load_host(folder / "host")
-    tuned = get_peft_model(model, LoraConfig(r=4, target_modules=r".*language_model.*(q_proj|v_proj)"))
-    with torch.no_grad():
-        for key, value in tuned.named_parameters():
-            if "lora_" in key:
-                value.normal_(std=0.3)
-    tuned.peft_config["default"].base_model_name_or_path = str(folder / "host")
-    tuned.save_pretrained(folder / "lora")
+    saved_lora(folder / "host", folder / "lora")
     model = alula.load_model(folder / "llm").model
     prefix = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     prefix.peft_config["default"].base_model_name_or_path = str(folder / "llm")

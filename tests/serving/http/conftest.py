@@ -27,7 +27,7 @@ from alula.serving.engine import Engine, Limits
 from alula.serving.http import Settings, application, listen
 from tests.grafts.common import wake
 from tests.hosts import tiny
-from tests.hosts.test_multimodal import EARS_FOR_MICROWORLD, SMALL
+from tests.serving.made import sensing
 
 ASK = [{"role": "user", "content": "what do birds do ?"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -70,16 +70,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, _ = load_host(folder / "host")
     wake(alula.attach(model, WingsConfig(rank=4)))
     save_adapter(model, folder / "adapters" / "wings" / "final", base=folder / "host")
-    senses = build_host(
-        tiny.decoder("llama"),
-        tiny.TOWERS["siglip"][0],
-        "queries",
-        tokenizer=tiny.tokenizer(),
-        audio=EARS_FOR_MICROWORLD,
-        video=True,
-        connector_options=SMALL,
-    )
-    save_host(senses, folder / "senses")
+    save_host(sensing(), folder / "senses")
     return folder
 
 

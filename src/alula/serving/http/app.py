@@ -235,15 +235,7 @@ class _Routes:
     # -- bodies -------------------------------------------------------------------------------------------------------
 
     async def _json(self, request: Request) -> Mapping[str, Any]:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise Problem(
-                f"{kind[:80]!r} is no type of body that is read here",
-                status=415,
-                param="Content-Type",
-                code="unsupported_media_type",
-                remedy="send JSON, and say so: Content-Type: application/json",
-            )
+        _check_kind(request, "application/json", "send JSON, and say so: Content-Type: application/json")
         body = await self._body(request, self.settings.body_bytes)
         return await to_thread.run_sync(bodies.parsed, body) if len(body) > _LARGE else bodies.parsed(body)
 
@@ -255,15 +247,7 @@ class _Routes:
 
     async def _uploaded(self, request: Request) -> bytes:
         """The one file of a form."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "multipart/form-data":
-            raise Problem(
-                f"{kind[:80]!r} is no type of body that is read here",
-                status=415,
-                param="Content-Type",
-                code="unsupported_media_type",
-                remedy="send a form with one field, file: curl -F file=@picture.png",
-            )
+        _check_kind(request, "multipart/form-data", "send a form with one field, file: curl -F file=@picture.png")
         body = await self._body(request, self.settings.media_bytes + _FORM)
 
         async def again() -> dict[str, Any]:
@@ -278,6 +262,19 @@ class _Routes:
         except (MultiPartException, HTTPException) as error:
             said = getattr(error, "message", None) or getattr(error, "detail", "")
             raise Problem(f"the form cannot be read: {said}", param="file", code="invalid_form") from None
+
+
+def _check_kind(request: Request, wanted: str, remedy: str) -> None:
+    """Refuse a body that says to be of another type."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != wanted:
+        raise Problem(
+            f"{kind[:80]!r} is no type of body that is read here",
+            status=415,
+            param="Content-Type",
+            code="unsupported_media_type",
+            remedy=remedy,
+        )
 
 
 _LARGE = 1 << 20
