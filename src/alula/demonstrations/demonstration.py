@@ -39,7 +39,7 @@ class Demonstration:
         return [*turns(self.question, self.answer, shown)]
 
     def fingerprint(self) -> str:
-        """Of the picture: sha256 (hex) of its size and RGB bytes."""
+        """Of the picture: sha256 (hex) of its size and content (`fingerprint_image`)."""
         return fingerprint_image(self.picture)
 
 

@@ -191,9 +191,7 @@ class Intake:
         inputs, found = self.tensors(messages, roles=roles)
         digest = hashlib.sha256(json.dumps(inputs["input_ids"][0].tolist(), separators=(",", ":")).encode())
         for part in (part for message in messages for part in message["content"] if part["type"] != "text"):
-            digest.update(content_bytes(part["type"], part[part["type"]]))
-            if part["type"] != "image" and part.get("image") is not None:  # the picture beside a map
-                digest.update(content_bytes("image", part["image"]))
+            digest.update(content_bytes(part))
         return Rendered(inputs, digest.hexdigest(), None if found is None else tuple(found))
 
     def encode(
@@ -293,13 +291,23 @@ class Intake:
 
 
 def fingerprint_image(image: Image.Image) -> str:
-    """Return the sha256 (hex) of the image's size and RGB bytes."""
+    """Return the sha256 (hex) of all of an image that a conversion reads: its size, its pixels (RGB unless it says
+    otherwise), and where they need them, palette and transparent color."""
     digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
+    if image.mode != "RGB":
+        digest.update(f" {image.mode} ".encode())
     digest.update(image.tobytes())
+    if image.palette is not None or "transparency" in image.info:
+        digest.update(image.convert("RGBA").tobytes())
     return digest.hexdigest()
 
 
-def content_bytes(medium: str, value: Any) -> bytes:
+def content_bytes(part: Mapping[str, Any]) -> bytes:
+    """What tells a part of a conversation that brings a medium from others; a picture beside a map is part of it."""
+    medium: str = part["type"]
+    value = part[medium]
     if medium == "image":
         return fingerprint_image(value).encode()
-    return f"{medium} {value.shape} {value.dtype}".encode() + np.ascontiguousarray(value).tobytes()
+    beside = part.get("image")
+    told = f"{medium} {value.shape} {value.dtype}".encode() + np.ascontiguousarray(value).tobytes()
+    return told if beside is None else told + fingerprint_image(beside).encode()

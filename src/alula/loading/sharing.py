@@ -19,8 +19,10 @@ _M = TypeVar("_M", bound=nn.Module)
 def sharing(model: _M, *, without: Collection[str] = ()) -> _M:
     """A copy of `model` that shares its weights: what is put on one of the two is not on the other.
 
-    Parameters of the copy are objects of their own over the same memory, which need no gradients; config, hooks, grafts
-    and policies are copied. Whatever writes into a weight in place changes both.
+    Parameters of the copy are objects of their own over the same memory, which need no gradients; so are buffers that a
+    checkpoint holds. Other buffers are copied, as forwards write into some (frequencies of rotary positions that go by
+    the length, `longrope`), and config, hooks, grafts and policies are. Whatever writes into a weight in place changes
+    both.
 
     Args:
         model: any.
@@ -28,7 +30,9 @@ def sharing(model: _M, *, without: Collection[str] = ()) -> _M:
     """
     memo: dict[int, Any] = {}
     own: set[int] = set()
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+    saved = model.state_dict().keys()
+    buffers = [(name, buffer) for name, buffer in model.named_buffers(remove_duplicate=False) if name in saved]
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *buffers]:
         if name in without or name.startswith(tuple(f"{path}." for path in without)):
             own.add(id(tensor))
         elif id(tensor) not in memo:

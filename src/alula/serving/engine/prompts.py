@@ -60,7 +60,9 @@ def prepare(resident: Resident, request: Request, limits: Limits) -> Prepared:
         RequestError: it is beyond the limits, or the model cannot take it.
     """
     messages = None if request.messages is None else [_in_parts(message) for message in request.messages]
-    media = [] if messages is None else _media(messages)
+    parts = [] if messages is None else [part for message in messages for part in message["content"]]
+    parts = [part for part in parts if part["type"] != "text"]
+    media = [(part["type"], part[part["type"]]) for part in parts]
     _check_media(resident, media, limits)
     roles: list[int] | None = None
     with resident.preparing:
@@ -75,8 +77,8 @@ def prepare(resident: Resident, request: Request, limits: Limits) -> Prepared:
     inputs = {name: value for name, value in inputs.items() if name != "token_type_ids" or name in known}
     items = _items(resident, inputs)
     keys: list[Any] = list(ids)
-    if media:
-        digests = [hashlib.sha256(content_bytes(kind, value)).digest() for kind, value in media]
+    if parts:
+        digests = [hashlib.sha256(content_bytes(part)).digest() for part in parts]
         whole = hashlib.sha256(b"".join(digests)).digest()
         for place in (items != -1).nonzero()[0].tolist():
             item = int(items[place])
@@ -102,11 +104,6 @@ def _in_parts(message: Any) -> dict[str, Any]:
         if part.get(kind) is None or (kind == "text" and not isinstance(part["text"], str)):
             raise RequestError(f"a part of type {kind!r} does not hold one", where="messages")
     return {**message, "content": list(content)}
-
-
-def _media(messages: list[dict[str, Any]]) -> list[tuple[str, Any]]:
-    parts = [part for message in messages for part in message["content"]]
-    return [(part["type"], part[part["type"]]) for part in parts if part["type"] != "text"]
 
 
 def _check_media(resident: Resident, media: list[tuple[str, Any]], limits: Limits) -> None:
