@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from alula.cli.options import BankDirectory
+
 if TYPE_CHECKING:
     from alula.serving.engine import Engine
     from alula.serving.http import Settings
@@ -74,6 +76,11 @@ def serve(
         Path | None,
         typer.Option(metavar="DIRECTORY", exists=True, file_okay=False, help="Show the reports and audits in it."),
     ] = None,
+    bank: BankDirectory = None,
+    shots: Annotated[
+        int | None,
+        typer.Option("--shots", min=1, help="How many demonstrations of the bank. (default: all)"),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. (default: a GPU if there is one)")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: the checkpoint's)")] = None,
     queue: Annotated[int, typer.Option(min=1, help="Requests that wait at most; others are told 429.")] = 256,
@@ -97,6 +104,8 @@ def serve(
 
     if not models and not demo:
         raise UsageError("which model?", where="alula serve", remedy="alula serve MODEL, or alula serve --demo")
+    if shots is not None and bank is None:
+        raise UsageError("shots are taken from a bank", where="--shots", remedy="add --bank DIRECTORY")
     _check_extra()
     from alula.hosts.placement import device_named, dtype_named
     from alula.serving.engine import Engine, Limits
@@ -137,7 +146,7 @@ def serve(
         Engine(limits) as engine,
     ):
         named = [*(models or ()), *(_prepared() if demo else ())]
-        samples = _loaded(engine, named, Path(folder), placed, demo)
+        samples = _loaded(engine, named, Path(folder), placed, demo, {"bank": bank, "shots": shots})
         app = application(engine, settings, samples=samples)
         served(app, listening, ready=lambda: _say_ready(host, listening.getsockname()[1], engine, settings))
 
@@ -193,12 +202,18 @@ def _prepared() -> list[str]:
 
 
 def _loaded(
-    engine: Engine, models: Sequence[str], folder: Path, placed: dict[str, Any], demo: bool
+    engine: Engine,
+    models: Sequence[str],
+    folder: Path,
+    placed: dict[str, Any],
+    demo: bool,
+    shown: dict[str, Any],
 ) -> Callable[[], list[dict[str, Any]]]:
     """Load what is served.
 
     Args:
         folder: for what a demo puts together.
+        shown: before conversations with adapters of method aim, as `Engine.load` takes it.
 
     Returns:
         what the page offers to ask.
@@ -206,7 +221,9 @@ def _loaded(
     from rich.console import Console
     from rich.markup import escape
 
+    from alula.errors import UsageError
     from alula.serving.demo import put_together, samples
+    from alula.serving.engine import reads_demonstrations
     from alula.serving.http import adapter_name, lineup, offered
 
     console = Console(stderr=True)
@@ -217,9 +234,14 @@ def _loaded(
     for entry in lineup(models):
         bases = [name for name, _ in entries if "+" not in name]
         entries.append((adapter_name(entry, bases) if entry.is_adapter else entry.called, entry.path))
+    readers = [path for _, path in entries if reads_demonstrations(path)]
+    if shown["bank"] is not None and not readers:
+        raise UsageError(
+            "no model that is served reads demonstrations", where="--bank", remedy="name an adapter of method aim"
+        )
     for name, path in entries:
         with console.status(f"loading {escape(name)}"):
-            engine.load(name, path, **placed)
+            engine.load(name, path, **placed, **(shown if path in readers else {}))
     return (lambda: offered(samples(folder / DEMO))) if demo else list
 
 

@@ -14,7 +14,7 @@ from alula.serving.engine.events import (
 )
 from alula.serving.engine.handle import Handle
 from alula.serving.engine.request import Highlighted, Limits, Request, Sampling
-from alula.serving.engine.residents import Served
+from alula.serving.engine.residents import Served, reads_demonstrations
 
 __all__ = [
     "Delta",
@@ -36,4 +36,5 @@ __all__ = [
     "TokenLogprob",
     "UnknownModel",
     "Usage",
+    "reads_demonstrations",
 ]

@@ -25,6 +25,28 @@ from alula.serving.engine.sampling import draw
 from alula.steering import Prompt, highlight
 
 
+def check(request: Request, prepared: Prepared) -> None:
+    """Refuse what is asked about tokens of pictures, where the model reads these as codes among its words (TEAL).
+
+    Raises:
+        RequestError: that names the field.
+    """
+    if not prepared.kinds or (prepared.items != -1).any():
+        return
+    asked = {
+        "image_tokens": request.image_tokens is not None,
+        "attention": request.attention,
+        "highlight": request.highlight is not None and bool(request.highlight.regions),
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise RequestError(
+                "this model reads pictures as codes, words like others to it, and which are a picture's is not told",
+                where=name,
+                remedy=f"leave {name} out, or ask the base",
+            )
+
+
 def run(resident: Resident, request: Request, prepared: Prepared, answer: Answer) -> None:
     """Compute an answer to its end.
 

@@ -10,6 +10,7 @@ from typing import Self
 
 import torch
 
+from alula.serving.engine import alone
 from alula.serving.engine.answer import Answer
 from alula.serving.engine.errors import QueueFull
 from alula.serving.engine.events import Preview
@@ -51,6 +52,8 @@ class Engine:
         *,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        bank: str | os.PathLike[str] | None = None,
+        shots: int | None = None,
     ) -> Served:
         """Load a model under a name: a base, or an adapter that shares the weights of its base.
 
@@ -62,11 +65,15 @@ class Engine:
             name: that requests give.
             path: a directory or hub id, as `alula.load_model` takes it.
             dtype, device: of a base; an adapter has its base's.
+            bank: of an adapter of method aim: the directory of the demonstrations that stand before every conversation
+                (`alula.demonstrations`).
+            shots: so many of these, drawn by the seed 0; None: all.
 
         Raises:
-            UsageError: the name is taken. AdapterError, HostError: as `load_model`.
+            UsageError: the name is taken. AdapterError, HostError: as `load_model`. BankError: as `shots_in`.
         """
-        return self._residents.load(name, str(path), dtype=dtype, device=device).served
+        where = None if bank is None else os.fspath(bank)
+        return self._residents.load(name, os.fspath(path), dtype=dtype, device=device, bank=where, shots=shots).served
 
     def unload(self, name: str) -> None:
         """Let go of a model when its running requests are answered; new ones are refused at once.
@@ -133,6 +140,7 @@ class Engine:
 
     def _job(self, resident: Resident, request: Request, submitted: float) -> Job:
         prepared = prepare(resident, request, self.limits)
+        alone.check(request, prepared)
         sampling, context = request.sampling, resident.served.context
         most = min(sampling.max_tokens or self.limits.answer_tokens, self.limits.answer_tokens)
         if context is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,11 @@ from torch import nn
 
 from alula.anatomy import Anatomy, unwrap
 from alula.chat_template import TemplateSettings
+from alula.demonstrations import Shot, shots_in
+from alula.demonstrations.few_shot import few_shot
 from alula.errors import HostError, UsageError
 from alula.files import recovered
-from alula.grafts import grafts_of
+from alula.grafts import AimConfig, grafts_of
 from alula.grafts.storage import CONFIG_FILE, read_facts
 from alula.hosts import names
 from alula.hosts.context import context_length
@@ -33,6 +35,7 @@ from alula.serving.engine.trial import why_alone
 
 Kind = Literal["text", "host", "peft", "alula"]
 _STEERED = "serving"
+_WITH_SHOTS = "demonstrations stand before every conversation, whose fused tokens `generate` is given"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Served:
         created: seconds since 1970 when it was loaded.
         batched: its requests are computed together.
         why_alone: why they are not.
+        shots: demonstrations that stand before every conversation.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Served:
     created: int
     batched: bool
     why_alone: str | None = None
+    shots: int = 0
 
 
 @dataclass(eq=False)
@@ -76,6 +81,7 @@ class Resident:
         model: on its device, in eval mode.
         processor: its processor or tokenizer.
         base: the one whose weights it shares.
+        shots: demonstrations that stand before every conversation.
         preparing: held while the processor is used: tokenizers are not made for two threads.
         requests: how many are on their way.
     """
@@ -84,6 +90,7 @@ class Resident:
     model: Any
     processor: Any
     base: Resident | None = None
+    shots: Sequence[Shot] = ()
     preparing: threading.RLock = field(default_factory=threading.RLock)
     requests: int = 0
 
@@ -139,7 +146,7 @@ class Resident:
         return self._intake if template is None else self._made_intake(template)
 
     def _made_intake(self, template: TemplateSettings | None) -> Intake:
-        return Intake(self.processor, template, live=True, chat_template=self._own_template[0])
+        return few_shot(self.processor, self.shots, template, live=True, chat_template=self._own_template[0])
 
     @cached_property
     def steered(self) -> Any:
@@ -159,7 +166,14 @@ class Residents:
         self._loading = threading.Lock()  # one at a time: it takes memory
 
     def load(
-        self, name: str, path: str, *, dtype: torch.dtype | str | None, device: torch.device | str | None
+        self,
+        name: str,
+        path: str,
+        *,
+        dtype: torch.dtype | str | None,
+        device: torch.device | str | None,
+        bank: str | None = None,
+        shots: int | None = None,
     ) -> Resident:
         """Load a base, or an adapter of one that is loaded. See `Engine.load`."""
         if not name or not isinstance(name, str):
@@ -168,8 +182,12 @@ class Residents:
             if name in self._by_name:
                 raise UsageError(f"{name!r} is loaded already", remedy="unload it first, or give another name")
             directory = recovered(names.resolve(str(path), "llm"))
+            if shots is not None and bank is None:
+                raise UsageError("demonstrations are taken from a bank", where="shots", remedy="name its directory")
             if (directory / CONFIG_FILE).is_file():
-                made = self._loaded_adapter(name, directory, dtype, device)
+                made = self._loaded_adapter(name, directory, dtype, device, bank, shots)
+            elif bank is not None:
+                raise UsageError("demonstrations are read by an adapter of method aim", where=str(path))
             else:
                 model, processor = load_model(path, dtype=dtype, device=device)
                 made = _resident(name, str(path), Loaded(model, processor), None)
@@ -177,12 +195,15 @@ class Residents:
                 self._by_name[name] = made
         return made
 
-    def _loaded_adapter(self, name: str, path: Path, dtype: Any, device: Any) -> Resident:
+    def _loaded_adapter(
+        self, name: str, path: Path, dtype: Any, device: Any, bank: str | None, shots: int | None
+    ) -> Resident:
         base = self._base(name, path, dtype, device)
         model = sharing(base.model, without=written_by(path, base.model))
         loaded = put_adapter(Loaded(model, base.processor), path)
         loaded.model.to(base.device)
-        return _resident(name, str(path), loaded, base)
+        shown = [] if bank is None else shots_in(bank, *loaded, shots)
+        return _resident(name, str(path), loaded, base, shown)
 
     def _base(self, name: str, path: Path, dtype: Any, device: Any) -> Resident:
         """The base of an adapter: the one its name begins with, else the one it was trained on, loaded where it is
@@ -262,10 +283,10 @@ def _same(one: str, other: str) -> bool:
     return left.is_dir() and right.is_dir() and left.resolve() == right.resolve()
 
 
-def _resident(name: str, path: str, loaded: Loaded, base: Resident | None) -> Resident:
+def _resident(name: str, path: str, loaded: Loaded, base: Resident | None, shots: Sequence[Shot] = ()) -> Resident:
     model, processor = loaded
     intake = Intake(processor)
-    reason = why_alone(model, intake.tokenizer)
+    reason = _WITH_SHOTS if shots else why_alone(model, intake.tokenizer)
     kind, adapter = _kind(Path(path), base is not None, intake.takes)
     served = Served(
         name=name,
@@ -280,8 +301,9 @@ def _resident(name: str, path: str, loaded: Loaded, base: Resident | None) -> Re
         created=int(time.time()),
         batched=reason is None,
         why_alone=reason,
+        shots=len(shots),
     )
-    return Resident(served, model, processor, base)
+    return Resident(served, model, processor, base, shots)
 
 
 def _kind(path: Path, is_adapter: bool, takes: Collection[str]) -> tuple[Kind, str | None]:
@@ -291,6 +313,12 @@ def _kind(path: Path, is_adapter: bool, takes: Collection[str]) -> tuple[Kind, s
     if "peft_type" in facts:
         return "peft", str(facts["peft_type"]).lower()
     return "alula", str(facts["alula_type"])
+
+
+def reads_demonstrations(path: str) -> bool:
+    """Whether what lies in a directory is an adapter that a bank's demonstrations can be shown to."""
+    facts = read_facts(Path(path)) if (Path(path) / CONFIG_FILE).is_file() else {}
+    return facts.get("alula_type") == AimConfig.graft_type
 
 
 def written_of(path: Path) -> list[str]:
