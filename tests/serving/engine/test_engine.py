@@ -259,6 +259,14 @@ def test_what_is_refused(engine: Engine, parts: Path) -> None:
         with pytest.raises(RequestError, match=what) as refused:
             engine.submit(Request("llm", prompt=wrong))
         assert refused.value.where == "prompt"
+    for count, what in (
+        (1500, "more than 1022 tokens long, and up to 511"),
+        (5000, "characters long, and up to 511"),
+    ):
+        with pytest.raises(RequestError, match=what):  # told by a part of the text, or by its length alone
+            engine.submit(Request("host", asked("first second third " * count)))
+        with pytest.raises(RequestError, match=what):
+            engine.submit(Request("llm", prompt="first second third " * count))
     with pytest.raises(RequestError, match="messages or a prompt"):
         Request("llm")
     with pytest.raises(RequestError, match="part is of type"):

@@ -5,9 +5,11 @@ Shapes: S tokens of the prompt.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,12 @@ from alula.serving.engine.residents import Resident
 from alula.tokens import UNKNOWN, Modality
 
 _TEXT_KEYS = ("input_ids", "attention_mask")
+_SLICE = 1 << 14
+"""characters of a long text whose tokens are counted at once"""
+_LONGEST = 128
+"""characters of a token: vocabularies hold runs of spaces that are this long"""
+_OTHERS_TURN = 0.001
+"""seconds between two slices: a lock that is taken again at once is not given to who waits for it"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ def prepare(resident: Resident, request: Request, limits: Limits) -> Prepared:
     parts = [part for part in parts if part["type"] != "text"]
     media = [(part["type"], part[part["type"]]) for part in parts]
     _check_media(resident, media, limits)
+    where = "prompt" if messages is None else "messages"
+    _check_long(resident, request, messages, limits, where)
     roles: list[int] | None = None
     with resident.preparing:
         if messages is None:
@@ -72,7 +82,7 @@ def prepare(resident: Resident, request: Request, limits: Limits) -> Prepared:
         else:
             inputs, roles = _rendered(resident, request, messages)
     ids: list[int] = inputs["input_ids"][0].tolist()
-    _check_length(resident, len(ids), limits, "prompt" if messages is None else "messages")
+    _check_length(resident, len(ids), limits, where)
     known = inspect.signature(type(unwrap(resident.model)).forward).parameters
     inputs = {name: value for name, value in inputs.items() if name != "token_type_ids" or name in known}
     items = _items(resident, inputs)
@@ -126,21 +136,69 @@ def _check_media(resident: Resident, media: list[tuple[str, Any]], limits: Limit
             )
 
 
-def _check_length(resident: Resident, length: int, limits: Limits, where: str) -> None:
+def _bound(resident: Resident, limits: Limits) -> int | None:
+    """Tokens that a prompt may have."""
     context = resident.served.context
-    bounds = [each for each in (limits.prompt_tokens, None if context is None else context - 1) if each is not None]
-    if bounds and length > min(bounds):
-        raise RequestError(
-            f"the prompt is {length} tokens long, and up to {min(bounds)} are taken",
-            where=where,
-            remedy="shorten it, or start a new conversation",
-        )
+    bounds = [limits.prompt_tokens, None if context is None else context - 1]
+    return min((each for each in bounds if each is not None), default=None)
+
+
+def _check_length(resident: Resident, length: int, limits: Limits, where: str) -> None:
+    bound = _bound(resident, limits)
+    if bound is not None and length > bound:
+        raise _too_long(f"{length} tokens", bound, where)
+
+
+def _too_long(length: str, bound: int, where: str) -> RequestError:
+    unit = "" if length.endswith("tokens") else "tokens "
+    return RequestError(
+        f"the prompt is {length} long, and up to {bound} {unit}are taken",
+        where=where,
+        remedy="shorten it, or start a new conversation",
+    )
+
+
+def _check_long(
+    resident: Resident, request: Request, messages: list[dict[str, Any]] | None, limits: Limits, where: str
+) -> None:
+    """Refuse a long text that is far beyond the bound, for what counting so much takes; `_check_length` is exact.
+
+    Megabytes take a tokenizer seconds, in which nobody else has it. Slices are counted until they hold twice as many
+    tokens as may be, which leaves room for words that were cut, and others have their turn between two slices.
+    """
+    bound = _bound(resident, limits)
+    if bound is None:
+        return
+    if messages is None:
+        text = request.prompt
+        if not isinstance(text, str):
+            _check_length(resident, len(text or ()), limits, where)
+            return
+    else:
+        if len(messages) + sum(len(part.get("text", "")) for each in messages for part in each["content"]) <= _SLICE:
+            return
+        with _refused():  # what the template leaves out does not count
+            text = resident.intake(request.template).text(messages, True)
+    if len(text) <= _SLICE:
+        return
+    if len(text) > _LONGEST * bound:
+        raise _too_long(f"{len(text)} characters", bound, where)
+    counted = 0
+    for start in range(0, len(text), _SLICE):
+        if start:
+            time.sleep(_OTHERS_TURN)
+        part = text[start : start + _SLICE]
+        _check_encodable(part, where)
+        with resident.preparing:
+            counted += len(resident.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
+        if counted > 2 * bound:
+            raise _too_long(f"more than {2 * bound} tokens", bound, where)
 
 
 def _of_plain(resident: Resident, prompt: str | Sequence[int]) -> dict[str, Any]:
     if isinstance(prompt, str):
         _check_encodable(prompt, "prompt")
-        ids = list(resident.tokenizer(prompt)["input_ids"])
+        ids = list(resident.tokenizer(prompt, verbose=False)["input_ids"])
         if not ids:
             raise RequestError("it holds no token", where="prompt")
     else:
@@ -159,8 +217,15 @@ def _rendered(
         for part in message["content"]:
             if part["type"] == "text":
                 _check_encodable(part["text"], "messages")
-    try:
+    with _refused():
         return resident.intake(request.template).tensors(messages, roles=needs_roles(resident.model))
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """What template and processor raise, as the request's fault."""
+    try:
+        yield
     except (HostError, UsageError) as error:
         raise RequestError(error.message, where=error.where or "messages", remedy=error.remedy) from error
     except jinja2.TemplateError as error:
