@@ -139,16 +139,19 @@ def serve(
     )
     placed = {"dtype": dtype_named(dtype), "device": device_named(device)}
     listening = listen(host, port)  # before models are loaded: a port in use is told at once
+    address = _address(host, listening.getsockname()[1])
+    _say_begun(address)
     with (
         _ended_by_sigterm(),
         listening,
         tempfile.TemporaryDirectory(prefix="alula-serve-") as folder,
         Engine(limits) as engine,
+        _interrupted_once(),
     ):
         named = [*(models or ()), *(_prepared() if demo else ())]
         samples = _loaded(engine, named, Path(folder), placed, demo, {"bank": bank, "shots": shots})
         app = application(engine, settings, samples=samples)
-        served(app, listening, ready=lambda: _say_ready(host, listening.getsockname()[1], engine, settings))
+        served(app, listening, ready=lambda: _say_ready(address, engine, settings))
 
 
 @contextlib.contextmanager
@@ -163,6 +166,16 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Once Ctrl-C has ended the block, the process ends: another one does not disturb it at that."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
 
 
 def _check_extra() -> None:
@@ -245,14 +258,26 @@ def _loaded(
     return (lambda: offered(samples(folder / DEMO))) if demo else list
 
 
-def _say_ready(host: str, port: int, engine: Engine, settings: Settings) -> None:
+def _address(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _say_begun(address: str) -> None:
+    """Where the server will be, in a log; a terminal shows what is loaded."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    if not console.is_terminal:
+        console.print(f"loading; it will answer at {address}")
+
+
+def _say_ready(address: str, engine: Engine, settings: Settings) -> None:
     """Where the server is."""
     from rich.console import Console
     from rich.markup import escape
 
-    place = f"[{host}]" if ":" in host else host
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     names = ", ".join(each.name for each in engine.models())
-    console.print(f"[bold]http://{escape(place)}:{port}[/bold]  serves {escape(names)}")
+    console.print(f"[bold]{escape(address)}[/bold]  serves {escape(names)}")
     token = "with the token" if settings.token is not None else "any api_key"
-    console.print(f"[dim]OpenAI's clients: base_url http://{escape(place)}:{port}/v1, {token}; Ctrl-C stops[/dim]")
+    console.print(f"[dim]OpenAI's clients: base_url {escape(address)}/v1, {token}; Ctrl-C stops[/dim]")

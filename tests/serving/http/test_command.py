@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def test_a_demo_begins_answers_and_ends(tmp_path: Path) -> None:
         assert process.stderr is not None
         try:
             lines = iter(process.stderr.readline, "")
+            assert next(lines).startswith("loading; it will answer at http://127.0.0.1:")
             first = next(line for line in lines if line.startswith("http://"))
             assert "fledgling, fledgling+wings" in first
             url = first.split()[0]
@@ -50,12 +52,26 @@ def test_a_demo_begins_answers_and_ends(tmp_path: Path) -> None:
                 answer = json.load(response)
             assert answer["choices"][0]["message"]["content"].strip() == "2"
             assert answer["alula"]["computed_by"] == "fledgling"
-            process.send_signal(signal.SIGINT)
+            with urllib.request.urlopen(streamed(url, "fledgling")) as response:
+                assert response.readline().startswith(b"data: ")
+                process.send_signal(signal.SIGINT)  # twice, while an answer is on its way: it is ended, and told so
+                time.sleep(0.3)
+                process.send_signal(signal.SIGINT)
+                response.read()
             assert process.wait(60) == 130
-            assert process.stderr.read().strip().endswith("stopped")
+            left = [line for line in process.stderr.read().splitlines() if line]
+            assert len(left) == 2, left  # for clients, and this
+            assert left[-1].endswith("stopped")
             assert not list(tmp_path.iterdir())  # what was put together
         finally:
             process.kill()
+
+
+def streamed(url: str, model: str) -> urllib.request.Request:
+    """A request for an answer that is long to come."""
+    body = {"model": model, "messages": [{"role": "user", "content": "say it"}], "stream": True, "n": 8}
+    data = json.dumps({**body, "max_tokens": 400, "temperature": 2, "top_p": 1}).encode()
+    return urllib.request.Request(f"{url}/v1/chat/completions", data, {"Content-Type": "application/json"})
 
 
 def test_sigterm_ends_it_as_an_exception_does() -> None:

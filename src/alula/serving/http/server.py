@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import logging
 import socket
+import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -15,7 +19,9 @@ CONNECTIONS = 1_024
 """at once; more are answered 503"""
 _HEADERS_BYTES = 64 * 1024
 _DRAIN = 10
-"""seconds that running answers have once the server is told to stop"""
+"""seconds that running answers have once the server is told to stop; told again, they have none"""
+_LAST = 2
+"""seconds that connections have once their answers are over"""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -45,7 +51,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(app: Any, listening: socket.socket, *, ready: Callable[[], None] | None = None) -> None:
-    """Serve until the process is told to stop (Ctrl-C, SIGTERM); running answers have some seconds to end.
+    """Serve until the process is told to stop (Ctrl-C, SIGTERM); running answers have some seconds to end, and none
+    once it is told again.
 
     Args:
         app: ASGI.
@@ -65,17 +72,50 @@ def serve(app: Any, listening: socket.socket, *, ready: Callable[[], None] | Non
         limit_concurrency=CONNECTIONS,
         h11_max_incomplete_event_size=_HEADERS_BYTES,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=_DRAIN,
     )
-    _Server(config, ready).run(sockets=[listening])
+    log = logging.getLogger("uvicorn.error")
+    log.addFilter(_tells)
+    try:
+        _Server(config, ready).run(sockets=[listening])
+    finally:
+        log.removeFilter(_tells)
+
+
+def _tells(record: logging.LogRecord) -> bool:
+    """Whether there is news in a record: that a request was let go when the server stopped is none."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, asyncio.CancelledError)
 
 
 class _Server(uvicorn.Server):
-    """Says when it answers."""
+    """Says when it answers, and ends what runs in an orderly way however often it is told to stop."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None] | None) -> None:
         super().__init__(config)
         self._ready = ready
+        self._in_a_hurry = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:  # told again; uvicorn would leave its tasks where they are
+            self._in_a_hurry = True
+        else:
+            super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_answers())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_answers(self) -> None:
+        """After the seconds they have, have the application end (it tells each client), and then all connections."""
+        until = time.monotonic() + _DRAIN
+        while not self._in_a_hurry and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        await self.lifespan.shutdown()
+        await asyncio.sleep(_LAST)
+        self.force_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
