@@ -25,7 +25,7 @@ from studies.frontier.report import aims, figures, markdown, report, table, verd
 from studies.passes import held_out
 
 ROOT = Path(__file__).parents[2]
-TRAINED = ("full", "lora-mlp", "wings-best", "experts-seen", "experts-mlp")
+TRAINED = ("full", "lora-mlp", "wings-best", "experts-mlp")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_the_record_holds_every_arm(finished: tuple[FrontierPlan, FrontierOutcom
     page = render(report(outcome))
     assert "The aim" in page
     assert "Text turns answered right" in page
-    rows = [line for line in markdown(outcome).splitlines() if line.startswith("| experts (seen) |")]
+    rows = [line for line in markdown(outcome).splitlines() if line.startswith("| experts (seen) on the MLP |")]
     assert [row.count("|") for row in rows] == [11, 6, 10]
     assert any("on the MLP against LoRA on the MLP" in sentence for sentence in verdict(outcome))
 
@@ -62,7 +62,7 @@ def test_arms_whose_parameters_are_called_equal_train_as_many(finished: tuple[Fr
         return sum(parameter.numel() for named in tuned.parts.values() for _, parameter in named)
 
     trained = {name: method.seeds[0].trainable_parameters for name, method in outcome.methods.items()}
-    assert size("experts-both") == size("lora") == trained["experts-seen"]
+    assert size("experts-both") == size("lora") == size("experts-seen")
     assert trained["experts-mlp"] == trained["lora-mlp"]
 
 
@@ -127,13 +127,13 @@ def _by_hand(base: Any, tuned: Any, processor: Any, samples: Sequence[Any]) -> l
 def test_divergence_is_that_of_a_loop_over_tokens(finished: tuple[FrontierPlan, FrontierOutcome]) -> None:
     plan, outcome = finished
     base, processor = load_model(plan.aligned(0))
-    tuned = load_model(plan.trained(0, "experts-seen")).model
+    tuned = load_model(plan.trained(0, "experts-mlp")).model
     samples = held_out("visual", 3, 0)
     found = divergences(base, tuned, processor, samples)
     assert found == pytest.approx(_by_hand(base, tuned, processor, samples), rel=1e-4)
     assert divergences(base, base, processor, samples) == [0, 0, 0]
     more = divergences(base, tuned, processor, held_out("visual", plan.items, 0))
-    assert outcome.divergence["experts-seen"][0] == pytest.approx(sum(more) / plan.items, rel=1e-6)
+    assert outcome.divergence["experts-mlp"][0] == pytest.approx(sum(more) / plan.items, rel=1e-6)
 
 
 def _answering(outcome: FrontierOutcome, arm: str, task: str, tuned: list[float]) -> FrontierOutcome:
@@ -158,8 +158,8 @@ def test_the_aim_behind_an_image(
 ) -> None:
     """Of 200 of which none was lost, up to 1.8 % may be."""
     answers = [0.0] * wrong + [1.0] * (asked - wrong)
-    outcome = _answering(finished[1], "experts-seen", "text_after_image", answers)
-    judged = next(each for each in judge(outcome) if each.arm == "experts-seen")
+    outcome = _answering(finished[1], "experts-mlp", "text_after_image", answers)
+    judged = next(each for each in judge(outcome) if each.arm == "experts-mlp")
     assert (judged.meets["behind"], judged.surely["behind"]) == (met, surely)
 
 
@@ -168,52 +168,46 @@ def test_the_aim_of_sight_is_full_tuning_less_a_point(
     finished: tuple[FrontierPlan, FrontierOutcome], wrong: int, met: bool
 ) -> None:
     outcome = _answering(finished[1], "full", "visual", [0.0] * 40 + [1.0] * 160)
-    outcome = _answering(outcome, "experts-seen", "visual", [0.0] * wrong + [1.0] * (200 - wrong))
-    outcome = outcome.model_copy(update={"methods": {name: outcome.methods[name] for name in ("full", "experts-seen")}})
-    judged = next(each for each in judge(outcome) if each.arm == "experts-seen")
+    outcome = _answering(outcome, "experts-mlp", "visual", [0.0] * wrong + [1.0] * (200 - wrong))
+    outcome = outcome.model_copy(update={"methods": {name: outcome.methods[name] for name in ("full", "experts-mlp")}})
+    judged = next(each for each in judge(outcome) if each.arm == "experts-mlp")
     assert judged.meets["sight"] is met
     assert judged.sight is not None
     assert judged.sight.value == pytest.approx((40 - wrong) / 200)
 
 
 def test_an_arm_meets_the_aim_only_in_everything(finished: tuple[FrontierPlan, FrontierOutcome]) -> None:
-    outcome = finished[1].model_copy(update={"costs": {"experts-seen": [1.0, 1.1], "lora-mlp": [1.2, 1.1]}})
+    outcome = finished[1].model_copy(update={"costs": {"experts-mlp": [1.0, 1.1], "lora-mlp": [1.2, 1.1]}})
     outcome = _answering(outcome, "full", "text_after_image", [0.0, 1.0])
     judged = {each.arm: each for each in judge(outcome)}
-    assert judged["experts-seen"].changed == 0
-    assert judged["experts-seen"].meets["time"]
+    assert judged["experts-mlp"].changed == 0
+    assert judged["experts-mlp"].meets["time"]
     assert not judged["lora-mlp"].meets["time"]
-    assert judged["experts-mlp"].meets["time"] is None
+    assert judged["wings-best"].meets["time"] is None
     assert not judged["full"].meets["behind"]
     last = aims(outcome)[-1]
     assert last.startswith("All four by their estimates: ")
     whole = [name for name, each in judged.items() if all(each.meets.values())]
     assert all(outcome.methods[name].label in last for name in whole)
-    assert not any(outcome.methods[name].label in last for name in ("experts-mlp", "wings-best"))
+    assert not any(outcome.methods[name].label in last for name in ("lora-mlp", "wings-best"))
 
 
-def test_arms_join_later(finished: tuple[FrontierPlan, FrontierOutcome]) -> None:
-    plan, outcome = finished
-    more = frontier(replace(plan, arms=(*TRAINED, "projector")), command="again", workers=0, quiet=True)
-    assert set(more.methods) == {*TRAINED, "projector"}
-    assert more.methods["lora-mlp"] == outcome.methods["lora-mlp"]
-
-
-def test_time_is_measured_beside_full_tuning(
+def test_arms_join_later_and_time_is_measured_beside_full_tuning(
     finished: tuple[FrontierPlan, FrontierOutcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cost, "STEPS", 3)
     plan, outcome = finished
     assert outcome.costs == {}
     write_json(plan.costs_path("lora-mlp"), {"ratios": [1.5]})  # of an earlier call
-    timed = frontier(
-        replace(plan, arms=("full", "lora-mlp", "experts-mlp"), rounds=1), command="", workers=0, quiet=True
-    )
-    assert timed.costs["lora-mlp"] == [1.5]
-    assert len(timed.costs["experts-mlp"]) == 1
-    assert timed.costs["experts-mlp"][0] > 0
-    assert {each.arm: each.meets["time"] for each in judge(timed)}["lora-mlp"] is False
-    assert "| 1.50x |" in markdown(timed)
+    arms = ("full", "lora-mlp", "projector")
+    more = frontier(replace(plan, arms=arms, rounds=1), command="again", workers=0, quiet=True)
+    assert set(more.methods) == set(arms)
+    assert more.methods["lora-mlp"] == outcome.methods["lora-mlp"]
+    assert more.costs["lora-mlp"] == [1.5]
+    assert len(more.costs["projector"]) == 1
+    assert more.costs["projector"][0] > 0
+    assert {each.arm: each.meets["time"] for each in judge(more)}["lora-mlp"] is False
+    assert "| 1.50x |" in markdown(more)
 
 
 def test_the_page_has_the_tables_of_the_record_it_names() -> None:
