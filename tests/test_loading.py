@@ -189,3 +189,14 @@ def test_a_name_that_only_the_hub_could_know_is_told_at_once_when_it_is_away() -
     done = subprocess.run([sys.executable, "-c", program], env=away, capture_output=True, text=True)
     assert "HostError: model nobody/nothing: no such directory, and the hub cannot be reached" in done.stderr
     assert "Retry" not in done.stderr
+
+
+def test_an_activated_lora_is_refused(host: Path, tmp_path: Path) -> None:
+    """It would be put on, and do nothing: only PEFT's class for language models tells it where it begins."""
+    model = alula.load_model(host).model
+    config = LoraConfig(r=4, target_modules=r".*language_model.*q_proj", alora_invocation_tokens=[5, 6])
+    tuned = get_peft_model(model, config)
+    tuned.peft_config["default"].base_model_name_or_path = str(host)
+    tuned.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="activated LoRA"):
+        alula.load_model(tmp_path)

@@ -490,6 +490,13 @@ class Anatomy(HostParts):
         kind = {"layer_type": self.layer_type(index)} if _goes_by_kind(type(rotary).forward) else {}
         return rotary(hidden, _in_three(self.decoder, positions), **kind)
 
+    @property
+    def rope_types(self) -> set[str]:
+        """How its rotary angles are scaled, as transformers names it, over all kinds of its layers."""
+        parameters = getattr(self.config, "rope_parameters", None) or {}
+        kinds = [parameters, *(each for each in parameters.values() if isinstance(each, Mapping))]
+        return {str(each["rope_type"]) for each in kinds if each.get("rope_type") is not None}
+
     def check_rope(self) -> None:
         """Refuse a decoder whose tokens cannot be given other positions in some of its layers.
 
@@ -503,9 +510,7 @@ class Anatomy(HostParts):
                 f"{type(self.decoder).__name__} has no rotary embedding: positions are added before its first layer",
                 remedy="leave positions as they are",
             )
-        parameters = getattr(self.config, "rope_parameters", None) or {}
-        kinds = [parameters, *(each for each in parameters.values() if isinstance(each, Mapping))]
-        if any("dynamic" in str(each.get("rope_type")) for each in kinds):
+        if any("dynamic" in kind for kind in self.rope_types):
             raise HostError(
                 "the rotary angles of this decoder go by the longest prompt so far (dynamic scaling): asked for other "
                 "positions they would change",

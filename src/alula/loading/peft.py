@@ -43,7 +43,8 @@ def load_peft(model: Any, path: Path, *, trainable: bool = False) -> PeftModel:
 
     Raises:
         AdapterError: it cannot be read, does not fit completely, holds NaN or what is no weight, or is a learned prompt
-            that `generate` loses or repeats. HostError: a learned prompt on a host that it cannot be put in front of.
+            that `generate` loses or repeats, or a LoRA that goes by tokens of the prompt. HostError: a learned prompt
+            on a host that it cannot be put in front of.
     """
     where = str(path)
     config = _read_config(path)
@@ -51,6 +52,13 @@ def load_peft(model: Any, path: Path, *, trainable: bool = False) -> PeftModel:
     if trainable and getattr(config, "prefix_projection", False):
         raise AdapterError(
             "its prefix was saved without the projection that made it", where=where, remedy="train a new one"
+        )
+    if getattr(config, "alora_invocation_tokens", None):
+        raise AdapterError(
+            "it holds from its invocation tokens on (activated LoRA), for which PEFT's class for language models looks "
+            "in every prompt: put on by alula it would do nothing",
+            where=where,
+            remedy="use it by PEFT, AutoPeftModelForCausalLM; or train a LoRA",
         )
     weights = _read_weights(path)
     _fit_embeddings(model, config, weights, where)

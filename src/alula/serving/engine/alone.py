@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from alula.anatomy import unwrap
 from alula.errors import UsageError
 from alula.policies import Budget
 from alula.seam import find, generation_extras
@@ -57,6 +58,8 @@ def run(resident: Resident, request: Request, prepared: Prepared, answer: Answer
     picking = _Picking(answer)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
+        if any("dynamic" in kind for kind in resident.anatomy.rope_types):  # its angles stay those of a longer prompt
+            unwrap(model)(input_ids=prepared.inputs["input_ids"][:, :1], use_cache=False)
         stack.enter_context(_told(model, request, prepared, resident, picking))
         seam = find(model)
         if seam is not None and prepared.roles is not None:
@@ -79,7 +82,7 @@ def _config(resident: Resident, answer: Answer) -> Any:
     config.max_new_tokens, config.max_length = answer.most + 1, None  # the answer ends itself
     config.do_sample, config.num_beams = False, 1
     config.temperature = config.top_p = config.top_k = config.min_p = config.repetition_penalty = None
-    config.suppress_tokens = None
+    config.suppress_tokens = config.stop_strings = None
     config.eos_token_id = None
     if config.pad_token_id is None:
         config.pad_token_id = next(iter(resident.ends), 0)

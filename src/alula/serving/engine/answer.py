@@ -59,7 +59,7 @@ class Answer:
         self.reason: Reason | None = None
         self.seconds = Timings()
         self._tokenizer, self._ends, self._prompt = tokenizer, frozenset(ends), len(prompt)
-        self._writer = Writer(tokenizer, ends, sampling.stop)
+        self._writer = Writer(tokenizer, ends, (*sampling.stop, *defaults.stop))
         self._submitted = submitted
         self._deadline = None if deadline is None else submitted + deadline
         self._begun: float | None = None

@@ -31,7 +31,7 @@ from alula.policies import policies_of
 from alula.seam import Owner, install, joining
 from alula.serving.engine.errors import UnknownModel
 from alula.serving.engine.sampling import Defaults
-from alula.serving.engine.trial import why_alone
+from alula.serving.engine.trial import check_settings, why_alone
 
 Kind = Literal["text", "host", "peft", "alula"]
 _STEERED = "serving"
@@ -286,6 +286,7 @@ def _same(one: str, other: str) -> bool:
 def _resident(name: str, path: str, loaded: Loaded, base: Resident | None, shots: Sequence[Shot] = ()) -> Resident:
     model, processor = loaded
     intake = Intake(processor)
+    check_settings(model)
     reason = _WITH_SHOTS if shots else why_alone(model, intake.tokenizer)
     kind, adapter = _kind(Path(path), base is not None, intake.takes)
     served = Served(

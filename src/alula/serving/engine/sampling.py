@@ -18,7 +18,7 @@ from alula.serving.engine.request import Sampling
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a checkpoint's generation settings say of drawing tokens."""
+    """What a checkpoint's generation settings say of drawing tokens, and of texts that end answers."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -26,6 +26,7 @@ class Defaults:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     suppressed: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Any) -> Defaults:
@@ -35,6 +36,7 @@ class Defaults:
             value = getattr(config, name, None)
             return neutral if value is None else value
 
+        stop = getattr(config, "stop_strings", None) or ()
         return cls(
             temperature=number("temperature", 1.0) if getattr(config, "do_sample", None) else 0.0,
             top_p=number("top_p", 1.0),
@@ -42,6 +44,7 @@ class Defaults:
             min_p=number("min_p", 0.0),
             repetition_penalty=number("repetition_penalty", 1.0),
             suppressed=tuple(getattr(config, "suppress_tokens", None) or ()),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
 
 

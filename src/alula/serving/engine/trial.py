@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import GenerationConfig
 
-from alula.anatomy import unwrap
+from alula.anatomy import Anatomy, unwrap
+from alula.errors import HostError
 from alula.hosts.configs import first_line
 from alula.policies import policies_of
 from alula.seam import find, joining
@@ -25,24 +27,30 @@ _LENGTHS = (7, 4)
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}  # of the logits' norm: sums of a batch round otherwise
 _HALF = 0.05
 _TRIED = 8
-_LEFT_TO_GENERATE = (
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "encoder_no_repeat_ngram_size",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "exponential_decay_length_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "guidance_scale",
-    "min_length",
-    "min_new_tokens",
-    "no_repeat_ngram_size",
-    "sequence_bias",
-    "typical_p",
+_BY_LENGTH = ("dynamic", "longrope")
+_OURS = (
+    *("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "suppress_tokens"),  # `Sampler`
+    *("max_length", "max_new_tokens", "bos_token_id", "eos_token_id", "pad_token_id", "stop_strings"),
 )
-"""settings of generation that `Sampler` does not know"""
-_NEUTRAL: tuple[Any, ...] = (None, 0, 0.0, 1, 1.0, (), [])
+"""settings of generation that the engine knows"""
+_IDLE = (
+    *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory"),
+    *("compile_config", "disable_compile", "continuous_batching_config"),
+    *("return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+    *("early_stopping", "length_penalty", "diversity_penalty", "num_beam_groups"),  # of a search, which is another one
+    *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
+    *("max_matching_ngram_size", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight"),
+    *("renormalize_logits", "decoder_start_token_id", "transformers_version", "_from_model_config"),
+)
+"""and those that change no token by themselves"""
+_BY_GENERATE = (
+    *("bad_words_ids", "sequence_bias", "no_repeat_ngram_size", "begin_suppress_tokens"),
+    *("min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id"),
+    *("encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "exponential_decay_length_penalty"),
+    *("guidance_scale", "remove_invalid_values"),
+)
+"""those that `generate` sees to before a token is drawn"""
+_NEUTRAL: tuple[Any, ...] = (None, False, 0, 1, (), [], {})
 
 
 def why_alone(model: Any, tokenizer: Any) -> str | None:
@@ -56,11 +64,35 @@ def why_alone(model: Any, tokenizer: Any) -> str | None:
     seam = find(model)
     if seam is not None and seam.own_vocabulary is not None:
         return "it writes tokens of its own, which are told by the prompt"
-    config = getattr(model, "generation_config", None)
-    asked = [name for name in _LEFT_TO_GENERATE if getattr(config, name, None) not in _NEUTRAL]
-    if asked:
-        return f"its generation settings ask for {asked[0]}, which `generate` does"
+    if by_length := Anatomy.of(unwrap(model)).rope_types.intersection(_BY_LENGTH):
+        return f"its rotary angles go by how long a prompt is ({min(by_length)}), for all in a batch alike"
+    asked = _asked(model)
+    if left := [name for name in _BY_GENERATE if name in asked]:
+        return f"its generation settings ask for {left[0]}, which `generate` does"
     return joining.why_apart(model) or _tried(model, tokenizer)
+
+
+def check_settings(model: Any) -> None:
+    """Refuse a model whose generation settings ask for what nothing here does: answers would be other ones.
+
+    Raises:
+        HostError: with their names.
+    """
+    strange = {name: value for name, value in _asked(model).items() if name not in _BY_GENERATE}
+    if strange:
+        told = ", ".join(f"{name}={value!r}" for name, value in strange.items())
+        raise HostError(
+            f"its generation settings ask for {told}, which is not served",
+            where="generation_config.json",
+            remedy="serve a copy without it: its answers are then drawn token by token",
+        )
+
+
+def _asked(model: Any) -> dict[str, Any]:
+    """Settings of generation that transformers knows, change something, and are not the engine's own."""
+    config, known = getattr(model, "generation_config", None), vars(GenerationConfig())
+    asked = {name: getattr(config, name, None) for name in known if name not in _OURS + _IDLE}
+    return {name: value for name, value in asked.items() if value is True or value not in _NEUTRAL}
 
 
 @torch.inference_mode()
