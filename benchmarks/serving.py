@@ -11,7 +11,12 @@ text, a third about a picture, a third for a caption.
 - throughput: --clients clients, each with its share of the requests, streamed and greedy. A round asks both servers
   for the same, in turn; its ratio is one round's, and what is told is the median over rounds, and how many answers were
   the same texts.
-- memory: --requests requests to one `alula serve`, and what its process holds after each tenth of them.
+- text: the same of a text model, whose `transformers serve` batches continuously; 64 tokens an answer. The model is as
+  wide as the fledgling's and of random weights, which hardly ever end an answer.
+- memory: --requests different requests to one `alula serve`, and after each tenth what its process holds, what of
+  it is in use (glibc's mallinfo2: blocks that are handed out), what is free and kept for what comes, and how many
+  objects Python's collector knows. A leak shows in what is in use; what is free grows where blocks of other sizes come
+  to lie between freed ones, and levels.
 - load: --crowd clients for --minutes, requests and models mixed: the host, and Wings and a LoRA over its weights, drawn
   at random. Every answer is compared with the one that the request has alone, by the model's own `generate`.
 
@@ -26,6 +31,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -34,7 +40,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,19 +49,41 @@ from typing import Any
 import httpx
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import alula
 from alula.book import Book
 from alula.files import write_json
+from alula.hosts import names
 from alula.inputs import Intake
 from alula.serving.demo import put_together
 from alula.training.environment import readable_environment
 from alula_fledgling.microworld import caption_items, text_items, visual_items
 
 HERE = Path(__file__).resolve().parents[1]
-PARTS = ("throughput", "memory", "load")
+PARTS = ("throughput", "text", "memory", "load")
 SERVERS = ("alula serve", "transformers serve")
-SEED, MOST = 20, 48
+BATCHING = ("alula serve", "transformers serve --continuous-batching")
+SEED, MOST, MOST_TEXT = 20, 48, 64
+
+# runs `alula` and, at SIGUSR1, writes what the process holds into the file that is named first
+WATCHED = """
+import ctypes, gc, json, os, signal, sys
+from alula.cli.app import main
+place = sys.argv.pop(1)
+names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+info = ctypes.CDLL("libc.so.6").mallinfo2
+info.restype = type("Info", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in names]})
+def told(*_):
+    gc.collect()
+    found = info()
+    numbers = {"used": found.uordblks + found.hblkhd, "free": found.fordblks, "objects": len(gc.get_objects())}
+    with open(place + ".part", "w") as file:
+        json.dump(numbers, file)
+    os.replace(place + ".part", place)
+signal.signal(signal.SIGUSR1, told)
+main()
+"""
 
 
 def questions(count: int, seed: int = SEED) -> list[list[dict[str, Any]]]:
@@ -101,10 +129,11 @@ class Server:
         self.name, self.port = name, _free_port()
         # `transformers serve` knows a model by its directory alone
         self.model = models[0][0] if name == "alula serve" else str(models[0][1])
+        self._told = Path(tempfile.mkdtemp(prefix="serving-")) / "held.json"
         if name == "alula serve":
-            told = ["-m", "alula", "serve", *(f"{model}={path}" for model, path in models)]
+            told = ["-c", WATCHED, str(self._told), "serve", *(f"{model}={path}" for model, path in models)]
         else:
-            told = ["-m", "transformers.cli.transformers", "serve", str(models[0][1])]
+            told = ["-m", "transformers.cli.transformers", *name.split()[1:], str(models[0][1])]
         command = [sys.executable, *told, "--port", str(self.port), "--device", device, "--host", "127.0.0.1"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
@@ -128,10 +157,18 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def memory(self) -> int:
-        """Bytes that its process holds."""
+    def memory(self) -> dict[str, float]:
+        """Megabytes that its process holds, and of these in use and free; and objects."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        self._told.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR1)
+        until = time.monotonic() + 60
+        while not self._told.exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        numbers = json.loads(self._told.read_text())
+        held = pages * os.sysconf("SC_PAGE_SIZE")
+        sizes = {"megabytes": held, "in use": numbers["used"], "free": numbers["free"]}
+        return {name: size / 2**20 for name, size in sizes.items()} | {"objects": numbers["objects"]}
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)
@@ -139,6 +176,7 @@ class Server:
             self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self.process.kill()
+        shutil.rmtree(self._told.parent, ignore_errors=True)
 
 
 def _free_port() -> int:
@@ -201,33 +239,73 @@ def crowd(server: Server, asked: Sequence[Any], clients: int, most: int) -> tupl
 
 
 def throughput(options: argparse.Namespace, models: Any, book: Book) -> dict[str, Any]:
-    wanted = [f"throughput/{number}" for number in range(options.rounds)]
+    def asked(count: int, seed: int) -> list[Any]:
+        return [over_http(each) for each in questions(count, seed=seed)]
+
+    return _beside("throughput", SERVERS, models, asked, options.most, options, book)
+
+
+def text(options: argparse.Namespace, models: Any, book: Book) -> dict[str, Any]:
+    def asked(count: int, seed: int) -> list[Any]:
+        stream = text_items(None, split="test", seed=seed)
+        return [over_http([_decoded(item.messages[0])]) for item in itertools.islice(stream, count)]
+
+    most = min(options.most, 3) if options.shrink else MOST_TEXT
+    return _beside("text", BATCHING, [("text", random_decoder(options.work / "text"))], asked, most, options, book)
+
+
+def random_decoder(folder: Path) -> Path:
+    """A text model of the fledgling's size and words whose answers go on: of random weights."""
+    source = names.resolve("fledgling", "llm")
+    config = AutoConfig.from_pretrained(source)
+    torch.manual_seed(SEED)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+def _beside(
+    part: str,
+    servers_of: Sequence[str],
+    models: Any,
+    requests: Callable[[int, int], list[Any]],
+    most: int,
+    options: argparse.Namespace,
+    book: Book,
+) -> dict[str, Any]:
+    """Rounds in which two servers are asked for the same.
+
+    Args:
+        requests: so many, by a seed.
+        most: tokens of an answer.
+    """
+    wanted = [f"{part}/{number}" for number in range(options.rounds)]
     if any(key not in book for key in wanted):
-        with running(SERVERS, models, options.device) as servers:
+        with running(servers_of, models, options.device) as servers:
             for server in servers:  # what is done at a first request is not what is measured
-                crowd(server, [over_http(each) for each in questions(6, seed=SEED + 999)], 2, options.most)
+                crowd(server, requests(6, SEED + 999), 2, most)
             for number, key in enumerate(wanted):
                 if key in book:
                     continue
-                asked = [over_http(each) for each in questions(options.each * options.clients, seed=SEED + number)]
+                asked = requests(options.each * options.clients, SEED + number)
                 order = servers[:: 1 if number % 2 == 0 else -1]
-                found = {each.name: crowd(each, asked, options.clients, options.most) for each in order}
-                texts = [[answer["text"] for answer in found[name][1]] for name in SERVERS]
+                found = {each.name: crowd(each, asked, options.clients, most) for each in order}
+                texts = [[answer["text"] for answer in found[name][1]] for name in servers_of]
                 book.note(
                     key,
                     {
                         "requests": len(asked),
-                        "seconds": {name: found[name][0] for name in SERVERS},
+                        "seconds": {name: found[name][0] for name in servers_of},
                         "first": {
-                            name: statistics.median(each["first"] for each in found[name][1]) for name in SERVERS
+                            name: statistics.median(each["first"] for each in found[name][1]) for name in servers_of
                         },
-                        "characters": {name: sum(map(len, each)) for name, each in zip(SERVERS, texts, strict=True)},
+                        "characters": {name: sum(map(len, each)) for name, each in zip(servers_of, texts, strict=True)},
                         "same": sum(one == other for one, other in zip(*texts, strict=True)),
                     },
                 )
                 print(key, book[key], flush=True)
     rounds = [book[key] for key in wanted]
-    ours, theirs = SERVERS
+    ours, theirs = servers_of
     return {
         "rounds": rounds,
         "throughput over transformers": statistics.median(
@@ -242,20 +320,19 @@ def throughput(options: argparse.Namespace, models: Any, book: Book) -> dict[str
 
 def memory(options: argparse.Namespace, models: Any, book: Book) -> dict[str, Any]:
     if "memory" not in book:
-        pool = [over_http(each) for each in questions(300)]
         held = []
         with running(SERVERS[:1], models, options.device) as (server,):
+            count = options.requests // 10
             for tenth in range(10):
-                count = options.requests // 10
-                asked = [pool[(tenth * count + number) % len(pool)] for number in range(count)]
+                asked = [over_http(each) for each in questions(count, seed=SEED + 100 + tenth)]
                 crowd(server, asked, options.clients, 4)
-                held.append({"requests": (tenth + 1) * count, "megabytes": server.memory() / 2**20})
+                held.append({"requests": (tenth + 1) * count, **server.memory()})
                 print(held[-1], flush=True)
         book.note("memory", held)
     held = book["memory"]
-    return {
-        "held": held,
-        "growth from the second tenth to the last": held[-1]["megabytes"] / held[1]["megabytes"] - 1,
+    return {"held": held} | {
+        f"growth from the second tenth to the last, {name}": held[-1][name] / held[1][name] - 1
+        for name in ("megabytes", "in use", "objects")
     }
 
 
@@ -365,13 +442,14 @@ def main() -> None:
         options.requests, options.minutes, options.pool, options.most = 20, 0.02, 3, 3
     options.work.mkdir(parents=True, exist_ok=True)
     models = put_together("fledgling", options.work) if options.model is None else [("model", options.model)]
-    names = ("clients", "each", "most", "requests", "crowd", "minutes", "pool", "device")
-    told = {name: getattr(options, name) for name in names} | {"models": [name for name, _ in models]}
+    settings = ("clients", "each", "most", "requests", "crowd", "minutes", "pool", "device")
+    told = {name: getattr(options, name) for name in settings} | {"models": [name for name, _ in models]}
     book = Book(options.work / "book.jsonl", told)
     record = json.loads(options.output.read_text()) if options.output.exists() else {}
     for part in options.only or PARTS:
-        record[part] = globals()[part](options, models, book)
-        record |= {"command": " ".join(sys.argv), "environment": readable_environment(), "options": told}
+        made = globals()[part](options, models, book)
+        made |= {"command": " ".join(sys.argv), "environment": readable_environment(), "options": told}
+        record[part] = made
         write_json(options.output, record)
         print(part, {name: value for name, value in record[part].items() if not isinstance(value, list)}, flush=True)
 
