@@ -11,10 +11,11 @@ import torch
 import alula
 from alula.errors import AlulaError
 from alula.policies import Budget, Withdraw
-from alula.serving.engine import Delta, Engine, Highlighted, Request, Sampling
+from alula.serving.engine import Delta, Engine, Highlighted, Limits, Request, Sampling
 from alula.steering import Box, Prompt
 from tests.serving.engine.conftest import BLUE, RED, alone, asked, loaded, rendered, tokens_of, told
 
+KEEPS_ALL = Budget(image_tokens=999)
 ASKED = asked("what do you see? first second third", RED, BLUE)
 
 
@@ -79,6 +80,44 @@ def test_where_tokens_looked(engine: Engine, parts: Path) -> None:
         for look, own in zip(of_token, places.view(2, 16), strict=True):
             assert look.weights == pytest.approx(row[own].tolist(), abs=1e-5)
             assert look.share == pytest.approx(float(row[own].sum()), abs=1e-4)
+
+
+def test_those_that_look_are_computed_together(parts: Path) -> None:
+    """Of different lengths, with others beside, in pieces and behind kept prefixes: as each by itself."""
+
+    def looks(handle: Any) -> tuple[list[int], list[float]]:
+        deltas = [each for each in handle if isinstance(each, Delta)]
+        tokens = [token for delta in deltas for token in delta.token_ids]
+        looked = [look for delta in deltas for of_token in delta.attention or () for look in of_token]
+        return tokens, [weight or 0.0 for look in looked for weight in look.weights]
+
+    def asks(name: str, messages: Any, **options: Any) -> Request:
+        return Request(name, messages, sampling=Sampling(max_tokens=6), **options)
+
+    asked_for = [ASKED, asked("what?", RED), asked("first second third " * 6, BLUE, RED), asked("two words", BLUE)]
+    with Engine(Limits(prefill_tokens=40)) as engine:
+        engine.load("host", parts / "host")
+        engine.load("host+wings", parts / "wings")
+        forwards: list[int] = []
+        resident = engine._residents.entered("host")
+        resident.watched.model.register_forward_pre_hook(
+            lambda _, __, given: forwards.append(len(given["input_ids"])), with_kwargs=True
+        )
+        for name in ("host", "host+wings"):
+            path = parts / name.rpartition("+")[2]
+            beside = [engine.submit(asks(name, each)) for each in asked_for]
+            together = [engine.submit(asks(name, each, attention=True)) for each in asked_for]
+            found = [looks(handle) for handle in together]
+            for handle, each, (tokens, weights) in zip(beside, asked_for, found, strict=True):
+                assert tokens_of(handle)[0] == tokens == alone(path, each, 6)
+                # a policy without effect sends it the other way
+                by_itself = looks(engine.submit(asks(name, each, attention=True, policies={"all": KEEPS_ALL})))
+                assert by_itself[0] == tokens
+                assert weights == pytest.approx(by_itself[1], abs=1e-5)
+                again = engine.submit(asks(name, each, attention=True))
+                assert looks(again)[1] == pytest.approx(weights, abs=1e-5)
+        assert max(forwards) > 1
+        engine._residents.left(resident)
 
 
 def test_of_tokens_that_are_gone_nothing_is_said(engine: Engine, parts: Path) -> None:

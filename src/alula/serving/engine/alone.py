@@ -18,7 +18,8 @@ from alula.policies import Budget
 from alula.seam import find, generation_extras
 from alula.serving.engine.answer import Answer
 from alula.serving.engine.errors import RequestError
-from alula.serving.engine.looks import Gaze, gazing
+from alula.serving.engine.gaze import Gaze, gazing
+from alula.serving.engine.looks import Looking
 from alula.serving.engine.prompts import Prepared
 from alula.serving.engine.request import Highlighted, Request
 from alula.serving.engine.residents import Resident
@@ -102,8 +103,10 @@ def _told(model: Any, request: Request, prepared: Prepared, resident: Resident, 
         except UsageError as error:
             raise RequestError(error.message, where="highlight", remedy=error.remedy) from None
         if request.attention:
-            picking.gaze = Gaze(prepared, resident.anatomy, is_cut=bool(request.image_tokens or request.policies))
-            stack.enter_context(gazing(model, picking.gaze))
+            is_cut = bool(request.image_tokens or request.policies)
+            gaze = Gaze()
+            picking.watch(gaze, Looking(prepared, resident.anatomy, is_cut=is_cut))
+            stack.enter_context(gazing(model, gaze))
         yield
 
 
@@ -140,11 +143,19 @@ class _Picking(LogitsProcessor):
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.gaze: Gaze | None = None
+        self._looking: Looking | None = None
+
+    def watch(self, gaze: Gaze, looking: Looking) -> None:
+        """Tell of tokens where they looked."""
+        self.gaze, self._looking = gaze, looking
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         _, (token,) = draw([self.answer.sampler], scores)
         self.answer.weigh(scores[0], token)
-        looks = None if self.gaze is None else self.gaze.looks()
+        looks = None
+        if self.gaze is not None and self._looking is not None:
+            read = self.gaze.taken()
+            looks = self._looking.looks(read[0]) if read else []
         self.answer.take(token, looks)
         chosen = torch.full_like(scores, -torch.inf)
         chosen[:, token] = 0

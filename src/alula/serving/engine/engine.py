@@ -16,7 +16,7 @@ from alula.serving.engine.errors import QueueFull
 from alula.serving.engine.events import Preview
 from alula.serving.engine.handle import Handle
 from alula.serving.engine.job import Job
-from alula.serving.engine.looks import previews
+from alula.serving.engine.looks import Looking, previews
 from alula.serving.engine.prompts import prepare
 from alula.serving.engine.request import Limits, Request
 from alula.serving.engine.residents import Resident, Residents, Served
@@ -148,6 +148,11 @@ class Engine:
         deadlines = [each for each in (request.deadline, self.limits.deadline) if each is not None]
         is_base = resident.served.exact_gate and not prepared.kinds
         computing = resident.base if is_base and resident.base is not None else resident
+        looking = None
+        if request.attention and not request.changes_forwards and computing.served.batched:
+            watched = computing.watched
+            if watched is not None:
+                computing, looking = watched, Looking(prepared, resident.anatomy)
         media = previews(prepared, resident.anatomy, request.image_tokens)
         handle = Handle()
         answer = Answer(
@@ -163,7 +168,7 @@ class Engine:
             deadline=min(deadlines, default=None),
             submitted=submitted,
         )
-        return Job(request, prepared, resident, computing, answer, handle)
+        return Job(request, prepared, resident, computing, answer, handle, looking)
 
     def close(self) -> None:
         """End all answers here, by an `EngineClosed`, and the threads."""

@@ -1,21 +1,16 @@
 """Where media lie among a prompt's tokens, how many are kept of them, and where in them a new token looked.
 
-Shapes: B batch, H heads, K all tokens so far.
+Shapes: K all tokens so far.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from alula.anatomy import Anatomy
-from alula.seam import LayerView, find, marked
 from alula.serving.engine.events import ItemPreview, Look
 from alula.serving.engine.prompts import Prepared
 from alula.tokens import UNKNOWN, Modality
@@ -60,10 +55,10 @@ def _grids(prepared: Prepared, anatomy: Anatomy, items: list[tuple[int, np.ndarr
     return grids
 
 
-class Gaze:
-    """Reads the attention of the last token of every forward to the media of one prompt."""
+class Looking:
+    """Tells of new tokens where they looked in the media of one prompt."""
 
-    def __init__(self, prepared: Prepared, anatomy: Anatomy, *, is_cut: bool) -> None:
+    def __init__(self, prepared: Prepared, anatomy: Anatomy, *, is_cut: bool = False) -> None:
         """
         Args:
             is_cut: tokens are taken out of layers.
@@ -71,46 +66,15 @@ class Gaze:
         self._is_cut = is_cut
         self._items = items_of(prepared)
         self._grids = _grids(prepared, anatomy, self._items)
-        self._sum: Tensor | None = None
-        self._layers = 0
 
-    def queries(self, view: LayerView) -> Tensor | None:
-        """The last token."""
-        batch, count = view.ctx.tokens.shape
-        return torch.full((batch, 1), count - 1, device=view.ctx.tokens.device)
+    def looks(self, read: Sequence[float]) -> list[Look]:
+        """Of a token, media in order.
 
-    def on_weights(self, view: LayerView, weights: Tensor) -> None:
-        """Take a layer's."""
-        here = weights[0, :, 0].float().mean(dim=0)
-        self._sum = here if self._sum is None else self._sum + here
-        self._layers += 1
-
-    def looks(self) -> list[Look]:
-        """Where the last token looked, media in order; what is read next belongs to the next token."""
-        if self._sum is None:
-            return []
-        read = (self._sum / self._layers).tolist()
+        Args:
+            read: (K,) shares of its attention, from the prompt's first token on.
+        """
         shares = [None if self._is_cut and not share else share for share in read]
-        self._sum, self._layers = None, 0
         return [
             Look(item, grid, tuple(shares[place] for place in places.tolist()))
             for (item, places), grid in zip(self._items, self._grids, strict=True)
         ]
-
-
-@contextmanager
-def gazing(model: Any, gaze: Gaze) -> Iterator[None]:
-    """Inside, `gaze` reads the forwards of `model` that this thread begins.
-
-    Raises:
-        HostError: the decoder's attention cannot be read.
-    """
-    seam, mark = find(model), object()
-    assert seam is not None
-    try:
-        for layer in range(seam.anatomy.num_layers):
-            seam.request_weights(layer, gaze, mark=mark)
-        with marked(mark):
-            yield
-    finally:
-        seam.forget(mark)

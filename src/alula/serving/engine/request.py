@@ -135,7 +135,12 @@ class Request:
     @property
     def is_steered(self) -> bool:
         """Whether something holds for its forwards alone."""
-        return bool(self.highlight or self.image_tokens or self.policies or self.attention)
+        return bool(self.changes_forwards or self.attention)
+
+    @property
+    def changes_forwards(self) -> bool:
+        """Whether its forwards are others than those of a request without it."""
+        return bool(self.highlight or self.image_tokens or self.policies)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from alula.loading import Loaded, base_of, load_model, put_adapter, sharing, wri
 from alula.policies import policies_of
 from alula.seam import Owner, install, joining
 from alula.serving.engine.errors import UnknownModel
+from alula.serving.engine.gaze import Gaze, ask
 from alula.serving.engine.sampling import Defaults
 from alula.serving.engine.trial import check_settings, why_alone
 
@@ -84,6 +85,7 @@ class Resident:
         shots: demonstrations that stand before every conversation.
         preparing: held while the processor is used: tokenizers are not made for two threads.
         requests: how many are on their way.
+        gaze: reads the attention of all its forwards.
     """
 
     served: Served
@@ -93,6 +95,7 @@ class Resident:
     shots: Sequence[Shot] = ()
     preparing: threading.RLock = field(default_factory=threading.RLock)
     requests: int = 0
+    gaze: Gaze | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -155,6 +158,29 @@ class Resident:
         model = sharing(self.model)
         install(model, _STEERED, Owner())
         return model
+
+    @cached_property
+    def _watched(self) -> Resident | None:
+        model, gaze = sharing(self.model), Gaze()
+        install(model, _STEERED, Owner())
+        try:
+            ask(model, gaze)
+        except HostError:
+            return None
+        return Resident(self.served, model, self.processor, self.base, self.shots, self.preparing, gaze=gaze)
+
+    @property
+    def watched(self) -> Resident | None:
+        """The same over a tree of its own whose attention is read: what asks where its tokens looked, and for nothing
+        else, is computed together there. None: it cannot be read."""
+        with self.preparing:  # one, whoever asks first
+            return self._watched
+
+    @property
+    def trees(self) -> list[Resident]:
+        """It, and what it is computed by in its place."""
+        watched = vars(self).get("_watched")
+        return [self] if watched is None else [self, watched]
 
 
 class Residents:

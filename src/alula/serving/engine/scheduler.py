@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -81,7 +81,7 @@ class Scheduler:
     def forget(self, resident: Resident) -> None:
         """Let go of what a model left; it has no jobs any more."""
         with self._changed:
-            self._gone.append(resident)
+            self._gone.extend(resident.trees)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -211,6 +211,7 @@ class Scheduler:
         """False: it failed, and whose fault it is is not known."""
         try:
             logits, cache = together(group[0][0].computing, [job.prepared for job, _ in group])
+            read = _read(group[0][0].computing)
             _, tokens = draw([job.answer.sampler for job, _ in group], logits)
         except Exception as error:
             _log.warning("%d prompts failed together, and are computed one by one: %s", len(group), error)
@@ -219,7 +220,7 @@ class Scheduler:
         for place, ((job, _), token) in enumerate(zip(group, tokens, strict=True)):
             row = Row(job, job.answer, len(job.prepared.ids), 0, token)
             batch.rows.append(row)
-            if self._is_over(job, logits[place], token):
+            if self._is_over(job, logits[place], token, _own(read, place, row.length)):
                 over.append(row)
         rows, batch.rows = batch.rows, []
         batch.join(rows, [cache])
@@ -235,23 +236,29 @@ class Scheduler:
             if logits is None:
                 self._prefilling.append((job, prefill))
                 return
+            read = _read(job.computing)
             _, (token,) = draw([job.answer.sampler], logits[None])
             batch = Batch(job.computing)
             batch.join([Row(job, job.answer, prefill.done, prefill.shift, token)], [prefill.cache])
         except Exception as error:
             self._fail(job, error)
             return
-        if self._is_over(job, logits, token):
+        if self._is_over(job, logits, token, _own(read, 0, prefill.done)):
             self._release(batch, batch.rows)
         else:
             self._batches.append(batch)
             self._gather(batch.resident)
 
-    def _is_over(self, job: Job, logits: Tensor, token: int) -> bool:
-        """Have an answer take a token; return whether that was its last."""
+    def _is_over(self, job: Job, logits: Tensor, token: int, read: Sequence[float] | None) -> bool:
+        """Have an answer take a token; return whether that was its last.
+
+        Args:
+            read: shares of its attention, from the first token of the prompt on; None: they were not read.
+        """
         try:
             job.answer.weigh(logits, token)
-            return job.answer.take(token)
+            looks = None if job.looking is None or read is None else job.looking.looks(read)
+            return job.answer.take(token, looks)
         except Exception as error:  # a token that cannot be told is nobody else's
             job.answer.fail(error)
             return True
@@ -268,13 +275,18 @@ class Scheduler:
     def _step(self, batch: Batch) -> None:
         try:
             logits, tokens = batch.step()
+            read = _read(batch.resident)
         except Exception as error:
             self._batches.remove(batch)
             self._in_hand = [row.job for row in batch.rows]
             self._mend(batch, error)
             return
-        told = zip(list(batch.rows), logits, tokens, strict=True)
-        over = [row for row, here, token in told if self._is_over(row.job, here, token)]
+        told = enumerate(zip(list(batch.rows), logits, tokens, strict=True))
+        over = [
+            row
+            for place, (row, here, token) in told
+            if self._is_over(row.job, here, token, _own(read, place, row.length))
+        ]
         self._release(batch, over)
         if not batch.rows:
             self._batches.remove(batch)
@@ -346,3 +358,13 @@ class Scheduler:
                 self._alone.discard(job)
                 self._changed.notify_all()
             self._end(job)
+
+
+def _read(resident: Resident) -> list[list[float]]:
+    """Where the last tokens of the forward before looked, where that is read; nothing is left of it."""
+    return [] if resident.gaze is None else resident.gaze.taken()
+
+
+def _own(read: list[list[float]], place: int, length: int) -> list[float] | None:
+    """Of a row of a batch, whose tokens stand on the right."""
+    return read[place][-length:] if read else None
