@@ -89,6 +89,9 @@ def serve(
         int | None, typer.Option(min=1, help="Tokens of a prompt. (default: the model's context)")
     ] = None,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 1024,
+    prefix_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens kept of earlier requests, for turns that go on from them.")
+    ] = 32_768,
     media: Annotated[int, typer.Option(min=0, help="Pictures, sounds and films of a request.")] = 16,
     pixels: Annotated[int, typer.Option(min=1, help="Pixels of a picture.")] = 25_000_000,
     body: Annotated[int, typer.Option(min=1, help="Megabytes of a request.")] = 64,
@@ -133,6 +136,7 @@ def serve(
         running=running,
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
+        prefix_tokens=prefix_tokens,
         images_per_request=media,
         pixels_per_image=pixels,
         deadline=deadline,

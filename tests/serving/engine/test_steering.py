@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,44 @@ def test_a_preview_says_what_a_budget_leaves(engine: Engine, parts: Path) -> Non
     preview = engine.preview(Request("host", ASKED, image_tokens=5))
     assert preview.prompt_tokens == rendered(parts / "host", ASKED)["input_ids"].shape[1]
     assert [(each.tokens, each.kept, each.grid) for each in preview.images] == [(16, 5, (4, 4))] * 2
+
+
+def test_neither_side_starves_the_other(engine: Engine) -> None:
+    """Turns are counted: plain answers while others are computed alone, in order, and these while batches are full."""
+    ended: list[int] = []
+
+    def read(number: int, handle: Any) -> None:
+        list(handle)
+        ended.append(number)
+
+    def alone_ones() -> list[threading.Thread]:
+        asks = [Request("host", ASKED, sampling=Sampling(max_tokens=20), image_tokens=4) for _ in range(4)]
+        readers = [
+            threading.Thread(target=read, args=(number, engine.submit(each))) for number, each in enumerate(asks)
+        ]
+        for reader in readers:
+            reader.start()
+        return readers
+
+    readers = alone_ones()
+    plain = 0
+    while len(ended) < 4:
+        told(engine, "host", asked(f"two words {plain}"), 2)
+        plain += 1
+        assert plain < 2_000
+    assert plain > 4  # a plain one waits for no more than a forward of theirs
+    assert ended == [0, 1, 2, 3]
+    for reader in readers:
+        reader.join()
+    ended.clear()
+    readers, running, begun = alone_ones(), [], 0
+    while len(ended) < 4:  # eight long ones at any time
+        while len(running) < 8:
+            running.append(engine.submit(Request("host", asked("first"), sampling=Sampling(max_tokens=100))))
+            begun += 1
+        list(running.pop(0))
+        assert begun < 2_000
+    for handle in running:
+        handle.cancel()
+    for reader in readers:
+        reader.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
 
@@ -230,3 +231,19 @@ def test_numbers_for_prometheus_count_what_was_answered(client: TestClient) -> N
     client.get("/made/up/by/a/client")
     assert {name: value(name) - before[name] for name in names} == names
     assert client.get("/health").json()["status"] == "ok"
+
+
+def test_requests_leave_no_objects(client: TestClient) -> None:
+    """Nothing that Python's collector knows stays of a request, whatever it was: memory is flat where objects are."""
+
+    def objects(first: int) -> int:
+        for number in range(first, first + 30):
+            messages = shown(data(png())) if number % 3 == 0 else ASK
+            asked = {**GREEDY, "messages": messages, "max_tokens": 2, "stream": number % 2 == 0, "seed": number}
+            assert client.post(CHAT, json=asked).status_code == 200
+            assert client.post(CHAT, json={**GREEDY, "model": f"none-{number}"}).status_code == 404
+        gc.collect()
+        return len(gc.get_objects())
+
+    _, before, after = (objects(30 * block) for block in range(3))
+    assert after - before < 30  # an object a request, half of which were refused, would be 60
