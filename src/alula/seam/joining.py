@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,20 +71,18 @@ def joined(caches: Sequence[Cache]) -> Cache:
 
 def chosen(cache: Cache, samples: Sequence[int], length: int) -> Cache:
     """A cache of some samples alone, of their last `length` tokens; it shares no memory with the one it is taken of."""
-    layers = []
-    for layer in _layers(cache):
-        one: Any = _alike(layer)
-        if layer.is_initialized:
-            index = torch.tensor(samples, device=layer.keys.device)
-            held = _held(layer, length)
-            one.keys, one.values = (_last(each, held).index_select(0, index) for each in (layer.keys, layer.values))
-            _tell_length(one, length)
-        layers.append(one)
-    found = _with_layers(cache, layers)
-    there, token_cache = TokenCache.of(cache), TokenCache.of(found)
-    if there is not None and token_cache is not None and there.offset is not None:
-        token_cache.offset = Offset(there.offset.deltas[list(samples)])
-    return found
+    return _with_layers(cache, [_chosen(layer, samples, length) for layer in _layers(cache)])
+
+
+def apart(cache: Cache, lengths: Sequence[int]) -> list[Cache]:
+    """A cache of each sample alone, of its last tokens. The one they are taken of is given up, layer by layer, so that
+    there is never room for two of them."""
+    layers, parts = _layers(cache), [list[Any]() for _ in lengths]
+    for place, layer in enumerate(layers):
+        for sample, length in enumerate(lengths):
+            parts[sample].append(_chosen(layer, [sample], length))
+        layers[place] = None
+    return [_with_layers(cache, part) for part in parts]
 
 
 def forked(cache: Cache, length: int) -> Cache:
@@ -105,15 +103,26 @@ def is_forkable(cache: Cache) -> bool:
     return all(type(layer) in _JOINED and not getattr(layer, "is_sliding", False) for layer in _layers(cache))
 
 
-def without_last(cache: Cache, length: int) -> bool:
-    """Take back what a forward that failed half-way left behind the first `length` tokens; False where it cannot be."""
-    for layer in _layers(cache):
+def uncropped(cache: Cache) -> dict[int, Any]:
+    """By place, the layers that forget what is behind their window, as they are now: what is added to the cache is not
+    added to these. Nothing is copied."""
+    return {place: _alike(layer) for place, layer in enumerate(_layers(cache)) if getattr(layer, "is_sliding", False)}
+
+
+def take_back(cache: Cache, length: int, before: Mapping[int, Any]) -> None:
+    """Take back what a forward that failed half-way left behind the first `length` tokens.
+
+    Args:
+        before: layers that cannot be cropped, as `uncropped` gave them before it.
+    """
+    layers = _layers(cache)
+    for place, layer in enumerate(layers):
         over = int(layer.get_seq_length()) - length
-        if over and getattr(layer, "is_sliding", False):
-            return False
         if over > 0:
-            layer.crop(-over)
-    return True
+            if place in before:
+                layers[place] = before[place]
+            else:
+                layer.crop(-over)
 
 
 def can_positions_be_given(model: nn.Module) -> bool:
@@ -162,6 +171,18 @@ def _alike(layer: Any) -> Any:
         one._room = {}
     if isinstance(one, TokenCache):
         one._known = None
+    return one
+
+
+def _chosen(layer: Any, samples: Sequence[int], length: int) -> Any:
+    one: Any = _alike(layer)
+    if layer.is_initialized:
+        index = torch.tensor(samples, device=layer.keys.device)
+        held = _held(layer, length)
+        one.keys, one.values = (_last(each, held).index_select(0, index) for each in (layer.keys, layer.values))
+        _tell_length(one, length)
+    if isinstance(layer, TokenCache) and layer.offset is not None:
+        one.offset = Offset(layer.offset.deltas[list(samples)])
     return one
 
 
@@ -214,9 +235,17 @@ def _joined_tokens(layers: Sequence[TokenCache], length: int) -> TokenCache:
         count, missing = len(layer.values), length - layer.values.shape[-2]
         one.values[start : start + count, ..., :missing, :_FACTS] = _PADDING
         start += count
-    if all(layer.offset is not None for layer in layers):
-        one.offset = Offset(torch.cat([layer.offset.deltas for layer in layers if layer.offset is not None]))
+    known = next((layer.offset.deltas for layer in layers if layer.offset is not None), None)
+    if known is not None:
+        one.offset = Offset(torch.cat([_deltas(layer, known) for layer in layers]))
     return one
+
+
+def _deltas(layer: TokenCache, like: Tensor) -> Tensor:
+    """(samples, 1) by how much positions are off; by nothing for a prompt that was read without media."""
+    if layer.offset is None:
+        return like.new_zeros(len(layer.values), *like.shape[1:])
+    return layer.offset.deltas
 
 
 _JOINED: dict[type, Callable[..., Any]] = {

@@ -62,6 +62,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prefix.peft_config["default"].base_model_name_or_path = str(folder / "llm")
     prefix.save_pretrained(folder / "prefix")
     qwen.written(folder / "qwen-vl", "qwen2_5_vl")
+    model, _ = load_host(folder / "qwen-vl")
+    wake(alula.attach(model, configs["mks2"]))
+    save_adapter(model, folder / "relating", base=folder / "qwen-vl")
     return folder
 
 
@@ -75,6 +78,7 @@ def engine(parts: Path) -> Iterator[Engine]:
         made.load("llm+prefix", parts / "prefix")
         made.load("sliding", parts / "sliding")
         made.load("qwen-vl", parts / "qwen-vl")
+        made.load("qwen-vl+relating", parts / "relating")
         yield made
 
 

@@ -13,6 +13,7 @@ import torch
 from transformers import LogitsProcessor
 
 from alula.errors import UsageError
+from alula.seam.joining import chosen
 from alula.serving.engine import (
     Delta,
     Engine,
@@ -24,7 +25,9 @@ from alula.serving.engine import (
     RequestError,
     Sampling,
     UnknownModel,
+    batch,
 )
+from alula.serving.engine.sampling import Defaults, Sampler, draw
 from tests.serving.engine.conftest import BLUE, RED, alone, asked, loaded, rendered, tokens_of, told
 
 QUESTIONS = [
@@ -34,7 +37,17 @@ QUESTIONS = [
     asked("two words"),
     asked("what do you see?", BLUE),
 ]
-HOSTS = ("host", "host+wings", "host+turns", "host+lora", "qwen-vl", "host+experts", "host+mks2", "host+modality")
+HOSTS = (
+    "host",
+    "host+wings",
+    "host+turns",
+    "host+lora",
+    "qwen-vl",
+    "host+experts",
+    "host+mks2",
+    "host+modality",
+    "qwen-vl+relating",
+)
 TEXTS = ("llm", "sliding", "llm+prefix")
 
 
@@ -78,8 +91,9 @@ def test_it_says_what_is_computed_together_and_why_not(engine: Engine) -> None:
         "llm+prefix": "peft",
         "sliding": "text",
         "qwen-vl": "host",
+        "qwen-vl+relating": "alula",
     }
-    assert {each.base for each in served.values()} == {None, "host", "llm"}
+    assert {each.base for each in served.values()} == {None, "host", "llm", "qwen-vl"}
     assert served["host+wings"].adapter == "wings"
     assert served["host"].takes == {"image"}
     assert served["llm"].takes == frozenset()
@@ -384,32 +398,81 @@ def test_an_event_loop_reads_answers(engine: Engine, parts: Path) -> None:
     assert asyncio.run(both()) == [alone(parts / "host", each) for each in QUESTIONS]
 
 
-def test_one_that_fails_is_the_only_one_that_does(parts: Path) -> None:
-    """A fault that a token sets off, in the prompt of one request and in the midst of another's answer."""
-    with Engine() as engine:
-        engine.load("llm", parts / "llm")
-        resident = engine._residents.entered("llm")
-        answers = [alone(parts / "llm", each, 20) for each in (QUESTIONS[1], QUESTIONS[3])]
-        mine = next(token for token in answers[0][2:] if token not in answers[1])
-        poison = rendered(parts / "llm", asked("first"))["input_ids"][0].tolist()
+@pytest.mark.parametrize("name", ["llm", "sliding"])
+def test_one_that_fails_is_the_only_one_that_does(parts: Path, name: str) -> None:
+    """A fault that a token sets off behind the first layer, in one request's prompt and in the midst of another's
+    answer, which is drawn by chance as is that of the one beside it."""
+    sampling = [Sampling(max_tokens=20, temperature=2.0, seed=seed) for seed in (1, 2)]
+    asks = [QUESTIONS[1], QUESTIONS[3], asked("first"), asked("be brief")]
+    with Engine(Limits(prefix_tokens=0)) as engine:
+        engine.load(name, parts / name)
+        wanted = [
+            tokens_of(engine.submit(Request(name, each, sampling=how)))[0]
+            for each, how in zip(asks, sampling, strict=False)
+        ]
+        resident = engine._residents.entered(name)
+        mine = next(token for token in wanted[0][2:] if token not in wanted[1])
+        poison = rendered(parts / name, asked("first"))["input_ids"][0].tolist()
+        faults: list[bool] = []
 
-        def fail(module: Any, args: Any, kwargs: Any) -> None:
+        def look(module: Any, args: Any, kwargs: Any) -> None:
             ids = kwargs["input_ids"]
-            if (ids.shape[1] == 1 and (ids == mine).any()) or any(
-                row.tolist()[-len(poison) :] == poison for row in ids
-            ):
+            in_step = ids.shape[1] == 1 and bool((ids == mine).any())
+            faults[:] = [in_step or any(row.tolist()[-len(poison) :] == poison for row in ids)]
+
+        def fail(*_: Any) -> None:
+            if faults[0]:
                 raise RuntimeError("a fault")
 
-        resident.model.model.layers[1].register_forward_pre_hook(lambda *_: None)
-        resident.model.register_forward_pre_hook(fail, with_kwargs=True)
-        asks = [QUESTIONS[1], QUESTIONS[3], asked("first"), asked("be brief")]
-        handles = [engine.submit(Request("llm", each, sampling=Sampling(max_tokens=20))) for each in asks]
+        resident.model.register_forward_pre_hook(look, with_kwargs=True)
+        resident.model.model.layers[1].register_forward_pre_hook(fail)
+        hows = [*sampling, Sampling(max_tokens=20), Sampling(max_tokens=2)]
+        handles = [engine.submit(Request(name, each, sampling=how)) for each, how in zip(asks, hows, strict=True)]
         for place in (0, 2):
             with pytest.raises(RuntimeError, match="a fault"):
                 list(handles[place])
-        assert tokens_of(handles[1])[0] == answers[1]
-        assert tokens_of(handles[3])[0][:2] == alone(parts / "llm", asks[3], 20)[:2]
+        assert tokens_of(handles[1])[0] == wanted[1]
+        assert tokens_of(handles[3])[0] == alone(parts / name, asks[3], 2)
         engine._residents.left(resident)
+
+
+def test_a_fault_in_drawing_costs_no_random_number_of_others() -> None:
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    how = Sampling(temperature=2.0, seed=5)
+    by_itself, disturbed = Sampler(how, Defaults(), prompt=[1]), Sampler(how, Defaults(), prompt=[1])
+    drawn: dict[Sampler, list[int]] = {by_itself: [], disturbed: []}
+    for _ in range(8):
+        beside = Sampler(Sampling(repetition_penalty=2.0), Defaults(), prompt=[50])  # stands in no row of logits
+        with pytest.raises(IndexError):
+            draw([disturbed, beside], logits)
+        for each, tokens in drawn.items():
+            tokens += draw([each], logits[:1])[1]
+            each.told(tokens[-1])
+    assert drawn[by_itself] == drawn[disturbed]
+    assert len(set(drawn[by_itself])) > 1
+
+
+def test_a_step_that_finds_no_memory_to_let_one_go_ends_its_own_batch_alone(
+    parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other models' answers go on; and one whose prefix cannot be kept is there all the same."""
+    with Engine() as engine:
+        engine.load("llm", parts / "llm")
+        engine.load("host", parts / "host")
+
+        def none(cache: Any, samples: Any, length: int) -> Any:
+            if len(samples) == 1:
+                raise torch.OutOfMemoryError("no room")
+            return chosen(cache, samples, length)
+
+        monkeypatch.setattr(batch, "chosen", none)  # there is no device here whose memory could be filled
+        beside = engine.submit(Request("host", QUESTIONS[1], sampling=Sampling(max_tokens=20)))
+        long = engine.submit(Request("llm", QUESTIONS[1], sampling=Sampling(max_tokens=40)))
+        short = engine.submit(Request("llm", QUESTIONS[3], sampling=Sampling(max_tokens=3)))
+        assert len(tokens_of(short)[0]) == 3
+        with pytest.raises(torch.OutOfMemoryError):
+            list(long)
+        assert tokens_of(beside)[0] == alone(parts / "host", QUESTIONS[1], 20)
 
 
 def test_memory_is_flat(parts: Path) -> None:

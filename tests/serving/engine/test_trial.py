@@ -57,7 +57,7 @@ def test_rotary_angles_that_go_by_the_length(tmp_path: Path, kind: str) -> None:
     most = {"max_position_embeddings": 32} if kind == "dynamic" else {}
     llm(tmp_path, family, rope_parameters=rotations, initializer_range=0.3, **changes, **most)
     asks = [(asked("two words"), 6), (asked("how many green triangles are there? " * 4), 12), (asked("two words"), 24)]
-    asks.append((asked("how many green triangles are there? " * 2), 6))
+    asks.insert(2, (asked("how many green triangles are there? " * 2), 6))
     wanted = []
     for messages, count in asks:
         inputs = rendered(tmp_path, messages)

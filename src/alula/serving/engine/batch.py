@@ -16,7 +16,7 @@ from torch import Tensor
 from alula.anatomy import unwrap
 from alula.seam import find
 from alula.seam.dialect import cache_keyword, logits_of
-from alula.seam.joining import chosen, joined, without_last
+from alula.seam.joining import apart, chosen, joined, take_back, uncropped
 from alula.serving.engine.answer import Answer
 from alula.serving.engine.residents import Resident
 from alula.serving.engine.sampling import draw
@@ -61,6 +61,7 @@ class Batch:
         self._tokens: Tensor | None = None  # (B,) the last ones
         self._positions: Tensor | None = None  # (B,) theirs
         self._length = 0
+        self._before: dict[int, Any] = {}  # layers of the cache before a step, that cannot be cropped
         self._cache_name = cache_keyword()
 
     def join(self, rows: Sequence[Row], caches: Sequence[Any]) -> None:
@@ -101,12 +102,14 @@ class Batch:
         """Compute a token of every row; return the logits it was drawn from, and the tokens.
 
         Raises:
-            whatever the model does; the rows are as they were, but for the cache (`undo`).
+            whatever the model does; the rows are as they were, but for the cache (`split`).
         """
         assert self._tokens is not None
         assert self._positions is not None
+        self._before = uncropped(self.cache)
         logits = self._forward(self._tokens, self._positions)
         drawn, tokens = draw([row.answer.sampler for row in self.rows], logits)
+        self._before = {}
         self._length += 1
         self._tokens, self._positions = drawn, self._positions + 1
         for row, token in zip(self.rows, tokens, strict=True):
@@ -114,9 +117,16 @@ class Batch:
             row.token = token
         return logits, tokens
 
-    def undo(self) -> bool:
-        """Take back a step that failed half-way; False: the rows are lost."""
-        return self.cache is not None and without_last(self.cache, self._length)
+    def split(self) -> list[Batch]:
+        """After a step that failed: a batch of each row, as it was before. This one is given up."""
+        take_back(self.cache, self._length, self._before)
+        cache, self.cache, self._before = self.cache, None, {}
+        singles = []
+        for row, part in zip(self.rows, apart(cache, [row.length for row in self.rows]), strict=True):
+            single = Batch(self.resident)
+            single.join([row], [part])
+            singles.append(single)
+        return singles
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """(B, V) the logits behind the last tokens."""

@@ -72,6 +72,7 @@ class Sampler:
         self._prompt = prompt
         self._generator = torch.Generator()
         self._generator.seed() if sampling.seed is None else self._generator.manual_seed(sampling.seed)
+        self._share: Tensor | None = None  # the random number of the next token, whatever becomes of the first try
         self._seen: Tensor | None = None  # (V,) bool: it stands in prompt or answer
         self._counts: Tensor | None = None  # (V,) how often it stands in the answer
 
@@ -87,6 +88,7 @@ class Sampler:
 
     def told(self, token: int) -> None:
         """Know of a token of the answer."""
+        self._share = None
         if self._seen is not None:
             self._seen[token] = True
         if self._counts is not None:
@@ -106,7 +108,9 @@ class Sampler:
         if self.min_p:
             shares = shares.masked_fill(shares < self.min_p * shares[0], 0)
         reached = shares.double().cumsum(dim=0)
-        place = torch.rand((), generator=self._generator, dtype=torch.float64).to(reached.device) * reached[-1]
+        if self._share is None:
+            self._share = torch.rand((), generator=self._generator, dtype=torch.float64)
+        place = self._share.to(reached.device) * reached[-1]
         # behind the last with a share stands none, whatever rounding makes of it
         index = torch.searchsorted(reached, place, right=True).clamp(max=(shares > 0).sum() - 1)
         return ids[index]

@@ -270,7 +270,10 @@ class Scheduler:
         for row in over:
             self._keep(batch, row)
             self._end(row.job)
-        batch.leave(over)
+        try:
+            batch.leave(over)
+        except Exception as error:  # out of memory, at the least: what runs elsewhere goes on
+            self._lose(batch, [row for row in batch.rows if row not in over], error)
 
     def _step(self, batch: Batch) -> None:
         try:
@@ -278,7 +281,6 @@ class Scheduler:
             read = _read(batch.resident)
         except Exception as error:
             self._batches.remove(batch)
-            self._in_hand = [row.job for row in batch.rows]
             self._mend(batch, error)
             return
         told = enumerate(zip(list(batch.rows), logits, tokens, strict=True))
@@ -293,37 +295,59 @@ class Scheduler:
 
     def _mend(self, batch: Batch, error: Exception) -> None:
         """After a step that failed: find whose fault it is, one by one, and let the others go on."""
-        if len(batch.rows) == 1 or not batch.undo():
-            for row in batch.rows:
-                self._fail(row.job, error)
+        rows = list(batch.rows)
+        if len(rows) == 1:
+            self._lose(batch, rows, error)
             return
-        _log.warning("a step of %d answers failed, and is done one by one: %s", len(batch.rows), error)
-        for row in batch.rows:
-            single = Batch(batch.resident)
-            single.join([row], [batch.cache_of(row)])
-            self._batches.append(single)
+        _log.warning("a step of %d answers failed, and is done one by one: %s", len(rows), error)
+        try:
+            singles = batch.split()
+        except Exception as further:
+            self._lose(batch, rows, further)
+            return
+        self._batches += singles
+        for single in singles:
             self._step(single)
         self._gather(batch.resident)
 
+    def _lose(self, batch: Batch, rows: list[Row], error: Exception) -> None:
+        """End answers by an error, and let go of their batch."""
+        batch.rows, batch.cache = [], None
+        for row in rows:
+            self._fail(row.job, error)
+
     def _gather(self, resident: Resident) -> None:
         """Put batches of one kind together."""
-        apart = [batch for batch in self._batches if batch.resident is resident]
+        own = [batch for batch in self._batches if batch.resident is resident]
         self._batches = [batch for batch in self._batches if batch.resident is not resident]
-        for batch in apart:
+        for batch in own:
             wanted = kind(batch.cache)
             fitting = (each for each in self._batches if each.resident is resident and kind(each.cache) == wanted)
             into = next(fitting, None) if wanted is not None else None
-            if into is None:
+            if into is None or not self._joined(into, batch):
                 self._batches.append(batch)
-            else:
-                into.join(batch.rows, [batch.cache])
+
+    def _joined(self, into: Batch, batch: Batch) -> bool:
+        """Whether a batch could be put into another; it stays by itself where there is no memory for both as one."""
+        try:
+            into.join(batch.rows, [batch.cache])
+        except Exception as error:
+            _log.warning("%d answers stay apart from %d: %s", len(batch.rows), len(into.rows), error)
+            return False
+        return True
 
     def _keep(self, batch: Batch, row: Row) -> None:
         """Keep what was computed for a row, for turns that go on from there."""
         prepared = row.job.prepared
-        if self._prefixes.takes(row.length) and goes_in_pieces(batch.resident, prepared) and is_forkable(batch.cache):
-            keys = [*prepared.keys, *row.answer.tokens][: row.length]
+        if not (self._prefixes.takes(row.length) and goes_in_pieces(batch.resident, prepared)):
+            return
+        if not is_forkable(batch.cache):
+            return
+        keys = [*prepared.keys, *row.answer.tokens][: row.length]
+        try:
             self._prefixes.keep(batch.resident, keys, batch.cache_of(row))
+        except Exception as error:  # the answer is there, and the others are on their way
+            _log.warning("nothing is kept of an answer of %s: %s", batch.resident.served.name, error)
 
     def _fail(self, job: Job, error: Exception) -> None:
         if not isinstance(error, EngineClosed):
