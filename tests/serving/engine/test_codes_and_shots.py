@@ -16,7 +16,7 @@ from alula.grafts import AimConfig, TealConfig, save_adapter
 from alula.hosts import load_host
 from alula.inputs import Intake
 from alula.seam import generation_extras
-from alula.serving.engine import Engine, Highlighted, Request, RequestError
+from alula.serving.engine import Engine, Highlighted, Request, RequestError, Sampling
 from alula.steering import Box, Prompt
 from tests.grafts.common import wake
 from tests.serving.engine.conftest import BLUE, RED, alone, asked, tokens_of, told
@@ -65,11 +65,12 @@ def test_pictures_that_are_read_as_codes(served: Engine, folder: Path) -> None:
     graft: Any = alula.grafts_of(model)["teal"]
     for messages in (asked("what do you see?", RED), asked("two words"), asked("first second", RED, BLUE)):
         wanted = generated(model, Intake(processor, live=True).tensors(messages)[0])
-        handles = [served.submit(Request(name, messages)) for name in ("host+teal", "host", "host+aim")]
+        short = Sampling(max_tokens=3)
+        handles = [served.submit(Request(name, messages, sampling=short)) for name in ("host+teal", "host", "host+aim")]
         assert told(served, "host+teal", messages) == wanted
         assert max(wanted) < graft.vocabulary.text
         for handle in handles:
-            handle.cancel()
+            list(handle)
     (teal,) = (each for each in served.models() if each.name == "host+teal")
     assert "tokens of its own" in (teal.why_alone or "")
     assert teal.takes == {"image"}
@@ -82,7 +83,7 @@ def test_demonstrations_stand_before_every_conversation(served: Engine, folder: 
     inputs = FewShot(processor, shots, live=True).tensors(messages)[0]
     behind = generated(model, inputs)
     assert told(served, "host+shown", messages) == behind
-    _, end = tokens_of(served.submit(Request("host+shown", messages)))
+    _, end = tokens_of(served.submit(Request("host+shown", messages, sampling=Sampling(max_tokens=1))))
     assert end.usage.prompt_tokens == inputs["input_ids"].shape[1]
     assert told(served, "host+aim", messages) == alone(folder / "aim", messages) == alone(parts / "host", messages)
     assert behind != alone(folder / "aim", messages)
