@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -476,8 +478,6 @@ def test_a_step_that_finds_no_memory_to_let_one_go_ends_its_own_batch_alone(
 
 
 def test_memory_is_flat(parts: Path) -> None:
-    import gc
-
     def tensors() -> int:
         gc.collect()
         # of subclasses there may be some whose sizes cannot be told: what compiling left in this process
@@ -511,3 +511,35 @@ def test_memory_is_flat(parts: Path) -> None:
     # what the engine's thread has in hand differs by some hundredths; caches that stayed would be half as much again
     assert max(counts[1:]) < 1.15 * counts[1]
     assert 0 < held(200)[1] <= 200
+
+
+def test_models_that_are_unloaded_are_let_go(parts: Path) -> None:
+    with Engine() as engine:
+        for is_asked in (False, True):
+            engine.load("llm", parts / "llm")
+            resident = engine._residents.entered("llm")
+            engine._residents.left(resident)
+            model = weakref.ref(resident.model)
+            del resident
+            if is_asked:
+                told(engine, "llm", QUESTIONS[3])
+            engine.unload("llm")
+            until = time.monotonic() + 5
+            while model() is not None and time.monotonic() < until:
+                gc.collect()
+                time.sleep(0.02)
+            assert model() is None, is_asked
+
+
+def test_closing_is_told_to_all_alike(parts: Path) -> None:
+    """To one computed by itself as to those that wait."""
+    engine = Engine()
+    engine.load("llm", parts / "llm")
+    engine.load("llm+prefix", parts / "prefix")
+    alone_one = engine.submit(Request("llm+prefix", QUESTIONS[1], sampling=Sampling(max_tokens=400)))
+    assert _begun(alone_one)
+    waiting = engine.submit(Request("llm+prefix", QUESTIONS[1]))
+    engine.close()
+    for handle in (alone_one, waiting):
+        with pytest.raises(EngineClosed):
+            list(handle)

@@ -65,6 +65,7 @@ class Answer:
         self._begun: float | None = None
         self._pieces = 0
         self._logprobs: list[TokenLogprob] = []
+        self._interruption: Exception | None = None
 
     def begin(self) -> None:
         """Its computation begins now."""
@@ -78,6 +79,10 @@ class Answer:
         if self._deadline is not None and time.monotonic() > self._deadline:
             return "deadline"
         return None
+
+    def interrupt(self, error: Exception) -> None:
+        """Have the next token raise an error, in the thread that computes it."""
+        self._interruption = error
 
     def weigh(self, logits: Tensor, token: int) -> None:
         """Remember how likely a token was by the (V,) logits it is drawn from, where that was asked for."""
@@ -96,7 +101,12 @@ class Answer:
 
         Args:
             looks: where it looked.
+
+        Raises:
+            what it was interrupted by.
         """
+        if self._interruption is not None:
+            raise self._interruption
         if self.seconds.first_token is None:
             now = time.monotonic()
             self.seconds.first_token = now - self._submitted

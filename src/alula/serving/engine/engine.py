@@ -116,12 +116,14 @@ class Engine:
         """Ask for an answer. Messages are rendered and images prepared in the thread that calls.
 
         Raises:
-            QueueFull: too many requests wait. UnknownModel: no such model. RequestError: the request is beyond the
-                limits, or the model cannot take it. EngineClosed: the engine is closed.
+            QueueFull: too many requests wait, or too many of those that are computed one by one. UnknownModel: no such
+                model. RequestError: the request is beyond the limits, or the model cannot take it. EngineClosed: the
+                engine is closed.
         """
         submitted = time.monotonic()
         with self._counting:
-            if self.queued >= self.limits.queue:
+            # what there is room for does not wait, or not for long
+            if self.queued - self._scheduler.room >= self.limits.queue:
                 raise QueueFull(f"{self.queued} requests wait already", remedy="try again later")
             self._entering += 1
         resident = None
@@ -171,7 +173,7 @@ class Engine:
         return Job(request, prepared, resident, computing, answer, handle, looking)
 
     def close(self) -> None:
-        """End all answers here, by an `EngineClosed`, and the threads."""
+        """End all answers here, by an `EngineClosed`, and the threads, once the forwards that they are in are over."""
         self._scheduler.close()
 
     def __enter__(self) -> Self:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from alula.anatomy import unwrap
 from alula.media import MEDIA
-from alula.seam import find
+from alula.seam import find, needs_roles
 from alula.seam.dialect import cache_keyword, logits_of
 from alula.seam.joining import empty_cache, forget_position_shift, position_shift
 from alula.serving.engine.prompts import Prepared
@@ -111,8 +111,8 @@ def together(resident: Resident, prompts: Sequence[Prepared]) -> tuple[Tensor, A
     for name in media[0] if media else ():
         given[name] = torch.cat([each[name] for each in media])
     roles = None
-    if prompts[0].roles is not None:
-        rows = [torch.tensor(each.roles) for each in prompts]
+    if needs_roles(resident.model):  # of a base that goes by none, adapters' prompts may have some
+        rows = [torch.tensor(each.roles or [int(Role.UNKNOWN)] * len(each.ids)) for each in prompts]
         roles = torch.stack([functional.pad(row, (length - len(row), 0), value=int(Role.UNKNOWN)) for row in rows])
     cache = empty_cache(resident.model)
     return _forward(resident, given, cache, roles)[:, -1], cache

@@ -229,7 +229,10 @@ class Residents:
         loaded = put_adapter(Loaded(model, base.processor), path)
         loaded.model.to(base.device)
         shown = [] if bank is None else shots_in(bank, *loaded, shots)
-        return _resident(name, str(path), loaded, base, shown)
+        made = _resident(name, str(path), loaded, base, shown)
+        if made.processor is base.processor:
+            made.preparing = base.preparing
+        return made
 
     def _base(self, name: str, path: Path, dtype: Any, device: Any) -> Resident:
         """The base of an adapter: the one its name begins with, else the one it was trained on, loaded where it is
@@ -284,7 +287,7 @@ class Residents:
         Raises:
             UnknownModel: none is loaded under that name. UsageError: adapters of it are.
         """
-        with self._changed:
+        with self._loading, self._changed:  # an adapter may be on its way to stand on it
             if name not in self._by_name:
                 raise UnknownModel(f"no model {name!r} is loaded", where="model")
             found = self._by_name[name]
@@ -292,6 +295,7 @@ class Residents:
             if over:
                 raise UsageError(f"{', '.join(over)} stand on it", where=name, remedy="unload them first")
             del self._by_name[name]
+        with self._changed:
             self._changed.wait_for(lambda: found.requests == 0)
         return found
 

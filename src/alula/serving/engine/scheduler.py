@@ -17,7 +17,7 @@ from torch import Tensor
 from alula.seam.joining import is_forkable, kind
 from alula.serving.engine import alone
 from alula.serving.engine.batch import Batch, Row
-from alula.serving.engine.errors import EngineClosed, RequestError
+from alula.serving.engine.errors import EngineClosed, QueueFull, RequestError
 from alula.serving.engine.job import Job
 from alula.serving.engine.prefill import Prefill, fits, goes_in_pieces, start_of_rest, together
 from alula.serving.engine.prefixes import Prefixes
@@ -47,7 +47,9 @@ class Scheduler:
         self._is_closed = False
         self._thread: threading.Thread | None = None
         self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="alula-alone")
+        self._together: set[Job] = set()
         self._alone: set[Job] = set()
+        self._turns: dict[str, int] = {}  # by name of a model, when one of its requests was computed alone last
         self._prefilling: deque[tuple[Job, Prefill]] = deque()
         self._batches: list[Batch] = []
         self._in_hand: list[Job] = []  # of which a fault would find no trace elsewhere
@@ -61,17 +63,26 @@ class Scheduler:
     @property
     def running(self) -> int:
         """How many jobs are computed now."""
-        return len(self._prefilling) + sum(len(batch.rows) for batch in self._batches) + len(self._alone)
+        return len(self._together) + len(self._alone)
+
+    @property
+    def room(self) -> int:
+        """How many more may be computed together."""
+        return max(0, self._limits.running - len(self._together))
 
     def put(self, job: Job) -> None:
         """Have a job computed.
 
         Raises:
-            EngineClosed: it is closed.
+            EngineClosed: it is closed. QueueFull: too many wait to be computed alone.
         """
         with self._changed:
             if self._is_closed:
                 raise EngineClosed("the engine is closed")
+            if job.is_alone and sum(each.is_alone for each in self._waiting) >= self._most_alone:
+                raise QueueFull(
+                    f"{self._most_alone} requests that are computed one by one wait already", remedy="try again later"
+                )
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="alula-engine", daemon=True)
                 self._thread.start()
@@ -81,18 +92,21 @@ class Scheduler:
     def forget(self, resident: Resident) -> None:
         """Let go of what a model left; it has no jobs any more."""
         with self._changed:
+            self._turns.pop(resident.served.name, None)
+            if self._thread is None:  # nothing was ever computed
+                return
             self._gone.extend(resident.trees)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End all jobs by an `EngineClosed`, and the threads."""
+        """End all jobs by an `EngineClosed`, and the threads, once the forwards that they are in are over."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+        for job in list(self._alone):
+            job.answer.interrupt(_closed())
         if self._thread is not None:
             self._thread.join()
-        for job in list(self._alone):
-            job.handle.cancel()
         self._beside.shutdown()
 
     # -- the thread ---------------------------------------------------------------------------------------------------
@@ -101,19 +115,22 @@ class Scheduler:
     def _loop(self) -> None:
         while self._wait():
             try:
-                self._sweep()
-                self._admit()
-                self._prefill()
-                for batch in list(self._batches):
-                    self._step(batch)
+                self._turn()
             except Exception as error:  # no request is known to be at fault: those that are on their way end
                 self._fail_running(error)
             self._in_hand = []
-        closed = EngineClosed("the engine was closed before this answer was there")
+        closed = _closed()
         self._fail_running(closed)
         left, self._waiting = list(self._waiting), deque()
         for job in left:
             self._fail(job, closed)
+
+    def _turn(self) -> None:
+        self._sweep()
+        self._admit()
+        self._prefill()
+        for batch in list(self._batches):
+            self._step(batch)
 
     def _fail_running(self, error: Exception) -> None:
         jobs = [*self._in_hand, *(job for job, _ in self._prefilling)]
@@ -135,8 +152,17 @@ class Scheduler:
 
     @property
     def _can_begin(self) -> bool:
-        """Whether something waits that there is room for while nothing is computed in this thread."""
-        return any(not (job.is_alone and self._alone) for job in self._waiting)
+        """Whether something waits that there is room for."""
+        return any(self._has_room(job) for job in self._waiting)
+
+    def _has_room(self, job: Job) -> bool:
+        """Whether a job may begin: one beside, and as many as may be computed together."""
+        return not self._alone if job.is_alone else self.room > 0
+
+    @property
+    def _most_alone(self) -> int:
+        """How many that are computed one by one may wait: they leave the others room."""
+        return max(1, self._limits.queue // 2)
 
     def _sweep(self) -> None:
         """End what waits, or whose prompt is on its way, and is cancelled or late."""
@@ -152,21 +178,25 @@ class Scheduler:
             self._end(job)
 
     def _admit(self) -> None:
-        """Begin what there is room for: one beside, and as many as may be computed together."""
-        for job in list(self._waiting):
+        """Begin what there is room for. Models whose requests are computed alone have their turns."""
+        waiting = list(self._waiting)
+        alone = [job for job in waiting if job.is_alone]
+        waiting = [job for job in waiting if not job.is_alone]
+        for job in [*sorted(alone, key=lambda job: self._turns.get(job.request.model, -1)), *waiting]:
+            if not self._has_room(job):
+                continue
+            self._take(job)
             if job.is_alone:
-                if self._alone:
-                    continue
-                self._take(job)
+                self._turns[job.request.model] = 1 + max(self._turns.values(), default=-1)
                 self._alone.add(job)
                 self._beside.submit(self._run_alone, job)
-            elif self.running < self._limits.running:
-                self._take(job)
-                job.answer.begin()
-                try:
-                    self._prefilling.append((job, self._begun(job)))
-                except Exception as error:
-                    self._fail(job, error)
+                continue
+            self._together.add(job)
+            job.answer.begin()
+            try:
+                self._prefilling.append((job, self._begun(job)))
+            except Exception as error:
+                self._fail(job, error)
 
     def _take(self, job: Job) -> None:
         with self._changed:
@@ -360,19 +390,22 @@ class Scheduler:
         """Let go of a job, once."""
         if not job.is_over:
             job.is_over = True
+            self._together.discard(job)
             self._on_end(job)
 
     # -- beside it ----------------------------------------------------------------------------------------------------
 
     def _run_alone(self, job: Job) -> None:
         try:
+            if self._is_closed:
+                raise _closed()
             job.answer.begin()
             reason = job.answer.overdue()
             if reason is None:
                 alone.run(job.computing, job.request, job.prepared, job.answer)
             else:
                 job.answer.end(reason)
-        except RequestError as error:  # theirs who asked, who are told: nothing for the log
+        except (RequestError, EngineClosed) as error:  # theirs who asked or who closed: nothing for the log
             job.answer.fail(error)
         except Exception as error:
             _log.warning("a request to %s failed: %s", job.request.model, error, exc_info=error)
@@ -392,3 +425,7 @@ def _read(resident: Resident) -> list[list[float]]:
 def _own(read: list[list[float]], place: int, length: int) -> list[float] | None:
     """Of a row of a batch, whose tokens stand on the right."""
     return read[place][-length:] if read else None
+
+
+def _closed() -> EngineClosed:
+    return EngineClosed("the engine was closed before this answer was there")
