@@ -460,8 +460,12 @@ class Anatomy(HostParts):
 
     def layer_type(self, index: int) -> str:
         """The layer's type as its config names it, e.g. "full_attention", "sliding_attention", "linear_attention"."""
-        types = getattr(self.config, "layer_types", None)
-        return types[index] if types else "full_attention"
+        return self._layer_types[index] if self._layer_types else "full_attention"
+
+    @cached_property
+    def _layer_types(self) -> tuple[str, ...]:
+        """Asked in every layer of every forward, and a config takes long to answer."""
+        return tuple(getattr(self.config, "layer_types", None) or ())
 
     def layer_indices(self, layers: Sequence[int] | None = None) -> list[int]:
         """Indices of the named decoder layers, in the order given; negative ones count from the last, None means all.

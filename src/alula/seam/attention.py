@@ -432,6 +432,9 @@ def _sums_apart(
 def _deliver(requested: Requested, sums: Tensor, alula: Any, module: nn.Module) -> None:
     """Hand every reader its share of (B, Q, H, all columns)."""
     start, view = 0, alula.at(module.layer_idx)
+    if len(requested) == 1 and requested[0][1].shape[-1] == sums.shape[-1]:
+        requested[0][0].by.on_sums(view, sums)
+        return
     for request, wanted in requested:
         request.by.on_sums(view, sums[..., start : start + wanted.shape[-1]])
         start += wanted.shape[-1]
@@ -493,18 +496,19 @@ def _few_with_sums(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, key_values: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """`_with_sums` for few queries, whose weights are cheaper to write out than keys and values are to widen."""
-    batch, heads, queries, _ = query.shape
+    (batch, heads, queries, _), (_, groups, keys, _) = query.shape, key.shape
     weights = torch.softmax(_scores(query, key, mask, scaling), dim=-1)
-    output = (weights.view(batch, key.shape[1], -1, key.shape[2]) @ value).view(batch, heads, queries, -1)
-    sums = weights.flatten(1, 2) @ key_values
+    of_groups = value.reshape(batch * groups, keys, -1)
+    output = torch.bmm(weights.view(batch * groups, -1, keys), of_groups).view(batch, heads, queries, -1)
+    sums = torch.bmm(weights.view(batch, -1, keys), key_values)
     return output.transpose(1, 2).contiguous(), sums.view(batch, heads, queries, -1).transpose(1, 2)
 
 
 def _scores(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """(B, H, Q, K) logits of attention, those of barred keys as low as can be."""
-    batch, heads, queries, _ = query.shape
-    grouped = query.reshape(batch * key.shape[1], -1, query.shape[-1])
-    keys = key.reshape(len(grouped), *key.shape[2:]).transpose(-1, -2)
+    (batch, heads, queries, width), (_, groups, count, _) = query.shape, key.shape
+    grouped = query.reshape(batch * groups, -1, width)
+    keys = key.reshape(batch * groups, count, width).transpose(1, 2)
     scores = torch.baddbmm(query.new_empty(()), grouped, keys, beta=0, alpha=scaling).view(batch, heads, queries, -1)
     if mask is None:
         return scores

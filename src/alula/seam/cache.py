@@ -75,6 +75,11 @@ class _TokenLayer(DynamicLayer):
         return self.values.shape[-2] if self.is_initialized else 0
 
 
+def _version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was changed; None where torch does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def _cat(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
@@ -137,6 +142,27 @@ class TokenCache(_TokenLayer):
         self._known: tuple[TokenMap, tuple[bool, ...], KnownTokens | None] | None = None
         self.rope_widths: dict[str, int] = {}  # of a half, by type of attention
         self.offset: Offset | None = None
+        self._counter: tuple[Tensor, int, int] | None = None
+
+    def length_of(self, cache: Cache) -> int:
+        """How many tokens a cache holds that this layer rides on.
+
+        One of fixed size keeps the number on its device, where the host would have to wait for it in every step. It is
+        changed in place by all that is done to it, and torch counts such changes: while nobody changed it since
+        `note_length`, it is what it was then.
+        """
+        length = cache.get_seq_length()
+        if isinstance(length, Tensor) and self._counter is not None:
+            counter, version, known = self._counter
+            if counter is length and _version_of(length) == version:
+                return known
+        return int(length)
+
+    def note_length(self, cache: Cache, length: int) -> None:
+        """Remember that a cache holds so many tokens, for `length_of`."""
+        counter = cache.get_seq_length()
+        version = _version_of(counter) if isinstance(counter, Tensor) else None
+        self._counter = None if version is None else (counter, version, length)
 
     def append(self, tokens: TokenMap, inputs: Tensor, rope: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Store the tokens of a finished forward."""

@@ -630,7 +630,9 @@ class Seam(nn.Module):
         reference: Tensor = embeds[..., 0] if input_ids is None else input_ids  # type: ignore[index]
         cache = dialect.cache_of(kwargs, where=type(backbone).__name__)
         past = TokenCache.of(cache)
-        length = int(cache.get_seq_length()) if cache is not None else 0
+        length = 0
+        if cache is not None:
+            length = int(cache.get_seq_length()) if past is None else past.length_of(cache)
         preconditions.check_cache(self.anatomy, cache)
         mask = _key_mask(kwargs.get("attention_mask"), length, reference.shape[1])
         known = past is not None and past.get_seq_length() > 0
@@ -818,6 +820,7 @@ class Seam(nn.Module):
             past.append(forward.past_tokens, forward.inputs.new_zeros(*forward.past_tokens.shape, 0), blank)
         past.append(forward.tokens, forward.inputs, forward.rope)
         past.remember(forward.all_tokens, forward.has_media, forward.known_so_far)
+        past.note_length(cache, known)
         if forward.past is None or forward.shapes():  # else positions go on as they did, whatever the host read since
             past.offset = preconditions.current_offset(self.anatomy)
         presence = TokenPresence.of(cache)

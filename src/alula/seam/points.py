@@ -522,12 +522,7 @@ class LayerHooks:
     ) -> Any:
         ctx = kwargs.get(NAME)
         is_conducted = ctx is not None and self.index in ctx.plans
-        if (
-            self.reads_weights
-            and ctx is not None
-            and not is_conducted
-            and self.anatomy.config._attn_implementation == EAGER
-        ):
+        if self.reads_weights and ctx is not None and not is_conducted and ctx.implementation == EAGER:
             answer_from_weights(attention, output[1], ctx)
         if "behind attention" in self._handles:
             return None  # "attention" is what the norm gives

@@ -20,7 +20,7 @@ from alula.errors import SeamError
 from alula.tokens import TokenMap
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class LayerView:
     """One decoder layer in one forward.
 
@@ -37,9 +37,21 @@ class LayerView:
     ctx: Any
     layer: int
     tokens: TokenMap
-    index: Tensor | None = None
-    key_index: Tensor | None = None
-    real: Tensor | None = None
+    index: Tensor | None
+    key_index: Tensor | None
+    real: Tensor | None
+
+    def __init__(
+        self,
+        ctx: Any,
+        layer: int,
+        tokens: TokenMap,
+        index: Tensor | None = None,
+        key_index: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> None:
+        # several are made in every layer, and what a frozen dataclass sets field by field takes four times as long
+        self.__dict__.update(ctx=ctx, layer=layer, tokens=tokens, index=index, key_index=key_index, real=real)
 
     def pick(self, values: Tensor) -> Tensor:
         """(B, M, ..) of the tokens in this layer, from the (B, S, ..) of all."""

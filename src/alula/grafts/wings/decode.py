@@ -6,8 +6,9 @@ table of keys, in the order of the tokens, in which every token's key is made by
 query may not attend to is masked. Masks are (B, learners * Q, tokens) with Q below a head's width: nothing grows with
 the square of the tokens.
 
-Values are never made: sum_j p_j (x_j + up_v z_j) = sum_j p_j x_j + up_v sum_j p_j z_j. What new tokens add to the cache
-is made for all layers at once.
+Values are never made: sum_j p_j (x_j + up_v z_j) = sum_j p_j x_j + up_v sum_j p_j z_j, and what comes of these two sums
+goes through `o.down` in one product (`stacked.Weights.out_of_kept`). What new tokens add to the cache is made for all
+layers at once.
 
 Shapes: B batch, Q new tokens, N = P + Q all tokens, d stream width, H heads, D their width, L learners, r rank.
 """
@@ -53,21 +54,43 @@ class Segment(NamedTuple):
     learner: int
 
 
-@dataclass(frozen=True)
-class Made:
-    """What the layers of one graft share in a forward, by layer.
+class LayerMade(NamedTuple):
+    """What the learners of one layer go by in a step.
 
     Attributes:
-        weights: of their learners.
-        v_up: (layers, H * L, r, D), up to values, by head.
+        weights: of the learners.
+        out: (L, H * (D + r), r), see `Weights.out_of_kept`.
+        keys: (B, N, r) factors of keys, or (B, H, N, D) rotated keys.
+        values: (B, N, r) factors of values.
+    """
+
+    weights: LayerWeights
+    out: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What the layers of one graft share in a forward.
+
+    Attributes:
+        weights: of their learners, by layer.
+        out: (layers, L, H * (D + r), r), see `Weights.out_of_kept`.
         keys: (B, layers, N, r) factors of keys; (B, layers, H, N, D) rotated keys where the cache holds these.
         values: (B, layers, N, r) factors of values.
     """
 
     weights: list[LayerWeights]
-    v_up: Tensor
+    out: Tensor
     keys: Tensor
     values: Tensor
+
+    @cached_property
+    def layers(self) -> list[LayerMade]:
+        """The same, layer by layer."""
+        parts = zip(self.weights, self.out.unbind(), self.keys.unbind(1), self.values.unbind(1), strict=True)
+        return [LayerMade(*each) for each in parts]
 
 
 def raised(tokens: Tensor, factors: Tensor, owners: Tensor, weights: LayerWeights) -> Tensor:
@@ -80,66 +103,65 @@ def raised(tokens: Tensor, factors: Tensor, owners: Tensor, weights: LayerWeight
 
 @dataclass(frozen=True, eq=False)
 class StepInputs:
-    """What the learners of one layer need beside their keys.
+    """What the learners of all layers of a kind need beside what was made for each.
 
     Attributes:
-        weights: of the learners.
-        v_up: (H * L, r, D) up to values, by head.
-        values: (B, N, r) factors of values.
         heads: (B * H, N, D) the input tokens, each head's side by side.
         attn_bias: (B * H, L * Q, N), as in `DecodeEngine`.
         active: (B, Q, L), likewise.
-        angles: of the new tokens.
+        angles: of the new tokens, for (B, H, L, Q, D).
     """
 
-    weights: LayerWeights
-    v_up: Tensor
-    values: Tensor
     heads: Tensor
     attn_bias: Tensor
     active: Tensor | None
     angles: Angles | None
 
-    def attend(self, query: Tensor, keys: Tensor, routed: Tensor | None, branch: Tensor | None, gain: float) -> Tensor:
+    def attend(
+        self,
+        query: Tensor,
+        weights: LayerWeights,
+        out: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        routed: Tensor | None,
+        branch: Tensor | None,
+        gain: float,
+    ) -> Tensor:
         """(B, Q, d) the learners' outputs, weighed and summed, added to a branch.
+
+        Views are as few as can be: for one query, they and their Python are most of what this costs on a CPU.
 
         Args:
             query: (B, Q, d).
+            weights, out, values: of the layer, as in `LayerMade`.
             keys: (B, H, N, D), rotated.
             routed: (B, Q, L) or (L,) router weights; None for a single learner.
             branch: (B, Q, d) to add them to.
         """
-        weights, (batch, count, width), head_dim = self.weights, query.shape, self.v_up.shape[-1]
-        q = self._queries(query, head_dim)
-        keys = keys.reshape(-1, *keys.shape[2:]).to(q.dtype)
-        scores = torch.baddbmm(self.attn_bias, q, keys.transpose(-1, -2), alpha=head_dim**-0.5)
-        attention = torch.softmax(scores, dim=-1).to(q.dtype)  # (B * H, L * Q, N)
-        attended = self._by_head(attention @ self.heads, batch, width // head_dim)
-        factors = attention.view(batch, -1, attention.shape[-1]) @ self.values.to(attention.dtype)
-        factors = self._by_head(factors, batch, width // head_dim)
-        values = torch.baddbmm(attended, factors, self.v_up)  # (H * L, B * Q, D)
-        learned = len(weights.q_up)
-        values = values.unflatten(0, (-1, learned)).permute(1, 2, 0, 3).reshape(learned, batch * count, width)
-        low = torch.bmm(values, weights.o_down)  # (L, B * Q, r)
+        (batch, count, _), (learners, rank, _) = query.shape, weights.q_up.shape
+        bias, heads = self.attn_bias, self.heads
+        every, head_dim = heads.shape[1:]
+        q = weights.queries(query).view(learners, batch, count, -1, head_dim).permute(1, 3, 0, 2, 4)
+        q = (q if self.angles is None else rotate(q, self.angles)).reshape(-1, learners * count, head_dim)
+        keys = keys.reshape(-1, every, head_dim)
+        scores = torch.baddbmm(bias, q, _like(keys, q).transpose(1, 2), alpha=head_dim**-0.5)
+        attention = _like(torch.softmax(scores, dim=-1), q)  # (B * H, L * Q, N)
+        factors = torch.bmm(attention.view(batch, -1, every), _like(values, q)).view(-1, learners * count, rank)
+        kept = torch.cat([torch.bmm(attention, heads), factors], dim=-1)  # (B * H, L * Q, D + r)
+        kept = kept.view(batch, -1, learners, count, kept.shape[-1]).permute(2, 0, 3, 1, 4)
+        low = torch.bmm(kept.reshape(learners, batch * count, -1), out).transpose(0, 1)  # (B * Q, L, r)
         if self.active is not None:
             routed = self.active if routed is None else routed * self.active
         if routed is not None:
-            low = low * routed.expand(batch, count, -1).reshape(batch * count, -1).T[..., None].to(low.dtype)
-        low = low.transpose(0, 1).reshape(batch, count, -1)
-        return project(low, weights.o_up, branch, gain)
+            low = low * _like(routed.reshape(-1, learners, 1), low)
+        return project(low.reshape(batch, count, -1), weights.o_up, branch, gain)
 
-    def _queries(self, x: Tensor, head_dim: int) -> Tensor:
-        """(B * H, L * Q, D) of (B, Q, d), projected and rotated for every learner."""
-        (batch, count, _), learners = x.shape, len(self.weights.q_up)
-        q = self.weights.queries(x).view(learners, batch, count, -1, head_dim).permute(1, 3, 0, 2, 4)
-        if self.angles is not None:
-            q = rotate(q, Angles(self.angles.cos[:, :, None], self.angles.sin[:, :, None]))
-        return q.reshape(-1, learners * count, head_dim)
 
-    def _by_head(self, x: Tensor, batch: int, heads: int) -> Tensor:
-        """(H * L, B * Q, C) of what is (B, H, L, Q, C) in memory."""
-        x = x.view(batch, heads, len(self.weights.q_up), -1, x.shape[-1])
-        return x.permute(1, 2, 0, 3, 4).reshape(-1, batch * x.shape[3], x.shape[-1])
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    """A tensor in the dtype of another."""
+    return x if x.dtype == other.dtype else x.to(other.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,21 +172,19 @@ class StepPart:
     Attributes:
         by: the learners.
         dtype: in which products are computed.
-        place: (1,) of the layer among those that `keys` and `values` are of.
-        keys, values: of all layers, as in `Made`.
-        heads, attn_bias, active, angles: as in `StepInputs`.
+        place: (1,) of the layer among those that `out`, `keys` and `values` are of.
+        out, keys, values: of all layers, as in `Made`.
+        inputs: of all layers of this kind.
         tokens: (B, N, d) input tokens, owners: (B, N, L), key_angles: of all tokens; where keys are made of factors.
     """
 
     by: LayerLearners
     dtype: torch.dtype
     place: Tensor
+    out: Tensor
     keys: Tensor
     values: Tensor
-    heads: Tensor
-    attn_bias: Tensor
-    active: Tensor | None
-    angles: Angles | None
+    inputs: StepInputs
     tokens: Tensor | None
     owners: Tensor | None
     key_angles: Angles | None
@@ -180,23 +200,16 @@ class StepPart:
     def add(self, stream: Tensor, branch: Tensor, sums: Tensor | None) -> Tensor:
         query, head_dim = self.by.query(stream, branch), self.by.head_dim
         # put together here, where it is fused with what comes behind: slices of what is kept differ by their place
-        weights = Weights.of([self.by.learners()], self.dtype)
+        (weights,) = Weights.of([self.by.learners()], self.dtype).layers
         keys, values = (each.index_select(1, self.place).squeeze(1) for each in (self.keys, self.values))
         if self.tokens is not None and self.owners is not None:
-            keys = raised(self.tokens, keys, self.owners, weights.layers[0])
+            keys = raised(self.tokens, keys, self.owners, weights)
             keys = keys.unflatten(-1, (-1, head_dim)).transpose(1, 2)
             keys = keys if self.key_angles is None else rotate(keys, self.key_angles)
-        inputs = StepInputs(
-            weights.layers[0],
-            weights.v_up_by_head(head_dim)[0],
-            values,
-            self.heads,
-            self.attn_bias,
-            self.active,
-            self.angles,
-        )
+        out = self.out.index_select(0, self.place).squeeze(0)
         routed = None if self.by.router is None else self.by.router(sums)
-        return inputs.attend(query, keys, routed, branch, self.by.config.gain)
+        gain = self.by.config.gain
+        return self.inputs.attend(query, weights, out, keys, values, routed=routed, branch=branch, gain=gain)
 
 
 def _filled(x: Tensor, dim: int, room: int | None) -> Tensor:
@@ -220,20 +233,24 @@ class DecodeEngine(Engine):
     Attributes:
         tokens: (B, N, d) input tokens.
         head_dim: D.
-        segments: of all tokens, where they are few and the same in all samples and operators are cheap: on a CPU.
-        owners: (B, N, L) bool: the token is a key of the learner.
+        learners: their names.
+        known: all tokens as the host knows them, where keys are raised segment by segment: on a CPU, where operators
+            are cheap.
+        keys: (B, N) bool: the token is a key of the learner, for each.
         attn_bias: (B * H, L * Q, N) additive: 0, or a very low number where the query may not attend to the token.
         active: (B, Q, L): 1 where a query attends to any token, 0 elsewhere; None where all do.
     """
 
     tokens: Tensor
     head_dim: int
-    segments: list[Segment] | None
-    owners: Tensor
+    learners: tuple[str, ...]
+    known: KnownTokens | None
+    keys: list[Tensor]
     attn_bias: Tensor
     active: Tensor | None
     _angles: dict[tuple[str, Which], Angles | None] = field(default_factory=dict)
     _made: dict[str, Made | None] = field(default_factory=dict)
+    _of_kind: dict[str, StepInputs] = field(default_factory=dict)
 
     @classmethod
     def plan(cls, ctx: ForwardContext, config: WingsConfig, head_dim: int) -> DecodeEngine:
@@ -241,19 +258,22 @@ class DecodeEngine(Engine):
         every, new = ctx.all_tokens, ctx.tokens
         if ctx.past_tokens is None and not config.system_keys and "textual" in config.learners:
             check_roles(every.role.cpu().numpy())
+        # a step behind an image attends to the image and to itself
+        is_step = not ctx.new_media and all(ctx.has_media)
         # padding stands at -1: as a query it is behind no token, as a key it is chosen by nobody
-        is_behind = every.position[:, None, :] <= new.position[:, :, None]
+        if new.shape[1] == 1:  # the last token is behind all
+            is_behind = new.valid[:, :, None]
+        else:
+            is_behind = every.position[:, None, :] <= new.position[:, :, None]
         owners = [keys_of(learner, every, config) for learner in config.learners]
         legal = []
         for learner, keys in zip(config.learners, owners, strict=True):
             attends = is_behind & keys[:, None, :]
-            if learner == "textual" and config.gate == "exact":
+            if learner == "textual" and config.gate == "exact" and not is_step:
                 attends = attends & every.has_seen[:, -new.shape[1] :, None]
             legal.append(attends)
         allowed = torch.stack(legal, dim=1)
         tokens = prepared(ctx.all_inputs(), config)
-        # a step behind an image attends to the image and to itself
-        is_step = not ctx.new_media and all(ctx.has_media)
         # half of the lowest number: what is added to it overflows in no dtype
         barred = torch.finfo(compute_dtype(tokens)).min / 2
         bias = tokens.new_zeros(allowed.shape, dtype=compute_dtype(tokens)).masked_fill_(~allowed, barred)
@@ -261,8 +281,9 @@ class DecodeEngine(Engine):
         return cls(
             tokens=tokens,
             head_dim=head_dim,
-            segments=_segments(ctx.known(), config.learners) if tokens.device.type == "cpu" else None,
-            owners=torch.stack(owners, dim=-1),
+            learners=config.learners,
+            known=ctx.known() if tokens.device.type == "cpu" and config.cache == "factors" else None,
+            keys=owners,
             attn_bias=bias.flatten(1, 2)[:, None].expand(-1, heads, -1, -1).flatten(0, 1),
             active=None if is_step else allowed.any(dim=-1).transpose(1, 2),
         )
@@ -282,35 +303,31 @@ class DecodeEngine(Engine):
         self, learners: LayerLearners, ctx: ForwardContext, query: Tensor, branch: Tensor | None = None
     ) -> Tensor:
         made, place = self._placed(learners, ctx)
+        weights, out, keys, values = made.layers[place]
         routed = None if learners.router is None else learners.router_weights(ctx)
-        keys = made.keys[:, place]
         if learners.config.cache == "factors":
-            keys = self._expand_keys(keys, made.weights[place], self.angles(learners, ctx, "all"))
-        inputs = self._inputs(made, place, self.angles(learners, ctx, "new"))
-        return inputs.attend(query, keys, routed, branch, learners.config.gain)
+            keys = self._expand_keys(keys, weights, self.angles(learners, ctx, "all"))
+        inputs, gain = self._inputs(learners, ctx), learners.config.gain
+        return inputs.attend(query, weights, out, keys, values, routed=routed, branch=branch, gain=gain)
 
     def _placed(self, learners: LayerLearners, ctx: ForwardContext) -> tuple[Made, int]:
         """What was made for the layers of a graft, or is made for this one alone, and which of them it is."""
         made = self._made[learners.graft_name]
         if made is None:
             return self._make([learners], learners.siblings.of_layer(learners, self.tokens), ctx), 0
-        return made, learners.siblings.layers.index(learners)
+        return made, learners.place
 
-    def _inputs(self, made: Made, place: int, angles: Angles | None) -> StepInputs:
-        return StepInputs(
-            made.weights[place],
-            made.v_up[place],
-            made.values[:, place],
-            self._heads,
-            self.attn_bias,
-            self.active,
-            angles,
-        )
+    def _inputs(self, learners: LayerLearners, ctx: ForwardContext) -> StepInputs:
+        kind = learners.layer_type
+        if kind not in self._of_kind:
+            angles = self.angles(learners, ctx, "new")
+            turned = None if angles is None else Angles(angles.cos[:, :, None], angles.sin[:, :, None])
+            self._of_kind[kind] = StepInputs(self._heads, self.attn_bias, self.active, turned)
+        return self._of_kind[kind]
 
     def part(self, learners: LayerLearners, ctx: ForwardContext) -> StepPart:
         made, place = self._placed(learners, ctx)
         room = ctx.room
-        barred = torch.finfo(self.attn_bias.dtype).min / 2
         angles, expands = None, learners.config.cache == "factors"
         if expands and (every := self.angles(learners, ctx, "all")) is not None:
             angles = Angles(ctx.once(_filled, every.cos, 2, room), ctx.once(_filled, every.sin, 2, room))
@@ -318,16 +335,20 @@ class DecodeEngine(Engine):
             learners,
             compute_dtype(self.tokens),
             learners.siblings.place_on(self.tokens.device, place),
+            made.out,
             ctx.once(_filled, made.keys, made.keys.dim() - 2, room),
             ctx.once(_filled, made.values, 2, room),
-            ctx.once(_filled, self._heads, 1, room),
-            ctx.once(_barred, self.attn_bias, 2, room, barred),
-            self.active,
-            self.angles(learners, ctx, "new"),
+            self._filled_inputs(learners, ctx, room),
             ctx.once(_filled, self.tokens, 1, room) if expands else None,
             ctx.once(_filled, self.owners, 1, room) if expands else None,
             angles,
         )
+
+    def _filled_inputs(self, learners: LayerLearners, ctx: ForwardContext, room: int | None) -> StepInputs:
+        """Those of a layer, filled up to the tokens that a cache has room for."""
+        inputs, barred = self._inputs(learners, ctx), torch.finfo(self.attn_bias.dtype).min / 2
+        heads = ctx.once(_filled, inputs.heads, 1, room)
+        return StepInputs(heads, ctx.once(_barred, inputs.attn_bias, 2, room, barred), inputs.active, inputs.angles)
 
     # -- keys: made of their tokens; what they are made of, or they themselves, is kept in the cache ----------------
 
@@ -342,7 +363,7 @@ class DecodeEngine(Engine):
         is_text = is_cached and not ctx.new_media
         makers = [config.learners.index("textual")] if is_text and "textual" in config.learners else [0]
         makers = makers if is_text else list(range(len(config.learners)))
-        owners = ctx.all_tokens.last(new).is_perceptual[..., None]
+        owners = None if len(makers) == 1 else ctx.all_tokens.last(new).is_perceptual[..., None]
         low = by_owner(owners, [F.linear(tokens, weights.kv_down[maker]) for maker in makers])
         low = low.view(batch, new, count, 2, config.rank).permute(3, 0, 2, 1, 4)  # (2, B, layers, new, r)
         if config.cache == "factors":
@@ -359,7 +380,7 @@ class DecodeEngine(Engine):
             own = own.transpose(0, 1).reshape(batch, -1, new, self.head_dim)
             keys, values = ctx.to_cache(name, indices, own, low[1])
             keys = keys.unflatten(1, (count, -1))
-        return Made(weights.layers, weights.v_up_by_head(self.head_dim), keys, values)
+        return Made(weights.layers, weights.out_of_kept(self.head_dim), keys, values)
 
     def _expand_keys(self, factors: Tensor, weights: LayerWeights, angles: Angles | None) -> Tensor:
         """(B, H, N, D) rotated keys of all tokens: input tokens plus `k.up` of their (B, N, r) factors."""
@@ -390,6 +411,16 @@ class DecodeEngine(Engine):
                 angles = Angles(torch.cat([cos, cos], dim=-1), sin)
             self._angles[name] = angles
         return self._angles[name]
+
+    @cached_property
+    def segments(self) -> list[Segment] | None:
+        """Of all tokens, where they are few and the same in all samples."""
+        return None if self.known is None else _segments(self.known, self.learners)
+
+    @cached_property
+    def owners(self) -> Tensor:
+        """(B, N, L) bool: the token is a key of the learner."""
+        return torch.stack(self.keys, dim=-1)
 
     @cached_property
     def _heads(self) -> Tensor:

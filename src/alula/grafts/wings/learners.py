@@ -345,14 +345,16 @@ def pick_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.reshape(*index.shape, *(1,) * (x.dim() - 2)).expand(shape))
 
 
-def by_owner(is_perceptual: Tensor, each: Sequence[Tensor]) -> Tensor:
+def by_owner(is_perceptual: Tensor | None, each: Sequence[Tensor]) -> Tensor:
     """What was made of tokens by the learner whose keys they are.
 
     Args:
-        is_perceptual: bool, to be read next to what was made.
+        is_perceptual: bool, to be read next to what was made; of no use for an only one.
         each: by the visual learner and by the textual one; or by the only one.
     """
-    return each[0] if len(each) == 1 else torch.where(is_perceptual, each[0], each[1])
+    if is_perceptual is None or len(each) == 1:
+        return each[0]
+    return torch.where(is_perceptual, each[0], each[1])
 
 
 def segment_lengths(labels: np.ndarray) -> list[int]:
@@ -404,7 +406,7 @@ class Engine(abc.ABC):
         """(B, P + S, C) values per key whose sums of attention the layer's router needs, or None."""
         router, of_all = learners.router, self._router_values[learners.graft_name]
         if of_all is not None:
-            return of_all[learners.siblings.layers.index(learners)]
+            return of_all[learners.place]
         if router is None or not router.values_are_shared:
             return None if router is None else router.key_values(ctx.all_tokens)
         if self._shared_values is None:
@@ -457,12 +459,12 @@ class LayerLearners(nn.Module):
         layer_type: the layer's type of attention, which has RoPE angles of its own.
         host_head_dim: head width of the host; head_dim: of the learners.
         router: None for a single learner.
-        siblings: these layers' learners and those of all others of their graft.
+        siblings: these layers' learners and those of all others of their graft; place: of this layer among them.
     """
 
     def __init__(self, seam: Seam, name: str, config: WingsConfig, index: int, siblings: Siblings) -> None:
         super().__init__()
-        self.siblings = siblings
+        self.siblings, self.place = siblings, len(siblings.layers)
         siblings.layers.append(self)
         anatomy = seam.anatomy
         reference = anatomy.layers[index].get_parameter(next(iter(dict(anatomy.layers[index].named_parameters()))))

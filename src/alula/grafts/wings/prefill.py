@@ -338,7 +338,7 @@ class PrefillEngine(Engine):
             raise Uncompiled("learners drop attention weights out")
         siblings, made, place = learners.siblings, self._made.get(learners.graft_name), 0
         if made is not None:
-            place = siblings.layers.index(learners)
+            place = learners.place
         elif not torch.is_grad_enabled():
             some = next(iter(self.keys.values())).tokens
             made = self._make([learners], siblings.of_layer(learners, some), ctx)
@@ -471,7 +471,7 @@ class PrefillEngine(Engine):
             else:
                 made = self._make([learners], alone, ctx)
         else:
-            place = learners.siblings.layers.index(learners)
+            place = learners.place
         weights, angles = made.weights[place], self._angles_for(learners, ctx)
         keys, values = {}, {}
         for ups, (name, of) in zip(along(weights.kv_up), self.keys.items(), strict=True):

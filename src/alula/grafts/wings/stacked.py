@@ -70,11 +70,13 @@ class Weights:
         layers: those of each.
         kv_down: (L, N * 2 r, d): what keys and values of all layers are made of, in one product.
         kv_up: (N, L, 2, r, d): back up, all layers.
+        o_down: (N, L, d, r).
     """
 
     layers: list[LayerWeights]
     kv_down: Tensor
     kv_up: Tensor
+    o_down: Tensor
     _by_head: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -82,18 +84,20 @@ class Weights:
         """(N, L, r, d), of the keys of all layers."""
         return self.kv_up[:, :, 0]
 
-    def v_up_by_head(self, head_dim: int) -> Tensor:
-        """(N, H * L, r, D), of the values of all layers."""
+    def out_of_kept(self, head_dim: int) -> Tensor:
+        """(N, L, H * (D + r), r), what `o.down` makes of a learner's attention to what is kept of tokens: head by head
+        to their D input channels, and to the r factors of their values, which go through `v.up` first."""
         if head_dim not in self._by_head:
-            heads = self.kv_up[:, :, 1].unflatten(-1, (-1, head_dim)).permute(0, 3, 1, 2, 4)
-            self._by_head[head_dim] = heads.flatten(1, 2).contiguous()
+            downs = self.o_down.unflatten(2, (-1, head_dim))  # (N, L, H, D, r)
+            ups = self.kv_up[:, :, 1].unflatten(-1, (-1, head_dim)).transpose(2, 3)  # (N, L, H, r, D)
+            self._by_head[head_dim] = torch.cat([downs, ups @ downs], dim=3).flatten(2, 3)
         return self._by_head[head_dim]
 
     def at(self, place: int) -> Weights:
         """Those of one of the layers."""
-        by_head = {head_dim: ups[place : place + 1] for head_dim, ups in self._by_head.items()}
-        layer = self.layers[place]
-        return Weights([layer], layer.kv_down, self.kv_up[place : place + 1], by_head)
+        by_head = {head_dim: outs[place : place + 1] for head_dim, outs in self._by_head.items()}
+        layer, of_it = self.layers[place], slice(place, place + 1)
+        return Weights([layer], layer.kv_down, self.kv_up[of_it], self.o_down[of_it], by_head)
 
     @classmethod
     def of(cls, layers: Sequence[Sequence[Any]], dtype: torch.dtype) -> Weights:
@@ -115,17 +119,21 @@ class Weights:
         o_up = torch.cat([learner.o.up for learner in every], dim=1).to(dtype)
         kv_down = kv_down.view(learners, count * 2 * rank, width)
         kv_up = kv_up.view(count, learners, 2, width, rank).transpose(-1, -2)
+        o_down = o_down.view(count, learners, rank, width).transpose(-1, -2)
         parts = zip(
             along(q_down.view(count, learners * rank, width)),
             along(q_up.view(count, learners, width, rank).transpose(-1, -2)),
             along(kv_down.view(learners, count, 2 * rank, width), dim=1),
             along(kv_up),
-            along(o_down.view(count, learners, rank, width).transpose(-1, -2)),
+            along(o_down),
             [o_up] if count == 1 else o_up.split(learners * rank, dim=1),
             strict=True,
         )
         return cls(
-            [LayerWeights(q, ups, kv, kv_ups, o, last.T) for q, ups, kv, kv_ups, o, last in parts], kv_down, kv_up
+            [LayerWeights(q, ups, kv, kv_ups, o, last.T) for q, ups, kv, kv_ups, o, last in parts],
+            kv_down,
+            kv_up,
+            o_down,
         )
 
 
@@ -135,13 +143,18 @@ def along(stacked: Tensor, dim: int = 0) -> Sequence[Tensor]:
 
 
 class _Kept(NamedTuple):
-    """Matrices that were put together, and the parameters they were made of, each at the version it had."""
+    """Matrices that were put together, and what they were made of.
+
+    Attributes:
+        tree: every module and parameter of the learners, with the table it stands in and its name there.
+        versions: each parameter with the version that it had.
+    """
 
     dtype: torch.dtype
     device: torch.device
     weights: Weights
-    parameters: list[nn.Parameter]
-    versions: list[int]
+    tree: list[tuple[dict[str, Any], str, Any]]
+    versions: list[tuple[nn.Parameter, int]]
 
 
 class Siblings:
@@ -175,7 +188,7 @@ class Siblings:
         kept = self._kept  # no older than this forward, see `weights`
         if torch.is_grad_enabled() or kept is None or kept[:2] != (compute_dtype(like), like.device):
             return Weights.of([layer.learners()], compute_dtype(like))
-        return kept.weights.at(self.layers.index(layer))
+        return kept.weights.at(layer.place)
 
     def weights(self, like: Tensor, *, fresh: bool) -> Weights | None:
         """Those of all layers; None where they cannot be put together, since they are spread over devices or processes.
@@ -193,8 +206,8 @@ class Siblings:
             return None
         weights = Weights.of(learners, compute_dtype(like))
         if not any(p.is_inference() for p in parameters):  # these do not count their versions
-            versions = [p._version for p in parameters]
-            self._kept = _Kept(compute_dtype(like), like.device, weights, parameters, versions)
+            versions = [(p, p._version) for p in parameters]
+            self._kept = _Kept(compute_dtype(like), like.device, weights, self._tree(), versions)
         return weights
 
     def router_values(self, tokens: TokenMap, dtype: torch.dtype) -> Sequence[Tensor] | None:
@@ -214,15 +227,33 @@ class Siblings:
             for layer in self.layers
             for learner in layer.learners()
             for part in (learner.q, learner.k, learner.v, learner.o)
-            for parameter in part._parameters.values()  # `parameters()` is slow, and this is asked in every step
+            for parameter in part._parameters.values()
         ]
+
+    def _tree(self) -> list[tuple[dict[str, Any], str, Any]]:
+        """See `_Kept`."""
+        modules = [
+            (owner._modules, name)
+            for layer in self.layers
+            for owner, names in ((layer, layer.config.learners), *((each, "qkvo") for each in layer.learners()))
+            for name in names
+        ]
+        parts = [part for table, name in modules for part in (table[name],) if part._parameters]
+        parameters = [(part._parameters, name) for part in parts for name in part._parameters]
+        return [(table, name, table[name]) for table, name in (*modules, *parameters)]
 
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
     def _is_unchanged(self) -> bool:
         """Whether the parameters are those that what is kept was made of, as they were."""
         assert self._kept is not None
-        now = zip(self._parameters(), self._kept.parameters, self._kept.versions, strict=True)
-        return all(parameter is made_of and parameter._version == version for parameter, made_of, version in now)
+        # asked in every step, so no module is asked for what it holds
+        for table, name, there in self._kept.tree:
+            if table.get(name) is not there:
+                return False
+        for parameter, version in self._kept.versions:  # noqa: SIM110 - half the time of `all` of a generator
+            if parameter._version != version:
+                return False
+        return True
 
 
 def _are_together(parameters: Sequence[nn.Parameter], device: torch.device) -> bool:
