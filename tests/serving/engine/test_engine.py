@@ -543,3 +543,15 @@ def test_closing_is_told_to_all_alike(parts: Path) -> None:
     for handle in (alone_one, waiting):
         with pytest.raises(EngineClosed):
             list(handle)
+
+
+def test_prompts_with_roles_and_without_are_computed_together(parts: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Texts to an exactly gated adapter that goes by turns are rows of its base's, which goes by none."""
+    names = ["host", "host+turns", "host", "host+turns"]
+    with Engine(Limits(prefix_tokens=0)) as engine:
+        engine.load("host", parts / "host")
+        engine.load("host+turns", parts / "turns")
+        handles = [engine.submit(Request(each, QUESTIONS[3], sampling=Sampling(max_tokens=6))) for each in names]
+        wanted = alone(parts / "host", QUESTIONS[3], 6)
+        assert [tokens_of(handle)[0] for handle in handles] == [wanted] * len(names)
+    assert not caplog.records
