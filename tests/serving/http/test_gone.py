@@ -15,6 +15,8 @@ import pytest
 
 from alula.serving.engine import Engine, Limits
 from alula.serving.http import Settings, application
+from alula.serving.http.places import Places
+from alula.serving.http.problems import Problem
 from tests.serving.http.conftest import ASK, CHAT, running
 
 LONG: dict[str, Any] = {"model": "base", "messages": ASK, "max_tokens": 60_000, "temperature": 1.0, "stop": []}
@@ -27,7 +29,9 @@ def busy(parts: Path) -> Iterator[tuple[str, Engine]]:
         engine.load("base", parts / "host")
         # no end of a turn: an answer goes on until somebody ends it
         engine._residents._by_name["base"].__dict__["ends"] = frozenset()
-        with running(application(engine, Settings(body_seconds=0.5, stalled_seconds=0.5)), buffer=4096) as url:
+        with running(
+            application(engine, Settings(body_seconds=0.5, stalled_seconds=0.5, pulse_seconds=0.1)), buffer=4096
+        ) as url:
             yield url, engine
 
 
@@ -83,8 +87,9 @@ def test_a_full_queue_is_told_at_once(busy: tuple[str, Engine]) -> None:
     url, engine = busy
     waiting = [raw(url, LONG)]
     until(lambda: engine.running == 1)
-    waiting += [raw(url, LONG) for _ in range(2)]
-    until(lambda: engine.queued == 2)
+    for count in (1, 2):
+        waiting.append(raw(url, LONG))
+        until(lambda count=count: engine.queued == count)  # type: ignore[misc]
     refused = httpx.post(f"{url}{CHAT}", json=LONG)
     assert refused.status_code == 429
     assert refused.json()["error"]["type"] == "rate_limit_error"
@@ -104,6 +109,41 @@ def test_a_deadline_is_told_by_its_status_or_ends_the_stream(busy: tuple[str, En
     assert last["error"]["code"] == "deadline_exceeded"
     assert len(streamed) > 3  # what was there by then came through
     until(lambda: is_idle(engine))
+
+
+def test_a_stream_that_waits_says_so_and_ends_by_its_deadline(busy: tuple[str, Engine]) -> None:
+    url, engine = busy
+    first = raw(url, LONG)
+    until(lambda: engine.running == 1)
+    own = {**LONG, "stream": True, "alula": {"deadline": 1.0}}
+    waited = httpx.post(f"{url}{CHAT}", json=own, timeout=60)
+    first.close()
+    *begun, last = waited.text.strip().split("\n\n")
+    assert waited.status_code == 200
+    assert ": still there" in begun
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+    until(lambda: is_idle(engine))
+
+
+def test_places_count_what_comes_before_the_engine(busy: tuple[str, Engine]) -> None:
+    _, engine = busy
+    places = Places(engine, most_bytes=100_000, most_pixels=50)
+    with places.take() as first, places.take() as second:
+        with pytest.raises(Problem, match="too many requests wait"):
+            places.take()
+        first.enter()  # counted by the engine from now on
+        with places.take() as third:
+            third.hold(60_000)  # short ones are not counted
+            assert (places.waiting, places.bytes) == (2, 0)
+        first.hold(150_000)
+        second.hold(10)
+        with pytest.raises(Problem, match="too many bytes"):
+            second.hold(150_000)
+        second.show(50)
+        with pytest.raises(Problem, match="too many pixels") as refused:
+            first.show(1)
+        assert refused.value.status == 429
+    assert (places.waiting, places.bytes, places.pixels) == (0, 0, 0)
 
 
 def test_a_request_that_is_sent_slowly_is_not_waited_for(busy: tuple[str, Engine]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -112,15 +113,19 @@ class Engine:
         finally:
             self._residents.left(resident)
 
-    def submit(self, request: Request) -> Handle:
+    def submit(self, request: Request, *, arrived: float | None = None) -> Handle:
         """Ask for an answer. Messages are rendered and images prepared in the thread that calls.
+
+        Args:
+            arrived: when the request came, by `time.monotonic`, which its deadline and seconds are counted from; None:
+                now.
 
         Raises:
             QueueFull: too many requests wait, or too many of those that are computed one by one. UnknownModel: no such
                 model. RequestError: the request is beyond the limits, or the model cannot take it. EngineClosed: the
                 engine is closed.
         """
-        submitted = time.monotonic()
+        submitted = time.monotonic() if arrived is None else arrived
         with self._counting:
             # what there is room for does not wait, or not for long
             if self.queued - self._scheduler.room >= self.limits.queue:
@@ -170,6 +175,9 @@ class Engine:
             deadline=min(deadlines, default=None),
             submitted=submitted,
         )
+        if request.highlight is None:  # only marks are read from pictures again, which are as large as they were sent
+            prepared = replace(prepared, messages=None)
+            request = replace(request, messages=None, prompt=prepared.ids, template=None)
         return Job(request, prepared, resident, computing, answer, handle, looking)
 
     def close(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,19 +29,19 @@ from alula.serving.engine import (
     TokenLogprob,
 )
 from alula.serving.http.bodies import Receive
-from alula.serving.http.failures import deadline_passed, problem_of, queue_full
+from alula.serving.http.failures import deadline_passed, problem_of
 from alula.serving.http.media import MediaIntake
 from alula.serving.http.metrics import Metrics
+from alula.serving.http.places import Place, give_back
 from alula.serving.http.problems import Problem, refused
-from alula.serving.http.schema import Asked, ChatAsked, HighlightIn, Own, PreviewAsked, TextAsked
+from alula.serving.http.schema import Asked, ChatAsked, HighlightIn, Message, Own, PreviewAsked, TextAsked
 from alula.serving.http.settings import Settings
 from alula.serving.http.shapes import DONE, Collected, Frame, event
 from alula.steering import Box, Polygon, Span
 
-_PREPARING = 4
-"""requests that are rendered at once, in threads beside the event loop"""
-_PULSE = 15.0
-"""seconds after which a stream that waits says that it is there, since proxies cut silent ones off"""
+_READING, _SEEING = 4, 2
+"""requests without and with media that are prepared at once, in threads beside the event loop: many pictures of some
+do not keep words of others waiting, and no more of them are decoded than are prepared"""
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,10 @@ class Choice:
     Attributes:
         model: that was asked.
         handle: of the engine.
-        deadline: seconds it was given.
     """
 
     model: str
     handle: Handle
-    deadline: float | None
 
 
 class Answering:
@@ -69,7 +68,8 @@ class Answering:
 
     def __init__(self, engine: Engine, settings: Settings, media: MediaIntake, metrics: Metrics) -> None:
         self.engine, self.settings, self.media, self.metrics = engine, settings, media, metrics
-        self._preparing = CapacityLimiter(_PREPARING)
+        self._reading, self._seeing = CapacityLimiter(_READING), CapacityLimiter(_SEEING)
+        self._threads = CapacityLimiter(_READING + _SEEING)
 
     def served(self, name: str, param: str = "model") -> Served:
         """The model of that name.
@@ -89,65 +89,104 @@ class Answering:
             )
         return found
 
-    async def chat(self, asked: ChatAsked, receive: Receive) -> Response:
+    async def chat(self, asked: ChatAsked, receive: Receive, place: Place) -> Response:
         """The answer to ``/v1/chat/completions``.
 
+        Args:
+            place: of the request.
+
         Raises:
             Problem: it cannot be asked so.
         """
         self._check(asked)
-        models = [self.served(asked.model)]
-        models += [self.served(name, f"alula.compare[{i}]") for i, name in enumerate(asked.own.compare)]
+        models = self._models(asked)
         shared = self._of_prompt(asked.own, asked.chat_template_kwargs)
-        requests: list[Request] = []
-        known: list[tuple[Mapping[str, Any], list[dict[str, Any]]]] = []
-        for served in models:
-            messages = next((each for loading, each in known if loading == served.loading), None)
-            if messages is None:
-                messages = await self.media.taken(asked.messages, served.loading)
-                known.append((served.loading, messages))
-            for _ in range(asked.n or 1):
-                sampling = self._sampling(asked, len(requests), bool(asked.logprobs), asked.top_logprobs or 0)
-                requests.append(Request(served.name, messages=messages, sampling=sampling, **shared))
-        frame = Frame(asked.model, True, bool(asked.logprobs), _tells_usage(asked))
-        return await self._answered(asked, requests, frame, receive, prompts=len(models))
+        messages, asked = asked.messages, asked.model_copy(update={"messages": ()})
+        choices = asked.n or 1
 
-    async def completion(self, asked: TextAsked, receive: Receive) -> Response:
+        async def prepare(asking: Asking, shown: Sequence[Message]) -> None:
+            fetched = await self.media.fetched(shown, place)
+            known: list[tuple[Mapping[str, Any], list[dict[str, Any]]]] = []
+            async with asking.turn(self._seeing if self.media.count(shown) else self._reading):
+                for served in models:
+                    taken = next((each for loading, each in known if loading == served.loading), None)
+                    if taken is None:
+                        taken = await self.media.taken(shown, served.loading, fetched, place)
+                        known.append((served.loading, taken))
+                    for _ in range(choices):
+                        number = len(asking.choices)
+                        sampling = self._sampling(asked, number, bool(asked.logprobs), asked.top_logprobs or 0)
+                        await self._ask(asking, Request(served.name, messages=taken, sampling=sampling, **shared))
+
+        asking = self._asking(asked.own, place)
+        asking.begin(prepare(asking, messages))
+        del messages  # media go with them, once they are prepared
+        frame = Frame(asked.model, True, bool(asked.logprobs), _tells_usage(asked))
+        names = [served.name for served in models for _ in range(choices)]
+        return await self._answered(asked, asking, names, frame, receive, prompts=len(models))
+
+    async def completion(self, asked: TextAsked, receive: Receive, place: Place) -> Response:
         """The answer to ``/v1/completions``.
 
+        Args:
+            place: of the request.
+
         Raises:
             Problem: it cannot be asked so.
         """
         self._check(asked)
-        models = [self.served(asked.model)]
-        models += [self.served(name, f"alula.compare[{i}]") for i, name in enumerate(asked.own.compare)]
+        models = self._models(asked)
         if len(models) > 1 and len(asked.prompt) > 1:
             raise Problem("is taken with one prompt", param="alula.compare", code="invalid_value")
-        requests: list[Request] = []
-        for prompt in asked.prompt:
-            for served in models:
-                for _ in range(asked.n or 1):
-                    sampling = self._sampling(asked, len(requests), asked.logprobs is not None, asked.logprobs or 0)
-                    given = Request(served.name, prompt=prompt, sampling=sampling, deadline=asked.own.deadline)
-                    requests.append(given)
-        frame = Frame(asked.model, False, asked.logprobs is not None, _tells_usage(asked))
-        prompts = len(asked.prompt) * len(models)
-        return await self._answered(asked, requests, frame, receive, prompts=prompts)
+        prompts = asked.prompt
+        names = [served.name for _ in prompts for served in models for _ in range(asked.n or 1)]
 
-    async def preview(self, asked: PreviewAsked) -> dict[str, Any]:
+        async def prepare(asking: Asking) -> None:
+            async with asking.turn(self._reading):
+                for number, name in enumerate(names):
+                    sampling = self._sampling(asked, number, asked.logprobs is not None, asked.logprobs or 0)
+                    prompt = prompts[number * len(prompts) // len(names)]
+                    given = Request(name, prompt=prompt, sampling=sampling, deadline=asked.own.deadline)
+                    await self._ask(asking, given)
+
+        asking = self._asking(asked.own, place)
+        asking.begin(prepare(asking))
+        frame = Frame(asked.model, False, asked.logprobs is not None, _tells_usage(asked))
+        return await self._answered(asked, asking, names, frame, receive, prompts=len(prompts) * len(models))
+
+    async def preview(self, asked: PreviewAsked, receive: Receive, place: Place) -> dict[str, Any]:
         """What ``/alula/v1/preview`` tells of a prompt, without an answer.
+
+        Args:
+            place: of the request.
 
         Raises:
             Problem: it cannot be asked so.
         """
         served = self.served(asked.model)
-        messages = await self.media.taken(asked.messages, served.loading)
-        request = Request(served.name, messages=messages, **self._of_prompt(asked.alula or Own(), None))
-        found: Preview = await self._in_thread(self.engine.preview, request)
-        sizes = [_size(part) for each in messages for part in each["content"] if part["type"] != "text"]
-        is_each = len(sizes) == len(found.images)
+        shared = self._of_prompt(asked.alula or Own(), None)
+        found: list[tuple[Preview, list[dict[str, int | None]]]] = []
+
+        async def prepare(asking: Asking) -> None:
+            fetched = await self.media.fetched(asked.messages, place)
+            async with asking.turn(self._seeing if self.media.count(asked.messages) else self._reading):
+                messages = await self.media.taken(asked.messages, served.loading, fetched, place)
+                request = Request(served.name, messages=messages, **shared)
+                preview = await to_thread.run_sync(self.engine.preview, request, limiter=self._threads)
+                sizes = [_size(part) for each in messages for part in each["content"] if part["type"] != "text"]
+                found.append((preview, sizes))
+
+        asking = self._asking(asked.alula or Own(), place)
+        asking.begin(prepare(asking))
+        async with _watched(receive) as gone:
+            try:
+                await _first(asking.ready(), gone)
+            finally:
+                asking.close()
+        preview, sizes = found[0]
+        is_each = len(sizes) == len(preview.images)
         return {
-            "prompt_tokens": found.prompt_tokens,
+            "prompt_tokens": preview.prompt_tokens,
             "context": served.context,
             "images": [
                 {
@@ -156,7 +195,7 @@ class Answering:
                     "grid": None if each.grid is None else list(each.grid),
                     **(sizes[number] if is_each else {"width": None, "height": None}),
                 }
-                for number, each in enumerate(found.images)
+                for number, each in enumerate(preview.images)
             ],
         }
 
@@ -164,8 +203,6 @@ class Answering:
 
     def _check(self, asked: Asked) -> None:
         """What can be told before anything is decoded."""
-        if self.engine.queued >= self.engine.limits.queue:
-            raise queue_full()
         most = self.engine.limits.answer_tokens
         if (asked.most_tokens or 0) > most:
             name = "max_tokens" if asked.max_tokens is not None else "max_completion_tokens"
@@ -203,38 +240,51 @@ class Answering:
             "attention": own.attention,
         }
 
-    async def _in_thread(self, call: Callable[[Request], Any], request: Request) -> Any:
-        return await to_thread.run_sync(call, request, limiter=self._preparing)
+    def _models(self, asked: Asked) -> list[Served]:
+        models = [self.served(asked.model)]
+        return models + [self.served(name, f"alula.compare[{i}]") for i, name in enumerate(asked.own.compare)]
+
+    def _asking(self, own: Own, place: Place) -> Asking:
+        deadlines = [each for each in (own.deadline, self.engine.limits.deadline) if each is not None]
+        return Asking(place, min(deadlines, default=None), has_marks=own.highlight is not None)
+
+    async def _ask(self, asking: Asking, request: Request) -> None:
+        def submit() -> None:
+            asking.check()
+            asking.place.enter()
+            asking.add(Choice(request.model, self.engine.submit(request, arrived=asking.place.arrived)))
+
+        await to_thread.run_sync(submit, limiter=self._threads)
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
     async def _answered(
-        self, asked: Asked, requests: Sequence[Request], frame: Frame, receive: Receive, *, prompts: int
+        self, asked: Asked, asking: Asking, models: Sequence[str], frame: Frame, receive: Receive, *, prompts: int
     ) -> Response:
-        """Ask, and answer whole or in pieces.
+        """Answer whole or in pieces.
 
         Args:
+            models: that each choice is asked of.
             prompts: that are read: of every model, each text once.
         """
-        choices: list[Choice] = []
         async with _watched(receive) as gone:
             try:
-                for request in requests:
-                    handle = await self._in_thread(self.engine.submit, request)
-                    choices.append(Choice(request.model, handle, request.deadline))
                 if asked.stream:
-                    stream = _Stream(choices, frame, self.metrics, prompts)
+                    stream = _Stream(asking, models, frame, self.metrics, prompts, self.settings.pulse_seconds)
                     await _first(stream.begin(), gone)
                     return Events(stream, self.settings.stalled_seconds)
-                collecting = asyncio.gather(*(self._collected(choice) for choice in choices))
-                answers = await _first(collecting, gone)
+                answers = await _first(self._whole(asking), gone)
             except BaseException:
-                for choice in choices:
-                    choice.handle.cancel()
+                asking.close()
                 raise
-        return JSONResponse(frame.response(answers, [choice.model for choice in choices], prompts))
+        asking.close()
+        return JSONResponse(frame.response(answers, models, prompts))
 
-    async def _collected(self, choice: Choice) -> Collected:
+    async def _whole(self, asking: Asking) -> list[Collected]:
+        await asking.ready()
+        return await asyncio.gather(*(self._collected(choice, asking.deadline) for choice in asking.choices))
+
+    async def _collected(self, choice: Choice, deadline: float | None) -> Collected:
         text: list[str] = []
         logprobs: list[TokenLogprob] = []
         attention: list[list[Look]] = []
@@ -242,7 +292,7 @@ class Answering:
             if isinstance(each, Finished):
                 self.metrics.finished(choice.model, each)
                 if each.reason == "deadline":
-                    raise deadline_passed(choice.deadline or self.engine.limits.deadline)
+                    raise deadline_passed(deadline)
                 return Collected(each, "".join(text), logprobs, attention)
             text.append(each.text)
             logprobs += each.logprobs or []
@@ -250,33 +300,137 @@ class Answering:
         raise AssertionError("an answer without an end")
 
 
+class Asking:
+    """A request on its way to the engine. It is prepared to its end whatever becomes of who waits for it, since threads
+    cannot be stopped; but for nobody nothing is begun.
+
+    Args:
+        place: of the request.
+        deadline: seconds from its arrival.
+        has_marks: its pictures are needed until it is answered.
+
+    Attributes:
+        choices: that the engine was given, in order.
+    """
+
+    def __init__(self, place: Place, deadline: float | None, *, has_marks: bool) -> None:
+        self.place, self.deadline, self._has_marks = place, deadline, has_marks
+        self.choices: list[Choice] = []
+        self._task: asyncio.Task[None] | None = None
+        self._is_closed = self._waits = False
+        place.keep()
+
+    def begin(self, preparing: Coroutine[Any, Any, None]) -> None:
+        """Prepare it."""
+
+        async def prepared() -> None:
+            try:
+                await preparing
+            finally:
+                is_large = self.place.is_large
+                self.place.leave()
+                if not self._has_marks:
+                    self.place.close()
+                if is_large:
+                    await to_thread.run_sync(give_back)
+
+        self._task = asyncio.create_task(prepared())
+        self._task.add_done_callback(lambda task: task.cancelled() or task.exception())  # there may be nobody to see it
+
+    @contextlib.asynccontextmanager
+    async def turn(self, limiter: CapacityLimiter) -> AsyncIterator[None]:
+        """Wait for its turn.
+
+        Raises:
+            ClientGone: nobody waits for it any more.
+        """
+        self._waits = True
+        async with limiter:
+            self._waits = False
+            self.check()
+            yield
+
+    def check(self) -> None:
+        """Raises:
+        ClientGone: nobody waits for it any more.
+        """
+        if self._is_closed:
+            raise ClientGone
+
+    def add(self, choice: Choice) -> None:
+        """Take a choice of the engine's."""
+        self.choices.append(choice)
+        if self._is_closed:
+            choice.handle.cancel()
+
+    async def ready(self) -> None:
+        """Wait until the engine has all of it.
+
+        Raises:
+            Problem: it was refused; its deadline passed.
+        """
+        assert self._task is not None
+        left = None if self.deadline is None else self.place.arrived + self.deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                await asyncio.shield(self._task)
+        except TimeoutError:
+            self.close()
+            raise deadline_passed(self.deadline) from None
+
+    def close(self) -> None:
+        """Let go of what is still on its way."""
+        self._is_closed = True
+        for choice in self.choices:
+            choice.handle.cancel()
+        if self._task is not None and self._waits:
+            self._task.cancel()
+        if self._task is None or self._task.done():
+            self.place.close()
+
+
 class _Stream:
     """The events of all choices in the order they come in."""
 
-    def __init__(self, choices: Sequence[Choice], frame: Frame, metrics: Metrics, prompts: int) -> None:
-        self.choices, self.frame, self._metrics, self._prompts = choices, frame, metrics, prompts
+    def __init__(
+        self, asking: Asking, models: Sequence[str], frame: Frame, metrics: Metrics, prompts: int, pulse: float
+    ) -> None:
+        self.asking, self.models, self.frame = asking, models, frame
+        self._metrics, self._prompts, self._pulse = metrics, prompts, pulse
         self._found: asyncio.Queue[tuple[int, Delta | Finished | Problem]] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._first: tuple[int, Delta | Finished | Problem] | None = None
+        self._is_begun = False
 
     async def begin(self) -> None:
-        """Wait for the first event: until then, what goes wrong has a status of its own.
+        """Wait for the first event, no longer than for a pulse: until then, what goes wrong has a status of its own.
 
         Raises:
             Problem: it went wrong.
         """
-        self._tasks = [asyncio.create_task(self._read(number)) for number in range(len(self.choices))]
+        self._tasks = [asyncio.create_task(self._open())]
         try:
-            self._first = await self._found.get()
-            problem = self._problem(*self._first)
+            with contextlib.suppress(TimeoutError):
+                self._first = await asyncio.wait_for(self._found.get(), self._pulse)
+            problem = None if self._first is None else self._problem(*self._first)
             if problem is not None:
                 raise problem
         except BaseException:
             self.close()
             raise
 
+    async def _open(self) -> None:
+        try:
+            await self.asking.ready()
+        except ClientGone:
+            return
+        except Exception as error:
+            self._found.put_nowait((0, problem_of(error)))
+        else:
+            self._tasks += [asyncio.create_task(self._read(number)) for number in range(len(self.models))]
+
     async def _read(self, number: int) -> None:
-        choice = self.choices[number]
+        choice = self.asking.choices[number]
         try:
             async for each in choice.handle:
                 if isinstance(each, Finished):
@@ -287,23 +441,24 @@ class _Stream:
 
     def _problem(self, number: int, found: Delta | Finished | Problem) -> Problem | None:
         if isinstance(found, Finished) and found.reason == "deadline":
-            return deadline_passed(self.choices[number].deadline)
+            return deadline_passed(self.asking.deadline, is_streamed=self._is_begun)
         return found if isinstance(found, Problem) else None
 
     async def sent(self) -> AsyncIterator[bytes]:
         """What goes out."""
-        frame = self.frame
-        lengths = [0] * len(self.choices)
+        frame, count = self.frame, len(self.models)
+        self._is_begun = True
+        lengths = [0] * count
         ends: dict[int, Finished] = {}
         if frame.is_chat:
-            for number in range(len(self.choices)):
+            for number in range(count):
                 yield frame.begun(number)
-        while len(ends) < len(self.choices):
+        while len(ends) < count:
             if self._first is not None:
                 (number, found), self._first = self._first, None
             else:
                 try:
-                    number, found = await asyncio.wait_for(self._found.get(), _PULSE)
+                    number, found = await asyncio.wait_for(self._found.get(), self._pulse)
                 except TimeoutError:
                     yield b": still there\n\n"
                     continue
@@ -313,22 +468,21 @@ class _Stream:
                 return
             if isinstance(found, Finished):
                 ends[number] = found
-                yield frame.ended(number, found, self.choices[number].model)
+                yield frame.ended(number, found, self.models[number])
             elif isinstance(found, Delta):
                 piece = frame.piece(number, found, lengths[number])
                 lengths[number] += len(found.text)
                 if piece is not None:
                     yield piece
         if frame.has_usage:
-            yield frame.told([ends[number] for number in range(len(self.choices))], self._prompts)
+            yield frame.told([ends[number] for number in range(count)], self._prompts)
         yield DONE
 
     def close(self) -> None:
         """Let go of what is still on its way."""
-        for choice in self.choices:
-            choice.handle.cancel()
         for task in self._tasks:
             task.cancel()
+        self.asking.close()
 
 
 class Events(Response):

@@ -24,6 +24,7 @@ from alula.serving.http.fetching import Fetcher
 from alula.serving.http.loading import Loading
 from alula.serving.http.media import FORMATS, MediaIntake, format_of
 from alula.serving.http.metrics import Metrics
+from alula.serving.http.places import Place, Places
 from alula.serving.http.problems import Problem
 from alula.serving.http.runs import POLICY, Runs
 from alula.serving.http.settings import Settings
@@ -101,7 +102,10 @@ class _Routes:
 
     def __init__(self, engine: Engine, settings: Settings, fetcher: Fetcher | None, samples: Samples) -> None:
         self.engine, self.settings, self._samples = engine, settings, samples
-        self.metrics = Metrics(engine, [path for _, path, _ in self.all()])
+        self.places = Places(
+            engine, most_bytes=_LARGEST * settings.body_bytes, most_pixels=_LARGEST * settings.pixels_per_request
+        )
+        self.metrics = Metrics(engine, [path for _, path, _ in self.all()], lambda: self.places.waiting)
         self.uploads = Uploads(most=settings.uploads, most_bytes=settings.upload_bytes, seconds=settings.upload_seconds)
         fetcher = fetcher or Fetcher(settings.allowed, most=settings.media_bytes)
         self.media = MediaIntake(settings, engine.limits, fetcher, self.uploads)
@@ -133,12 +137,17 @@ class _Routes:
     # -- OpenAI's -----------------------------------------------------------------------------------------------------
 
     async def chat(self, request: Request) -> Response:
-        asked = schema.read(schema.ChatAsked, await self._json(request))
-        return await self.answering.chat(asked, request.receive)
+        with self.places.take() as place:
+            # no name for what was asked: its media would be kept as long as it is answered
+            return await self.answering.chat(
+                schema.read(schema.ChatAsked, await self._json(request, place)), request.receive, place
+            )
 
     async def completion(self, request: Request) -> Response:
-        asked = schema.read(schema.TextAsked, await self._json(request))
-        return await self.answering.completion(asked, request.receive)
+        with self.places.take() as place:
+            return await self.answering.completion(
+                schema.read(schema.TextAsked, await self._json(request, place)), request.receive, place
+            )
 
     async def models(self) -> Response:
         return JSONResponse({"object": "list", "data": [model_of(each) for each in self.engine.models()]})
@@ -151,7 +160,7 @@ class _Routes:
             {
                 "status": "ok",
                 "models": len(self.engine.models()),
-                "queued": self.engine.queued,
+                "queued": self.places.waiting,
                 "running": self.engine.running,
             }
         )
@@ -189,14 +198,18 @@ class _Routes:
         )
 
     async def preview(self, request: Request) -> Response:
-        asked = schema.read(schema.PreviewAsked, await self._json(request))
-        return JSONResponse(await self.answering.preview(asked))
+        with self.places.take() as place:
+            asked = schema.read(schema.PreviewAsked, await self._json(request, place))
+            return JSONResponse(await self.answering.preview(asked, request.receive, place))
 
     async def samples(self) -> Response:
         return JSONResponse({"samples": await to_thread.run_sync(self._samples)})
 
     async def upload(self, request: Request) -> Response:
-        content = await self._uploaded(request)
+        with self.places.take() as place:
+            return await self._kept(await self._uploaded(request, place))
+
+    async def _kept(self, content: bytes) -> Response:
         medium = next((each for each in ("image", "audio") if format_of(each, content)), None)
         if medium is None:
             read = ", ".join(dict.fromkeys(name for each in FORMATS.values() for name in each))
@@ -215,11 +228,13 @@ class _Routes:
         return JSONResponse(await to_thread.run_sync(self.loading.listed))
 
     async def load(self, request: Request) -> Response:
-        asked = schema.read(schema.LoadAsked, await self._json(request))
+        with self.places.take() as place:
+            asked = schema.read(schema.LoadAsked, await self._json(request, place))
         return JSONResponse(model_of(await self.loading.load(asked)), 201)
 
     async def unload(self, request: Request) -> Response:
-        asked = schema.read(schema.UnloadAsked, await self._json(request))
+        with self.places.take() as place:
+            asked = schema.read(schema.UnloadAsked, await self._json(request, place))
         await self.loading.unload(asked.name)
         return JSONResponse({"name": asked.name, "unloaded": True})
 
@@ -234,21 +249,23 @@ class _Routes:
 
     # -- bodies -------------------------------------------------------------------------------------------------------
 
-    async def _json(self, request: Request) -> Mapping[str, Any]:
+    async def _json(self, request: Request, place: Place) -> Mapping[str, Any]:
         _check_kind(request, "application/json", "send JSON, and say so: Content-Type: application/json")
-        body = await self._body(request, self.settings.body_bytes)
+        body = await self._body(request, self.settings.body_bytes, place)
         return await to_thread.run_sync(bodies.parsed, body) if len(body) > _LARGE else bodies.parsed(body)
 
-    async def _body(self, request: Request, most: int) -> bytes:
+    async def _body(self, request: Request, most: int, place: Place) -> bytes:
         stated = request.headers.get("content-length", "0")
         if not stated.isdecimal() or int(stated[:18]) > most:
             raise bodies.too_large(most)
-        return await bodies.read(request.receive, most=most, seconds=self.settings.body_seconds)
+        found = await bodies.read(request.receive, most=most, seconds=self.settings.body_seconds, hold=place.hold)
+        place.whole()
+        return found
 
-    async def _uploaded(self, request: Request) -> bytes:
+    async def _uploaded(self, request: Request, place: Place) -> bytes:
         """The one file of a form."""
         _check_kind(request, "multipart/form-data", "send a form with one field, file: curl -F file=@picture.png")
-        body = await self._body(request, self.settings.media_bytes + _FORM)
+        body = await self._body(request, self.settings.media_bytes + _FORM, place)
 
         async def again() -> dict[str, Any]:
             return {"type": "http.request", "body": body, "more_body": False}
@@ -277,6 +294,8 @@ def _check_kind(request: Request, wanted: str, remedy: str) -> None:
         )
 
 
+_LARGEST = 4
+"""requests as large as may be whose bodies, or pictures, are held at once"""
 _LARGE = 1 << 20
 """bytes of JSON that are parsed beside the event loop"""
 _FORM = 1 << 16

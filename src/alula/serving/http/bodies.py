@@ -22,13 +22,14 @@ class GoneError(Exception):
     """The client went away before its request was whole: nobody is left to be told."""
 
 
-async def read(receive: Receive, *, most: int, seconds: float) -> bytes:
+async def read(receive: Receive, *, most: int, seconds: float, hold: Callable[[int], None]) -> bytes:
     """The whole body.
 
     Args:
         receive: of ASGI.
         most: bytes.
         seconds: in which it has to be there.
+        hold: is told the bytes of each part, and may refuse them.
 
     Raises:
         Problem: 413 for more bytes, 408 for a client that is slower. GoneError: it went away.
@@ -45,6 +46,7 @@ async def read(receive: Receive, *, most: int, seconds: float) -> bytes:
                 size += len(part)
                 if size > most:
                     raise too_large(most)
+                hold(len(part))
                 parts.append(part)
                 if not event.get("more_body", False):
                     return b"".join(parts)

@@ -37,10 +37,10 @@ def problem_of(error: BaseException) -> Problem:
             return Problem("an unexpected error, which the server's log tells", status=500, code="server_error")
 
 
-def queue_full() -> Problem:
+def queue_full(why: str = "too many requests wait") -> Problem:
     """429."""
     return Problem(
-        "too many requests wait",
+        why,
         status=429,
         code="queue_full",
         remedy=f"try again after {_RETRY} s or later",
@@ -48,14 +48,16 @@ def queue_full() -> Problem:
     )
 
 
-def deadline_passed(seconds: float | None) -> Problem:
+def deadline_passed(seconds: float | None, *, is_streamed: bool = False) -> Problem:
     """504."""
     within = f" of {seconds:g} seconds" if seconds is not None else ""
     return Problem(
         f"the answer was not whole by its deadline{within}",
         status=504,
         code="deadline_exceeded",
-        remedy="ask for fewer tokens, or stream the answer: what is there by then is kept",
+        remedy="ask for fewer tokens"
+        if is_streamed
+        else "ask for fewer tokens, or stream the answer: what is there by then is kept",
     )
 
 

@@ -4,7 +4,7 @@ name a file is refused here, before anything looks at it."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ from alula.data.addresses import from_base64, resolved
 from alula.data.containers import container
 from alula.errors import AlulaError, quoted
 from alula.serving.engine import Limits
-from alula.serving.http.fetching import Fetcher
+from alula.serving.http.fetching import Fetched, Fetcher
+from alula.serving.http.places import Place
 from alula.serving.http.problems import Problem, refused
-from alula.serving.http.schema import AudioUrl, ImageUrl, InputAudio, Message, Text, VideoUrl
+from alula.serving.http.schema import AudioUrl, ImageUrl, InputAudio, Link, Message, Text, VideoUrl
 from alula.serving.http.settings import Settings
 from alula.serving.http.uploads import SCHEME, Uploads
 
@@ -38,6 +39,7 @@ _STARTS = {
 _OCTETS = ("", "application/octet-stream", "binary/octet-stream")
 """media types that say nothing"""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_WEB = ("http:", "https:")
 _DECODERS = 2
 """at work at once: large pictures are decoded beside the event loop, and do not take all cores from the model"""
 
@@ -73,16 +75,25 @@ class MediaIntake:
         self.settings, self.limits, self._fetcher, self._uploads = settings, limits, fetcher, uploads
         self._decoding = CapacityLimiter(_DECODERS)
 
-    async def taken(
-        self, messages: Sequence[Message], loading: Mapping[str, Mapping[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Messages as `alula.inputs.Intake` takes them.
-
-        Args:
-            loading: by medium, arguments with which its files are decoded for a model (`Served.loading`).
+    async def fetched(self, messages: Sequence[Message], place: Place) -> dict[str, Fetched]:
+        """What lies in the web of what messages show, by its address.
 
         Raises:
-            Problem: too many, too large, of a format that is not read, not to be had, or in a turn that has none.
+            Problem: as `taken`.
+        """
+        self.count(messages)
+        found: dict[str, Fetched] = {}
+        for url, param in _links(messages):
+            if url not in found:
+                found[url] = await self._fetcher.fetch(url, param)
+                place.hold(len(found[url].content))
+        return found
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """How many media they show.
+
+        Raises:
+            Problem: too many.
         """
         count = sum(not isinstance(part, Text) for message in messages for part in message.content)
         if count > self.limits.images_per_request:
@@ -91,19 +102,39 @@ class MediaIntake:
                 param="messages",
                 code="too_many_media",
             )
+        return count
+
+    async def taken(
+        self,
+        messages: Sequence[Message],
+        loading: Mapping[str, Mapping[str, Any]],
+        fetched: Mapping[str, Fetched],
+        place: Place,
+    ) -> list[dict[str, Any]]:
+        """Messages as `alula.inputs.Intake` takes them.
+
+        Args:
+            loading: by medium, arguments with which its files are decoded for a model (`Served.loading`).
+            fetched: what lies in the web.
+            place: of the request; it holds what is decoded.
+
+        Raises:
+            Problem: too large, of a format that is not read, not to be had, or in a turn that has none.
+        """
         found: list[dict[str, Any]] = []
         pixels = 0
         for number, message in enumerate(messages):
             content: list[dict[str, Any]] = []
-            for place, part in enumerate(message.content):
+            for position, part in enumerate(message.content):
                 if isinstance(part, Text):
                     content.append({"type": "text", "text": part.text})
                     continue
-                param = f"messages[{number}].content[{place}]"
+                param = f"messages[{number}].content[{position}]"
                 if message.role != "user":
                     raise Problem("pictures and sounds stand in turns of the user", param=param, code="invalid_value")
-                sent = await self._sent(part, param)
+                sent = await self._sent(part, param, fetched)
                 value = await self.decoded(sent.medium, sent.content, sent.param, loading.get(sent.medium, {}))
+                place.show(value.width * value.height if sent.medium == "image" else value.nbytes // 3)
                 if sent.medium == "image":
                     pixels += value.width * value.height
                     if pixels > self.settings.pixels_per_request:
@@ -155,20 +186,20 @@ class MediaIntake:
         )
         return sound.load(**loading)
 
-    async def _sent(self, part: Any, param: str) -> _Sent:
+    async def _sent(self, part: Any, param: str, fetched: Mapping[str, Fetched]) -> _Sent:
         match part:
             case ImageUrl():
-                return await self._linked("image", part.image_url.url, f"{param}.image_url.url")
+                return await self._linked("image", part.image_url.url, f"{param}.image_url.url", fetched)
             case VideoUrl():
-                return await self._linked("video", part.video_url.url, f"{param}.video_url.url")
+                return await self._linked("video", part.video_url.url, f"{param}.video_url.url", fetched)
             case AudioUrl():
-                return await self._linked("audio", part.audio_url.url, f"{param}.audio_url.url")
+                return await self._linked("audio", part.audio_url.url, f"{param}.audio_url.url", fetched)
             case InputAudio():
                 param = f"{param}.input_audio.data"
                 return _Sent("audio", await self._unpacked(from_base64, part.input_audio.data, "audio", param), param)
         raise AssertionError(part)  # the schema has no others
 
-    async def _linked(self, medium: str, url: str, param: str) -> _Sent:
+    async def _linked(self, medium: str, url: str, param: str, fetched: Mapping[str, Fetched]) -> _Sent:
         """What an address names."""
         found = _SCHEME.match(url)
         scheme = found[1].lower() if found else ""
@@ -181,10 +212,9 @@ class MediaIntake:
             if upload.medium != medium and (upload.medium, medium) != ("image", "video"):
                 raise Problem(f"what was uploaded is {upload.medium}, not {medium}", param=param, code="invalid_media")
             return _Sent(medium, upload.content, param)
-        if scheme in ("http", "https"):
-            fetched = await self._fetcher.fetch(url, param)
-            self._check_type(medium, fetched.type, param)
-            return _Sent(medium, fetched.content, param)
+        if url in fetched:
+            self._check_type(medium, fetched[url].type, param)
+            return _Sent(medium, fetched[url].content, param)
         raise Problem(
             f"{quoted(url, 60)} is not taken: no file of this machine is read",
             param=param,
@@ -207,3 +237,13 @@ class MediaIntake:
         kinds = ("video/", "image/") if medium == "video" else (f"{medium}/",)  # an animated picture is a film too
         if said not in _OCTETS and not said.startswith(kinds):
             raise Problem(f"{quoted(said, 60)} is no type of {medium}", param=param, code="invalid_media")
+
+
+def _links(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
+    """Addresses in the web that turns of the user name, and the fields they stand in."""
+    for number, message in enumerate(messages):
+        for position, part in enumerate(message.content):
+            field = getattr(part, "type", "")
+            link = getattr(part, field, None)
+            if message.role == "user" and isinstance(link, Link) and link.url[:8].lower().startswith(_WEB):
+                yield link.url, f"messages[{number}].content[{position}].{field}.url"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -19,12 +19,12 @@ _OTHER = "other"
 class _Now(Collector):
     """What is asked when somebody looks."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, waiting: Callable[[], int]) -> None:
+        self._engine, self._waiting = engine, waiting
 
     def collect(self) -> Collection[GaugeMetricFamily]:
         return [
-            GaugeMetricFamily("alula_requests_queued", "Requests that wait.", value=self._engine.queued),
+            GaugeMetricFamily("alula_requests_queued", "Requests that wait.", value=self._waiting()),
             GaugeMetricFamily("alula_requests_running", "Requests that are computed.", value=self._engine.running),
             GaugeMetricFamily("alula_models", "Models that are loaded.", value=len(self._engine.models())),
         ]
@@ -36,9 +36,10 @@ class Metrics:
     Args:
         engine: whose.
         routes: paths that are told apart.
+        waiting: tells how many requests wait.
     """
 
-    def __init__(self, engine: Engine, routes: Collection[str]) -> None:
+    def __init__(self, engine: Engine, routes: Collection[str], waiting: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         self._routes = frozenset(routes)
         self._answered = Counter(
@@ -62,7 +63,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.registry.register(_Now(engine))
+        self.registry.register(_Now(engine, waiting))
 
     def answered(self, path: str, status: int) -> None:
         """A response went out, or its client went away (499)."""

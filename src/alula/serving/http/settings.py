@@ -37,6 +37,7 @@ class Settings:
         uploads: how many are kept at once; older ones go first.
         upload_seconds: for which one is kept.
         stalled_seconds: after which a client that takes nothing of its answer is left.
+        pulse_seconds: after which a stream that waits says that it is there, since proxies cut silent ones off.
         demo: pictures and questions are offered on the page.
     """
 
@@ -59,6 +60,7 @@ class Settings:
     upload_bytes: int = 256 * MEGABYTE
     upload_seconds: float = 3_600.0
     stalled_seconds: float = 60.0
+    pulse_seconds: float = 15.0
     demo: bool = False
 
     def __post_init__(self) -> None:
