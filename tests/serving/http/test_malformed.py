@@ -28,7 +28,7 @@ FIELDS: dict[str, tuple[str, list[Any]]] = {
     "max_completion_tokens": ("whole", [0, -1]),
     "temperature": ("number", [-0.1, 2.1]),
     "top_p": ("number", [0, -1, 1.1]),
-    "top_k": ("whole", [-1]),
+    "top_k": ("whole", [-2]),
     "seed": ("whole", [2**63, -(2**63) - 1]),
     "frequency_penalty": ("number", [-2.1, 2.1]),
     "presence_penalty": ("number", [-2.1, 2.1]),
@@ -233,6 +233,7 @@ def test_fields_that_ask_for_nothing_are_taken(client: TestClient) -> None:
         "response_format": {"type": "text"},
         "logit_bias": {},
         "stop": [],
+        "top_k": -1,
         "user": "u",
         "metadata": {"a": "b"},
         "store": True,
@@ -247,6 +248,7 @@ def test_fields_that_ask_for_nothing_are_taken(client: TestClient) -> None:
         "tool_calls": None,
         "audio": None,
         "name": "bird",
+        "reasoning_content": None,
     }
     again = client.post(CHAT, json={**CHATTING, "messages": [*ASK, turn, *ASK]})
     assert again.status_code == 200, again.text

@@ -148,6 +148,9 @@ class Engine:
     def _job(self, resident: Resident, request: Request, submitted: float) -> Job:
         prepared = prepare(resident, request, self.limits)
         alone.check(request, prepared)
+        if request.highlight is None:  # only marks are read from pictures again, which are as large as they were sent
+            prepared = replace(prepared, messages=None)
+            request = replace(request, messages=None, prompt=prepared.ids, template=None)
         sampling, context = request.sampling, resident.served.context
         most = min(sampling.max_tokens or self.limits.answer_tokens, self.limits.answer_tokens)
         if context is not None:
@@ -175,9 +178,6 @@ class Engine:
             deadline=min(deadlines, default=None),
             submitted=submitted,
         )
-        if request.highlight is None:  # only marks are read from pictures again, which are as large as they were sent
-            prepared = replace(prepared, messages=None)
-            request = replace(request, messages=None, prompt=prepared.ids, template=None)
         return Job(request, prepared, resident, computing, answer, handle, looking)
 
     def close(self) -> None:

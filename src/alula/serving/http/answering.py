@@ -217,7 +217,7 @@ class Answering:
             max_tokens=asked.most_tokens,
             temperature=asked.temperature,
             top_p=asked.top_p,
-            top_k=asked.top_k,
+            top_k=0 if asked.top_k == -1 else asked.top_k,  # as vLLM's clients say "of all"
             seed=asked.seed_of(number),
             stop=asked.stop or (),
             logprobs=logprobs,

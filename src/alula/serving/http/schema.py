@@ -179,6 +179,7 @@ class Message(Schema):
     content: Annotated[tuple[Part, ...], BeforeValidator(_in_parts)]
     name: str | None = None
     refusal: _Nothing = None
+    reasoning_content: _Nothing = None
     audio: _Nothing = None
     annotations: _Nothing = None
     tool_calls: _Nothing = None
@@ -261,7 +262,7 @@ class Asked(Schema):
     max_tokens: Annotated[Int, Field(ge=1)] | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[Int, Field(ge=0)] | None = None
+    top_k: Annotated[Int, Field(ge=-1)] | None = None
     seed: Annotated[Int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=4), _listed("texts")] | None = (
         None
