@@ -17,11 +17,15 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from alula.errors import HostError
+from alula.hosts import names as known
+from alula_fledgling import weights as installed
 from alula_fledgling.cli import fledgling as command
 from alula_fledgling.microworld import Scene, Thing, text_items
 from alula_fledgling.raising.curriculum import Curriculum, lessons
 from alula_fledgling.raising.head_start import give_head_start
 from alula_fledgling.raising.muon import Muon, orthogonalise
+from alula_fledgling.raising.raising import Upbringing
 from alula_fledgling.raising.schooling import answer_places, foreign_tokens, language_model_config, rate_factor
 from alula_fledgling.raising.tokenizer import learn_tokenizer
 from alula_fledgling.raising.tower import patch_labels, pictures, pixels
@@ -211,20 +215,21 @@ def test_the_tower_is_never_shown_an_unseen_pair():
     assert not any(thing.pair in UNSEEN_PAIRS for _ in range(1000) for thing in next(source).things)
 
 
-def test_two_steps_end_to_end(tmp_path):
+def test_two_steps_end_to_end(tmp_path, monkeypatch):
     import typer
 
     app = typer.Typer()
     command.register(app)
     output = tmp_path / "bird"
     arguments = ["fledgling", "raise", "--output", str(output), "--steps", "2", "--tower-steps", "2"]
-    arguments += ["--ear-steps", "2"]
+    arguments += ["--ear-steps", "2", "--layers", "4"]
     run = CliRunner().invoke(app, [*arguments, "--items", "2", "--precision", "float32", "--json"])
     assert run.exit_code == 0, run.output
     card = json.loads(run.stdout)
     assert card == json.loads((output / "card.json").read_text())
     assert set(card["text"]) == {"bare", "after words", "after foreign rows"}
-    assert AutoModelForCausalLM.from_pretrained(output / "llm").config.model_type == "qwen3"
+    config = AutoModelForCausalLM.from_pretrained(output / "llm").config
+    assert (config.model_type, config.num_hidden_layers) == ("qwen3", 4)
     assert SiglipVisionModel.from_pretrained(output / "vision").config.image_size == 40
     AutoTokenizer.from_pretrained(output / "llm")
     AutoImageProcessor.from_pretrained(output / "vision")
@@ -232,9 +237,26 @@ def test_two_steps_end_to_end(tmp_path):
     shown = CliRunner().invoke(app, ["fledgling", "show", str(output)])
     assert shown.exit_code == 0
     assert "arithmetic" in shown.stdout
+    shipped = installed.digest()
+    installed.digest.cache_clear()
+    monkeypatch.setenv(installed.ELSEWHERE, str(output))
+    assert known.resolve("fledgling", "llm") == str(output / "llm")
+    assert installed.digest() != shipped
+    installed.digest.cache_clear()
+    with pytest.raises(HostError, match="has no demo"):
+        installed.part_directory(installed.DEMO)
+
+
+def test_the_help_tells_the_plans_defaults():
+    import typer
+
+    app = typer.Typer()
+    command.register(app)
+    plan = Upbringing()
+    said = " ".join(CliRunner().invoke(app, ["fledgling", "raise", "--help"], terminal_width=300).output.split())
+    for number in (plan.schooling.steps, plan.schooling.layers, plan.tower.steps, plan.ears.steps):
+        assert f"(default: {number:,})" in said
 
 
 def test_plans_are_plain_data():
-    from alula_fledgling.raising.raising import Upbringing
-
     json.dumps(dataclasses.asdict(Upbringing()))

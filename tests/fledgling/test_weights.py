@@ -8,6 +8,7 @@ import alula_fledgling as fledgling
 from alula.errors import HostError
 from alula.hosts import names
 from alula_fledgling.microworld import TEXT_FAMILIES, render, score, text_items, visual_items
+from alula_fledgling.weights import ELSEWHERE
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,9 @@ def test_a_name_is_a_brought_model_and_nothing_else_is():
         names.resolve("fledgling", "ears")
 
 
-def test_a_folder_without_a_card_is_refused(tmp_path):
+def test_a_folder_without_a_card_is_refused(tmp_path, monkeypatch):
     with pytest.raises(HostError, match=r"card\.json is missing"):
         fledgling.card(tmp_path)
+    monkeypatch.setenv(ELSEWHERE, str(tmp_path))
+    with pytest.raises(HostError, match=r"card\.json is missing"):
+        names.resolve("fledgling", "llm")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,23 @@ from alula.errors import HostError
 
 NAME = "fledgling"
 PARTS = ("llm", "vision", "audio")
+ELSEWHERE = "ALULA_FLEDGLING"
+"""environment variable that names the folder of another fledgling, to be used in place of the installed one"""
 DEMO = "demo"
 """what `alula serve --demo` puts together with these: a connector, and adapters of the host that it makes"""
 
 
 def directory() -> Path:
-    """The folder of the package data: ``llm/``, ``vision/``, ``audio/``, ``card.json`` and ``README.md``.
+    """The folder of ``llm/``, ``vision/``, ``audio/``, ``card.json`` and ``README.md``: the package's data, or what
+    `alula fledgling raise` wrote where the environment variable ``ALULA_FLEDGLING`` says so.
 
     Raises:
-        HostError: the installation lacks it.
+        HostError: the installation lacks it, or the variable names no fledgling.
     """
+    named = os.environ.get(ELSEWHERE)
+    if named:
+        card(Path(named))  # or it is no fledgling
+        return Path(named).absolute()
     path = Path(str(files("alula_fledgling") / "assets"))
     if not (path / "card.json").is_file():
         raise HostError(
@@ -52,7 +60,7 @@ def card(path: Path | None = None) -> dict[str, Any]:
 
 @functools.cache
 def digest() -> str:
-    """A short name for the shipped weights: other weights, another name. Runs say by it what they started from."""
+    """A short name for the weights in `directory`: others, another name. Runs say by it what they started from."""
     weights = hashlib.sha256()
     for part in PARTS:
         weights.update((directory() / part / "model.safetensors").read_bytes())
@@ -60,11 +68,14 @@ def digest() -> str:
 
 
 def part_directory(part: str) -> Path:
-    """The shipped directory of ``part``, a member of ``PARTS``, or of the demo.
+    """The directory of ``part``, a member of ``PARTS``, or of the demo, which goes with the shipped weights alone.
 
     Raises:
-        HostError: there is no such part, or the installation lacks it.
+        HostError: there is no such part, or `directory` lacks it.
     """
     if part not in (*PARTS, DEMO):
         raise HostError(f"the fledgling has no part {part!r}", remedy=f"use one of: {', '.join(PARTS)}")
-    return directory() / part
+    found = directory() / part
+    if not found.is_dir():
+        raise HostError(f"this fledgling has no {part}", where=str(found.parent), remedy=f"unset {ELSEWHERE}")
+    return found

@@ -26,7 +26,8 @@ from alula.cli.options import ITEMS
 
 OUTPUT = Annotated[Path, typer.Option(help="Folder to write; replaced when everything is done.")]
 SEED = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Another seed, another fledgling.")]
-STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of schooling. (default: 2,600)")]
+STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of schooling. (default: 3,000)")]
+LAYERS = Annotated[int | None, typer.Option(min=4, help="Layers of the language model. (default: 6)")]
 TOWER_STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of the tower. (default: 1,000)")]
 EAR_STEPS = Annotated[int | None, typer.Option(min=1, help="Steps of the ears. (default: 200)")]
 EXAM_ITEMS = Annotated[
@@ -56,6 +57,7 @@ def raise_(
     output: OUTPUT = Path("fledgling"),
     seed: SEED = 0,
     steps: STEPS = None,
+    layers: LAYERS = None,
     tower_steps: TOWER_STEPS = None,
     ear_steps: EAR_STEPS = None,
     exam_items: EXAM_ITEMS = 200,
@@ -70,6 +72,8 @@ def raise_(
     upbringing = Upbringing(seed=seed, exam_items=exam_items)
     if steps is not None:
         upbringing = dataclasses.replace(upbringing, schooling=dataclasses.replace(upbringing.schooling, steps=steps))
+    if layers is not None:
+        upbringing = dataclasses.replace(upbringing, schooling=dataclasses.replace(upbringing.schooling, layers=layers))
     if tower_steps is not None:
         upbringing = dataclasses.replace(upbringing, tower=dataclasses.replace(upbringing.tower, steps=tower_steps))
     if ear_steps is not None:

@@ -41,6 +41,7 @@ class Schooling:
 
     Attributes:
         steps: optimiser steps.
+        layers: of the decoder.
         phases: short lessons of separate texts first, with drills, then without; dialogues with distractions last.
         matrix_lr: learning rate of the weight matrices (Muon).
         other_lr: learning rate of embeddings and norms (AdamW).
@@ -49,6 +50,7 @@ class Schooling:
     """
 
     steps: int = 3000
+    layers: int = 6
     phases: tuple[Phase, ...] = (
         Phase(0.1, Curriculum(length=96, apart=True, distraction=0.0, shares=DRILLED), batch_size=24),
         Phase(0.55, Curriculum(length=96, apart=True, distraction=0.0, shares=SHARES), batch_size=24),
@@ -61,14 +63,14 @@ class Schooling:
     decay: float = 0.5
 
 
-def language_model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+def language_model_config(tokenizer: PreTrainedTokenizerFast, layers: int = Schooling.layers) -> Qwen3Config:
     """A small Qwen3: grouped queries, heads that are not width / heads wide, norms on queries and keys."""
     eos, pad = token_id(tokenizer, END), token_id(tokenizer, PAD)
     return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=192,
         intermediate_size=512,
-        num_hidden_layers=6,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
@@ -92,7 +94,7 @@ def school(
 ) -> Qwen3ForCausalLM:
     """Raise a language model from nothing; float32, evaluation mode, on ``device``."""
     torch.manual_seed(seed)
-    model = Qwen3ForCausalLM(language_model_config(tokenizer)).train()
+    model = Qwen3ForCausalLM(language_model_config(tokenizer, plan.layers)).train()
     fused = model.config._attn_implementation
     if device.type == "cpu":
         model.set_attn_implementation("eager")  # for rows so short the fused kernel's backward pass is slower
