@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import CompileConfig, DynamicCache
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CompileConfig, DynamicCache, StaticCache
 
 import alula
 from alula import TokenMap, WingsConfig
@@ -40,6 +41,16 @@ def _generate(model: Any, host: str, inputs: dict[str, Tensor], **options: Any) 
         return model.generate(
             **inputs, max_new_tokens=TOKENS, output_logits=True, return_dict_in_generate=True, **options
         )
+
+
+class _Waits(TorchDispatchMode):
+    """Counts where the host reads a number off the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "equal")
+        return function(*args, **(kwargs or {}))
 
 
 def _same(ours: Any, theirs: Any) -> None:
@@ -82,6 +93,26 @@ def test_static_caches_equal_growing_ones(host: str, config: str, layouts: tuple
         _generate(model, host, inputs, do_sample=False, cache_implementation="static"),
         _generate(model, host, inputs, do_sample=False),
     )
+
+
+def test_steps_on_a_static_cache_are_not_waited_for() -> None:
+    """Nor is a length believed that went on uncounted, as in a CUDA graph that is played again."""
+    model, _ = grafted("llava-llama", "mass")
+    inputs = zoo.batch("llava-llama", "3I4")
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
+    step = {"input_ids": inputs["input_ids"][:, :1], CACHE: cache}
+    with torch.no_grad():
+        model(**inputs, **{CACHE: cache})
+        for _ in range(2):
+            with _Waits() as waits:
+                model(**step)
+        assert waits.count == 0
+        length = cache.get_seq_length()
+        assert isinstance(length, torch.Tensor)
+        with torch.autograd._unsafe_preserve_version_counter(length):
+            length.add_(1)
+        with pytest.raises(RuntimeError, match="behind alula's back"):
+            model(**step)
 
 
 @pytest.mark.parametrize("probed", [False, True])

@@ -149,12 +149,17 @@ class TokenCache(_TokenLayer):
 
         One of fixed size keeps the number on its device, where the host would have to wait for it in every step. It is
         changed in place by all that is done to it, and torch counts such changes: while nobody changed it since
-        `note_length`, it is what it was then.
+        `note_length`, it is what it was then. A graph that is played again changes it uncounted, so the device looks,
+        which the host need not wait for.
+
+        Raises:
+            RuntimeError: it was changed uncounted. On a GPU, at the next synchronization.
         """
         length = cache.get_seq_length()
         if isinstance(length, Tensor) and self._counter is not None:
             counter, version, known = self._counter
             if counter is length and _version_of(length) == version:
+                torch._assert_async(length == known, "the length of a cache was changed behind alula's back")
                 return known
         return int(length)
 
