@@ -14,6 +14,7 @@ from tests.serving.http.conftest import ASK, CHAT, TEXT, data, png, shown
 WRONG: dict[str, list[Any]] = {
     # by what a field holds: values that it cannot have
     "text": [None, 5, True, [], {}],
+    "label": [5, True, [], {}],
     "flag": ["true", 1, [], {}],
     "whole": ["3", 1.5, True, [], {}],
     "number": ["0.5", True, [], {}],
@@ -38,7 +39,12 @@ FIELDS: dict[str, tuple[str, list[Any]]] = {
     "stop": ("list", ["", [""], [5], ["a", "b", "c", "d", "e"]]),
     "stream_options": ("object", [{"include_usage": True}, {"unknown": True}]),  # the first: without stream
     "chat_template_kwargs": ("object", []),
-    "alula": ("object", [{"unknown": 1}]),
+    "user": ("label", []),
+    "safety_identifier": ("label", []),
+    "prompt_cache_key": ("label", []),
+    "metadata": ("object", [{"a": 1}]),
+    "parallel_tool_calls": ("flag", []),
+    "alula": ("object", [{"unknown": 1}, {"image_tokens": 4}, {"attention": True}]),
 }
 UNSUPPORTED: dict[str, Any] = {
     "tools": [{"type": "function", "function": {"name": "f"}}],
@@ -57,6 +63,10 @@ UNSUPPORTED: dict[str, Any] = {
     "echo": True,
     "suffix": "x",
     "use_beam_search": True,
+    "store": True,
+    "prediction": {"type": "content", "content": "x"},
+    "service_tier": "priority",
+    "prompt_cache_retention": "24h",
 }
 PART = "messages[0].content[0]"
 MESSAGES: list[tuple[Any, str]] = [
@@ -236,8 +246,9 @@ def test_fields_that_ask_for_nothing_are_taken(client: TestClient) -> None:
         "top_k": -1,
         "user": "u",
         "metadata": {"a": "b"},
-        "store": True,
+        "store": False,
         "service_tier": "auto",
+        "prompt_cache_retention": "in_memory",
         "prompt_cache_key": "k",
     }
     first = client.post(CHAT, json={**idle, **CHATTING})
@@ -247,11 +258,12 @@ def test_fields_that_ask_for_nothing_are_taken(client: TestClient) -> None:
         "annotations": [],
         "tool_calls": None,
         "audio": None,
-        "name": "bird",
+        "name": None,
         "reasoning_content": None,
     }
-    again = client.post(CHAT, json={**CHATTING, "messages": [*ASK, turn, *ASK]})
-    assert again.status_code == 200, again.text
+    for said in (turn, {**turn, "content": None}):
+        again = client.post(CHAT, json={**CHATTING, "messages": [*ASK, said, *ASK]})
+        assert again.status_code == 200, again.text
 
 
 def test_wrong_ways_to_ask(client: TestClient) -> None:
@@ -262,6 +274,7 @@ def test_wrong_ways_to_ask(client: TestClient) -> None:
     check(client.post(CHAT, json={**CHATTING, "model": "none"}), "model", 404)
     check(client.post(CHAT, content=json.dumps(CHATTING)), "Content-Type", 415)
     check(client.post(CHAT, data={"model": "base"}), "Content-Type", 415)
+    check(client.post(f"{CHAT}?stream=true", json=CHATTING), None)
     check(client.post("/alula/v1/uploads", json={}), "Content-Type", 415)
     huge = {"content-type": "application/json", "content-length": str(10**12)}
     check(client.post(CHAT, content=b"{}", headers=huge), None, 413)

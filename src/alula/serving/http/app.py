@@ -282,7 +282,13 @@ class _Routes:
 
 
 def _check_kind(request: Request, wanted: str, remedy: str) -> None:
-    """Refuse a body that says to be of another type."""
+    """Refuse a body that says to be of another type, and what stands behind the address besides."""
+    if request.url.query:
+        raise Problem(
+            f"{request.url.path} takes a body and no query",
+            code="unknown_parameter",
+            remedy="put the fields into the body",
+        )
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != wanted:
         raise Problem(

@@ -1,10 +1,9 @@
 """What requests say: OpenAI's fields, and alula's own under ``alula``.
 
-Three kinds of fields. Those that are honored. Those that change no answer and that every client sends (``user``,
-``metadata``, ``store`` ...): they are read and not used (`UNUSED`). And those that would change the answer of a server
-that knows them (``tools``, ``response_format``, ``logit_bias`` ...): with a value that asks for something they are
-refused with the reason, since an answer that looks as if they had been honored is worse than none. So is whatever
-OpenAI's own servers do not know.
+Three kinds of fields. Those that are honored. Labels, which ask for nothing (``user``, ``metadata`` ...): they are read
+and not used. And those that ask a server that knows them for something (``tools``, ``response_format``, ``store`` ...):
+with a value that does they are refused with the reason, since an answer that looks as if they had been honored is worse
+than none. So is whatever OpenAI's own servers do not know.
 """
 
 from __future__ import annotations
@@ -17,19 +16,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from alula.bounds import MAX_SEED
 from alula.serving.http.problems import Problem
 from alula.settings import Bool, Int, Number, refusal
-
-UNUSED = (
-    "metadata",
-    "parallel_tool_calls",
-    "prediction",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "safety_identifier",
-    "service_tier",
-    "store",
-    "user",
-)
-"""fields that are read and not used: of bookkeeping, or hints about speed"""
 
 MOST_CHOICES = 8
 """answers of one request"""
@@ -62,8 +48,15 @@ REFUSED: dict[str, tuple[_Neutral, str]] = {
     "best_of": (lambda value: value in (None, 1), "ask for n answers and choose among them"),
     "use_beam_search": (lambda value: value in (None, False), "answers are drawn one token at a time"),
     "min_p": (lambda value: value in (None, 0), "use top_p or top_k"),
+    "store": (lambda value: value in (None, False), "answers are not kept by this server"),
+    "prediction": (lambda value: value is None, "no answer is guessed ahead by this server"),
+    "service_tier": (lambda value: value in (None, "auto", "default"), "all requests are served alike"),
+    "prompt_cache_retention": (
+        lambda value: value in (None, "in_memory", "in-memory"),
+        "prefixes are kept in memory, while there is room",
+    ),
 }
-"""fields that a value of which would change the answer: when it does not, and why it is refused otherwise"""
+"""fields that ask for what is not done: when they do not, and why they are refused otherwise"""
 
 
 class Schema(BaseModel):
@@ -121,7 +114,7 @@ class Link(Schema):
 
 
 class ImageUrl(Schema):
-    """A picture, seen as the model's own processor has it (`detail` high, original, auto)."""
+    """A picture, seen as the model's own processor has it (`detail` high, auto)."""
 
     type: Literal["image_url"]
     image_url: Annotated[Link, BeforeValidator(_link)]
@@ -130,6 +123,8 @@ class ImageUrl(Schema):
     def _check_detail(self) -> ImageUrl:
         if self.image_url.detail == "low":
             raise ValueError("images are seen whole: say how many tokens one may have, alula.image_tokens")
+        if self.image_url.detail == "original":
+            raise ValueError("images are seen at the size that the model's processor gives them: say high, or nothing")
         return self
 
 
@@ -172,12 +167,17 @@ def _nothing(value: Any) -> Any:
 _Nothing = Annotated[Any, BeforeValidator(_nothing)]
 
 
+def _nobody(value: Any) -> Any:
+    if value is not None:
+        raise ValueError("no model served here is told who speaks, but by the role: say it in the content")
+
+
 class Message(Schema):
     """One turn. What answers of the API carry beside their content is taken back where it holds nothing."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[tuple[Part, ...], BeforeValidator(_in_parts)]
-    name: str | None = None
+    name: Annotated[Any, BeforeValidator(_nobody)] = None
     refusal: _Nothing = None
     reasoning_content: _Nothing = None
     audio: _Nothing = None
@@ -185,12 +185,25 @@ class Message(Schema):
     tool_calls: _Nothing = None
     function_call: _Nothing = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _said_nothing(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("role") == "assistant" and given.get("content", "") is None:
+            return {**given, "content": ""}
+        return given
+
 
 class StreamOptions(Schema):
     """What a stream holds beside the answer."""
 
     include_usage: Bool = False
     include_obfuscation: Bool = False
+
+    @model_validator(mode="after")
+    def _check_obfuscation(self) -> StreamOptions:
+        if self.include_obfuscation:
+            raise _against("stream_options.include_obfuscation", "is not done: events are as long as what they tell")
+        return self
 
 
 class SpanIn(Schema):
@@ -270,6 +283,11 @@ class Asked(Schema):
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[Number, Field(gt=0)] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: dict[str, str] | None = None
+    parallel_tool_calls: Bool | None = None
     alula: Own | None = None
 
     @model_validator(mode="after")
@@ -297,6 +315,14 @@ class Asked(Schema):
         return (self.seed + (choice if (self.n or 1) > 1 else 0)) % (MAX_SEED + 1)
 
 
+def _check_seen(messages: tuple[Message, ...], own: Own) -> None:
+    """Refuse what is asked of pictures where there is none."""
+    if all(isinstance(part, Text) for message in messages for part in message.content):
+        for name in ("image_tokens", "attention"):
+            if getattr(own, name):
+                raise _against(f"alula.{name}", "is about what a model sees or hears, and the messages are words alone")
+
+
 class ChatAsked(Asked):
     """The body of ``/v1/chat/completions``."""
 
@@ -314,6 +340,7 @@ class ChatAsked(Asked):
             raise _against("top_logprobs", "is taken with logprobs: true alone")
         if self.chat_template_kwargs is not None and self.own.template is not None:
             raise _against("chat_template_kwargs", "says the same as alula.template: give one of them")
+        _check_seen(self.messages, self.own)
         return self
 
     @property
@@ -356,6 +383,15 @@ class PreviewAsked(Schema):
     messages: Annotated[tuple[Message, ...], Field(min_length=1)]
     alula: Own | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> PreviewAsked:
+        own = self.alula or Own()
+        for name in ("attention", "compare", "deadline"):
+            if getattr(own, name):
+                raise _against(f"alula.{name}", "is about an answer, and a preview has none")
+        _check_seen(self.messages, own)
+        return self
+
 
 class LoadAsked(Schema):
     """The body of ``/alula/v1/models/load``."""
@@ -378,8 +414,6 @@ def read(kind: type[S], body: Mapping[str, Any]) -> S:
     """
     given = dict(body)
     if issubclass(kind, Asked):
-        for name in UNUSED:
-            given.pop(name, None)
         for name, (is_neutral, why) in REFUSED.items():
             if name in given and name not in kind.model_fields and not is_neutral(given.pop(name)):
                 raise Problem(why, param=name, code="unsupported_parameter", remedy=f"leave {name} out")
