@@ -69,6 +69,17 @@ def test_an_adapter_is_called_after_a_base(loading: TestClient, name: str) -> No
         assert (found.status_code, found.json()["error"]["param"]) == (400, "name")
 
 
+def test_what_cannot_be_loaded_is_told_without_the_servers_folders(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    client = client_of(engine, Settings(may_load=True, adapters=tmp_path))
+    found = client.post(LOAD, json={"name": "empty", "path": "empty"})
+    error = found.json()["error"]
+    assert (found.status_code, error["code"], error["param"]) == (400, "not_loadable", "path")
+    assert "Unrecognized model in empty." in error["message"]  # transformers names the whole path
+    assert str(tmp_path) not in found.text
+
+
 def test_nothing_is_loaded_where_that_was_not_allowed(client: TestClient) -> None:
     for response in (
         client.get("/alula/v1/adapters"),

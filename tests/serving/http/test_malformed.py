@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -140,6 +141,10 @@ HIGHLIGHTS: list[tuple[Any, str]] = [
     ({"regions": [{"polygon": [[0, 0], [1, 1]]}]}, "alula.highlight.regions[0].polygon"),
     ({"regions": [{"box": [0, 0, 9, 9], "polygon": [[0, 0], [1, 1], [2, 0]]}]}, "alula.highlight.regions[0]"),
     ({"spans": ["this"], "strength": "much"}, "alula.highlight.strength"),
+    ({"spans": ["this"], "strength": 5.5}, "alula.highlight.strength"),
+    ({"spans": ["this"], "strength": -5.5}, "alula.highlight.strength"),
+    ({"spans": ["this"], "guidance": -1}, "alula.highlight.guidance"),
+    ({"spans": ["this"], "guidance": 10.5}, "alula.highlight.guidance"),
 ]
 OWN: list[tuple[str, Any]] = [
     *(("image_tokens", value) for value in (0, -1, 1.5, "9", True)),
@@ -271,6 +276,15 @@ def test_wrong_ways_to_ask(client: TestClient) -> None:
     check(client.get("/v1/nothing"), None, 404)
     check(client.post("/v1/embeddings", json={}), None, 404)
     check(client.post("/v1/models", json={}), None, 405)
+    for method in ("PUT", "TRACE", "PROPFIND"):
+        refused = client.request(method, CHAT)
+        check(refused, None, 405)
+        assert refused.headers["allow"] == "POST"
+    assert client.head(CHAT).status_code == 405
+    assert client.head("/v1/models").status_code == 200
+    assert client.request("TRACE", "/v1/models").headers["allow"] == "GET, HEAD"
+    packed = {"content-type": "application/json", "content-encoding": "gzip"}
+    check(client.post(CHAT, content=gzip.compress(json.dumps(CHATTING).encode()), headers=packed), "Content-Enc", 415)
     check(client.post(CHAT, json={**CHATTING, "model": "none"}), "model", 404)
     check(client.post(CHAT, content=json.dumps(CHATTING)), "Content-Type", 415)
     check(client.post(CHAT, data={"model": "base"}), "Content-Type", 415)

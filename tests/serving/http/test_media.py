@@ -113,6 +113,11 @@ def test_sounds_and_films(client: TestClient) -> None:
         found = ask(client, [part], "senses")
         assert found.status_code == 200, found.text
         assert found.json()["alula"]["image_tokens"]["of"] > 0
+    for said, content, found in (("mp3", wav(), "WAV"), ("wav", flac(0.5, 8_000), "FLAC"), ("opus", wav(), "WAV")):
+        other = ask(client, [{"type": "input_audio", "input_audio": {"data": b64(content), "format": said}}], "senses")
+        error = other.json()["error"]
+        assert (other.status_code, error["param"]) == (400, "messages[0].content[0].input_audio.format")
+        assert f"{found}, not {said}" in error["message"]
     refused = ask(client, [sound])  # a model that hears nothing
     assert refused.status_code == 400
     assert "audio" in refused.json()["error"]["message"]
@@ -130,7 +135,8 @@ def test_sounds_and_films(client: TestClient) -> None:
     ],
 )
 def test_sounds_that_are_too_long_or_broken(client: TestClient, content: Callable[[], bytes], said: str) -> None:
-    part = {"type": "input_audio", "input_audio": {"data": b64(content()), "format": "wav"}}
+    kind = {b"fLaC": "flac", b"OggS": "ogg"}.get(content()[:4], "wav")
+    part = {"type": "input_audio", "input_audio": {"data": b64(content()), "format": kind}}
     found = ask(client, [part], "senses")
     assert found.status_code == 400
     assert found.json()["error"]["param"] == "messages[0].content[0].input_audio.data"
@@ -213,3 +219,5 @@ def test_uploads_go_by_their_age_and_number() -> None:
     now[0] = 61.0
     with pytest.raises(Exception, match="no upload"):
         kept.get(ids[1], "url")
+    with pytest.raises(Exception, match="no upload"):
+        kept.drop(ids[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
+from starlette.routing import Route
 
 import alula
 from alula.errors import AlulaError, quoted
@@ -33,7 +35,6 @@ from alula.serving.http.static import page
 from alula.serving.http.uploads import Uploads
 
 OWN = "/alula/v1"
-_METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 Samples = Callable[[], list[dict[str, Any]]]
 S = TypeVar("S", bound=schema.Schema)
 
@@ -67,7 +68,7 @@ def application(
         heads = {"HEAD"} if method == "GET" else set()
         app.add_api_route(path, endpoint, methods=[method, *heads], response_model=None)
         # before the page's files, which have all other paths
-        app.add_api_route(path, _by_another_method(method), methods=list(_METHODS - {method}), response_model=None)
+        app.router.routes.append(Route(path, _ByAnotherMethod(sorted({method, *heads}))))
     app.mount("/", page())
     app.add_middleware(Door, settings=settings, metrics=routes.metrics)
     for kind in (AlulaError, ClientGone, bodies.GoneError, HTTPException, Exception):
@@ -75,11 +76,23 @@ def application(
     return app
 
 
-def _by_another_method(method: str) -> Callable[..., Any]:
-    async def refused() -> Response:
-        raise Problem(f"this is asked with {method}", status=405, code="method_not_allowed", headers={"allow": method})
+class _ByAnotherMethod:
+    """An ASGI application, since a route to one takes whatever method there is.
 
-    return refused
+    Args:
+        methods: that the path is asked with.
+    """
+
+    def __init__(self, methods: list[str]) -> None:
+        self._methods = methods
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        raise Problem(
+            f"this is asked with {' or '.join(self._methods)}",
+            status=405,
+            code="method_not_allowed",
+            headers={"allow": ", ".join(self._methods)},
+        )
 
 
 async def _told(request: Request, error: Exception) -> Response:
@@ -88,7 +101,7 @@ async def _told(request: Request, error: Exception) -> Response:
         return Response(status_code=GONE)  # nobody reads it; metrics count it
     if isinstance(error, HTTPException):  # of the router: no such path, or not by this method
         path = request.url.path
-        if error.status_code == 404 or path.startswith(("/v1/", f"{OWN}/")):  # theirs are told by `_by_another_method`
+        if error.status_code == 404 or path.startswith(("/v1/", f"{OWN}/")):  # theirs are told by `_ByAnotherMethod`
             error = Problem(f"there is no {quoted(path)} here", status=404, code="not_found")
         else:
             code = "method_not_allowed" if error.status_code == 405 else None
@@ -218,7 +231,10 @@ class _Routes:
             )
         value = await self.media.decoded(medium, content, "file", {})
         facts = {"width": value.width, "height": value.height} if medium == "image" else {"samples": len(value)}
-        return JSONResponse(self.uploads.put(medium, content, facts).told(), 201)
+        upload = self.uploads.put(medium, content, facts)
+        # nobody may ask for uploads again: they go by the clock, a moment after they expired
+        asyncio.get_running_loop().call_later(self.uploads.seconds + 1, self.uploads.sweep)
+        return JSONResponse(upload.told(), 201)
 
     async def drop_upload(self, name: str) -> Response:
         self.uploads.drop(name)
@@ -288,6 +304,15 @@ def _check_kind(request: Request, wanted: str, remedy: str) -> None:
             f"{request.url.path} takes a body and no query",
             code="unknown_parameter",
             remedy="put the fields into the body",
+        )
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise Problem(
+            f"a body in {quoted(encoding, 40)} is not read",
+            status=415,
+            param="Content-Encoding",
+            code="unsupported_media_type",
+            remedy="send it as it is, not compressed",
         )
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ class Loading:
         try:
             return await to_thread.run_sync(lambda: self.engine.load(asked.name, place))
         except AlulaError as error:
-            raise Problem(error.message, param="path", code="not_loadable", remedy=error.remedy) from error
+            places = {str(place): asked.path} | {each.path: name for name, each in names.items()}
+            told = [_without(places, said) for said in (error.message, error.remedy)]
+            raise Problem(told[0] or "", param="path", code="not_loadable", remedy=told[1]) from error
 
     async def unload(self, name: str) -> None:
         """Let go of a model, once its requests are answered.
@@ -127,3 +130,10 @@ class Loading:
             return []
         below = sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink())
         return [place for each in below if not each.name.startswith(".") for place in self._places(each, depth + 1)]
+
+
+def _without(places: Mapping[str, str], said: str | None) -> str | None:
+    """Words without the places of the server's disk, each by what requests call it."""
+    for place in sorted(places, key=len, reverse=True):  # one may lie in another
+        said = None if said is None else said.replace(place, places[place])
+    return said

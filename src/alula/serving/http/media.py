@@ -18,7 +18,7 @@ from alula.serving.engine import Limits
 from alula.serving.http.fetching import Fetched, Fetcher
 from alula.serving.http.places import Place
 from alula.serving.http.problems import Problem, refused
-from alula.serving.http.schema import AudioUrl, ImageUrl, InputAudio, Link, Message, Text, VideoUrl
+from alula.serving.http.schema import AudioUrl, ImageUrl, InputAudio, Link, Message, Sound, Text, VideoUrl
 from alula.serving.http.settings import Settings
 from alula.serving.http.uploads import SCHEME, Uploads
 
@@ -36,6 +36,8 @@ _STARTS = {
     "BMP": b"BM",
 }
 
+_SAID = {"wav": "WAV", "mp3": "MP3", "flac": "FLAC", "ogg": "Ogg", "opus": "Ogg"}
+"""formats by the names that `schema.Sound` has for them"""
 _OCTETS = ("", "application/octet-stream", "binary/octet-stream")
 """media types that say nothing"""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -195,9 +197,16 @@ class MediaIntake:
             case AudioUrl():
                 return await self._linked("audio", part.audio_url.url, f"{param}.audio_url.url", fetched)
             case InputAudio():
-                param = f"{param}.input_audio.data"
-                return _Sent("audio", await self._unpacked(from_base64, part.input_audio.data, "audio", param), param)
+                return await self._spoken(part.input_audio, f"{param}.input_audio")
         raise AssertionError(part)  # the schema has no others
+
+    async def _spoken(self, sound: Sound, param: str) -> _Sent:
+        """A sound in base64, of the format that it is said to have."""
+        sent = _Sent("audio", await self._unpacked(from_base64, sound.data, "audio", f"{param}.data"), f"{param}.data")
+        found = format_of("audio", sent.content)
+        if found is not None and found != _SAID[sound.format]:
+            raise Problem(f"the sound is {found}, not {sound.format}", param=f"{param}.format", code="invalid_media")
+        return sent
 
     async def _linked(self, medium: str, url: str, param: str, fetched: Mapping[str, Fetched]) -> _Sent:
         """What an address names."""

@@ -243,8 +243,8 @@ class HighlightIn(Schema):
 
     spans: Annotated[tuple[Annotated[SpanIn, BeforeValidator(_span)], ...], Field(max_length=64)] = ()
     regions: Annotated[tuple[RegionIn, ...], Field(max_length=64)] = ()
-    strength: Number | None = None
-    guidance: Number | None = None
+    strength: Annotated[Number, Field(ge=-5, le=5)] | None = None
+    guidance: Annotated[Number, Field(ge=0, le=10)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> HighlightIn:

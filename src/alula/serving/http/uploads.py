@@ -65,7 +65,7 @@ class Uploads:
         """Keep a file."""
         upload = Upload(f"up-{secrets.token_urlsafe(18)}", medium, content, facts, self._clock() + self.seconds)
         self._kept[upload.id] = upload
-        self._sweep()
+        self.sweep()
         return upload
 
     def get(self, name: str, param: str) -> Upload:
@@ -74,7 +74,7 @@ class Uploads:
         Raises:
             Problem: there is none, or no longer.
         """
-        self._sweep()
+        self.sweep()
         found = self._kept.get(name)
         if found is None:
             raise Problem(
@@ -91,10 +91,12 @@ class Uploads:
         Raises:
             Problem: 404, there is none.
         """
+        self.sweep()
         if self._kept.pop(name, None) is None:
             raise Problem(f"there is no upload {quoted(name, 60)}", status=404, code="upload_not_found")
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Forget those that expired, and the oldest of too many."""
         now = self._clock()
         for name in [name for name, each in self._kept.items() if each.expires <= now]:
             del self._kept[name]
