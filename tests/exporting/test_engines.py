@@ -12,13 +12,24 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    LlamaConfig,
+    Phi3Config,
+)
 
 import alula
 from alula.cli import app as cli
 from alula.errors import HostError, UsageError
 from alula.exporting import ENGINES, Requirement, check_for, export_for, merge_model, stock
+from alula.exporting.older import readable_before_5
 from alula.exporting.plain import countable, make_plain, published_names
+from alula.hosts import names as known
 from alula.hosts import save_host
 from alula.policies import Withdraw, put_policies
 from tests.hosts import tiny
@@ -81,6 +92,7 @@ def test_vllm_is_given_a_stock_model_under_published_names(models: Path, tmp_pat
     assert "vision_tower.vision_model.embeddings.patch_embedding.weight" in names  # as llava-hf's checkpoints have it
     assert "language_model.model.embed_tokens.weight" in names
     assert not [file.name for file in out.iterdir() if file.name.startswith(".")]
+    assert "_name_or_path" not in (out / "config.json").read_text()
     merged = AutoModelForImageTextToText.from_pretrained(merge_model(models / "lora", tmp_path / "merged"))
     model, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
     assert not any(info.values())
@@ -110,6 +122,49 @@ def test_what_vllm_has_no_class_for_goes_by_its_backend(models: Path) -> None:
     assert "no tower dinov2" in found.found
     assert "no activation 'linear'" in found.found
     assert "--model-impl transformers" in found.found
+
+
+ROPES: dict[str, tuple[Any, dict[str, Any]]] = {
+    # what transformers 4.57.6 computes the same numbers from, tried on 2026-11-28
+    "theta": ({"rope_type": "default"}, {}),
+    "scaled": ({"rope_type": "linear", "factor": 2.0}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    "partial": ({"rope_type": "default", "partial_rotary_factor": 0.5}, {"partial_rotary_factor": 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_releases_before_5_are_told_of_positions_and_tokens(tmp_path: Path, name: str) -> None:
+    rope, told = ROPES[name]
+    AutoTokenizer.from_pretrained(known.resolve("fledgling", "llm")).save_pretrained(tmp_path)
+    settings = {"rope_theta": 5e5, **rope}
+    kind = Phi3Config if "partial" in name else LlamaConfig
+    config = kind(pad_token_id=0, rope_parameters=settings)
+    config.save_pretrained(tmp_path)
+    assert readable_before_5(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert {key: written[key] for key in ("rope_theta", *told)} == {"rope_theta": 5e5, **told}
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters == config.rope_parameters
+    said = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert said["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert isinstance(said["extra_special_tokens"], dict)
+    assert not {"backend", "is_local"} & said.keys()
+    before = (tmp_path / "config.json").read_bytes()
+    assert readable_before_5(tmp_path)  # nothing is left to do
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_full_and_sliding_layers_have_bases_of_their_own(tmp_path: Path) -> None:
+    full, sliding = (
+        {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        {"rope_type": "default", "rope_theta": 2e4},
+    )
+    rope = {"full_attention": full, "sliding_attention": sliding}
+    Gemma3TextConfig(rope_parameters=rope, num_hidden_layers=2).save_pretrained(tmp_path)
+    assert readable_before_5(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert (written["rope_theta"], written["rope_local_base_freq"]) == (1e6, 2e4)
+    assert written["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters == rope
 
 
 def test_llama_cpp_takes_words_and_says_why_not_pictures(models: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from transformers import __version__ as transformers_version
 from alula.errors import AdapterError, HostError, UsageError
 from alula.exporting import registries, stock
 from alula.exporting.export import BASE, HOST, check_target, copy_model, directory_of, host_of
+from alula.exporting.older import readable_before_5
 from alula.exporting.plain import (
     countable,
     make_plain,
@@ -26,6 +27,7 @@ from alula.exporting.plain import (
     obstacles,
     published_names,
     stock_classes,
+    without_paths,
 )
 from alula.exporting.requirements import Requirement, Verdict
 from alula.files import atomic_directory, read_json, telling, write_json
@@ -128,13 +130,23 @@ def _made(path: Path, target: Path, name: str, *, part: str, dtype: torch.dtype 
         return Verdict(name, engine.source, [Requirement("plain weights", False, error.message, error.remedy or "")])
     published_names(target)
     countable(target)
-    found = stock_classes(target)
-    if all(each.met for each in found):
+    without_paths(target)
+    found = [*stock_classes(target), _before_5(target)]
+    if all(each.met is not False for each in found):
         said = _in_fresh_process(target)
         found += _strict(said)
         if "error" not in said:
             found += engine.asks(target, said)
     return Verdict(name, engine.source, found)
+
+
+def _before_5(target: Path) -> Requirement:
+    return Requirement(
+        "words read alike by transformers before 5",
+        readable_before_5(target) or None,
+        "rope_theta and rope_scaling stand beside rope_parameters, the tokenizer's class is one of 4",
+        "take an engine that is built on transformers 5: vLLM 0.19.1 or later",
+    )
 
 
 def _in_fresh_process(*directories: Path) -> dict[str, Any]:

@@ -206,6 +206,20 @@ def countable(directory: Path) -> bool:
     return True
 
 
+def without_paths(directory: Path) -> None:
+    """Take out of a config where its parts once lay on the disk of who made it."""
+    file = directory / "config.json"
+
+    def clean(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: clean(each) for name, each in value.items() if name != "_name_or_path"}
+
+    config = read_json(file)
+    if clean(config) != config:
+        write_json(file, clean(config))
+
+
 def names_in(directory: Path) -> list[str]:
     """Names of all weights in a directory."""
     found: list[str] = []
