@@ -214,6 +214,21 @@ def test_a_lora_keeps_pefts_layout(models: Path, tmp_path: Path) -> None:
         assert torch.allclose(model(**cut).logits, own(**cut).logits, atol=1e-4)
 
 
+def test_what_vllm_makes_of_a_lora_is_told(models: Path, tmp_path: Path) -> None:
+    host = alula.load_model(models / "host").model
+    config = LoraConfig(r=32, use_dora=True, target_modules=["v_proj", "q_proj"], rank_pattern={"v_proj": 4})
+    get_peft_model(host, config).save_pretrained(tmp_path / "dora")
+    shutil.copytree(models / "host", tmp_path / "host")
+    facts = json.loads((tmp_path / "dora" / "adapter_config.json").read_text())
+    (tmp_path / "dora" / "adapter_config.json").write_text(json.dumps({**facts, "base_model_name_or_path": "../host"}))
+    verdict = export_for(tmp_path / "dora", tmp_path / "out", "peft")
+    told = {each.what: each for each in verdict.requirements if each.what.startswith("for vLLM") and not each.met}
+    one, decoder, rank = told.values()
+    assert one.found.startswith("use_dora, rank_pattern")
+    assert "vision_tower" in decoder.found
+    assert rank.remedy == "--max-lora-rank 32"
+
+
 @pytest.mark.parametrize(
     ("name", "engine", "said"),
     [

@@ -401,6 +401,7 @@ def _lora(path: Path, target: Path) -> Iterator[Requirement]:
         ", ".join(whole) if whole else "none",
         "alula export --for vllm merges them, or serve it by PEFT" if whole else "",
     )
+    yield from _loras_of_vllm(target, settings)
     if kind is not None:
         yield Requirement(
             "for vLLM: put on requests with pictures alone",
@@ -410,6 +411,30 @@ def _lora(path: Path, target: Path) -> Iterator[Requirement]:
         )
 
 
+def _loras_of_vllm(target: Path, settings: Mapping[str, Any]) -> Iterator[Requirement]:
+    """What vLLM refuses, or reads as if it were not there (lora/peft_helper.py)."""
+    wanted = {"use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none"}
+    odd = [name for name, plain in wanted.items() if settings.get(name) not in (None, plain)]
+    yield Requirement(
+        "for vLLM: one rank and one scale for all matrices, and nothing but these",
+        not odd or None,
+        f"{', '.join(odd)}: refused there, or left out of account" if odd else "so it is",
+        "alula export --for vllm merges it" if odd else "",
+    )
+    away = sorted({name for name in names_in(target) if "vision_tower" in name or "multi_modal_projector" in name})
+    yield Requirement(
+        "for vLLM: matrices of the decoder",
+        not away or None,
+        f"{len(away)} of the tower or connector, the first {away[0]}" if away else "all of them",
+        "alula export --for vllm merges it; vLLM puts a LoRA on the decoder, unless told otherwise" if away else "",
+    )
+    rank = int(settings.get("r") or 0)
+    if rank > _VLLM_RANK:
+        yield Requirement("for vLLM: a rank that it makes room for", None, f"rank {rank}", f"--max-lora-rank {rank}")
+
+
+_VLLM_RANK = 16
+"""the largest rank without `--max-lora-rank`"""
 PEFT = "peft"
 ENGINES: Mapping[str, Engine] = {
     each.name: each
