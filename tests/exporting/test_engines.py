@@ -125,7 +125,7 @@ def test_what_vllm_has_no_class_for_goes_by_its_backend(models: Path) -> None:
 
 
 ROPES: dict[str, tuple[Any, dict[str, Any]]] = {
-    # what transformers 4.57.6 computes the same numbers from, tried on 2026-11-28
+    # transformers 4 computes the same numbers from these (tools/older.py)
     "theta": ({"rope_type": "default"}, {}),
     "scaled": ({"rope_type": "linear", "factor": 2.0}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
     "partial": ({"rope_type": "default", "partial_rotary_factor": 0.5}, {"partial_rotary_factor": 0.5}),

@@ -141,10 +141,13 @@ def _made(path: Path, target: Path, name: str, *, part: str, dtype: torch.dtype 
 
 
 def _before_5(target: Path) -> Requirement:
+    alike = readable_before_5(target)
     return Requirement(
         "words read alike by transformers before 5",
-        readable_before_5(target) or None,
-        "rope_theta and rope_scaling stand beside rope_parameters, the tokenizer's class is one of 4",
+        alike or None,
+        "rope_theta and rope_scaling stand beside rope_parameters, the tokenizer's class is one of 4"
+        if alike
+        else "rope_parameters has what their keys cannot say",
         "take an engine that is built on transformers 5: vLLM 0.19.1 or later",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def readable_before_5(directory: Path) -> bool:
 
 def _rotary(file: Path) -> bool:
     before = read_json(file)
-    config = read_json(file)
+    config = copy.deepcopy(before)
     for part in _parts(config):
         part.update(_of_4(part["rope_parameters"]))
     if config == before:

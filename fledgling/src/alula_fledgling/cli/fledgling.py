@@ -70,14 +70,14 @@ def raise_(
     from alula_fledgling.raising.settings import pick_device, pick_precision
 
     upbringing = Upbringing(seed=seed, exam_items=exam_items)
-    if steps is not None:
-        upbringing = dataclasses.replace(upbringing, schooling=dataclasses.replace(upbringing.schooling, steps=steps))
-    if layers is not None:
-        upbringing = dataclasses.replace(upbringing, schooling=dataclasses.replace(upbringing.schooling, layers=layers))
-    if tower_steps is not None:
-        upbringing = dataclasses.replace(upbringing, tower=dataclasses.replace(upbringing.tower, steps=tower_steps))
-    if ear_steps is not None:
-        upbringing = dataclasses.replace(upbringing, ears=dataclasses.replace(upbringing.ears, steps=ear_steps))
+    plans = {
+        "schooling": {"steps": steps, "layers": layers},
+        "tower": {"steps": tower_steps},
+        "ears": {"steps": ear_steps},
+    }
+    for name, asked in plans.items():
+        said = {key: value for key, value in asked.items() if value is not None}
+        upbringing = dataclasses.replace(upbringing, **{name: dataclasses.replace(getattr(upbringing, name), **said)})
     where = pick_device(device)
     with _progress() as bar:
         tasks: dict[str, TaskID] = {}
