@@ -306,7 +306,12 @@ def test_media_are_pasted_and_dropped_and_what_does_not_fit_is_said(visit: Visit
     page.wait_for_selector("#notice:has-text('takes no sounds')")
     page.evaluate(give, ["drop", "#scroller", [["a.txt", "text/plain", ""]]])
     page.wait_for_selector("#notice:has-text('neither a picture nor a sound')")
-    page.evaluate(give, ["drop", "#scroller", [["a.png", "image/png", "AAAA"]]])
+    # browsers show it, the server does not read it
+    drawing = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
+    for name, kind in (("a.svg", "image/svg+xml"), ("b.png", "image/png")):
+        page.evaluate(give, ["drop", "#scroller", [[name, kind, base64.b64encode(drawing).decode()]]])
+        page.wait_for_selector(f"#notice:has-text('{name} is no picture that the server reads. It reads PNG, JPEG')")
+    page.evaluate(give, ["drop", "#scroller", [["a.png", "image/png", base64.b64encode(png()[:20]).decode()]]])
     page.wait_for_selector("#notice:has-text('no picture that this browser can show')")
     assert page.locator("#tray li").count() == 2
     page.click("[aria-label^='Remove']")

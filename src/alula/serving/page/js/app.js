@@ -20,6 +20,7 @@ const REFRESH = 15000; // ms between looks for models that were loaded meanwhile
 export class App {
   constructor() {
     this.models = [];
+    this.formats = null; // that the server reads, by medium
     this.conversation = new Conversation();
     this.views = [];
     this.running = null; // the AbortController of the answers under way
@@ -36,6 +37,7 @@ export class App {
       ask: (question) => this.ask(question),
       stop: () => this.stop(),
       takes: () => this.takes(),
+      reads: () => this.formats?.image ?? null,
       say: (text) => this.announcer.say(text),
       mediaChanged: () => this.preview(),
       lastEdit: () => this.edit(),
@@ -62,8 +64,9 @@ export class App {
     this.recall();
     await this.connect();
     try {
-      const [{ samples }, { limits }] = await Promise.all([json("alula/v1/samples"), json("alula/v1/server")]);
+      const [{ samples }, { limits, formats }] = await Promise.all([json("alula/v1/samples"), json("alula/v1/server")]);
       this.samples = samples;
+      this.formats = formats;
       this.settings.longest(limits.answer_tokens);
     } catch {
       this.samples = []; // they are a courtesy, and what is too much is refused in words

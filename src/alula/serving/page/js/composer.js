@@ -10,7 +10,7 @@ import { Recorder } from "./sound.js";
 const STORED = "alula.draft";
 
 export class Composer {
-  /** `page`: {ask, stop, takes, say, mediaChanged, lastEdit}. */
+  /** `page`: {ask, stop, takes, reads, say, mediaChanged, lastEdit}. */
   constructor(page) {
     this.page = page;
     this.form = byId("composer");
@@ -95,7 +95,7 @@ export class Composer {
   async take(files) {
     for (const file of files) {
       try {
-        this.media.push(await medium(file, this.page.takes()));
+        this.media.push(await medium(file, this.page.takes(), this.page.reads()));
         this.say(null);
       } catch (error) {
         this.say(error.message);

@@ -3,9 +3,19 @@
 import { asWav, dataUri } from "./sound.js";
 
 const MOST_BYTES = 40e6;
+const STARTS = { // of files, one character a byte
+  PNG: /^\x89PNG\r\n\x1a\n/,
+  JPEG: /^\xff\xd8\xff/,
+  GIF: /^GIF8/,
+  WebP: /^RIFF[^]{4}WEBP/,
+  BMP: /^BM/,
+};
 
-/** Pictures keep their bytes, so that the model sees what was given; sounds become WAV. @throws {Error} in words */
-export async function medium(file, takes) {
+/**
+ * Pictures keep their bytes, so that the model sees what was given; sounds become WAV.
+ * `reads`: formats of pictures that the server reads, null where it did not say. @throws {Error} in words
+ */
+export async function medium(file, takes, reads) {
   const type = file.type.split("/")[0];
   if (type !== "image" && type !== "audio") {
     throw new Error(`${file.name || "That"} is neither a picture nor a sound${file.type ? ` (${file.type})` : ""}.`);
@@ -17,6 +27,10 @@ export async function medium(file, takes) {
   if (type === "audio") {
     const { url, seconds } = await asWav(file);
     return { type, name: file.name || "sound.wav", url, seconds, regions: [] };
+  }
+  const start = String.fromCharCode(...new Uint8Array(await file.slice(0, 12).arrayBuffer()));
+  if (reads && !reads.some((format) => STARTS[format]?.test(start))) {
+    throw new Error(`${file.name || "That"} is no picture that the server reads. It reads ${reads.join(", ")}.`);
   }
   return picture(file.name || "picture", await dataUri(file));
 }
