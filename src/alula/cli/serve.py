@@ -95,6 +95,16 @@ def serve(
     media: Annotated[int, typer.Option(min=0, help="Pictures, sounds and films of a request.")] = 16,
     pixels: Annotated[int, typer.Option(min=1, help="Pixels of a picture.")] = 25_000_000,
     body: Annotated[int, typer.Option(min=1, help="Megabytes of a request.")] = 64,
+    connections: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Connections at once; others are told 503. (default: 768, if as many files may be open)"
+        ),
+    ] = None,
+    connections_per_address: Annotated[
+        int | None,
+        typer.Option(min=1, help="Connections from one address; others are told 429. (default: 256)"),
+    ] = None,
     deadline: Annotated[float | None, typer.Option(min=0.001, help="Seconds a request has. (default: no end)")] = None,
 ) -> None:
     """Serve models: OpenAI's API at /v1, a page at /, Prometheus' numbers at /metrics.
@@ -112,7 +122,7 @@ def serve(
     _check_extra()
     from alula.hosts.placement import device_named, dtype_named
     from alula.serving.engine import Engine, Limits
-    from alula.serving.http import Settings, application, listen
+    from alula.serving.http import Connections, Settings, application, listen
     from alula.serving.http import serve as served
     from alula.serving.http.addresses import Allowed
     from alula.serving.http.settings import MEGABYTE, check_exposure, check_origin, own_names
@@ -141,6 +151,7 @@ def serve(
         pixels_per_image=pixels,
         deadline=deadline,
     )
+    held = Connections.fitting(connections, connections_per_address)
     placed = {"dtype": dtype_named(dtype), "device": device_named(device)}
     listening = listen(host, port)  # before models are loaded: a port in use is told at once
     address = _address(host, listening.getsockname()[1])
@@ -155,7 +166,7 @@ def serve(
         named = [*(models or ()), *(_prepared() if demo else ())]
         samples = _loaded(engine, named, Path(folder), placed, demo, {"bank": bank, "shots": shots})
         app = application(engine, settings, samples=samples)
-        served(app, listening, ready=lambda: _say_ready(address, engine, settings))
+        served(app, listening, connections=held, ready=lambda: _say_ready(address, engine, settings))
 
 
 @contextlib.contextmanager

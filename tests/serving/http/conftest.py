@@ -24,7 +24,8 @@ import alula
 from alula.grafts import WingsConfig, save_adapter
 from alula.hosts import build_host, load_host, save_host
 from alula.serving.engine import Engine, Limits
-from alula.serving.http import Settings, application, listen
+from alula.serving.http import Connections, Settings, application, listen
+from alula.serving.http.connections import Config
 from tests.grafts.common import wake
 from tests.hosts import tiny
 from tests.serving.made import sensing
@@ -94,16 +95,18 @@ def client_of(engine: Engine, settings: Settings, **more: Any) -> TestClient:
 
 
 @contextlib.contextmanager
-def running(app: Any, buffer: int | None = None) -> Iterator[str]:
+def running(app: Any, buffer: int | None = None, connections: Connections | None = None) -> Iterator[str]:
     """The address of a real server in a thread. The application's end is left out: the engine goes on.
 
     Args:
         buffer: bytes that the system keeps of what a client does not take.
+        connections: that are taken.
     """
     listening = listen("127.0.0.1", 0)
     if buffer is not None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
+    config = Config(app, connections or Connections(), lifespan="off", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not server.started:

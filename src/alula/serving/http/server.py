@@ -14,10 +14,8 @@ from typing import Any
 import uvicorn
 
 from alula.errors import AlulaError, UsageError
+from alula.serving.http.connections import Config, Connections
 
-CONNECTIONS = 1_024
-"""at once; more are answered 503"""
-_HEADERS_BYTES = 64 * 1024
 _DRAIN = 10
 """seconds that running answers have once the server is told to stop; told again, they have none"""
 _LAST = 2
@@ -50,29 +48,26 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(app: Any, listening: socket.socket, *, ready: Callable[[], None] | None = None) -> None:
+def serve(
+    app: Any,
+    listening: socket.socket,
+    *,
+    connections: Connections | None = None,
+    ready: Callable[[], None] | None = None,
+) -> None:
     """Serve until the process is told to stop (Ctrl-C, SIGTERM); running answers have some seconds to end, and none
     once it is told again.
 
     Args:
         app: ASGI.
         listening: as `listen` gives it.
+        connections: how many there may be; by default what this process has room for.
         ready: called once requests are answered.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, once everything has ended.
     """
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # nothing here goes by where a request says that it came from
-        ws="none",
-        limit_concurrency=CONNECTIONS,
-        h11_max_incomplete_event_size=_HEADERS_BYTES,
-        timeout_keep_alive=30,
-    )
+    config = Config(app, connections or Connections.fitting())
     log = logging.getLogger("uvicorn.error")
     log.addFilter(_tells)
     try:
