@@ -11,12 +11,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
+
+import alula_fledgling
+from alula_fledgling.weights import ELSEWHERE
 
 torch.set_num_threads(1)
 transformers_logging.set_verbosity_error()
@@ -32,6 +37,25 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shallow_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fledgling of three layers of six: real weights for tests of what is done with them, not of how well."""
+    folder = copytree(alula_fledgling.directory(), tmp_path_factory.mktemp("fledgling") / "shallow")
+    model = AutoModelForCausalLM.from_pretrained(folder / "llm")
+    model.model.layers = model.model.layers[:3]
+    model.config.num_hidden_layers, model.config.layer_types = 3, model.config.layer_types[:3]
+    model.save_pretrained(folder / "llm")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shallow(shallow_files: Path) -> Iterator[None]:
+    """The fledgling is the shallow one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ELSEWHERE, str(shallow_files))
+        yield
 
 
 _KILLED = """

@@ -7,7 +7,7 @@ from the CPU, as they may there. Values are those of the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICE = "lazy"  # the one type besides "meta" that this build of torch can guard without having its kernels
 
@@ -71,12 +70,14 @@ _MOVES = (torch.ops.aten.to, torch.ops.aten._to_copy, torch.ops.aten.copy_)
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    given = tree_flatten((args, kwargs))[0]
+    given = [*_leaves(args), *_leaves(kwargs.values())]
     tensors = [each for each in given if isinstance(each, Tensor)]
     remote = [each for each in tensors if isinstance(each, _Remote)]
     if remote and func.overloadpacket not in _MOVES and any(t.dim() and not isinstance(t, _Remote) for t in tensors):
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {DEVICE} and cpu")
-    result = func(*tree_map(_inside, args), **tree_map(_inside, kwargs))
+    result = func(
+        *(_mapped(_inside, arg) for arg in args), **{key: _mapped(_inside, arg) for key, arg in kwargs.items()}
+    )
     asked = [each.type for each in given if isinstance(each, torch.device)]
     if func.overloadpacket is torch.ops.aten.copy_:
         away = isinstance(args[0], _Remote)
@@ -89,7 +90,22 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return value
         return known[id(value)] if id(value) in known else _Remote(value)
 
-    return tree_map(outside, result)
+    return _mapped(outside, result)
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """Of the lists that operators know (torch's own trees take most of the time of such a forward)."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(change, each) for each in value)
+    return change(value)
 
 
 def _inside(value: Any) -> Any:

@@ -257,7 +257,7 @@ def test_interleaved_data_is_broken_down_by_setting(tmp_path: Path) -> None:
 
 def test_every_reference_fits_within_the_limit() -> None:
     tokenizer = AutoTokenizer.from_pretrained(fledgling.directory() / "llm")
-    for task in native_tasks(tuple(NATIVE), n=300):
+    for task in native_tasks(tuple(NATIVE), n=100):
         longest = max(len(tokenizer(item.gold).input_ids) for item in task.items())
         assert longest + 1 < task.max_new_tokens  # one token ends the turn
 

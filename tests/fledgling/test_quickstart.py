@@ -19,7 +19,7 @@ NAMES = ("full", "lora", "wings", "experts")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Outcome]:
+def finished(tmp_path_factory: pytest.TempPathFactory, shallow: None) -> tuple[Plan, Outcome]:
     plan = Plan(output=tmp_path_factory.mktemp("quickstart") / "run", methods=NAMES, items=3, steps=0.003)
     return plan, quickstart(plan, command="alula quickstart", workers=1, quiet=True)
 

@@ -28,6 +28,11 @@ ROOT = Path(__file__).parents[2]
 WAYS_ASKED = ("pooling", "random", "last-query")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fledgling_in_use() -> None:
+    """Its policies stand at four of six layers."""
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[PoliciesPlan, PoliciesRecord]:
     parts = tuple(part for part in PARTS if part not in ("skips", "layers"))
