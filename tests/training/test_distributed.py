@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,30 +88,12 @@ def written(plain: Callable[..., dict[str, Any]], divided: Path, folder: Path, s
     return path
 
 
-def launch(recipes: list[Path], processes: int, port: int) -> None:
-    """Run the worker; kill it and everything it started when it takes too long."""
-    worker = Path(__file__).with_name("distributed_worker.py")
-    words = [*map(str, recipes)]
-    if processes == 1:
-        ended(Forked.script(worker, *words), seconds=SECONDS)
-        return
-    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    process = subprocess.Popen(
-        [*start, str(worker), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    try:
-        said, _ = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        said, _ = process.communicate()
-        pytest.fail(f"no end after {SECONDS} s: the processes wait for each other\n{said[-3000:]}")
-    assert process.returncode == 0, said[-6000:]
+def launch(recipes: list[Path], processes: int) -> None:
+    """Run the worker, in processes as `torchrun` starts them; where one hangs or fails, none is left."""
+    worker, words = Path(__file__).with_name("distributed_worker.py"), [*map(str, recipes)]
+    port = 29400 + os.getpid() % 500
+    each = [(rank, processes, port) for rank in range(processes)] if processes > 1 else [None]
+    ended(*(Forked.script(worker, *words, ranks=ranks) for ranks in each), seconds=SECONDS)
 
 
 @pytest.mark.slow
@@ -135,8 +114,8 @@ def test_two_processes_compute_what_one_does(
     for position in range(BATCH):
         modality.append(bool(mixture[position].images))
     assert modality == [True, True, False, False] * (BATCH // 4)
-    launch(one, 1, 0)
-    launch(two, 2, 29400 + os.getpid() % 500)
+    launch(one, 1)
+    launch(two, 2)
     for name, folder in [*((name, "two") for name in STAGES), ("wings", "ddp"), ("wings", "resumed")]:
         alone, together = tmp_path / "one" / name, tmp_path / folder / name
         for left, right in zip(rows(alone), rows(together), strict=True):
@@ -176,13 +155,11 @@ def test_two_processes_compute_what_one_does(
 def test_two_processes_that_read_before_they_answer_compute_what_one_does(
     plain: Callable[..., dict[str, Any]], divided: Path, tmp_path: Path
 ) -> None:
-    launch([written(plain, divided, tmp_path / "one", name) for name in READING], 1, 0)
-    two = [str(written(plain, divided, tmp_path / "two", name, distributed="ddp")) for name in READING]
+    launch([written(plain, divided, tmp_path / "one", name) for name in READING], 1)
+    two = [written(plain, divided, tmp_path / "two", name, distributed="ddp") for name in READING]
     # sharded weights would be gathered by some processes only: every process is told so, and none waits for another
     sharded = {"distributed": "fsdp", "name": "refused"}
-    two += [str(written(plain, divided, tmp_path / "sharded", name, **sharded)) for name in READING]
-    worker, port = Path(__file__).with_name("distributed_worker.py"), 29400 + os.getpid() % 500
-    ended(*(Forked.script(worker, *two, ranks=(rank, 2, port)) for rank in range(2)), seconds=SECONDS)
+    launch([*two, *(written(plain, divided, tmp_path / "sharded", name, **sharded) for name in READING)], 2)
     for name in READING:
         alone, together = tmp_path / "one" / name, tmp_path / "two" / name
         for left, right in zip(rows(alone), rows(together), strict=True):
