@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken
@@ -14,7 +15,9 @@ from tests.hosts import tiny
 END = "<|im_end|>"
 
 
-def save(folder: Path, pieces: Sequence[str], *, over: bool = True, context: int = 4096) -> Path:
+def save(
+    folder: Path, pieces: Sequence[str | int], *, tokenizer: Any = None, over: bool = True, context: int = 4096
+) -> Path:
     """Write a model that answers every question with ``pieces``, a token each, in order.
 
     A token's embedding is a direction of its own, the one layer adds nothing, and the head gives the most to the token
@@ -22,12 +25,13 @@ def save(folder: Path, pieces: Sequence[str], *, over: bool = True, context: int
     once, and none may be what the prompt ends with, a line's end.
 
     Args:
-        pieces: texts, each different.
+        pieces: texts, or ids of tokens that there are, each different.
+        tokenizer: by default one of bytes, some 300 tokens.
         over: whether the answer ends behind the last piece; else it begins anew.
     """
-    tokenizer = tiny.tokenizer()
-    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
-    ids = [tokenizer.convert_tokens_to_ids(piece) for piece in pieces]
+    tokenizer = tokenizer or tiny.tokenizer()
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces if isinstance(piece, str)])
+    ids = [piece if isinstance(piece, int) else tokenizer.convert_tokens_to_ids(piece) for piece in pieces]
     end = tokenizer.convert_tokens_to_ids(END)
     size = 8 * ((len(tokenizer) + 7) // 8)
     config = LlamaConfig(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from typing import Any
 
 import pytest
@@ -114,6 +115,22 @@ def test_logprobs_are_the_models(client: TestClient) -> None:
     found = old.json()["choices"][0]["logprobs"]
     assert [len(top) for top in found["top_logprobs"]] == [2] * len(found["tokens"])
     assert found["text_offset"][0] == 0
+
+
+def test_bytes_of_tokens_are_the_text_whatever_is_drawn(client: TestClient) -> None:
+    wild = {"model": "base", "temperature": 2, "seed": 3, "max_tokens": 64}
+    choice = client.post(CHAT, json={**wild, "messages": ASK, "logprobs": True}).json()["choices"][0]
+    content = choice["logprobs"]["content"]
+    spelled = [bytes(token["bytes"]) for token in content]
+    assert b"".join(spelled).decode(errors="replace") == choice["message"]["content"]
+    halves = [each for each in spelled if each.decode(errors="replace").encode() != each]
+    assert len(halves) > 3  # a byte is a token of this vocabulary
+    text = client.post(TEXT, json={**wild, "prompt": "birds", "logprobs": 5}).json()["choices"][0]
+    found = text["logprobs"]
+    assert any(re.fullmatch(r"bytes:(\\x[0-9a-f]{2})+", token) for token in found["tokens"])
+    assert all(len(top) == 5 for top in found["top_logprobs"])  # no two halves have one name
+    for token, offset in zip(found["tokens"], found["text_offset"], strict=True):
+        assert token.startswith("bytes:") or text["text"][offset:].startswith(token)
 
 
 def test_texts_are_continued(client: TestClient, engine: Engine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from alula.serving.engine.events import Delta, Finished, Look, Reason, Timings, 
 from alula.serving.engine.handle import Handle
 from alula.serving.engine.request import Sampling
 from alula.serving.engine.sampling import Defaults, Sampler
+from alula.serving.engine.spelling import Listing, Spelling, readable
 from alula.serving.engine.writing import Writer
 
 
@@ -37,6 +39,7 @@ class Answer:
         defaults: Defaults,
         tokenizer: Any,
         *,
+        spelling: Spelling | None,
         ends: Collection[int],
         most: int,
         image_tokens: tuple[int, int],
@@ -47,6 +50,7 @@ class Answer:
         """
         Args:
             prompt: token ids.
+            spelling: of the tokenizer; None: logprobs are not asked for.
             ends: ids that end an answer.
             image_tokens: tokens of media that the model is left with, and of the prompt.
             deadline: seconds from `submitted`, which is by `time.monotonic`.
@@ -58,13 +62,13 @@ class Answer:
         self.cached = 0
         self.reason: Reason | None = None
         self.seconds = Timings()
-        self._tokenizer, self._ends, self._prompt = tokenizer, frozenset(ends), len(prompt)
+        self._ends, self._prompt = frozenset(ends), len(prompt)
         self._writer = Writer(tokenizer, ends, (*sampling.stop, *defaults.stop))
         self._submitted = submitted
         self._deadline = None if deadline is None else submitted + deadline
         self._begun: float | None = None
         self._pieces = 0
-        self._logprobs: list[TokenLogprob] = []
+        self._spelling, self._listing = spelling, None if spelling is None else Listing()
         self._interruption: Exception | None = None
 
     def begin(self) -> None:
@@ -86,15 +90,18 @@ class Answer:
 
     def weigh(self, logits: Tensor, token: int) -> None:
         """Remember how likely a token was by the (V,) logits it is drawn from, where that was asked for."""
-        if not self.sampling.logprobs:
+        if self._spelling is None or self._listing is None or token in self._ends:
             return
         logprobs = logits.float().log_softmax(dim=-1)
         best = logprobs.topk(min(self.sampling.top_logprobs, len(logprobs)))
         told = torch.cat([logprobs[token][None], best.values]).tolist()
-        top = zip(best.indices.tolist(), told[1:], strict=True)
-        self._logprobs.append(
-            TokenLogprob(token, self._text(token), told[0], tuple(TokenLogprob(i, self._text(i), p) for i, p in top))
-        )
+        ids = [token, *best.indices.tolist()]
+        spelled = self._spelling.spelled(ids, self._writer.context)
+        found = [
+            TokenLogprob(each, readable(own), own, value) for each, own, value in zip(ids, spelled, told, strict=True)
+        ]
+        own = spelled[0] if self._spelling.is_written(token) else b""
+        self._listing.add(replace(found[0], utf8=own, top=tuple(found[1:])))
 
     def take(self, token: int, looks: list[Look] | None = None) -> bool:
         """Take the next token and tell the reader; return whether the answer is over.
@@ -113,7 +120,7 @@ class Answer:
             self.seconds.prefill = now - (self._begun or now)
         self.tokens.append(token)
         self.sampler.told(token)
-        text = self._writer.write(token)
+        text = self._read(self._writer.write(token))
         if token in self._ends or self._writer.is_stopped:
             self.reason = "stop"
         elif len(self.tokens) >= self.most:
@@ -121,11 +128,10 @@ class Answer:
         else:
             self.reason = self.overdue()
         if self.reason is not None:
-            text += self._writer.close()
+            text += self._read(self._writer.close())
             if self._writer.is_stopped:
                 self.reason = "stop"
-        logprobs, self._logprobs = self._logprobs, []
-        self._tell(text, [token], logprobs if self.sampling.logprobs else None, None if looks is None else [looks])
+        self._tell(text, [token], None if looks is None else [looks])
         if self.reason is not None:
             self._end()
         return self.reason is not None
@@ -133,9 +139,9 @@ class Answer:
     def end(self, reason: Reason) -> None:
         """End it between two tokens."""
         self.reason = reason
-        text = self._writer.close()
+        text = self._read(self._writer.close())
         if text:
-            self._tell(text, [], None, None)
+            self._tell(text, [], None)
         self._end()
 
     def fail(self, error: BaseException) -> None:
@@ -143,9 +149,15 @@ class Answer:
         self.reason = "cancelled"
         self.handle.put(error)
 
-    def _tell(
-        self, text: str, ids: list[int], logprobs: list[TokenLogprob] | None, attention: list[list[Look]] | None
-    ) -> None:
+    def _read(self, text: str) -> str:
+        """What the writer gave out, once it is known which tokens it read."""
+        if self._listing is not None:
+            self._listing.decoded(self._writer.decoded)
+        return text
+
+    def _tell(self, text: str, ids: list[int], attention: list[list[Look]] | None) -> None:
+        listing = self._listing
+        logprobs = None if listing is None else listing.told(text, is_over=self.reason is not None)
         self.handle.put(Delta(text, ids, logprobs, attention, self._pieces))
         self._pieces += 1
 
@@ -154,6 +166,3 @@ class Answer:
         self.seconds.total = time.monotonic() - self._submitted
         usage = Usage(self._prompt, self.cached, len(self.tokens), *self.image_tokens)
         self.handle.put(Finished(self.reason, usage, self.computed_by, self.seconds))
-
-    def _text(self, token: int) -> str:
-        return str(self._tokenizer.decode([token]))

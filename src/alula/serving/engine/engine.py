@@ -171,6 +171,7 @@ class Engine:
             sampling,
             resident.defaults,
             resident.tokenizer,
+            spelling=resident.spelling if sampling.logprobs else None,
             ends=resident.ends,
             most=most,
             image_tokens=(sum(each.kept for each in media), sum(each.tokens for each in media)),

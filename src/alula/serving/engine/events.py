@@ -13,13 +13,16 @@ class TokenLogprob:
     """A token and how likely it was.
 
     Attributes:
-        token_id, text: the token.
+        token_id: the token.
+        text: it, for people; bytes that are no characters as ``\\xe4``.
+        utf8: its bytes in the text of the answer; all of them together are that text.
         logprob: natural logarithm of its probability.
         top: the likeliest in its place, most likely first.
     """
 
     token_id: int
     text: str
+    utf8: bytes
     logprob: float
     top: tuple[TokenLogprob, ...] = ()
 
@@ -52,8 +55,9 @@ class Delta:
     Attributes:
         text: that is final; of some pieces empty (half a character, what may become a stop text).
         token_ids: that came since the last piece.
-        logprobs: of each of these; None where not asked for.
-        attention: of each of these its looks, one per medium; None where not asked for.
+        logprobs: of the tokens that `text` is made of, the whole list ending where the answer's text does: what
+            ends an answer, and what a stop text cuts off, is not in it; None where not asked for.
+        attention: of each of `token_ids` its looks, one per medium; None where not asked for.
         index: number of the piece, from 0.
     """
 

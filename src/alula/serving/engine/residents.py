@@ -32,6 +32,7 @@ from alula.seam import Owner, install, joining
 from alula.serving.engine.errors import UnknownModel
 from alula.serving.engine.gaze import Gaze, ask
 from alula.serving.engine.sampling import Defaults
+from alula.serving.engine.spelling import Spelling
 from alula.serving.engine.trial import check_settings, why_alone
 
 Kind = Literal["text", "host", "peft", "alula"]
@@ -101,6 +102,11 @@ class Resident:
     def tokenizer(self) -> Any:
         """Of its processor."""
         return getattr(self.processor, "tokenizer", self.processor)
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """The bytes of its tokens."""
+        return Spelling(self.tokenizer)
 
     @cached_property
     def anatomy(self) -> Anatomy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-_HALF = "\ufffd"  # what a decoder writes for bytes that are no character yet
+from alula.serving.engine.spelling import HALF
 
 
 class Writer:
@@ -15,6 +15,10 @@ class Writer:
         tokenizer: whose tokens they are.
         ends: ids that end an answer and are no part of its text.
         stop: texts that end it and are no part of it.
+
+    Attributes:
+        decoded: what the last call read, before stop texts: of all tokens since it read something, together.
+        is_stopped: a stop text was found.
     """
 
     def __init__(self, tokenizer: Any, ends: Collection[int], stop: Sequence[str]) -> None:
@@ -22,36 +26,46 @@ class Writer:
         self._ids: list[int] = []
         self._start = self._read = 0  # decoding begins at one, and is known up to the other
         self._held = ""  # final, but it may become a stop text
+        self.decoded = ""
         self.is_stopped = False
+
+    @property
+    def context(self) -> list[int]:
+        """The last tokens, by which decoders go."""
+        return self._ids[self._start :]
 
     def write(self, token: int) -> str:
         """Take a token; return what became final."""
         if token in self._ends:
+            self.decoded = ""
             return ""
         self._ids.append(token)
-        return self._checked(self._decoded())
+        self.decoded = self._decoded()
+        return self._checked(self.decoded)
 
     def close(self) -> str:
         """Return what is left."""
+        self.decoded = ""
         if self.is_stopped:
             return ""
         known, whole = self._texts()
-        left = self._checked(whole[len(known) :])
+        self.decoded = whole[len(known) :]
+        left = self._checked(self.decoded)
         left, self._held = left + ("" if self.is_stopped else self._held), ""
         return left
 
     def _texts(self) -> tuple[str, str]:
         told = [self._ids[self._start : self._read], self._ids[self._start :]]
         known, whole = (self._tokenizer.decode(ids, skip_special_tokens=True) for ids in told)
-        return known, whole
+        return str(known), str(whole)
 
     def _decoded(self) -> str:
         # a few tokens before: some tokenizers write a token otherwise at the start than behind another
         known, whole = self._texts()
-        if whole.endswith(_HALF) or len(whole) <= len(known):
+        if whole.endswith(HALF) or len(whole) <= len(known):
             return ""
         self._start, self._read = self._read, len(self._ids)
-        return str(whole[len(known) :])
+        return whole[len(known) :]
 
     def _checked(self, text: str) -> str:
         """What of the text held so far and this is before a stop text and cannot become one."""

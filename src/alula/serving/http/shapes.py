@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import secrets
 import time
@@ -159,19 +160,28 @@ class Frame:
             content = [{**_token(each), "top_logprobs": [_token(other) for other in each.top]} for each in found]
             return {"content": content, "refusal": None}
         offsets = []
+        characters = codecs.getincrementaldecoder("utf-8")("replace")
         for each in found:
+            if each.utf8 and each.utf8[0] & 0xC0 != 0x80:  # a character begins, whatever the one before lacks
+                behind += len(characters.decode(b"", final=True))
             offsets.append(behind)
-            behind += len(each.text)
+            behind += len(characters.decode(each.utf8))
         return {
-            "tokens": [each.text for each in found],
+            "tokens": [_named(each) for each in found],
             "token_logprobs": [each.logprob for each in found],
-            "top_logprobs": [{other.text: other.logprob for other in each.top} for each in found],
+            "top_logprobs": [{_named(other): other.logprob for other in each.top} for each in found],
             "text_offset": offsets,
         }
 
 
 def _token(found: TokenLogprob) -> dict[str, Any]:
-    return {"token": found.text, "logprob": found.logprob, "bytes": list(found.text.encode())}
+    return {"token": found.text, "logprob": found.logprob, "bytes": list(found.utf8)}
+
+
+def _named(found: TokenLogprob) -> str:
+    """A token where nothing beside it tells its bytes: halves of characters as OpenAI has them there."""
+    is_text = not found.utf8 or found.text.encode() == found.utf8
+    return found.text if is_text else f"bytes:{found.text}"
 
 
 def attention_of(tokens: Sequence[Sequence[Look]]) -> list[list[dict[str, Any]]]:
