@@ -92,6 +92,7 @@ def serve(
     prefix_tokens: Annotated[
         int, typer.Option(min=0, help="Tokens kept of earlier requests, for turns that go on from them.")
     ] = 32_768,
+    prefix_memory: Annotated[int, typer.Option(min=0, help="Megabytes that these take at most.")] = 2_048,
     media: Annotated[int, typer.Option(min=0, help="Pictures, sounds and films of a request.")] = 16,
     pixels: Annotated[int, typer.Option(min=1, help="Pixels of a picture.")] = 25_000_000,
     body: Annotated[int, typer.Option(min=1, help="Megabytes of a request.")] = 64,
@@ -147,6 +148,7 @@ def serve(
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
         prefix_tokens=prefix_tokens,
+        prefix_bytes=prefix_memory * MEGABYTE,
         images_per_request=media,
         pixels_per_image=pixels,
         deadline=deadline,

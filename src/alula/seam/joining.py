@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -101,6 +102,12 @@ def forked(cache: Cache, length: int) -> Cache:
 def is_forkable(cache: Cache) -> bool:
     """Whether a cache can be cropped: layers with a window forget what is behind it."""
     return all(type(layer) in _JOINED and not getattr(layer, "is_sliding", False) for layer in _layers(cache))
+
+
+def sample_bytes(cache: Cache, length: int) -> int:
+    """Bytes that the last `length` tokens of one sample take in memory of their own, as `chosen` gives them."""
+    each = [tensor for layer in _layers(cache) if layer.is_initialized for tensor in (layer.keys, layer.values)]
+    return sum(math.prod(tensor.shape[1:-2]) * tensor.shape[-1] * tensor.element_size() * length for tensor in each)
 
 
 def uncropped(cache: Cache) -> dict[int, Any]:

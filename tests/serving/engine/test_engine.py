@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 import time
@@ -29,6 +30,8 @@ from alula.serving.engine import (
     UnknownModel,
     batch,
 )
+from alula.serving.engine.prefill import Prefill
+from alula.serving.engine.prompts import prepare
 from alula.serving.engine.sampling import Defaults, Sampler, draw
 from tests.serving.engine.conftest import BLUE, RED, alone, asked, loaded, rendered, tokens_of, told
 
@@ -511,6 +514,93 @@ def test_memory_is_flat(parts: Path) -> None:
     # what the engine's thread has in hand differs by some hundredths; caches that stayed would be half as much again
     assert max(counts[1:]) < 1.15 * counts[1]
     assert 0 < held(200)[1] <= 200
+
+
+def test_pictures_are_let_go_behind_the_prompt(parts: Path) -> None:
+    """While the answer is still written, nothing holds the picture or its pixels."""
+    with Engine() as engine:
+        engine.load("host", parts / "host")
+        resident = engine._residents.entered("host")
+        seen: list[weakref.ref[Any]] = []
+
+        def look(module: Any, args: Any, kwargs: Any) -> None:
+            if "pixel_values" in kwargs:
+                seen.append(weakref.ref(kwargs["pixel_values"]))
+
+        resident.model.register_forward_pre_hook(look, with_kwargs=True)
+        picture = RED.copy()
+        handle = engine.submit(Request("host", asked("what do you see?", picture), sampling=Sampling(max_tokens=450)))
+        seen.append(weakref.ref(picture))
+        del picture
+        events = iter(handle)
+        next(events)
+        next(events)  # the second token is of a step: the prompt's forward is over
+        gc.collect()
+        assert len(seen) == 2
+        assert [each() is None for each in seen] == [True, True]
+        handle.cancel()
+        *_, end = events
+        assert isinstance(end, Finished)
+        assert end.reason == "cancelled"
+        engine._residents.left(resident)
+
+
+def test_what_waits_is_not_on_the_device(parts: Path) -> None:
+    """Tensors of a meta device cannot be read: what can be told of a prompt there was read on the host."""
+    with Engine() as engine:
+        engine.load("qwen-vl", parts / "qwen-vl", device="meta")
+        request = Request("qwen-vl", QUESTIONS[2], sampling=Sampling(max_tokens=2))
+        with Engine() as other:
+            other.load("qwen-vl", parts / "qwen-vl")
+            assert engine.preview(request) == other.preview(request)
+        resident = engine._residents.entered("qwen-vl")
+        prepared = prepare(resident, request, engine.limits)
+        assert {each.device.type for each in prepared.inputs.values() if isinstance(each, torch.Tensor)} == {"cpu"}
+        given: list[str] = []
+        resident.model.register_forward_pre_hook(
+            lambda _, __, kwargs: given.extend(kwargs[name].device.type for name in ("input_ids", "pixel_values")),
+            with_kwargs=True,
+        )
+        with contextlib.suppress(Exception):  # whatever a model without weights does
+            Prefill(resident, prepared, engine.limits.prefill_tokens).step()
+        assert given == ["meta", "meta"]
+        engine._residents.left(resident)
+
+
+def test_kept_prefixes_are_bounded_by_bytes(parts: Path) -> None:
+    """The bytes are those of the caches' tensors, what grafts keep included; what was not asked for longest goes."""
+
+    def ask(engine: Engine, request: Request) -> int:
+        """How many tokens of it were found."""
+        _, end = tokens_of(engine.submit(request))
+        while engine.running:  # what it left is kept before it counts as done
+            time.sleep(0.001)
+        kept = [layer for each in engine._scheduler._prefixes._kept for layer in each.cache.layers]
+        tensors = [tensor for layer in kept for tensor in (layer.keys, layer.values)]
+        held = {each.data_ptr(): each.untyped_storage().nbytes() for each in tensors if each.numel()}
+        assert engine.kept_bytes == sum(held.values())
+        return end.usage.cached_tokens
+
+    def of_ids(first: int) -> Request:
+        return Request("llm", prompt=[first] * 20, sampling=Sampling(max_tokens=5))
+
+    with Engine() as engine:
+        engine.load("llm", parts / "llm")
+        ask(engine, of_ids(5))
+        one = engine.kept_bytes
+        engine.load("host+mks2", parts / "mks2")
+        ask(engine, Request("host+mks2", QUESTIONS[0], sampling=Sampling(max_tokens=5)))
+        assert engine.kept_bytes > 2 * one  # longer, and with more kept of each token
+    with Engine(Limits(prefix_bytes=2 * one)) as engine:
+        engine.load("llm", parts / "llm")
+        assert [ask(engine, of_ids(each)) for each in (5, 6, 5)] == [0, 0, 19]
+        assert engine.kept_bytes == 2 * one
+        assert [ask(engine, of_ids(each)) for each in (7, 5, 7, 6)] == [0, 19, 19, 0]  # 6 went for 7, and not 5
+        assert engine.kept_bytes == 2 * one
+    with Engine(Limits(prefix_bytes=one - 1)) as engine:
+        engine.load("llm", parts / "llm")
+        assert [ask(engine, of_ids(5)) for _ in range(2)] == [0, 0]
+        assert engine.kept_bytes == 0
 
 
 def test_models_that_are_unloaded_are_let_go(parts: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from alula.anatomy import unwrap
 from alula.errors import UsageError
+from alula.inputs import placed
 from alula.policies import Budget
 from alula.seam import find, generation_extras
 from alula.serving.engine.answer import Answer
@@ -57,15 +58,16 @@ def run(resident: Resident, request: Request, prepared: Prepared, answer: Answer
     """
     model = resident.steered if request.is_steered else resident.model
     picking = _Picking(answer)
+    inputs = placed(prepared.inputs, next(model.parameters()))
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         if any("dynamic" in kind for kind in resident.anatomy.rope_types):  # its angles stay those of a longer prompt
-            unwrap(model)(input_ids=prepared.inputs["input_ids"][:, :1], use_cache=False)
-        stack.enter_context(_told(model, request, prepared, resident, picking))
+            unwrap(model)(input_ids=inputs["input_ids"][:, :1], use_cache=False)
+        stack.enter_context(_told(model, request, replace(prepared, inputs=inputs), resident, picking))
         seam = find(model)
         if seam is not None and prepared.roles is not None:
             stack.enter_context(seam.given_roles(torch.tensor([prepared.roles])))
-        given = stack.enter_context(generation_extras(model, dict(prepared.inputs)))
+        given = stack.enter_context(generation_extras(model, inputs))
         brought = given.pop("logits_processor", ())
         model.generate(
             **given,

@@ -100,6 +100,11 @@ class Engine:
         """How many requests are computed now."""
         return self._scheduler.running
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of finished requests' caches that are kept for turns that go on from them."""
+        return self._scheduler.kept_bytes
+
     def preview(self, request: Request) -> Preview:
         """What a request will take, without computing it.
 

@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from alula.anatomy import unwrap
+from alula.inputs import placed
 from alula.media import MEDIA
 from alula.seam import find, needs_roles
 from alula.seam.dialect import cache_keyword, logits_of
 from alula.seam.joining import empty_cache, forget_position_shift, position_shift
-from alula.serving.engine.prompts import Prepared
+from alula.serving.engine.prompts import TOKEN_INPUTS, Prepared
 from alula.serving.engine.residents import Resident
 from alula.tokens import Role
 
-_OF_TOKENS = ("input_ids", "mm_token_type_ids")
-_WHOLE = ("attention_mask", "token_type_ids")
+_IN_PIECES = ("input_ids", "mm_token_type_ids")
 
 
 class Prefill:
@@ -66,7 +66,7 @@ class Prefill:
     def step(self) -> Tensor | None:
         """Compute the next piece; return (V,) the logits behind the last token, once that is reached."""
         start, stop = self.done, self._stop()
-        given = {name: self._inputs[name][:, start:stop] for name in _OF_TOKENS if name in self._inputs}
+        given = {name: self._inputs[name][:, start:stop] for name in _IN_PIECES if name in self._inputs}
         if stop - start == self._length:
             given |= self._inputs
         else:
@@ -92,7 +92,7 @@ def fits(prepared: Prepared, others: Sequence[Prepared], piece: int) -> bool:
 
 def together(resident: Resident, prompts: Sequence[Prepared]) -> tuple[Tensor, Any]:
     """(B, V) the logits behind several prompts computed at once, and the cache of them, padded on the left."""
-    length, device = max(len(each.ids) for each in prompts), resident.device
+    length = max(len(each.ids) for each in prompts)
 
     def padded(name: str, value: int) -> Tensor:
         rows = [each.inputs.get(name, each.inputs["input_ids"].new_zeros(1, len(each.ids))) for each in prompts]
@@ -102,8 +102,8 @@ def together(resident: Resident, prompts: Sequence[Prepared]) -> tuple[Tensor, A
     mask = (torch.arange(length) >= length - lengths[:, None]).to(torch.int64)
     given: dict[str, Any] = {
         "input_ids": padded("input_ids", next(iter(resident.ends), 0)),
-        "attention_mask": mask.to(device),
-        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
     }
     if any("mm_token_type_ids" in each.inputs for each in prompts):
         given["mm_token_type_ids"] = padded("mm_token_type_ids", 0)
@@ -119,8 +119,9 @@ def together(resident: Resident, prompts: Sequence[Prepared]) -> tuple[Tensor, A
 
 
 def _forward(resident: Resident, given: dict[str, Any], cache: Any, roles: Tensor | None) -> Tensor:
-    """(B, 1 or more, V) the logits of a forward that fills a cache."""
+    """(B, 1 or more, V) the logits of a forward that fills a cache. What it is given goes to the device here."""
     host = unwrap(resident.model)
+    given = placed(given, next(host.parameters()))
     if "logits_to_keep" in inspect.signature(type(host).forward).parameters:
         given["logits_to_keep"] = 1
     seam = find(host)
@@ -151,7 +152,7 @@ class _Media:
     def __init__(self, prepared: Prepared) -> None:
         self._items, self._length = prepared.items, len(prepared.ids)
         self.given: Mapping[str, Any] = {
-            name: value for name, value in prepared.inputs.items() if name not in _OF_TOKENS + _WHOLE
+            name: value for name, value in prepared.inputs.items() if name not in TOKEN_INPUTS
         }
         count = len(prepared.kinds)
         known = {keyword for medium in MEDIA.values() for keyword in medium.inputs} | {"image_sizes"}
@@ -198,4 +199,4 @@ class _Media:
         if not self._is_apart:
             return dict(self.given)
         index = torch.from_numpy(items)
-        return {name: value[index.to(value.device)] for name, value in self.given.items()}
+        return {name: value[index] for name, value in self.given.items()}

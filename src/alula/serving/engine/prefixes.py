@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alula.seam.joining import forked, is_forkable
+from alula.seam.joining import forked
 from alula.serving.engine.residents import Resident
 
 _LEAST = 8
@@ -17,6 +17,7 @@ _LEAST = 8
 class _Kept:
     resident: Resident
     keys: list[Any]
+    size: int
     cache: Any
 
 
@@ -25,11 +26,12 @@ class Prefixes:
     for last.
 
     Args:
-        room: tokens that are kept.
+        tokens: that are kept at most, over all.
+        memory: bytes that these take at most.
     """
 
-    def __init__(self, room: int) -> None:
-        self._room = room
+    def __init__(self, tokens: int, memory: int) -> None:
+        self._most_tokens, self._most_bytes = tokens, memory
         self._kept: list[_Kept] = []  # what was asked for last is last
 
     @property
@@ -37,22 +39,29 @@ class Prefixes:
         """How many are kept."""
         return sum(len(each.keys) for each in self._kept)
 
-    def takes(self, length: int) -> bool:
-        """Whether a cache of so many tokens would be kept."""
-        return _LEAST <= length <= self._room
+    @property
+    def bytes(self) -> int:
+        """What their caches take."""
+        return sum(each.size for each in self._kept)
 
-    def keep(self, resident: Resident, keys: list[Any], cache: Any) -> None:
-        """Keep a cache, whose tokens have these keys, in the place of those that it goes on from."""
-        if not self.takes(len(keys)) or not is_forkable(cache):
+    def keep(self, resident: Resident, keys: list[Any], size: int, made: Callable[[], Any]) -> None:
+        """Keep a cache, whose tokens have these keys, in the place of those that it goes on from. What it takes the
+        place of goes before it is made, so that there is never more than may be.
+
+        Args:
+            size: bytes that it takes.
+            made: gives it.
+        """
+        if not (_LEAST <= len(keys) <= self._most_tokens and size <= self._most_bytes):
             return
         self._kept = [
             each
             for each in self._kept
             if each.resident is not resident or len(each.keys) > len(keys) or each.keys != keys[: len(each.keys)]
         ]
-        self._kept.append(_Kept(resident, keys, cache))
-        while self.tokens > self._room:
+        while self.tokens + len(keys) > self._most_tokens or self.bytes + size > self._most_bytes:
             del self._kept[0]
+        self._kept.append(_Kept(resident, keys, size, made()))
 
     def found(self, resident: Resident, keys: Sequence[Any]) -> tuple[Any, int]:
         """A cache that begins as a prompt does, and of how many of its tokens; all but the last at most."""

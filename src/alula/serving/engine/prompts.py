@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
@@ -29,7 +29,8 @@ from alula.serving.engine.request import Limits, Request
 from alula.serving.engine.residents import Resident
 from alula.tokens import UNKNOWN, Modality
 
-_TEXT_KEYS = ("input_ids", "attention_mask")
+TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""inputs of a model that say of each token what it is"""
 _SLICE = 1 << 14
 """characters of a long text whose tokens are counted at once"""
 _LONGEST = 128
@@ -43,7 +44,7 @@ class Prepared:
     """A prompt, ready for its model.
 
     Attributes:
-        inputs: of the model, a batch of one.
+        inputs: of the model, a batch of one: in the host's memory, in the dtype of the model, until they are computed.
         ids: token ids.
         keys: what tells each token from others: its id, and for a token of a medium what the medium is.
         items: (S,) number of the medium that a token belongs to, -1 for text; `UNKNOWN` (-2) where it cannot be told.
@@ -59,6 +60,10 @@ class Prepared:
     messages: list[dict[str, Any]] | None
     kinds: list[str]
     roles: list[int] | None = None
+
+    def without_media(self) -> Prepared:
+        """The same without pixels and samples, which nobody needs once a cache holds what was made of them."""
+        return replace(self, inputs={name: value for name, value in self.inputs.items() if name in TOKEN_INPUTS})
 
 
 def prepare(resident: Resident, request: Request, limits: Limits) -> Prepared:
@@ -96,7 +101,8 @@ def prepare(resident: Resident, request: Request, limits: Limits) -> Prepared:
     elif (items != -1).any():
         raise RequestError("the prompt holds tokens that stand for media, and there are none", where="prompt")
     kinds = [kind for kind, _ in media]
-    return Prepared(placed(inputs, next(resident.model.parameters())), ids, keys, items, messages, kinds, roles)
+    here = torch.empty(0, dtype=next(resident.model.parameters()).dtype)  # there may be many that wait
+    return Prepared(placed(inputs, here), ids, keys, items, messages, kinds, roles)
 
 
 def _in_parts(message: Any) -> dict[str, Any]:
@@ -207,7 +213,7 @@ def _of_plain(resident: Resident, prompt: str | Sequence[int]) -> dict[str, Any]
         if not all(type(token) is int and 0 <= token < size for token in ids):
             raise RequestError(f"token ids are whole numbers below {size}", where="prompt")
     tokens = torch.tensor([ids])
-    return dict(zip(_TEXT_KEYS, (tokens, torch.ones_like(tokens)), strict=True))
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
 def _rendered(

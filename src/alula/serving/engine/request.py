@@ -157,6 +157,8 @@ class Limits:
         deadline: seconds that any request has; None: no bound.
         prefill_tokens: tokens of prompts that are computed between two steps of running answers.
         prefix_tokens: tokens of finished prompts and answers that are kept for further turns, over all models.
+        prefix_bytes: that these take at most, on the models' devices: a token is a hundred times as large in one model
+            as in another.
     """
 
     queue: int = 256
@@ -168,11 +170,12 @@ class Limits:
     deadline: float | None = None
     prefill_tokens: int = 512
     prefix_tokens: int = 32768
+    prefix_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
         for name in ("queue", "running", "prompt_tokens", "answer_tokens", "pixels_per_image", "prefill_tokens"):
             _within(name, getattr(self, name), 1, math.inf, whole=True)
-        for name in ("images_per_request", "prefix_tokens"):
+        for name in ("images_per_request", "prefix_tokens", "prefix_bytes"):
             _within(name, getattr(self, name), 0, math.inf, whole=True)
         _within("deadline", self.deadline, 0, math.inf, open_below=True)
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from alula.seam.joining import is_forkable, kind
+from alula.seam.joining import is_forkable, kind, sample_bytes
 from alula.serving.engine import alone
 from alula.serving.engine.batch import Batch, Row
 from alula.serving.engine.errors import EngineClosed, QueueFull, RequestError
@@ -53,7 +53,7 @@ class Scheduler:
         self._prefilling: deque[tuple[Job, Prefill]] = deque()
         self._batches: list[Batch] = []
         self._in_hand: list[Job] = []  # of which a fault would find no trace elsewhere
-        self._prefixes = Prefixes(limits.prefix_tokens)
+        self._prefixes = Prefixes(limits.prefix_tokens, limits.prefix_bytes)
 
     @property
     def waiting(self) -> int:
@@ -64,6 +64,11 @@ class Scheduler:
     def running(self) -> int:
         """How many jobs are computed now."""
         return len(self._together) + len(self._alone)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept of finished ones for further turns."""
+        return self._prefixes.bytes
 
     @property
     def room(self) -> int:
@@ -248,6 +253,7 @@ class Scheduler:
             return False
         batch, over = Batch(group[0][0].computing), []
         for place, ((job, _), token) in enumerate(zip(group, tokens, strict=True)):
+            job.prepared = job.prepared.without_media()
             row = Row(job, job.answer, len(job.prepared.ids), 0, token)
             batch.rows.append(row)
             if self._is_over(job, logits[place], token, _own(read, place, row.length)):
@@ -273,6 +279,7 @@ class Scheduler:
         except Exception as error:
             self._fail(job, error)
             return
+        job.prepared = job.prepared.without_media()
         if self._is_over(job, logits, token, _own(read, 0, prefill.done)):
             self._release(batch, batch.rows)
         else:
@@ -369,13 +376,11 @@ class Scheduler:
     def _keep(self, batch: Batch, row: Row) -> None:
         """Keep what was computed for a row, for turns that go on from there."""
         prepared = row.job.prepared
-        if not (self._prefixes.takes(row.length) and goes_in_pieces(batch.resident, prepared)):
+        if not (goes_in_pieces(batch.resident, prepared) and is_forkable(batch.cache)):
             return
-        if not is_forkable(batch.cache):
-            return
-        keys = [*prepared.keys, *row.answer.tokens][: row.length]
+        keys, size = [*prepared.keys, *row.answer.tokens][: row.length], sample_bytes(batch.cache, row.length)
         try:
-            self._prefixes.keep(batch.resident, keys, batch.cache_of(row))
+            self._prefixes.keep(batch.resident, keys, size, lambda: batch.cache_of(row))
         except Exception as error:  # the answer is there, and the others are on their way
             _log.warning("nothing is kept of an answer of %s: %s", batch.resident.served.name, error)
 

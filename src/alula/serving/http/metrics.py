@@ -26,6 +26,7 @@ class _Now(Collector):
         return [
             GaugeMetricFamily("alula_requests_queued", "Requests that wait.", value=self._waiting()),
             GaugeMetricFamily("alula_requests_running", "Requests that are computed.", value=self._engine.running),
+            GaugeMetricFamily("alula_kept_bytes", "Bytes kept of earlier requests.", value=self._engine.kept_bytes),
             GaugeMetricFamily("alula_models", "Models that are loaded.", value=len(self._engine.models())),
         ]
 
