@@ -115,6 +115,25 @@ def test_llava_counts_tokens_as_vllm_wants_it(models: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_pictures_of_another_size_than_the_towers_are_told(models: Path, tmp_path: Path) -> None:
+    what = "pictures of its tower's size (vision_config.image_size), which its LLaVA holds them to"
+    out = make_plain(models / "host", tmp_path / "out", part="all", dtype=None)
+    countable(out)
+    side = json.loads((out / "config.json").read_text())["vision_config"]["image_size"]
+    said = stock.loaded(str(out))
+    assert said["pixels"] == [(side, side)]
+    assert asked("vllm", out, said)[what].met
+    file = out / "processor_config.json"
+    settings = json.loads(file.read_text())
+    settings["image_processor"]["size"] = settings["image_processor"]["crop_size"] = {"height": side, "width": 2 * side}
+    file.write_text(json.dumps(settings))
+    found = asked("vllm", out)
+    assert found[what].met is None
+    assert found[what].found == f"its LLaVA wants {side} x {side} pixels, and the processor makes {side} x {2 * side}"
+    (of_class,) = (each for name, each in found.items() if name.startswith("a model class of vLLM's own"))
+    assert found[what].found in of_class.found
+
+
 def test_what_vllm_has_no_class_for_goes_by_its_backend(models: Path) -> None:
     whole = asked("vllm", models / "dino")
     (found,) = (each for what, each in whole.items() if "Transformers backend" in what and "class" in what)
@@ -172,6 +191,10 @@ def test_llama_cpp_takes_words_and_says_why_not_pictures(models: Path, tmp_path:
     assert whole.met is False
     assert "Pixtral's tower alone, and this is dinov2" in whole.found
     assert "--part text" in whole.remedy
+    older = asked("llama.cpp", models / "host")["a tower and connector that --mmproj takes"]
+    assert older.met is None  # not told: nobody tried
+    assert "Pixtral's tower alone; siglip_vision_model" in older.found
+    assert "legacy-models/convert_image_encoder_to_gguf.py, which was not tried" in older.found
     out = make_plain(models / "lora", tmp_path / "out", part="text", dtype=None)
     told = {what: each.met for what, each in asked("llama.cpp", out).items()}
     assert told.pop("a pre-tokenizer that it knows") is None

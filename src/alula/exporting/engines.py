@@ -213,7 +213,7 @@ def _for_vllm(path: Path, said: Mapping[str, Any]) -> Iterator[Requirement]:
     known = registries.VLLM_IMAGES if said["sees"] else registries.VLLM_TEXT
     against = [] if name in known else [f"{name} is not in its list"]
     if name == "LlavaForConditionalGeneration":
-        against += _against_llava(config)
+        against += [*_against_llava(config), *_against_pixels(config, said)]
     counts = not said["sees"] or said.get("counted") == said.get("image_tokens")
     if said["sees"] and not counts:
         told = said.get("counting") or f"{said.get('counted')} counted, {said.get('image_tokens')} made"
@@ -239,6 +239,13 @@ def _for_vllm(path: Path, said: Mapping[str, Any]) -> Iterator[Requirement]:
             "" if counts else "only for --model-impl transformers",
         )
     if config.get("model_type") == "llava":
+        sizes = _against_pixels(config, said)
+        yield Requirement(
+            "pictures of its tower's size (vision_config.image_size), which its LLaVA holds them to",
+            not sizes or None,
+            sizes[0] if sizes else "the processor makes them so",
+            "only for --model-impl transformers; or save the processor with that size" if sizes else "",
+        )
         odd = [each for each in names_in(path) if not each.startswith(_PUBLISHED)]
         yield Requirement(
             "weights under published names",
@@ -270,6 +277,16 @@ def _against_llava(config: Mapping[str, Any]) -> list[str]:
     if decoder not in registries.VLLM_TEXT:
         found.append(f"decoder: {decoder} is not in its list")
     return found
+
+
+def _against_pixels(config: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
+    """Of towers whose positions are learned; Pixtral's takes any size."""
+    vision = config.get("vision_config") or {}
+    side = vision.get("image_size")
+    odd = [tuple(each) for each in said.get("pixels", ()) if tuple(each) != (side, side)]
+    if vision.get("model_type") == "pixtral" or not odd:
+        return []
+    return [f"its LLaVA wants {side} x {side} pixels, and the processor makes {odd[0][0]} x {odd[0][1]}"]
 
 
 def _for_llama_cpp(path: Path, said: Mapping[str, Any]) -> Iterator[Requirement]:
@@ -343,6 +360,14 @@ def _projector(config: Mapping[str, Any], name: str) -> Requirement:
     tower = (config.get("vision_config") or {}).get("model_type")
     if name not in registries.LLAMA_CPP_IMAGES:
         return Requirement(what, False, name, "--part text: words without pictures")
+    if name == "LlavaForConditionalGeneration" and tower in registries.LLAMA_CPP_OLDER_TOWERS:
+        return Requirement(
+            what,
+            None,
+            f"of LLaVA, --mmproj takes Pixtral's tower alone; {tower} and its connector are for an older script, "
+            f"{registries.LLAMA_CPP_OLDER}, which was not tried",
+            "try that script; where it does not take them, --part text: words without pictures",
+        )
     if name == "LlavaForConditionalGeneration" and tower not in registries.LLAMA_CPP_LLAVA_TOWERS:
         return Requirement(
             what,

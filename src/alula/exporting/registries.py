@@ -80,6 +80,9 @@ LLAMA_CPP_IMAGES = LLAMA_CPP_WHOLE | {
 }
 """of which ``--mmproj`` writes the tower and the projector; of LLaVA only with a Pixtral tower"""
 LLAMA_CPP_LLAVA_TOWERS = frozenset({"pixtral"})
+LLAMA_CPP_OLDER = "tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py"
+LLAMA_CPP_OLDER_TOWERS = frozenset({"clip_vision_model", "siglip_vision_model"})
+"""of LLaVA, that this older script has options for (read 2026-11-29); whether what it writes is right is not known"""
 LLAMA_CPP_ROPES = frozenset({"default", "linear", "yarn", "su", "longrope", "dynamic", "llama3"})
 LLAMA_CPP_SENTENCEPIECE = frozenset({"GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"})
 """decoders whose vocabulary it reads from tokenizer.model alone"""

@@ -12,7 +12,7 @@ import warnings
 from importlib.abc import MetaPathFinder
 from typing import Any
 
-_SIDE = 64
+_SIDE, _WIDE = 64, 96
 
 
 class _Refusing(MetaPathFinder):
@@ -87,6 +87,10 @@ def _processed(directory: str, config: Any) -> dict[str, Any]:
     if wanted is None:
         wanted = getattr(config, "image_token_index", None)
     found["image_tokens"] = int((inputs["input_ids"] == wanted).sum())
+    wide = np.full((_SIDE, _WIDE, 3), 127, np.uint8)
+    pixels = [processor.image_processor(images=[each], return_tensors="pt")["pixel_values"] for each in (picture, wide)]
+    if all(each.ndim == 4 for each in pixels):  # of one image each, not patches of it
+        found["pixels"] = sorted({(each.shape[2], each.shape[3]) for each in pixels})
     try:
         counted: Any = processor._get_num_multimodal_tokens(image_sizes=[[_SIDE, _SIDE]])
         found["counted"] = int(counted["num_image_tokens"][0])
