@@ -11,6 +11,7 @@ from alula.bounds import MAX_ITEMS
 from alula.cli.app import run as run_command_line
 from alula.cli.command import command_line
 
+Output = Annotated[Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")]
 Seeds = Annotated[str, typer.Option(help="Training seeds, comma separated; each repeats all trainings.")]
 Arms = Annotated[str, typer.Option(help="Comma separated names of arms, or all. More may join in a later call.")]
 Workers = Annotated[
@@ -53,9 +54,7 @@ def commands() -> typer.Typer:
 
 
 def attention_shift(
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/attention-shift"),
+    output: Output = Path("runs/attention-shift"),
     seeds: Seeds = "0",
     texts: Annotated[str, typer.Option(help="Shares of text among the training samples.")] = "0,0.1,0.25,0.5",
     rates: Annotated[str, typer.Option(help="Learning rates.")] = "1e-3,3e-3,1e-2",
@@ -71,10 +70,9 @@ def attention_shift(
     Trains a population by full fine-tuning (text shares x learning rates x seeds), measures each model's attention
     shift and text accuracy at four checkpoints, and correlates the two. Ends with a table, a verdict and a report.
     """
-    from studies.attention_shift import ShiftPlan, figures, report, table, verdict
-    from studies.attention_shift import attention_shift as run
+    import studies.attention_shift as study
 
-    plan = ShiftPlan(
+    plan = study.ShiftPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         texts=_numbers(texts, "--texts", float),
@@ -84,14 +82,12 @@ def attention_shift(
         steps=steps,
         reuse=reuse,
     )
-    record = run(plan, command=command_line(), workers=workers)
-    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+    record = study.attention_shift(plan, command=command_line(), workers=workers)
+    _show(output, record, study, as_json=as_json)
 
 
 def wings(
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/wings"),
+    output: Output = Path("runs/wings"),
     seeds: Seeds = "0,1,2",
     arms: Arms = "all",
     items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions per task.")] = 400,
@@ -106,8 +102,7 @@ def wings(
     replay, and Wings with its learners, router, gate, rank and decoder varied one at a time. All answer the same
     questions. Ends with a table, an answer per question, a report, and the tables in Markdown (tables.md).
     """
-    from alula.files import write_text
-    from studies.arms import figures, markdown, report, run, table, verdict
+    import studies.arms as study
     from studies.wings import WINGS, WingsPlan
 
     plan = WingsPlan(
@@ -118,16 +113,12 @@ def wings(
         steps=steps,
         reuse=reuse,
     )
-    outcome = run(plan, command=command_line(), workers=workers)
-    write_text(output / "tables.md", markdown(WINGS, outcome))
-    pages = (report(WINGS, outcome), figures(WINGS, outcome), table(WINGS, outcome))
-    _show(output, outcome, *pages, verdict(WINGS, outcome), as_json=as_json)
+    outcome = study.run(plan, command=command_line(), workers=workers)
+    _show(output, outcome, study, as_json=as_json, of=(WINGS,))
 
 
 def frontier(
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/frontier"),
+    output: Output = Path("runs/frontier"),
     seeds: Seeds = "0,1,2",
     arms: Arms = "all",
     items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions per task.")] = 400,
@@ -145,11 +136,10 @@ def frontier(
     rates on the same pictures. Ends with a table, an answer per question, which arm meets the aim, a report, and the
     tables in Markdown (tables.md).
     """
-    from alula.files import write_text
-    from studies.frontier import FrontierPlan, report
-    from studies.frontier import frontier as run
+    import studies.frontier as study
+    from studies.frontier import report
 
-    plan = FrontierPlan(
+    plan = study.FrontierPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         arms=_arms(arms),
@@ -158,10 +148,8 @@ def frontier(
         steps=steps,
         reuse=reuse,
     )
-    outcome = run(plan, command=command_line(), workers=workers)
-    write_text(output / "tables.md", report.markdown(outcome))
-    pages = (report.report(outcome), report.figures(outcome), report.table(outcome))
-    _show(output, outcome, *pages, report.verdict(outcome), as_json=as_json)
+    outcome = study.frontier(plan, command=command_line(), workers=workers)
+    _show(output, outcome, report, as_json=as_json)
 
 
 def early_warning(
@@ -184,18 +172,15 @@ def early_warning(
     signal (probes, text itself, the learning rate alone) by how early and how surely it tells the trainings that end
     below the budget from the others. Ends with a table, a verdict and a report.
     """
-    from studies.early_warning import WarningPlan, figures, report, table, verdict
-    from studies.early_warning import early_warning as run
+    import studies.early_warning as study
 
-    plan = WarningPlan.over(output, population, seeds=_numbers(seeds, "--seeds", int), reuse=reuse, budget=budget)
-    record = run(plan, command=command_line(), workers=workers)
-    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+    plan = study.WarningPlan.over(output, population, seeds=_numbers(seeds, "--seeds", int), reuse=reuse, budget=budget)
+    record = study.early_warning(plan, command=command_line(), workers=workers)
+    _show(output, record, study, as_json=as_json)
 
 
 def alignment(
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/alignment"),
+    output: Output = Path("runs/alignment"),
     seeds: Seeds = "0,1,2",
     configurations: Annotated[
         str, typer.Option(help="Comma separated names of tower and connector configurations, or all.")
@@ -214,11 +199,10 @@ def alignment(
     overlap of weights on the way, and asks: do image tokens differ from text tokens, do both use the same weights, does
     alignment rise inside blocks, does the IMA score go with skill, does it go against hallucination (POPE, CHAIR).
     """
-    from studies.alignment import CONFIGURATIONS, AlignmentPlan, figures, report, table, verdict
-    from studies.alignment import alignment as run
+    import studies.alignment as study
 
-    every = tuple(configuration.name for configuration in CONFIGURATIONS)
-    plan = AlignmentPlan(
+    every = tuple(configuration.name for configuration in study.CONFIGURATIONS)
+    plan = study.AlignmentPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         configurations=every if configurations == "all" else tuple(configurations.split(",")),
@@ -226,14 +210,12 @@ def alignment(
         items=items,
         steps=steps,
     )
-    record = run(plan, command=command_line(), workers=workers)
-    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+    record = study.alignment(plan, command=command_line(), workers=workers)
+    _show(output, record, study, as_json=as_json)
 
 
 def policies(
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/policies"),
+    output: Output = Path("runs/policies"),
     seeds: Seeds = "0,1,2",
     parts: Annotated[
         str,
@@ -258,29 +240,24 @@ def policies(
     down-sampling, grid and chance, withdrawal and skipping by layer, conversations, text alone. Ends with a table, a
     verdict per published claim, a report, and the tables in Markdown (tables.md).
     """
-    from alula.files import write_text
-    from studies.policies import PARTS, PoliciesPlan, figures, markdown, report, table, verdict
-    from studies.policies import policies as run
+    import studies.policies as study
 
-    plan = PoliciesPlan(
+    plan = study.PoliciesPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
-        parts=_arms(parts) or PARTS,
+        parts=_arms(parts) or study.PARTS,
         ways=_arms(criteria),
         items=items,
         pairs=pairs,
         steps=steps,
         reuse=reuse,
     )
-    record = run(plan, command=command_line(), workers=workers)
-    write_text(output / "tables.md", markdown(record))
-    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+    record = study.policies(plan, command=command_line(), workers=workers)
+    _show(output, record, study, as_json=as_json)
 
 
 def highlight(
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/highlight"),
+    output: Output = Path("runs/highlight"),
     seeds: Seeds = "0",
     arms: Arms = "all",
     items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions of every kind.")] = 100,
@@ -295,11 +272,9 @@ def highlight(
     Highlighter at every strength and guidance and under its rivals, and looks at what it costs in truth, hallucination
     and fluency. Ends with a table, a verdict, a report, and the tables in Markdown (tables.md).
     """
-    from alula.files import write_text
-    from studies.highlight import HighlightPlan, figures, markdown, report, table, verdict
-    from studies.highlight import highlight as run
+    import studies.highlight as study
 
-    plan = HighlightPlan(
+    plan = study.HighlightPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         arms=_arms(arms),
@@ -307,15 +282,12 @@ def highlight(
         steps=steps,
         reuse=reuse,
     )
-    record = run(plan, command=command_line(), workers=workers)
-    write_text(output / "tables.md", markdown(record))
-    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+    record = study.highlight(plan, command=command_line(), workers=workers)
+    _show(output, record, study, as_json=as_json)
 
 
 def browse(
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/browse"),
+    output: Output = Path("runs/browse"),
     seeds: Seeds = "0,1,2",
     queries: Annotated[
         int,
@@ -342,11 +314,9 @@ def browse(
     prompt's condition, none, and another question's. Ends with a table, a verdict, a report, and the tables in Markdown
     (tables.md).
     """
-    from alula.files import write_text
-    from studies.browse import BrowsePlan, figures, markdown, report, table, verdict
-    from studies.browse import browse as run
+    import studies.browse as study
 
-    plan = BrowsePlan(
+    plan = study.BrowsePlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         queries=queries,
@@ -356,15 +326,12 @@ def browse(
         steps=steps,
         reuse=reuse,
     )
-    record = run(plan, command=command_line(), workers=workers)
-    write_text(output / "tables.md", markdown(record))
-    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+    record = study.browse(plan, command=command_line(), workers=workers)
+    _show(output, record, study, as_json=as_json)
 
 
 def tokens(
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/tokens"),
+    output: Output = Path("runs/tokens"),
     seeds: Seeds = "0,1,2",
     arms: Arms = "all",
     training: Annotated[int, typer.Option(min=2, help="Optimizer steps of every arm, both stages together.")] = 280,
@@ -381,17 +348,15 @@ def tokens(
     show what was asked, by the fledgling's own tower and ears. Ends with a table, a verdict, a report, and the tables
     in Markdown (tables.md).
     """
+    import studies.tokens as study
     from alula.errors import UsageError
-    from alula.files import write_text
-    from studies.tokens import TokensPlan, figures, markdown, report, table, verdict
-    from studies.tokens import tokens as run
     from studies.tokens.plan import ARMS
 
     chosen = tuple(ARMS) if arms == "all" else tuple(each.strip() for each in arms.split(","))
     unknown = next((each for each in chosen if each not in ARMS), None)
     if unknown is not None:
         raise UsageError(f"no arm {unknown!r}", where="--arms", remedy=f"take some of {', '.join(ARMS)}")
-    plan = TokensPlan(
+    plan = study.TokensPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         steps=steps,
@@ -399,15 +364,12 @@ def tokens(
         training=training,
         items=items,
     )
-    record = run(plan, command=command_line(), workers=workers)
-    write_text(output / "tables.md", markdown(record))
-    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+    record = study.tokens(plan, command=command_line(), workers=workers)
+    _show(output, record, study, as_json=as_json)
 
 
 def subnetwork(
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/subnetwork"),
+    output: Output = Path("runs/subnetwork"),
     seeds: Seeds = "0,1,2",
     parts: Annotated[
         str, typer.Option(help="Comma separated: masks, healing, kinds; or all. More may join in a later call.")
@@ -430,14 +392,12 @@ def subnetwork(
     healing forgets (healing); and models that take films and sounds, too, by masks of four kinds (kinds). Ends with a
     table, a verdict per question, a report, and the tables in Markdown (tables.md).
     """
-    from alula.files import write_text
-    from studies.subnetwork import PARTS, SubnetworkPlan, figures, markdown, report, table, verdict
-    from studies.subnetwork import subnetwork as run
+    import studies.subnetwork as study
 
-    plan = SubnetworkPlan(
+    plan = study.SubnetworkPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
-        parts=_arms(parts) or PARTS,
+        parts=_arms(parts) or study.PARTS,
         sparsities=_numbers(sparsities, "--sparsities", float),
         healed=healed,
         samples=samples,
@@ -445,15 +405,12 @@ def subnetwork(
         steps=steps,
         reuse=reuse,
     )
-    record = run(plan, command=command_line(), workers=workers)
-    write_text(output / "tables.md", markdown(record))
-    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+    record = study.subnetwork(plan, command=command_line(), workers=workers)
+    _show(output, record, study, as_json=as_json)
 
 
 def demonstrations(
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/demonstrations"),
+    output: Output = Path("runs/demonstrations"),
     seeds: Seeds = "0,1,2",
     items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Held-out episodes that are asked.")] = 32,
     taught: Annotated[int, typer.Option(min=1, help="Steps in which a host learns to read demonstrations.")] = 40,
@@ -469,11 +426,9 @@ def demonstrations(
     host, and asks held-out episodes behind 0 to 64 shots: in full, pruned, in words alone, and as fused tokens. Ends
     with a table, a verdict, a report, and the tables in Markdown (tables.md).
     """
-    from alula.files import write_text
-    from studies.demonstrations import DemonstrationsPlan, figures, markdown, report, table, verdict
-    from studies.demonstrations import demonstrations as run
+    import studies.demonstrations as study
 
-    plan = DemonstrationsPlan(
+    plan = study.DemonstrationsPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         items=items,
@@ -482,15 +437,12 @@ def demonstrations(
         steps=steps,
         reuse=reuse,
     )
-    record = run(plan, command=command_line(), workers=workers)
-    write_text(output / "tables.md", markdown(record))
-    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+    record = study.demonstrations(plan, command=command_line(), workers=workers)
+    _show(output, record, study, as_json=as_json)
 
 
 def universal(
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/universal-study"),
+    output: Output = Path("runs/universal-study"),
     seeds: Seeds = "0,1,2",
     images: Annotated[int, typer.Option(min=1, help="Optimizer steps on pictures alone.")] = 150,
     training: Annotated[int, typer.Option(min=3, help="Optimizer steps of every arm.")] = 120,
@@ -510,11 +462,9 @@ def universal(
     well held-out captions are told behind their own item and behind another's. Ends with a table, a verdict per claim,
     a report, and the tables in Markdown (tables.md).
     """
-    from alula.files import write_text
-    from studies.universal import UniversalPlan, figures, markdown, report, table, verdict
-    from studies.universal import universal as run
+    import studies.universal as study
 
-    plan = UniversalPlan(
+    plan = study.UniversalPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         images=images,
@@ -523,15 +473,12 @@ def universal(
         senses=senses,
         steps=steps,
     )
-    record = run(plan, command=command_line(), workers=workers)
-    write_text(output / "tables.md", markdown(record))
-    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+    record = study.universal(plan, command=command_line(), workers=workers)
+    _show(output, record, study, as_json=as_json)
 
 
 def truthfulness(
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/truthfulness"),
+    output: Output = Path("runs/truthfulness"),
     seeds: Seeds = "0,1,2",
     arms: Arms = "all",
     items: Annotated[int, typer.Option(min=2, max=MAX_ITEMS, help="Questions per task.")] = 120,
@@ -546,11 +493,9 @@ def truthfulness(
     with embeddings and head, on all kinds and by kind; weighs what every model holds true and right in the microworld,
     with what answer habits alone would score. Ends with a table, a verdict per claim, a report, and tables.md.
     """
-    from alula.files import write_text
-    from studies.truthfulness import TruthPlan, figures, markdown, report, table, verdict
-    from studies.truthfulness import truthfulness as run
+    import studies.truthfulness as study
 
-    plan = TruthPlan(
+    plan = study.TruthPlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         arms=_arms(arms),
@@ -558,15 +503,12 @@ def truthfulness(
         steps=steps,
         reuse=reuse,
     )
-    record = run(plan, command=command_line(), workers=workers)
-    write_text(output / "tables.md", markdown(record))
-    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+    record = study.truthfulness(plan, command=command_line(), workers=workers)
+    _show(output, record, study, as_json=as_json)
 
 
 def visual_knowledge(
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/visual-knowledge"),
+    output: Output = Path("runs/visual-knowledge"),
     seeds: Seeds = "0,1,2",
     arms: Arms = "all",
     items: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Questions of the old text skills.")] = 80,
@@ -581,11 +523,9 @@ def visual_knowledge(
     full tuning and Wings, and asks about them in words, before and after. Ends with a table, a verdict, a report, and
     the tables in Markdown (tables.md).
     """
-    from alula.files import write_text
-    from studies.visual_knowledge import KnowledgePlan, figures, markdown, report, table, verdict
-    from studies.visual_knowledge import visual_knowledge as run
+    import studies.visual_knowledge as study
 
-    plan = KnowledgePlan(
+    plan = study.KnowledgePlan(
         output=output,
         seeds=_numbers(seeds, "--seeds", int),
         arms=_arms(arms),
@@ -593,9 +533,8 @@ def visual_knowledge(
         steps=steps,
         reuse=reuse,
     )
-    record = run(plan, command=command_line(), workers=workers)
-    write_text(output / "tables.md", markdown(record))
-    _show(output, record, report(record), figures(record), table(record), verdict(record), as_json=as_json)
+    record = study.visual_knowledge(plan, command=command_line(), workers=workers)
+    _show(output, record, study, as_json=as_json)
 
 
 def real(
@@ -603,9 +542,7 @@ def real(
     benchmarks: Annotated[
         Path, typer.Option(help="Your copies: blimp.zip, coda_colours.jsonl, coda_objects.jsonl, gsm8k_test.jsonl.")
     ],
-    output: Annotated[
-        Path, typer.Option(help="Directory for everything it writes; a second call goes on there.")
-    ] = Path("runs/real"),
+    output: Output = Path("runs/real"),
     seeds: Seeds = "0",
     arms: Arms = "all",
     training: Annotated[int, typer.Option(min=2, help="Optimizer steps of every way.")] = 48,
@@ -628,15 +565,13 @@ def real(
     replay and MKS2 at equal data, steps and rates, and measures BLiMP, CoDa, GSM8K and chat formats, held-out pictures,
     divergence and what probes see. Ends with a table, a verdict, a report, and the tables in Markdown (tables.md).
     """
+    import studies.real as study
     from alula.errors import UsageError
-    from alula.files import write_text
     from studies.alignment.record import AlignmentRecord
-    from studies.real import RealPlan, figures, markdown, report, table, verdict
-    from studies.real import real as run
 
     if precision not in ("bf16", "fp32"):
         raise UsageError(f"--precision {precision!r} is neither bf16 nor fp32")
-    plan = RealPlan(
+    plan = study.RealPlan(
         output=output,
         real=weights,
         benchmarks=benchmarks,
@@ -649,9 +584,8 @@ def real(
         precision="bf16" if precision == "bf16" else "fp32",
     )
     other = None if beside is None else AlignmentRecord.load(beside)
-    record = run(plan, command=command_line(), workers=workers)
-    write_text(output / "tables.md", markdown(record, other))
-    _show(output, record, report(record, other), figures(record), table(record), verdict(record), as_json=as_json)
+    record = study.real(plan, command=command_line(), workers=workers)
+    _show(output, record, study, as_json=as_json, beside=(other,))
 
 
 def _arms(text: str) -> tuple[str, ...]:
@@ -671,19 +605,29 @@ def _numbers(text: str, option: str, kind: Any) -> tuple[Any, ...]:
 
 
 def _show(
-    output: Path, record: Any, document: Any, figures: Any, table: Any, said: list[str], *, as_json: bool
+    output: Path, record: Any, study: Any, *, as_json: bool, of: tuple[Any, ...] = (), beside: tuple[Any, ...] = ()
 ) -> None:
+    """Write a study's report, its figures and, where docs show them, its tables; tell table and verdict.
+
+    Args:
+        study: has ``report``, ``figures``, ``table``, ``verdict`` and perhaps ``markdown``.
+        of: what these are given before the record.
+        beside: what ``report`` and ``markdown`` are given behind it.
+    """
     from rich.console import Console
 
+    from alula.files import write_text
     from studies.pages import write_pages
 
-    page = write_pages(output, document, figures)
+    if hasattr(study, "markdown"):
+        write_text(output / "tables.md", study.markdown(*of, record, *beside))
+    page = write_pages(output, study.report(*of, record, *beside), study.figures(*of, record))
     if as_json:
         typer.echo(record.model_dump_json())
         return
     console = Console()
-    console.print(table)
-    for sentence in said:
+    console.print(study.table(*of, record))
+    for sentence in study.verdict(*of, record):
         console.print(sentence, highlight=False)
     typer.echo(f"report: {page}")
     typer.echo(f"record: {output / 'outcome.json'}")
