@@ -1,4 +1,4 @@
-"""Runs recipes as `torchrun` has them run, and dumps the gradients of every step, gathered whole. Used by `test_distributed`."""
+"""Runs recipes as `torchrun` has them run, and dumps every step's gradients, gathered whole. For `test_distributed`."""
 
 from __future__ import annotations
 

@@ -6,8 +6,6 @@ import copy
 import hashlib
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from alula.training.contrast import info_nce
 from alula.training.methods.mks2 import MKS2Spec
 from alula.training.metrics import read_rows
 from tests import zoo
+from tests.forked import Forked, ended
 from tests.grafts.common import wake
 from tests.training.conftest import MakeRecipe
 
@@ -230,7 +229,6 @@ def test_the_temperature_is_bounded_and_finds_its_way_back() -> None:
 
 ROWS = ((slice(0, 4), slice(0, 3), [0, 1, -1, 2]), (slice(4, 7), slice(3, 6), [0, 2, 1]))
 """of each process: its samples, its images, and which of these a sample describes"""
-WORKER = "import sys; from tests.training.test_mks2 import of_process; of_process(1, sys.argv[1])"
 
 
 def of_process(rank: int | None, store: str = "") -> list[Tensor]:
@@ -257,10 +255,9 @@ def of_process(rank: int | None, store: str = "") -> list[Tensor]:
 
 def test_two_processes_are_one_big_batch(tmp_path: Path) -> None:
     """Negatives of both, and gradients that add up to those of one process that has all pairs."""
-    root = Path(__file__).parents[2]
-    other = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path / "store")], cwd=root)
+    other = Forked(lambda: print(of_process(1, str(tmp_path / "store"))))
     ours = of_process(0, str(tmp_path / "store"))
-    assert other.wait(timeout=120) == 0
+    ended(other, seconds=120)
     expected = of_process(None)
     assert len(expected) == len(ours) == 8
     for one, two in zip(expected, ours, strict=True):
