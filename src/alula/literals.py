@@ -1,17 +1,19 @@
 """Words of a text that happen to be a model's own signs: ``<image>`` in a question about SVG is text, not an image.
 
 Processors look for their placeholders in the rendered prompt and tokenizers for their special tokens, wherever they
-come from. So what people wrote of them is hidden behind characters that stand for nothing, and a copy of the
-tokenizer, whose normalizer turns those back once special tokens have been found, reads it as the ordinary text that
-it is: in its place, with the tokens it would have if the vocabulary held no such sign.
+come from. So what people wrote of them is taken apart by a character that stands for nothing, and a copy of the
+tokenizer, whose normalizer takes that out once special tokens have been found, reads it as the ordinary text that it
+is: in its place, with the tokens it would have if the vocabulary held no such sign.
 """
 
 from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from tokenizers import normalizers
 from transformers import ProcessorMixin
@@ -19,70 +21,84 @@ from transformers import ProcessorMixin
 from alula.errors import HostError
 from alula.media import MEDIA
 
-_FIRST, _MOST = 0xFDD3, 29
-"""noncharacters, which no text holds: U+FDD3 to U+FDEF"""
+_BETWEEN = "\ufdd3"
+"""a noncharacter, which no text holds"""
+_READERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""by tokenizer, its copy: large vocabularies take a while to copy"""
 
 
 class Literals:
-    """The signs of a processor that texts may hold as words; none for a plain tokenizer.
+    """The signs of a processor that texts may hold as words.
 
     Args:
         processor: a processor or tokenizer; it stays as it is.
+        said_by: roles in whose words every special token of the tokenizer is such a sign; in all others' words those
+            of a processor are, and a plain tokenizer has none.
+
+    Attributes:
+        signs: of the processor.
     """
 
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
+    def __init__(self, processor: Any, *, said_by: Collection[str] = ()) -> None:
+        self._processor, self._said_by = processor, frozenset(said_by)
+        self._tokenizer = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
         self.signs: tuple[str, ...] = _signs(processor) if isinstance(processor, ProcessorMixin) else ()
-        # the longest first: one sign may be the beginning of another
-        self._found = re.compile("|".join(map(re.escape, self.signs)) or r"(?!)")
-        self._hidden = {sign: chr(_FIRST + number) for number, sign in enumerate(self.signs)}
+        special = _special(self._tokenizer) if said_by else set()
+        self._own, self._all = (
+            re.compile(_any_of(set(each)) or r"(?!)") for each in (self.signs, special.union(self.signs))
+        )
+
+    def _found(self, message: Any) -> re.Pattern[str]:
+        """Finds the signs that a message may not hold as such."""
+        return self._all if message.get("role") in self._said_by else self._own
 
     def hidden(self, messages: list[Any]) -> list[Any]:
         """The conversation as `reader` is to be given it, signs in its text parts hidden; itself where there are none.
 
         Raises:
-            HostError: the tokenizer cannot read them as text, two parts make a sign only together, or the text holds a
-                character that signs are hidden behind.
+            HostError: the tokenizer cannot read them as text, two parts make a sign only together, or a text holds
+                the character that signs are taken apart by.
         """
         texts = ["".join(part.get("text", "") for part in message["content"]) for message in messages]
-        signs = dict.fromkeys(sign for text in texts for sign in self._found.findall(text))
+        pairs = zip(messages, texts, strict=True)
+        signs = dict.fromkeys(sign for message, text in pairs for sign in self._found(message).findall(text))
         if not signs:
             return messages
-        taken = next((character for character in self._hidden.values() if any(character in text for text in texts)), "")
-        if taken:
-            raise HostError(f"the text holds U+{ord(taken):04X}, which is no character", remedy="leave it out")
+        if any(_BETWEEN in text for text in texts):
+            raise HostError(f"the text holds U+{ord(_BETWEEN):04X}, which is no character", remedy="leave it out")
         for sign in signs:
             self._refuse_unreadable(sign)
-        found = [{**message, "content": [*map(self._told, message["content"])]} for message in messages]
+        found = [
+            {**each, "content": [self._told(part, self._found(each)) for part in each["content"]]} for each in messages
+        ]
         for message in found:
-            across = self._found.search("".join(part.get("text", "") for part in message["content"]))
+            across = self._found(message).search("".join(part.get("text", "") for part in message["content"]))
             if across:
                 raise HostError(
                     f"two text parts make the special token {across[0]!r} together", remedy="join them to one text part"
                 )
         return found
 
-    def _told(self, part: dict[str, Any]) -> dict[str, Any]:
+    def _told(self, part: dict[str, Any], found: re.Pattern[str]) -> dict[str, Any]:
         if part["type"] != "text":
             return part
-        return {**part, "text": self._found.sub(lambda match: self._hidden[match[0]], part["text"])}
+        return {**part, "text": found.sub(lambda match: _BETWEEN.join(match[0]), part["text"])}
 
     @cached_property
     def reader(self) -> Any:
         """A copy of the processor that reads what is hidden as text."""
+        tokenizer = _reading(self._tokenizer)
+        if self._processor is self._tokenizer:
+            return tokenizer
         reader = copy.copy(self._processor)
-        reader.tokenizer = copy.deepcopy(self._processor.tokenizer)
-        backend = reader.tokenizer.backend_tokenizer
-        shown = [normalizers.Replace(character, sign) for sign, character in self._hidden.items()]
-        # first of all: the words are text, to be treated as the tokenizer treats any
-        backend.normalizer = normalizers.Sequence([*shown, *([backend.normalizer] if backend.normalizer else [])])
+        reader.tokenizer = tokenizer
         return reader
 
     def _refuse_unreadable(self, sign: str) -> None:
-        tokenizer = self._processor.tokenizer
+        tokenizer = self._tokenizer
         if getattr(tokenizer, "is_fast", False):
-            read = self.reader.tokenizer
-            ids = read(self._hidden[sign], add_special_tokens=False)["input_ids"]
+            read = _reading(tokenizer)
+            ids = read(_BETWEEN.join(sign), add_special_tokens=False)["input_ids"]
             if _bare(read.decode(ids)) == _bare(sign) and tokenizer.convert_tokens_to_ids(sign) not in ids:
                 return
         kind = next(
@@ -94,6 +110,36 @@ class Literals:
             remedy="word it otherwise; this tokenizer has no escape"
             + (f". If {kind} is meant, attach it" if kind else ""),
         )
+
+
+def _reading(tokenizer: Any) -> Any:
+    """A copy of a tokenizer that reads what is hidden as text."""
+    found = _READERS.get(tokenizer)
+    if found is None or len(found) != len(tokenizer):  # it may have got tokens meanwhile
+        found = copy.deepcopy(tokenizer)
+        backend = found.backend_tokenizer
+        shown = normalizers.Replace(_BETWEEN, "")
+        # first of all: the words are text, to be treated as the tokenizer treats any
+        backend.normalizer = normalizers.Sequence([shown, *([backend.normalizer] if backend.normalizer else [])])
+        _READERS[tokenizer] = found
+    return found
+
+
+def _any_of(words: set[str]) -> str:
+    """A pattern of any of some words, the longest first; a text of the beginnings of thousands is read through once."""
+    rests: dict[str, set[str]] = {}
+    for word in words - {""}:
+        rests.setdefault(word[0], set()).add(word[1:])
+    branches = [re.escape(first) + _any_of(rest) for first, rest in sorted(rests.items())]
+    if not branches:
+        return ""
+    return f"(?:{'|'.join(branches)}){'?' if '' in words else ''}"
+
+
+def _special(tokenizer: Any) -> set[str]:
+    """All special tokens that can be taken apart."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return {sign for sign in (*added, *tokenizer.all_special_tokens) if len(sign.strip()) > 1}
 
 
 def _media() -> list[str]:
@@ -109,7 +155,7 @@ def _signs(processor: Any) -> tuple[str, ...]:
     named = [getattr(holder, name, None) for holder in (processor, tokenizer) for name in names]
     named += [tokenizer.convert_ids_to_tokens(row) for row in rows if isinstance(row, int)]
     signs = {sign for sign in named if isinstance(sign, str) and sign.strip()} - own
-    return tuple(sorted(signs, key=lambda sign: (-len(sign), sign))[:_MOST])
+    return tuple(sorted(signs, key=lambda sign: (-len(sign), sign)))
 
 
 def _bare(text: str) -> str:

@@ -6,7 +6,7 @@ Shapes: P tokens up to the last shot's end, d width of the stream.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +58,7 @@ class FewShot(Intake):
         template: variables for the chat template beside the messages.
         live: for a conversation of today, see `TemplateSettings.keywords`.
         chat_template: rendered with instead of the processor's own.
+        said_by: see `Intake`.
     """
 
     def __init__(
@@ -68,8 +69,9 @@ class FewShot(Intake):
         *,
         live: bool = False,
         chat_template: str | None = None,
+        said_by: Collection[str] = (),
     ) -> None:
-        super().__init__(processor, template, live=live, chat_template=chat_template)
+        super().__init__(processor, template, live=live, chat_template=chat_template, said_by=said_by)
         self.shots = tuple(shots)
         self._openings: dict[str, _Opening] = {}
         digest = hashlib.sha256()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -62,6 +62,7 @@ class Intake:
         template: variables for the chat template beside the messages.
         live: for a conversation of today, see `TemplateSettings.keywords`.
         chat_template: rendered with instead of the processor's own.
+        said_by: roles whose words hold no special tokens: what is written like one is text.
         text_only: take no media and give no inputs but ids and mask, for a text model that is asked in the words of a
             host which shares its vocabulary.
 
@@ -76,6 +77,7 @@ class Intake:
         *,
         live: bool = False,
         chat_template: str | None = None,
+        said_by: Collection[str] = (),
         text_only: bool = False,
     ) -> None:
         self.processor: Any = processor
@@ -85,7 +87,8 @@ class Intake:
         self.keywords = (template or TemplateSettings()).keywords(processor, live=live)
         if chat_template is not None:
             self.keywords["chat_template"] = chat_template
-        self._literals = Literals(processor)
+        self._said_by = said_by
+        self._literals = Literals(processor, said_by=said_by)
 
     @classmethod
     def of(cls, processor: Any, template: TemplateSettings | None = None) -> Intake:
@@ -104,7 +107,7 @@ class Intake:
 
     def told(self, template: TemplateSettings) -> Intake:
         """An intake alike whose chat template is told ``template``."""
-        return Intake(self.processor, template, text_only=self.is_text_only)
+        return Intake(self.processor, template, said_by=self._said_by, text_only=self.is_text_only)
 
     @property
     def chat_template(self) -> Any:

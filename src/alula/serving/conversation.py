@@ -88,7 +88,7 @@ class Conversation:
         if getattr(processor, "chat_template", None) is None:
             default, stop = default_template(self.tokenizer)
             self._generation.eos_token_id = [*self._stops, self.tokenizer.get_vocab()[stop]]
-        self.intake = few_shot(processor, shots, template, live=True, chat_template=default)
+        self.intake = few_shot(processor, shots, template, live=True, chat_template=default, said_by=("user",))
         set_seed(decoding.seed)
 
     def attach_clip(self, kind: str, clip: np.ndarray) -> None:
@@ -232,7 +232,7 @@ class Conversation:
         return self._generation.eos_token_id or []
 
     def _refuse_unsayable(self, text: str) -> None:
-        self.intake.hidden([{"content": [{"type": "text", "text": text}]}])
+        self.intake.hidden([{"role": "user", "content": [{"type": "text", "text": text}]}])
         try:
             text.encode()
         except UnicodeEncodeError as error:

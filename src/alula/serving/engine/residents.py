@@ -37,6 +37,8 @@ from alula.serving.engine.trial import check_settings, why_alone
 
 Kind = Literal["text", "host", "peft", "alula"]
 _STEERED = "serving"
+_SAID_BY = ("user", "assistant")
+"""roles whose words hold no special tokens: what people write, and what a model wrote and they send back"""
 _WITH_SHOTS = "demonstrations stand before every conversation, whose fused tokens `generate` is given"
 
 
@@ -155,7 +157,8 @@ class Resident:
         return self._intake if template is None else self._made_intake(template)
 
     def _made_intake(self, template: TemplateSettings | None) -> Intake:
-        return few_shot(self.processor, self.shots, template, live=True, chat_template=self._own_template[0])
+        options = {"live": True, "chat_template": self._own_template[0], "said_by": _SAID_BY}
+        return few_shot(self.processor, self.shots, template, **options)
 
     @cached_property
     def steered(self) -> Any:
