@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import signal
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -213,12 +214,25 @@ def _check_extra() -> None:
 
 
 def _token(file: Path | None) -> str | None:
-    """The token of a file, or of the environment."""
+    """The token of a file, or of the environment.
+
+    Raises:
+        UsageError: other users of the machine may read the file.
+    """
+    from alula.errors import UsageError
     from alula.files import telling
 
     if file is None:
         return os.environ.get(TOKEN) or None
     with telling(file):
+        facts = file.stat()
+        # as ssh has it with keys; what another user owns (a mounted secret) is that user's to protect
+        if hasattr(os, "getuid") and facts.st_uid == os.getuid() and facts.st_mode & 0o077:
+            raise UsageError(
+                f"other users may use this file: its mode is {stat.S_IMODE(facts.st_mode):04o}",
+                where=f"--token-file {file}",
+                remedy=f"chmod 600 {file}",
+            )
         return file.read_text(encoding="utf-8", errors="replace").strip()
 
 

@@ -256,12 +256,20 @@ def test_numbers_for_prometheus_count_what_was_answered(client: TestClient) -> N
     names = {
         'alula_http_requests_total{route="/v1/chat/completions",status="200"}': 1.0,
         'alula_http_requests_total{route="other",status="404"}': 1.0,
+        'alula_http_requests_total{route="/v1/models/{name}",status="200"}': 2.0,
+        'alula_http_requests_total{route="/v1/models/{name}",status="404"}': 1.0,
+        'alula_http_requests_total{route="/alula/v1/uploads/{name}",status="404"}': 1.0,
+        'alula_http_requests_total{route="/alula/v1/runs/files/{path}",status="404"}': 1.0,
         'alula_tokens_total{kind="completion",model="base"}': 3.0,
         'alula_first_token_seconds_count{model="base"}': 1.0,
     }
     before = {name: value(name) for name in names}
     client.post(CHAT, json={**GREEDY, "max_tokens": 3})
     client.get("/made/up/by/a/client")
+    for name in ("base", "base+wings", "made/up"):
+        client.get(f"/v1/models/{name}")
+    client.delete("/alula/v1/uploads/up-1")
+    client.get("/alula/v1/runs/files/a/report.html")
     assert {name: value(name) - before[name] for name in names} == names
     assert client.get("/health").json()["status"] == "ok"
 

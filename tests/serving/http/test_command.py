@@ -118,6 +118,7 @@ def test_wrong_usage(models: list[str], options: dict[str, Any], said: str) -> N
 def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "token"
     file.write_text("a-token-of-the-tests\n")
+    file.chmod(0o600)
     monkeypatch.delenv(command.TOKEN, raising=False)
     assert command._token(None) is None
     assert command._token(file) == "a-token-of-the-tests"
@@ -126,6 +127,11 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatc
     file.write_text("short")
     with pytest.raises(UsageError, match="a token has"):
         run("a", token_file=file)
+    for mode in (0o644, 0o640):
+        file.chmod(mode)
+        with pytest.raises(UsageError, match=f"its mode is 0{mode:o}") as told:
+            run("a", token_file=file)
+        assert told.value.remedy == f"chmod 600 {file}"
 
 
 def test_a_demo_shows_the_real_model_where_it_was_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -16,9 +19,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from alula.serving.engine import Engine
-from alula.serving.http import Settings
-from alula.serving.http.uploads import Uploads
-from tests.serving.http.conftest import CHAT, b64, client_of, data, png, shown, wav
+from alula.serving.http import Settings, application
+from alula.serving.http.uploads import Upload, Uploads
+from tests.serving.http.conftest import CHAT, b64, client_of, data, png, running, shown, wav
 
 URL = "messages[0].content[0].image_url.url"
 
@@ -206,6 +209,21 @@ def test_uploads_that_are_none(client: TestClient, engine: Engine) -> None:
     assert client.post(path, content=b"", headers={"content-type": "multipart/form-data"}).status_code == 400
     narrow = client_of(engine, Settings(media_bytes=10_000))
     assert upload(narrow, png() + bytes(100_000)).status_code == 413
+
+
+def test_an_upload_goes_by_the_clock_though_nobody_asks(engine: Engine) -> None:
+    def kept() -> list[Upload]:
+        return [each for each in gc.get_objects() if isinstance(each, Upload)]
+
+    before = len(kept())
+    with running(application(engine, Settings(upload_seconds=0.2))) as url:
+        made = httpx.post(f"{url}/alula/v1/uploads", files={"file": ("a.png", png())})
+        assert made.status_code == 201
+        assert len(kept()) == before + 1
+        end = time.monotonic() + 30
+        while len(kept()) > before:
+            assert time.monotonic() < end
+            time.sleep(0.1)
 
 
 def test_uploads_go_by_their_age_and_number() -> None:

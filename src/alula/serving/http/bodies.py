@@ -52,7 +52,11 @@ async def read(receive: Receive, *, most: int, seconds: float, hold: Callable[[i
                     return b"".join(parts)
     except TimeoutError:
         raise Problem(
-            f"the request was not whole after {seconds:g} seconds", status=408, code="request_timeout"
+            f"the request was not whole after {seconds:g} seconds",
+            status=408,
+            code="request_timeout",
+            remedy="send smaller or fewer pictures, or ask over a faster line",
+            headers={"connection": "close"},
         ) from None
 
 

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
+from starlette.routing import compile_path
 
 from alula.serving.engine import Engine, Finished
 
@@ -36,13 +37,14 @@ class Metrics:
 
     Args:
         engine: whose.
-        routes: paths that are told apart.
+        routes: paths that are told apart, as routers write them (``/v1/models/{name}``).
         waiting: tells how many requests wait.
     """
 
     def __init__(self, engine: Engine, routes: Collection[str], waiting: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
-        self._routes = frozenset(routes)
+        compiled = [compile_path(path) for path in routes]
+        self._routes = [(pattern, shown) for pattern, shown, _ in compiled]
         self._answered = Counter(
             "alula_http_requests", "Requests by route and status.", ("route", "status"), registry=self.registry
         )
@@ -68,7 +70,8 @@ class Metrics:
 
     def answered(self, path: str, status: int) -> None:
         """A response went out, or its client went away (499)."""
-        self._answered.labels(path if path in self._routes else _OTHER, str(status)).inc()
+        route = next((shown for pattern, shown in self._routes if pattern.match(path)), _OTHER)
+        self._answered.labels(route, str(status)).inc()
 
     def finished(self, model: str, end: Finished) -> None:
         """An answer ended."""
