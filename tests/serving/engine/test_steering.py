@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import alula
 from alula.errors import AlulaError
@@ -129,6 +131,22 @@ def test_of_tokens_that_are_gone_nothing_is_said(engine: Engine, parts: Path) ->
     for look in (look for of_token in looks for look in of_token):
         assert sum(weight is not None for weight in look.weights) == 4
         assert look.share == pytest.approx(sum(weight for weight in look.weights if weight is not None))
+
+
+def test_settings_of_a_checkpoint_hold_once_whoever_computes(parts: Path, tmp_path: Path) -> None:
+    """By itself, together with others, and as `generate` has it."""
+    path = tmp_path / "host"
+    shutil.copytree(parts / "host", path)
+    config = GenerationConfig.from_pretrained(path)
+    plain = alone(parts / "host", ASKED)
+    config.repetition_penalty, config.suppress_tokens, config.stop_strings = 1.3, plain[:1], ["~"]
+    config.save_pretrained(path)
+    wanted = alone(path, ASKED, tokenizer=loaded(path).processor.tokenizer)
+    with Engine() as engine:
+        assert engine.load("host", path).batched
+        found = [told(engine, "host", ASKED), told(engine, "host", ASKED, policies={"all": KEEPS_ALL})]
+    assert found == [wanted, wanted]
+    assert wanted != plain
 
 
 def test_what_does_not_fit_is_said_to_its_reader(engine: Engine, parts: Path) -> None:

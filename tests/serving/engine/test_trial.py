@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import GenerationConfig
+import torch
+from transformers import GenerationConfig, MistralForCausalLM
 
 import alula
 from alula.errors import HostError
+from alula.seam.dialect import cache_keyword
 from alula.serving.engine import Engine, Limits, Request, Sampling
-from alula.serving.engine.trial import is_alike
+from alula.serving.engine.resident import Resident, Served
+from alula.serving.engine.trial import why_alone
 from tests import media_hosts, zoo
+from tests.hosts import tiny
 from tests.serving.engine.conftest import asked, llm, rendered, tokens_of, told
 from tests.test_sharing import LONGROPE
 
-IDS = list(range(1, 9))
+
+def why(model: Any) -> str | None:
+    """What the trial finds of a model in memory."""
+    said: dict[str, Any] = {"path": "", "base": None, "kind": "text", "adapter": None, "takes": frozenset()}
+    served = Served("m", **said, exact_gate=False, context=None, loading={}, created=0, batched=True)
+    return why_alone(Resident(served, model, tiny.tokenizer()))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma3", "llava-mistral", "qwen2_5_vl"])
 def test_most_are_alike(name: str) -> None:
-    assert is_alike(zoo.build(name), IDS)
+    assert why(zoo.build(name)) is None
 
 
 def test_positions_that_begin_at_one_are_found_out() -> None:
@@ -29,7 +39,69 @@ def test_positions_that_begin_at_one_are_found_out() -> None:
     text = media_hosts.text("gemma", head_dim=8, vocab_size=64, pad_token_id=0, eos_token_id=1)
     parts = {"vision_config": {**media_hosts.siglip(), "projection_dim": 32}, "text_config": text}
     host = media_hosts.build("paligemma", **parts, projection_dim=32, hidden_size=32, image_token_id=60, vocab_size=64)
-    assert not is_alike(host, IDS)
+    assert "computed at once" in (why(host) or "")
+
+
+class Marking(MistralForCausalLM):
+    """Has `changed` change what its forwards are given: how many tokens there are, and how many in the cache."""
+
+    changed: Any
+
+    def forward(
+        self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **further: Any
+    ) -> Any:
+        given, cache = {"attention_mask": attention_mask, "position_ids": position_ids}, further[cache_keyword()]
+        given = self.changed(given, cache, *input_ids.shape, cache.get_seq_length())
+        return super().forward(input_ids=input_ids, **given, **further)
+
+
+def sees_padding(given: dict[str, Any], cache: Any, samples: int, count: int, known: int) -> dict[str, Any]:
+    """Of prompts of several samples."""
+    return given | ({"attention_mask": None} if samples > 1 and count > 1 else {})
+
+
+def begins_anew(given: dict[str, Any], cache: Any, samples: int, count: int, known: int) -> dict[str, Any]:
+    """Positions count from 0 in each forward of more than a token."""
+    return given | ({"position_ids": torch.arange(count)[None]} if count > 1 and known else {})
+
+
+def by_the_longest(given: dict[str, Any], cache: Any, samples: int, count: int, known: int) -> dict[str, Any]:
+    """A new token's position is how long the cache is, padding included."""
+    return given | ({"position_ids": torch.full((samples, 1), known)} if count == 1 else {})
+
+
+def padded_in_the_window(given: dict[str, Any], cache: Any, samples: int, count: int, known: int) -> dict[str, Any]:
+    """Padding is barred as long as all is in the window."""
+    return given | ({"attention_mask": None} if samples > 1 and known > 16 else {})
+
+
+def counts_for_itself(given: dict[str, Any], cache: Any, samples: int, count: int, known: int) -> dict[str, Any]:
+    """Positions of a piece are counted on in an attribute of the cache, which no crop knows of."""
+    before = getattr(cache, "counted", 0)
+    cache.counted = before + count
+    return given | ({"position_ids": before + torch.arange(count)[None]} if count > 1 and samples == 1 else {})
+
+
+@pytest.mark.parametrize(
+    ("changed", "way"),
+    [
+        (lambda given, *_: given, None),
+        (sees_padding, "prompts of different lengths computed at once"),
+        (begins_anew, "a prompt computed in pieces"),
+        (by_the_longest, "answers continued as one batch"),
+        (padded_in_the_window, "answers continued as one batch"),
+        (counts_for_itself, "a prompt that goes on from what was kept of another"),
+    ],
+)
+def test_each_way_is_tried(changed: Any, way: str | None) -> None:
+    """By decoders whose `generate` is right, and who are wrong on one way alone."""
+    torch.manual_seed(0)
+    is_windowed = changed is padded_in_the_window
+    config = tiny.decoder("mistral").config
+    config.sliding_window, config.initializer_range = 16 if is_windowed else None, 0.3
+    model = Marking(config).eval()
+    model.changed = changed
+    assert why(model) == (way and f"{way} did not come to what `generate` comes to")
 
 
 ROTATIONS = {

@@ -14,7 +14,8 @@ from alula.serving.engine.events import (
 )
 from alula.serving.engine.handle import Handle
 from alula.serving.engine.request import Highlighted, Limits, Request, Sampling
-from alula.serving.engine.residents import Served, reads_demonstrations
+from alula.serving.engine.resident import Served
+from alula.serving.engine.residents import reads_demonstrations
 
 __all__ = [
     "Delta",

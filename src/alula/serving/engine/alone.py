@@ -23,7 +23,7 @@ from alula.serving.engine.gaze import Gaze, gazing
 from alula.serving.engine.looks import Looking
 from alula.serving.engine.prompts import Prepared
 from alula.serving.engine.request import Highlighted, Request
-from alula.serving.engine.residents import Resident
+from alula.serving.engine.resident import Resident
 from alula.serving.engine.sampling import draw
 from alula.steering import Prompt, highlight
 
@@ -71,7 +71,7 @@ def run(resident: Resident, request: Request, prepared: Prepared, answer: Answer
         brought = given.pop("logits_processor", ())
         model.generate(
             **given,
-            generation_config=_config(resident, answer),
+            **drawn_here(resident, answer.most + 1),  # the answer ends itself
             logits_processor=LogitsProcessorList([*brought, picking]),
             stopping_criteria=StoppingCriteriaList([_Ending(answer)]),
         )
@@ -79,17 +79,17 @@ def run(resident: Resident, request: Request, prepared: Prepared, answer: Answer
         answer.end("length")
 
 
-def _config(resident: Resident, answer: Answer) -> Any:
-    """What the checkpoint sets, but for what `Sampler` does."""
+def drawn_here(resident: Resident, most: int) -> dict[str, Any]:
+    """Arguments of `generate` that leave to others what `Sampler` does, and when an answer of up to `most` tokens ends;
+    the rest is the checkpoint's."""
     config = copy.deepcopy(resident.model.generation_config)
-    config.max_new_tokens, config.max_length = answer.most + 1, None  # the answer ends itself
-    config.do_sample, config.num_beams = False, 1
-    config.temperature = config.top_p = config.top_k = config.min_p = config.repetition_penalty = None
-    config.suppress_tokens = config.stop_strings = None
-    config.eos_token_id = None
+    config.max_new_tokens, config.max_length = most, None
+    config.temperature = config.top_p = config.top_k = config.min_p = None  # of sampling, which is not done
+    # neutral values of the others: the checkpoint's would stand in for None
+    config.do_sample, config.num_beams, config.repetition_penalty, config.suppress_tokens = False, 1, 1.0, []
     if config.pad_token_id is None:
         config.pad_token_id = next(iter(resident.ends), 0)
-    return config
+    return {"generation_config": config, "tokenizer": resident.tokenizer}  # which texts that end an answer are read by
 
 
 @contextmanager

@@ -17,9 +17,8 @@ from alula.anatomy import unwrap
 from alula.seam import find
 from alula.seam.dialect import cache_keyword, logits_of
 from alula.seam.joining import apart, chosen, joined, take_back, uncropped
-from alula.serving.engine.answer import Answer
-from alula.serving.engine.residents import Resident
-from alula.serving.engine.sampling import draw
+from alula.serving.engine.resident import Resident
+from alula.serving.engine.sampling import Sampler, draw
 
 _ROOM = 64  # steps that a mask has room for before it is made anew
 
@@ -30,14 +29,14 @@ class Row:
 
     Attributes:
         job: whose it is.
-        answer: takes its tokens.
+        sampler: draws its tokens.
         length: tokens of it in the cache.
         shift: how far its positions run from plain ones.
         token: its last one, which is in no cache yet.
     """
 
     job: Any
-    answer: Answer
+    sampler: Sampler
     length: int
     shift: int
     token: int
@@ -108,7 +107,7 @@ class Batch:
         assert self._positions is not None
         self._before = uncropped(self.cache)
         logits = self._forward(self._tokens, self._positions)
-        drawn, tokens = draw([row.answer.sampler for row in self.rows], logits)
+        drawn, tokens = draw([row.sampler for row in self.rows], logits)
         self._before = {}
         self._length += 1
         self._tokens, self._positions = drawn, self._positions + 1

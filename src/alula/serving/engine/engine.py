@@ -20,7 +20,8 @@ from alula.serving.engine.job import Job
 from alula.serving.engine.looks import Looking, previews
 from alula.serving.engine.prompts import prepare
 from alula.serving.engine.request import Limits, Request
-from alula.serving.engine.residents import Resident, Residents, Served
+from alula.serving.engine.resident import Resident, Served
+from alula.serving.engine.residents import Residents
 from alula.serving.engine.scheduler import Scheduler
 
 

@@ -9,7 +9,7 @@ from alula.serving.engine.handle import Handle
 from alula.serving.engine.looks import Looking
 from alula.serving.engine.prompts import Prepared
 from alula.serving.engine.request import Request
-from alula.serving.engine.residents import Resident
+from alula.serving.engine.resident import Resident
 
 
 @dataclass(eq=False)

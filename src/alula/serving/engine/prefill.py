@@ -22,7 +22,7 @@ from alula.seam import find, needs_roles
 from alula.seam.dialect import cache_keyword, logits_of
 from alula.seam.joining import empty_cache, forget_position_shift, position_shift
 from alula.serving.engine.prompts import TOKEN_INPUTS, Prepared
-from alula.serving.engine.residents import Resident
+from alula.serving.engine.resident import Resident
 from alula.tokens import Role
 
 _IN_PIECES = ("input_ids", "mm_token_type_ids")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alula.seam.joining import forked
-from alula.serving.engine.residents import Resident
+from alula.serving.engine.resident import Resident
 
 _LEAST = 8
 """tokens that are worth to be found again"""

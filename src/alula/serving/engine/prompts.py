@@ -26,7 +26,7 @@ from alula.media import MEDIA
 from alula.seam import needs_roles
 from alula.serving.engine.errors import RequestError
 from alula.serving.engine.request import Limits, Request
-from alula.serving.engine.residents import Resident
+from alula.serving.engine.resident import Resident
 from alula.tokens import UNKNOWN, Modality
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")

@@ -4,192 +4,30 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from alula.anatomy import Anatomy, unwrap
-from alula.chat_template import TemplateSettings
 from alula.demonstrations import Shot, shots_in
-from alula.demonstrations.few_shot import few_shot
 from alula.errors import HostError, UsageError
 from alula.files import recovered
 from alula.grafts import AimConfig, grafts_of
 from alula.grafts.storage import CONFIG_FILE, read_facts
 from alula.hosts import names
 from alula.hosts.context import context_length
-from alula.hosts.stops import stop_ids
-from alula.hosts.templates import default_template
 from alula.inputs import Intake
 from alula.loading import Loaded, base_of, load_model, put_adapter, sharing, written_by
 from alula.policies import policies_of
-from alula.seam import Owner, install, joining
 from alula.serving.engine.errors import UnknownModel
-from alula.serving.engine.gaze import Gaze, ask
-from alula.serving.engine.sampling import Defaults
-from alula.serving.engine.spelling import Spelling
+from alula.serving.engine.resident import Kind, Resident, Served
 from alula.serving.engine.trial import check_settings, why_alone
 
-Kind = Literal["text", "host", "peft", "alula"]
-_STEERED = "serving"
-_SAID_BY = ("user", "assistant")
-"""roles whose words hold no special tokens: what people write, and what a model wrote and they send back"""
 _WITH_SHOTS = "demonstrations stand before every conversation, whose fused tokens `generate` is given"
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model that requests can name.
-
-    Attributes:
-        name, path: of it.
-        base: name of the base whose weights it shares; None: it is one.
-        kind: "text": a text model, "host": one with media, "peft" or "alula": an adapter.
-        adapter: its type ("wings", "lora" ...); None: a base.
-        takes: names of the media it takes.
-        exact_gate: requests without media are computed by the base itself.
-        context: tokens of prompt and answer that it takes; None: no bound is known.
-        loading: by medium, arguments with which its files are to be decoded (`Intake.loading`).
-        created: seconds since 1970 when it was loaded.
-        batched: its requests are computed together.
-        why_alone: why they are not.
-        shots: demonstrations that stand before every conversation.
-    """
-
-    name: str
-    path: str
-    base: str | None
-    kind: Kind
-    adapter: str | None
-    takes: frozenset[str]
-    exact_gate: bool
-    context: int | None
-    loading: Mapping[str, Mapping[str, Any]]
-    created: int
-    batched: bool
-    why_alone: str | None = None
-    shots: int = 0
-
-
-@dataclass(eq=False)
-class Resident:
-    """A loaded model with what its requests need.
-
-    Attributes:
-        served: what it says of itself.
-        model: on its device, in eval mode.
-        processor: its processor or tokenizer.
-        base: the one whose weights it shares.
-        shots: demonstrations that stand before every conversation.
-        preparing: held while the processor is used: tokenizers are not made for two threads.
-        requests: how many are on their way.
-        gaze: reads the attention of all its forwards.
-    """
-
-    served: Served
-    model: Any
-    processor: Any
-    base: Resident | None = None
-    shots: Sequence[Shot] = ()
-    preparing: threading.RLock = field(default_factory=threading.RLock)
-    requests: int = 0
-    gaze: Gaze | None = None
-
-    @property
-    def tokenizer(self) -> Any:
-        """Of its processor."""
-        return getattr(self.processor, "tokenizer", self.processor)
-
-    @cached_property
-    def spelling(self) -> Spelling:
-        """The bytes of its tokens."""
-        return Spelling(self.tokenizer)
-
-    @cached_property
-    def anatomy(self) -> Anatomy:
-        return Anatomy.of(unwrap(self.model))
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where its inputs go."""
-        return torch.device(next(self.model.parameters()).device)
-
-    @cached_property
-    def defaults(self) -> Defaults:
-        """How the checkpoint has tokens drawn."""
-        return Defaults.of(getattr(self.model, "generation_config", None))
-
-    @cached_property
-    def _own_template(self) -> tuple[str | None, str | None]:
-        """A template for a model that came without one, and the token that ends its turns."""
-        if getattr(self.processor, "chat_template", None) is not None:
-            return None, None
-        return default_template(self.tokenizer)
-
-    @cached_property
-    def ends(self) -> frozenset[int]:
-        """Ids that end an answer."""
-        _, end = self._own_template
-        own = [] if end is None else [self.tokenizer.get_vocab()[end]]
-        return frozenset([*stop_ids(self.model, self.tokenizer), *own])
-
-    @cached_property
-    def reads_in_pieces(self) -> bool:
-        """Whether prompts may be computed piece by piece, and behind what others left."""
-        return joining.reads_in_pieces(self.model)
-
-    @cached_property
-    def position_sections(self) -> int | None:
-        """In how many numbers it goes by a position; None: in one."""
-        return joining.position_sections(self.model)
-
-    @cached_property
-    def _intake(self) -> Intake:
-        return self._made_intake(None)
-
-    def intake(self, template: TemplateSettings | None = None) -> Intake:
-        """The way from messages to its inputs."""
-        return self._intake if template is None else self._made_intake(template)
-
-    def _made_intake(self, template: TemplateSettings | None) -> Intake:
-        options = {"live": True, "chat_template": self._own_template[0], "said_by": _SAID_BY}
-        return few_shot(self.processor, self.shots, template, **options)
-
-    @cached_property
-    def steered(self) -> Any:
-        """A tree of its own over the same weights, for requests that something holds for alone: what is put on it for
-        one of these does not reach the others. The seam is always there, so that no cache is filled without it."""
-        model = sharing(self.model)
-        install(model, _STEERED, Owner())
-        return model
-
-    @cached_property
-    def _watched(self) -> Resident | None:
-        model, gaze = sharing(self.model), Gaze()
-        install(model, _STEERED, Owner())
-        try:
-            ask(model, gaze)
-        except HostError:
-            return None
-        return Resident(self.served, model, self.processor, self.base, self.shots, self.preparing, gaze=gaze)
-
-    @property
-    def watched(self) -> Resident | None:
-        """The same over a tree of its own whose attention is read: what asks where its tokens looked, and for nothing
-        else, is computed together there. None: it cannot be read."""
-        with self.preparing:  # one, whoever asks first
-            return self._watched
-
-    @property
-    def trees(self) -> list[Resident]:
-        """It, and what it is computed by in its place."""
-        watched = vars(self).get("_watched")
-        return [self] if watched is None else [self, watched]
 
 
 class Residents:
@@ -326,7 +164,6 @@ def _resident(name: str, path: str, loaded: Loaded, base: Resident | None, shots
     model, processor = loaded
     intake = Intake(processor)
     check_settings(model)
-    reason = _WITH_SHOTS if shots else why_alone(model, intake.tokenizer)
     kind, adapter = _kind(Path(path), base is not None, intake.takes)
     served = Served(
         name=name,
@@ -339,11 +176,13 @@ def _resident(name: str, path: str, loaded: Loaded, base: Resident | None, shots
         context=context_length(model),
         loading={name: intake.loading(name) for name in intake.takes},
         created=int(time.time()),
-        batched=reason is None,
-        why_alone=reason,
+        batched=True,
         shots=len(shots),
     )
-    return Resident(served, model, processor, base, shots)
+    made = Resident(served, model, processor, base, shots)
+    reason = _WITH_SHOTS if shots else why_alone(made)
+    made.served = replace(served, batched=reason is None, why_alone=reason)
+    return made
 
 
 def _kind(path: Path, is_adapter: bool, takes: Collection[str]) -> tuple[Kind, str | None]:

@@ -22,7 +22,7 @@ from alula.serving.engine.job import Job
 from alula.serving.engine.prefill import Prefill, fits, goes_in_pieces, start_of_rest, together
 from alula.serving.engine.prefixes import Prefixes
 from alula.serving.engine.request import Limits
-from alula.serving.engine.residents import Resident
+from alula.serving.engine.resident import Resident
 from alula.serving.engine.sampling import draw
 
 _log = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ class Scheduler:
         batch, over = Batch(group[0][0].computing), []
         for place, ((job, _), token) in enumerate(zip(group, tokens, strict=True)):
             job.prepared = job.prepared.without_media()
-            row = Row(job, job.answer, len(job.prepared.ids), 0, token)
+            row = Row(job, job.answer.sampler, len(job.prepared.ids), 0, token)
             batch.rows.append(row)
             if self._is_over(job, logits[place], token, _own(read, place, row.length)):
                 over.append(row)
@@ -275,7 +275,7 @@ class Scheduler:
             read = _read(job.computing)
             _, (token,) = draw([job.answer.sampler], logits[None])
             batch = Batch(job.computing)
-            batch.join([Row(job, job.answer, prefill.done, prefill.shift, token)], [prefill.cache])
+            batch.join([Row(job, job.answer.sampler, prefill.done, prefill.shift, token)], [prefill.cache])
         except Exception as error:
             self._fail(job, error)
             return
@@ -378,7 +378,7 @@ class Scheduler:
         prepared = row.job.prepared
         if not (goes_in_pieces(batch.resident, prepared) and is_forkable(batch.cache)):
             return
-        keys, size = [*prepared.keys, *row.answer.tokens][: row.length], sample_bytes(batch.cache, row.length)
+        keys, size = [*prepared.keys, *row.job.answer.tokens][: row.length], sample_bytes(batch.cache, row.length)
         try:
             self._prefixes.keep(batch.resident, keys, size, lambda: batch.cache_of(row))
         except Exception as error:  # the answer is there, and the others are on their way
