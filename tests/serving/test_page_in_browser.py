@@ -411,21 +411,42 @@ def test_a_lost_connection_keeps_what_came_and_what_was_written(browser: Any, si
         page.wait_for_selector(".problem:has-text('connection to the server was lost')")
         assert page.locator(".answer-text .t").count() >= 5
         assert "kept" in visit.text(".problem")
-        page.wait_for_selector("#connection:has-text('alula serve')")
-        page.click("#connection-again")
-        page.wait_for_selector("#connection:has-text('does not answer')")
+        assert "alula serve" in visit.text(".problem")
+        again = page.locator("button:visible", has_text="Try again")
+        assert again.count() == 1  # one box, one thing to do
+        again.click()
+        page.wait_for_selector(".problem:has-text('does not answer')")
+        assert again.count() == 1
         relay.mend()
-        page.click("#connection-again")
-        page.wait_for_selector("#connection", state="hidden")
-        assert page.input_value("#draft") == "my next question"
         visit.slide("length", 0)
-        page.click(".problem button:has-text('Try again')")
+        again.click()
         page.wait_for_selector(IDLE)
         page.wait_for_selector(".readout:has-text('16 tokens')")
+        assert again.count() == 0
+        assert page.input_value("#draft") == "my next question"
         assert visit.wrong == []
     finally:
         visit.context.close()
         relay.close()
+
+
+def test_a_page_that_learns_of_no_models_says_so_until_it_does(visit: Visit) -> None:
+    page = visit.page
+    page.route("**/v1/models", lambda route: route.abort())
+    page.reload()
+    page.wait_for_selector("#connection:has-text('does not answer')")
+    page.unroute("**/v1/models")
+    page.click("#connection-again")
+    page.wait_for_selector("#connection", state="hidden")
+    visit.choose("host")
+
+
+def test_shares_are_short(visit: Visit) -> None:
+    shares = [0, 7.4e-8, 4.2e-4, 0.0123, 0.213, 0.9999]
+    written = visit.page.evaluate(
+        "async (shares) => { const { percent } = await import('/js/numbers.js'); return shares.map(percent); }", shares
+    )
+    assert written == ["0 %", "< 0.001 %", "0.042 %", "1.23 %", "21.3 %", "100 %"]
 
 
 def test_a_long_answer_is_appended_to_and_can_be_stopped(visit: Visit) -> None:

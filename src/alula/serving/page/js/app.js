@@ -338,8 +338,7 @@ export class App {
       if (error.name === "AbortError" || signal.aborted) made.status = "stopped";
       else {
         made.status = "failed";
-        made.error = inWords(error);
-        if (made.error.kind === "lost") this.disconnected(error);
+        made.error = inWords(error); // it is said where the answer was to stand, a lost connection too
       }
     }
     made.elapsed = (performance.now() - started) / 1000;

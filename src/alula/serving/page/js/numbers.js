@@ -12,11 +12,12 @@ export function seconds(value) {
   return `${Math.floor(all / 60)} min ${all % 60} s`;
 }
 
-/** A share of 1 with about three digits: "21.3 %", "0.042 %". */
+/** A share of 1 with about three digits: "21.3 %", "0.042 %", and no more zeros than a column of them has room for. */
 export function percent(share) {
   const value = share * 100;
   if (value === 0) return "0 %";
   if (value >= 99.95) return "100 %";
+  if (value < 0.001) return "< 0.001 %";
   return `${value >= 10 ? value.toFixed(1) : value >= 0.1 ? value.toFixed(2) : value.toPrecision(2)} %`;
 }
 
