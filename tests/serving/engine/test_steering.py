@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 import alula
 from alula.errors import AlulaError
 from alula.policies import Budget, Withdraw
-from alula.serving.engine import Delta, Engine, Highlighted, Limits, Request, Sampling
+from alula.serving.engine import Delta, Engine, Highlighted, Limits, Request, RequestError, Sampling
 from alula.steering import Box, Prompt
 from tests.serving.engine.conftest import BLUE, RED, alone, asked, loaded, rendered, tokens_of, told
 
@@ -157,6 +157,17 @@ def test_what_does_not_fit_is_said_to_its_reader(engine: Engine, parts: Path) ->
     with pytest.raises(AlulaError, match="layer 7"):
         list(beyond)
     assert told(engine, "host", ASKED) == alone(parts / "host", ASKED)
+
+
+@pytest.mark.parametrize("options", [{"image_tokens": 4}, {"attention": True}])
+def test_what_is_asked_of_pictures_needs_one(engine: Engine, options: dict[str, Any]) -> None:
+    (field,) = options
+    for words in ({"messages": asked("two words")}, {"prompt": "two words"}):
+        for ask in (engine.submit, engine.preview):
+            with pytest.raises(RequestError, match="words alone") as refused:
+                ask(Request("host+wings", **words, **options))
+            assert refused.value.where == field
+            assert f"leave {field} out" in (refused.value.remedy or "")
 
 
 def test_a_preview_says_what_a_budget_leaves(engine: Engine, parts: Path) -> None:

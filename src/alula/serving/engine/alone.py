@@ -29,25 +29,25 @@ from alula.steering import Prompt, highlight
 
 
 def check(request: Request, prepared: Prepared) -> None:
-    """Refuse what is asked about tokens of pictures, where the model reads these as codes among its words (TEAL).
+    """Refuse what is asked about pictures where there are none, or where the model reads them as codes among its words
+    (TEAL).
 
     Raises:
         RequestError: that names the field.
     """
-    if not prepared.kinds or (prepared.items != -1).any():
-        return
-    asked = {
-        "image_tokens": request.image_tokens is not None,
-        "attention": request.attention,
-        "highlight": request.highlight is not None and bool(request.highlight.regions),
-    }
-    for name, is_asked in asked.items():
+    about = {"image_tokens": request.image_tokens is not None, "attention": request.attention}
+    if prepared.kinds:
+        if (prepared.items != -1).any():
+            return
+        about["highlight"] = request.highlight is not None and bool(request.highlight.regions)
+        why = "this model reads pictures as codes, words like others to it, and which are a picture's is not told"
+        instead = "ask the base"
+    else:
+        why = "it is about what a model sees or hears, and there are words alone"
+        instead = "give a picture"
+    for name, is_asked in about.items():
         if is_asked:
-            raise RequestError(
-                "this model reads pictures as codes, words like others to it, and which are a picture's is not told",
-                where=name,
-                remedy=f"leave {name} out, or ask the base",
-            )
+            raise RequestError(why, where=name, remedy=f"leave {name} out, or {instead}")
 
 
 def run(resident: Resident, request: Request, prepared: Prepared, answer: Answer) -> None:

@@ -115,6 +115,7 @@ class Engine:
         resident = self._residents.entered(request.model)
         try:
             prepared = prepare(resident, request, self.limits)
+            alone.check(request, prepared)
             return Preview(len(prepared.ids), previews(prepared, resident.anatomy, request.image_tokens))
         finally:
             self._residents.left(resident)

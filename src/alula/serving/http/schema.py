@@ -315,14 +315,6 @@ class Asked(Schema):
         return (self.seed + (choice if (self.n or 1) > 1 else 0)) % (MAX_SEED + 1)
 
 
-def _check_seen(messages: tuple[Message, ...], own: Own) -> None:
-    """Refuse what is asked of pictures where there is none."""
-    if all(isinstance(part, Text) for message in messages for part in message.content):
-        for name in ("image_tokens", "attention"):
-            if getattr(own, name):
-                raise _against(f"alula.{name}", "is about what a model sees or hears, and the messages are words alone")
-
-
 class ChatAsked(Asked):
     """The body of ``/v1/chat/completions``."""
 
@@ -340,7 +332,6 @@ class ChatAsked(Asked):
             raise _against("top_logprobs", "is taken with logprobs: true alone")
         if self.chat_template_kwargs is not None and self.own.template is not None:
             raise _against("chat_template_kwargs", "says the same as alula.template: give one of them")
-        _check_seen(self.messages, self.own)
         return self
 
     @property
@@ -389,7 +380,6 @@ class PreviewAsked(Schema):
         for name in ("attention", "compare", "deadline"):
             if getattr(own, name):
                 raise _against(f"alula.{name}", "is about an answer, and a preview has none")
-        _check_seen(self.messages, own)
         return self
 
 
