@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from alula.anatomy import Anatomy
+from alula.codes import CodesProcessor
 from alula.errors import UsageError
 from alula.inputs import Intake
 from alula.media import MEDIA
@@ -125,6 +126,12 @@ class Prompt:
 
     def _shares(self, sample: int, region: Any) -> Tensor:
         """(tokens,) what share of each of a sample's own tokens a region covers."""
+        if isinstance(self.intake.processor, CodesProcessor):
+            raise UsageError(
+                "this model reads images and sounds as codes, words like others to it, and which are a region's is not"
+                " known",
+                remedy="highlight words (spans=), or ask the host without its codes",
+            )
         match region:
             case Whole(medium=medium, index=index):
                 each = self._items(sample, medium)

@@ -17,7 +17,7 @@ from alula.hosts import load_host
 from alula.inputs import Intake
 from alula.seam import generation_extras
 from alula.serving.engine import Engine, Highlighted, Request, RequestError, Sampling
-from alula.steering import Box, Prompt
+from alula.steering import Box, Prompt, Whole
 from tests.grafts.common import wake
 from tests.serving.engine.conftest import BLUE, RED, alone, asked, tokens_of, told
 
@@ -114,6 +114,18 @@ def test_codes_are_no_tokens_of_a_picture(served: Engine, field: str, given: dic
     with pytest.raises(RequestError, match="as codes") as refused:
         served.submit(Request("host+teal", asked("what do you see?", RED), **given)).result()
     assert refused.value.where == field
+
+
+@pytest.mark.parametrize("region", [Box(0, 0, 10, 20), Whole("image")])
+def test_no_part_of_codes_is_highlighted(folder: Path, region: Any) -> None:
+    """Said by `alula.highlight` too, whose words are found all the same."""
+    model, processor = alula.load_model(folder / "teal")
+    messages = asked("what do you see?", RED)
+    prompt = Prompt(model, processor, Intake(processor).tensors(messages)[0], messages)
+    with pytest.raises(UsageError, match="as codes") as refused, alula.highlight(model, prompt, regions=[region]):
+        pass
+    assert "spans" in (refused.value.remedy or "")
+    assert prompt.marks(spans=["see"]).any()
 
 
 def test_words_are_highlighted_behind_demonstrations(served: Engine, folder: Path) -> None:
