@@ -96,8 +96,12 @@ MESSAGES: list[tuple[Any, str]] = [
     ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], f"{PART}.image_url.url"),
     ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}], f"{PART}.image_url.url"),
     (
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a", "detail": "low"}}]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a", "detail": "original"}}]}],
         f"{PART}.image_url",
+    ),
+    (
+        [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "a", "detail": "low"}}]}],
+        f"{PART}.video_url.detail",
     ),
     (
         [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "a"}}]}],

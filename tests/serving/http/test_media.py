@@ -64,6 +64,46 @@ def test_pictures_of_every_format_are_seen(client: TestClient, kind: str) -> Non
     assert ask(client, [{"type": "image_url", "image_url": data(content)}]).status_code == 200  # an address alone
 
 
+def test_of_low_detail_a_small_copy_is_seen(client: TestClient) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (640, 800, 3), dtype=np.uint8)
+    whole = Image.fromarray(noise)
+    small = whole.resize((512, 410), Image.Resampling.BICUBIC, reducing_gap=2.0)  # made by the client itself
+
+    def asked(picture: Image.Image, **detail: Any) -> tuple[Any, Any]:
+        link = {"url": data(saved(picture, "PNG")), **detail}
+        messages = [{"role": "user", "content": [{"type": "image_url", "image_url": link}]}]
+        body = {"model": "base", "messages": messages}
+        (image,) = client.post("/alula/v1/preview", json=body).json()["images"]
+        told = client.post(CHAT, json={**body, "max_tokens": 3, "temperature": 0, "logprobs": True}).json()
+        scores = [each["logprob"] for each in told["choices"][0]["logprobs"]["content"]]
+        return (image["width"], image["height"]), scores
+
+    sizes, scores = zip(
+        asked(whole),
+        asked(whole, detail="auto"),
+        asked(whole, detail="high"),
+        asked(whole, detail="low"),
+        asked(small),
+        strict=True,
+    )
+    assert sizes == ((800, 640), (800, 640), (800, 640), (512, 410), (512, 410))
+    for one, other in ((0, 1), (0, 2), (3, 4)):
+        assert scores[one] == pytest.approx(scores[other], abs=1e-4)
+    assert scores[0] != pytest.approx(scores[3], abs=1e-3)
+    (few, _), (few_too, _) = asked(Image.new("RGB", (50, 40)), detail="low"), asked(Image.new("RGB", (50, 40)))
+    assert few == few_too == (50, 40)  # never larger than it was
+
+
+def test_regions_are_of_the_picture_as_sent(client: TestClient) -> None:
+    link = {"url": data(png()), "detail": "low"}
+    own = {"highlight": {"regions": [{"item": 0, "box": [0, 0, 9, 9]}]}}
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": link}, {"type": "text", "text": "?"}]}]
+    for path in (CHAT, "/alula/v1/preview"):
+        error = client.post(path, json={"model": "base", "messages": messages, "alula": own}).json()["error"]
+        assert error["param"] == "alula.highlight.regions[0]"
+        assert "detail low" in error["message"]
+
+
 @pytest.mark.parametrize("kind", ["TIFF", "EPS", "PPM", "ICO", "PCX", "PDF"])
 def test_other_formats_are_not_shown_to_decoders(client: TestClient, kind: str) -> None:
     found = ask(client, [{"type": "image_url", "image_url": data(saved(Image.new("RGB", (50, 40)), kind))}])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
+from PIL import Image
 
 from alula.data import AudioRef, ImageRef, VideoRef
 from alula.data.addresses import from_base64, resolved
@@ -42,6 +43,8 @@ _OCTETS = ("", "application/octet-stream", "binary/octet-stream")
 """media types that say nothing"""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _WEB = ("http:", "https:")
+_SMALL = 512
+"""pixels of the longer side of a picture of `detail` low, as OpenAI's servers have it"""
 _DECODERS = 2
 """at work at once: large pictures are decoded beside the event loop, and do not take all cores from the model"""
 
@@ -146,6 +149,8 @@ class MediaIntake:
                             code="image_too_large",
                             remedy="scale them down",
                         )
+                if isinstance(part, ImageUrl) and part.is_small:
+                    value = await to_thread.run_sync(_small, value, limiter=self._decoding)
                 content.append({"type": sent.medium, sent.medium: value})
             role = "system" if message.role == "developer" else message.role
             found.append({"role": role, "content": content})
@@ -246,6 +251,13 @@ class MediaIntake:
         kinds = ("video/", "image/") if medium == "video" else (f"{medium}/",)  # an animated picture is a film too
         if said not in _OCTETS and not said.startswith(kinds):
             raise Problem(f"{quoted(said, 60)} is no type of {medium}", param=param, code="invalid_media")
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    """A copy whose longer side has `_SMALL` pixels at most."""
+    found = picture.copy()
+    found.thumbnail((_SMALL, _SMALL))
+    return found
 
 
 def _links(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:

@@ -110,22 +110,31 @@ class Link(Schema):
     """Where a medium is: ``data:``, ``alula-upload:``, or an http(s) address."""
 
     url: Annotated[str, Field(min_length=1)]
+
+
+class PictureLink(Link):
+    """Where a picture is, and how much of it is to be seen: "low" a small copy of it, "high" and "auto" (as without a
+    word) the picture at the size that the model's own processor gives it."""
+
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class ImageUrl(Schema):
-    """A picture, seen as the model's own processor has it (`detail` high, auto)."""
+    """A picture."""
 
     type: Literal["image_url"]
-    image_url: Annotated[Link, BeforeValidator(_link)]
+    image_url: Annotated[PictureLink, BeforeValidator(_link)]
 
     @model_validator(mode="after")
     def _check_detail(self) -> ImageUrl:
-        if self.image_url.detail == "low":
-            raise ValueError("images are seen whole: say how many tokens one may have, alula.image_tokens")
         if self.image_url.detail == "original":
             raise ValueError("images are seen at the size that the model's processor gives them: say high, or nothing")
         return self
+
+    @property
+    def is_small(self) -> bool:
+        """A small copy is to be seen."""
+        return self.image_url.detail == "low"
 
 
 class VideoUrl(Schema):
@@ -315,6 +324,16 @@ class Asked(Schema):
         return (self.seed + (choice if (self.n or 1) > 1 else 0)) % (MAX_SEED + 1)
 
 
+def _check_regions(messages: tuple[Message, ...], own: Own) -> None:
+    """Refuse regions of a picture that is shown as a small copy: they are in pixels of the picture as it was sent."""
+    pictures = [part for message in messages for part in message.content if isinstance(part, ImageUrl)]
+    for number, region in enumerate(own.highlight.regions if own.highlight else ()):
+        if region.item < len(pictures) and pictures[region.item].is_small:
+            raise _against(
+                f"alula.highlight.regions[{number}]", "is of a picture of which detail low shows a small copy"
+            )
+
+
 class ChatAsked(Asked):
     """The body of ``/v1/chat/completions``."""
 
@@ -332,6 +351,7 @@ class ChatAsked(Asked):
             raise _against("top_logprobs", "is taken with logprobs: true alone")
         if self.chat_template_kwargs is not None and self.own.template is not None:
             raise _against("chat_template_kwargs", "says the same as alula.template: give one of them")
+        _check_regions(self.messages, self.own)
         return self
 
     @property
@@ -380,6 +400,7 @@ class PreviewAsked(Schema):
         for name in ("attention", "compare", "deadline"):
             if getattr(own, name):
                 raise _against(f"alula.{name}", "is about an answer, and a preview has none")
+        _check_regions(self.messages, own)
         return self
 
 
