@@ -8,6 +8,7 @@ import gc
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from transformers import LogitsProcessor
 
 from alula.errors import UsageError
+from alula.loading import put_adapter
 from alula.seam.joining import chosen
 from alula.serving.engine import (
     Delta,
@@ -29,6 +31,7 @@ from alula.serving.engine import (
     Sampling,
     UnknownModel,
     batch,
+    residents,
 )
 from alula.serving.engine.prefill import Prefill
 from alula.serving.engine.prompts import prepare
@@ -329,6 +332,29 @@ def test_models_come_and_go_while_others_answer(engine: Engine, parts: Path) -> 
         engine.submit(Request("host+more", QUESTIONS[0]))
     for each, handle in zip(QUESTIONS, running, strict=True):
         assert tokens_of(handle)[0] == alone(parts / "host", each, 30)
+
+
+def test_a_base_stays_for_an_adapter_that_is_on_its_way(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked to go while an adapter of it is being loaded, it waits, and is told that one stands on it."""
+    on_its_way, let = threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> Any:
+        on_its_way.set()
+        assert let.wait(60)
+        return put_adapter(*args)
+
+    monkeypatch.setattr(residents, "put_adapter", slow)  # as from a slow disk
+    with Engine() as engine, ThreadPoolExecutor(2) as threads:
+        engine.load("host", parts / "host")
+        loading = threads.submit(engine.load, "host+wings", parts / "wings")
+        assert on_its_way.wait(60)
+        unloading = threads.submit(engine.unload, "host")
+        wait([unloading], timeout=0.3)  # who does not wait for it is done by now
+        let.set()
+        with pytest.raises(UsageError, match="wings stand on it"):
+            unloading.result()
+        assert loading.result().base == "host"
+        assert told(engine, "host+wings", QUESTIONS[0]) == alone(parts / "wings", QUESTIONS[0])
 
 
 def test_an_adapter_brings_its_base(parts: Path) -> None:

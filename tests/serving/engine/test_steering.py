@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import alula
 from alula.errors import AlulaError
 from alula.policies import Budget, Withdraw
 from alula.serving.engine import Delta, Engine, Highlighted, Limits, Request, RequestError, Sampling
+from alula.serving.engine.scheduler import _SWEEP
 from alula.steering import Box, Prompt
 from tests.serving.engine.conftest import BLUE, RED, alone, asked, loaded, rendered, tokens_of, told
 
@@ -215,3 +219,73 @@ def test_neither_side_starves_the_other(engine: Engine) -> None:
         handle.cancel()
     for reader in readers:
         reader.join()
+
+
+@contextmanager
+def held(engine: Engine, *names: str) -> Iterator[tuple[threading.Event, list[str]]]:
+    """An event that requests computed by themselves wait for, and the models whose prompts were begun, in order."""
+    let, begun, hooks = threading.Event(), list[str](), []
+
+    def hook(name: str) -> Any:
+        def wait(_: Any, __: Any, given: Any) -> None:
+            if given["input_ids"].shape[1] > 1:
+                begun.append(name)
+            assert let.wait(60)
+
+        return wait
+
+    residents = [engine._residents.entered(name) for name in names]
+    try:
+        for name, each in zip(names, residents, strict=True):
+            hooks.append(each.steered.register_forward_pre_hook(hook(name), with_kwargs=True))
+        yield let, begun
+    finally:
+        let.set()
+        for each in hooks:
+            each.remove()
+        for resident in residents:
+            engine._residents.left(resident)
+
+
+def test_models_take_turns(engine: Engine) -> None:
+    """However many one of them is asked for first."""
+    names = ["host", "host+wings"]
+    with held(engine, *names) as (let, begun):
+        asks = [
+            Request(name, ASKED, sampling=Sampling(max_tokens=2), image_tokens=4) for name in names for _ in range(3)
+        ]
+        handles = [engine.submit(each) for each in asks]
+        let.set()
+        for handle in handles:
+            handle.result()
+    assert begun == names * 3
+
+
+def test_who_waits_keeps_nobody_busy(parts: Path) -> None:
+    """With all places taken there is a turn for each token and each look at those that wait, and no more."""
+    with Engine(Limits(running=1)) as engine:
+        engine.load("host", parts / "host")
+        turns = 0
+        turn = engine._scheduler._turn
+
+        def counted() -> None:
+            nonlocal turns
+            turns += 1
+            turn()
+
+        engine._scheduler._turn = counted  # type: ignore[method-assign]
+        with held(engine, "host") as (let, begun):
+            alone_ones = [engine.submit(Request("host", ASKED, image_tokens=4)) for _ in range(2)]
+            while not begun:
+                time.sleep(0.001)
+            before, since = turns, time.monotonic()
+            plain = [engine.submit(Request("host", ASKED, sampling=Sampling(max_tokens=5))) for _ in range(2)]
+            assert [len(tokens_of(handle)[0]) for handle in plain] == [5, 5]  # beside what is held
+            time.sleep(5 * _SWEEP)
+            looks = (time.monotonic() - since) / _SWEEP
+            assert turns - before <= 2 * 5 + len(plain) + looks + 1
+            for handle in alone_ones:
+                handle.cancel()
+            let.set()
+            for handle in alone_ones:
+                list(handle)
