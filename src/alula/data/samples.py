@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from alula import media
@@ -114,7 +114,8 @@ def media_part(kind: str, ref: Any, picture: ImageRef | None = None) -> dict[str
 
 
 def lazy(part: Mapping[str, Any]) -> dict[str, Any]:
-    """A part whose medium is given as it may be (arrays, anything with ``load()``) -> one that holds references.
+    """A part whose medium is given as it may be (arrays, anything with ``load()``, also decoded already) -> one that
+    holds references.
 
     Raises:
         BadSampleError: no medium can be made of what it holds.
@@ -122,6 +123,9 @@ def lazy(part: Mapping[str, Any]) -> dict[str, Any]:
     kind = part["type"]
     if kind not in MEDIA:
         return dict(part)
+    if kind == "image":
+        image = ImageRef.from_object(part["image"])
+        return image_part(replace(image, sizing=part["sizing"]) if part.get("sizing") else image)
     picture = part.get("image") if kind in PICTURED else None
     return media_part(
         kind, MEDIA[kind].from_object(part[kind]), None if picture is None else ImageRef.from_object(picture)

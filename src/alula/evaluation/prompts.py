@@ -31,20 +31,14 @@ def takes(processor: Any) -> frozenset[str]:
     return Intake.of(processor).takes
 
 
-def load_image(image: Any) -> Image.Image:
-    """Return ``image`` as an RGB PIL image, loading it first if it is lazy."""
-    loaded = image if isinstance(image, Image.Image) else image.load()
-    return loaded if loaded.mode == "RGB" else loaded.convert("RGB")
-
-
 def loaded(messages: Sequence[Message], intake: Intake) -> list[dict[str, Any]]:
-    """Return ``messages`` with every image decoded to RGB, videos and audio to the arrays that ``intake`` wants."""
+    """Return ``messages`` with their media decoded as for training: images to upright RGB, others as ``intake`` wants.
+
+    Raises:
+        BadSampleError: a medium cannot be read.
+    """
 
     def decoded(part: Mapping[str, Any]) -> dict[str, Any]:
-        kind = part["type"]
-        if kind == "image":
-            sizing = part.get("sizing") or getattr(part["image"], "sizing", None)
-            return {"type": "image", "image": load_image(part["image"]), **({"sizing": sizing} if sizing else {})}
         return samples.decoded(samples.lazy(part), intake.loading)
 
     return [{"role": message["role"], "content": [*map(decoded, message["content"])]} for message in messages]
