@@ -17,7 +17,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from alula.errors import HostError
+from alula.errors import HostError, PathError
 from alula.hosts import names as known
 from alula_fledgling import weights as installed
 from alula_fledgling.cli import fledgling as command
@@ -245,6 +245,20 @@ def test_two_steps_end_to_end(tmp_path, monkeypatch):
     installed.digest.cache_clear()
     with pytest.raises(HostError, match="has no demo"):
         installed.part_directory(installed.DEMO)
+
+
+@pytest.mark.parametrize("what", ["raise", "ears"])
+def test_other_things_are_not_raised_over(tmp_path, what):
+    """As the sources of this very package, which are in ./fledgling of a clone."""
+    import typer
+
+    app = typer.Typer()
+    command.register(app)
+    (tmp_path / "pyproject.toml").write_text("mine")
+    run = CliRunner().invoke(app, ["fledgling", what, "--output", str(tmp_path)])
+    assert isinstance(run.exception, PathError)
+    assert "would be lost" in str(run.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]
 
 
 def test_the_help_tells_the_plans_defaults():

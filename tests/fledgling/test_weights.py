@@ -1,5 +1,7 @@
 """The shipped fledgling: plain transformers load it, it fits its budget, and it knows what its card says."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, SiglipVisionModel
@@ -8,6 +10,7 @@ import alula_fledgling as fledgling
 from alula.errors import HostError
 from alula.hosts import names
 from alula_fledgling.microworld import TEXT_FAMILIES, render, score, text_items, visual_items
+from alula_fledgling.raising.examination import examine_directory
 from alula_fledgling.weights import ELSEWHERE
 
 
@@ -123,3 +126,27 @@ def test_a_folder_without_a_card_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv(ELSEWHERE, str(tmp_path))
     with pytest.raises(HostError, match=r"card\.json is missing"):
         names.resolve("fledgling", "llm")
+
+
+@pytest.mark.parametrize(
+    ("card", "told"), [('{"x', "is damaged, no JSON"), ("[1]", "of something else"), ('{"class": "ASTModel"}', "else")]
+)
+def test_a_card_of_something_else_is_told(tmp_path, card, told):
+    (tmp_path / "card.json").write_text(card)
+    with pytest.raises(HostError, match=told):
+        fledgling.card(tmp_path)
+
+
+def test_a_part_that_is_missing_is_told_with_the_variable_that_names_the_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "bird"
+    shutil.copytree(fledgling.directory(), folder)
+    (folder / "llm" / "model.safetensors").unlink()
+    with pytest.raises(HostError, match=r"no llm/model\.safetensors"):
+        examine_directory(folder, num_items=1, device=torch.device("cpu"))
+    monkeypatch.setenv(ELSEWHERE, str(folder))
+    with pytest.raises(HostError, match=r"no llm/model\.safetensors") as caught:
+        fledgling.directory()
+    assert f"{ELSEWHERE}={folder}" in str(caught.value)
+    (folder / "llm" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(HostError, match="cannot be read"):
+        examine_directory(folder, num_items=1, device=torch.device("cpu"))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from alula.errors import HostError
+from alula.errors import FilesError, HostError
+from alula.files import read_json
 
 NAME = "fledgling"
 PARTS = ("llm", "vision", "audio")
@@ -25,11 +25,11 @@ def directory() -> Path:
     `alula fledgling raise` wrote where the environment variable ``ALULA_FLEDGLING`` says so.
 
     Raises:
-        HostError: the installation lacks it, or the variable names no fledgling.
+        HostError: the installation lacks it, or the variable names no fledgling, or one with a part missing.
     """
     named = os.environ.get(ELSEWHERE)
     if named:
-        card(Path(named))  # or it is no fledgling
+        _whole(Path(named), f"{ELSEWHERE}={named}")
         return Path(named).absolute()
     path = Path(str(files("alula_fledgling") / "assets"))
     if not (path / "card.json").is_file():
@@ -47,15 +47,40 @@ def card(path: Path | None = None) -> dict[str, Any]:
     Raises:
         HostError: ``path`` holds no fledgling.
     """
-    file = (path or directory()) / "card.json"
+    return _card(path or directory(), str(path))
+
+
+def check_whole(path: Path) -> None:
+    """Look whether `alula fledgling raise` wrote ``path``, and all parts are there.
+
+    Raises:
+        HostError: it holds no fledgling, or one with a part missing.
+    """
+    _whole(path, str(path))
+
+
+def _whole(path: Path, where: str) -> None:
+    _card(path, where)
+    for part in PARTS:
+        for file in ("config.json", "model.safetensors"):
+            if not (path / part / file).is_file():
+                raise HostError(f"this fledgling has no {part}/{file}", where=where, remedy=_RAISED)
+
+
+def _card(path: Path, where: str) -> dict[str, Any]:
+    file = path / "card.json"
     if not file.is_file():
-        raise HostError(
-            "no fledgling here: card.json is missing",
-            where=str(path),
-            remedy="name the folder that `alula fledgling raise` wrote",
-        )
-    card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        raise HostError("no fledgling here: card.json is missing", where=where, remedy=_RAISED)
+    try:
+        card = read_json(file)
+    except FilesError as error:
+        raise HostError(f"no fledgling here: card.json {error.message}", where=where, remedy=_RAISED) from error
+    if not isinstance(card, dict) or card.get("name") != NAME:
+        raise HostError("no fledgling here: card.json is of something else", where=where, remedy=_RAISED)
     return card
+
+
+_RAISED = "name the folder that `alula fledgling raise` wrote"
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from alula.draws import Draw
-from alula.files import atomic_directory, write_json
+from alula.files import atomic_directory, check_replaceable, write_json
 from alula_fledgling.microworld.sounds import (
     MOST_TONES,
     SAMPLE_RATE,
@@ -252,7 +252,11 @@ def write_ears(
 
     Returns:
         the card.
+
+    Raises:
+        PathError: ``folder`` holds other things than a model.
     """
+    check_replaceable(folder)
     began = time.perf_counter()
     tower = raise_ears(plan, seed=seed, device=device, progress=progress)
     seconds = time.perf_counter() - began

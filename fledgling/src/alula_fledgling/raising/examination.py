@@ -15,9 +15,11 @@ from transformers import (
 )
 
 import alula_fledgling as fledgling
+from alula.hosts.directories import locate
 from alula_fledgling.raising.schooling import Progress
 from alula_fledgling.raising.scoring import CONDITIONS, score_text
 from alula_fledgling.raising.tower import probe_tower
+from alula_fledgling.weights import check_whole
 
 SEED = 20_261_120
 """Of the examination's items, so that fledglings of all seeds sit the same one."""
@@ -65,10 +67,12 @@ def examine_directory(
     """Examine the fledgling in ``directory`` (by default the one that ships with alula).
 
     Raises:
-        HostError: it holds no fledgling.
+        HostError: it holds no fledgling, or one with a part missing or damaged.
     """
     folder = directory or fledgling.directory()
-    fledgling.card(folder)  # a folder without a card is none
+    check_whole(folder)
+    for part in ("llm", "vision"):
+        locate(folder / part, part)
     llm = AutoModelForCausalLM.from_pretrained(folder / "llm", device_map=str(device))
     tower = SiglipVisionModel.from_pretrained(folder / "vision", device_map=str(device))
     tokenizer = AutoTokenizer.from_pretrained(folder / "llm")

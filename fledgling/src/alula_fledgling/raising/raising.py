@@ -16,7 +16,8 @@ from transformers import SiglipImageProcessorPil
 
 from alula._version import __version__
 from alula.allocator import keep_freed_memory
-from alula.files import atomic_directory, write_json, write_text
+from alula.errors import HostError, PathError
+from alula.files import atomic_directory, contents, write_json, write_text
 from alula_fledgling.microworld import IMAGE_SIZE
 from alula_fledgling.raising.ears import EarPlan, write_ears
 from alula_fledgling.raising.examination import examine
@@ -24,6 +25,7 @@ from alula_fledgling.raising.model_card import model_card
 from alula_fledgling.raising.schooling import Progress, Schooling, school
 from alula_fledgling.raising.tokenizer import learn_tokenizer
 from alula_fledgling.raising.tower import TowerPlan, raise_tower
+from alula_fledgling.weights import card as card_of
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 """Called with the stage, the steps done in it, its steps, and figures to show."""
@@ -59,7 +61,11 @@ def raise_fledgling(
 
     Returns:
         Its card (also in ``output/card.json``).
+
+    Raises:
+        PathError: ``output`` holds other things than a fledgling.
     """
+    _check_replaceable(Path(output))
 
     def progress(stage: str) -> Progress | None:
         return None if report is None else lambda done, total, figures: report(stage, done, total, figures)
@@ -118,6 +124,20 @@ def raise_fledgling(
         for part in ("llm", "vision"):  # safetensors are written for their owner's eyes only
             (folder / part / "model.safetensors").chmod(0o644)
     return card
+
+
+def _check_replaceable(output: Path) -> None:
+    """Refuse to raise one over other things, such as the sources of this package, which have its name in a clone."""
+    if not output.is_dir() or not contents(output):
+        return
+    try:
+        card_of(output)
+    except HostError:
+        raise PathError(
+            "holds other things than a fledgling, which would be lost",
+            where=str(output),
+            remedy="name a new folder: --output DIR",
+        ) from None
 
 
 def _machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
