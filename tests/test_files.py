@@ -81,6 +81,19 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("target", [".", "..", "../here", ""])
+def test_where_one_works_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "mine").touch()
+    monkeypatch.chdir(here)
+    with pytest.raises(PathError, match="runs"):
+        written(Path(target), "lost")
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    assert [path.name for path in here.iterdir()] == ["mine"]
+    written(here / "new", "kept")
+
+
 def test_the_old_content_comes_back_when_the_new_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

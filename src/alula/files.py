@@ -174,12 +174,19 @@ def atomic_directory(target: PathLike) -> Iterator[Path]:
     which is called here first.
 
     Raises:
-        FilesError: the file system refused something, also inside the block. PathError: a file stands there.
+        FilesError: the file system refused something, also inside the block. PathError: a file stands there, or
+            ``target`` is the directory this process works in, or around it.
     """
     target = Path(target)
     with telling(target):
         if target.exists() and not target.is_dir():
             raise PathError("a file stands where a directory is meant", where=str(target), remedy="name another place")
+        if target.exists() and _works_in(target):
+            raise PathError(
+                "is where this command runs, or around it, and would be replaced as a whole",
+                where=str(target),
+                remedy="name a new directory inside it, or run the command from elsewhere",
+            )
         restore_directory(target)
         with _workplace(target, "partial") as partial:
             yield partial
@@ -394,6 +401,13 @@ def _made(target: Path, kind: str) -> tuple[Path, int | None]:
             return path, handle
         if handle is not None:
             os.close(handle)
+
+
+def _works_in(folder: Path) -> bool:
+    try:
+        return Path.cwd().is_relative_to(folder.resolve())
+    except OSError:  # somebody removed it
+        return False
 
 
 def _bytes(text: str) -> bytes:
