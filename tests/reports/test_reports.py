@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -260,6 +261,17 @@ def test_terminal_tables(outcome: Outcome, width: int, tmp_path: Path) -> None:
     assert "Wings" in printed
     assert all(len(line) <= width for line in printed.splitlines())
     assert printed.count("+0") >= 1
+
+
+def test_five_methods_leave_the_captions_last_letters_in_80_columns(outcome: Outcome) -> None:
+    one = next(iter(outcome.methods.values()))
+    labels = ("full fine-tuning", "full fine-tuning, 10x rate", "LoRA", "Wings", "experts")
+    methods = {label: one.model_copy(update={"label": label}) for label in labels}
+    table = experiment_table(outcome.model_copy(update={"methods": methods}))
+    table.caption = f"{'x' * 76} each"  # 81 letters, and words that end where the table does
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    assert "each" in console.export_text().split()
 
 
 def test_every_training_must_answer_the_same_tasks(outcome: Outcome) -> None:

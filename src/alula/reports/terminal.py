@@ -29,6 +29,7 @@ def experiment_table(outcome: Outcome) -> Table:
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
+        show_edge=False,  # five methods fill 80 columns
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
