@@ -65,8 +65,8 @@ PARTS = ("throughput", "text", "memory", "load")
 SERVERS = ("alula serve", "transformers serve")
 BATCHING = ("alula serve", "transformers serve --continuous-batching")
 OPENING = "<|im_start|>assistant"
-"""what the fledgling's template begins an answer with; `transformers serve` 5.24 streams the prompt up to it, too, where a
-text model answers"""
+"""what the template of the fledgling begins an answer with; `transformers serve` 5.24 streams the prompt up to it, too,
+where a text model answers"""
 SEED, MOST, MOST_TEXT = 20, 48, 64
 
 # runs `alula` and, at SIGUSR1, writes what the process holds into the file that is named first
