@@ -38,8 +38,8 @@ class Connections:
         per_address: of one client, an address of IPv4 or a network of 64 bits of IPv6; more are told 429.
         head_seconds: in which the headers of a request have to be whole, from the connection or from their first byte.
         idle_seconds: for which a connection is kept between two requests.
-        stalled_seconds: after which a client is cut off for which what waits to be sent does not get less: one that takes
-            nothing, or of megabytes too little for the system to ask for more.
+        stalled_seconds: after which a client is cut off for which what waits to be sent does not get less: one that
+            takes nothing, or of megabytes too little for the system to ask for more.
     """
 
     most: int = _MOST
