@@ -47,7 +47,8 @@ def card(path: Path | None = None) -> dict[str, Any]:
     Raises:
         HostError: ``path`` holds no fledgling.
     """
-    return _card(path or directory(), str(path))
+    folder = path or directory()
+    return _card(folder, str(folder))
 
 
 def check_whole(path: Path) -> None:
