@@ -18,6 +18,7 @@ from alula.errors import UsageError
 from alula.serving.engine import Engine
 from alula.serving.http import Connections, Settings, application
 from alula.serving.http.connections import holder_of
+from alula.serving.http.door import Receive, Scope, Send
 from tests.serving.http.conftest import running
 
 BOUND = 30.0
@@ -177,6 +178,37 @@ def test_a_slow_reader_gets_all_of_it(short: str) -> None:
             found += part
             time.sleep(pause)
     assert found.endswith(script)
+
+
+LARGE = 16_000_000
+"""bytes: more than the system keeps of a connection"""
+
+
+async def large(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application with an answer of megabytes."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % LARGE)]})
+    for _ in range(LARGE // 4_000):
+        await send({"type": "http.response.body", "body": bytes(4_000), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_who_reads_megabytes_slowly_gets_them_and_who_stops_does_not() -> None:
+    # the system asks for more in lots, so asyncio's buffer stands still for longer than a client may be silent
+    patience = Connections(stalled_seconds=1.0)
+    ask = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    with running(large, connections=patience) as url:
+        place = urlsplit(url)
+        with socket.create_connection((place.hostname, place.port), BOUND) as slow:
+            slow.sendall(ask)
+            end, found = time.monotonic() + 4 * patience.stalled_seconds, 0
+            while time.monotonic() < end:
+                found += len(slow.recv(20_000))
+                time.sleep(0.05)
+            assert found + len(rest(slow)) > LARGE
+        with socket.create_connection((place.hostname, place.port), BOUND) as stopped:
+            stopped.sendall(ask)
+            time.sleep(3 * patience.stalled_seconds)
+            assert len(rest(stopped)) < LARGE
 
 
 @pytest.mark.parametrize(

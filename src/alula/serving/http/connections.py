@@ -8,7 +8,7 @@ import http
 import ipaddress
 import json
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import h11
 import uvicorn
@@ -17,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from alula.errors import UsageError
 from alula.serving.http.door import Receive, Scope, Send, respond
 from alula.serving.http.problems import Problem
+from alula.serving.http.taking import Counted
 
 _MOST, _SHARE = 768, 256
 _TOLD, _TOLD_SECONDS = 64, 2.0
@@ -38,8 +39,7 @@ class Connections:
         per_address: of one client, an address of IPv4 or a network of 64 bits of IPv6; more are told 429.
         head_seconds: in which the headers of a request have to be whole, from the connection or from their first byte.
         idle_seconds: for which a connection is kept between two requests.
-        stalled_seconds: after which a client is cut off for which what waits to be sent does not get less: one that
-            takes nothing, or of megabytes too little for the system to ask for more.
+        stalled_seconds: after which a client is cut off that takes nothing of what waits to be sent.
     """
 
     most: int = _MOST
@@ -116,7 +116,7 @@ class Connection(H11Protocol):
     _refusal: Problem | None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(Counted.of(transport))
         self._limits = self.config.connections
         self._head: asyncio.TimerHandle | None = None
         self._taking: asyncio.TimerHandle | None = None
@@ -225,21 +225,17 @@ class Connection(H11Protocol):
         super().pause_writing()
         self._expect_taken()
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._taking is not None:
-            self._taking.cancel()
-            self._taking = None
-
     def _expect_taken(self) -> None:
-        """Look after a while whether something of what waits to be sent was taken."""
-        waiting = self.transport.get_write_buffer_size()
-        if waiting and self._taking is None:
-            self._taking = self.loop.call_later(self._limits.stalled_seconds, self._look, waiting)
+        """Look after a while whether something was taken, as long as something waits to be sent."""
+        if self._taking is None and self.transport.get_write_buffer_size():
+            self._taking = self.loop.call_later(self._limits.stalled_seconds, self._look, self._taken())
+
+    def _taken(self) -> int:
+        return cast(Counted, self.transport).taken()
 
     def _look(self, before: int) -> None:
         self._taking = None
-        if self.transport.get_write_buffer_size() >= before:
+        if self._taken() <= before:
             self.transport.abort()
         else:
             self._expect_taken()
