@@ -8,6 +8,7 @@ Shapes: N layers, L learners, r rank, d stream width, H heads, D their width.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -142,19 +143,26 @@ def along(stacked: Tensor, dim: int = 0) -> Sequence[Tensor]:
     return [stacked.squeeze(dim)] if stacked.shape[dim] == 1 else stacked.unbind(dim)
 
 
+_version = operator.attrgetter("_version")
+
+
 class _Kept(NamedTuple):
     """Matrices that were put together, and what they were made of.
 
     Attributes:
-        tree: every module and parameter of the learners, with the table it stands in and its name there.
-        versions: each parameter with the version that it had.
+        tables, names, there: of every module and parameter of the learners the table it stands in, its name there, and
+            itself.
+        parameters, versions: each parameter with the version that it had.
     """
 
     dtype: torch.dtype
     device: torch.device
     weights: Weights
-    tree: list[tuple[dict[str, Any], str, Any]]
-    versions: list[tuple[nn.Parameter, int]]
+    tables: Sequence[dict[str, Any]]
+    names: Sequence[str]
+    there: Sequence[Any]
+    parameters: list[nn.Parameter]
+    versions: list[int]
 
 
 class Siblings:
@@ -206,8 +214,9 @@ class Siblings:
             return None
         weights = Weights.of(learners, compute_dtype(like))
         if not any(p.is_inference() for p in parameters):  # these do not count their versions
-            versions = [(p, p._version) for p in parameters]
-            self._kept = _Kept(compute_dtype(like), like.device, weights, self._tree(), versions)
+            tables, names, there = zip(*self._tree(), strict=True)
+            versions = [*map(_version, parameters)]
+            self._kept = _Kept(compute_dtype(like), like.device, weights, tables, names, there, parameters, versions)
         return weights
 
     def router_values(self, tokens: TokenMap, dtype: torch.dtype) -> Sequence[Tensor] | None:
@@ -245,15 +254,13 @@ class Siblings:
     @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
     def _is_unchanged(self) -> bool:
         """Whether the parameters are those that what is kept was made of, as they were."""
-        assert self._kept is not None
-        # asked in every step, so no module is asked for what it holds
-        for table, name, there in self._kept.tree:
-            if table.get(name) is not there:
-                return False
-        for parameter, version in self._kept.versions:  # noqa: SIM110 - half the time of `all` of a generator
-            if parameter._version != version:
-                return False
-        return True
+        kept = self._kept
+        assert kept is not None
+        # asked in every step: no module is asked for what it holds, and no loop is Python's
+        return (
+            all(map(operator.is_, map(dict.get, kept.tables, kept.names), kept.there))
+            and [*map(_version, kept.parameters)] == kept.versions
+        )
 
 
 def _are_together(parameters: Sequence[nn.Parameter], device: torch.device) -> bool:
