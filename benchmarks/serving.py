@@ -66,7 +66,9 @@ SERVERS = ("alula serve", "transformers serve")
 BATCHING = ("alula serve", "transformers serve --continuous-batching")
 OPENING = "<|im_start|>assistant"
 """what the template of the fledgling begins an answer with; `transformers serve` 5.24 streams the prompt up to it, too,
-where a text model answers"""
+where a text model of Qwen's architecture answers (findings/serve_answers_with_the_prompt.sh)"""
+CUT = "\ufffd"
+"""what bytes at the end of an answer are told as that make no character; transformers' stream leaves them out"""
 SEED, MOST, MOST_TEXT = 20, 48, 64
 
 # runs `alula` and, at SIGUSR1, writes what the process holds into the file that is named first
@@ -305,7 +307,7 @@ def _beside(
                 asked = requests(options.each * options.clients, SEED + number)
                 order = servers[:: 1 if number % 2 == 0 else -1]
                 found = {each.name: crowd(each, asked, options.clients, most) for each in order}
-                texts = [[answer["text"] for answer in found[name][1]] for name in servers_of]
+                texts = [[answer["text"].rstrip(CUT) for answer in found[name][1]] for name in servers_of]
                 book.note(
                     key,
                     {
