@@ -449,7 +449,7 @@ def test_a_picture_that_is_not_there_is_passed_over(small: tuple[Plan, Speed], t
     file.write_text(json.dumps(records))
     asked = {"output": tmp_path / "out", "data": file, "grid": one_policy(tmp_path), "rounds": 1}
     speed = measure(plan.model_copy(update=asked), LOAD)
-    assert (speed.n, speed.unusable) == (2, 1)
+    assert (speed.n, speed.unusable, speed.passed_over) == (2, 1, "1 unusable")
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

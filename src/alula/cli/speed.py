@@ -107,6 +107,8 @@ def speed(
         typer.echo(measured.model_dump_json())
     else:
         Console().print(speed_table(measured))
+        if measured.passed_over:
+            talk.print(f"passed over: {measured.passed_over}", highlight=False, markup=False)
         for text in warnings(measured):
             talk.print(f"look: {text}", highlight=False, markup=False)
     for text in found.says:

@@ -132,3 +132,9 @@ class Speed(Record):
     created: str
     command: str
     seconds: float
+
+    @property
+    def passed_over(self) -> str:
+        """How many records of which kind were; empty if none was."""
+        counts = ((self.without_image, "without an image"), (self.unusable, "unusable"), (self.too_long, "too long"))
+        return ", ".join(f"{many} {kind}" for many, kind in counts if many)

@@ -84,19 +84,10 @@ def _what(speed: Speed) -> str:
     asked = f"{speed.n} questions ({speed.source})"
     if speed.invented:
         asked += ", about which nothing is known but how the model itself answers: name --data to measure on yours"
-    passed = [
-        f"{many} {kind}"
-        for many, kind in (
-            (speed.without_image, "without an image"),
-            (speed.unusable, "unusable"),
-            (speed.too_long, "too long"),
-        )
-        if many
-    ]
     return (
         f"{speed.model_class}, {count(speed.parameters)} parameters, {speed.layers} decoder layers; {asked}. Prompts "
         f"of {speed.prompt_tokens} tokens, {speed.image_tokens} of them of images (medians), in batches of "
-        f"{speed.settings['batch_size']}." + (f" Passed over: {', '.join(passed)}." if passed else "")
+        f"{speed.settings['batch_size']}." + (f" Passed over: {speed.passed_over}." if speed.passed_over else "")
     )
 
 
