@@ -4,12 +4,14 @@
 
 Each contender runs in a process of its own, one after the other, on one thread. Samples pass twice; the first
 pass fills caches and is told apart. Time is what the process took of the processor, so that other work on the machine
-weighs little; peak memory is the process's largest resident set.
+weighs little; peak memory is the process's largest resident set. Operations are those of matrix products, counted by
+torch: what they fall by is what time can.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from alula import build_host, save_host
@@ -42,15 +45,20 @@ CONTENDERS: dict[str, dict[str, Any]] = {
 """settings of a stage; `trainer` is transformers' own, with its own loss"""
 
 
-class Clock(TrainerCallback):
-    """Seconds of wall and of processor from the end of one step to the end of the next, and losses."""
+SAID = ("times_trainer", "times_trainer_counted", "memory_over_trainer", "loss_off")
+KINDS = ("wall", "processor", "operations")
 
-    def __init__(self) -> None:
-        self.marks: list[tuple[float, float]] = []
+
+class Clock(TrainerCallback):
+    """Seconds of wall and of processor and operations from the end of one step to the end of the next, and losses."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        self.counter = counter
+        self.marks: list[tuple[float, ...]] = []
         self.losses: list[float] = []
 
     def _mark(self) -> None:
-        self.marks.append((time.perf_counter(), time.process_time()))
+        self.marks.append((time.perf_counter(), time.process_time(), self.counter.get_total_flops()))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._mark()
@@ -79,17 +87,19 @@ def sources(real: Path, task: str, batch: int) -> dict[str, Any]:
 def contend(options: argparse.Namespace) -> dict[str, Any]:
     """One contender's steps."""
     torch.set_num_threads(1)
-    clock, data = Clock(), sources(options.real, options.task, options.batch)
-    if options.contend == "trainer":
-        plain(options, data, clock)
-    else:
-        recipe(options, data, clock)
-    wall, processor = (
-        [after[kind] - before[kind] for before, after in zip(clock.marks, clock.marks[1:], strict=False)]
-        for kind in (0, 1)
-    )
+    data = sources(options.real, options.task, options.batch)
+    with FlopCounterMode(display=False) as counter:
+        clock = Clock(counter)
+        if options.contend == "trainer":
+            plain(options, data, clock)
+        else:
+            recipe(options, data, clock)
+    steps = {
+        kind: [after[i] - before[i] for before, after in itertools.pairwise(clock.marks)]
+        for i, kind in enumerate(KINDS)
+    }
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"losses": clock.losses, "wall": wall, "processor": processor, "peak_mib": peak}
+    return {"losses": clock.losses, **steps, "peak_mib": peak}
 
 
 def plain(options: argparse.Namespace, data: dict[str, Any], clock: Clock) -> None:
@@ -179,9 +189,7 @@ def measure(options: argparse.Namespace) -> None:
                 )
                 runs[name] = json.loads(done.stdout.splitlines()[-1])
                 runs[name] |= told(runs, name, options)
-                print(
-                    task, name, {key: runs[name][key] for key in ("times_trainer", "memory_over_trainer", "loss_off")}
-                )
+                print(task, name, {key: runs[name][key] for key in SAID})
                 record = {
                     "command": "python " + " ".join(sys.argv),
                     "environment": readable_environment(),
@@ -192,7 +200,8 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def told(runs: dict[str, Any], name: str, options: argparse.Namespace) -> dict[str, float]:
-    """A contender beside `trainer`: samples per second of processor where features are known, and before; memory."""
+    """A contender beside `trainer`: samples per second of processor where features are known, and before; as many for
+    the operations counted; memory."""
     base, run, first = runs["trainer"], runs[name], 2
 
     def seconds(of: dict[str, Any], which: str, part: slice) -> float:
@@ -201,6 +210,7 @@ def told(runs: dict[str, Any], name: str, options: argparse.Namespace) -> dict[s
     return {
         "samples_per_second": options.batch / seconds(run, "processor", slice(first, None)),
         "times_trainer": seconds(base, "processor", slice(first, None)) / seconds(run, "processor", slice(first, None)),
+        "times_trainer_counted": sum(base["operations"][first:]) / sum(run["operations"][first:]),
         "times_trainer_wall": seconds(base, "wall", slice(first, None)) / seconds(run, "wall", slice(first, None)),
         "times_trainer_first_pass": sum(base["processor"][:first]) / sum(run["processor"][:first]),
         "memory_over_trainer": run["peak_mib"] / base["peak_mib"],

@@ -55,6 +55,7 @@ def test_transformers_trainer_and_the_recipe_learn_the_same(
     told = training["told"](runs, "all", options)
     assert told["loss_off"] < 1e-4
     assert told["times_trainer"] > 0 < told["memory_over_trainer"]
+    assert told["times_trainer_counted"] > 1  # padding and answers' logits alone
 
 
 def test_errors_of_words_are_counted() -> None:
