@@ -14,6 +14,8 @@ from studies.universal.measure import caption_losses, told
 from studies.universal.plan import ARMS, CAPTIONS, IMAGE, JOINT
 from studies.universal.report import CLAIMS
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> UniversalPlan:
@@ -113,3 +115,13 @@ def test_figures_are_caption_by_caption(tmp_path: Path) -> None:
     assert table(record).row_count == len(ARMS)
     assert markdown(record).count("**") == 6
     assert "what of OneLLM holds here?" in render(report(record))
+
+
+@pytest.mark.parametrize("name", ["universal", "universal-senses"])
+def test_the_page_has_the_tables_of_the_records_it_names(name: str) -> None:
+    page = (ROOT / "docs" / "methods" / "onellm.md").read_text()
+    assert f"benchmarks/results/{name}.json)" in page
+    record = UniversalRecord.load(ROOT / "benchmarks" / "results" / f"{name}.json")
+    rows = [line for line in markdown(record).splitlines() if line.startswith("|")]
+    assert len(rows) > 10
+    assert not [row for row in rows if row not in page]
