@@ -195,6 +195,11 @@ class Policy(Settings, Owner, abc.ABC):
     policy_type: ClassVar[str]
     """its name in saved settings"""
 
+    @property
+    def concerns_text(self) -> bool:
+        """Whether it changes anything where there is text alone, without images, videos and sounds."""
+        return True
+
     @abc.abstractmethod
     def place(self, stand: Stand) -> None:
         """Ask ``stand`` for what the rule does and reads, layer by layer.

@@ -50,6 +50,10 @@ class Budget(Policy):
             raise ValueError(f"of {self.image_tokens} tokens that stay, none is one that others are merged into")
         return self
 
+    @property
+    def concerns_text(self) -> bool:
+        return False
+
     def place(self, stand: Stand) -> None:
         layer = int(self.by.reads_before) if self.layer is None else self.layer
         Stages([(layer, self.by)], self._wanted, self.per, stand.owner, self.merge, self.positions).place(stand)

@@ -37,6 +37,10 @@ class ParallelAttention(Policy):
             raise ValueError("layers names none")
         return self
 
+    @property
+    def concerns_text(self) -> bool:
+        return self.tokens == "all"
+
     def place(self, stand: Stand) -> None:
         family = stand.anatomy.family
         if family.mlp_norm is None and family.attention_norm is not None:

@@ -112,6 +112,10 @@ class Prune(Policy):
         """One for each stage."""
         return self.criterion * len(self.stages) if len(self.criterion) == 1 else self.criterion
 
+    @property
+    def concerns_text(self) -> bool:
+        return False
+
     def place(self, stand: Stand) -> None:
         stages = [(layer, criterion) for (layer, _), criterion in zip(self.stages, self._criteria(), strict=True)]
         Stages(stages, self._wanted, self.per or "request", stand.owner, self.merge, self.positions).place(stand)

@@ -79,6 +79,10 @@ class Skip(Policy):
     def _is_everybody(self) -> bool:
         return self.tokens == "all" and self.share == 1
 
+    @property
+    def concerns_text(self) -> bool:
+        return self.tokens == "all"
+
     def place(self, stand: Stand) -> None:
         has_parts = self.part != "block" or self.keys == "own"
         for layer in stand.anatomy.layer_indices(self.layers):

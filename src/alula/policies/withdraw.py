@@ -60,6 +60,10 @@ class Withdraw(Policy):
         if self.positions == "dense":
             anatomy.check_rope()
 
+    @property
+    def concerns_text(self) -> bool:
+        return False
+
     def place(self, stand: Stand) -> None:
         self.check(stand.anatomy)
         for layer in range(self.layer, stand.anatomy.num_layers):

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 import alula
 from alula.errors import AlulaError
-from alula.policies import Budget, Withdraw
+from alula.policies import Budget, ParallelAttention, Policy, Skip, Withdraw
 from alula.serving.engine import Delta, Engine, Highlighted, Limits, Request, RequestError, Sampling
 from alula.serving.engine.scheduler import _SWEEP
 from alula.steering import Box, Prompt
@@ -163,7 +163,9 @@ def test_what_does_not_fit_is_said_to_its_reader(engine: Engine, parts: Path) ->
     assert told(engine, "host", ASKED) == alone(parts / "host", ASKED)
 
 
-@pytest.mark.parametrize("options", [{"image_tokens": 4}, {"attention": True}])
+@pytest.mark.parametrize(
+    "options", [{"image_tokens": 4}, {"attention": True}, {"policies": {"w": Withdraw(layer=1), "all": KEEPS_ALL}}]
+)
 def test_what_is_asked_of_pictures_needs_one(engine: Engine, options: dict[str, Any]) -> None:
     (field,) = options
     for words in ({"messages": asked("two words")}, {"prompt": "two words"}):
@@ -172,6 +174,14 @@ def test_what_is_asked_of_pictures_needs_one(engine: Engine, options: dict[str, 
                 ask(Request("host+wings", **words, **options))
             assert refused.value.where == field
             assert f"leave {field} out" in (refused.value.remedy or "")
+
+
+@pytest.mark.parametrize("policy", [Skip(part="mlp", layers=(0,), tokens="all"), ParallelAttention(tokens="all")])
+def test_policies_about_text_hold_without_a_picture(engine: Engine, parts: Path, policy: Policy) -> None:
+    model, _ = loaded(parts / "host")
+    with policy.on(model):
+        wanted = generated(parts / "host", asked("two words"))
+    assert told(engine, "host", asked("two words"), policies={"p": policy}) == wanted
 
 
 def test_a_preview_says_what_a_budget_leaves(engine: Engine, parts: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from alula.anatomy import unwrap
-from alula.errors import UsageError
+from alula.errors import HostError, UsageError
 from alula.inputs import placed
 from alula.policies import Budget
 from alula.seam import find, generation_extras
@@ -30,12 +30,13 @@ from alula.steering import Prompt, highlight
 
 def check(request: Request, prepared: Prepared) -> None:
     """Refuse what is asked about pictures where there are none, or where the model reads them as codes among its words
-    (TEAL).
+    (TEAL). Policies that concern text hold for words alone too.
 
     Raises:
         RequestError: that names the field.
     """
     about = {"image_tokens": request.image_tokens is not None, "attention": request.attention}
+    policies = (request.policies or {}).values()
     if prepared.kinds:
         if (prepared.items != -1).any():
             return
@@ -43,6 +44,7 @@ def check(request: Request, prepared: Prepared) -> None:
         why = "this model reads pictures as codes, words like others to it, and which are a picture's is not told"
         instead = "ask the base"
     else:
+        about["policies"] = bool(policies) and not any(policy.concerns_text for policy in policies)
         why = "it is about what a model sees or hears, and there are words alone"
         instead = "give a picture"
     for name, is_asked in about.items():
@@ -60,6 +62,7 @@ def run(resident: Resident, request: Request, prepared: Prepared, answer: Answer
     picking = _Picking(answer)
     inputs = placed(prepared.inputs, next(model.parameters()))
     with ExitStack() as stack:
+        stack.enter_context(_refusing(request))
         stack.enter_context(torch.inference_mode())
         if any("dynamic" in kind for kind in resident.anatomy.rope_types):  # its angles stay those of a longer prompt
             unwrap(model)(input_ids=inputs["input_ids"][:, :1], use_cache=False)
@@ -93,16 +96,39 @@ def drawn_here(resident: Resident, most: int) -> dict[str, Any]:
 
 
 @contextmanager
+def _refusing(request: Request) -> Iterator[None]:
+    """What a forward finds wrong with what it was asked for is the request's, not the model's.
+
+    Raises:
+        RequestError: that names the field, if there is one that changes forwards.
+    """
+    asked = [name for name in ("highlight", "image_tokens", "policies") if getattr(request, name)]
+    try:
+        yield
+    except RequestError:
+        raise
+    except (UsageError, HostError) as error:
+        if not asked:
+            raise
+        where = asked[0] if len(asked) == 1 else None
+        raise RequestError(error.message, where=where, remedy=error.remedy) from error
+
+
+@contextmanager
 def _told(model: Any, request: Request, prepared: Prepared, resident: Resident, picking: _Picking) -> Iterator[None]:
     """What holds for the forwards of a request."""
     with ExitStack() as stack:
         if request.image_tokens is not None and prepared.kinds:
             stack.enter_context(Budget(image_tokens=request.image_tokens).on(model))
-        for policy in (request.policies or {}).values():
-            stack.enter_context(policy.on(model))
+        for name, policy in (request.policies or {}).items():
+            try:
+                stack.enter_context(policy.on(model))
+            except (UsageError, HostError) as error:
+                within = f"{name}.{error.where}" if error.where in type(policy).model_fields else name
+                raise RequestError(error.message, where=f"policies: {within}", remedy=error.remedy) from None
         try:
             stack.enter_context(_highlighted(model, request, prepared, resident))
-        except UsageError as error:
+        except (UsageError, HostError) as error:
             raise RequestError(error.message, where="highlight", remedy=error.remedy) from None
         if request.attention:
             is_cut = bool(request.image_tokens or request.policies)

@@ -19,6 +19,8 @@ from alula.settings import Bool, Int, Number, refusal
 
 MOST_CHOICES = 8
 """answers of one request"""
+MOST_POLICIES = 16
+"""of one request: each is set up in the layers of its model"""
 
 _Neutral = Callable[[Any], bool]
 
@@ -267,7 +269,7 @@ class Own(Schema):
 
     highlight: HighlightIn | None = None
     image_tokens: Annotated[Int, Field(gt=0)] | None = None
-    policies: dict[str, dict[str, Any]] | None = None
+    policies: Annotated[dict[str, dict[str, Any]], Field(max_length=MOST_POLICIES)] | None = None
     attention: Bool = False
     compare: Annotated[tuple[str, ...], Field(max_length=MOST_CHOICES - 1)] = ()
     deadline: Annotated[Number, Field(gt=0)] | None = None
