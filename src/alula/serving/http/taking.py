@@ -44,6 +44,6 @@ def _kept(transport: asyncio.Transport) -> int:
 
     try:
         held = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-    except OSError:  # closed meanwhile, or no such question
+    except (OSError, ValueError):  # no such question, or closed meanwhile
         return 0
     return int.from_bytes(held, sys.byteorder)
