@@ -156,6 +156,8 @@ def serve(
     )
     held = Connections.fitting(connections, connections_per_address)
     placed = {"dtype": dtype_named(dtype), "device": device_named(device)}
+    named = _named([*(models or ()), *(_prepared() if demo else ())], (DEMO,) if demo else ())
+    shown_first = _demonstrations(named, bank, shots)
     listening = listen(host, port)  # before models are loaded: a port in use is told at once
     address = _address(host, listening.getsockname()[1])
     _say_begun(address)
@@ -166,8 +168,7 @@ def serve(
         Engine(limits) as engine,
         _interrupted_once(),
     ):
-        named = [*(models or ()), *(_prepared() if demo else ())]
-        samples = _loaded(engine, named, Path(folder), placed, demo, {"bank": bank, "shots": shots})
+        samples = _loaded(engine, named, Path(folder), placed, demo, shown_first)
         app = application(engine, settings, samples=samples)
         served(app, listening, connections=held, ready=lambda: _say_ready(address, engine, settings))
 
@@ -245,19 +246,65 @@ def _prepared() -> list[str]:
     return [f"real={Path(root) / place}"] if root and (Path(root) / place).is_dir() else []
 
 
+def _named(models: Sequence[str], before: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, place) of what is to be loaded, in that order.
+
+    Args:
+        models: as they are given.
+        before: names of bases that are loaded before them.
+
+    Raises:
+        UsageError: a name is none, or another model's.
+    """
+    from alula.errors import UsageError
+    from alula.serving.http import adapter_name, lineup
+
+    named: list[tuple[str, str]] = []
+    for entry in lineup(models):
+        taken = [*before, *(name for name, _ in named)]
+        bases = [name for name in taken if "+" not in name]
+        name = adapter_name(entry, bases) if entry.is_adapter else entry.called
+        if name in taken:
+            raise UsageError(f"two models are called {name!r}", where=entry.path, remedy=f"name it: OTHER={entry.path}")
+        named.append((name, entry.path))
+    return named
+
+
+def _demonstrations(
+    named: Sequence[tuple[str, str]], bank: Path | None, shots: int | None
+) -> dict[str, dict[str, Any]]:
+    """What stands before conversations, as `Engine.load` takes it, by the name of each model that reads it.
+
+    Raises:
+        UsageError: there is a bank, and no model reads it.
+    """
+    from alula.errors import UsageError
+    from alula.serving.engine import reads_demonstrations
+
+    if bank is None:
+        return {}
+    found = {name: {"bank": bank, "shots": shots} for name, path in named if reads_demonstrations(path)}
+    if not found:
+        raise UsageError(
+            "no model that is served reads demonstrations", where="--bank", remedy="name an adapter of method aim"
+        )
+    return found
+
+
 def _loaded(
     engine: Engine,
-    models: Sequence[str],
+    named: Sequence[tuple[str, str]],
     folder: Path,
     placed: dict[str, Any],
     demo: bool,
-    shown: dict[str, Any],
+    shown: dict[str, dict[str, Any]],
 ) -> Callable[[], list[dict[str, Any]]]:
     """Load what is served.
 
     Args:
+        named: names and places, bases first.
         folder: for what a demo puts together.
-        shown: before conversations with adapters of method aim, as `Engine.load` takes it.
+        shown: before conversations, by the name of the model.
 
     Returns:
         what the page offers to ask.
@@ -265,27 +312,17 @@ def _loaded(
     from rich.console import Console
     from rich.markup import escape
 
-    from alula.errors import UsageError
     from alula.serving.demo import put_together, samples
-    from alula.serving.engine import reads_demonstrations
-    from alula.serving.http import adapter_name, lineup, offered
+    from alula.serving.http import offered
 
     console = Console(stderr=True)
     entries: list[tuple[str, str]] = []
     if demo:
         with console.status("putting the demo together"):
             entries = [(name, str(path)) for name, path in put_together(DEMO, folder)]
-    for entry in lineup(models):
-        bases = [name for name, _ in entries if "+" not in name]
-        entries.append((adapter_name(entry, bases) if entry.is_adapter else entry.called, entry.path))
-    readers = [path for _, path in entries if reads_demonstrations(path)]
-    if shown["bank"] is not None and not readers:
-        raise UsageError(
-            "no model that is served reads demonstrations", where="--bank", remedy="name an adapter of method aim"
-        )
-    for name, path in entries:
+    for name, path in [*entries, *named]:
         with console.status(f"loading {escape(name)}"):
-            engine.load(name, path, **placed, **(shown if path in readers else {}))
+            engine.load(name, path, **placed, **shown.get(name, {}))
     return (lambda: offered(samples(folder / DEMO))) if demo else list
 
 

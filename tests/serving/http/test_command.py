@@ -107,12 +107,23 @@ def run(*models: str, **options: Any) -> None:
         (["a"], {"server_name": ["a b"]}, "no name of a host"),
         (["a"], {"allow_load": True}, "without a directory"),
         (["a"], {"device": "toaster"}, "toaster"),
-        (["a=b", "a=c"], {"port": 0}, "two models"),
+        (["a=b", "a=c"], {}, "two models"),
+        (["=b"], {}, "no directory|no name of a model"),
+        (["fledgling=b"], {"demo": True}, "two models"),
+        (["ADAPTER"], {}, "0 bases"),
+        (["a=b", "ADAPTER", "ADAPTER"], {}, "two models are called 'a.wings'"),
+        (["a=b"], {"bank": Path("bank")}, "reads demonstrations"),
     ],
 )
-def test_wrong_usage(models: list[str], options: dict[str, Any], said: str) -> None:
+def test_wrong_usage_is_told_before_anything_is_loaded(
+    models: list[str], options: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = tmp_path / "wings" / "final"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(UsageError, match=said):
-        run(*models, **options)
+        run(*(str(adapter) if each == "ADAPTER" else each for each in models), **{"port": 0, **options})
+    assert capsys.readouterr().err == ""
 
 
 def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
