@@ -60,6 +60,8 @@ UNSUPPORTED: dict[str, Any] = {
     "verbosity": "low",
     "web_search_options": {},
     "min_p": 0.5,
+    "add_generation_prompt": False,
+    "continue_final_message": True,
     "best_of": 2,
     "echo": True,
     "suffix": "x",

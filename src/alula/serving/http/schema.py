@@ -46,6 +46,11 @@ REFUSED: dict[str, tuple[_Neutral, str]] = {
     "web_search_options": (lambda value: value is None, "this server searches nothing"),
     "moderation": (lambda value: value is None, "this server judges no content"),
     "echo": (lambda value: value in (None, False), "the prompt is not sent back"),
+    "add_generation_prompt": (lambda value: value in (None, True), "an answer is always a turn of its own"),
+    "continue_final_message": (
+        lambda value: value in (None, False),
+        "an answer is always a turn of its own: a turn of the assistant at the end of messages is over",
+    ),
     "suffix": (lambda value: value in (None, ""), "texts are continued, not filled in"),
     "best_of": (lambda value: value in (None, 1), "ask for n answers and choose among them"),
     "use_beam_search": (lambda value: value in (None, False), "answers are drawn one token at a time"),
