@@ -200,6 +200,12 @@ def test_crops_of_gemma3() -> None:
     )
 
 
+def test_a_large_polygon_is_painted_strip_by_strip() -> None:
+    painted = Polygon([(0, 0), (300, 0), (0, 200)]).paint(200, 400)
+    rows = np.arange(200) + 0.5
+    assert np.abs(painted.sum(axis=1) - 300 * (1 - rows / 200)).max() < 1  # the same line through all strips
+
+
 def test_shapes_of_regions() -> None:
     """A polygon and a mask of a rectangle are the rectangle; what they cover in part counts by its share."""
     model, processor = qwen()

@@ -9,6 +9,7 @@ Shapes: H, W height and width of an image as it is given to the processor, F fra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,10 @@ from alula.steering.spans import check_weight
 
 Painted = NDArray[np.float32]
 """(H, W) from 0 to 1"""
+_FINE = 4
+"""a pixel is inside of a polygon by the share of its own points, so many in a row and in a column"""
+_STRIP = 64
+"""rows of pixels painted at a time"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +112,17 @@ class Polygon(_Region):
                 f"{len(self.points)} points make no polygon in an image of {width} by {height} pixels",
                 remedy="give three points (x, y) or more, in pixels of the image",
             )
-        fine = 4  # a pixel is inside by the share of its own points
-        canvas = Image.new("L", (fine * width, fine * height))
-        corners = [(fine * x - 0.5, fine * y - 0.5) for x, y in self.points]
-        ImageDraw.Draw(canvas).polygon(corners, fill=1)
-        found = np.asarray(canvas, dtype=np.float32).reshape(height, fine, width, fine).mean(axis=(1, 3))
+        found = np.zeros((height, width), np.float32)
+        top = int(min(y for _, y in self.points))
+        bottom = math.ceil(max(y for _, y in self.points))
+        # Pillow rounds towards zero, which is not the same above a strip
+        whole = [(int(_FINE * x - 0.5), int(_FINE * y - 0.5)) for x, y in self.points]
+        for start in range(top, bottom, _STRIP):  # at 16 times the size, a large picture would fill the memory
+            stop = min(start + _STRIP, bottom)
+            canvas = Image.new("L", (_FINE * width, _FINE * (stop - start)))
+            ImageDraw.Draw(canvas).polygon([(x, y - _FINE * start) for x, y in whole], fill=1)
+            points = np.asarray(canvas).reshape(stop - start, _FINE, width, _FINE).sum(axis=(1, 3), dtype=np.uint8)
+            found[start:stop] = points / np.float32(_FINE**2)
         if not found.any():
             raise UsageError(
                 f"the polygon of {self.points} holds nothing of the image",
