@@ -221,6 +221,8 @@ def test_who_reads_megabytes_slowly_gets_them_and_who_stops_does_not() -> None:
         b"GET /health HTTP/1.1\r\nHost: a\r\nX-Long: " + b"a" * 70_000,
         b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " + TOKEN.encode() + b"\r\n"
         b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"0\r\n\r\n",
     ],
 )
 def test_what_is_no_http_is_told_so_as_all_errors_are(short: str, sent: bytes) -> None:

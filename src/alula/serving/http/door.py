@@ -109,6 +109,13 @@ class Door:
             self.metrics.answered(scope["path"], status)
 
     def _check(self, scope: Scope, headers: dict[str, str], origin: str | None) -> None:
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # who reads one of them ends the request elsewhere than who reads the other (RFC 9112, 6.3)
+            raise Problem(
+                "this request has Content-Length and Transfer-Encoding, and which says where it ends is not told",
+                code="invalid_http",
+                headers={"connection": "close"},
+            )
         host = headers.get("host", "")
         settings, path = self.settings, scope["path"]
         if settings.hosts is not None and _name_in(host) not in settings.hosts:
