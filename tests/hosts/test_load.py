@@ -110,7 +110,7 @@ def test_broken_directories_name_the_file(copy: Path) -> None:
     weights.write_bytes(b"")
     refused(r"model\.safetensors: the weights cannot be read")
     weights.unlink()
-    refused("(?s)cannot be loaded.*it has no weights")
+    refused("holds no weights")
 
     weights.write_bytes(whole)
     state = load_file(weights)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BloomConfig, MllamaConfig, TrainerCallback
 
 import alula
@@ -145,6 +145,7 @@ def test_what_needs_no_layers_trains_any_decoder(
 @pytest.mark.parametrize("method", ["full", "wings"])
 def test_what_sees_by_cross_attention_is_refused_for_every_method(plain: Plain, tmp_path: Path, method: str) -> None:
     MllamaConfig(text_config={"vocab_size": 64, "pad_token_id": 0}).save_pretrained(tmp_path / "host")
+    save_file({}, tmp_path / "host" / "model.safetensors")  # its layers are asked before its weights are read
     raw = plain(method=method, train={})
     with pytest.raises(HostError, match="its layers have cross-attention: what it sees reaches its layers by"):
         check({**raw, "host": {"path": str(tmp_path / "host")}})

@@ -67,7 +67,7 @@ def _reach(name: str, what: str) -> None:
 
 
 def inspect_directory(path: Path) -> None:
-    """Check that the JSON files of a model directory parse and that its weight files are whole.
+    """Check that the JSON files of a model directory parse and that its weight files are there and whole.
 
     Raises:
         HostError: naming the missing or broken file. FilesError: naming a pipe or device in place of one.
@@ -86,6 +86,12 @@ def inspect_directory(path: Path) -> None:
     for index in sorted(path.glob("*.safetensors.index.json")):
         named = read_json(index).get("weight_map", {}).values()
         shards |= {path / name for name in named}
+    if not shards and not any(path.glob("*.bin")):  # as older ones are kept, which transformers reads
+        raise HostError(
+            "holds no weights (*.safetensors)",
+            where=str(path),
+            remedy="name the directory that a model was saved to, such as final/ of a run, or copy it again",
+        )
     for shard in sorted(shards):
         if not shard.is_file():
             raise HostError("a shard that the index names is missing", where=str(shard))

@@ -169,9 +169,7 @@ def load_strictly(
         raise HostError(
             f"cannot be loaded ({first_line(error)})",
             where=source,
-            remedy=_without_weights(source)
-            or suspicion(source)
-            or "look at its config.json and generation_config.json",
+            remedy=suspicion(source) or "look at its config.json and generation_config.json",
         ) from error
     missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
     grafts = grafted_weights(info["unexpected_keys"])
@@ -208,14 +206,6 @@ def load_strictly(
             remedy="alula.load_model loads both; then save_adapter writes the graft and save_host the host by itself",
         )
     return model.eval()
-
-
-def _without_weights(source: str) -> str | None:
-    """A remedy where a directory has none."""
-    folder = Path(source)
-    if not folder.is_dir() or any(each.suffix in {".safetensors", ".bin"} for each in folder.iterdir()):
-        return None
-    return "it has no weights (*.safetensors): name the directory that a model was saved to, such as final/ of a run"
 
 
 def _from_coded(cls: Any, source: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
