@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 import alula_fledgling
 from alula_fledgling.weights import ELSEWHERE
+from tests import zoo
 
 torch.set_num_threads(1)
 transformers_logging.set_verbosity_error()
@@ -36,7 +37,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.manual_seed(0)
+    zoo.reseed(0)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,13 +153,29 @@ _QWEN_VL = ("qwen2_5_vl", "qwen3_vl")
 ALL = tuple(name for name in TEXT if name not in ("gpt2", "qwen3_moe")) + HOSTS
 
 
+def reseed(seed: int) -> None:
+    """`torch.manual_seed`, without the traces of the stack that it keeps for accelerators that are not there."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 def build(name: str, seed: int = 0, *, layers: int = 2) -> Any:
     """A tiny random model in eval mode, float32, with weights large enough that every part matters.
 
     Args:
         layers: of the decoder, an even number.
     """
-    torch.manual_seed(seed)
+    model, draws = _built(name, seed, layers)
+    torch.default_generator.set_state(draws)
+    return copy.deepcopy(model)
+
+
+@functools.cache
+def _built(name: str, seed: int, layers: int) -> tuple[Any, Tensor]:
+    """The model of `build`, to be copied, and the state of the generator behind its weights."""
+    reseed(seed)
     if name in _TEXT_CLASSES:
         model: Any = _TEXT_CLASSES[name](_text_config(name, layers))
     elif name.startswith("llava-"):
@@ -227,7 +245,7 @@ def build(name: str, seed: int = 0, *, layers: int = 2) -> Any:
     model.generation_config.eos_token_id = None  # lengths in tests are the test's own
     model.generation_config.pad_token_id = PAD
     model.generation_config.suppress_tokens = [57, 58, 59, IMAGE]  # a sampled placeholder has no pixels
-    return model.eval()
+    return model.eval(), torch.default_generator.get_state()
 
 
 def set_attention(model: Any, implementation: str) -> None:
