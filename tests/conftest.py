@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import logging
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from shutil import copytree
 
 import pytest
 import torch
+from torch._dynamo import guards
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -27,12 +29,21 @@ from tests import zoo
 torch.set_num_threads(1)
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+# pytest listens to every logger that does not propagate, and where somebody listens torch writes down all it compiles
+logging.getLogger("torch.__trace").propagate = True
+guards.profile_guard_manager = lambda *_: 0.0  # it flushes the caches to time guards, for a log
+
+
+def pytest_collection() -> None:
+    """Until all is imported and collected, no collection of garbage looks through ever more of it."""
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """What was imported and collected stays to the end: no collection of garbage looks through it again."""
+    """What was imported and collected stays to the end: later collections of garbage leave it out."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
