@@ -272,6 +272,8 @@ def test_refusals() -> None:
         (Box(0, 0, 97, 8), "no part of an image of 96 by 32"),
         (Box(0, 0, 8, 8, image=1), "no image 1: the sample has 1"),
         (Polygon([(0, 0), (1, 1)]), "no polygon"),
+        (Polygon([(4, 4), (12, 12), (28, 28)]), "no area"),
+        (Polygon([(4, 4), (4, 4), (36, 20)]), "no area"),
         (Mask(np.ones((96, 32))), "does not fit an image of 32 rows"),
         (Mask(np.zeros((32, 96))), "from 0 to 1"),
         (Whole("audio"), "no audio 0"),

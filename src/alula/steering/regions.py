@@ -112,6 +112,13 @@ class Polygon(_Region):
                 f"{len(self.points)} points make no polygon in an image of {width} by {height} pixels",
                 remedy="give three points (x, y) or more, in pixels of the image",
             )
+        x, y = self.points[0]
+        a, b = next((point for point in self.points if point != (x, y)), (x, y))
+        if all((a - x) * (d - y) == (b - y) * (c - x) for c, d in self.points):
+            raise UsageError(
+                f"the polygon of {self.points} has no area: its points lie on one line",
+                remedy="give points (x, y) around a part of the image",
+            )
         found = np.zeros((height, width), np.float32)
         top = int(min(y for _, y in self.points))
         bottom = math.ceil(max(y for _, y in self.points))
