@@ -435,7 +435,7 @@ def main() -> None:
             "memory of tiles": lambda: memory(model, tiles, 64, options.device),
             "prompt": lambda: prefill(model, image, 64, options.device, options.rounds, None),
             "prompt of tiles": lambda: prefill(model, tiles, 64, options.device, min(options.rounds, 3), tiled),
-            "steps": lambda: decode(model, long, 64, options.device, options.rounds, 2 if options.shrink else 10),
+            "steps": lambda: decode(model, long, 64, options.device, options.rounds, 2 if options.shrink else 20),
         }
         if options.device not in ("cpu", "cuda"):  # whose allocators tell what they gave out
             parts = {name: part for name, part in parts.items() if not name.startswith("memory")}
