@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import platform
 import subprocess
@@ -60,6 +61,7 @@ def append_session(path: Path, session: dict[str, Any]) -> None:
     write_json(path, {"sessions": [*sessions, session]})
 
 
+@functools.cache  # what was imported stays what it was, whatever becomes of the checkout
 def _git(directory: Path) -> dict[str, Any] | None:
     """Commit of the checkout alula runs from, and whether it was changed; None for an installed package."""
 
