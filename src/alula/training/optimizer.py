@@ -10,6 +10,9 @@ from torch import nn
 
 from alula.training.parts import Named
 
+_FUSED = ("cuda", "cpu")
+"""devices that update a parameter in one kernel, as transformers' Trainer does by default"""
+
 
 def decayed_names(model: nn.Module, parts: Mapping[str, Named]) -> set[str]:
     """Names of the trained parameters that weight decay applies to.
@@ -57,7 +60,7 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter, 2019) over ``parts``, with the peak rate of each part as its groups' `lr`."""
     groups = parameter_groups(model, parts, rates, weight_decay)
-    fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    fused = all(parameter.device.type in _FUSED for group in groups for parameter in group["params"])
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8, fused=fused or None)
 
 
