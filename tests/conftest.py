@@ -29,8 +29,6 @@ from tests import zoo
 torch.set_num_threads(1)
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
-# pytest listens to every logger that does not propagate, and where somebody listens torch writes down all it compiles
-logging.getLogger("torch.__trace").propagate = True
 guards.profile_guard_manager = lambda *_: 0.0  # it flushes the caches to time guards, for a log
 
 
@@ -44,6 +42,11 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+    # pytest comes to listen at every logger that does not propagate, six times a test and there are sixty of torch's;
+    # and where somebody listens at one of them, torch writes down all it compiles
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch") and isinstance(logger, logging.Logger):
+            logger.propagate = True
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ R resamples, K kept samples, N samples seen in all, L layers or states.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -206,6 +207,23 @@ def resample_totals(rows: Array, how: Resampling = PAIRED) -> Array:
     the same distribution as drawing clusters one by one, at a cost that does not grow with their number.
     """
     distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    if len(distinct) > _FEW:
+        return _drawn(distinct, counts, how)
+    return _remembered(distinct.tobytes(), distinct.dtype.str, tuple(map(int, counts)), how)
+
+
+_FEW = 256
+
+
+@functools.lru_cache(maxsize=512)  # tables, figures and sentences of a report ask about the same comparisons
+def _remembered(distinct: bytes, dtype: str, counts: tuple[int, ...], how: Resampling) -> Array:
+    """`_drawn`, to be read alone."""
+    totals = _drawn(np.frombuffer(distinct, dtype).reshape(len(counts), -1), np.array(counts), how)
+    totals.setflags(write=False)
+    return totals
+
+
+def _drawn(distinct: Array, counts: NDArray[Any], how: Resampling) -> Array:
     draws = np.random.default_rng(how.seed).multinomial(counts.sum(), counts / counts.sum(), size=how.resamples)
     return draws @ distinct
 

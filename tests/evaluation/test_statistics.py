@@ -94,6 +94,17 @@ def test_bootstrap_of_the_difference_agrees_with_scipys() -> None:
     assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.006)
 
 
+def test_totals_that_are_remembered_are_those_of_their_own_rows() -> None:
+    """Of rows that come as often as others, and of another seed, one gets other totals; of the same ones the same."""
+    rows = np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
+    how = Resampling(resamples=50)
+    first = statistics.resample_totals(rows, how)
+    assert np.array_equal(first, statistics.resample_totals(rows.copy(), how))
+    assert np.array_equal(2 * first, statistics.resample_totals(2 * rows, how))
+    assert not np.array_equal(first, statistics.resample_totals(rows, Resampling(resamples=50, seed=1)))
+    assert statistics.resample_totals(rows, Resampling(resamples=60)).shape == (60, 2)
+
+
 def test_clusters_widen_the_interval_of_dependent_items() -> None:
     base = np.ones(90)
     tuned = np.repeat(RNG.random(30) < 0.6, 3).astype(float)
