@@ -41,7 +41,7 @@ _TOLD = """
 import hashlib
 from alula_fledgling.microworld import SOURCES, source
 
-items = {name: list(source(name, split="test", seed=3, n=30)) for name in SOURCES}
+items = {name: list(source(name, split="test", seed=3, n=15)) for name in SOURCES}
 told = {name: hashlib.sha256(repr(of).encode()).hexdigest() for name, of in items.items()}
 """
 
