@@ -121,7 +121,7 @@ def test_half_a_character_is_told_by_line(tmp_path, run) -> None:
     assert [(record.line, record.kind) for record in report.bad] == [(n, "record") for n in (2, 3, 4, 5)]
     assert "user: half of a surrogate pair (U+D83D) behind 'hi '" in report.bad[0].reason
     shown = run("check", path).stdout
-    with pytest.raises(RecordError, match=rf"{path}:2: user: half of a surrogate pair"):
+    with pytest.raises(RecordError, match=rf"{path}:2 \(record x\): user: half of a surrogate pair"):
         data_task(path)
     assert f"{path}:2: record: user: half of a surrogate pair" in shown
     assert f"{path}:4: record: id: half of a surrogate pair" in shown

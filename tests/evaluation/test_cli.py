@@ -100,6 +100,7 @@ def test_own_data_with_images(folders: Path, tmp_path: Path, monkeypatch: Any) -
     ("arguments", "code", "said"),
     [
         (("--task", "nonsense"), 2, "there is no task 'nonsense'"),
+        (("--task", __file__), 2, f"did you mean data:{__file__}?"),
         (("--task", "visual"), 2, "takes text only"),
         (("--items", "0"), 2, ""),
         (("--tasks", "nonsense"), 2, "--task NAME, once per task"),

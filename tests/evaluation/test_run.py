@@ -243,7 +243,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, llm: Any, tokenizer:
 def test_a_journal_of_another_model_is_refused(tmp_path: Path, llm: Any, host: Any, tokenizer: Any) -> None:
     journal = tmp_path / "answers.jsonl"
     evaluate(llm, tokenizer, [text_task(2)], journal=journal)
-    with pytest.raises(EvaluationError, match=r"another run \(.*fingerprint differ"):
+    with pytest.raises(EvaluationError, match=r"another run \(.*fingerprint differ\)\n.*--output"):
         evaluate(host, tokenizer, [text_task(2)], journal=journal)
     with pytest.raises(EvaluationError, match=r"decoding differ"):
         evaluate(llm, tokenizer, [text_task(2)], journal=journal, decoding=Decoding(num_beams=2))

@@ -198,6 +198,9 @@ def test_bad_records_name_file_line_and_id_and_can_be_left_out(tmp_path: Path) -
     with pytest.raises(RecordError, match=r"mine\.jsonl:3: not valid JSON") as caught:
         data_task(file)
     assert "on_bad=skip" in str(caught.value)
+    (tmp_path / "one-line.json").write_text(f"[{lines[0].strip()}, {lines[3].strip()}]")
+    with pytest.raises(RecordError, match=r"one-line\.json:1 \(record none\): "):
+        data_task(tmp_path / "one-line.json")
     task = data_task(file, on_bad="skip")
     assert [item.id for item in task.items()] == ["good"]
     assert [told.split(": ")[0] for told in task.settings["bad"]] == [f"{file}:{number}" for number in (2, 3, 4)]

@@ -173,7 +173,9 @@ DAMAGE = {
     "no config file": (lambda p: (p / CONFIG_FILE).unlink(), "no adapter_config"),
     "bad JSON": (lambda p: (p / CONFIG_FILE).write_text('{"alula_type": '), "not readable as JSON"),
     "not an object": (lambda p: (p / CONFIG_FILE).write_text("[1, 2]"), "not a JSON object"),
-    "another library's": (lambda p: _edit_config(p, alula_type=None, peft_type="LORA"), "not an alula adapter"),
+    "another library's": (lambda p: _edit_config(p, alula_type=None), "not an alula adapter\n.*wings"),
+    "PEFT's": (lambda p: _edit_config(p, alula_type=None, peft_type="LORA"), "but PEFT's\n.*alula.load_model"),
+    "no directory": (lambda p: p.rename(p.with_name("moved")), "no such directory"),
     "an unknown setting": (lambda p: _edit_config(p, config={"rnak": 3}), "rnak"),
     "a refused setting": (lambda p: _edit_config(p, config={"router": "soft"}), "router"),
     "another rank": (

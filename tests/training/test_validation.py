@@ -178,11 +178,11 @@ def test_a_run_that_learned_nothing_takes_any_change(recipe: MakeRecipe, tmp_pat
     """A bad record ends a run at its first step: what is changed then to go on is no other run's recipe."""
     good = {"messages": [{"role": "user", "content": "what is it?"}, {"role": "assistant", "content": "red"}]}
     shown = [{"type": "image", "path": "no.png"}, {"type": "text", "text": "?"}]
-    bad = {"messages": [{"role": "user", "content": shown}, {"role": "assistant", "content": "red"}]}
+    bad = {"id": "7", "messages": [{"role": "user", "content": shown}, {"role": "assistant", "content": "red"}]}
     file = tmp_path / "data.jsonl"
     file.write_text("".join(json.dumps(each) + "\n" for each in (bad, good, good, good)))
     options = {**FULL, "data": {"sources": [{"jsonl": str(file)}]}, "steps": 2}
-    with pytest.raises(DataError, match="is missing") as raised:
+    with pytest.raises(DataError, match=r"data\.jsonl:1 \(record 7\): .*is missing") as raised:
         train(recipe(**options), quiet=True)
     assert "on_bad=skip steps over bad records; `alula data check`" in (raised.value.remedy or "")
     check(recipe(**options, on_bad="skip"))

@@ -18,7 +18,7 @@ from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordErr
 from alula.data.images import ImageRef
 from alula.data.samples import MEDIA, Sample, decoded, parts
 from alula.data.sources import FileLike, open_file
-from alula.errors import AlulaError, quoted
+from alula.errors import AlulaError
 from alula.jobs import end_with_parent
 
 _CHUNK = 64
@@ -34,7 +34,6 @@ _MEASURED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 _UNITS = ("unit", "scale", "rate", "acceleration", "rotation", "time", "colors")
 """Options that say in which units a file is"""
 _REMEMBERED = 100_000  # pictures; each takes some hundred bytes of memory
-_LONGEST = 120  # characters of an id that are shown
 _WORTH_A_PROCESS = 256  # records; starting a process takes as long as decoding some hundred small images
 
 Progress = Callable[[int, int], None]
@@ -54,8 +53,7 @@ class BadRecord:
 
     def __str__(self) -> str:
         place = Place(self.file, self.line, self.id, self.unit)
-        named = self.id and (self.id if len(self.id) <= _LONGEST else quoted(self.id))
-        return f"{place}: {self.kind}: {self.reason}" + (f" (record {named})" if named else "")
+        return f"{place}: {self.kind}: {self.reason}" + (f" (record {place.named})" if place.named else "")
 
 
 @dataclass(slots=True)

@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-from alula.errors import DataError
+from alula.errors import DataError, quoted
+
+_LONGEST = 120  # characters of an id that are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +25,18 @@ class Place:
             return self.file
         return f"{self.file}:{self.line}" if self.unit == "line" else f"{self.file} [{self.unit} {self.line}]"
 
+    @property
+    def named(self) -> str | None:
+        """The record's id as it is shown: itself, or its ends where it is long."""
+        return quoted(self.record) if self.record and len(self.record) > _LONGEST else self.record
+
 
 class BadSampleError(DataError):
     """A sample that cannot be used. ``kind`` names the cause in reports and quarantine files.
 
     Args:
         message: what is wrong with it.
-        where: text form of the place; taken from ``place`` when that is given.
+        where: text form of the place; by default ``place`` as it is written.
         remedy: what the user can do about it.
         place: the record's location.
     """
@@ -40,11 +47,17 @@ class BadSampleError(DataError):
         self, message: str, *, where: str | None = None, remedy: str | None = None, place: Place | None = None
     ) -> None:
         self.place = place
-        super().__init__(_without_traceback(message), where=str(place) if place else where, remedy=remedy)
+        super().__init__(_without_traceback(message), where=where or (str(place) if place else None), remedy=remedy)
 
     def at(self, place: Place) -> Self:
         """The error, told where it happened; one that knows its place already is returned as it is."""
         return self if self.place else type(self)(self.message, remedy=self.remedy, place=place)
+
+    @property
+    def where_named(self) -> str | None:
+        """Where it happened, the record's id beside it: a JSON array may hold all its records in one line."""
+        named = self.place and self.place.named
+        return f"{self.where} (record {named})" if named else self.where
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.message, self.where, self.remedy, self.place)

@@ -84,7 +84,7 @@ class Journal:
             raise EvaluationError(
                 "was written by another version of alula",
                 where=str(self.path),
-                remedy="choose another output directory, or remove the file to start afresh",
+                remedy="name another output directory (--output), or remove the file to start afresh",
             )
         identity = json.loads(self._identity)
         if found != identity:
@@ -92,7 +92,7 @@ class Journal:
             raise EvaluationError(
                 f"holds the answers of another run ({', '.join(differing)} differ)",
                 where=str(self.path),
-                remedy="choose another output directory, or remove the file to start afresh",
+                remedy="name another output directory (--output), or remove the file to start afresh",
             )
 
     def _error(self, message: str, number: int) -> EvaluationError:

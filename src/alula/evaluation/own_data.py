@@ -105,7 +105,7 @@ def _read(
     except BadSampleError as error:
         if bad is None:
             raise type(error)(
-                error.message, where=error.where, remedy=f"{error.remedy}; or {_SKIP}" if error.remedy else _SKIP
+                error.message, where=error.where_named, remedy=f"{error.remedy}; or {_SKIP}" if error.remedy else _SKIP
             ) from error
         bad.append(f"{error.where}: {error.message}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Callable, Sequence
 
 from alula import plugins
@@ -43,11 +44,11 @@ def check_names(names: Sequence[str]) -> None:
     for name in names:
         if name not in legal:
             others = ", ".join((*legal, "data:FILE", "lm_eval:NAME", "pope:FILE", "chair:FILE", "pope_questions:FILE"))
-            close = difflib.get_close_matches(name, legal, n=1)
+            close = difflib.get_close_matches(name, legal, n=1) or ([f"data:{name}"] if os.path.isfile(name) else [])
             raise UsageError(
                 f"there is no task {name!r}" + (f"; did you mean {close[0]}?" if close else ""),
                 where="--task",
-                remedy=plugins.remedy(_TASKS.group, name) or others,
+                remedy=plugins.remedy(_TASKS.group, name) or f"name one of: {others}",
             )
 
 

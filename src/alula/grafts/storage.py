@@ -195,10 +195,11 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(directory) / CONFIG_FILE
     facts = read_facts(directory)
     if kind_of(facts.get("alula_type")) is None:
+        legal = f"alula_type must be one of: {', '.join(graft_types())}; or install the package of that graft"
         raise AdapterError(
-            "not an alula adapter",
+            "not an alula adapter" + (", but PEFT's" if "peft_type" in facts else ""),
             where=str(path),
-            remedy=f"alula_type must be one of: {', '.join(graft_types())}; or install the package of that graft",
+            remedy="alula.load_model takes it, with its base" if "peft_type" in facts else legal,
         )
     for name, kind in _FACTS.items():
         if name not in facts and name not in _SINCE:
@@ -236,7 +237,8 @@ def read_facts(directory: str | os.PathLike[str]) -> dict[str, Any]:
     if path.parent.is_dir():
         regular_files(path.parent)
     if not path.exists():
-        raise AdapterError(f"no {CONFIG_FILE} there", where=str(directory), remedy="name an adapter directory")
+        lacking = f"no {CONFIG_FILE} there" if path.parent.exists() else "no such directory"
+        raise AdapterError(lacking, where=str(directory), remedy="name an adapter directory")
     try:
         with telling(path):
             facts = json.loads(regular(path).read_text(encoding="utf-8"), parse_constant=_no_number)

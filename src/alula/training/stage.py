@@ -292,7 +292,7 @@ def train_stage(
         except BadSampleError as error:
             ways = f"stages.{stage.name}.on_bad=skip steps over bad records; `alula data check` lists them all"
             remedy = f"{error.remedy}; or {ways}" if error.remedy else f"mend it; or {ways}"
-            raise type(error)(error.message, where=error.where, remedy=remedy, place=error.place) from error
+            raise type(error)(error.message, where=error.where_named, remedy=remedy, place=error.place) from error
         finally:
             close_trackers(plan.recipe.report_to)
         for part in trainer.unreached():
