@@ -14,6 +14,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
@@ -62,21 +63,31 @@ def load_host(source: str | os.PathLike[str], *, dtype: torch.dtype | str | None
     return open_host(locate(source, "host"), dtype=dtype)
 
 
-def open_host(where: str, *, dtype: torch.dtype | str | None, grafted: bool = False) -> Host:
-    """`load_host` of what `locate` found; with ``grafted``, weights of grafts may lie among the host's."""
-    config = read_config(where)
+def open_host(
+    where: str, *, dtype: torch.dtype | str | None, grafted: bool = False, config: PreTrainedConfig | None = None
+) -> Host:
+    """`load_host` of what `locate` found; with ``grafted``, weights of grafts may lie among the host's.
+
+    Args:
+        config: what `read_config` found there, where that has been done already.
+    """
+    config = read_config(where) if config is None else config
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise HostError(
             f"{config.model_type!r} takes no images",
             where=where,
             remedy="make a host of it: alula.build_host(llm, vision); or alula.load_model to use it as it is",
         )
-    model = load_strictly(AutoModelForImageTextToText, where, grafted=grafted, dtype=dtype)
-    return Host(model, read_processor(where))
+    model = load_strictly(AutoModelForImageTextToText, where, grafted=grafted, dtype=dtype, config=config)
+    return Host(model, read_processor(where, config))
 
 
-def read_processor(where: str) -> ProcessorMixin:
-    """The processor in a directory or under a hub id; HostError where there is none that can be read."""
+def read_processor(where: str, config: PreTrainedConfig | None = None) -> ProcessorMixin:
+    """The processor in a directory or under a hub id; HostError where there is none that can be read.
+
+    Args:
+        config: of the model there, where it has been read already.
+    """
     if is_codes_processor(where):
         return CodesProcessor.from_pretrained(where)
     try:
@@ -87,7 +98,7 @@ def read_processor(where: str) -> ProcessorMixin:
             processor = AutoProcessor.from_pretrained(where, backend="pil")
         if hasattr(processor, "tokenizer"):
             # meant for the image processor, but the tokenizer takes `backend` for its own and then denies being fast
-            processor.tokenizer = AutoTokenizer.from_pretrained(where)
+            processor.tokenizer = AutoTokenizer.from_pretrained(where, config=config)
     except Exception as error:  # a value of another type fails in whatever line meets it first
         raise HostError(
             f"no processor ({first_line(error)})",
@@ -208,9 +219,11 @@ def load_strictly(
     return model.eval()
 
 
-def _from_coded(cls: Any, source: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _from_coded(
+    cls: Any, source: str, *, config: PreTrainedConfig | None = None, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """``cls.from_pretrained`` of a directory with coded weights."""
-    config = read_config(source)
+    config = read_config(source) if config is None else config
     if config.__class__ not in cls._model_mapping:
         raise HostError(f"{cls.__name__} has no model of type {config.model_type!r}", where=source)
     if (Path(source) / "generation_config.json").is_file():

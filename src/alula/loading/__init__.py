@@ -151,10 +151,11 @@ def put_adapter(loaded: Loaded, path: Path, *, with_policies: bool = True) -> Lo
 
 def _load_plain(name: str, dtype: torch.dtype | str | None, *, with_policies: bool) -> Loaded:
     name = locate(name, "model")
-    if type(read_config(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        loaded = Loaded(*open_host(name, dtype=dtype, grafted=True))
+    config = read_config(name)
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        loaded = Loaded(*open_host(name, dtype=dtype, grafted=True, config=config))
     else:
-        model = load_strictly(AutoModelForCausalLM, name, grafted=True, dtype=dtype)
+        model = load_strictly(AutoModelForCausalLM, name, grafted=True, dtype=dtype, config=config)
         loaded = Loaded(model, read_tokenizer(name))
     restore(loaded.model, name)
     if with_policies and hasattr(loaded.model.config, POLICIES):
