@@ -206,6 +206,9 @@ def test_anchors_and_merges_that_people_write_are_read(tmp_path: Path) -> None:
         "  - {name: three, method: projector, steps: 5, data: *data}\n"
     )
     assert [stage.steps for stage in load_recipe(written(tmp_path, text)).stages] == [3, 4, 5]
+    line = next(number for number, line in enumerate(text.splitlines(), 1) if "<<" in line)
+    with pytest.raises(RecipeError, match=rf"line {line}\b.*stages.1.steps|stages.1.steps.*line {line}\b"):
+        load_recipe(written(tmp_path, text.replace("steps: 4", "steps: many")))
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

@@ -73,10 +73,13 @@ def read_yaml(text: str, *, where: str) -> tuple[Any, yaml.Node | None]:
     if len(text) > MOST_CHARACTERS:
         raise RecipeError(f"{len(text):,} characters are more than the {MOST_CHARACTERS:,} read", where=where)
     try:
-        node = yaml.compose(text, Loader)
-        if node is not None:
-            _measure(node, {})
-        return yaml.load(text, Loader), node
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        _measure(node, {})
+        # to merge keys is to rewrite the nodes, which then know no lines: others are made
+        return yaml.load(text, Loader) if "<<" in text else loader.construct_document(node), node
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:
         # PyYAML lets Python's own errors through where a number, a date or a tag does not fit its text
         raise RecipeError(f"not valid YAML: {_one_line(error)}", where=where) from None
