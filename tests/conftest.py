@@ -7,6 +7,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes of their own, too
 os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads that wait for one another while both cores are busy
 
 import logging

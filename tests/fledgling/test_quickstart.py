@@ -21,7 +21,9 @@ NAMES = ("full", "lora", "wings", "experts")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, shallow: None) -> tuple[Plan, Outcome]:
     plan = Plan(output=tmp_path_factory.mktemp("quickstart") / "run", methods=NAMES, items=3, steps=0.003)
-    return plan, quickstart(plan, command="alula quickstart", workers=1, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.cpu_count", lambda: 1)  # one thread: those of two wait for one another on cores that are busy
+        return plan, quickstart(plan, command="alula quickstart", workers=1, quiet=True)
 
 
 def test_the_record_holds_every_method_and_task(finished: tuple[Plan, Outcome]) -> None:
