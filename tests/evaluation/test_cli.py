@@ -100,6 +100,7 @@ def test_own_data_with_images(folders: Path, tmp_path: Path, monkeypatch: Any) -
     ("arguments", "code", "said"),
     [
         (("--task", "nonsense"), 2, "there is no task 'nonsense'"),
+        (("--task", "mmlu"), 2, "a task of lm-evaluation-harness is written lm_eval:mmlu"),
         (("--task", __file__), 2, f"did you mean data:{__file__}?"),
         (("--task", "visual"), 2, "takes text only"),
         (("--items", "0"), 2, ""),

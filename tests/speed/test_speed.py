@@ -30,6 +30,7 @@ from alula.speed import (
     recommend,
     save_recommended,
     speed_report,
+    speed_table,
     warnings,
 )
 from alula.stats import Estimate
@@ -430,6 +431,7 @@ def test_right_answers_cannot_be_asked_for_where_none_are_known(small: tuple[Pla
     speed = measure(plan.model_copy(update=asked), LOAD)
     assert (speed.n, speed.answered, speed.host.accuracy) == (2, 0, None)
     assert set(row(speed, "mine").parts) == {"all"}
+    assert "right" not in str(speed_table(speed).caption)
     assert "right" not in {cell.split("<")[0] for cell in speed_report(speed, plan.budget).split('<th scope="col">')}
 
 
@@ -490,6 +492,7 @@ def test_a_model_of_the_fledgling_is_asked_the_microworlds_questions(
     assert command(monkeypatch, tmp_path / "host", *arguments, "--output", tmp_path / "out") == 0
     said = capsys.readouterr()
     assert "mine" in said.out
+    assert "same: whole answers as without it; right: right answers" in said.out
     speed = Speed.load(tmp_path / "out" / "speed.json")
     assert (speed.n, speed.answered, speed.invented) == (6, 6, False)
     assert "visual skill" in speed.source

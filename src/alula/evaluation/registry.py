@@ -48,7 +48,8 @@ def check_names(names: Sequence[str]) -> None:
             raise UsageError(
                 f"there is no task {name!r}" + (f"; did you mean {close[0]}?" if close else ""),
                 where="--task",
-                remedy=plugins.remedy(_TASKS.group, name) or f"name one of: {others}",
+                remedy=plugins.remedy(_TASKS.group, name)
+                or f"name one of: {others}; a task of lm-evaluation-harness is written lm_eval:{name}",
             )
 
 

@@ -60,10 +60,11 @@ def speed_report(speed: Speed, budget: Mapping[str, float]) -> str:
 def speed_table(speed: Speed) -> TerminalTable:
     """Return the measurement as one table: a row per policy, fastest answers first."""
     table = TerminalTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.caption = "of the model without a policy; counted: matrix products of a prompt"
+    right = any(row.accuracy is not None for row in speed.rows)
+    legend = "same: whole answers as without it" + ("; right: right answers" if right else "")
+    table.caption = f"of the model without a policy; counted: matrix products of a prompt\n{legend}"
     table.caption_justify = "left"
     table.add_column("", min_width=16)
-    right = any(row.accuracy is not None for row in speed.rows)
     for name in ("answer", "prompt", "step", "counted", "cache", "same", *(["right"] if right else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for row in _ordered(speed):

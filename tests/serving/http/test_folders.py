@@ -154,8 +154,10 @@ def test_names_of_what_is_served(tmp_path: Path) -> None:
     found = lineup([str(adapter), f"base+mine={adapter}", "base=some/host", "org/bird", "fledgling"])
     assert [entry.called for entry in found] == ["base", "bird", "fledgling", "wings", "base+mine"]
     assert adapter_name(found[3], ["base"]) == "base+wings"
-    with pytest.raises(UsageError, match="2 bases"):
+    with pytest.raises(UsageError, match=rf"could be put on any of a, b\n.*such as a\+wings={adapter}"):
         adapter_name(Entry(None, str(adapter)), ["a", "b"])
+    with pytest.raises(UsageError, match=rf"is an adapter, .* not served\n.*alula serve BASE {adapter}"):
+        adapter_name(Entry(None, str(adapter)), [])
     for wrong in (["a=x", "a=y"], ["x/a", "y/a"], ["a b=x"], ["a="]):
         with pytest.raises(UsageError):
             lineup(wrong)

@@ -66,15 +66,22 @@ def adapter_name(entry: Entry, bases: Sequence[str]) -> str:
         bases: that are served.
 
     Raises:
-        UsageError: it has no name and there are several bases.
+        UsageError: it has no name and there is no base, or there are several.
     """
     if entry.name is not None:
         return entry.name
-    if len(bases) != 1:
+    if not bases:
         raise UsageError(
-            f"{len(bases)} bases are served, and an adapter is named after one",
+            "is an adapter, and the model that it is put on is not served",
             where=entry.path,
-            remedy=f"write BASE+NAME={entry.path}",
+            remedy=f"name that model beside it: alula serve BASE {entry.path}",
+        )
+    if len(bases) > 1:
+        raise UsageError(
+            f"is an adapter, and could be put on any of {', '.join(bases)}",
+            where=entry.path,
+            remedy=f"say on which, and how it is called: BASE+NAME={entry.path}, such as "
+            f"{bases[0]}+{_called(entry.path)}={entry.path}",
         )
     return f"{bases[0]}+{_called(entry.path)}"
 
