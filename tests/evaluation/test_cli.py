@@ -44,6 +44,23 @@ def test_one_model(
     ]  # fmt: skip
 
 
+def test_models_in_a_row_have_a_directory_each(folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path, held in (("runs/digits/final", "llm"), ("my-wings", "host")):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).symlink_to(folders / held)
+    for path, name in (("runs/digits/final", "digits-final"), ("my-wings", "my-wings")):
+        assert alula(path, "--task", "text_bare", *SMALL, monkeypatch=monkeypatch) == 0
+        assert f"answers: runs/eval/{name}\n" in capsys.readouterr().err
+        assert RunResult.load(f"runs/eval/{name}/tuned.json").model == path
+    Path("my-wings").unlink()
+    Path("my-wings").symlink_to(folders / "llm")  # what it holds is another model now
+    assert alula("my-wings", "--task", "text_bare", *SMALL, monkeypatch=monkeypatch) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "my-wings/tuned-answers.jsonl: holds the answers of another run; changed since: the model (" in said
+    assert "name another output directory (--output)" in said
+
+
 def test_a_host_against_its_llm_compares_what_both_can_take(
     folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:

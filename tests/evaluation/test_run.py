@@ -243,9 +243,9 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, llm: Any, tokenizer:
 def test_a_journal_of_another_model_is_refused(tmp_path: Path, llm: Any, host: Any, tokenizer: Any) -> None:
     journal = tmp_path / "answers.jsonl"
     evaluate(llm, tokenizer, [text_task(2)], journal=journal)
-    with pytest.raises(EvaluationError, match=r"another run \(.*fingerprint differ\)\n.*--output"):
+    with pytest.raises(EvaluationError, match=r"changed since: the model \(its weights, .*\n.*--output"):
         evaluate(host, tokenizer, [text_task(2)], journal=journal)
-    with pytest.raises(EvaluationError, match=r"decoding differ"):
+    with pytest.raises(EvaluationError, match=r"changed since: the settings of decoding\n"):
         evaluate(llm, tokenizer, [text_task(2)], journal=journal, decoding=Decoding(num_beams=2))
     journal.write_text(journal.read_text() + "{}\n")
     with pytest.raises(EvaluationError, match=r"answers.jsonl:4: is damaged"):
@@ -319,7 +319,7 @@ def test_a_journal_of_other_circumstances_is_refused(
         return found(*arguments).model_copy(update={"device": "another"})
 
     monkeypatch.setattr(runner, "conditions", elsewhere)
-    with pytest.raises(EvaluationError, match=r"another run \(device differ"):
+    with pytest.raises(EvaluationError, match=r"changed since: the device \('cpu', now 'another'\)\n"):
         evaluate(llm, tokenizer, [text_task(2)], journal=journal)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
-from alula.cli.options import ITEMS, Template
+from alula.cli.options import ITEMS, Template, output_of
 
 
 def register(app: typer.Typer) -> None:
@@ -35,8 +35,12 @@ def audit(
         typer.Option(help="Own text conversations for the text answers; the last turn is the reference."),
     ] = None,
     output: Annotated[
-        Path, typer.Option(help="Directory for measurements, answers and report; a second run resumes there.")
-    ] = Path("runs/audit"),
+        Path | None,
+        typer.Option(
+            help="Directory for measurements, answers and report; a second run resumes there. "
+            "(default: runs/audit/NAME, NAME made of MODEL)"
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Conversations with images to measure.")] = 128,
     items: Annotated[int, typer.Option(*ITEMS, min=1, max=MAX_ITEMS, help="Text questions to ask.")] = 200,
     sections: Annotated[
@@ -82,6 +86,7 @@ def audit(
     from alula.loading import load_model
     from alula.reports import findings_table
 
+    output = output or output_of("audit", model)
     plan = Plan(
         output=output,
         model=model,

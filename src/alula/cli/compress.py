@@ -9,7 +9,7 @@ import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
-from alula.cli.options import ITEMS, Template
+from alula.cli.options import ITEMS, Template, output_of
 
 
 def register(app: typer.Typer) -> None:
@@ -67,8 +67,12 @@ def compress(
         ),
     ] = False,
     output: Annotated[
-        Path, typer.Option(help="Directory for model, masks, report and what was tried; a second run resumes there.")
-    ] = Path("runs/compress"),
+        Path | None,
+        typer.Option(
+            help="Directory for model, masks, report and what was tried; a second run resumes there. "
+            "(default: runs/compress/NAME, NAME made of MODEL)"
+        ),
+    ] = None,
     calibration: Annotated[
         int | None, typer.Option(min=1, max=MAX_ITEMS, help="Conversations to calibrate on. (default: 128)")
     ] = None,
@@ -105,6 +109,7 @@ def compress(
     from alula.loading import load_model
     from alula.settings import budget_of
 
+    output = output or output_of("compress", model)
     plan = Plan(
         output=output,
         model=model,

@@ -9,7 +9,7 @@ import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
-from alula.cli.options import EARLIER_ITEMS, BankDirectory, Policies, Shots, Template
+from alula.cli.options import EARLIER_ITEMS, BankDirectory, Policies, Shots, Template, output_of
 from alula.cli.tasks import HELP, EvalCommand, pictures_named, requested, truthfulness_named
 
 
@@ -63,8 +63,12 @@ def evaluate(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option(help="Directory for answers, results and report; a second run resumes there.")
-    ] = Path("runs/eval"),
+        Path | None,
+        typer.Option(
+            help="Directory for answers, results and report; a second run resumes there. "
+            "(default: runs/eval/NAME, NAME made of MODEL)"
+        ),
+    ] = None,
     n: Annotated[
         int | None,
         typer.Option(
@@ -114,6 +118,8 @@ def evaluate(
         run_table,
     )
 
+    output = output or output_of("eval", model)
+    talk = Console(stderr=True)
     settings = TemplateSettings.parse(template or ())
     if retrieval is not None:
         refused = {
@@ -144,6 +150,7 @@ def evaluate(
             typer.echo(run.model_dump_json())
         else:
             Console().print(captions_table(run))
+        talk.print(f"answers: {output}", soft_wrap=True, highlight=False)
         return
     if shots is not None and bank is None:
         raise UsageError("shots are taken from a bank", where="--shots", remedy="add --bank DIRECTORY")
@@ -190,7 +197,6 @@ def evaluate(
         progress=True,
     )
     command = command_line()
-    talk = Console(stderr=True)
     if session.paired is None:
         html = run_report(session.tuned, command=command)
         tables = [run_table(session.tuned), *run_ratio_tables(session.tuned)]

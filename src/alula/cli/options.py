@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -46,3 +47,17 @@ Shots = Annotated[
     int | None,
     typer.Option("--shots", min=1, help="How many demonstrations of the bank, drawn by --seed. (default: all)"),
 ]
+
+_LONGEST = 120  # characters of a directory's name; file systems take 255
+
+
+def output_of(command: str, model: str) -> Path:
+    """Where a command writes what it finds out about a model, unless told otherwise: a directory of the model's own, so
+    that two models in a row do not meet in one.
+
+    ``runs/digits/final`` has ``runs/COMMAND/digits-final``, ``org/model`` has ``runs/COMMAND/org-model``.
+    """
+    parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
+    told = parts[1:] if len(parts) > 1 and parts[0] == "runs" else parts
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(told))[-_LONGEST:].strip(".-")
+    return Path("runs", command, name or "model")

@@ -9,7 +9,7 @@ import typer
 
 from alula.bounds import MAX_ITEMS, MAX_SEED
 from alula.cli.command import command_line
-from alula.cli.options import ITEMS, Template
+from alula.cli.options import ITEMS, Template, output_of
 
 
 def register(app: typer.Typer) -> None:
@@ -43,8 +43,12 @@ def speed(
         ),
     ] = "agreement:0.98",
     output: Annotated[
-        Path, typer.Option(help="Directory for measurements, report and policies.json; a second run resumes there.")
-    ] = Path("runs/speed"),
+        Path | None,
+        typer.Option(
+            help="Directory for measurements, report and policies.json; a second run resumes there. "
+            "(default: runs/speed/NAME, NAME made of MODEL)"
+        ),
+    ] = None,
     items: Annotated[int, typer.Option(*ITEMS, min=1, max=MAX_ITEMS, help="Questions to ask.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of timing.")] = 5,
     timed: Annotated[int, typer.Option(min=1, max=MAX_ITEMS, help="Batches timed in each round.")] = 2,
@@ -75,6 +79,7 @@ def speed(
     from alula.settings import budget_of
     from alula.speed import Plan, measure, recommend, save_recommended, speed_report, speed_table, warnings
 
+    output = output or output_of("speed", model)
     plan = Plan(
         output=output,
         model=model,

@@ -8,12 +8,23 @@ import os
 from pathlib import Path
 from typing import Any
 
-from alula.errors import EvaluationError
+from alula.errors import EvaluationError, quoted
 from alula.evaluation.results import ItemResult
 from alula.files import append_text, regular, write_text
 
 _VERSION = 2
 """of the file: 1 had no checksums"""
+
+_WORDS = {
+    "fingerprint": "the model (its weights, grafts or policies)",
+    "decoding": "the settings of decoding",
+    "dtype": "the precision",
+    "device": "the device",
+    "backend": "the way that attention is computed",
+    "versions": "the versions of packages",
+    "shots": "the demonstrations",
+}
+"""what a key of a run's identity is about"""
 
 
 class Journal:
@@ -88,9 +99,10 @@ class Journal:
             )
         identity = json.loads(self._identity)
         if found != identity:
-            differing = sorted(key for key in {**found, **identity} if found.get(key) != identity.get(key))
+            pairs = ((key, found.get(key), identity.get(key)) for key in {**_WORDS, **found, **identity})
+            told = [_told(key, old, new) for key, old, new in pairs if old != new]
             raise EvaluationError(
-                f"holds the answers of another run ({', '.join(differing)} differ)",
+                f"holds the answers of another run; changed since: {', '.join(told)}",
                 where=str(self.path),
                 remedy="name another output directory (--output), or remove the file to start afresh",
             )
@@ -105,3 +117,10 @@ class Journal:
     def _check(self, entry: dict[str, Any]) -> str:
         written = json.dumps(entry, sort_keys=True)
         return hashlib.sha256(f"{self._identity}\n{written}".encode()).hexdigest()[:16]
+
+
+def _told(key: str, old: Any, new: Any) -> str:
+    """What changed, in words, and from what to what where that says something."""
+    words = _WORDS.get(key, key)
+    short = key != "fingerprint" and isinstance(old, str) and isinstance(new, str)
+    return f"{words} ({quoted(old, 40)}, now {quoted(new, 40)})" if short else words
