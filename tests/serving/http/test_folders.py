@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
 from alula.errors import UsageError
@@ -72,6 +73,7 @@ def test_an_adapter_is_called_after_a_base(loading: TestClient, name: str) -> No
 def test_what_cannot_be_loaded_is_told_without_the_servers_folders(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
+    save_file({}, tmp_path / "empty" / "model.safetensors")  # without one the refusal is a sentence of our own
     client = client_of(engine, Settings(may_load=True, adapters=tmp_path))
     found = client.post(LOAD, json={"name": "empty", "path": "empty"})
     error = found.json()["error"]
