@@ -56,6 +56,26 @@ def test_paths_that_cannot_be_are_wrong_usage(alula: Run, tmp_path: Path) -> Non
         assert ".partial" not in said
 
 
+def test_data_that_is_not_there_is_told_with_its_key_and_where_paths_start(
+    alula: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sources = "[{microworld: visual}, {llava: vis/dat.json}]"
+    stage = f"{{name: s, method: projector, train: {{projector: 0.1}}, data: {{sources: {sources}}}, steps: 1}}"
+    Path("bad.yaml").write_text(
+        f"name: n\nhost: {{llm: fledgling, vision: fledgling}}\nstages: [{stage}]\noutput_dir: out\n"
+    )
+    remedy = f"remedy check the path: relative ones start from the working directory, {tmp_path}"
+    for arguments, where in (
+        (("train", "bad.yaml", "--check"), "stages.s.data.sources.1: vis/dat.json: cannot be read: No such file"),
+        (("eval", "fledgling", "--task", "data:vis/dat.json"), "error vis/dat.json: cannot be read: No such file"),
+    ):
+        code, said = alula(*arguments)
+        assert code == 1
+        assert where in said
+        assert remedy in said
+
+
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     code = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100, 100)); from alula.cli.app import main; main()"
     words = [sys.executable, "-c", code, "data", "export", "text", str(tmp_path / "out"), "-n", "20"]

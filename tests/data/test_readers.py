@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -474,8 +475,40 @@ def test_files_unusable_as_a_whole(folder, text: str, message: str) -> None:
 
 
 def test_missing_files(folder) -> None:
-    with pytest.raises(DataError, match=r"nothing\.jsonl: cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"nothing\.jsonl: cannot be read: No such file.*\n.*check the path$"):
         open_source({"jsonl": str(folder / "nothing.jsonl")})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"jsonl": "vis/dat.jsonl"},
+        {"llava": "vis/dat.json"},
+        {"coco": "vis/dat.json"},
+        {"dataset": "vis/dat"},
+        {"dataset": "vis/dat.parquet"},
+    ],
+    ids=str,
+)
+def test_a_relative_path_that_leads_nowhere(folder, monkeypatch: pytest.MonkeyPatch, spec: dict[str, str]) -> None:
+    monkeypatch.chdir(folder)
+    jsonl(folder, {"messages": [USER, ANSWER]})
+    file = next(folder.glob("*.jsonl")).name
+    remedy = f"check the path: relative ones start from the working directory, {Path.cwd()}"
+    with pytest.raises(DataError) as caught:
+        open_source(spec)
+    assert caught.value.remedy == remedy
+    for key, mixture in (
+        ("data.sources.1", {"sources": [{"jsonl": file}, spec]}),
+        (
+            "data.text_replay.sources.0",
+            {"sources": [{"jsonl": file}], "text_replay": {"ratio": 0.5, "sources": [spec]}},
+        ),
+    ):
+        with pytest.raises(DataError) as caught:
+            open_mixture(mixture)
+        assert str(caught.value).startswith(f"{key}: ")
+        assert caught.value.remedy == remedy
 
 
 def test_what_a_file_holds_is_found_out(folder) -> None:

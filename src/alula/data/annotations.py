@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alula.data.errors import unreadable
 from alula.data.images import ImageRef
 from alula.errors import DataError, quoted
 from alula.files import regular
@@ -108,7 +109,7 @@ def read_questions(path: str | os.PathLike[str], *, images: str | os.PathLike[st
     try:
         lines = regular(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read: {error}", where=os.fspath(path)) from error
+        raise unreadable(error, path) from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -137,7 +138,7 @@ def _load(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(regular(path).read_bytes())
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=os.fspath(path)) from error
+        raise unreadable(error, path) from error
     except ValueError as error:
         raise DataError(f"is not JSON: {error}", where=os.fspath(path)) from error
 

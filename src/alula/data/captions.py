@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alula.data.errors import unreadable
 from alula.data.images import ImageRef
 from alula.data.samples import Source, message_text, user
 from alula.errors import DataError
@@ -57,7 +58,7 @@ def read_captions(
     try:
         text = regular(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=where) from error
+        raise unreadable(error, where) from error
     except UnicodeDecodeError as error:
         raise DataError(f"is not text: {error}", where=where, remedy=_SHAPES) from error
     said: dict[str, list[str]] = {}

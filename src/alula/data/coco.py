@@ -10,7 +10,7 @@ from typing import Any
 
 from alula.bounds import DEFAULT_MAX_PIXELS
 from alula.data.dialects import from_record
-from alula.data.errors import BadSampleError, Place
+from alula.data.errors import BadSampleError, Place, unreadable
 from alula.data.samples import Sample
 from alula.data.shapes import ImageFolder
 from alula.errors import DataError, UsageError
@@ -95,7 +95,7 @@ def _loaded(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(regular(path).read_bytes())
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise unreadable(error, path) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"is not JSON: {error}", where=str(path)) from error
     if not is_coco(content):

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from alula.data.errors import Place
+from alula.data.errors import Place, unreadable
 from alula.data.records import RecordFile
 from alula.data.tables import load_table
 from alula.errors import DataError, UsageError
@@ -70,7 +70,7 @@ def _csv_rows(path: Path) -> tuple[list[dict[str, str]], list[int]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"is no CSV in UTF-8: {error}", where=str(path)) from None
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+        raise unreadable(error, path) from error
     return rows, lines
 
 

@@ -19,7 +19,7 @@ from alula.data.errors import BadSampleError, RecordError
 from alula.data.quarantine import Quarantine
 from alula.data.samples import Sample, parts
 from alula.data.sources import Source, open_source
-from alula.data.specs import MixtureSpec, validated
+from alula.data.specs import MixtureSpec, SourceSpec, validated
 from alula.draws import mixed, shuffled_index
 from alula.errors import DataError, UsageError
 from alula.media import MEDIA
@@ -248,14 +248,18 @@ def open_mixture(
     checked = validated(MixtureSpec, spec, key=key) if isinstance(spec, Mapping) else spec
     replay = checked.text_replay
     return Mixture.with_text_replay(
-        [open_source(source, base=base) for source in checked.sources],
-        [open_source(source, base=base) for source in replay.sources] if replay else [],
+        _opened(checked.sources, base, f"{key}.sources"),
+        _opened(replay.sources, base, f"{key}.text_replay.sources") if replay else [],
         replay.ratio if replay else 0.0,
         weights=[source.weight for source in checked.sources],
         replay_weights=[source.weight for source in replay.sources] if replay else None,
         seed=checked.seed,
         quarantine=quarantine,
     )
+
+
+def _opened(specs: Sequence[SourceSpec], base: str | os.PathLike[str], key: str) -> list[Source]:
+    return [open_source(spec, base=base, key=f"{key}.{number}") for number, spec in enumerate(specs)]
 
 
 class _TextOnly:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from alula.data.errors import Place, RecordError
+from alula.data.errors import Place, RecordError, unreadable
 from alula.errors import DataError
 from alula.files import regular
 
@@ -38,7 +38,7 @@ class RecordFile:
                 head = stream.read(4096).removeprefix(_BOM).lstrip()
             spans = _array_spans(self.path) if head.startswith(b"[") else _line_spans(self.path)
         except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+            raise unreadable(error, path) from error
         if not spans:
             raise DataError("holds no records", where=str(path), remedy="check the path, and whether the file is whole")
         self._version = (status.st_size, status.st_mtime_ns)

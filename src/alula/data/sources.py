@@ -218,7 +218,7 @@ def _lazily(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def open_source(
-    spec: Mapping[str, Any] | SourceSpec, *, base: str | os.PathLike[str] = ".", key: str = "source"
+    spec: Mapping[str, Any] | SourceSpec, *, base: str | os.PathLike[str] = ".", key: str | None = None
 ) -> Source:
     """Open what a recipe calls a source.
 
@@ -236,11 +236,17 @@ def open_source(
     if isinstance(spec, str | os.PathLike):
         raise UsageError(
             f"{os.fspath(spec)!r} does not say what kind of source it is",
-            where=key,
+            where=key or "source",
             remedy=f'{{"jsonl": {os.fspath(spec)!r}}} or another kind; or open_file, which finds it out',
         )
-    checked = validated(SourceSpec, spec, key=key) if isinstance(spec, Mapping) else spec
-    source = checked.kind().open(checked, Path(base))
+    checked = validated(SourceSpec, spec, key=key or "source") if isinstance(spec, Mapping) else spec
+    try:
+        source = checked.kind().open(checked, Path(base))
+    except DataError as error:
+        if key is None or isinstance(error, BadSampleError):  # which says of itself where it stands
+            raise
+        where = f"{key}: {error.where}" if error.where else key
+        raise DataError(error.message, where=where, remedy=error.remedy) from error
     return Wordings(source) if checked.text_only else source
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alula.data.errors import check_path
 from alula.errors import AlulaError, DataError, UsageError
 from alula.files import read_json, regular
 
@@ -64,7 +65,7 @@ def table_files(path: Path, split: str | None) -> list[Path]:
 
 def _library(path: Path) -> Any:
     if not path.exists():
-        raise DataError("no such dataset", where=str(path))
+        raise DataError("no such dataset", where=str(path), remedy=check_path(path))
     if path.is_dir() and not any(next(path.glob(pattern), None) for pattern in _MARKS):
         raise DataError(
             "the folder holds no dataset: neither parquet files nor what save_to_disk writes",

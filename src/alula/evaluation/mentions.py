@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from alula.data.errors import unreadable
 from alula.errors import DataError
 from alula.files import regular
 
@@ -60,7 +61,7 @@ class ObjectWords:
         try:
             lines = regular(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot be read: {error}", where=os.fspath(path)) from error
+            raise unreadable(error, path) from error
         rows = [[word.strip() for word in line.split(",") if word.strip()] for line in lines]
         synonyms = {row[0]: row[1:] for row in rows if row}
         if not synonyms:

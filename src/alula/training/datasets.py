@@ -60,7 +60,12 @@ class RunData:
         # a file that was written anew, though with the same content, is to be indexed anew
         if index not in self._stages or self._files[index] != _state(stage.data):
             quarantine = Quarantine(self.run.stage(index, stage).quarantine) if stage.on_bad == "skip" else None
-            mixture = open_data(stage.data, seed=self.recipe.seed + index, quarantine=quarantine)
+            mixture = open_data(
+                stage.data,
+                seed=self.recipe.seed + index,
+                key=f"stages.{stage.name}.data",
+                quarantine=quarantine,
+            )
             try:
                 METHODS[stage.method].check_sources(stage.settings, [source.name for source in mixture.sources])
             except RecipeError as error:
@@ -99,12 +104,13 @@ class RunData:
         _ = self.retention, self.validation
 
 
-def open_data(spec: DataSpec, *, seed: int, quarantine: Quarantine | None = None) -> Mixture:
-    """The stage's mixture; relative paths start from the working directory."""
+def open_data(spec: DataSpec, *, seed: int, key: str = "data", quarantine: Quarantine | None = None) -> Mixture:
+    """The stage's mixture; relative paths start from the working directory. ``key``: its path in the recipe, for error
+    messages."""
     mixture = MixtureSpec(
         sources=list(spec.sources), text_replay=spec.text_replay, seed=seed if spec.seed is None else spec.seed
     )
-    return open_mixture(mixture, quarantine=quarantine)
+    return open_mixture(mixture, key=key, quarantine=quarantine)
 
 
 def _state(spec: DataSpec) -> FileState:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from alula.data.errors import unreadable
 from alula.draws import Draw
 from alula.errors import DataError, UsageError
 from alula.evaluation.likelihood import ethics, truthfulqa
@@ -40,7 +41,7 @@ def read_truthfulness(
     try:
         text = regular(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=file) from error
+        raise unreadable(error, file) from error
     except UnicodeDecodeError as error:
         raise DataError(f"is no text in UTF-8: {error}", where=file) from error
     if not text.strip():
