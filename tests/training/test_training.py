@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -151,6 +152,26 @@ def test_the_optimizer_step_is_adamw_with_one_rate_per_part(recipe: MakeRecipe) 
         assert row["lr"] == pytest.approx({part: rate * factor for part, rate in rates.items()})
     for name, value in AutoModelForImageTextToText.from_pretrained(result.final).named_parameters():
         torch.testing.assert_close(value, dict(model.named_parameters())[name], rtol=1e-4, atol=1e-6)
+
+
+def test_weights_with_gaps_between_their_rows_are_trained_as_others(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """An old file of weights keeps views as views, and they stay that when they are loaded."""
+    made = recipe(method="full", train={"llm": 1e-2, "projector": 1e-2})
+    plain = weights(train(made, quiet=True).final)
+    host = copytree(made.host.path or "", tmp_path / "old")
+    state = load_file(host / "model.safetensors")
+    gaps = {n: torch.cat([w, w], dim=1)[:, : w.shape[1]] for n, w in state.items() if n.endswith("q_proj.weight")}
+    torch.save({**state, **gaps}, host / "pytorch_model.bin")
+    (host / "model.safetensors").unlink()
+    loaded = dict(load_host(host).model.named_parameters())
+    assert {name for name, weight in loaded.items() if not weight.is_contiguous()} == set(gaps)
+    old = made.model_copy(
+        update={"host": made.host.model_copy(update={"path": str(host)}), "output_dir": str(tmp_path / "run-old")}
+    )
+    found = weights(train(old, quiet=True).final)
+    assert found.keys() == plain.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-6)
 
 
 METHODS: dict[str, dict[str, Any]] = {

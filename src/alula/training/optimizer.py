@@ -60,7 +60,9 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter, 2019) over ``parts``, with the peak rate of each part as its groups' `lr`."""
     groups = parameter_groups(model, parts, rates, weight_decay)
-    fused = all(parameter.device.type in _FUSED for group in groups for parameter in group["params"])
+    trained = [parameter for group in groups for parameter in group["params"]]
+    # the kernel takes memory for one row: of a view with gaps, as *.bin files may hold, it would change what is between
+    fused = all(parameter.device.type in _FUSED and parameter.is_contiguous() for parameter in trained)
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8, fused=fused or None)
 
 
