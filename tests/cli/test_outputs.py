@@ -31,6 +31,8 @@ COMMANDS = {
         ("/data/a model\n*", "data-a-model"),
         (".", "model"),
         ("x/" * 500 + "final", "x-" * 57 + "final"),
+        ("runs/模型/final", "模型-final"),
+        ("型" * 200 + "/x", "型" * 39 + "-x"),
     ],
 )
 def test_each_model_has_a_directory(monkeypatch: pytest.MonkeyPatch, command: str, model: str, name: str) -> None:

@@ -48,7 +48,7 @@ Shots = Annotated[
     typer.Option("--shots", min=1, help="How many demonstrations of the bank, drawn by --seed. (default: all)"),
 ]
 
-_LONGEST = 120  # characters of a directory's name; file systems take 255
+_LONGEST = 120  # bytes of a directory's name; file systems take 255
 
 
 def output_of(command: str, model: str) -> Path:
@@ -59,5 +59,5 @@ def output_of(command: str, model: str) -> Path:
     """
     parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
     told = parts[1:] if len(parts) > 1 and parts[0] == "runs" else parts
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(told))[-_LONGEST:].strip(".-")
+    name = re.sub(r"[^\w.-]+", "-", "-".join(told)).encode()[-_LONGEST:].decode(errors="ignore").strip(".-")
     return Path("runs", command, name or "model")
