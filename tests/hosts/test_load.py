@@ -110,7 +110,11 @@ def test_broken_directories_name_the_file(copy: Path) -> None:
     weights.write_bytes(b"")
     refused(r"model\.safetensors: the weights cannot be read")
     weights.unlink()
+    (copy / "training_args.bin").write_bytes(b"a Trainer's, and no weights")
     refused("holds no weights")
+    weights.symlink_to(copy / "gone")
+    refused(r"model\.safetensors: is a link that leads nowhere")
+    weights.unlink()
 
     weights.write_bytes(whole)
     state = load_file(weights)

@@ -82,19 +82,20 @@ def inspect_directory(path: Path) -> None:
         raise HostError("has no config.json, so it is not a model directory", where=str(path), remedy=remedy)
     for file in sorted(path.glob("*.json")):
         read_json(file)
-    shards = set(path.glob("*.safetensors"))
+    there, named = set(path.glob("*.safetensors")), set[Path]()
     for index in sorted(path.glob("*.safetensors.index.json")):
-        named = read_json(index).get("weight_map", {}).values()
-        shards |= {path / name for name in named}
-    if not shards and not any(path.glob("*.bin")):  # as older ones are kept, which transformers reads
+        named |= {path / name for name in read_json(index).get("weight_map", {}).values()}
+    older = path.glob("pytorch_model*.bin")  # which transformers reads too
+    if not there | named and not any(older):
         raise HostError(
             "holds no weights (*.safetensors)",
             where=str(path),
             remedy="name the directory that a model was saved to, such as final/ of a run, or copy it again",
         )
-    for shard in sorted(shards):
+    for shard in sorted(there | named):
         if not shard.is_file():
-            raise HostError("a shard that the index names is missing", where=str(shard))
+            what = "a shard that the index names is missing" if shard in named else "is a link that leads nowhere"
+            raise HostError(what, where=str(shard), remedy="copy or download the model again")
         try:
             with safe_open(shard, framework="pt"):
                 pass
