@@ -114,7 +114,7 @@ def items_of(spec: SourceSpec, kind: str, count: int, *, rate: int | None = None
     Raises:
         RecipeError: it has fewer. DataError: one that cannot be read.
     """
-    source = open_source(spec)
+    source = open_source(spec, key="source")
     found: list[Any] = []
     loading = {"rate": rate} if kind == "audio" and rate is not None else {}
     for index in range(source.size if source.size is not None else 20 * count):
