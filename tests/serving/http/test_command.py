@@ -110,7 +110,7 @@ def run(*models: str, **options: Any) -> None:
         (["a=b", "a=c"], {}, "two models"),
         (["=b"], {}, "no directory|no name of a model"),
         (["fledgling=b"], {"demo": True}, "two models"),
-        (["ADAPTER"], {}, "0 bases"),
+        (["ADAPTER"], {}, "is an adapter, and the model that it is put on is not served"),
         (["a=b", "ADAPTER", "ADAPTER"], {}, "two models are called 'a.wings'"),
         (["a=b"], {"bank": Path("bank")}, "reads demonstrations"),
     ],
