@@ -104,6 +104,8 @@ class Resampling(Settings):
 DEFAULT = Resampling()
 PAIRED = Resampling(resamples=10_000)
 """of paired comparisons"""
+_FEW = 256
+"""distinct rows whose resampled totals are remembered: of more of them the key is as large as what it saves"""
 
 
 def means(weights: Array, entries: Array) -> Array:
@@ -210,9 +212,6 @@ def resample_totals(rows: Array, how: Resampling = PAIRED) -> Array:
     if len(distinct) > _FEW:
         return _drawn(distinct, counts, how)
     return _remembered(distinct.tobytes(), distinct.dtype.str, tuple(map(int, counts)), how)
-
-
-_FEW = 256
 
 
 @functools.lru_cache(maxsize=512)  # tables, figures and sentences of a report ask about the same comparisons

@@ -58,6 +58,15 @@ def test_a_loaded_processor_marks_what_the_assistant_said(good: Path) -> None:
         assert sum(marks[0] if isinstance(marks[0], list) else marks) > 0
 
 
+def test_weights_are_loaded_by_several_threads_as_by_one(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users load them: all other tests load by one thread (see conftest)."""
+    by_one = load_host(good).model.state_dict()
+    monkeypatch.delenv("HF_DEACTIVATE_ASYNC_LOAD")
+    by_several = load_host(good).model.state_dict()
+    assert by_one.keys() == by_several.keys()
+    assert all(torch.equal(weight, by_several[name]) for name, weight in by_one.items())
+
+
 def test_dtype_is_a_choice(good: Path) -> None:
     assert load_host(good).model.dtype == torch.float32
     assert load_host(good, dtype=torch.bfloat16).model.dtype == torch.bfloat16

@@ -210,13 +210,13 @@ def test_arms_join_later_and_time_is_measured_beside_full_tuning(
     assert "| 1.50x |" in markdown(more)
 
 
-@pytest.mark.parametrize("name", ["frontier", "frontier-further", "frontier-deeper"])
-def test_a_page_has_the_tables_of_the_record_it_names(name: str) -> None:
+@pytest.mark.parametrize(("name", "least"), [("frontier", 40), ("frontier-further", 40), ("frontier-deeper", 20)])
+def test_a_page_has_the_tables_of_the_record_it_names(name: str, least: int) -> None:
     page = (ROOT / "docs" / "results" / f"{name}.md").read_text()
     assert f"benchmarks/results/{name}.json)" in page
     outcome = FrontierOutcome.load(ROOT / "benchmarks" / "results" / f"{name}.json")
     rows = [line for line in markdown(outcome).splitlines() if line.startswith("|")]
-    assert len(rows) > 20
+    assert len(rows) > least
     assert not [row for row in rows if row not in page]
     assert render(report(outcome))
 
