@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from alula.errors import UsageError
+from alula.errors import DataError, RecipeError, UsageError
 from alula.training import inputs, layout, train
 from alula.training.checkpoint import SEAL, is_complete, newest, prune, seal
 from alula.training.layout import RunDirectory
@@ -219,6 +219,88 @@ def test_what_a_kill_leaves_is_removed_by_the_same_command(
     killed_while_writing(run.metrics)
     assert train(made, quiet=True).was_done
     assert sorted(path.relative_to(run.root) for path in run.root.rglob("*")) == names
+
+
+def tree(root: Path) -> dict[str, bytes | None]:
+    """All that a run's directory holds, by name: contents of files, None for folders."""
+    found = {str(path.relative_to(root)): path for path in root.rglob("*") if path.name != ".lock"}
+    return {name: path.read_bytes() if path.is_file() else None for name, path in found.items()}
+
+
+def poem(path: Path, words: int) -> dict[str, Any]:
+    """Data of one record with an answer of so many words."""
+    turns = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "word " * words}]
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    return {"sources": [{"jsonl": str(path)}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"data": {"sources": [{"jsonl": "nowhere.jsonl"}]}}, DataError),  # when data are opened
+        ({"method": "lora", "train": {}, "lora": {"targets": ["nothing"]}}, RecipeError),  # when models are looked at
+        (
+            {"method": "wings", "train": {"wings.textual": 1e-3}, "wings": {"learners": ["visual"]}},
+            RecipeError,
+        ),  # built
+        ("long", DataError),  # when the first record is read
+    ],
+)
+def test_a_run_that_cannot_begin_leaves_the_one_it_would_replace(
+    recipe: MakeRecipe, tmp_path: Path, capfd: pytest.CaptureFixture[str], change: Any, error: type[Exception]
+) -> None:
+    if change == "long":
+        change = {"data": poem(tmp_path / "long.jsonl", 600), "method": "full", "train": {"llm": 1e-3}}
+    finished = train(recipe(), quiet=True)
+    before = tree(finished.directory)
+    with pytest.raises(error):
+        train(recipe(**change), resume=False)
+    assert tree(finished.directory) == before
+    assert "holds the earlier one as it was" in " ".join(capfd.readouterr().err.split())
+    assert train(recipe(), quiet=True).was_done
+
+
+def test_a_run_that_starts_over_replaces_the_earlier_one_with_its_first_checkpoint(recipe: MakeRecipe) -> None:
+    """Interrupted before it, the earlier run is what is there; interrupted after it, the new one goes on."""
+    finished = train(recipe(), quiet=True)
+    before = tree(finished.directory)
+    other = recipe(steps=4, save_every=2)
+    for step, left in ((1, 3), (3, 4)):
+        with pytest.raises(KeyboardInterrupt):
+            train(other, callbacks=[_Stop(step)], resume=False, quiet=True)
+        assert (tree(finished.directory) == before) == (step == 1)
+        steps = recipe(steps=left, **({"save_every": 2} if left == 4 else {}))
+        assert train(steps, quiet=True).was_done == (step == 1)
+    assert len(rows(finished.directory)) == 4
+    assert not [path for path in finished.directory.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+
+
+def test_a_killed_run_that_started_over_does_not_cost_the_earlier_one(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after any of the moves that set the earlier run aside, and after any of those that bring it back."""
+    finished = train(recipe(), quiet=True)
+    before, other = tree(finished.directory), recipe(steps=4)
+    moves, rename = 0, Path.rename
+
+    def last(self: Path, target: Any) -> Path:
+        nonlocal moves
+        moves -= 1
+        if moves < 0:
+            raise KeyboardInterrupt  # and so again for whoever would bring it back: nobody does after a kill
+        return rename(self, target)
+
+    for killed_after in range(16):
+        for killed_again_after in (99, killed_after // 2):
+            with monkeypatch.context() as patched:
+                patched.setattr(Path, "rename", last)
+                for allowed in (killed_after, killed_again_after):
+                    moves = allowed
+                    with pytest.raises((KeyboardInterrupt, RecipeError)):
+                        train(recipe(method="lora", train={}, lora={"targets": ["nothing"]}), resume=False, quiet=True)
+            assert train(recipe(), quiet=True).was_done
+            assert tree(finished.directory).keys() == before.keys()
+    assert len(rows(train(other, resume=False, quiet=True).directory)) == 4
 
 
 def test_the_lock_ends_with_its_process_and_not_with_the_data_workers(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def train(
         bool | None,
         typer.Option(
             "--resume/--no-resume",
-            help="Insist on resuming, or start over and drop what is there. Default: resume if there is something.",
+            help="Insist on resuming, or start over: what is there goes once the new run has a checkpoint or a stage "
+            "done. Default: resume if there is something.",
             show_default=False,
         ),
     ] = None,

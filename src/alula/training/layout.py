@@ -20,6 +20,7 @@
     stage.json       written last: the stage is done, or was stopped by the retention budget (which it then says)
   latest -> stages/01-align/model   the newest finished stage's output
   final  -> stages/02-wings/model   the run's output, there only when all stages are done or the run was stopped
+  .earlier/          all of this of an earlier run, until the one that started over has something to go on from
 ```
 """
 
@@ -38,7 +39,7 @@ from alula.files import atomic_file, contents, read_json, regular, restore_direc
 from alula.training.checkpoint import newest
 from alula.training.recipe import Recipe, Stage, slug
 
-_LOCK = ".lock"
+_LOCK, _EARLIER, _DROPPED = ".lock", ".earlier", ".dropped"
 _held: set[str] = set()
 """runs this process holds"""
 
@@ -162,7 +163,7 @@ class RunDirectory:
         """Raise a UsageError if there is something here that is not a run's."""
         if not self.root.exists() or self.holds_a_run():
             return
-        if any(path.name != _LOCK for path in contents(self.root)):
+        if any(path.name not in (_LOCK, _EARLIER, _DROPPED) for path in contents(self.root)):
             raise UsageError(
                 "the output directory is not empty and holds no run",
                 where=str(self.root),
@@ -178,12 +179,58 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Remove the run that is here, and nothing else."""
-        # the recipe goes last: while it is there, a clean-up that was killed is still a run and can be repeated
-        for path in (self.final, self.latest, self.environment, self.metrics, self.data):
-            path.unlink(missing_ok=True)
-        for path in (self.root / "stages", self.root / "tensorboard", self.distillation, self.host):
-            shutil.rmtree(path, ignore_errors=True)
-        self.recipe.unlink(missing_ok=True)
+        for path in self._entries():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def set_aside(self) -> None:
+        """Keep the run that is here out of the way of one that starts over, until `let_go` or `settle`."""
+        with telling(self.root):
+            (self.root / _EARLIER).mkdir(exist_ok=True)
+            for path in self._entries():
+                if os.path.lexists(path):
+                    path.rename(self.root / _EARLIER / path.name)
+
+    def let_go(self) -> None:
+        """Remove the run that was set aside, if one was."""
+        if (self.root / _EARLIER).is_dir():
+            with telling(self.root):
+                self._remove_dropped()
+                (self.root / _EARLIER).rename(self.root / _DROPPED)  # at once, or a kill would leave half a run
+                self._remove_dropped()
+
+    def settle(self) -> bool:
+        """Decide about a run that was set aside: it goes if there is something learned here since, or it comes back.
+
+        Returns:
+            whether it came back.
+        """
+        self._remove_dropped()
+        earlier = self.root / _EARLIER
+        if not earlier.is_dir():
+            return False
+        # it moves its recipe last, and first when it comes back: without one, a kill came between
+        if (earlier / self.recipe.name).is_file():
+            if self.has_begun():
+                self.let_go()
+                return False
+            self.clear()
+        with telling(self.root):
+            for path in sorted(earlier.iterdir(), key=lambda path: path.name != self.recipe.name):
+                path.rename(self.root / path.name)
+            earlier.rmdir()
+        return True
+
+    def _remove_dropped(self) -> None:
+        shutil.rmtree(self.root / _DROPPED, ignore_errors=True)
+
+    def _entries(self) -> tuple[Path, ...]:
+        """All that a run may have here. The recipe is last: while it is there, a clean-up that was killed is still a
+        run and can be repeated."""
+        files = (self.final, self.latest, self.environment, self.metrics, self.data)
+        return (*files, self.root / "stages", self.root / "tensorboard", self.distillation, self.host, self.recipe)
 
     def link(self, path: Path, target: Path) -> None:
         """Make ``path`` a relative symbolic link to ``target``, atomically."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alula.errors import RecipeError, UsageError
 from alula.files import write_text
@@ -76,7 +76,8 @@ def train(
     Args:
         recipe: a Recipe, the path of one, or the mapping a YAML file would hold.
         resume: "auto" goes on where an earlier session of the same recipe stopped; True insists that there is one;
-            False starts over and drops what is there.
+            False starts over. What is there goes once the new run has something to go on from, its first checkpoint or
+            finished stage; one that ends sooner, as with bad data or by an interrupt, leaves it as it was.
         callbacks: Trainer callbacks for every stage (`TrainerControl` may stop one).
         evaluations: of your own, made while every stage trains; what they find stands in the rows of ``metrics.jsonl``.
         quiet: say nothing on stderr.
@@ -97,9 +98,10 @@ def train(
     with contextlib.ExitStack() as stack:
         if processes.is_main_process:
             stack.enter_context(run.locked())
+            stack.enter_context(earlier_kept(run, display))
             prepare(run, recipe, data, resume=resume, processes=processes.num_processes, display=display)
         processes.wait_for_everyone()
-        results = run_stages(recipe, run, data, display, callbacks, evaluations)
+        results = run_stages(recipe, run, data, display, (_LettingGo(run), *callbacks), evaluations)
         on_first(lambda: run.link(run.final, results[-1].model))
     return TrainResult(run.root, run.final, tuple(results), is_main=processes.is_main_process)
 
@@ -126,6 +128,7 @@ def run_stages(
             if results:  # days may have passed
                 on_first(partial(check_same_data, run, recipe, [index]))
             results.append(run_stage(plan, data, display, callbacks, evaluations))
+            on_first(run.let_go)
         on_first(partial(run.link, run.latest, paths.model))
         if results[-1].stopped is not None:
             display.notify(f"stopped: {results[-1].stopped}")
@@ -160,6 +163,34 @@ def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], *, resume
     return recipe
 
 
+@contextlib.contextmanager
+def earlier_kept(run: RunDirectory, display: Display) -> Iterator[None]:
+    """Inside, a run may be set aside to start over; it comes back if the block ends before anything was learned."""
+
+    def settle() -> None:
+        if run.settle():
+            display.notify(
+                f"the run that starts over has no checkpoint yet: {run.root} holds the earlier one as it was"
+            )
+
+    settle()  # what a kill left
+    try:
+        yield
+    except BaseException:
+        settle()
+        raise
+
+
+class _LettingGo(TrainerCallback):
+    """Removes the run that was set aside once there is a checkpoint to go on from."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        on_first(self.run.let_go)
+
+
 def as_recipe(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:
     """A Recipe from any form of one."""
     if isinstance(recipe, Recipe):
@@ -187,7 +218,7 @@ def prepare(
     run.check_ownership()
     if run.holds_a_run():
         if resume is False:
-            run.clear()
+            run.set_aside()
         elif run.has_begun():
             check_same_recipe(run, recipe)
         elif recipe_difference(run, recipe) is not None:  # nothing has been learned by it
