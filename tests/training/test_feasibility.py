@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BloomConfig, MllamaConfig, TrainerCallback
 
 import alula
-from alula.errors import AlulaError, HostError, RecipeError, UsageError
+from alula.cli import app as cli
+from alula.errors import AlulaError, DataError, HostError, RecipeError, UsageError
 from alula.evaluation.likelihood.engine import log_likelihoods
-from alula.training import check, parse_recipe, train
+from alula.training import ReadSource, check, parse_recipe, train
 from alula_fledgling.tasks import native_tasks
 from tests import zoo
 from tests.hosts import tiny
@@ -195,3 +201,83 @@ def test_a_good_recipe_is_read_and_nothing_written(plain: Plain, tmp_path: Path)
     raw = plain(method="lora", train={}, lora={"rank": 4, "targets": ["q_proj", "down_proj"]})
     assert check(raw) == parse_recipe(raw)
     assert not (tmp_path / "run").exists()
+
+
+def answered(path: Path, bad: dict[int, Any], count: int) -> dict[str, Any]:
+    """A source of so many records, some of which are replaced."""
+    turns = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "word"}]
+    records = [bad.get(n, {"id": f"r{n}", "messages": turns}) for n in range(count)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return {"jsonl": str(path)}
+
+
+MUTE = {"id": "mute", "messages": [{"role": "user", "content": "say"}]}
+LOST = {
+    "id": "lost",
+    "messages": [{"role": "user", "content": "<image> say"}, {"role": "assistant", "content": "word"}],
+    "images": ["nowhere.png"],
+}
+
+
+def test_bad_records_are_told_with_file_and_line(plain: Plain, tmp_path: Path) -> None:
+    """Of the structure and of media; those of the text replay, which holds no pictures, too."""
+    good = answered(tmp_path / "good.jsonl", {}, 3)
+    bad = answered(tmp_path / "bad.jsonl", {4: MUTE, 7: LOST}, 9)
+    check(plain(data={"sources": [good]}))
+    told: list[ReadSource] = []
+    with pytest.raises(DataError, match=r"^stages\.only\.data\.sources.1.?: 2 of 9 cannot be learnt from") as stop:
+        check(plain(data={"sources": [good, bad]}), told=told.append)
+    assert [(source.size, source.read) for source in told] == [(3, 3)]
+    for line, name in ((5, "mute"), (8, "lost")):
+        assert re.search(rf"bad\.jsonl:{line}: .*\(record {name}\)", str(stop.value))
+    assert "on_bad=skip" in str(stop.value)
+    shown = answered(tmp_path / "shown.jsonl", {1: {**LOST, "images": [str(tmp_path / "grey.png")]}}, 2)
+    Image.new("RGB", (32, 32)).save(tmp_path / "grey.png")
+    check(plain(data={"sources": [good, shown]}))
+    with pytest.raises(DataError, match=r"text_replay\.sources.0.?: 1 of 2 cannot .*\n.*shown\.jsonl:2: .*an image"):
+        check(plain(data={"sources": [good], "text_replay": {"ratio": 0.5, "sources": [shown]}}))
+    assert not Path(plain()["output_dir"]).exists()
+
+
+def test_bad_records_of_a_stage_that_skips_them_are_told_unless_there_are_no_others(
+    plain: Plain, tmp_path: Path
+) -> None:
+    some, all_of_them = (answered(tmp_path / f"{n}.jsonl", dict.fromkeys(range(n), MUTE), 4) for n in (1, 4))
+    told: list[ReadSource] = []
+    check(plain(data={"sources": [some, {"microworld": "visual"}]}, on_bad="skip"), told=told.append)
+    assert [(source.size, source.read, [bad.line for bad in source.bad]) for source in told] == [
+        (4, 4, [1]),
+        (None, 0, []),
+    ]
+    with pytest.raises(DataError, match="4 of 4 cannot be learnt from"):
+        check(plain(data={"sources": [all_of_them]}, on_bad="skip"))
+
+
+def test_records_are_read_evenly_up_to_a_bound_which_is_told(
+    plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.yaml"
+
+    def said(bad: dict[int, Any], *options: str) -> tuple[int, str]:
+        long = answered(tmp_path / "long.jsonl", bad, 12_000)
+        stage = plain(data={"sources": [long]})
+        file.write_text(yaml.safe_dump({**stage, "stages": [*stage["stages"], {**stage["stages"][0], "name": "more"}]}))
+        monkeypatch.setattr(sys, "argv", ["alula", "train", str(file), "--check", *options])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(stop.value.code or 0), printed.out + printed.err
+
+    code, words = said({})
+    assert code == 0
+    assert len(re.findall(r"data\.sources.0.?: 1,000 of 12,000, spread evenly", words)) == 2
+    sources = json.loads(said({}, "--json")[1])["sources"]
+    assert [(source["size"], source["read"], source["bad"]) for source in sources] == [(12_000, 1000, [])] * 2
+    for place in (0, 11_999):
+        code, words = said({place: MUTE})
+        assert code == 1
+        assert "1 of 1,000 that were read (it holds 12,000)" in words
+        assert f"long.jsonl:{place + 1}: " in words
+    code, words = said(dict.fromkeys(range(6000, 7000), MUTE))
+    assert 70 < int(re.findall(r"(\d+) of 1,000 that were read", words)[0]) < 100
+    assert re.search(r"and \d\d more", words)

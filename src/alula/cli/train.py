@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from alula.errors import visible
+
+if TYPE_CHECKING:
+    from alula.training import ReadSource
+
 _CHECKED = """the recipe is fine
 checked: the settings; the models' configurations and the host's chat template; that the directories can be written to;
-         that the files of data open and the sources hold something
-not checked: weights, memory, and each single record, which `alula data check FILE` reads"""
+         that the files of data open; of their records, with their media,"""
+_NOT_CHECKED = """\
+not checked: weights, memory, how many tokens records come to, and other records, which `alula data check FILE` reads"""
 
 
 def register(app: typer.Typer) -> None:
@@ -65,9 +72,13 @@ def train(
         raise typer.BadParameter("name a recipe file", param_hint="RECIPE")
     loaded = training.load_recipe(recipe, overrides or ())
     if check:
-        training.check(loaded, resume="auto" if resume is None else resume)
-        stages = [{"name": stage.name, "method": stage.method} for stage in loaded.stages]
-        typer.echo(json.dumps({"recipe": loaded.name, "stages": stages}) if as_json else f"{recipe}: {_CHECKED}")
+        read: list[ReadSource] = []
+        training.check(loaded, resume="auto" if resume is None else resume, told=read.append)
+        if as_json:
+            stages = [{"name": stage.name, "method": stage.method} for stage in loaded.stages]
+            typer.echo(json.dumps({"recipe": loaded.name, "stages": stages, "sources": list(map(asdict, read))}))
+        else:
+            typer.echo("\n".join([f"{recipe}: {_CHECKED}", *map(_told, read), _NOT_CHECKED]))
         return
     result = training.train(loaded, resume="auto" if resume is None else resume, quiet=quiet)
     if not result.is_main:
@@ -80,3 +91,14 @@ def train(
         typer.echo(f"nothing to do: {result.directory} holds the finished run; its model is {result.final}")
     else:
         typer.echo(f"done: {result.final}")
+
+
+def _told(source: ReadSource) -> str:
+    """What was read of a source, and its first bad record, which the stage steps over."""
+    if source.size is None:
+        return f"         {source.key}: none, they are drawn without end"
+    part = (
+        f"all {source.size:,}" if source.read == source.size else f"{source.read:,} of {source.size:,}, spread evenly"
+    )
+    bad = f"; bad and skipped: {len(source.bad):,}, first {source.bad[0]}" if source.bad else ""
+    return visible(f"         {source.key}: {part}{bad}")

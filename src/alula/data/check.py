@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from multiprocessing import get_context
@@ -16,9 +16,9 @@ import numpy as np
 from alula.bounds import DEFAULT_MAX_PIXELS
 from alula.data.errors import BadSampleError, Place, PlaceholderError, RecordError, UnsupervisedError
 from alula.data.images import ImageRef
-from alula.data.samples import MEDIA, Sample, decoded, parts
+from alula.data.samples import MEDIA, Sample, Source, decoded, parts
 from alula.data.sources import FileLike, open_file
-from alula.errors import AlulaError
+from alula.errors import AlulaError, UsageError
 from alula.jobs import end_with_parent
 
 _CHUNK = 64
@@ -188,6 +188,22 @@ def check(
     return report
 
 
+def check_source(source: Source, most: int) -> CheckReport:
+    """Read at most so many records of an open source, spread evenly from its first to its last, and decode their media.
+
+    Raises:
+        UsageError: it has no end.
+    """
+    if source.size is None:
+        raise UsageError("the source has no end", where=source.name, remedy="set `limit` on it")
+    began, read = time.perf_counter(), min(source.size, most)
+    report = CheckReport(file=source.name)
+    spread = [step * (source.size - 1) // max(read - 1, 1) for step in range(read)]
+    report._add(_check_chunk(source, spread, prompts=False, whole=set()))
+    report.seconds = time.perf_counter() - began
+    return report
+
+
 def _parts(source: FileLike, prompts: bool, workers: int) -> Iterator[CheckReport]:
     chunks = [range(first, min(first + _CHUNK, source.size)) for first in range(0, source.size, _CHUNK)]
     workers = min(workers, source.size // _WORTH_A_PROCESS)
@@ -214,7 +230,7 @@ def _check_opened(chunk: range, prompts: bool) -> CheckReport:
     return _check_chunk(source, chunk, prompts, whole)
 
 
-def _check_chunk(source: FileLike, chunk: range, prompts: bool, whole: set[ImageRef]) -> CheckReport:
+def _check_chunk(source: Source, chunk: Iterable[int], prompts: bool, whole: set[ImageRef]) -> CheckReport:
     report = CheckReport(file="")
     for index in chunk:
         report.samples += 1
@@ -229,7 +245,8 @@ def _check_chunk(source: FileLike, chunk: range, prompts: bool, whole: set[Image
         except (AlulaError, MemoryError):
             raise
         except Exception as error:  # a record that nobody thought of must not hide what is wrong with the others
-            told = RecordError(f"cannot be read ({type(error).__name__}: {error})", place=source.place(index))
+            place = source.place(index) if isinstance(source, FileLike) else Place(source.name, index, unit="item")
+            told = RecordError(f"cannot be read ({type(error).__name__}: {error})", place=place)
             report.bad.append(_bad([told]))
     return report
 

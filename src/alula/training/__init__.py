@@ -2,6 +2,7 @@
 
 from alula.training.reading import dump_recipe, load_recipe, parse_recipe, recipe_schema
 from alula.training.recipe import Recipe, Stage
+from alula.training.records import ReadSource
 from alula.training.run import TrainResult, check, train
 from alula.training.stage import StageResult
 from alula.training.validation import Evaluation
@@ -12,6 +13,7 @@ __all__ = [
     "StageResult",
     "Evaluation",
     "check",
+    "ReadSource",
     "Recipe",
     "Stage",
     "load_recipe",

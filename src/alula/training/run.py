@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from alula.training.processes import on_first
 from alula.training.progress import Display
 from alula.training.reading import dump_recipe, load_recipe, parse_recipe
 from alula.training.recipe import Recipe
+from alula.training.records import ReadSource, read_sources
 from alula.training.stage import StagePlan, StageResult, run_stage, stage_result
 from alula.training.starts import assemble
 from alula.training.validation import Evaluation, check_names
@@ -141,13 +142,20 @@ def run_stages(
     return results
 
 
-def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], *, resume: Resume = "auto") -> Recipe:
-    """Validate a recipe, read its models' configurations and open its data sources, training nothing.
+def check(
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    resume: Resume = "auto",
+    told: Callable[[ReadSource], object] | None = None,
+) -> Recipe:
+    """Validate a recipe, read its models' configurations and records of its data, training nothing.
 
-    What it does not look at: weights, and each single record (`alula data check` reads them all).
+    Of every source at most a thousand records are read, with their media, spread evenly over it. What it does not look
+    at: weights, how many tokens records come to, and the other records (`alula data check` reads them all).
 
     Args:
         resume: as `train` would be told.
+        told: called with what was read of each source.
 
     Raises:
         RecipeError, HostError, DataError, UsageError: as `train` would.
@@ -159,7 +167,11 @@ def check(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], *, resume
     run.check_ownership()
     if run.holds_a_run() and resume is not False and run.has_begun():
         check_same_recipe(run, recipe)
-    RunData(recipe, run).open()
+    data = RunData(recipe, run)
+    data.open()
+    for found in read_sources(recipe, data):
+        if told is not None:
+            told(found)
     return recipe
 
 
