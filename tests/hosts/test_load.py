@@ -106,6 +106,34 @@ def test_nothing_is_saved_over_what_is_no_model(good: Path, tmp_path: Path) -> N
         assert [file.name for file in mine.iterdir()] == ["diary.txt"]
 
 
+def test_nothing_is_saved_over_another_model(good: Path, copy: Path, tmp_path: Path) -> None:
+    """An earlier state of the same host is replaced; another host, a bare LLM and an adapter are not."""
+    host = load_host(copy)
+    with torch.no_grad():
+        next(host.model.parameters()).add_(1.0)
+    save_host(host, copy)
+    assert torch.equal(next(load_host(copy).model.parameters()), next(host.model.parameters()))
+    wide = tiny.decoder("llama", tied=True, intermediate_size=96)
+    other = build_host(wide, tiny.TOWERS["clip"][0], tokenizer=tiny.tokenizer())
+    wide.save_pretrained(tmp_path / "llm")
+    alula.attach(host.model, alula.WingsConfig(rank=2))
+    alula.save_adapter(host.model, tmp_path / "adapter", base=good)
+    for name, told in {
+        "host": r"host: holds another host.*text_config\.intermediate_size is 48, .* 96\n.*overwrite=True",
+        "llm": r"llm: holds another host.*architectures is \['LlamaForCausalLM'\].*LlavaForConditionalGeneration",
+        "adapter": r"adapter: holds an adapter",
+    }.items():
+        before = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        with pytest.raises(UsageError, match=told):
+            save_host(other, tmp_path / name)
+        assert {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} == before
+        save_host(other, tmp_path / name, overwrite=True)
+        assert load_host(tmp_path / name).model.config.text_config.intermediate_size == 96
+    with pytest.raises(UsageError, match="holds a whole model"):
+        alula.save_adapter(host.model, copy, base=copy)
+    assert load_host(copy).model.config.text_config.intermediate_size == 96
+
+
 def test_broken_directories_name_the_file(copy: Path) -> None:
     weights = copy / "model.safetensors"
     whole = weights.read_bytes()

@@ -258,7 +258,7 @@ class _Run:
                     where=str(plan.output),
                     remedy="compute on a CPU, or in a higher precision (--dtype float32)",
                 )
-            save_host((made.model, made.processor), plan.output / MODEL)
+            save_host((made.model, made.processor), plan.output / MODEL, overwrite=True)
             if plan.coded:
                 with suppress(UsageError):  # too few zeros for it
                     encode(plan.output / MODEL, plan.output / MODEL)

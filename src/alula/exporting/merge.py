@@ -61,4 +61,4 @@ def merge_model(
         merged = tuner.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:
         raise AdapterError(f"PEFT cannot merge it ({error})", where=str(path), remedy="alula export") from error
-    return save_host((merged, processor), directory)
+    return save_host((merged, processor), directory, overwrite=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from alula import plugins
 from alula._version import __version__
 from alula.anatomy import Anatomy, unwrap
-from alula.errors import AdapterError, UsageError
+from alula.errors import AdapterError, PathError, UsageError
 from alula.files import (
     atomic_directory,
     check_replaceable,
@@ -77,7 +77,7 @@ def save_adapter(
         processor: saved beside the weights when given.
 
     Raises:
-        UsageError: no such graft or module; ``directory`` holds other things than a model.
+        UsageError: no such graft or module; ``directory`` holds a whole model, such as the host, or other things.
     """
     graft, host, directory = get(model, name), unwrap(model), Path(directory)
     weights = {f"graft.{key}": value for key, value in graft.state_dict().items()}
@@ -103,6 +103,10 @@ def save_adapter(
         POLICIES: declared(host.config, POLICIES),
     }
     check_replaceable(directory)
+    if (directory / "config.json").is_file():
+        raise PathError(
+            "holds a whole model, which would be lost", where=str(directory), remedy="name another directory"
+        )
     with atomic_directory(directory) as partial:
         save_file(
             {k: v.detach().contiguous().cpu() for k, v in weights.items()}, partial / WEIGHTS_FILE, {"format": "pt"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from alula.codes.processing import CodesProcessor, is_codes_processor
 from alula.coding import is_coded, read_coded
-from alula.errors import AlulaError, HostError, UsageError
-from alula.files import atomic_directory, check_replaceable, write_json
+from alula.errors import AlulaError, HostError, PathError, UsageError
+from alula.files import MODEL_FILES, atomic_directory, check_replaceable, write_json
 from alula.hosts.configs import first_line, read_config, suspicion
 from alula.hosts.directories import locate, read_json
 from alula.hosts.quiet import quiet_loading
@@ -32,6 +33,14 @@ from alula.hosts.stills import kind_with_videos, read_with_videos
 from alula.seam import DECLARED, NAME, declared, grafted_weights
 
 _MASK = re.compile(r"\.attn\.(masked_)?bias$")  # causal masks, which early GPT-2 checkpoints hold beside the weights
+
+
+# of a configuration and those of its parts: what is not the same in two states of one host
+_TELLING = (
+    *("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "image_size", "patch_size"),
+    *("n_embd", "n_layer", "n_head", "d_model", "ffn_dim", "num_layers", "num_heads"),
+)
 
 
 class Host(NamedTuple):
@@ -122,17 +131,18 @@ def read_tokenizer(where: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str]) -> Path:
+def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Save a host so that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load it; complete or not at all.
 
     Args:
         host: what `build_host` and `load_host` return, or any pair of a model and its processor.
-        directory: made; a model that is there is replaced as a whole.
+        directory: made; an earlier state of the host that is there is replaced as a whole.
+        overwrite: replace another host, or an adapter, too. Hosts are told apart by their classes and sizes.
 
     Grafts on it are left out: they have directories of their own. Policies are saved in its config.
 
     Raises:
-        UsageError: a host without its processor; ``directory`` holds other things than a model.
+        UsageError: a host without its processor; ``directory`` holds another model, or other things than one.
     """
     if isinstance(host, nn.Module):
         raise UsageError(
@@ -140,6 +150,8 @@ def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str]) -
         )
     check_replaceable(directory)
     model, processor = host
+    if not overwrite:
+        _refuse_another(model, Path(directory))
     weights = model.state_dict()
     own = {name: weight for name, weight in weights.items() if f".{NAME}." not in name}
     with atomic_directory(directory) as partial, quiet_loading():
@@ -149,6 +161,40 @@ def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str]) -
             write_json(partial / "config.json", config)
         processor.save_pretrained(partial)
     return Path(directory)
+
+
+def _refuse_another(model: PreTrainedModel, directory: Path) -> None:
+    """Raise a PathError if a model of other classes or sizes stands in ``directory``, naming what differs first."""
+    remedy = "name another directory, or replace what is there by save_host(..., overwrite=True)"
+    found = [name for name in MODEL_FILES if (directory / name).is_file()]
+    if not found:
+        return
+    if "config.json" not in found:
+        raise PathError("holds an adapter, which would be lost", where=str(directory), remedy=remedy)
+    try:
+        there = read_config(str(directory))
+    except HostError as error:
+        told = f"holds a model of which nothing is known ({error.message}), and which would be lost"
+        raise PathError(told, where=str(directory), remedy=remedy) from error
+    now = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    difference = next(_differences(there.to_dict(), now), None)
+    if difference is not None:
+        key, old, new = difference
+        raise PathError(
+            f"holds another host, which would be lost: its {key} is {old}, that of this one {new}",
+            where=str(directory),
+            remedy=remedy,
+        )
+
+
+def _differences(there: Mapping[str, Any], now: Mapping[str, Any], key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The classes and sizes in which two configurations differ, by key, with both values."""
+    for name in (*_TELLING, *(name for name, value in now.items() if isinstance(value, Mapping))):
+        old, new = there.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{key}{name}.")
+        elif name in _TELLING and old != new:
+            yield f"{key}{name}", old, new
 
 
 def load_strictly(
