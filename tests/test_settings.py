@@ -54,7 +54,20 @@ def test_recipes_and_mixtures_say_the_same_of_a_source(slip: dict[str, Any], wor
         open_mixture({"sources": [slip]})
     assert words in str(caught.value)
     assert words in told
-    assert (caught.value.where or "").startswith("data.sources[0]")
+    assert (caught.value.where or "").startswith("data.sources.0")
+
+
+def test_places_in_lists_are_told_as_set_takes_them() -> None:
+    """Settings made in Python and read from files as those of recipes: stages.1.steps."""
+    for make, where in (
+        (lambda: Prune(stages=[(2, 0.5), ("x", 0.5)]), "Prune.stages.1.0"),
+        (lambda: WingsConfig(layers=[1, "x"]), "wings.layers.1"),
+        (lambda: policy_of({"policy_type": "prune", "stages": [[2, 0.5], ["x", 0.5]]}), "stages.1.0"),
+        (lambda: open_mixture({"sources": [{"jsonl": "a", "limit": "x"}]}), "data.sources.0.limit"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            make()
+        assert (caught.value.where or "").endswith(where)
 
 
 def test_a_list_whose_only_item_is_wrong_is_one_problem() -> None:

@@ -138,17 +138,22 @@ def problems(error: ValidationError, schema: Any, given: Any, lines: yaml.Node |
     return list(dict.fromkeys(_problem(item, schema, given, lines) for item in found))
 
 
-def refusal(error: ValidationError, schema: Any, given: Any, *, where: Callable[[str], str]) -> UsageError:
+def refusal(
+    error: ValidationError, schema: Any, given: Any, *, where: Callable[[str], str], bracketed: bool = False
+) -> UsageError:
     """The first problem as an error, with the number of others. Of a key that is missing it tells last.
 
     Args:
         error, schema, given: as `problems` takes them.
         where: what a setting is called, given its path; the path is empty for the whole.
+        bracketed: write the path as JSON's is, ``stages[0].steps``, and not as recipes and ``--set`` do,
+            ``stages.0.steps``.
     """
     found = problems(error, schema, given)
     first = min(found, key=lambda problem: problem.what == _REQUIRED)  # a key that is misspelt is missing as well
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first.loc).removeprefix(".")
+    steps = (f"[{step}]" if bracketed and isinstance(step, int) else f".{step}" for step in first.loc)
+    path = "".join(steps).removeprefix(".")
     return UsageError(first.what + more, where=where(path), remedy=first.remedy)
 
 

@@ -162,7 +162,7 @@ def test_mixtures_from_recipes(tmp_path) -> None:
         ({"sources": []}, "data.sources"),
         ({"source": []}, "data.source"),
         ({**spec, "text_replay": {"ratio": 1.5, "sources": [{"microworld": "text"}]}}, "data.text_replay.ratio"),
-        ({"sources": [{"jsonl": "a"}, {"llava": "b", "split": "x"}]}, "data.sources[1].split"),
+        ({"sources": [{"jsonl": "a"}, {"llava": "b", "split": "x"}]}, "data.sources.1.split"),
         ({"sources": [{"microworld": "text"}], "replay": 1}, "data.replay"),
     ):
         with pytest.raises(RecipeError) as caught:

@@ -194,7 +194,5 @@ def validated(kind: Any, value: Any, *, key: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        told = refusal(
-            error, kind, value, where=lambda path: f"{key}{path if path.startswith('[') else '.' * bool(path) + path}"
-        )
+        told = refusal(error, kind, value, where=lambda path: ".".join(filter(None, (key, path))))
         raise RecipeError(told.message, where=told.where, remedy=told.remedy) from None

@@ -438,7 +438,7 @@ def read(kind: type[S], body: Mapping[str, Any]) -> S:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        first = refusal(error, kind, given, where=lambda path: path)
+        first = refusal(error, kind, given, where=lambda path: path, bracketed=True)
         unknown = first.message.startswith("unknown key")
         missing = first.message.startswith("this key is required")
         code = "unknown_parameter" if unknown else "missing_required_parameter" if missing else "invalid_value"
