@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,14 @@ def test_what_does_not_fit_is_said_to_its_reader(engine: Engine, parts: Path) ->
     beyond = engine.submit(Request("host", ASKED, policies={"withdraw": Withdraw(layer=7)}))
     with pytest.raises(AlulaError, match="layer 7"):
         list(beyond)
+    for wrong, field in (
+        ({"highlight": Highlighted(spans=["not there at all"])}, "highlight"),
+        ({"highlight": Highlighted(regions=[Box(0, 0, 9, 9, image=7)])}, "highlight"),
+        ({"policies": {"withdraw": Withdraw(layer=7)}}, "policies: withdraw.layer"),
+    ):
+        with pytest.raises(RequestError) as refused:
+            engine.preview(Request("host", ASKED, **wrong))
+        assert refused.value.where == field
     assert told(engine, "host", ASKED) == alone(parts / "host", ASKED)
 
 
@@ -188,6 +197,30 @@ def test_a_preview_says_what_a_budget_leaves(engine: Engine, parts: Path) -> Non
     preview = engine.preview(Request("host", ASKED, image_tokens=5))
     assert preview.prompt_tokens == rendered(parts / "host", ASKED)["input_ids"].shape[1]
     assert [(each.tokens, each.kept, each.grid) for each in preview.images] == [(16, 5, (4, 4))] * 2
+
+
+def test_previews_are_in_nobodys_way(engine: Engine, parts: Path) -> None:
+    """What a preview tries on the model reaches no answer that is computed meanwhile, steered or not."""
+    marked = {"highlight": Highlighted(spans=["second"]), "policies": {"w": Withdraw(layer=1)}}
+    alike, steered = told(engine, "host", ASKED), told(engine, "host", ASKED, **marked)
+    assert alike == alone(parts / "host", ASKED) != steered
+    over = threading.Event()
+
+    def look() -> int:
+        count = 0
+        while not over.is_set():
+            count += engine.preview(Request("host", ASKED, image_tokens=4, **marked)).prompt_tokens > 0
+        return count
+
+    with ThreadPoolExecutor(2) as pool:
+        looking = [pool.submit(look) for _ in range(2)]
+        try:
+            for _ in range(4):
+                assert told(engine, "host", ASKED) == alike
+                assert told(engine, "host", ASKED, **marked) == steered
+        finally:
+            over.set()
+        assert all(each.result() for each in looking)
 
 
 def test_neither_side_starves_the_other(engine: Engine) -> None:

@@ -16,6 +16,7 @@ from alula.inputs import Intake
 from alula.serving.engine import Engine
 from tests.serving.http.conftest import ASK, CHAT, TEXT, data, png, shown
 
+PREVIEW = "/alula/v1/preview"
 GREEDY: dict[str, Any] = {"model": "base", "messages": ASK, "temperature": 0, "max_tokens": 10}
 
 
@@ -239,11 +240,14 @@ def test_own_fields_that_are_wrong_say_so(
     assert error["param"] == param
     assert said in error["message"]
     assert not [each for each in caplog.records if each.name.startswith("alula")]  # a mistake of the client's alone
+    if "compare" not in own:  # which is about answers
+        ahead = client.post(PREVIEW, json={"model": "base", "messages": shown(data(png())), "alula": own})
+        assert (ahead.status_code, ahead.json()) == (found.status_code, found.json())
 
 
 def test_a_preview_tells_what_a_budget_leaves(client: TestClient) -> None:
     asked = {"model": "base", "messages": shown(data(png())), "alula": {"image_tokens": 4}}
-    found = client.post("/alula/v1/preview", json=asked).json()
+    found = client.post(PREVIEW, json=asked).json()
     answer = client.post(CHAT, json={**GREEDY, **asked}).json()
     assert found["prompt_tokens"] == answer["usage"]["prompt_tokens"]
     (image,) = found["images"]

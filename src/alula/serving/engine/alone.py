@@ -52,6 +52,19 @@ def check(request: Request, prepared: Prepared) -> None:
             raise RequestError(why, where=name, remedy=f"leave {name} out, or {instead}")
 
 
+def rehearse(resident: Resident, request: Request, prepared: Prepared) -> None:
+    """Refuse what `run` refuses before its first forward: policies that the model cannot have, and marks of what is not
+    there.
+
+    Raises:
+        RequestError: that names the field.
+    """
+    if request.changes_forwards:
+        # a tree on which nothing is computed: what is put on and taken off it is in nobody's way
+        with resident.preparing, _refusing(request), _changed(resident.rehearsing, request, prepared, resident):
+            pass
+
+
 def run(resident: Resident, request: Request, prepared: Prepared, answer: Answer) -> None:
     """Compute an answer to its end.
 
@@ -116,7 +129,19 @@ def _refusing(request: Request) -> Iterator[None]:
 
 @contextmanager
 def _told(model: Any, request: Request, prepared: Prepared, resident: Resident, picking: _Picking) -> Iterator[None]:
-    """What holds for the forwards of a request."""
+    """What holds for the forwards of a request, and reads them."""
+    with _changed(model, request, prepared, resident), ExitStack() as stack:
+        if request.attention:
+            is_cut = bool(request.image_tokens or request.policies)
+            gaze = Gaze()
+            picking.watch(gaze, Looking(prepared, resident.anatomy, is_cut=is_cut))
+            stack.enter_context(gazing(model, gaze))
+        yield
+
+
+@contextmanager
+def _changed(model: Any, request: Request, prepared: Prepared, resident: Resident) -> Iterator[None]:
+    """What makes the forwards of a request others than they would be."""
     with ExitStack() as stack:
         if request.image_tokens is not None and prepared.kinds:
             stack.enter_context(Budget(image_tokens=request.image_tokens).on(model))
@@ -130,11 +155,6 @@ def _told(model: Any, request: Request, prepared: Prepared, resident: Resident, 
             stack.enter_context(_highlighted(model, request, prepared, resident))
         except (UsageError, HostError) as error:
             raise RequestError(error.message, where="highlight", remedy=error.remedy) from None
-        if request.attention:
-            is_cut = bool(request.image_tokens or request.policies)
-            gaze = Gaze()
-            picking.watch(gaze, Looking(prepared, resident.anatomy, is_cut=is_cut))
-            stack.enter_context(gazing(model, gaze))
         yield
 
 

@@ -18,7 +18,7 @@ from alula.serving.engine.events import Preview
 from alula.serving.engine.handle import Handle
 from alula.serving.engine.job import Job
 from alula.serving.engine.looks import Looking, previews
-from alula.serving.engine.prompts import prepare
+from alula.serving.engine.prompts import Prepared, prepare
 from alula.serving.engine.request import Limits, Request
 from alula.serving.engine.resident import Resident, Served
 from alula.serving.engine.residents import Residents
@@ -110,12 +110,13 @@ class Engine:
         """What a request will take, without computing it.
 
         Raises:
-            UnknownModel, RequestError: as `submit`.
+            UnknownModel, RequestError: as `submit`, and as the reader of its answer is told before the first token.
         """
         resident = self._residents.entered(request.model)
         try:
             prepared = prepare(resident, request, self.limits)
             alone.check(request, prepared)
+            alone.rehearse(_computing(resident, prepared), request, prepared)
             return Preview(len(prepared.ids), previews(prepared, resident.anatomy, request.image_tokens))
         finally:
             self._residents.left(resident)
@@ -163,8 +164,7 @@ class Engine:
         if context is not None:
             most = min(most, context - len(prepared.ids))
         deadlines = [each for each in (request.deadline, self.limits.deadline) if each is not None]
-        is_base = resident.served.exact_gate and not prepared.kinds
-        computing = resident.base if is_base and resident.base is not None else resident
+        computing = _computing(resident, prepared)
         looking = None
         if request.attention and not request.changes_forwards and computing.served.batched:
             watched = computing.watched
@@ -199,3 +199,9 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _computing(resident: Resident, prepared: Prepared) -> Resident:
+    """The model that computes a request: without media the base itself, where an adapter leaves it as it is."""
+    is_base = resident.served.exact_gate and not prepared.kinds
+    return resident.base if is_base and resident.base is not None else resident

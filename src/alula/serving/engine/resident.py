@@ -157,6 +157,13 @@ class Resident:
         return model
 
     @cached_property
+    def rehearsing(self) -> Any:
+        """A tree of its own on which nothing is computed, to see what can be put on it; for who holds `preparing`."""
+        model = sharing(self.model)
+        install(model, _STEERED, Owner())
+        return model
+
+    @cached_property
     def _watched(self) -> Resident | None:
         model, gaze = sharing(self.model), Gaze()
         install(model, _STEERED, Owner())
