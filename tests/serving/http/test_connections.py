@@ -231,6 +231,62 @@ def test_what_is_no_http_is_told_so_as_all_errors_are(short: str, sent: bytes) -
     assert (status, error["code"], error["type"]) == (400, "invalid_http", "invalid_request_error")
 
 
+CHUNKED = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " + TOKEN.encode() + b"\r\n"
+    b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "more", "status"),
+    [
+        (b"", b"f" * 65_536, 400),  # a size of more digits than there is memory for
+        (b"5;", b"x" * 65_536, 400),  # or an extension
+        (b"F" * 21 + b"\r\n", b"", 400),
+        (b"5\r\nabcde and no end of it\r\n", b"", 400),
+        (b"0\r\n", b"x: " + b"y" * 60_000 + b"\r\n", 400),  # trailers
+        (b"F" * 20 + b"\r\n", b"x" * 65_536, 413),  # a chunk of 2^80 bytes
+    ],
+)
+def test_no_chunk_is_too_large_for_an_answer(short: str, first: bytes, more: bytes, status: int) -> None:
+    """The answer comes while the client would send gigabytes, of which no more are read than a body may hold."""
+    sent = 0
+    with connected(short, CHUNKED + first) as wrong:
+        with contextlib.suppress(ConnectionError):
+            while more and sent < 2**30:
+                wrong.sendall(more)
+                sent += len(more)
+        answer = rest(wrong)
+    assert sent < 2 * Settings().body_bytes if status == 413 else sent < 2**24
+    if answer:  # lost where the system resets a connection on which more was sent than was read
+        found, _, error = told(answer)
+        assert (found, error["type"]) == (status, "invalid_request_error")
+    assert answer or more
+    answered(short)
+
+
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [
+        (b"GET /health\r\n\r\n", "illegal request line"),
+        (b"GET /health HTTP/1.1\r\n\r\n", "Host"),
+        (b"GET /\x1b[31m HTTP/1.1\r\nHost: a\r\n\r\n" + b"a" * 1_000, "illegal request line"),
+        (CHUNKED + b"no number\r\n", "illegal chunk header"),
+    ],
+)
+def test_the_log_says_who_sent_what_is_no_http(
+    short: str, caplog: pytest.LogCaptureFixture, sent: bytes, why: str
+) -> None:
+    with connected(short, sent) as wrong:
+        host, port = wrong.getsockname()
+        assert told(rest(wrong))[0] == 400
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith(f"{host}:{port} sent what is no valid HTTP/1.1: ")
+    assert why in line
+    assert len(line) < 300
+    assert line.isprintable()
+
+
 def test_a_share_is_of_an_address_or_of_a_network_of_64_bits() -> None:
     assert holder_of("192.0.2.7") == holder_of("::ffff:192.0.2.7") != holder_of("192.0.2.8")
     assert holder_of("2001:db8::1") == holder_of("2001:db8::ffff:0:0:1") != holder_of("2001:db8:0:1::1")

@@ -7,6 +7,7 @@ import asyncio
 import http
 import ipaddress
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -14,10 +15,12 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from alula.errors import UsageError
+from alula.errors import UsageError, visible
 from alula.serving.http.door import Receive, Scope, Send, respond
 from alula.serving.http.problems import Problem
 from alula.serving.http.taking import Counted
+
+_log = logging.getLogger(__name__)
 
 _MOST, _SHARE = 768, 256
 _TOLD, _TOLD_SECONDS = 64, 2.0
@@ -26,6 +29,8 @@ _SPARE = 192
 """files that the process has open beside its connections: `_TOLD` of others, and what models and media need"""
 _LEAST = 32
 _HEADERS_BYTES = 64 * 1024
+_SHOWN = 200
+"""characters that the log shows of what is wrong with a request, which holds what was sent"""
 _RETRY = "2"
 """seconds after which it is worth to ask again"""
 
@@ -101,7 +106,6 @@ class Config(uvicorn.Config):
             server_header=False,
             proxy_headers=False,  # nothing here goes by where a request says that it came from
             ws="none",
-            h11_max_incomplete_event_size=_HEADERS_BYTES,
             timeout_keep_alive=connections.idle_seconds,
             **more,
         )
@@ -117,6 +121,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(Counted.of(transport))
+        self.conn = _Speaking(h11.SERVER, _HEADERS_BYTES)
         self._limits = self.config.connections
         self._head: asyncio.TimerHandle | None = None
         self._taking: asyncio.TimerHandle | None = None
@@ -189,12 +194,23 @@ class Connection(H11Protocol):
         else:
             self.timeout_keep_alive_handler()
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP. uvicorn does not say what was wrong."""
+    def handle_events(self) -> None:
+        try:
+            super().handle_events()
+        except _InvalidError as error:
+            self._refuse_invalid(str(error))
+
+    def _refuse_invalid(self, why: str) -> None:
+        """Answer what is no HTTP, and have the log say who sent it."""
+        sender = ":".join(map(str, self.client)) if self.client else "a client"
+        _log.warning("%s sent what is no valid HTTP/1.1: %s", sender, visible(why[:_SHOWN]))
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # behind or within an answer
             self.transport.close()
             return
-        said = f"this is no valid request of HTTP/1.1, or one with headers of more than {_HEADERS_BYTES:,} bytes"
+        said = (
+            f"this is no valid request of HTTP/1.1, or one with more than {_HEADERS_BYTES:,} bytes of headers, or of "
+            "the line that begins a chunk of its body"
+        )
         self._tell(Problem(said, code="invalid_http"))
 
     def _tell(self, problem: Problem) -> None:
@@ -239,6 +255,20 @@ class Connection(H11Protocol):
             self.transport.abort()
         else:
             self._expect_taken()
+
+
+class _InvalidError(Exception):
+    """What came is no HTTP."""
+
+
+class _Speaking(h11.Connection):
+    """One whose errors uvicorn does not catch: it logs them without a word of who it was or why."""
+
+    def next_event(self) -> Any:
+        try:
+            return super().next_event()
+        except h11.RemoteProtocolError as error:
+            raise _InvalidError(str(error)) from error
 
 
 class _Refusing:
