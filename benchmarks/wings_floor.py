@@ -77,9 +77,11 @@ def decode(shape: Shape, past: int, kept: str) -> Floor:
         weights += 2 * 2 * d * r  # B_k and B_v of both
         memory = past * (2 * r * shape.layers + d)
     else:
-        flops += past * 4 * d
+        heads = d // shape.head_dim  # of a learner, each as wide as the host's
+        value = heads * r if 4 * r <= shape.head_dim else d  # see `alula.grafts.wings.learners.keeps_outputs`
+        flops += past * 2 * (d + value)
         weights += 2 * d * r
-        memory = past * 2 * d * shape.layers
+        memory = past * (d + value) * shape.layers
     return Floor(flops * shape.layers, weights * shape.layers * shape.weight_size + memory * shape.itemsize)
 
 

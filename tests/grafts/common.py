@@ -23,6 +23,7 @@ CONFIGS: dict[str, WingsConfig] = {
     "no rope": WingsConfig(rank=4, router="mass", rope=False, gate="paper"),
     "normalized": WingsConfig(rank=4, router="mass", normalize=True),
     "keys kept": WingsConfig(rank=4, router="mass", cache="keys"),
+    "outputs kept": WingsConfig(rank=2, router="mass", cache="keys"),
     "visual keys kept": WingsConfig(rank=4, learners=("visual",), normalize=True, cache="keys"),
     "visual": WingsConfig(rank=4, learners=("visual",)),
     "textual": WingsConfig(rank=4, learners=("textual",), gate="paper"),
@@ -30,7 +31,7 @@ CONFIGS: dict[str, WingsConfig] = {
     "last layer": WingsConfig(rank=4, router="mass", layers=(-1,)),
 }
 
-ASKS_ATTENTION = {"mass", "attention", "paper", "no rope", "normalized", "last layer", "keys kept"}
+ASKS_ATTENTION = {"mass", "attention", "paper", "no rope", "normalized", "last layer", "keys kept", "outputs kept"}
 """Configurations whose router widens the attention pass: equal to the host up to rounding, not to the bit."""
 
 EXACT = {name for name, config in CONFIGS.items() if config.gate == "exact"}

@@ -289,10 +289,11 @@ def test_under_autocast_short_and_long_forwards_agree() -> None:
 # -- what is kept between steps -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache", ["factors", "keys"])
-def test_what_a_layer_keeps_per_row(cache: str) -> None:
-    """Learner memory: the input tokens, shared by all layers, and per layer 2 r numbers, or a key and r."""
-    model, graft = grafted("llava-llama", WingsConfig(rank=4, cache=cache))
+@pytest.mark.parametrize(("cache", "rank"), [("factors", 4), ("keys", 4), ("keys", 2)])
+def test_what_a_layer_keeps_per_row(cache: str, rank: int) -> None:
+    """Learner memory: the input tokens, shared by all layers, and per layer 2 r numbers, or a key and r; where r is at
+    most a quarter of a head's width, a key and r per head."""
+    model, graft = grafted("llava-llama", WingsConfig(rank=rank, cache=cache))
     inputs = zoo.batch("llava-llama", "3I2", "5")
     kept = cache_of_output(_generate(model, "llava-llama", inputs, num_beams=2, do_sample=False))
     length = inputs["input_ids"].shape[1] + TOKENS - 1
@@ -300,7 +301,7 @@ def test_what_a_layer_keeps_per_row(cache: str) -> None:
     assert tokens is not None
     assert tokens.inputs.shape == (4, length, 32)
     assert shelf.keys.shape == ((4, 2, length, 4) if cache == "factors" else (4, 2 * 4, length, 8))
-    assert shelf.values.shape == (4, 2, length, graft.config.rank)
+    assert shelf.values.shape == (4, 2 if rank == 4 else 2 * 4, length, graft.config.rank)
 
 
 @pytest.mark.parametrize(("host", "config"), covering(("llava-llama", "llava-gemma3", "qwen3"), list(CONFIGS), each=3))
@@ -323,10 +324,10 @@ def test_text_first_and_an_image_on_the_kept_cache(host: str, config: str) -> No
     assert GraftCacheLayer.of(cache)["wings"].get_seq_length() == ids.shape[1]
 
 
-@pytest.mark.parametrize("cache_of", ["factors", "keys"])
-def test_what_was_not_kept_up_is_made_anew(cache_of: str) -> None:
+@pytest.mark.parametrize(("cache_of", "rank"), [("factors", 4), ("keys", 4), ("keys", 2)])
+def test_what_was_not_kept_up_is_made_anew(cache_of: str, rank: int) -> None:
     """A step with the graft switched off leaves a gap; later steps must not read past it."""
-    model, graft = grafted("llava-llama", WingsConfig(rank=4, cache=cache_of))
+    model, graft = grafted("llava-llama", WingsConfig(rank=rank, cache=cache_of))
     inputs = zoo.batch("llava-llama", "3I2")
     steps = torch.tensor([[5], [6], [7]])
     logits = []
@@ -366,10 +367,10 @@ def test_what_another_graft_of_the_name_left_is_not_read(before: str, after: str
     torch.testing.assert_close(logits[:2], logits[2:], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("cache_of", ["factors", "keys"])
+@pytest.mark.parametrize(("cache_of", "rank"), [("factors", 4), ("keys", 4), ("keys", 2)])
 @pytest.mark.parametrize("layouts", [("3I2",), ("3I2", "I3")], ids=["alike", "ragged"])
-def test_a_prompt_under_autocast_and_steps_without(cache_of: str, layouts: tuple[str, ...]) -> None:
-    model, _ = grafted("llava-llama", WingsConfig(rank=4, cache=cache_of))
+def test_a_prompt_under_autocast_and_steps_without(cache_of: str, rank: int, layouts: tuple[str, ...]) -> None:
+    model, _ = grafted("llava-llama", WingsConfig(rank=rank, cache=cache_of))
     inputs = zoo.batch("llava-llama", *layouts)
     step = torch.full((len(layouts), 1), 5)
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(step)], dim=1)

@@ -30,9 +30,10 @@ def pair(host: str, config: str | WingsConfig = "mass", **options: Any) -> tuple
     return model, twin
 
 
-def test_a_graph_for_prompts_and_one_for_steps() -> None:
+@pytest.mark.parametrize("config", ["mass", "keys kept", "outputs kept"])
+def test_a_graph_for_prompts_and_one_for_steps(config: str) -> None:
     """Of all layers and lengths; cached is uncached."""
-    model, twin = pair("llama")
+    model, twin = pair("llama", config)
     for layout in ("3I20", "9I31"):
         for ours, theirs in zip(logits_of_steps(twin, layout, 3), logits_of_steps(model, layout, 3), strict=True):
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
@@ -52,9 +53,10 @@ def test_a_short_prompt_is_causal(layouts: list[str], router: str) -> None:
     torch.testing.assert_close(run(twin, "llama", inputs), run(model, "llama", inputs), atol=2e-5, rtol=1e-4)
 
 
-def test_steps_of_a_fixed_size() -> None:
+@pytest.mark.parametrize("config", ["mass", "keys kept", "outputs kept"])
+def test_steps_of_a_fixed_size(config: str) -> None:
     """Nothing in a step's graph grows with the cache, so CUDA graphs may record it: sizes are constants in this one."""
-    model, twin = pair("llama", dynamic=False)
+    model, twin = pair("llama", config, dynamic=False)
     inputs = zoo.batch("llama", "3I9")
     options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     with prompt_tokens(twin, "llama", inputs):

@@ -75,7 +75,7 @@ def test_without_an_image_there_is_nothing_to_compute() -> None:
 STEP = torch.tensor([[7]])
 
 
-@pytest.mark.parametrize("config", ["mass", "keys kept"])
+@pytest.mark.parametrize("config", ["mass", "keys kept", "outputs kept"])
 @pytest.mark.parametrize("prompt", ["with gradients", "of text", "before the change"])
 def test_steps_go_by_the_parameters_as_they_are(prompt: str, config: str) -> None:
     """Matrices that were put together for an earlier prompt are no part of them, whatever came between."""

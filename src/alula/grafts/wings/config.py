@@ -54,8 +54,9 @@ class WingsConfig(GraftConfig):
         router_tokens: number of key positions the "attention" router has weights for; longer inputs are refused.
         cache: what a KV cache holds for the learners, beside the input tokens. "factors": 2 rank numbers per token and
             layer, from which keys are made again in every step; "keys": the keys themselves in place of their
-            factors, d + rank numbers per token and layer, which makes steps cheaper where memory is plenty (CPU). What
-            is computed is the same.
+            factors, d + rank numbers per token and layer, which makes steps cheaper where memory is plenty (CPU); where
+            rank is at most a quarter of a head's width, d + rank per head of the learners, of which steps read less.
+            What is computed is the same.
         init_std: standard deviation of the projections down at the start; those up start at zero.
         compat: "published" computes what the released code computes, for released weights (see
             `alula.grafts.wings.published`). It fixes router="attention", gate="paper", query="post_attention",

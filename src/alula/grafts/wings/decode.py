@@ -7,8 +7,9 @@ query may not attend to is masked. Masks are (B, learners * Q, tokens) with Q be
 the square of the tokens.
 
 Values are never made: sum_j p_j (x_j + up_v z_j) = sum_j p_j x_j + up_v sum_j p_j z_j, and what comes of these two sums
-goes through `o.down` in one product (`stacked.Weights.out_of_kept`). What new tokens add to the cache is made for all
-layers at once.
+goes through `o.down` in one product (`stacked.Weights.out_of_kept`). Where ranks are low and memory is plenty, what
+`o.down` makes of every value is kept, head by head (`learners.keeps_outputs`): less is read, in one product. What new
+tokens add to the cache is made for all layers at once.
 
 Shapes: B batch, Q new tokens, N = P + Q all tokens, d stream width, H heads, D their width, L learners, r rank.
 """
@@ -59,13 +60,13 @@ class LayerMade(NamedTuple):
 
     Attributes:
         weights: of the learners.
-        out: (L, H * (D + r), r), see `Weights.out_of_kept`.
+        out: (L, H * (D + r), r), see `Weights.out_of_kept`; None where values are kept as what `o.down` makes of them.
         keys: (B, N, r) factors of keys, or (B, H, N, D) rotated keys.
-        values: (B, N, r) factors of values.
+        values: (B, N, r) factors of values; (B, H, N, r) what `o.down` makes of them.
     """
 
     weights: LayerWeights
-    out: Tensor
+    out: Tensor | None
     keys: Tensor
     values: Tensor
 
@@ -76,20 +77,21 @@ class Made:
 
     Attributes:
         weights: of their learners, by layer.
-        out: (layers, L, H * (D + r), r), see `Weights.out_of_kept`.
+        out: (layers, L, H * (D + r), r), see `Weights.out_of_kept`; None as in `LayerMade`.
         keys: (B, layers, N, r) factors of keys; (B, layers, H, N, D) rotated keys where the cache holds these.
-        values: (B, layers, N, r) factors of values.
+        values: (B, layers, N, r) factors of values; (B, layers, H, N, r) what `o.down` makes of them.
     """
 
     weights: list[LayerWeights]
-    out: Tensor
+    out: Tensor | None
     keys: Tensor
     values: Tensor
 
     @cached_property
     def layers(self) -> list[LayerMade]:
         """The same, layer by layer."""
-        parts = zip(self.weights, self.out.unbind(), self.keys.unbind(1), self.values.unbind(1), strict=True)
+        out = [None] * len(self.weights) if self.out is None else self.out.unbind()
+        parts = zip(self.weights, out, self.keys.unbind(1), self.values.unbind(1), strict=True)
         return [LayerMade(*each) for each in parts]
 
 
@@ -106,13 +108,14 @@ class StepInputs:
     """What the learners of all layers of a kind need beside what was made for each.
 
     Attributes:
-        heads: (B * H, N, D) the input tokens, each head's side by side.
+        heads: (B * H, N, D) the input tokens, each head's side by side; None where values are kept as what `o.down`
+            makes of them.
         attn_bias: (B * H, L * Q, N), as in `DecodeEngine`.
         active: (B, Q, L), likewise.
         angles: of the new tokens, for (B, H, L, Q, D).
     """
 
-    heads: Tensor
+    heads: Tensor | None
     attn_bias: Tensor
     active: Tensor | None
     angles: Angles | None
@@ -121,7 +124,7 @@ class StepInputs:
         self,
         query: Tensor,
         weights: LayerWeights,
-        out: Tensor,
+        out: Tensor | None,
         keys: Tensor,
         values: Tensor,
         *,
@@ -141,21 +144,25 @@ class StepInputs:
             branch: (B, Q, d) to add them to.
         """
         (batch, count, _), (learners, rank, _) = query.shape, weights.q_up.shape
-        bias, heads = self.attn_bias, self.heads
-        every, head_dim = heads.shape[1:]
+        every, head_dim = keys.shape[2:]
         q = weights.queries(query).view(learners, batch, count, -1, head_dim).permute(1, 3, 0, 2, 4)
         q = (q if self.angles is None else rotate(q, self.angles)).reshape(-1, learners * count, head_dim)
         keys = keys.reshape(-1, every, head_dim)
-        scores = torch.baddbmm(bias, q, _like(keys, q).transpose(1, 2), alpha=head_dim**-0.5)
+        scores = torch.baddbmm(self.attn_bias, q, _like(keys, q).transpose(1, 2), alpha=head_dim**-0.5)
         attention = _like(torch.softmax(scores, dim=-1), q)  # (B * H, L * Q, N)
-        factors = torch.bmm(attention.view(batch, -1, every), _like(values, q)).view(-1, learners * count, rank)
-        kept = torch.cat([torch.bmm(attention, heads), factors], dim=-1)  # (B * H, L * Q, D + r)
-        kept = kept.view(batch, -1, learners, count, kept.shape[-1]).permute(2, 0, 3, 1, 4)
-        low = torch.bmm(kept.reshape(learners, batch * count, -1), out).transpose(0, 1)  # (B * Q, L, r)
+        if self.heads is None or out is None:
+            outputs = torch.bmm(attention, _like(values, q).reshape(-1, every, rank))
+            low = outputs.view(batch, -1, learners, count, rank).sum(dim=1).transpose(1, 2)  # (B, Q, L, r)
+        else:
+            factors = torch.bmm(attention.view(batch, -1, every), _like(values, q)).view(-1, learners * count, rank)
+            kept = torch.cat([torch.bmm(attention, self.heads), factors], dim=-1)  # (B * H, L * Q, D + r)
+            kept = kept.view(batch, -1, learners, count, kept.shape[-1]).permute(2, 0, 3, 1, 4)
+            low = torch.bmm(kept.reshape(learners, batch * count, -1), out).transpose(0, 1)  # (B * Q, L, r)
+            low = low.view(batch, count, learners, rank)
         if self.active is not None:
             routed = self.active if routed is None else routed * self.active
         if routed is not None:
-            low = low * _like(routed.reshape(-1, learners, 1), low)
+            low = low * _like(routed[..., None], low)
         return project(low.reshape(batch, count, -1), weights.o_up, branch, gain)
 
 
@@ -181,7 +188,7 @@ class StepPart:
     by: LayerLearners
     dtype: torch.dtype
     place: Tensor
-    out: Tensor
+    out: Tensor | None
     keys: Tensor
     values: Tensor
     inputs: StepInputs
@@ -206,7 +213,7 @@ class StepPart:
             keys = raised(self.tokens, keys, self.owners, weights)
             keys = keys.unflatten(-1, (-1, head_dim)).transpose(1, 2)
             keys = keys if self.key_angles is None else rotate(keys, self.key_angles)
-        out = self.out.index_select(0, self.place).squeeze(0)
+        out = None if self.out is None else self.out.index_select(0, self.place).squeeze(0)
         routed = None if self.by.router is None else self.by.router(sums)
         gain = self.by.config.gain
         return self.inputs.attend(query, weights, out, keys, values, routed=routed, branch=branch, gain=gain)
@@ -250,7 +257,7 @@ class DecodeEngine(Engine):
     active: Tensor | None
     _angles: dict[tuple[str, Which], Angles | None] = field(default_factory=dict)
     _made: dict[str, Made | None] = field(default_factory=dict)
-    _of_kind: dict[str, StepInputs] = field(default_factory=dict)
+    _of_kind: dict[tuple[str, bool], StepInputs] = field(default_factory=dict)
 
     @classmethod
     def plan(cls, ctx: ForwardContext, config: WingsConfig, head_dim: int) -> DecodeEngine:
@@ -318,11 +325,12 @@ class DecodeEngine(Engine):
         return made, learners.place
 
     def _inputs(self, learners: LayerLearners, ctx: ForwardContext) -> StepInputs:
-        kind = learners.layer_type
+        kind = learners.layer_type, learners.keeps_outputs
         if kind not in self._of_kind:
             angles = self.angles(learners, ctx, "new")
             turned = None if angles is None else Angles(angles.cos[:, :, None], angles.sin[:, :, None])
-            self._of_kind[kind] = StepInputs(self._heads, self.attn_bias, self.active, turned)
+            heads = None if learners.keeps_outputs else self._heads
+            self._of_kind[kind] = StepInputs(heads, self.attn_bias, self.active, turned)
         return self._of_kind[kind]
 
     def part(self, learners: LayerLearners, ctx: ForwardContext) -> StepPart:
@@ -337,7 +345,7 @@ class DecodeEngine(Engine):
             learners.siblings.place_on(self.tokens.device, place),
             made.out,
             ctx.once(_filled, made.keys, made.keys.dim() - 2, room),
-            ctx.once(_filled, made.values, 2, room),
+            ctx.once(_filled, made.values, made.values.dim() - 2, room),
             self._filled_inputs(learners, ctx, room),
             ctx.once(_filled, self.tokens, 1, room) if expands else None,
             ctx.once(_filled, self.owners, 1, room) if expands else None,
@@ -347,13 +355,14 @@ class DecodeEngine(Engine):
     def _filled_inputs(self, learners: LayerLearners, ctx: ForwardContext, room: int | None) -> StepInputs:
         """Those of a layer, filled up to the tokens that a cache has room for."""
         inputs, barred = self._inputs(learners, ctx), torch.finfo(self.attn_bias.dtype).min / 2
-        heads = ctx.once(_filled, inputs.heads, 1, room)
+        heads = None if inputs.heads is None else ctx.once(_filled, inputs.heads, 1, room)
         return StepInputs(heads, ctx.once(_barred, inputs.attn_bias, 2, room, barred), inputs.active, inputs.angles)
 
-    # -- keys: made of their tokens; what they are made of, or they themselves, is kept in the cache ----------------
+    # -- keys and values: made of their tokens; what they are made of, or they themselves, is kept in the cache ------
 
     def _make(self, layers: Sequence[LayerLearners], weights: Weights, ctx: ForwardContext) -> Made:
-        """Factors of all tokens' keys and values in some layers, or their keys; the cache gets those of new ones."""
+        """Factors of all tokens' keys and values in some layers, or what is made of them; the cache gets those of new
+        ones."""
         config, count = layers[0].config, len(layers)
         name, indices = layers[0].graft_name, [layer.index for layer in layers]
         is_cached = ctx.is_cached(name, indices[0])
@@ -378,6 +387,13 @@ class DecodeEngine(Engine):
             if turned is not None:
                 own = rotate(own, turned)
             own = own.transpose(0, 1).reshape(batch, -1, new, self.head_dim)
+            if layers[0].keeps_outputs:
+                by, factors = weights.outputs(self.head_dim), low[1].transpose(1, 2)
+                at = None if owners is None else owners[:, None]
+                outputs = by_owner(at, [by.made(maker, tokens, factors) for maker in makers])
+                keys, values = ctx.to_cache(name, indices, own, outputs)
+                keys, values = (each.unflatten(1, (count, -1)) for each in (keys, values))
+                return Made(weights.layers, None, keys, values)
             keys, values = ctx.to_cache(name, indices, own, low[1])
             keys = keys.unflatten(1, (count, -1))
         return Made(weights.layers, weights.out_of_kept(self.head_dim), keys, values)

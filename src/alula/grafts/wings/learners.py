@@ -91,6 +91,13 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None, *, 
     return rotated
 
 
+def keeps_outputs(config: WingsConfig, head_dim: int) -> bool:
+    """Whether a cache holds of a token, for each of the learners' heads, the r numbers that `o.down` makes of its value
+    (`cache="keys"`): a step then reads no input tokens, which are a head's width wide. Not where that is much to keep:
+    at most a quarter of what the keys are."""
+    return config.cache == "keys" and 4 * config.rank <= head_dim
+
+
 def learner_head_dim(width: int, head_dim: int) -> int:
     """Head width of a learner: the host's own where it divides the stream, else the largest common divisor.
 
@@ -458,6 +465,7 @@ class LayerLearners(nn.Module):
         graft_name: under which their graft is attached, and what they keep lies in a cache.
         layer_type: the layer's type of attention, which has RoPE angles of its own.
         host_head_dim: head width of the host; head_dim: of the learners.
+        keeps_outputs: see there.
         router: None for a single learner.
         siblings: these layers' learners and those of all others of their graft; place: of this layer among them.
     """
@@ -474,6 +482,7 @@ class LayerLearners(nn.Module):
         self.layer_type = anatomy.layer_type(index)
         self.host_head_dim = anatomy.head_dims[index]
         self.head_dim = learner_head_dim(anatomy.hidden_size, math.gcd(*anatomy.head_dims))  # alike in all layers
+        self.keeps_outputs = keeps_outputs(config, self.head_dim)
         for learner in config.learners:
             module = LoRRA(
                 anatomy.hidden_size,

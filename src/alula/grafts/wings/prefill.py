@@ -10,7 +10,7 @@ keys of one learner attend to one another as in any causal decoder, each to thos
 lets the fastest kernels in, and no keys are gathered per learner.
 
 What a cache keeps of a token is in two forms (`WingsConfig.cache`): the factors of its key and value, or its rotated
-key and the factors of its value.
+key and the factors of its value or, where ranks are low, what `o.down` makes of it (`learners.keeps_outputs`).
 
 Shapes: B batch, S new tokens, P cached tokens, T queries in the order they are laid out (S, or more where samples are
 filled up), K key tokens of one learner, d stream width, H heads, D their width, r rank.
@@ -501,6 +501,7 @@ class PrefillEngine(Engine):
             batch = len(next(iter(self.keys.values())).tokens)
             by_token = {name: low.unflatten(0, (batch, -1)) for name, low in factors.items()}  # (B, K, layers, 2, r)
             kept = {name: low[..., 0, :] for name, low in by_token.items()}
+            of_values = {name: low[..., 1, :] for name, low in by_token.items()}
             if layers[0].config.cache == "keys":
                 angles = self._angles_for(layers[0], ctx)  # these layers share keys
                 keys = {}
@@ -509,8 +510,13 @@ class PrefillEngine(Engine):
                     turned = None if angles is None else angles.keys[name]
                     keys[name] = self._keys_of(layers[0], of.tokens, factors[name][:, :, 0], ups, turned)
                     kept[name] = keys[name].permute(1, 3, 0, 2, 4).flatten(2, 3)
-            of_values = self._as_tokens({name: low[..., 1, :] for name, low in by_token.items()})
-            ctx.to_cache(layers[0].graft_name, [layer.index for layer in layers], self._as_tokens(kept), of_values)
+                    if layers[0].keeps_outputs:
+                        made = weights.outputs(layers[0].head_dim).made(
+                            self.chosen.start + index, of.tokens, of_values[name]
+                        )
+                        of_values[name] = made.transpose(1, 2)
+            indices = [layer.index for layer in layers]
+            ctx.to_cache(layers[0].graft_name, indices, self._as_tokens(kept), self._as_tokens(of_values))
         return self._made_of(weights, factors, keys)
 
     def _continued(self, layers: Sequence[LayerLearners], weights: Weights, ctx: ForwardContext) -> Made:
@@ -524,23 +530,29 @@ class PrefillEngine(Engine):
         owners = ctx.all_tokens.last(new).is_perceptual[..., None]
         low = by_owner(owners, [F.linear(tokens, down) for down in weights.kv_down])
         low = low.view(batch, new, count, 2, rank)
-        kept = low[..., 0, :].transpose(1, 2)
+        kept, values = low[..., 0, :].transpose(1, 2), low[..., 1, :].transpose(1, 2)
         if config.cache == "keys":
             angles = self._angles_for(layers[0], ctx)
             turned = None if angles is None else Angles(*(table[:, :, -new:] for table in angles.tokens))
             flat = low[..., 0, :].reshape(batch * new, count, rank)
             of_each = [self._keys_of(layers[0], tokens, flat, ups, turned) for ups in weights.k_up.unbind(1)]
             kept = by_owner(owners[:, None], of_each).transpose(0, 1).flatten(1, 2)
-        of_keys, of_values = ctx.to_cache(name, indices, kept, low[..., 1, :].transpose(1, 2))
-        factors, keys = {}, {}
+        if layers[0].keeps_outputs:
+            by = weights.outputs(layers[0].head_dim)
+            makers = range(len(config.learners))
+            values = by_owner(owners[:, None], [by.made(maker, tokens, low[..., 1, :]) for maker in makers])
+        of_keys, of_values = ctx.to_cache(name, indices, kept, values)
+        # many queries attend to values, which are made of their factors
+        factors = self._factors(weights, config) if layers[0].keeps_outputs else {}
+        keys = {}
         for learner in self.keys:
-            # (B, K, layers, 1 or 2, r)
-            parts = [self._pick(learner, of_values.transpose(1, 2))]
             picked = self._pick(learner, of_keys.transpose(1, 2))
             if config.cache == "keys":
                 keys[learner] = picked.unflatten(2, (count, -1)).permute(2, 0, 3, 1, 4)
-            parts = [*parts, *parts] if config.cache == "keys" else [picked, *parts]
-            factors[learner] = torch.stack(parts, dim=-2).flatten(0, 1)
+            if learner not in factors:
+                parts = [self._pick(learner, of_values.transpose(1, 2))]  # (B, K, layers, r)
+                parts = [*parts, *parts] if config.cache == "keys" else [picked, *parts]
+                factors[learner] = torch.stack(parts, dim=-2).flatten(0, 1)
         return self._made_of(weights, factors, keys or None)
 
     def _made_of(self, weights: Weights, factors: Mapping[str, Tensor], keys: Mapping[str, Tensor] | None) -> Made:

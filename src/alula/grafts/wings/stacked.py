@@ -63,6 +63,33 @@ class LayerWeights:
         )
 
 
+class ValueOutputs(NamedTuple):
+    """What makes of a token, for several layers, what a learner's `o.down` makes of its value: head by head r numbers.
+
+    Attributes:
+        of_tokens: (L, H, D, N * r), of the D channels of the input token.
+        of_factors: (L, N, r, H * r), of the factors of its value, which go through `v.up` first.
+    """
+
+    of_tokens: Tensor
+    of_factors: Tensor
+
+    def made(self, learner: int, tokens: Tensor, factors: Tensor) -> Tensor:
+        """(B, N * H, K, r) of (B, K, d) input tokens and the (B, K, N, r) factors of their values."""
+        of_tokens, of_factors = self.of_tokens[learner], self.of_factors[learner]
+        (heads, width, _), (batch, count, layers, rank) = of_tokens.shape, factors.shape
+        whole = torch.bmm(tokens.reshape(-1, heads, width).transpose(0, 1), of_tokens)  # (H, B * K, N * r)
+        low = torch.bmm(factors.flatten(0, 1).transpose(0, 1), of_factors)  # (N, B * K, H * r)
+        whole = whole.view(heads, batch, count, layers, rank).permute(1, 3, 0, 2, 4)
+        return (whole + low.view(layers, batch, count, heads, rank).permute(1, 0, 3, 2, 4)).flatten(1, 2)
+
+    def at(self, place: int) -> ValueOutputs:
+        """Those of one of the layers."""
+        rank = self.of_factors.shape[2]
+        columns = slice(place * rank, (place + 1) * rank)
+        return ValueOutputs(self.of_tokens[..., columns], self.of_factors[:, place : place + 1])
+
+
 @dataclass(frozen=True)
 class Weights:
     """The matrices of several layers' learners.
@@ -79,6 +106,7 @@ class Weights:
     kv_up: Tensor
     o_down: Tensor
     _by_head: dict[int, Tensor] = field(default_factory=dict)
+    _outputs: dict[int, ValueOutputs] = field(default_factory=dict)
 
     @property
     def k_up(self) -> Tensor:
@@ -94,11 +122,23 @@ class Weights:
             self._by_head[head_dim] = torch.cat([downs, ups @ downs], dim=3).flatten(2, 3)
         return self._by_head[head_dim]
 
+    def outputs(self, head_dim: int) -> ValueOutputs:
+        """What makes of tokens, as they are kept, what `o.down` makes of their values."""
+        if head_dim not in self._outputs:
+            out = self.out_of_kept(head_dim)
+            rank = out.shape[-1]
+            by_head = out.unflatten(2, (-1, head_dim + rank))  # (N, L, H, D + r, r)
+            of_tokens = by_head[..., :head_dim, :].permute(1, 2, 3, 0, 4).flatten(3)
+            of_factors = by_head[..., head_dim:, :].permute(1, 0, 3, 2, 4).flatten(3)
+            self._outputs[head_dim] = ValueOutputs(of_tokens, of_factors)
+        return self._outputs[head_dim]
+
     def at(self, place: int) -> Weights:
         """Those of one of the layers."""
         by_head = {head_dim: outs[place : place + 1] for head_dim, outs in self._by_head.items()}
+        outputs = {head_dim: of_all.at(place) for head_dim, of_all in self._outputs.items()}
         layer, of_it = self.layers[place], slice(place, place + 1)
-        return Weights([layer], layer.kv_down, self.kv_up[of_it], self.o_down[of_it], by_head)
+        return Weights([layer], layer.kv_down, self.kv_up[of_it], self.o_down[of_it], by_head, outputs)
 
     @classmethod
     def of(cls, layers: Sequence[Sequence[Any]], dtype: torch.dtype) -> Weights:
