@@ -16,7 +16,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from alula.errors import AlulaError, FilesError, PathError, UsageError
+from alula.cli import app as cli
+from alula.data.captions import read_captions
+from alula.data.records import RecordFile
+from alula.errors import AlulaError, DataError, EvaluationError, FilesError, PathError, RecipeError, UsageError
+from alula.evaluation import TaskResult
 from alula.files import (
     append_text,
     atomic_directory,
@@ -32,6 +36,8 @@ from alula.files import (
     write_json,
     write_text,
 )
+from alula.reports import read_curve
+from alula.training import load_recipe
 
 
 def written(folder: Path, text: str) -> None:
@@ -259,3 +265,37 @@ def test_json_comes_back_and_damage_is_told(tmp_path: Path) -> None:
         (tmp_path / "a.json").write_bytes(damaged)
         with pytest.raises(FilesError, match="damaged"):
             read_json(tmp_path / "a.json")
+
+
+READERS = {
+    "records": (lambda path: RecordFile(path), DataError),
+    "captions": (lambda path: read_captions(path), DataError),
+    "result": (lambda path: TaskResult.load(path), EvaluationError),
+    "curve": (lambda path: read_curve(path), EvaluationError),
+    "recipe": (lambda path: load_recipe(path), RecipeError),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_that_cannot_be_read_is_told_alike_whoever_reads_it(reader: str, tmp_path: Path) -> None:
+    read, kind = READERS[reader]
+    lost = tmp_path / "lost.json"
+    with pytest.raises(kind, match=r"lost\.json: cannot be read: No such file or directory") as told:
+        read(lost)
+    assert told.value.remedy
+
+
+def test_a_working_directory_that_was_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(DataError, match="cannot be read: No such file") as lost:
+        RecordFile(tmp_path / "lost.jsonl")
+    assert lost.value.remedy == "check the path"
+    with pytest.raises(FilesError, match="the working directory was removed"):
+        RecordFile("lost.jsonl")
+    monkeypatch.setattr(sys, "argv", ["alula", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1

@@ -18,11 +18,11 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from alula.errors import FilesError, PathError
+from alula.errors import AlulaError, FilesError, PathError
 
 try:
     import fcntl
@@ -30,6 +30,7 @@ except ImportError:  # Windows has no locks of this kind
     fcntl = None  # type: ignore[assignment]
 
 PathLike = str | os.PathLike[str]
+_Kind = TypeVar("_Kind", bound=AlulaError)
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)-[a-z0-9_]{8}\.(?:partial|old)")
 _LONGEST = 200  # bytes of a name that leave room for what a leftover's name adds, in the 255 that file systems allow
@@ -89,10 +90,50 @@ def files_error(error: BaseException, path: PathLike | None = None) -> FilesErro
     if isinstance(error.filename, str | bytes) and not (where and _inside_leftover(os.fsdecode(error.filename))):
         where = os.fsdecode(error.filename)
     code = error.errno
+    if code == errno.ENOENT and error.filename is None and _working_directory() is None:
+        return FilesError("the working directory was removed", remedy="change to one that is there (`cd`)")
     kind = PathError if code in _WRONG_PATH else FilesError
     plain = error.strerror or os.strerror(code)
     message, remedy = {**_TOLD, **_WRONG_PATH}.get(code, (plain[0].lower() + plain[1:], None))
     return kind(message, where=where, remedy=remedy)
+
+
+def unreadable(error: Exception, path: PathLike, kind: type[_Kind], *, remedy: str | None = None) -> _Kind:
+    """What is said of a file that could not be opened, read or decoded for that reason.
+
+    Args:
+        kind: of error.
+        remedy: by default, where nothing is at ``path``, to check it.
+    """
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    if remedy is None and isinstance(error, FileNotFoundError):
+        remedy = check_path(path)
+    return kind(f"cannot be read: {said}", where=os.fspath(path), remedy=remedy)
+
+
+def absolute(path: PathLike) -> Path:
+    """``path`` from the root; links are not followed, and nothing needs to be there.
+
+    Raises:
+        FilesError: it starts from the working directory, which was removed.
+    """
+    with telling(path):
+        return Path(os.path.abspath(path))
+
+
+def check_path(path: PathLike) -> str:
+    """The remedy for a path where nothing is: where it started from, unless it was plainly meant from the root."""
+    here = _working_directory()
+    if os.path.isabs(path) and (here is None or not Path(path).is_relative_to(here)):
+        return "check the path"
+    return f"check the path: relative ones start from the working directory, {here or 'which was removed'}"
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 @contextlib.contextmanager

@@ -276,7 +276,7 @@ def test_a_wrong_override_is_told(tmp_path: Path, override: str, told: str) -> N
 
 
 def test_a_missing_file_and_a_non_mapping_are_recipe_errors(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="cannot read"):
+    with pytest.raises(RecipeError, match="cannot be read: No such file"):
         load_recipe(tmp_path / "none.yaml")
     with pytest.raises(RecipeError, match="a recipe is a mapping"):
         load_recipe(written(tmp_path, "- 1\n"))

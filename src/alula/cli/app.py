@@ -119,6 +119,7 @@ def run(make: Callable[[], typer.Typer]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # half surrogates, or an encoding other than UTF-8: shown as escapes
             stream.reconfigure(errors="backslashreplace")
     try:
+        os.getcwd()  # where it was removed this says so, and some libraries end the process without a word
         commands = _tidied(typer.main.get_command(make()))
         keep_freed_memory()
         code = commands(obj=session, standalone_mode=False)  # what was typed wrong is told by us, below

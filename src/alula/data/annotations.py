@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alula.data.errors import unreadable
 from alula.data.images import ImageRef
 from alula.errors import DataError, quoted
-from alula.files import regular
+from alula.files import regular, unreadable
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def read_questions(path: str | os.PathLike[str], *, images: str | os.PathLike[st
     try:
         lines = regular(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(error, path) from error
+        raise unreadable(error, path, DataError) from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -138,7 +137,7 @@ def _load(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(regular(path).read_bytes())
     except OSError as error:
-        raise unreadable(error, path) from error
+        raise unreadable(error, path, DataError) from error
     except ValueError as error:
         raise DataError(f"is not JSON: {error}", where=os.fspath(path)) from error
 

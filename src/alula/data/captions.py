@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alula.data.errors import unreadable
 from alula.data.images import ImageRef
 from alula.data.samples import Source, message_text, user
 from alula.errors import DataError
-from alula.files import regular
+from alula.files import regular, unreadable
 
 PROMPT = "Provide a one-sentence caption for the provided image."
 """what a model is asked for a caption where nothing else is said"""
@@ -58,7 +57,7 @@ def read_captions(
     try:
         text = regular(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise unreadable(error, where) from error
+        raise unreadable(error, where, DataError) from error
     except UnicodeDecodeError as error:
         raise DataError(f"is not text: {error}", where=where, remedy=_SHAPES) from error
     said: dict[str, list[str]] = {}

@@ -10,11 +10,11 @@ from typing import Any
 
 from alula.bounds import DEFAULT_MAX_PIXELS
 from alula.data.dialects import from_record
-from alula.data.errors import BadSampleError, Place, unreadable
+from alula.data.errors import BadSampleError, Place
 from alula.data.samples import Sample
 from alula.data.shapes import ImageFolder
 from alula.errors import DataError, UsageError
-from alula.files import regular
+from alula.files import absolute, regular, unreadable
 
 
 class CocoSource:
@@ -45,7 +45,7 @@ class CocoSource:
         name: str | None = None,
         limit: int | None = None,
     ) -> None:
-        self.path = Path(os.path.abspath(path))
+        self.path = absolute(path)
         content = _loaded(self.path)
         if isinstance(content.get("questions"), list):
             if answers is None:
@@ -95,7 +95,7 @@ def _loaded(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(regular(path).read_bytes())
     except OSError as error:
-        raise unreadable(error, path) from error
+        raise unreadable(error, path, DataError) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"is not JSON: {error}", where=str(path)) from error
     if not is_coco(content):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from alula.errors import DataError, quoted
@@ -146,21 +144,6 @@ class UnsupervisedError(BadSampleError):
     """A training sample without a single token to learn from."""
 
     kind = "unsupervised"
-
-
-def unreadable(error: Exception, path: str | os.PathLike[str]) -> DataError:
-    """What is said of a file that could not be opened or read for that reason."""
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    remedy = check_path(path) if isinstance(error, FileNotFoundError) else None
-    return DataError(f"cannot be read: {said}", where=os.fspath(path), remedy=remedy)
-
-
-def check_path(path: str | os.PathLike[str]) -> str:
-    """The remedy for a path where nothing is: where it started from, unless it was plainly meant from the root."""
-    here = os.getcwd()
-    if os.path.isabs(path) and not Path(path).is_relative_to(here):
-        return "check the path"
-    return f"check the path: relative ones start from the working directory, {here}"
 
 
 def _rebuild(

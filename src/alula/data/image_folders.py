@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from alula.data.errors import Place, unreadable
+from alula.data.errors import Place
 from alula.data.records import RecordFile
 from alula.data.tables import load_table
 from alula.errors import DataError, UsageError
-from alula.files import regular
+from alula.files import absolute, regular, unreadable
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -25,7 +25,7 @@ class MetadataTable:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(os.path.abspath(path))
+        self.path = absolute(path)
         self._lines: list[int] | None = None
         if self.path.suffix == ".csv":
             self._rows, self._lines = _csv_rows(self.path)
@@ -70,7 +70,7 @@ def _csv_rows(path: Path) -> tuple[list[dict[str, str]], list[int]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"is no CSV in UTF-8: {error}", where=str(path)) from None
     except OSError as error:
-        raise unreadable(error, path) from error
+        raise unreadable(error, path, DataError) from error
     return rows, lines
 
 

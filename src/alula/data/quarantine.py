@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from pathlib import Path
 
 from alula.data.errors import BadSampleError, Place
-from alula.files import append_text, regular
+from alula.files import absolute, append_text, regular
 
 
 class Quarantine:
@@ -19,7 +18,7 @@ class Quarantine:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(os.path.abspath(path))
+        self.path = absolute(path)
         self._seen: set[str] = set()
 
     def add(self, error: BadSampleError) -> None:

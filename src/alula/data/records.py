@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from alula.data.errors import Place, RecordError, unreadable
+from alula.data.errors import Place, RecordError
 from alula.errors import DataError
-from alula.files import regular
+from alula.files import absolute, regular, unreadable
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = " \t\r\n"
@@ -31,14 +31,14 @@ class RecordFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(os.path.abspath(path))
+        self.path = absolute(path)
         try:
             status = regular(self.path).stat()
             with open(self.path, "rb") as stream:
                 head = stream.read(4096).removeprefix(_BOM).lstrip()
             spans = _array_spans(self.path) if head.startswith(b"[") else _line_spans(self.path)
         except OSError as error:
-            raise unreadable(error, path) from error
+            raise unreadable(error, path, DataError) from error
         if not spans:
             raise DataError("holds no records", where=str(path), remedy="check the path, and whether the file is whole")
         self._version = (status.st_size, status.st_mtime_ns)

@@ -35,6 +35,7 @@ from alula.data.specs import (
 from alula.data.tables import load_table, table_files
 from alula.data.webdataset import TarSource, shards_of
 from alula.errors import DataError, UsageError, quoted
+from alula.files import absolute
 
 Reading = Mapping[str, Mapping[str, Any]]
 """medium -> option -> value (`alula.data.media.MediaRef.options`)"""
@@ -124,7 +125,7 @@ class DatasetSource:
         columns: Mapping[str, str] | None = None,
         reading: Reading | None = None,
     ) -> None:
-        self.path = Path(os.path.abspath(path))
+        self.path = absolute(path)
         table = load_table(self.path, split)
         named = dict(columns or {})
         _refuse_unknown(named, set(table.column_names), str(path))

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alula.data.errors import check_path
 from alula.errors import AlulaError, DataError, UsageError
-from alula.files import read_json, regular
+from alula.files import check_path, read_json, regular
 
 _MARKS = ("*.arrow", "state.json", "dataset_info.json", "dataset_dict.json", "**/*.parquet")
 """What tells a dataset's folder from any other."""

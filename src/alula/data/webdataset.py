@@ -21,7 +21,7 @@ from alula.data.keys import void
 from alula.data.samples import Sample
 from alula.data.shapes import LISTS, ImageFolder
 from alula.errors import DataError
-from alula.files import regular
+from alula.files import absolute, regular
 
 _KINDS = {
     **dict.fromkeys(("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"), "image"),
@@ -65,7 +65,7 @@ class TarSource:
         columns: Mapping[str, str] | None = None,
         reading: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        self.path = Path(os.path.abspath(path))
+        self.path = absolute(path)
         self.shards = shards_of(self.path)
         beside = (str(self.path if self.path.is_dir() else self.path.parent),)
         self._folder, self._columns = ImageFolder(beside, max_pixels, dict(reading or {})), dict(columns or {})

@@ -6,9 +6,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from alula.data.errors import unreadable
 from alula.errors import DataError
-from alula.files import regular
+from alula.files import regular, unreadable
 
 _WORD = re.compile(r"[a-z0-9]+")
 _POSSESSIVE = re.compile(r"['\u2019]s\b")
@@ -61,7 +60,7 @@ class ObjectWords:
         try:
             lines = regular(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise unreadable(error, path) from error
+            raise unreadable(error, path, DataError) from error
         rows = [[word.strip() for word in line.split(",") if word.strip()] for line in lines]
         synonyms = {row[0]: row[1:] for row in rows if row}
         if not synonyms:

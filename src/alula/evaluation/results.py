@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alula.errors import EvaluationError
-from alula.files import regular, write_text
+from alula.files import regular, unreadable, write_text
 from alula.hosts.decoding import Decoding
 from alula.stats import Estimate as Estimate
 from alula.stats import Side
@@ -39,7 +39,7 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(regular(path).read_bytes())
         except OSError as error:
-            raise EvaluationError(f"cannot be read: {error.strerror}", where=str(path)) from error
+            raise unreadable(error, path, EvaluationError) from error
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(step) for step in first["loc"]) or "file"

@@ -13,7 +13,7 @@ from alula.errors import EvaluationError
 from alula.evaluation import RunResult, compare
 from alula.evaluation.pairing import KEPT_FLIPS
 from alula.evaluation.results import Conditions, PairedResult, Record
-from alula.files import regular
+from alula.files import regular, unreadable
 
 CURVE_POINTS = 200
 """points kept of a training curve: more than a figure can show"""
@@ -136,7 +136,7 @@ def read_curve(path: str | os.PathLike[str], points: int = CURVE_POINTS) -> list
     try:
         lines = regular(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise EvaluationError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise unreadable(error, path, EvaluationError) from error
     stages: dict[str, list[CurvePoint]] = {}
     for number, line in enumerate(lines, start=1):
         try:

@@ -17,6 +17,7 @@ from alula.codes.training import train_painter, train_vq
 from alula.data import SourceSpec, open_source
 from alula.data.samples import MEDIA, parts
 from alula.errors import RecipeError
+from alula.files import unreadable
 from alula.hosts import names
 from alula.hosts.quiet import quiet_loading
 from alula.settings import Bool, Int, problems
@@ -90,7 +91,7 @@ def load_codes_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = (
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe: {error}", where=str(path), remedy="name a YAML file") from None
+        raise unreadable(error, path, RecipeError, remedy="name a YAML file") from None
     raw, lines = read_yaml(text, where=str(path))
     if not isinstance(raw, dict):
         raise RecipeError("a recipe of codes is a mapping with output_dir, source and k_means or vq", where=str(path))

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from alula.errors import RecipeError, UsageError
+from alula.files import unreadable
 from alula.settings import problems
 from alula.training.notation import read_yaml
 from alula.training.recipe import Recipe
@@ -32,11 +33,8 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"cannot read the recipe: {error.strerror if isinstance(error, OSError) else error}",
-            where=str(path),
-            remedy="name a YAML file; the repository's recipes/ has some to start from",
-        ) from None
+        remedy = "name a YAML file; the repository's recipes/ has some to start from"
+        raise unreadable(error, path, RecipeError, remedy=remedy) from None
     raw, lines = read_yaml(text, where=str(path))
     return parse_recipe(raw, where=str(path), overrides=overrides, lines=lines)
 

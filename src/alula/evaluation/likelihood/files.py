@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from alula.data.errors import unreadable
 from alula.draws import Draw
 from alula.errors import DataError, UsageError
 from alula.evaluation.likelihood import ethics, truthfulqa
 from alula.evaluation.likelihood.questions import ChoiceTask
 from alula.evaluation.likelihood.tables import Table, csv_lines
-from alula.files import regular
+from alula.files import regular, unreadable
 
 LAYOUTS = (
     "TruthfulQA.csv, mc_task.json, or of ETHICS cm_*.csv (label, input, ...), justice_*.csv (label, scenario), "
@@ -41,7 +40,7 @@ def read_truthfulness(
     try:
         text = regular(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise unreadable(error, file) from error
+        raise unreadable(error, file, DataError) from error
     except UnicodeDecodeError as error:
         raise DataError(f"is no text in UTF-8: {error}", where=file) from error
     if not text.strip():
