@@ -27,6 +27,18 @@ def test_names_are_not_hidden_by_rooms() -> None:
     assert all(callable(getattr(alula, name)) for name in alula._HOMES)
 
 
+def test_names_that_are_listed_are_public() -> None:
+    """What a prompt completes: the names, the rooms that were imported, and what every module has."""
+    program = """
+import sys, alula, alula.data
+listed = {name for name in dir(alula) if not name.startswith("__")}
+rooms = {name.split(".")[1] for name in sys.modules if name.startswith("alula.") and not name.startswith("alula._")}
+sys.exit(str(listed ^ {*alula._HOMES, *rooms}) if listed != {*alula._HOMES, *rooms} else 0)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert {"__version__", "__doc__", "__path__"} <= set(dir(alula))
+
+
 def test_importing_is_cheap() -> None:
     program = "import sys, alula; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -13,6 +13,7 @@ Names are loaded when first used, so that `import alula` stays cheap.
 """
 
 from importlib import import_module
+from sys import modules
 from typing import TYPE_CHECKING, Any
 
 from alula._version import __version__ as __version__
@@ -75,4 +76,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    """The public names, and the rooms that were imported."""
+    own = [name for name in globals() if name.startswith("__") or (f"{__name__}.{name}" in modules and name[0] != "_")]
+    return sorted({*own, *_HOMES})
