@@ -161,7 +161,7 @@ def _fused(model: Any, samples: int) -> dict[str, Any]:
 
 
 def prompt_and_step(model: Any, *, ragged: bool = False) -> dict[str, Counts]:
-    """What a prompt asks, and then a step of decoding."""
+    """What a prompt asks, and then the second step of decoding: the first makes what those behind it find."""
     inputs = _inputs(model, modalities(ragged=ragged))
     given = _fused(model, len(inputs["input_ids"]))
     inputs |= given
@@ -169,10 +169,11 @@ def prompt_and_step(model: Any, *, ragged: bool = False) -> dict[str, Counts]:
     with torch.no_grad():  # inference mode shows operators whole that then split up
         with Meter() as prompt:
             cache = cache_of_output(model(**inputs, logits_to_keep=1))
-        if "attention_mask" in inputs:
-            step["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
-        with Meter() as after:
-            model(**step, **{CACHE: cache})
+        for place in (1, 2):
+            if "attention_mask" in inputs:
+                step["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, place), value=1)
+            with Meter() as after:
+                model(**step, **{CACHE: cache})
     if ragged:
         return {"ragged prompt": prompt.counts, "ragged step": after.counts}
     return {"prompt": prompt.counts, "step": after.counts}

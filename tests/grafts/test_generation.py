@@ -346,6 +346,28 @@ def test_what_was_not_kept_up_is_made_anew(cache_of: str, rank: int) -> None:
     torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("config", ["mass", "keys kept", "outputs kept"])
+def test_steps_follow_a_cache_that_is_rearranged(config: str) -> None:
+    """What is remembered of its tokens from step to step is that of other samples then."""
+    model, _ = grafted("llava-llama", config)
+    inputs = zoo.batch("llava-llama", "1I4", "4I1")
+    swapped = torch.tensor([1, 0])
+    prompt = {name: value[swapped] for name, value in inputs.items() if name != "pixel_values"}
+    prompt["pixel_values"] = inputs["pixel_values"].flip(0)
+    steps = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    logits = []
+    for is_rearranged in (True, False):
+        with torch.no_grad():
+            cache = cache_of_output(model(**(inputs if is_rearranged else prompt), use_cache=True))
+            for place in range(3):
+                if is_rearranged and place == 2:
+                    cache.batch_select_indices(swapped)
+                ids = steps[:, place : place + 1]
+                out = model(input_ids=ids[swapped] if not is_rearranged or place == 2 else ids, **{CACHE: cache})
+        logits.append(out.logits)
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("before", "after"), [("factors", "keys"), ("keys", "factors"), ("keys", "keys")])
 def test_what_another_graft_of_the_name_left_is_not_read(before: str, after: str) -> None:
     """Also where shapes agree (rank = head width): the new graft makes anew what it needs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -140,6 +140,7 @@ class TokenCache(_TokenLayer):
         super().__init__()
         # what `tokens`, `has_media` and `known` return; None = to be read from what is stored
         self._known: tuple[TokenMap, tuple[bool, ...], KnownTokens | None] | None = None
+        self._facts: Mapping[Hashable, Tensor] = {}  # see `peek_facts`; with room behind the stored tokens
         self.rope_widths: dict[str, int] = {}  # of a half, by type of attention
         self.offset: Offset | None = None
         self._counter: tuple[Tensor, int, int] | None = None
@@ -177,11 +178,36 @@ class TokenCache(_TokenLayer):
         halves = [half(table).expand(batch, count, -1).float() for name in self.rope_widths for table in rope[name]]
         facts = torch.cat([tokens.stack().float(), *halves], dim=-1)
         self.update(inputs[:, None], facts[:, None])
-        self._known = None
+        self._forget()
 
-    def remember(self, tokens: TokenMap, has_media: tuple[bool, ...], known: KnownTokens | None) -> None:
-        """Remember what is stored in the forms it is asked for, until the cache is rearranged."""
-        self._known = tokens, has_media, known
+    def remember(
+        self,
+        tokens: TokenMap,
+        has_media: tuple[bool, ...],
+        known: KnownTokens | None,
+        facts: Mapping[Hashable, Tensor],
+    ) -> None:
+        """Remember what is stored in the forms it is asked for, until the cache is rearranged.
+
+        Args:
+            facts: what `peek_facts` gave in the forward that stored the last tokens, by key.
+        """
+        self._known, self._facts = (tokens, has_media, known), facts
+
+    def _forget(self) -> None:
+        self._known, self._facts = None, {}
+
+    def peek_facts(self, key: Hashable, facts: Callable[[TokenMap], Tensor], every: TokenMap, new: TokenMap) -> Tensor:
+        """(.., room) whose first entries are facts about the tokens stored, remembered under a key, and the `new` ones,
+        which are not stored yet. Where none are remembered they are asked for about `every` token."""
+        room, length = self._facts.get(key), every.shape[1]
+        if room is None or length > room.shape[-1] or (room.is_inference() and not torch.is_inference_mode_enabled()):
+            of_all = facts(every)
+            room = of_all.new_empty(*of_all.shape[:-1], length + max(length // 8, 32))
+            room[..., :length] = of_all
+        else:
+            room[..., length - new.shape[1] : length] = facts(new)
+        return room
 
     @property
     def known(self) -> KnownTokens | None:
@@ -224,19 +250,19 @@ class TokenCache(_TokenLayer):
         return self._known[1]
 
     def reorder_cache(self, beam_idx: Any) -> None:
-        self._known = None
+        self._forget()
         super().reorder_cache(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._known = None
+        self._forget()
         super().batch_repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._known = None
+        self._forget()
         super().batch_select_indices(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
-        self._known = None
+        self._forget()
         super().crop(tokens_to_remove)
 
     @staticmethod

@@ -66,6 +66,7 @@ class ForwardContext:
         new_media: whether any of the new tokens is; True also where only the device knows.
         inputs: (B, S, d) input of the first decoder layer; set when that layer is entered.
         rope: per attention type the (cos, sin) of the new tokens, each (1 or B, S, R); empty for hosts without RoPE.
+        facts: what `facts_of_tokens` gave, by key, for the cache to remember.
         memo: results grafts share between layers, keyed by whatever they like; lives and dies with this forward.
     """
 
@@ -117,6 +118,7 @@ class ForwardContext:
         self._new_known = known
         self._known: KnownTokens | None = None
         self._checked: Tensor | None = None  # the bias that was last found to fit
+        self.facts: dict[Hashable, Tensor] = {}
         self.any_media = any(self.has_media)
         self.inputs: Tensor | None = None
         self._all_inputs: Tensor | None = None
@@ -612,6 +614,21 @@ class ForwardContext:
             else:
                 self._all_inputs = torch.cat([self.past.inputs.to(self.inputs), self.inputs], dim=1)
         return self._all_inputs
+
+    def facts_of_tokens(self, key: Hashable, facts: Callable[[TokenMap], Tensor]) -> Tensor:
+        """(.., P + S) something about every token that does not change as others follow; not to be written to.
+
+        The cache remembers it of the P tokens in it, from one forward that asks to the next.
+
+        Args:
+            key: what it is.
+            facts: gives (.., tokens) of it, about all tokens or the new ones.
+        """
+        if self.growing is None or torch.is_grad_enabled():
+            return facts(self.all_tokens)
+        if key not in self.facts:
+            self.facts[key] = self.growing.peek_facts(key, facts, self.all_tokens, self.tokens)
+        return self.facts[key][..., : self.all_tokens.shape[1]]
 
     def new_half_rope(self, layer_type: str) -> tuple[Tensor, Tensor] | None:
         """The first halves of (cos, sin) of the new tokens, each (B, S, R / 2): the second ones repeat them."""

@@ -819,7 +819,7 @@ class Seam(nn.Module):
             }
             past.append(forward.past_tokens, forward.inputs.new_zeros(*forward.past_tokens.shape, 0), blank)
         past.append(forward.tokens, forward.inputs, forward.rope)
-        past.remember(forward.all_tokens, forward.has_media, forward.known_so_far)
+        past.remember(forward.all_tokens, forward.has_media, forward.known_so_far, forward.facts)
         past.note_length(cache, known)
         if forward.past is None or forward.shapes():  # else positions go on as they did, whatever the host read since
             past.offset = preconditions.current_offset(self.anatomy)

@@ -35,6 +35,7 @@ from alula.grafts.wings.learners import (
     by_owner,
     check_roles,
     keys_of,
+    narrow_angles,
     prepared,
     project,
     rotate,
@@ -42,7 +43,7 @@ from alula.grafts.wings.learners import (
 )
 from alula.grafts.wings.stacked import LayerWeights, Weights, compute_dtype
 from alula.seam import ForwardContext
-from alula.tokens import KnownTokens
+from alula.tokens import KnownTokens, TokenMap
 
 Which = Literal["new", "all"]
 
@@ -112,13 +113,15 @@ class StepInputs:
             makes of them.
         attn_bias: (B * H, L * Q, N), as in `DecodeEngine`.
         active: (B, Q, L), likewise.
-        angles: of the new tokens, for (B, H, L, Q, D).
+        angles: of the new tokens, for (B, H, L, Q, D); None without RoPE, or beside a turn.
+        turn: (B, D, D) see `Siblings.turn`; None: there are several queries, or no RoPE.
     """
 
     heads: Tensor | None
     attn_bias: Tensor
     active: Tensor | None
     angles: Angles | None
+    turn: Tensor | None
 
     def attend(
         self,
@@ -146,7 +149,11 @@ class StepInputs:
         (batch, count, _), (learners, rank, _) = query.shape, weights.q_up.shape
         every, head_dim = keys.shape[2:]
         q = weights.queries(query).view(learners, batch, count, -1, head_dim).permute(1, 3, 0, 2, 4)
-        q = (q if self.angles is None else rotate(q, self.angles)).reshape(-1, learners * count, head_dim)
+        if self.turn is not None:
+            q = torch.bmm(q.reshape(batch, -1, head_dim), self.turn)
+        elif self.angles is not None:
+            q = rotate(q, self.angles)
+        q = q.reshape(-1, learners * count, head_dim)
         keys = keys.reshape(-1, every, head_dim)
         scores = torch.baddbmm(self.attn_bias, q, _like(keys, q).transpose(1, 2), alpha=head_dim**-0.5)
         attention = _like(torch.softmax(scores, dim=-1), q)  # (B * H, L * Q, N)
@@ -238,24 +245,23 @@ class DecodeEngine(Engine):
     """What the layers of one forward of few tokens share.
 
     Attributes:
-        tokens: (B, N, d) input tokens.
+        config: of the learners, as far as layers that share an engine have it in common.
+        like: (B, Q, d) input tokens of the new ones, in the dtype and on the device of all.
         head_dim: D.
-        learners: their names.
         known: all tokens as the host knows them, where keys are raised segment by segment: on a CPU, where operators
             are cheap.
-        keys: (B, N) bool: the token is a key of the learner, for each.
-        attn_bias: (B * H, L * Q, N) additive: 0, or a very low number where the query may not attend to the token.
+        attn_bias: (B * H or 1, L * Q, N) additive: 0, or a very low number where the query may not attend to the token.
         active: (B, Q, L): 1 where a query attends to any token, 0 elsewhere; None where all do.
     """
 
-    tokens: Tensor
+    config: WingsConfig
+    like: Tensor
     head_dim: int
-    learners: tuple[str, ...]
     known: KnownTokens | None
-    keys: list[Tensor]
     attn_bias: Tensor
     active: Tensor | None
     _angles: dict[tuple[str, Which], Angles | None] = field(default_factory=dict)
+    _turns: dict[str, Tensor | None] = field(default_factory=dict)
     _made: dict[str, Made | None] = field(default_factory=dict)
     _of_kind: dict[tuple[str, bool], StepInputs] = field(default_factory=dict)
 
@@ -265,35 +271,30 @@ class DecodeEngine(Engine):
         every, new = ctx.all_tokens, ctx.tokens
         if ctx.past_tokens is None and not config.system_keys and "textual" in config.learners:
             check_roles(every.role.cpu().numpy())
+        assert ctx.inputs is not None, "the first decoder layer has not been entered"
+        like, dtype, active = prepared(ctx.inputs, config), compute_dtype(ctx.inputs), None
         # a step behind an image attends to the image and to itself
         is_step = not ctx.new_media and all(ctx.has_media)
-        # padding stands at -1: as a query it is behind no token, as a key it is chosen by nobody
-        if new.shape[1] == 1:  # the last token is behind all
-            is_behind = new.valid[:, :, None]
+        if is_step and new.shape[1] == 1:  # the last token is behind all: to whose keys it attends is all there is
+            key = cls, config.learners, config.system_keys, dtype
+            bias = ctx.facts_of_tokens(key, lambda of: _bias(_owners(of, config, dim=1), dtype))
         else:
+            # padding stands at -1: as a query it is behind no token, as a key it is chosen by nobody
             is_behind = every.position[:, None, :] <= new.position[:, :, None]
-        owners = [keys_of(learner, every, config) for learner in config.learners]
-        legal = []
-        for learner, keys in zip(config.learners, owners, strict=True):
-            attends = is_behind & keys[:, None, :]
-            if learner == "textual" and config.gate == "exact" and not is_step:
-                attends = attends & every.has_seen[:, -new.shape[1] :, None]
-            legal.append(attends)
-        allowed = torch.stack(legal, dim=1)
-        tokens = prepared(ctx.all_inputs(), config)
-        # half of the lowest number: what is added to it overflows in no dtype
-        barred = torch.finfo(compute_dtype(tokens)).min / 2
-        bias = tokens.new_zeros(allowed.shape, dtype=compute_dtype(tokens)).masked_fill_(~allowed, barred)
-        heads = tokens.shape[-1] // head_dim
-        return cls(
-            tokens=tokens,
-            head_dim=head_dim,
-            learners=config.learners,
-            known=ctx.known() if tokens.device.type == "cpu" and config.cache == "factors" else None,
-            keys=owners,
-            attn_bias=bias.flatten(1, 2)[:, None].expand(-1, heads, -1, -1).flatten(0, 1),
-            active=None if is_step else allowed.any(dim=-1).transpose(1, 2),
-        )
+            legal = []
+            for learner in config.learners:
+                attends = is_behind & keys_of(learner, every, config)[:, None, :]
+                if learner == "textual" and config.gate == "exact" and not is_step:
+                    attends = attends & every.has_seen[:, -new.shape[1] :, None]
+                legal.append(attends)
+            allowed = torch.stack(legal, dim=1)
+            bias = _bias(allowed, dtype).flatten(1, 2)
+            active = None if is_step else allowed.any(dim=-1).transpose(1, 2)
+        if len(bias) > 1:  # one sample's is broadcast
+            heads = like.shape[-1] // head_dim
+            bias = bias[:, None].expand(-1, heads, -1, -1).flatten(0, 1)
+        known = ctx.known() if like.device.type == "cpu" and config.cache == "factors" else None
+        return cls(config, like, head_dim, known, bias, active)
 
     def prepare(self, learners: LayerLearners, ctx: ForwardContext) -> None:
         """Add the new tokens to the cache for all layers at once."""
@@ -301,7 +302,7 @@ class DecodeEngine(Engine):
         name = learners.graft_name
         if name not in self._made:
             siblings = learners.siblings
-            weights = siblings.weights(self.tokens, fresh=ctx.past_tokens is None)
+            weights = siblings.weights(self.like, fresh=ctx.past_tokens is None)
             is_shared = weights is not None and siblings.share_keys
             self._made[name] = self._make(siblings.layers, weights, ctx) if weights and is_shared else None
 
@@ -313,7 +314,7 @@ class DecodeEngine(Engine):
         weights, out, keys, values = made.layers[place]
         routed = None if learners.router is None else learners.router_weights(ctx)
         if learners.config.cache == "factors":
-            keys = self._expand_keys(keys, weights, self.angles(learners, ctx, "all"))
+            keys = self._expand_keys(keys, weights, learners, ctx)
         inputs, gain = self._inputs(learners, ctx), learners.config.gain
         return inputs.attend(query, weights, out, keys, values, routed=routed, branch=branch, gain=gain)
 
@@ -321,16 +322,16 @@ class DecodeEngine(Engine):
         """What was made for the layers of a graft, or is made for this one alone, and which of them it is."""
         made = self._made[learners.graft_name]
         if made is None:
-            return self._make([learners], learners.siblings.of_layer(learners, self.tokens), ctx), 0
+            return self._make([learners], learners.siblings.of_layer(learners, self.like), ctx), 0
         return made, learners.place
 
     def _inputs(self, learners: LayerLearners, ctx: ForwardContext) -> StepInputs:
         kind = learners.layer_type, learners.keeps_outputs
         if kind not in self._of_kind:
-            angles = self.angles(learners, ctx, "new")
-            turned = None if angles is None else Angles(angles.cos[:, :, None], angles.sin[:, :, None])
-            heads = None if learners.keeps_outputs else self._heads
-            self._of_kind[kind] = StepInputs(heads, self.attn_bias, self.active, turned)
+            turn = self._turn(learners, ctx)
+            angles = self._new_angles(learners, ctx) if turn is None else None
+            heads = None if learners.keeps_outputs else self._heads(ctx)
+            self._of_kind[kind] = StepInputs(heads, self.attn_bias, self.active, angles, turn)
         return self._of_kind[kind]
 
     def part(self, learners: LayerLearners, ctx: ForwardContext) -> StepPart:
@@ -341,14 +342,14 @@ class DecodeEngine(Engine):
             angles = Angles(ctx.once(_filled, every.cos, 2, room), ctx.once(_filled, every.sin, 2, room))
         return StepPart(
             learners,
-            compute_dtype(self.tokens),
-            learners.siblings.place_on(self.tokens.device, place),
+            compute_dtype(self.like),
+            learners.siblings.place_on(self.like.device, place),
             made.out,
             ctx.once(_filled, made.keys, made.keys.dim() - 2, room),
             ctx.once(_filled, made.values, made.values.dim() - 2, room),
             self._filled_inputs(learners, ctx, room),
-            ctx.once(_filled, self.tokens, 1, room) if expands else None,
-            ctx.once(_filled, self.owners, 1, room) if expands else None,
+            ctx.once(_filled, self.tokens(ctx), 1, room) if expands else None,
+            ctx.once(_filled, self.owners(ctx), 1, room) if expands else None,
             angles,
         )
 
@@ -356,7 +357,9 @@ class DecodeEngine(Engine):
         """Those of a layer, filled up to the tokens that a cache has room for."""
         inputs, barred = self._inputs(learners, ctx), torch.finfo(self.attn_bias.dtype).min / 2
         heads = None if inputs.heads is None else ctx.once(_filled, inputs.heads, 1, room)
-        return StepInputs(heads, ctx.once(_barred, inputs.attn_bias, 2, room, barred), inputs.active, inputs.angles)
+        bias = ctx.once(_barred, inputs.attn_bias, 2, room, barred)
+        # compiled, angles are fused with what stands around them
+        return StepInputs(heads, bias, inputs.active, self._new_angles(learners, ctx), None)
 
     # -- keys and values: made of their tokens; what they are made of, or they themselves, is kept in the cache ------
 
@@ -366,7 +369,7 @@ class DecodeEngine(Engine):
         config, count = layers[0].config, len(layers)
         name, indices = layers[0].graft_name, [layer.index for layer in layers]
         is_cached = ctx.is_cached(name, indices[0])
-        tokens = self.tokens[:, -ctx.tokens.shape[1] :] if is_cached else self.tokens
+        tokens = self.like if is_cached else self.tokens(ctx)
         batch, new = tokens.shape[:2]
         # text alone is made by its learner; where there is none, what is made is nobody's key
         is_text = is_cached and not ctx.new_media
@@ -383,10 +386,15 @@ class DecodeEngine(Engine):
             made = [torch.baddbmm(every, flat, weights.k_up[:, maker]) for maker in makers]
             spread = [each.view(count, batch, new, -1) for each in made]
             own = by_owner(owners, spread).unflatten(-1, (-1, self.head_dim)).transpose(2, 3)
-            turned = self.angles(layers[0], ctx, "new" if is_cached else "all")  # the layers share keys
-            if turned is not None:
-                own = rotate(own, turned)
-            own = own.transpose(0, 1).reshape(batch, -1, new, self.head_dim)
+            # the layers share keys
+            turn = self._turn(layers[0], ctx) if is_cached else None
+            if turn is not None:
+                own = torch.bmm(own.transpose(0, 1).reshape(batch, -1, self.head_dim), turn)
+            elif (turned := self.angles(layers[0], ctx, "new" if is_cached else "all")) is not None:
+                own = rotate(own, turned).transpose(0, 1)
+            else:
+                own = own.transpose(0, 1)
+            own = own.reshape(batch, -1, new, self.head_dim)
             if layers[0].keeps_outputs:
                 by, factors = weights.outputs(self.head_dim), low[1].transpose(1, 2)
                 at = None if owners is None else owners[:, None]
@@ -398,19 +406,22 @@ class DecodeEngine(Engine):
             keys = keys.unflatten(1, (count, -1))
         return Made(weights.layers, weights.out_of_kept(self.head_dim), keys, values)
 
-    def _expand_keys(self, factors: Tensor, weights: LayerWeights, angles: Angles | None) -> Tensor:
+    def _expand_keys(
+        self, factors: Tensor, weights: LayerWeights, learners: LayerLearners, ctx: ForwardContext
+    ) -> Tensor:
         """(B, H, N, D) rotated keys of all tokens: input tokens plus `k.up` of their (B, N, r) factors."""
+        angles, buffers = self.angles(learners, ctx, "all"), self._buffers(ctx)
         if self.segments is None:
-            keys = raised(self.tokens, factors, self.owners, weights)
+            keys = raised(self.tokens(ctx), factors, self.owners(ctx), weights)
         else:
-            keys = self._buffers[0].copy_(self.tokens)
+            keys = buffers[0].copy_(self.tokens(ctx))
             low = factors.to(keys.dtype)  # what was kept may come from under autocast
             for start, stop, learner in self.segments:
                 if learner >= 0:
                     up = weights.kv_up[learner, 0].to(keys.dtype)
                     keys[:, start:stop].baddbmm_(low[:, start:stop], up.expand(len(low), -1, -1))
         heads = keys.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        return heads if angles is None else rotate(heads, angles, out=self._buffers[1])
+        return heads if angles is None else rotate(heads, angles, out=buffers[1])
 
     def angles(self, learners: LayerLearners, ctx: ForwardContext, which: Which) -> Angles | None:
         """Angles for heads of (B, H, tokens, D), of the new tokens or of all. None without RoPE."""
@@ -423,33 +434,73 @@ class DecodeEngine(Engine):
             if halves is not None:
                 # every n-th angle: see `narrow_angles`
                 step = learners.host_head_dim // learners.head_dim
-                cos, sin = (half[:, None, :, ::step].to(self.tokens.dtype) for half in halves)
+                cos, sin = (half[:, None, :, ::step].to(self.like.dtype) for half in halves)
                 angles = Angles(torch.cat([cos, cos], dim=-1), sin)
             self._angles[name] = angles
         return self._angles[name]
 
+    def _new_angles(self, learners: LayerLearners, ctx: ForwardContext) -> Angles | None:
+        """Of the new tokens, for (B, H, L, Q, D)."""
+        angles = self.angles(learners, ctx, "new")
+        return None if angles is None else Angles(angles.cos[:, :, None], angles.sin[:, :, None])
+
+    def _turn(self, learners: LayerLearners, ctx: ForwardContext) -> Tensor | None:
+        """(B, D, D) see `Siblings.turn`; None for several tokens per sample, without RoPE, and where products are
+        rounded to another dtype than angles are in."""
+        kind, (batch, count, _) = learners.layer_type, self.like.shape
+        if kind not in self._turns:
+            turn = None
+            if count == 1 and learners.config.rope and kind in ctx.rope and self.attn_bias.dtype == self.like.dtype:
+                tables = narrow_angles(ctx.rope[kind], learners.host_head_dim, self.head_dim)
+                cos, sin = (_like(table, self.like) for table in tables)
+                turn = learners.siblings.turn(cos, sin, self.head_dim).expand(batch, -1, -1)
+            self._turns[kind] = turn
+        return self._turns[kind]
+
+    # -- of all tokens: what needs none of it makes none ------------------------------------------------------------
+
     @cached_property
     def segments(self) -> list[Segment] | None:
         """Of all tokens, where they are few and the same in all samples."""
-        return None if self.known is None else _segments(self.known, self.learners)
+        return None if self.known is None else _segments(self.known, self.config.learners)
 
-    @cached_property
-    def owners(self) -> Tensor:
+    def tokens(self, ctx: ForwardContext) -> Tensor:
+        """(B, N, d) input tokens."""
+        return ctx.once(prepared, ctx.all_inputs(), self.config)
+
+    def owners(self, ctx: ForwardContext) -> Tensor:
         """(B, N, L) bool: the token is a key of the learner."""
-        return torch.stack(self.keys, dim=-1)
+        return ctx.once(_owners, ctx.all_tokens, self.config, -1)
 
-    @cached_property
-    def _heads(self) -> Tensor:
+    def _heads(self, ctx: ForwardContext) -> Tensor:
         """(B * H, N, D) the input tokens, each head's side by side: every layer reads all of them."""
-        heads = self.tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        return heads.reshape(-1, *heads.shape[2:]).to(self.attn_bias.dtype)
+        return ctx.once(_side_by_side, self.tokens(ctx), self.head_dim).to(self.attn_bias.dtype)
 
-    @cached_property
-    def _buffers(self) -> tuple[Tensor, Tensor]:
+    def _buffers(self, ctx: ForwardContext) -> tuple[Tensor, Tensor]:
         """(B, N, d) and (B, H, N, D) tensors for every layer to write its keys to: fresh memory of this size costs more
         in page faults than what is computed into it."""
-        batch, count, width = self.tokens.shape
-        return torch.empty_like(self.tokens), self.tokens.new_empty(batch, width // self.head_dim, count, self.head_dim)
+        return ctx.once(_buffers_for, self.tokens(ctx), self.head_dim)
+
+
+def _owners(tokens: TokenMap, config: WingsConfig, dim: int) -> Tensor:
+    """(B, tokens, L), or (B, L, tokens) bool: the token is a key of the learner; learners along that dimension."""
+    return torch.stack([keys_of(learner, tokens, config) for learner in config.learners], dim=dim)
+
+
+def _bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where something is allowed, elsewhere half of the lowest number: what is added to it overflows in no dtype."""
+    barred = torch.finfo(dtype).min / 2
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, barred)
+
+
+def _side_by_side(tokens: Tensor, head_dim: int) -> Tensor:
+    heads = tokens.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    return heads.reshape(-1, *heads.shape[2:])
+
+
+def _buffers_for(tokens: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    batch, count, width = tokens.shape
+    return torch.empty_like(tokens), tokens.new_empty(batch, width // head_dim, count, head_dim)
 
 
 def _segments(known: KnownTokens, learners: Sequence[str]) -> list[Segment] | None:

@@ -216,6 +216,7 @@ class Siblings:
         self.layers: list[Any] = []
         self._kept: _Kept | None = None
         self._places: dict[torch.device, list[Tensor]] = {}
+        self._turning: dict[tuple[int, int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @property
     def share_keys(self) -> bool:
@@ -230,6 +231,26 @@ class Siblings:
         if device not in self._places:
             self._places[device] = [torch.tensor([each], device=device) for each in range(len(self.layers))]
         return self._places[device][place]
+
+    def turn(self, cos: Tensor, sin: Tensor, head_dim: int) -> Tensor:
+        """(B, D, D) by which heads of D channels, of one token per sample, are multiplied to rotate the first R: one
+        product where `rotate` takes three operators.
+
+        Args:
+            cos, sin: (B, 1, R) of these tokens, both halves alike.
+        """
+        width = cos.shape[-1]
+        key = head_dim, width, cos.device, cos.dtype
+        if key not in self._turning:
+            same = torch.eye(head_dim, device=cos.device, dtype=cos.dtype)
+            half, other = width // 2, torch.zeros_like(same)
+            other.diagonal(half)[:half].fill_(1)
+            other.diagonal(-half)[:half].fill_(-1)
+            self._turning[key] = same, other
+        same, other = self._turning[key]
+        if width < head_dim:
+            cos, sin = F.pad(cos, (0, head_dim - width), value=1.0), F.pad(sin, (0, head_dim - width))
+        return torch.addcmul(same * cos, other, sin)
 
     def of_layer(self, layer: Any, like: Tensor) -> Weights:
         """Those of one layer: some that were put together for a prompt, or put together now."""
