@@ -7,7 +7,7 @@ import torch
 
 from alula import TokenMap
 from alula.errors import UsageError
-from alula.tokens import Modality, Role
+from alula.tokens import KnownTokens, Modality, Role
 from tests import zoo
 
 
@@ -81,6 +81,10 @@ def test_append_equals_the_whole(cut: int) -> None:
     parts = [TokenMap.from_modalities(kinds[:, s], roles=roles[:, s]) for s in (slice(cut), slice(cut, None))]
     assert torch.equal(parts[0].append(parts[1]).stack(), whole.stack())
     assert torch.equal(whole.last(3).stack(), whole.stack()[:, -3:])
+    text = TokenMap.text(2, 2)
+    longer = parts[0].append(text, KnownTokens.text(2, 2, is_exact=True)).append(text)
+    expected = torch.cat([kinds[:, :cut], torch.zeros(2, 4, dtype=kinds.dtype)], dim=1)
+    assert torch.equal(longer.position, TokenMap.from_modalities(expected).position)
 
 
 def test_has_seen_starts_at_the_first_perceptual_row_and_never_at_padding() -> None:

@@ -39,7 +39,7 @@ def inputs_of(tower: str) -> tuple[str, ...]:
 def brings_media(inputs: Mapping[str, Any]) -> bool:
     """Whether a forward's inputs hold any media, raw or as features."""
     given = any(value is not None for value in (inputs.get(FEATURES) or {}).values())
-    return given or any(inputs.get(keyword) is not None for medium in MEDIA.values() for keyword in medium.inputs)
+    return given or any(inputs[keyword] is not None for keyword in MEDIA.keywords & inputs.keys())
 
 
 def _keywords(modality: Modality) -> tuple[str, ...]:

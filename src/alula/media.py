@@ -40,10 +40,15 @@ class Medium:
 
 
 class Media(Mapping[str, Medium]):
-    """Media by name, in the order of their numbers."""
+    """Media by name, in the order of their numbers.
+
+    Attributes:
+        keywords: of a forward that bring any of them.
+    """
 
     def __init__(self, *media: Medium) -> None:
         self._media: dict[str, Medium] = {}
+        self.keywords: frozenset[str] = frozenset()
         for medium in media:
             self.register(medium)
 
@@ -60,6 +65,7 @@ class Media(Mapping[str, Medium]):
         if medium.modality < 1:
             raise UsageError(f"{medium.modality} is not above 0", where=f"medium {medium.name!r}: modality")
         self._media[medium.name] = medium
+        self.keywords = self.keywords.union(medium.inputs)
 
     def numbered(self, modality: int) -> Medium | None:
         """The medium of that number, or None."""

@@ -214,6 +214,11 @@ class TokenMap:
         seen = torch.where(self.is_perceptual, turn + 1, 0).cummax(dim=1).values
         return (seen == turn + 1) & valid
 
+    @cached_property
+    def counts(self) -> Tensor:
+        """(B, 1) int64: how many tokens of each sample are no padding."""
+        return self.valid.sum(dim=1, keepdim=True)
+
     # -- change of shape ------------------------------------------------------------------------------------------
 
     def append(self, new: TokenMap, known: KnownTokens | None = None) -> TokenMap:
@@ -224,17 +229,29 @@ class TokenMap:
         Args:
             known: what the host knows of the new ones, which saves work on them.
         """
+        return self.joined(self.followed_by(new, known), known)
+
+    def joined(self, behind: TokenMap, known: KnownTokens | None = None) -> TokenMap:
+        """This map and the tokens `followed_by` gave."""
+        if not self.shape[1]:
+            return behind
+        whole = TokenMap(**{name: torch.cat([getattr(self, name), getattr(behind, name)], dim=1) for name in _COLUMNS})
+        if known is not None and known.is_whole:  # or every step would count all tokens again
+            whole.__dict__["counts"] = self.counts + behind.shape[1]
+        return whole
+
+    def followed_by(self, new: TokenMap, known: KnownTokens | None = None) -> TokenMap:
+        """`new` as it stands behind this map, see `append`."""
         if not self.shape[1]:
             return new
-        item, position = new.item, new.position + self.valid.sum(dim=1, keepdim=True)
-        if known is None or not known.is_exact or not known.valid.all():
+        item, position = new.item, new.position + self.counts
+        if known is None or not known.is_whole:
             position = torch.where(new.position >= 0, position, -1)
         if known is None or any(known.has_media):
             lowest, highest = self.item.aminmax(dim=1, keepdim=True)  # UNKNOWN is the lowest there is
             item = torch.where(lowest == UNKNOWN, UNKNOWN, new.item + highest + 1)
             item = torch.where(new.item >= 0, item, new.item)
-        pairs = {"modality": new.modality, "item": item, "position": position, "role": new.role}
-        return TokenMap(**{name: torch.cat([getattr(self, name), value], dim=1) for name, value in pairs.items()})
+        return TokenMap(modality=new.modality, item=item, position=position, role=new.role)
 
     def last(self, tokens: int) -> TokenMap:
         """The last `tokens` tokens, with the positions they have in this map."""
@@ -308,7 +325,9 @@ class KnownTokens:
     @classmethod
     def text(cls, batch: int, tokens: int, *, is_exact: bool) -> KnownTokens:
         """Of text alone."""
-        return cls(np.zeros((batch, tokens), dtype=np.int8), is_exact)
+        known = cls(np.zeros((batch, tokens), dtype=np.int8), is_exact)
+        known.__dict__.update(has_media=(False,) * batch, is_whole=is_exact)  # every step asks, and need not look
+        return known
 
     @cached_property
     def is_perceptual(self) -> np.ndarray:
@@ -321,9 +340,14 @@ class KnownTokens:
         return self.modality >= 0
 
     @cached_property
+    def is_whole(self) -> bool:
+        """Whether it is known that none of them is padding."""
+        return self.is_exact and bool(self.valid.all())
+
+    @cached_property
     def has_media(self) -> tuple[bool, ...]:
         """Per sample, whether any token is perceptual."""
-        return tuple(bool(sample.any()) for sample in self.is_perceptual)
+        return tuple(np.any(self.is_perceptual, axis=1).tolist())
 
     def append(self, new: KnownTokens) -> KnownTokens:
         """These followed by `new`."""

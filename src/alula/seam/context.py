@@ -107,8 +107,8 @@ class ForwardContext:
         self.labels, self.has_roles = labels, has_roles
         self.past_tokens = past_tokens
         self.past, self.growing = copy.copy(past), past
-        self.all_tokens = tokens if past_tokens is None else past_tokens.append(tokens, known)
-        self.tokens = self.all_tokens.last(tokens.shape[1])
+        self.tokens = tokens if past_tokens is None else past_tokens.followed_by(tokens, known)
+        self.all_tokens = tokens if past_tokens is None else past_tokens.joined(self.tokens, known)
         before = (False,) * tokens.shape[0] if past is None else past.has_media()
         if known is None and not all(before):
             known = KnownTokens.read(tokens)

@@ -80,7 +80,8 @@ class MassRouter(Router):
     def forward(self, sums: Tensor | None) -> Tensor:
         assert sums is not None
         mass = _wide(sums[..., 0])
-        return torch.softmax(F.linear(mass, self.weight.to(mass.dtype), self.bias.to(mass.dtype)), dim=-1)
+        weight, bias = (_in_dtype(each, mass.dtype) for each in (self.weight, self.bias))
+        return torch.softmax(F.linear(mass, weight, bias), dim=-1)
 
 
 class ConstantRouter(Router):
@@ -136,4 +137,9 @@ def _wide_dtype(x: Tensor) -> torch.dtype:
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.to(_wide_dtype(x))
+    return _in_dtype(x, _wide_dtype(x))
+
+
+def _in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In a dtype; itself where it is in that: `to` takes longer to find out, in every layer of every step."""
+    return x if x.dtype == dtype else x.to(dtype)
