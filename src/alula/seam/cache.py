@@ -106,11 +106,15 @@ class GraftCacheLayer(_TokenLayer):
     def __init__(self, name: str, owner_id: str | None, layers: Sequence[int]) -> None:
         super().__init__()
         self.name, self.owner_id, self.layers = name, owner_id, tuple(layers)
+        self._peeked: tuple[Tensor, Tensor] | None = None  # what was last written behind the stored, of all layers
 
     def peek(self, layers: Sequence[int], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Each (B, layers * h, S + tokens, w): what is stored for layers in a row, followed by (B, layers * h, tokens,
         w) that are not yet."""
-        first = self.layers.index(layers[0])
+        if len(layers) == len(self.layers):
+            self._peeked = keys, values
+            return self._peek("keys", keys), self._peek("values", values)
+        self._peeked, first = None, self.layers.index(layers[0])
         starts = [first * (new.shape[1] // len(layers)) for new in (keys, values)]
         mine = [slice(start, start + new.shape[1]) for start, new in zip(starts, (keys, values), strict=True)]
         return self._peek("keys", keys, mine[0]), self._peek("values", values, mine[1])
@@ -118,7 +122,12 @@ class GraftCacheLayer(_TokenLayer):
     def append(self, new: Mapping[tuple[int, ...], tuple[Tensor, Tensor]]) -> None:
         """Add (B, layers * h, tokens, w) keys and values of layers in a row, for all of them."""
         keys, values = zip(*(new[layers] for layers in sorted(new)), strict=True)
-        self.update(_cat(keys), _cat(values))
+        peeked, self._peeked = self._peeked, None
+        if peeked is not None and peeked[0] is keys[0] and not torch.is_grad_enabled():  # it was written already
+            length = self.get_seq_length() + keys[0].shape[-2]
+            self.keys, self.values = (self._roomy(name, length)[..., :length, :] for name in ("keys", "values"))
+        else:
+            self.update(_cat(keys), _cat(values))
 
     @staticmethod
     def of(cache: Cache | None) -> dict[str, GraftCacheLayer]:

@@ -259,7 +259,7 @@ class ForwardContext:
     def once(self, make: Callable[..., _T], *by: Any) -> _T:
         """What a function gives for these arguments, computed once in this forward: for the same objects, not for equal
         ones, but for numbers."""
-        key = (make, *[each if isinstance(each, int | float) else id(each) for each in by])
+        key = (make, *[each if isinstance(each, (int, float)) else id(each) for each in by])
         if key not in self.memo:
             self.memo[key] = make(*by), by
         return self.memo[key][0]
@@ -448,12 +448,14 @@ class ForwardContext:
             asked = [request for request in asked if not request.by.separate_pass]
         if not asked:
             return []
-        view = self.at(index)
-        given = [(request, request.by.key_values(view)) for request in asked]
-        wanted = [(request, values) for request, values in given if values is not None]
+        view, wanted = self.at(index), []
+        for request in asked:
+            values = request.by.key_values(view)
+            if values is not None:
+                wanted.append((request, view.pick_keys(values)))
         if wanted:
             self._check_lengths(view, queries, keys)
-        return [(request, view.pick_keys(values)) for request, values in wanted]
+        return wanted
 
     def requested_weights(self, module: nn.Module, queries: int, keys: int) -> list[tuple[Request[Weights], Tensor]]:
         """Who wants the attention of which (B, n) queries of this attention module.

@@ -489,8 +489,9 @@ def _owners(tokens: TokenMap, config: WingsConfig, dim: int) -> Tensor:
 
 def _bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where something is allowed, elsewhere half of the lowest number: what is added to it overflows in no dtype."""
-    barred = torch.finfo(dtype).min / 2
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, barred)
+    # of float32's where that is higher: numbers come in it
+    barred = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min) / 2
+    return torch.where(allowed, 0.0, barred).to(dtype)
 
 
 def _side_by_side(tokens: Tensor, head_dim: int) -> Tensor:
