@@ -153,6 +153,7 @@ class LayerHooks:
         # its layer drops the keyword that says which forward it is in (Nemotron)
         self._is_bridged = index in anatomy.attended and not anatomy.passes_keywords
         self._own: set[int] = set()  # of its handles, by which hooks are told from those of others
+        self._is_met_before = False  # whether what attention is given is looked at before it runs
         self._tables: list[Mapping[int, Any]] = []  # of hooks at the modules below the layer
         self._hooked_for: Any = None if is_watched else self._needs()
         self.update()
@@ -270,6 +271,7 @@ class LayerHooks:
             if name not in self._handles:
                 self._handles[name] = register()
         self._own = {each.id for each in self._handles.values() if isinstance(each, RemovableHandle)}
+        self._is_met_before = not {"before attention", "before attention, compiled"}.isdisjoint(self._handles)
         self._hooked_for = needs
 
     def _wanted_at_attention(
@@ -526,7 +528,7 @@ class LayerHooks:
             answer_from_weights(attention, output[1], ctx)
         if "behind attention" in self._handles:
             return None  # "attention" is what the norm gives
-        if ctx is not None and not {"before attention", "before attention, compiled"} & self._handles.keys():
+        if ctx is not None and not self._is_met_before:
             ctx.meet(self.index, dialect.hidden_of_output(output).shape[1], kwargs, inside=True)
         return self._at(Point.ATTENTION, ctx, output)
 

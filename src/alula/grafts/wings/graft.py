@@ -38,7 +38,7 @@ class WingsLayer(LayerLearners):
     separate_pass = False
 
     def key_values(self, view: LayerView) -> Tensor | None:
-        engine = self.state(view.ctx).engine if self._is_active(view.ctx) else None
+        engine = self.state(view.ctx).engine  # none was chosen where they are not active
         return None if engine is None else engine.key_values(self, view.ctx)
 
     def on_sums(self, view: LayerView, sums: Tensor) -> None:
