@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from alula.errors import SeamError
+from alula.seam.growing import GrowingLayer
 from alula.seam.preconditions import Offset
 from alula.tokens import KnownTokens, TokenMap
 
 
-class _TokenLayer(DynamicLayer):
+class _TokenLayer(GrowingLayer):
     """A cache layer that grows by tokens like a decoder's, whose keys and values have dtypes and widths of their own.
 
     Being an ordinary cache layer it follows every crop, reorder, repeat and selection of the cache.
@@ -25,39 +26,10 @@ class _TokenLayer(DynamicLayer):
     # transformers would build no mask for its blank tail.
     is_compileable = True
 
-    keys: Tensor
-    values: Tensor
-    _room: dict[str, Tensor]  # what `keys` and `values` are the filled beginnings of, once they grow
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._room = {}
-
-    def _grown(self, name: str, new: Tensor) -> Tensor:
-        """The tensor called `name` followed by `new`, in place where there is room behind it."""
-        old: Tensor = getattr(self, name)
-        if torch.is_grad_enabled():  # a backward may yet need the old tokens as they are, whoever asked for it
-            return torch.cat([old, new], dim=-2)
-        filled, length = old.shape[-2], old.shape[-2] + new.shape[-2]
-        longer = self._roomy(name, length)[..., :length, :]
-        longer[..., filled:, :] = new
-        return longer
-
-    def _roomy(self, name: str, length: int) -> Tensor:
-        """A tensor of at least `length` tokens whose first ones are those of the tensor called `name`."""
-        old: Tensor = getattr(self, name)
-        room = self._room.get(name)
-        if room is None or not _begins(old, room) or length > room.shape[-2]:
-            room = old.new_empty(*old.shape[:-2], length + max(length // 8, 32), old.shape[-1])
-            room[..., : old.shape[-2], :] = old
-            setattr(self, name, room[..., : old.shape[-2], :])
-            self._room[name] = room
-        return room
-
     def _peek(self, name: str, new: Tensor, heads: slice = slice(None)) -> Tensor:
         """Some heads of the tensor called `name`, followed by `new`, which is not stored by that."""
         filled, length = getattr(self, name).shape[-2], getattr(self, name).shape[-2] + new.shape[-2]
-        whole = self._roomy(name, length)[:, heads, :length]
+        whole = self._roomy(name, length).tensor[:, heads, :length]
         whole[..., filled:, :] = new
         return whole
 
@@ -82,18 +54,6 @@ def _version_of(tensor: Tensor) -> int | None:
 
 def _cat(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _begins(part: Tensor, whole: Tensor) -> bool:
-    """Whether `part` is the first tokens of `whole`, which may be written to behind them."""
-    if whole.is_inference() and not torch.is_inference_mode_enabled():
-        return False
-    return (
-        part.data_ptr() == whole.data_ptr()
-        and part.stride() == whole.stride()
-        and part.shape[:-2] == whole.shape[:-2]
-        and part.dtype == whole.dtype
-    )
 
 
 class GraftCacheLayer(_TokenLayer):

@@ -25,6 +25,7 @@ from alula.seam import dialect
 from alula.seam.attention import ATTENTION, align, are_few, with_a_key
 from alula.seam.context import ForwardContext
 from alula.seam.frame import Frame, LinearPart, Part, Sums, Uncompiled, enter
+from alula.seam.growing import GrowingLayer
 from alula.seam.hooks import Handle
 
 logger = logging.getLogger(__name__)
@@ -168,9 +169,9 @@ class CompiledLayer:
             return None
         layers = cache.layers
         there: Any = layers[self.index] if self.index < len(layers) else None
-        if there is None or (type(there) is DynamicLayer and not there.get_seq_length()):
+        if there is None or (type(there) in (DynamicLayer, GrowingLayer) and not there.get_seq_length()):
             return None
-        if type(there) not in (DynamicLayer, StaticLayer) or not there.is_initialized:
+        if type(there) not in (DynamicLayer, GrowingLayer, StaticLayer) or not there.is_initialized:
             kind = "empty " if not there.is_initialized else ""
             raise Uncompiled(f"its keys go into an {kind}{type(there).__name__}")
         return there

@@ -26,6 +26,7 @@ from alula.seam.compiled import CompiledLayer, Region, check_compilable, compile
 from alula.seam.conductor import check_readable
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.embeddings import EmbeddingHooks, Rewriter
+from alula.seam.growing import let_grow
 from alula.seam.hooks import ByThread, Handle, with_keywords
 from alula.seam.points import (
     AnyPoint,
@@ -810,6 +811,7 @@ class Seam(nn.Module):
         past = TokenCache.of(cache)
         if past is None:
             # behind the decoder's own layers, which a lazy cache has made by now
+            let_grow(cache)
             past = TokenCache()
             cache.layers.append(past)
         if not past.get_seq_length() and forward.past_tokens is not None:

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from alula.anatomy import Anatomy, unwrap
 from alula.seam.cache import GraftCacheLayer, TokenCache
+from alula.seam.growing import GrowingLayer
 from alula.seam.install import find
 from alula.seam.preconditions import Offset
 
@@ -174,7 +175,7 @@ def _layers(cache: Cache) -> list[Any]:
 def _alike(layer: Any) -> Any:
     """A layer of the same kind over the same tensors, that grows by itself."""
     one = copy.copy(layer)
-    if hasattr(one, "_room"):
+    if isinstance(one, GrowingLayer):
         one._room = {}
     if isinstance(one, TokenCache):
         one._known = None
@@ -257,6 +258,7 @@ def _deltas(layer: TokenCache, like: Tensor) -> Tensor:
 
 _JOINED: dict[type, Callable[..., Any]] = {
     DynamicLayer: _joined_plain,
+    GrowingLayer: _joined_plain,
     DynamicSlidingWindowLayer: _joined_plain,
     GraftCacheLayer: _joined_plain,
     TokenCache: _joined_tokens,

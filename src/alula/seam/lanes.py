@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from alula.errors import HostError, SeamError, UsageError
+from alula.seam.growing import GrowingLayer
 from alula.seam.requests import Tokens, Work, either
 from alula.seam.view import gather, widened
 from alula.tokens import TokenMap
@@ -336,15 +337,12 @@ def ranked(own: Lane, lane: Lane | None, tokens: TokenMap) -> tuple[Tensor, Tens
     return within, is_own if own.real is None else is_own & own.real.gather(1, within)
 
 
-class LeanLayer(DynamicLayer):
+class LeanLayer(GrowingLayer):
     """A cache layer that holds the keys of some tokens, knows of which, and reports the length of all.
 
     So nothing outside the layer learns that any are missing: positions, masks and lengths are those of all tokens, and
     `crop` counts tokens, not keys.
     """
-
-    keys: Tensor
-    values: Tensor
 
     def __init__(self, slots: Slots, length: int, window: int | None = None) -> None:
         """
@@ -378,7 +376,7 @@ class LeanLayer(DynamicLayer):
         layer: Any = layers[index]
         if isinstance(layer, LeanLayer):
             return layer
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        if type(layer) not in (DynamicLayer, GrowingLayer, DynamicSlidingWindowLayer):
             raise UsageError(
                 f"a cache of {type(layer).__name__} cannot hold some tokens of a layer and not others",
                 remedy="use a cache that grows, transformers' own default: no cache_implementation, or a DynamicCache",

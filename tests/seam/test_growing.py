@@ -1,0 +1,133 @@
+"""Caches under adapters and policies grow where they lie, and what was read out of one is never changed by that."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+import alula
+from alula.policies import Withdraw
+from alula.seam.dialect import cache_keyword, cache_of_output
+from tests import zoo
+
+CACHE = cache_keyword()
+LAYERS = 3
+PROMPT = 40
+
+
+@pytest.fixture(params=["adapter", "policy"])
+def model(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A decoder with Wings, or with the upper two layers left by images."""
+    host = zoo.build("llama", layers=LAYERS)
+    if request.param == "adapter":
+        alula.attach(host, alula.WingsConfig(rank=4))
+        yield host
+    else:
+        with Withdraw(layer=1).on(host):
+            yield host
+
+
+@torch.no_grad()
+def prompted(model: Any, length: int = PROMPT, **given: Any) -> Any:
+    modalities = torch.zeros(1, length, dtype=torch.int64)
+    modalities[:, 2:10] = 1
+    ids = torch.arange(length)[None] % 50 + 3
+    told = alula.TokenMap.from_modalities(modalities)
+    return cache_of_output(model(input_ids=ids, token_map=told, use_cache=True, **given))
+
+
+@torch.no_grad()
+def step(model: Any, cache: Any, token: int) -> Tensor:
+    return model(input_ids=torch.tensor([[token]]), **{CACHE: cache}).logits
+
+
+def held(cache: Any) -> list[Tensor]:
+    return [each for layer in cache.layers[:LAYERS] for each in (layer.keys, layer.values)]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_step_copies_no_keys(model: Any) -> None:
+    cache = prompted(model)
+    step(model, cache, 7)
+    places = [each.data_ptr() for each in held(cache)]
+    for token in range(20):
+        step(model, cache, 8 + token)
+    assert [each.data_ptr() for each in held(cache)] == places
+
+
+def test_what_is_computed_is_what_a_cache_that_copies_gives(model: Any) -> None:
+    """Long enough to run out of room more than once."""
+    cache, copying = prompted(model), prompted(model)
+    for token in range(120):
+        logits = step(model, cache, 3 + token % 50)
+        for layer in copying.layers:  # no room: all is copied, as by torch.cat
+            layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+        assert torch.equal(logits, step(model, copying, 3 + token % 50))
+    assert same(held(cache), held(copying))
+
+
+def test_what_was_read_out_of_a_cache_stays_what_it_is(model: Any) -> None:
+    """Also where it is cropped meanwhile and goes on otherwise, as assisted generation does."""
+    cache = prompted(model)
+    kept, were = [], []
+    for token in (5, 6, 7, 8):
+        step(model, cache, token)
+        kept.append(held(cache))
+        were.append([each.clone() for each in kept[-1]])
+    cache.crop(-3)
+    for token in (9, 10, 11, 12):
+        step(model, cache, token)
+    for now, then in zip(kept, were, strict=True):
+        assert same(now, then)
+
+
+@pytest.mark.parametrize("how", ["deep", "shallow"])
+def test_two_that_go_on_from_one_cache_do_not_meet(model: Any, how: str) -> None:
+    first = prompted(model)
+    step(model, first, 5)
+    if how == "deep":
+        second = copy.deepcopy(first)
+    else:  # the layers' tensors are shared
+        second = copy.copy(first)
+        second.layers = [copy.copy(layer) for layer in first.layers]
+    alone = {}
+    for token in (20, 30):
+        cache = prompted(model)
+        alone[token] = [step(model, cache, each) for each in (5, token, token + 1, token + 2)][1:]
+    together: dict[int, list[Tensor]] = {20: [], 30: []}
+    for further in range(3):
+        together[20].append(step(model, first, 20 + further))
+        together[30].append(step(model, second, 30 + further))
+    for token, logits in together.items():
+        assert same(logits, alone[token])
+
+
+def test_gradients_flow_through_earlier_steps(model: Any) -> None:
+    cache = prompted(model)
+    embeds = torch.randn(1, 1, model.config.hidden_size, requires_grad=True)
+    given = [model(inputs_embeds=embeds, **{CACHE: cache}).logits for _ in range(3)]
+    sum(each.sum() for each in given).backward()  # type: ignore[union-attr]
+    assert embeds.grad is not None
+    assert embeds.grad.isfinite().all()
+
+
+def test_the_layers_are_still_transformers_own_and_a_users_stay(model: Any) -> None:
+    class Mine(DynamicLayer):
+        pass
+
+    cache = DynamicCache(config=model.config)
+    cache.layers[0] = Mine()
+    cache = prompted(model, **{CACHE: cache})
+    assert type(cache.layers[0]) is Mine
+    assert all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    assert not cache.is_compileable
