@@ -20,25 +20,13 @@ class _Room:
 
     Attributes:
         tensor: (.., tokens, w).
-        filled: how many of its first tokens were handed out. These are never written again, whoever shares them, so
-            that what was read out of a cache, or goes on from it elsewhere, stays what it is, as with `torch.cat`.
+        filled: its first tokens, as they were handed out last. Only who still holds this very tensor may write behind
+            it: so what was ever read out of a cache, or goes on from it elsewhere, stays what it is, as with
+            `torch.cat`.
     """
 
     tensor: Tensor
-    filled: int
-
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor is all that was handed out of it, behind which may be written."""
-        whole = self.tensor
-        if whole.is_inference() and not torch.is_inference_mode_enabled():
-            return False
-        return (
-            tensor.shape[-2] == self.filled
-            and tensor.data_ptr() == whole.data_ptr()
-            and tensor.stride() == whole.stride()
-            and tensor.shape[:-2] == whole.shape[:-2]
-            and tensor.dtype == whole.dtype
-        )
+    filled: Tensor
 
 
 class GrowingLayer(DynamicLayer):
@@ -65,26 +53,24 @@ class GrowingLayer(DynamicLayer):
         # a backward may yet need the old tokens as they are, whoever asked for it; and a graph knows no addresses
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _fit(old, new):
             return torch.cat([old, new], dim=-2)
-        filled, length = old.shape[-2], old.shape[-2] + new.shape[-2]
-        room = self._roomy(name, length)
-        longer = room.tensor[..., :length, :]
-        longer[..., filled:, :] = new
-        room.filled = length
-        return longer
+        filled, count = old.shape[-2], new.shape[-2]
+        room = self._roomy(name, filled + count)
+        room.tensor.narrow(-2, filled, count).copy_(new)
+        room.filled = room.tensor.narrow(-2, 0, filled + count)
+        return room.filled
 
     def _roomy(self, name: str, length: int) -> _Room:
         """Room for at least `length` tokens whose first ones are those of the tensor called `name`."""
         old: Tensor = getattr(self, name)
-        room = self._room.pop(name, None)
-        if room is None or not room.holds(old) or length > room.tensor.shape[-2]:
-            room = None  # let go before there is more
-            filled = old.shape[-2]
-            tensor = old.new_empty(*old.shape[:-2], length + max(length // 8, 32), old.shape[-1])
-            tensor[..., :filled, :] = old
-            setattr(self, name, tensor[..., :filled, :])
-            room = _Room(tensor, filled)
-        self._room[name] = room
-        return room
+        room = self._room.get(name)
+        if room is not None and room.filled is old and length <= room.tensor.shape[-2] and _may_be_written(old):
+            return room
+        tensor = old.new_empty(*old.shape[:-2], length + max(length // 8, 32), old.shape[-1])
+        filled = tensor.narrow(-2, 0, old.shape[-2])
+        filled.copy_(old)
+        setattr(self, name, filled)
+        self._room[name] = _Room(tensor, filled)
+        return self._room[name]
 
     def reset(self) -> None:
         self._room.clear()
@@ -93,6 +79,11 @@ class GrowingLayer(DynamicLayer):
     def offload(self) -> None:
         self._room.clear()  # or its memory would stay on the device
         super().offload()
+
+
+def _may_be_written(tensor: Tensor) -> bool:
+    """Whether torch lets a tensor be changed here: what was made in inference mode can be nowhere else."""
+    return torch.is_inference_mode_enabled() or not tensor.is_inference()
 
 
 def _fit(old: Tensor, new: Tensor) -> bool:
