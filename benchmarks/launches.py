@@ -267,9 +267,11 @@ def of_pictures(name: str, layers: int, dtype: torch.dtype) -> dict[str, Counts]
     ids, mask = batch["input_ids"], batch["attention_mask"]
     with torch.no_grad(), Meter() as prompt:
         cache = cache_of_output(model(**batch, **given, logits_to_keep=1))
-    longer = torch.nn.functional.pad(mask, (0, 1), value=1)
-    with torch.no_grad(), Meter() as step:
-        model(input_ids=ids[:, :1], attention_mask=longer, **{CACHE: cache})
+    with torch.no_grad():
+        for place in (1, 2):
+            longer = torch.nn.functional.pad(mask, (0, place), value=1)
+            with Meter() as step:
+                model(input_ids=ids[:, :1], attention_mask=longer, **{CACHE: cache})
     model.model.multi_modal_projector.requires_grad_(True)
     model.train()
     with Meter() as training:

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 import alula
 from alula.policies import Withdraw
 from alula.seam.dialect import cache_keyword, cache_of_output
+from alula.seam.joining import forked
 from tests import zoo
 
 CACHE = cache_keyword()
@@ -27,7 +28,10 @@ def model(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A decoder with Wings, or with the upper two layers left by images."""
     host = zoo.build("llama", layers=LAYERS)
     if request.param == "adapter":
-        alula.attach(host, alula.WingsConfig(rank=4))
+        graft = alula.attach(host, alula.WingsConfig(rank=4))
+        with torch.no_grad():
+            for parameter in graft.parameters():
+                parameter.normal_(std=0.1)
         yield host
     else:
         with Withdraw(layer=1).on(host):
@@ -44,8 +48,9 @@ def prompted(model: Any, length: int = PROMPT, **given: Any) -> Any:
 
 
 @torch.no_grad()
-def step(model: Any, cache: Any, token: int) -> Tensor:
-    return model(input_ids=torch.tensor([[token]]), **{CACHE: cache}).logits
+def step(model: Any, cache: Any, token: int, *, is_image: bool = False) -> Tensor:
+    told = alula.TokenMap.from_modalities(torch.full((1, 1), int(is_image)))
+    return model(input_ids=torch.tensor([[token]]), token_map=told, **{CACHE: cache}).logits
 
 
 def held(cache: Any) -> list[Tensor]:
@@ -91,23 +96,26 @@ def test_what_was_read_out_of_a_cache_stays_what_it_is(model: Any) -> None:
         assert same(now, then)
 
 
-@pytest.mark.parametrize("how", ["deep", "shallow"])
+@pytest.mark.parametrize("how", ["deep", "shallow", "forked"])
 def test_two_that_go_on_from_one_cache_do_not_meet(model: Any, how: str) -> None:
     first = prompted(model)
     step(model, first, 5)
     if how == "deep":
         second = copy.deepcopy(first)
+    elif how == "forked":
+        second = forked(first, PROMPT + 1)
     else:  # the layers' tensors are shared
         second = copy.copy(first)
         second.layers = [copy.copy(layer) for layer in first.layers]
     alone = {}
     for token in (20, 30):
         cache = prompted(model)
-        alone[token] = [step(model, cache, each) for each in (5, token, token + 1, token + 2)][1:]
+        step(model, cache, 5)
+        alone[token] = [step(model, cache, token + further, is_image=token == 30) for further in range(3)]
     together: dict[int, list[Tensor]] = {20: [], 30: []}
     for further in range(3):
         together[20].append(step(model, first, 20 + further))
-        together[30].append(step(model, second, 30 + further))
+        together[30].append(step(model, second, 30 + further, is_image=True))
     for token, logits in together.items():
         assert same(logits, alone[token])
 

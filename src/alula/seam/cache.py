@@ -33,6 +33,16 @@ class _TokenLayer(GrowingLayer):
         whole[..., filled:, :] = new
         return whole
 
+    def _are_written(self, *names: str, length: int) -> bool:
+        """Whether what `_peek` wrote behind the tensors of these names may be taken for their own."""
+        return not torch.is_grad_enabled() and all(self._room_of(name, length) is not None for name in names)
+
+    def _taken(self, name: str, length: int) -> Tensor:
+        """The tensor called `name` up to what `_peek` wrote behind it."""
+        room = self._roomy(name, length)
+        room.filled = room.tensor.narrow(-2, 0, length)
+        return room.filled
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
@@ -83,9 +93,9 @@ class GraftCacheLayer(_TokenLayer):
         """Add (B, layers * h, tokens, w) keys and values of layers in a row, for all of them."""
         keys, values = zip(*(new[layers] for layers in sorted(new)), strict=True)
         peeked, self._peeked = self._peeked, None
-        if peeked is not None and peeked[0] is keys[0] and not torch.is_grad_enabled():  # it was written already
-            length = self.get_seq_length() + keys[0].shape[-2]
-            self.keys, self.values = (self._roomy(name, length)[..., :length, :] for name in ("keys", "values"))
+        length = self.get_seq_length() + keys[0].shape[-2]
+        if peeked is not None and peeked[0] is keys[0] and self._are_written("keys", "values", length=length):
+            self.keys, self.values = self._taken("keys", length), self._taken("values", length)
         else:
             self.update(_cat(keys), _cat(values))
 
@@ -109,7 +119,8 @@ class TokenCache(_TokenLayer):
         super().__init__()
         # what `tokens`, `has_media` and `known` return; None = to be read from what is stored
         self._known: tuple[TokenMap, tuple[bool, ...], KnownTokens | None] | None = None
-        self._facts: Mapping[Hashable, Tensor] = {}  # see `peek_facts`; with room behind the stored tokens
+        # see `peek_facts`; with room behind the stored tokens, which the layer of this id writes to, and no copy of it
+        self._facts: tuple[int, Mapping[Hashable, Tensor]] = (id(self), {})
         self.rope_widths: dict[str, int] = {}  # of a half, by type of attention
         self.offset: Offset | None = None
         self._counter: tuple[Tensor, int, int] | None = None
@@ -161,15 +172,16 @@ class TokenCache(_TokenLayer):
         Args:
             facts: what `peek_facts` gave in the forward that stored the last tokens, by key.
         """
-        self._known, self._facts = (tokens, has_media, known), facts
+        self._known, self._facts = (tokens, has_media, known), (id(self), facts)
 
     def _forget(self) -> None:
-        self._known, self._facts = None, {}
+        self._known, self._facts = None, (id(self), {})
 
     def peek_facts(self, key: Hashable, facts: Callable[[TokenMap], Tensor], every: TokenMap, new: TokenMap) -> Tensor:
         """(.., room) whose first entries are facts about the tokens stored, remembered under a key, and the `new` ones,
         which are not stored yet. Where none are remembered they are asked for about `every` token."""
-        room, length = self._facts.get(key), every.shape[1]
+        owner, known = self._facts
+        room, length = known.get(key) if owner == id(self) else None, every.shape[1]
         if room is None or length > room.shape[-1] or (room.is_inference() and not torch.is_inference_mode_enabled()):
             of_all = facts(every)
             room = of_all.new_empty(*of_all.shape[:-1], length + max(length // 8, 32))

@@ -59,12 +59,20 @@ class GrowingLayer(DynamicLayer):
         room.filled = room.tensor.narrow(-2, 0, filled + count)
         return room.filled
 
-    def _roomy(self, name: str, length: int) -> _Room:
-        """Room for at least `length` tokens whose first ones are those of the tensor called `name`."""
+    def _room_of(self, name: str, length: int) -> _Room | None:
+        """The room in which up to `length` tokens may stand behind the tensor called `name`; None: there is none."""
         old: Tensor = getattr(self, name)
         room = self._room.get(name)
         if room is not None and room.filled is old and length <= room.tensor.shape[-2] and _may_be_written(old):
             return room
+        return None
+
+    def _roomy(self, name: str, length: int) -> _Room:
+        """Room for at least `length` tokens whose first ones are those of the tensor called `name`."""
+        room = self._room_of(name, length)
+        if room is not None:
+            return room
+        old: Tensor = getattr(self, name)
         tensor = old.new_empty(*old.shape[:-2], length + max(length // 8, 32), old.shape[-1])
         filled = tensor.narrow(-2, 0, old.shape[-2])
         filled.copy_(old)
