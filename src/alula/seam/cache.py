@@ -158,7 +158,7 @@ class TokenCache(_TokenLayer):
         halves = [half(table).expand(batch, count, -1).float() for name in self.rope_widths for table in rope[name]]
         facts = torch.cat([tokens.stack().float(), *halves], dim=-1)
         self.update(inputs[:, None], facts[:, None])
-        self._forget()
+        self.forget()
 
     def remember(
         self,
@@ -174,7 +174,8 @@ class TokenCache(_TokenLayer):
         """
         self._known, self._facts = (tokens, has_media, known), (id(self), facts)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Remember nothing of what is stored but itself: it was rearranged."""
         self._known, self._facts = None, (id(self), {})
 
     def peek_facts(self, key: Hashable, facts: Callable[[TokenMap], Tensor], every: TokenMap, new: TokenMap) -> Tensor:
@@ -231,19 +232,19 @@ class TokenCache(_TokenLayer):
         return self._known[1]
 
     def reorder_cache(self, beam_idx: Any) -> None:
-        self._forget()
+        self.forget()
         super().reorder_cache(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._forget()
+        self.forget()
         super().batch_repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._forget()
+        self.forget()
         super().batch_select_indices(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
-        self._forget()
+        self.forget()
         super().crop(tokens_to_remove)
 
     @staticmethod

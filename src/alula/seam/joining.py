@@ -178,7 +178,7 @@ def _alike(layer: Any) -> Any:
     if isinstance(one, GrowingLayer):
         one._room = {}
     if isinstance(one, TokenCache):
-        one._known = None
+        one.forget()
     return one
 
 
