@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import torch
 
 from alula.loading import sharing
+from tests import zoo
 from tests.hosts import tiny
 
 LONGROPE = {
@@ -37,3 +41,29 @@ def test_what_checkpoints_hold_is_shared() -> None:
         theirs = other.state_dict(keep_vars=True)[name]
         assert theirs.data_ptr() == tensor.data_ptr()
         assert theirs is not tensor
+
+
+@torch.no_grad()
+def test_a_copy_made_while_another_thread_reads_a_first_picture() -> None:
+    """transformers puts hooks on a tower then, one layer after the other; a copy has all of them, once."""
+    model, batch = zoo.build("llava-llama"), zoo.batch("llava-llama", "2I2")
+    layer = model.model.vision_tower.get_submodule("encoder.layers.1")
+    halfway, go_on = threading.Event(), threading.Event()
+    register = layer.register_forward_hook
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        halfway.set()
+        go_on.wait(1)
+        return register(*args, **kwargs)
+
+    layer.register_forward_hook = slowly
+    read = threading.Thread(target=lambda: model(**batch))
+    read.start()
+    assert halfway.wait(30)
+    threading.Timer(0.2, go_on.set).start()
+    other = sharing(model)
+    read.join()
+    del layer.register_forward_hook
+    assert torch.equal(other(**batch).logits, model(**batch).logits)
+    counts = [[len(module._forward_hooks) for module in each.model.vision_tower.modules()] for each in (model, other)]
+    assert counts[0] == counts[1]

@@ -12,6 +12,7 @@ from torch import nn
 
 from alula.files import regular
 from alula.grafts.storage import WEIGHTS_FILE, read_facts
+from alula.seam.hooks import settle_captures
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -28,6 +29,7 @@ def sharing(model: _M, *, without: Collection[str] = ()) -> _M:
         model: any.
         without: names of parameters, or of modules, whose weights are copied because they are to be written to.
     """
+    settle_captures(model)
     memo: dict[int, Any] = {}
     own: set[int] = set()
     saved = model.state_dict().keys()

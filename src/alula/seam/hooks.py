@@ -8,6 +8,10 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
 T = TypeVar("T")
 
 
@@ -62,3 +66,17 @@ def with_keywords(hook: Callable[..., Any]) -> Callable[..., Any]:
         return hook(*given) if len(given) == whole else None
 
     return guarded
+
+
+def settle_captures(model: nn.Module) -> None:
+    """Have transformers put on what it collects hidden states by, which it does when some are first asked for.
+
+    It is done under a lock and once per model, which a copy that is made meanwhile by another thread knows nothing of:
+    half the hooks would be on it, and be put on again.
+    """
+    for module in model.modules():
+        if not isinstance(module, PreTrainedModel) or not module._can_record_outputs:
+            continue
+        # for a whole model they are put on all models in it, also on those that have them
+        if not any(getattr(part, "_output_capturing_hooks_installed", False) for part in module.modules()):
+            maybe_install_capturing_hooks(module)

@@ -301,7 +301,7 @@ def test_models_take_turns(engine: Engine) -> None:
         let.set()
         for handle in handles:
             handle.result()
-    assert begun == names * 3
+    assert begun in (names * 3, names[::-1] * 3)  # whose turn it is first goes by who had the last one
 
 
 def test_who_waits_keeps_nobody_busy(parts: Path) -> None:
