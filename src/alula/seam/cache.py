@@ -29,18 +29,21 @@ class _TokenLayer(GrowingLayer):
     def _peek(self, name: str, new: Tensor, heads: slice = slice(None)) -> Tensor:
         """Some heads of the tensor called `name`, followed by `new`, which is not stored by that."""
         filled, length = getattr(self, name).shape[-2], getattr(self, name).shape[-2] + new.shape[-2]
-        whole = self._roomy(name, length).tensor[:, heads, :length]
+        room = self._roomy(name, length)
+        whole = room.tensor[:, heads, :length]
         whole[..., filled:, :] = new
+        room.ahead = new
         return whole
 
-    def _are_written(self, *names: str, length: int) -> bool:
-        """Whether what `_peek` wrote behind the tensors of these names may be taken for their own."""
-        return not torch.is_grad_enabled() and all(self._room_of(name, length) is not None for name in names)
+    def _is_written(self, name: str, new: Tensor) -> bool:
+        """Whether `_peek` wrote `new` behind the tensor called `name`, and nobody who shares its memory wrote since."""
+        room = self._room_of(name, self.get_seq_length() + new.shape[-2])
+        return room is not None and room.ahead is new and not torch.is_grad_enabled()
 
     def _taken(self, name: str, length: int) -> Tensor:
         """The tensor called `name` up to what `_peek` wrote behind it."""
         room = self._roomy(name, length)
-        room.filled = room.tensor.narrow(-2, 0, length)
+        room.filled, room.ahead = room.tensor.narrow(-2, 0, length), None
         return room.filled
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -76,15 +79,11 @@ class GraftCacheLayer(_TokenLayer):
     def __init__(self, name: str, owner_id: str | None, layers: Sequence[int]) -> None:
         super().__init__()
         self.name, self.owner_id, self.layers = name, owner_id, tuple(layers)
-        self._peeked: tuple[Tensor, Tensor] | None = None  # what was last written behind the stored, of all layers
 
     def peek(self, layers: Sequence[int], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Each (B, layers * h, S + tokens, w): what is stored for layers in a row, followed by (B, layers * h, tokens,
         w) that are not yet."""
-        if len(layers) == len(self.layers):
-            self._peeked = keys, values
-            return self._peek("keys", keys), self._peek("values", values)
-        self._peeked, first = None, self.layers.index(layers[0])
+        first = self.layers.index(layers[0])
         starts = [first * (new.shape[1] // len(layers)) for new in (keys, values)]
         mine = [slice(start, start + new.shape[1]) for start, new in zip(starts, (keys, values), strict=True)]
         return self._peek("keys", keys, mine[0]), self._peek("values", values, mine[1])
@@ -92,9 +91,8 @@ class GraftCacheLayer(_TokenLayer):
     def append(self, new: Mapping[tuple[int, ...], tuple[Tensor, Tensor]]) -> None:
         """Add (B, layers * h, tokens, w) keys and values of layers in a row, for all of them."""
         keys, values = zip(*(new[layers] for layers in sorted(new)), strict=True)
-        peeked, self._peeked = self._peeked, None
         length = self.get_seq_length() + keys[0].shape[-2]
-        if peeked is not None and peeked[0] is keys[0] and self._are_written("keys", "values", length=length):
+        if len(keys) == 1 and self._is_written("keys", keys[0]) and self._is_written("values", values[0]):
             self.keys, self.values = self._taken("keys", length), self._taken("values", length)
         else:
             self.update(_cat(keys), _cat(values))
@@ -230,6 +228,10 @@ class TokenCache(_TokenLayer):
             known = KnownTokens.read(self.tokens)
             self._known = self.tokens, known.has_media, known
         return self._known[1]
+
+    def reset(self) -> None:
+        self.forget()
+        super().reset()
 
     def reorder_cache(self, beam_idx: Any) -> None:
         self.forget()

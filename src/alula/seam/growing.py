@@ -23,10 +23,12 @@ class _Room:
         filled: its first tokens, as they were handed out last. Only who still holds this very tensor may write behind
             it: so what was ever read out of a cache, or goes on from it elsewhere, stays what it is, as with
             `torch.cat`.
+        ahead: what was last written behind those without being handed out, see `cache`.
     """
 
     tensor: Tensor
     filled: Tensor
+    ahead: Tensor | None = None
 
 
 class GrowingLayer(DynamicLayer):
@@ -56,6 +58,7 @@ class GrowingLayer(DynamicLayer):
         filled, count = old.shape[-2], new.shape[-2]
         room = self._roomy(name, filled + count)
         room.tensor.narrow(-2, filled, count).copy_(new)
+        room.ahead = None
         room.filled = room.tensor.narrow(-2, 0, filled + count)
         return room.filled
 
