@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -118,6 +119,41 @@ def test_two_that_go_on_from_one_cache_do_not_meet(model: Any, how: str) -> None
         together[30].append(step(model, second, 30 + further, is_image=True))
     for token, logits in together.items():
         assert same(logits, alone[token])
+
+
+def test_two_that_go_on_from_one_cache_at_the_same_time(model: Any) -> None:
+    """One stands behind its last layer until the other does, and ends first."""
+    first = prompted(model)
+    for token in (5, 6):
+        step(model, first, token)
+    second = copy.copy(first)
+    second.layers = [copy.copy(layer) for layer in first.layers]
+    alone = {}
+    for token in (20, 30):
+        cache = prompted(model)
+        alone[token] = [step(model, cache, each) for each in (5, 6, token, token + 1)][2:]
+    there, go_on = threading.Event(), threading.Event()
+    given: list[Tensor] = []
+    slow = threading.Thread(target=lambda: given.append(step(model, first, 20)))
+
+    def wait(*_: Any) -> None:
+        if threading.current_thread() is slow:
+            there.set()
+            assert go_on.wait(30)
+        else:
+            go_on.set()
+            slow.join()
+
+    handle = model.model.norm.register_forward_pre_hook(wait)
+    try:
+        slow.start()
+        assert there.wait(30)
+        other = [step(model, second, 30)]
+    finally:
+        go_on.set()
+        handle.remove()
+    assert same([*given, step(model, first, 21)], alone[20])
+    assert same([*other, step(model, second, 31)], alone[30])
 
 
 def test_gradients_flow_through_earlier_steps(model: Any) -> None:
