@@ -148,25 +148,26 @@ class Resident:
         options = {"live": True, "chat_template": self._own_template[0], "said_by": _SAID_BY}
         return few_shot(self.processor, self.shots, template, **options)
 
+    def _tree(self) -> Any:
+        """A model of its own over the same weights, with the seam on it."""
+        model = sharing(self.model)
+        install(model, _STEERED, Owner())
+        return model
+
     @cached_property
     def steered(self) -> Any:
         """A tree of its own over the same weights, for requests that something holds for alone: what is put on it for
         one of these does not reach the others. The seam is always there, so that no cache is filled without it."""
-        model = sharing(self.model)
-        install(model, _STEERED, Owner())
-        return model
+        return self._tree()
 
     @cached_property
     def rehearsing(self) -> Any:
         """A tree of its own on which nothing is computed, to see what can be put on it; for who holds `preparing`."""
-        model = sharing(self.model)
-        install(model, _STEERED, Owner())
-        return model
+        return self._tree()
 
     @cached_property
     def _watched(self) -> Resident | None:
-        model, gaze = sharing(self.model), Gaze()
-        install(model, _STEERED, Owner())
+        model, gaze = self._tree(), Gaze()
         try:
             ask(model, gaze)
         except HostError:
