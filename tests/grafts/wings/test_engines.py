@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
+import alula
 from alula import WingsConfig
 from alula.grafts.wings.decode import DecodeEngine
 from alula.grafts.wings.learners import Engine
@@ -44,6 +45,39 @@ def test_decoding_and_prefilling_compute_the_same(config: str) -> None:
     assert few == {DecodeEngine}
     assert many == {PrefillEngine}
     torch.testing.assert_close(decoded, prefilled, atol=2e-5, rtol=1e-4)
+
+
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "rank": {"rank": 2},
+    "cache": {"cache": "keys"},
+    "rank and cache": {"rank": 2, "cache": "keys"},
+    "rope": {"rope": False},
+    "normalize": {"normalize": True},
+    "gate": {"gate": "paper"},
+    "router": {"router": "constant"},
+    "query": {"query": "block_input"},
+    "learners": {"learners": ("visual",)},
+    "layers": {"layers": (-1,)},
+}
+
+
+@pytest.mark.parametrize("host", [HOST, "llava-gemma3"])
+@pytest.mark.parametrize("cache", ["factors", "keys"])
+@pytest.mark.parametrize("setting", OTHERWISE)
+def test_two_grafts_of_one_model_compute_each_its_own(
+    setting: str, cache: Literal["factors", "keys"], host: str
+) -> None:
+    """They share what is common to them, and only that, whichever of the two comes first."""
+    one = WingsConfig(rank=4, router="mass", cache=cache)
+    other = one.model_copy(update=OTHERWISE[setting])
+    inputs = zoo.batch(host, SHORT)
+    for first, second in ((one, other), (other, one)):
+        model, _ = grafted(host, first, name="first")
+        wake(alula.attach(model, second, "second"), seed=3)
+        few, decoded = engines_of(model, inputs)
+        many, prefilled = engines_of(model, inputs, grad=True)
+        assert (few, many) == ({DecodeEngine}, {PrefillEngine})
+        torch.testing.assert_close(decoded, prefilled, atol=5e-5, rtol=1e-4)
 
 
 def test_many_queries_are_prefilled() -> None:

@@ -31,7 +31,8 @@ class WingsLayer(LayerLearners):
     def __init__(self, seam: Seam, name: str, config: WingsConfig, index: int, siblings: Siblings) -> None:
         super().__init__(seam, name, config, index, siblings)
         # layers of these settings share an engine
-        self._shared = config.gate, config.system_keys, config.normalize, config.learners, config.cache
+        keys = config.system_keys, config.normalize, config.rope, config.cache
+        self._shared = config.gate, config.learners, *keys
 
     # -- sums of attention for the router (seam.Sums) -------------------------------------------------------------
 
