@@ -93,14 +93,18 @@ class Skip(Policy):
     def work(self, view: LayerView, hidden: Tensor) -> Work | None:
         """That of the tokens which do not skip, the same in all layers."""
         ctx = view.ctx
-        if self.tokens == "image" and not ctx.new_media:
-            return None
-        if self.when != "always" and ctx.is_step != (self.when == "steps"):
+        if self.rests(ctx):
             return None
         key = Skip, id(self)
         if key not in ctx.memo:
             ctx.memo[key] = self._work(ctx.tokens, hidden.detach(), self._counts(ctx))
         return ctx.memo[key]
+
+    def rests(self, ctx: ForwardContext) -> bool:
+        """Whether no token skips anything."""
+        if self.tokens == "image" and not ctx.new_media:
+            return True
+        return self.when != "always" and ctx.is_step != (self.when == "steps")
 
     def _counts(self, ctx: ForwardContext) -> tuple[int, ...] | None:
         """How many tokens of each sample do not skip, where the host knows it and some do."""

@@ -98,7 +98,10 @@ class Stages:
 
     def work(self, view: LayerView, hidden: Tensor) -> Work | None:
         """That of the tokens left by the last stage before this layer."""
-        ctx, stage = view.ctx, sum(layer <= view.layer for layer in self.layers) - 1
+        ctx = view.ctx
+        if self.rests(ctx):
+            return None
+        stage = sum(layer <= view.layer for layer in self.layers) - 1
         chosen = self._chosen(stage, view, hidden) if ctx.new_media else None
         if not (self.is_dense and ctx.any_media):
             return None if chosen is None else chosen.work
@@ -108,6 +111,10 @@ class Stages:
             work = Work(left, left, positions=self._counted(ctx, stage, left), counts=counts)
             ctx.memo[self.owner, stage, "dense"] = ctx.memo[self.owner, "left"] = work
         return ctx.memo[self.owner, stage, "dense"]
+
+    def rests(self, ctx: ForwardContext) -> bool:
+        """Whether no new token leaves, and none is counted anew."""
+        return not (ctx.new_media or (self.is_dense and ctx.any_media))
 
     def _counted(self, ctx: ForwardContext, stage: int, left: Tensor | None) -> Tensor:
         """(B, S) how many tokens that are left stand before each new one in its sample.

@@ -76,9 +76,9 @@ class Withdraw(Policy):
             UsageError: see `check_endings`.
         """
         ctx = view.ctx
-        is_counted = self.positions == "dense" and ctx.any_media
-        if not (ctx.new_media or is_counted):
+        if self.rests(ctx):
             return None
+        is_counted = self.positions == "dense" and ctx.any_media
         key = Withdraw, self.positions
         if key not in ctx.memo:
             text = counts = None
@@ -88,6 +88,10 @@ class Withdraw(Policy):
                 text, counts = ctx.tokens.is_text, tuple((known.valid & ~known.is_perceptual).sum(axis=1).tolist())
             ctx.memo[key] = Work(text, text, positions=_counted(ctx) if is_counted else None, counts=counts)
         return ctx.memo[key]
+
+    def rests(self, ctx: ForwardContext) -> bool:
+        """Whether no new token leaves, and none is counted anew."""
+        return not (ctx.new_media or (self.positions == "dense" and ctx.any_media))
 
 
 def _counted(ctx: ForwardContext) -> Tensor:

@@ -52,7 +52,7 @@ class _TokenLayer(GrowingLayer):
             self.keys, self.values = key_states, value_states
             self.is_initialized = True
         else:
-            self.keys, self.values = self._grown("keys", key_states), self._grown("values", value_states)
+            self._grow(key_states, value_states)
         return self.keys, self.values
 
     def get_seq_length(self) -> int:

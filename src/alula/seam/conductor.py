@@ -6,11 +6,12 @@ see all tokens, in whatever order things were attached, and gradient checkpointi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeGuard
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ from alula.seam.attention import ATTENTION, EAGER, Foreseen, answer_from_weights
 from alula.seam.context import ForwardContext
 from alula.seam.hooks import Handle
 from alula.seam.lanes import Lane, LeanLayer, Lent, Plan, Slots, held_at, packed_mask, ranked
-from alula.seam.requests import Foresight, Request, Work, Worker
+from alula.seam.requests import Foresight, Request, Work
+from alula.seam.steps import free_layers
 from alula.tokens import TokenMap
 
 _EXPERTS = ("experts", "router")
@@ -79,8 +81,7 @@ class Conductor:
     """Runs one decoder layer, and where workers tell its parts apart, its attention and its MLP.
 
     Attributes:
-        workers: who says which tokens have work in it. Without one it is not there.
-        foresights: who wants to know its attention before that.
+        foresights: who wants to know its attention before it is said which tokens have work in it.
     """
 
     def __init__(self, anatomy: Anatomy, index: int, current: Callable[[], ForwardContext | None]) -> None:
@@ -89,10 +90,9 @@ class Conductor:
             current: gives the forward that is in the layer in this thread: an MLP is not told.
         """
         self.anatomy, self.index, self._current = anatomy, index, current
-        self.workers: tuple[Request[Worker], ...] = ()
         self.foresights: tuple[Request[Foresight], ...] = ()
         self._kind = anatomy.layer_type(index)
-        self._before: dict[str, Any] = {}
+        self._stands: dict[str, tuple[nn.Module, Callable[..., Any] | None]] = {}
         self._hands_out_more: bool | None = None  # its MLP, beside what it adds; None: it was not seen yet
         self._names: tuple[str, ...] = ()
 
@@ -119,7 +119,7 @@ class Conductor:
 
     def _stand(self, name: str, module: nn.Module, function: Callable[..., Any]) -> Handle:
         before = vars(module).get("forward")  # where accelerate puts what moves weights
-        self._before[name] = before
+        self._stands[name] = module, before
         module.forward = function
         return Handle(self._leave, module, function, before)
 
@@ -131,24 +131,40 @@ class Conductor:
         else:
             module.forward = before
 
-    def _run(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        before = self._before[name]
-        return type(module).forward(module, *args, **kwargs) if before is None else before(*args, **kwargs)
+    def _own(self, name: str) -> Callable[..., Any]:
+        """The `forward` that it stands before."""
+        module, before = self._stands[name]
+        return MethodType(type(module).forward, module) if before is None else before
 
     @torch.compiler.disable(recursive=False)
     def _conduct(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's forward."""
         ctx: ForwardContext | None = kwargs.get(NAME)
-        module = self.anatomy.layers[self.index]
+        run = self._own("layer")
         if ctx is None:
-            return self._run("layer", module, *args, **kwargs)
-        given: Tensor = args[0] if args else dialect.hidden_of(args, kwargs, where=type(module).__name__)
+            return run(*args, **kwargs)
+        free = ctx.memo.get(free_layers)
+        if free is None:
+            free = ctx.memo[free_layers] = free_layers(ctx)
+        if self.index in free and not self.foresights:
+            lean = free[self.index]
+            if lean is None:
+                return run(*args, **kwargs)
+            if kwargs.get(dialect.MASK, lean) is None:
+                lean.layer.coming = lean.coming
+                ctx.pack(self.index, lean.standing)
+                try:
+                    return run(*args, **kwargs)
+                finally:
+                    ctx.unpack(self.index)
+        where = type(self._stands["layer"][0]).__name__
+        given: Tensor = args[0] if args else dialect.hidden_of(args, kwargs, where=where)
         if self.foresights and self.index not in ctx.left:
             self._foresee(ctx, given, dialect.named_of(self._names, args, kwargs))
         plan = self._plan(ctx, given)
         lean = self._lean(ctx, None if plan is None else plan.attending)
         if plan is None and lean is None:
-            return self._run("layer", module, *args, **kwargs)
+            return run(*args, **kwargs)
         count = ctx.tokens.shape[1]
         if given.shape[1] != count:
             raise SeamError(
@@ -157,12 +173,6 @@ class Conductor:
                 remedy="remove the hook that takes tokens out, or the policy",
             )
         keys = self._keys(lean, plan, ctx)
-        if plan is None and count == 1 and _is_unmasked(keys, kwargs):  # a step: the host's own, beside fewer keys
-            ctx.pack(self.index, ctx.stood(None, keys.places))
-            try:
-                return self._run("layer", module, *args, **kwargs)
-            finally:
-                ctx.unpack(self.index)
         layer = None if plan is None else plan.layer
         if layer is not None and layer.is_empty:
             ctx.check_unread(self.index, is_skipped=True)
@@ -175,7 +185,7 @@ class Conductor:
         named.pop(self._names[0], None)
         ctx.pack(self.index, passage.standing)
         try:
-            output = self._run("layer", module, given if layer is None else layer.gather(given), **named)
+            output = run(given if layer is None else layer.gather(given), **named)
         finally:
             ctx.unpack(self.index)
         if layer is None:
@@ -219,7 +229,7 @@ class Conductor:
             SeamError: it was run, and its attention did not show itself.
         """
         count, past = ctx.tokens.shape[1], ctx.all_tokens.shape[1] - ctx.tokens.shape[1]
-        module = self.anatomy.layers[self.index]
+        run = self._own("layer")
         named = {name: value for name, value in named.items() if not isinstance(value, Cache)}
         named.pop(self._names[0], None)
         for request in self.foresights:
@@ -237,7 +247,7 @@ class Conductor:
                 seen = dialect.with_positions(seen, partial(ctx.once, _of_lane, lane))
             with ctx.foreseeing(self.index, request, lane, keys.places):
                 try:
-                    self._run("layer", module, given if lane is None else lane.gather(given), **seen)
+                    run(given if lane is None else lane.gather(given), **seen)
                 except Foreseen:
                     continue
             raise SeamError(
@@ -249,7 +259,7 @@ class Conductor:
     def _plan(self, ctx: ForwardContext, hidden: Tensor) -> Plan | None:
         """The work in this layer by all who have a say in this forward; None: all tokens do all."""
         work = None
-        for request in self.workers:
+        for request in ctx.requests.workers.get(self.index, ()):
             if request.mark is None or request.mark in ctx.marks:
                 here = request.by.work(ctx.at(self.index), hidden)
                 if here is not None:
@@ -319,7 +329,7 @@ class Conductor:
         """The forward of the layer's attention."""
         ctx: ForwardContext | None = kwargs.get(NAME)
         attention, plan = self.anatomy.attention(self.index), None if ctx is None else ctx.plans.get(self.index)
-        run = partial(self._run, "attention", attention)
+        run = self._own("attention")
         if ctx is None or plan is None:
             return run(*args, **kwargs)
         part = plan.attention
@@ -346,7 +356,7 @@ class Conductor:
     def _feed(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of the layer's MLP."""
         ctx, mlp = self._current(), self.anatomy.mlp(self.index)
-        run = partial(self._run, "mlp", mlp)
+        run = self._own("mlp")
         part = None if ctx is None or self.index not in ctx.plans else ctx.plans[self.index].mlp
         if ctx is None or part is None or part.lane is None:
             return run(*args, **kwargs)
@@ -372,11 +382,6 @@ class Conductor:
             output = run(*args, **kwargs)
             self._hands_out_more = isinstance(output, tuple)
         return dialect.output_with_hidden(output, zeros)
-
-
-def _is_unmasked(keys: Slots | None, kwargs: Mapping[str, Any]) -> TypeGuard[Slots]:
-    """Whether one token may attend to all keys of a lean layer, and the host gives no mask that says otherwise."""
-    return keys is not None and keys.real is None and kwargs.get(dialect.MASK, keys) is None
 
 
 def _of_lane(lane: Lane, table: Tensor, dim: int) -> Tensor:

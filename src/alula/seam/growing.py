@@ -46,16 +46,23 @@ class GrowingLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized or not self.keys.numel():
             return super().update(key_states, value_states, *args, **kwargs)
-        self.keys, self.values = self._grown("keys", key_states), self._grown("values", value_states)
+        self._grow(key_states, value_states)
         return self.keys, self.values
 
-    def _grown(self, name: str, new: Tensor) -> Tensor:
-        """The tensor called `name` followed by `new`, in place where there is room behind it."""
-        old: Tensor = getattr(self, name)
+    def _grow(self, keys: Tensor, values: Tensor) -> None:
+        """Add tokens, in place where there is room behind those that are there."""
         # a backward may yet need the old tokens as they are, whoever asked for it; and a graph knows no addresses
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _fit(old, new):
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self.keys, self.values = torch.cat([self.keys, keys], dim=-2), torch.cat([self.values, values], dim=-2)
+        else:
+            self.keys, self.values = self._grown("keys", self.keys, keys), self._grown("values", self.values, values)
+
+    def _grown(self, name: str, old: Tensor, new: Tensor) -> Tensor:
+        """The tensor called `name`, which is `old`, followed by `new`."""
+        (*outer, filled, width), (*new_outer, count, new_width) = old.shape, new.shape
+        fit = old.dtype == new.dtype and old.device == new.device and outer == new_outer and width == new_width
+        if not fit:  # torch knows what is to be said
             return torch.cat([old, new], dim=-2)
-        filled, count = old.shape[-2], new.shape[-2]
         room = self._roomy(name, filled + count)
         room.tensor.narrow(-2, filled, count).copy_(new)
         room.ahead = None
@@ -66,9 +73,10 @@ class GrowingLayer(DynamicLayer):
         """The room in which up to `length` tokens may stand behind the tensor called `name`; None: there is none."""
         old: Tensor = getattr(self, name)
         room = self._room.get(name)
-        if room is not None and room.filled is old and length <= room.tensor.shape[-2] and _may_be_written(old):
-            return room
-        return None
+        if room is None or room.filled is not old or length > room.tensor.shape[-2]:
+            return None
+        # what was made in inference mode is changed there alone
+        return room if torch.is_inference_mode_enabled() or not old.is_inference() else None
 
     def _roomy(self, name: str, length: int) -> _Room:
         """Room for at least `length` tokens whose first ones are those of the tensor called `name`."""
@@ -90,21 +98,6 @@ class GrowingLayer(DynamicLayer):
     def offload(self) -> None:
         self._room.clear()  # or its memory would stay on the device
         super().offload()
-
-
-def _may_be_written(tensor: Tensor) -> bool:
-    """Whether torch lets a tensor be changed here: what was made in inference mode can be nowhere else."""
-    return torch.is_inference_mode_enabled() or not tensor.is_inference()
-
-
-def _fit(old: Tensor, new: Tensor) -> bool:
-    """Whether one can stand behind the other as it is; where it cannot, `torch.cat` knows what is to be said."""
-    return (
-        old.dtype == new.dtype
-        and old.device == new.device
-        and old.shape[:-2] == new.shape[:-2]
-        and old.shape[-1] == new.shape[-1]
-    )
 
 
 def let_grow(cache: Cache) -> None:

@@ -334,15 +334,18 @@ class Seam(nn.Module):
         self.anatomy.check_tokens_apart(layer)
         if has_parts:
             self.anatomy.mlp(layer)
-        request, hooks = Request(worker, mark, has_parts=has_parts), self._layers[layer]
-
-        def put(workers: tuple[Request[Worker], ...]) -> None:
-            hooks.workers = workers
-            hooks.update()
-
+        request = Request(worker, mark, has_parts=has_parts)
         with _changing:
-            put((*hooks.workers, request))
+            there = (*self.requests.workers.get(layer, ()), request)
+            self.requests = replace(self.requests, workers=_with_layer(self.requests.workers, layer, there))
+            self._tell_of_workers(layer)
+            self._layers[layer].update()
         return Handle(self._drop, layer, request)
+
+    def _tell_of_workers(self, layer: int) -> None:
+        there = self.requests.workers.get(layer, ())
+        self._layers[layer].has_workers = bool(there)
+        self._layers[layer].has_parts = any(request.has_parts for request in there)
 
     def _ask_attention(
         self,
@@ -478,6 +481,7 @@ class Seam(nn.Module):
                 weights=left(now.weights),
                 heads=left(now.heads),
                 branches=left(now.branches),
+                workers=left(now.workers),
                 contrasts=tuple(each for each in now.contrasts if not is_gone(each)),
                 endings=tuple(ending for ending in now.endings if not is_gone(ending)),
             )
@@ -488,6 +492,7 @@ class Seam(nn.Module):
                 hooks = self._layers[layer]
                 hooks.is_biased = layer in self.requests.biases
                 hooks.reads_weights = self._is_read(layer)
+                self._tell_of_workers(layer)
                 hooks.drop(is_gone)
             self._rest_attention()
 

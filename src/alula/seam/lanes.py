@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -207,20 +208,19 @@ class Slots:
 
     def grown(self, lane: Lane | None, past: int, count: int) -> Slots:
         """With those of `count` new tokens behind `past` ones that stand in a lane; None: all of them."""
+        return self._once(("grown", past, count), lane, partial(self._grown, lane, past, count))
 
-        def make() -> Slots:
-            batch, device = len(self.places), self.places.device
-            if lane is None:
-                new = torch.arange(past, past + count, device=device).expand(batch, -1)
-            else:
-                new = lane.index.to(device) + past
-            real = None
-            if self.real is not None or (lane is not None and lane.real is not None):
-                new_real = None if lane is None or lane.real is None else lane.real.to(device)
-                real = torch.cat([_all_true(self.real, self.places), _all_true(new_real, new)], dim=1)
-            return Slots(torch.cat([self.places, new], dim=1), real, self.spare)
-
-        return self._once(("grown", past, count), lane, make)
+    def _grown(self, lane: Lane | None, past: int, count: int) -> Slots:
+        batch, device = len(self.places), self.places.device
+        if lane is None:
+            new = torch.arange(past, past + count, device=device).expand(batch, -1)
+        else:
+            new = lane.index.to(device) + past
+        real = None
+        if self.real is not None or (lane is not None and lane.real is not None):
+            new_real = None if lane is None or lane.real is None else lane.real.to(device)
+            real = torch.cat([_all_true(self.real, self.places), _all_true(new_real, new)], dim=1)
+        return Slots(torch.cat([self.places, new], dim=1), real, self.spare)
 
     def of_samples(self, index: Tensor) -> Slots:
         """Those of the samples at `index`."""
@@ -337,6 +337,20 @@ def ranked(own: Lane, lane: Lane | None, tokens: TokenMap) -> tuple[Tensor, Tens
     return within, is_own if own.real is None else is_own & own.real.gather(1, within)
 
 
+class Coming(NamedTuple):
+    """What the next `update` of a lean cache layer brings.
+
+    Attributes:
+        slots: of what it holds then.
+        tokens: how many new ones, those without a key too.
+        lent: gives the keys that are not brought.
+    """
+
+    slots: Slots
+    tokens: int
+    lent: Lent | None = None
+
+
 class LeanLayer(GrowingLayer):
     """A cache layer that holds the keys of some tokens, knows of which, and reports the length of all.
 
@@ -356,7 +370,7 @@ class LeanLayer(GrowingLayer):
         self.is_sliding = window is not None
         self.sliding_window = window
         self.record_past = False
-        self._coming: tuple[Slots, int, Lent | None] | None = None
+        self.coming: Coming | None = None
 
     @classmethod
     def of(cls, cache: Cache, index: int, held: Tensor | None, stretch: Callable[[int, int], Slots]) -> LeanLayer:
@@ -401,9 +415,8 @@ class LeanLayer(GrowingLayer):
         Returns:
             The keys that attention will be given.
         """
-        after = self.slots.grown(lane, self.length, count)
-        self._coming = after, count, lent
-        return after
+        self.coming = Coming(self.slots.grown(lane, self.length, count), count, lent)
+        return self.coming.slots
 
     def pass_by(self, count: int) -> None:
         """Know of `count` new tokens that leave no key."""
@@ -417,17 +430,18 @@ class LeanLayer(GrowingLayer):
         return self.slots
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self._coming is None:
+        coming, self.coming = self.coming, None
+        if coming is None:
             raise UsageError(
                 f"the cache holds {self.slots.places.shape[1]} of {self.length} tokens in one of its layers: it was "
                 "filled under a policy that took tokens out",
                 remedy="go on with it under that policy, or start from an empty cache",
             )
-        (self.slots, count, lent), self._coming = self._coming, None
-        if lent is not None:
-            key_states, value_states = lent.joined(key_states, value_states)
+        self.slots = coming.slots
+        if coming.lent is not None:
+            key_states, value_states = coming.lent.joined(key_states, value_states)
         keys, values = super().update(key_states, value_states)
-        self.length += count
+        self.length += coming.tokens
         if self.is_sliding and not self.record_past:
             self._trim()
         return keys, values

@@ -26,7 +26,7 @@ from alula.seam.conductor import Conductor
 from alula.seam.context import NAME, ForwardContext
 from alula.seam.frame import Frame, LinearPart, Part, Uncompiled, inside
 from alula.seam.hooks import ByThread, Handle, with_keywords
-from alula.seam.requests import Foresight, Request, Worker
+from alula.seam.requests import Foresight, Request
 from alula.seam.view import LayerView
 
 # The functions at a point are compiled, the way to them is not: torch.compile guards no hooks, and would run those of
@@ -129,7 +129,8 @@ class LayerHooks:
     """The hooks of one decoder layer. Each is there only while something needs it.
 
     Attributes:
-        workers: who says which tokens have work in this layer.
+        has_workers: whether somebody says which tokens have work in this layer.
+        has_parts: whether somebody tells its attention from its MLP there.
         foresights: who wants to know its attention before.
         reads_weights: whether eager attention's weights are read in this layer.
         is_biased: whether attention may be biased in this layer.
@@ -141,8 +142,7 @@ class LayerHooks:
             is_watched: whether forwards have to see this layer entered, whoever stands in it.
         """
         self.anatomy, self.index, self.is_watched = anatomy, index, is_watched
-        self.reads_weights = self.is_biased = False
-        self.workers: tuple[Request[Worker], ...] = ()
+        self.reads_weights = self.is_biased = self.has_workers = self.has_parts = False
         self.foresights: tuple[Request[Foresight], ...] = ()
         self._conductor = Conductor(anatomy, index, self._current)
         self.compiled: CompiledLayer | None = None
@@ -175,7 +175,6 @@ class LayerHooks:
         """Take away what is said to be gone."""
         left = {point: tuple(each for each in there if not is_gone(each)) for point, there in self._entries.items()}
         self._entries = {point: there for point, there in left.items() if there}
-        self.workers = tuple(request for request in self.workers if not is_gone(request))
         self.foresights = tuple(request for request in self.foresights if not is_gone(request))
         self.update()
 
@@ -203,7 +202,8 @@ class LayerHooks:
 
     def _needs(self) -> tuple[Any, ...]:
         """What hooks are registered for."""
-        return self._entries, self.workers, self.foresights, self.reads_weights, self.is_biased, self.compiled
+        work = self.has_workers, self.has_parts
+        return self._entries, work, self.foresights, self.reads_weights, self.is_biased, self.compiled
 
     def update(self) -> None:
         """Register the hooks that are needed now, and remove the others."""
@@ -221,15 +221,15 @@ class LayerHooks:
         how = "" if self.compiled is None else ", compiled"
         if self.compiled is not None:
             wanted["compile"] = self.compiled.put
-        self._conductor.workers, self._conductor.foresights = self.workers, self.foresights
-        if self.workers or self.foresights:
+        self._conductor.foresights = self.foresights
+        if self.has_workers or self.foresights:
             wanted["conduct"] = self._conductor.put
-        if parts := any(request.has_parts for request in self.workers):
+        if self.has_parts:
             wanted["conduct parts"] = self._conductor.put_parts
         if self.is_watched or used:
             wanted["enter"] = lambda: layer.register_forward_pre_hook(self._enter, with_kwargs=True)
         is_bridged = self._is_bridged and bool(
-            used or self.workers or self.foresights or self.reads_weights or self.is_biased
+            used or self.has_workers or self.foresights or self.reads_weights or self.is_biased
         )
         if is_bridged:
             wanted["enter"] = lambda: layer.register_forward_pre_hook(self._enter, with_kwargs=True)
@@ -239,10 +239,10 @@ class LayerHooks:
         own = {Point.ATTENTION} if is_out else set()
         told = own | {Point.ATTENTION_INPUT} if attended else set()
         is_read = any(entry.phase is Phase.READ for point in inner for entry in self._entries[point])
-        if is_bridged or parts or is_read or used - told - {Point.BLOCK_INPUT}:
+        if is_bridged or self.has_parts or is_read or used - told - {Point.BLOCK_INPUT}:
             wanted["leave"] = lambda: layer.register_forward_hook(self._leave)
         if attended:
-            wanted |= self._wanted_at_attention(used, own, has_parts=parts, is_bridged=is_bridged, how=how)
+            wanted |= self._wanted_at_attention(used, own, is_bridged=is_bridged, how=how)
         if Point.ATTENTION_NORM in used:
             norm = self.anatomy.attention_norm(self.index)
             wanted["attention norm"] = lambda: norm.register_forward_hook(self._after_input_norm)
@@ -275,14 +275,13 @@ class LayerHooks:
         self._hooked_for = needs
 
     def _wanted_at_attention(
-        self, used: set[AnyPoint], own: set[Point], *, has_parts: bool, is_bridged: bool, how: str
+        self, used: set[AnyPoint], own: set[Point], *, is_bridged: bool, how: str
     ) -> dict[str, Callable[[], RemovableHandle | Handle]]:
         """Hooks at the layer's attention and behind it, by name.
 
         Args:
             used: points at which something stands.
             own: those of them whose functions attention's own output is handed to.
-            has_parts: whether workers tell attention from the MLP.
             is_bridged: whether attention is told of its forward by the seam.
             how: what a name ends with in a layer that is compiled.
         """
@@ -291,7 +290,7 @@ class LayerHooks:
         if is_bridged:
             wanted["bridge"] = lambda: attention.register_forward_pre_hook(self._tell, with_kwargs=True, prepend=True)
         # its own output is told, too, which tokens attention was given
-        if has_parts or self.reads_weights or self.is_biased or used - own - {Point.BLOCK_INPUT}:
+        if self.has_parts or self.reads_weights or self.is_biased or used - own - {Point.BLOCK_INPUT}:
             before = self._before_attention if self.compiled is None else self._into_compiled
             wanted["before attention" + how] = lambda: attention.register_forward_pre_hook(before, with_kwargs=True)
         if self.reads_weights or (Point.ATTENTION in used and after is attention):

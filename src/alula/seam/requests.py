@@ -205,7 +205,11 @@ def either(one: Tokens, other: Tokens) -> Tokens:
 
 
 class Worker(Protocol):
-    """Something that says which new tokens of a forward have work in a decoder layer."""
+    """Something that says which new tokens of a forward have work in a decoder layer.
+
+    It may also have a method `rests`, given a `ForwardContext`: whether it gives None in all layers of that forward.
+    Then it is not asked in each of them where it does in a step of generation.
+    """
 
     def work(self, view: LayerView, hidden: Tensor) -> Work | None:
         """The work in this layer; None: all do all.
@@ -313,6 +317,7 @@ class Requests:
         weights: those who request attention of a few tokens, by decoder layer.
         heads: those who request queries and keys, by decoder layer.
         branches: those who subscribed to branches, by decoder layer.
+        workers: those who say which tokens have work, by decoder layer.
         contrasts: those who have forwards run a second time.
         endings: who is given a forward when it ends.
     """
@@ -323,6 +328,7 @@ class Requests:
     weights: Mapping[int, tuple[Request[Weights], ...]] = field(default_factory=dict)
     heads: Mapping[int, tuple[Request[Heads], ...]] = field(default_factory=dict)
     branches: Mapping[int, tuple[Request[BranchReader], ...]] = field(default_factory=dict)
+    workers: Mapping[int, tuple[Request[Worker], ...]] = field(default_factory=dict)
     contrasts: tuple[Request[Contrast], ...] = ()
     endings: tuple[Ending, ...] = ()
 
