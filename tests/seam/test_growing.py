@@ -97,6 +97,19 @@ def test_what_was_read_out_of_a_cache_stays_what_it_is(model: Any) -> None:
         assert same(now, then)
 
 
+def test_a_backward_needs_what_was_read_out_as_it_was(model: Any) -> None:
+    """A loss over keys that is made between two steps: what the second adds behind them changes nothing of it."""
+    cache = prompted(model)
+    step(model, cache, 5)
+    read = held(cache)
+    scales = [torch.ones(each.shape[-1], requires_grad=True) for each in read]
+    loss = torch.stack([(each * scale).sum() for each, scale in zip(read, scales, strict=True)]).sum()
+    step(model, cache, 6)
+    loss.backward()
+    for each, scale in zip(read, scales, strict=True):
+        torch.testing.assert_close(scale.grad, each.sum(dim=(0, 1, 2)))
+
+
 @pytest.mark.parametrize("how", ["deep", "shallow", "forked"])
 def test_two_that_go_on_from_one_cache_do_not_meet(model: Any, how: str) -> None:
     first = prompted(model)

@@ -30,10 +30,9 @@ class _TokenLayer(GrowingLayer):
         """Some heads of the tensor called `name`, followed by `new`, which is not stored by that."""
         filled, length = getattr(self, name).shape[-2], getattr(self, name).shape[-2] + new.shape[-2]
         room = self._roomy(name, length)
-        whole = room.tensor[:, heads, :length]
-        whole[..., filled:, :] = new
+        room.memory[:, heads, filled:length] = new
         room.ahead = new
-        return whole
+        return room.tensor[:, heads, :length]
 
     def _is_written(self, name: str, new: Tensor) -> bool:
         """Whether `_peek` wrote `new` behind the tensor called `name`, and nobody who shares its memory wrote since."""

@@ -19,7 +19,9 @@ class _Room:
     """Memory for more tokens than are there.
 
     Attributes:
-        tensor: (.., tokens, w).
+        tensor: (.., tokens, w); what is handed out is views of it.
+        memory: the same, by which it is written to: torch takes nothing that was handed out, and that a backward may
+            yet need, for changed by that.
         filled: its first tokens, as they were handed out last. Only who still holds this very tensor may write behind
             it: so what was ever read out of a cache, or goes on from it elsewhere, stays what it is, as with
             `torch.cat`.
@@ -27,6 +29,7 @@ class _Room:
     """
 
     tensor: Tensor
+    memory: Tensor
     filled: Tensor
     ahead: Tensor | None = None
 
@@ -64,7 +67,7 @@ class GrowingLayer(DynamicLayer):
         if not fit:  # torch knows what is to be said
             return torch.cat([old, new], dim=-2)
         room = self._roomy(name, filled + count)
-        room.tensor.narrow(-2, filled, count).copy_(new)
+        room.memory.narrow(-2, filled, count).copy_(new)
         room.ahead = None
         room.filled = room.tensor.narrow(-2, 0, filled + count)
         return room.filled
@@ -88,7 +91,7 @@ class GrowingLayer(DynamicLayer):
         filled = tensor.narrow(-2, 0, old.shape[-2])
         filled.copy_(old)
         setattr(self, name, filled)
-        self._room[name] = _Room(tensor, filled)
+        self._room[name] = _Room(tensor, tensor.data, filled)
         return self._room[name]
 
     def reset(self) -> None:
