@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -105,3 +109,42 @@ def test_a_map_of_text_is_that_of_its_kinds() -> None:
     for given in (None, mask):
         expected = TokenMap.from_modalities(torch.zeros(3, 4, dtype=torch.int64), given)
         assert torch.equal(TokenMap.text(3, 4, given).stack(), expected.stack())
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_map_that_grows_word_by_word_is_that_of_all_words(looks: bool) -> None:
+    """Whether anybody looks at it on the way; a copy on the way is its own."""
+    kinds = torch.tensor([[0, 1, 1, 0], [2, 2, 0, 0]])
+    grown, known = TokenMap.from_modalities(kinds), KnownTokens.of(kinds.numpy())
+    for count in range(150):
+        word = KnownTokens.text(2, 1, is_exact=True)
+        grown, known = grown.append(TokenMap.text(2, 1), word), known.append(word)
+        assert grown.shape == (2, 5 + count)
+        if looks:
+            assert grown.role.shape == (2, 5 + count)
+        if count == 70:
+            early = copy.deepcopy(grown)
+    whole = TokenMap.from_modalities(torch.nn.functional.pad(kinds, (0, 150)))
+    assert torch.equal(grown.stack(), whole.stack())
+    assert torch.equal(grown.counts, whole.counts)
+    assert torch.equal(early.stack(), whole.stack()[:, :75])
+    assert known.modality.tolist() == whole.modality.tolist()
+    assert (
+        known.append(KnownTokens.of(kinds.numpy())).modality.tolist() == torch.cat([whole.modality, kinds], 1).tolist()
+    )
+    with pytest.raises(AttributeError):
+        grown.nothing
+
+
+def test_threads_look_at_a_map_that_grew() -> None:
+    """Whoever is first puts its columns together, and all find the same."""
+    text = TokenMap.text(1, 3)
+    for _ in range(50):
+        grown, start = text.append(text).append(text), threading.Barrier(4)
+
+        def look(_: int, grown: TokenMap = grown, start: threading.Barrier = start) -> list[list[int]]:
+            start.wait()
+            return grown.position.tolist()
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(look, range(4))) == [[[*range(9)]]] * 4

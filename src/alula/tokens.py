@@ -9,7 +9,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,10 +161,11 @@ class TokenMap:
         cls, batch: int, tokens: int, attention_mask: Tensor | None = None, *, device: torch.device | str | None = None
     ) -> TokenMap:
         """A map of `tokens` text tokens for each of `batch` samples, padded where a (batch, tokens) mask is 0."""
-        position = torch.arange(tokens, device=device).expand(batch, -1)
         nothing = torch.full((batch, tokens), -1, device=device)
         if attention_mask is None:
-            return cls(modality=torch.zeros_like(nothing), item=nothing, position=position, role=nothing)
+            modality = torch.zeros_like(nothing)
+            position = modality if tokens == 1 else torch.arange(tokens, device=device).expand(batch, -1)
+            return cls(modality=modality, item=nothing, position=position, role=nothing)
         valid = attention_mask.to(device=device, dtype=torch.bool)
         position = torch.where(valid, valid.cumsum(dim=1) - 1, nothing)
         return cls(modality=valid.to(torch.int64) - 1, item=nothing, position=position, role=nothing)
@@ -175,7 +177,7 @@ class TokenMap:
         """(B, S)."""
         return self.modality.shape[0], self.modality.shape[1]
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         return self.modality.device
 
@@ -235,7 +237,7 @@ class TokenMap:
         """This map and the tokens `followed_by` gave."""
         if not self.shape[1]:
             return behind
-        whole = TokenMap(**{name: torch.cat([getattr(self, name), getattr(behind, name)], dim=1) for name in _COLUMNS})
+        whole = _Joined.of(self, behind)
         if known is not None and known.is_whole:  # or every step would count all tokens again
             whole.__dict__["counts"] = self.counts + behind.shape[1]
         return whole
@@ -300,17 +302,50 @@ class TokenMap:
         return cls(modality=modality, item=item, position=position, role=role)
 
 
+class _Joined(TokenMap):
+    """Maps one behind the other. Their columns are put together when one is asked for: in steps of generation nobody
+    may ever ask."""
+
+    @classmethod
+    def of(cls, before: TokenMap, behind: TokenMap) -> TokenMap:
+        """Two maps of one batch."""
+        (batch, first), (batch_behind, second) = before.shape, behind.shape
+        if batch != batch_behind or before.device != behind.device:  # torch knows what is to be said
+            torch.cat([before.modality, behind.modality], dim=1)
+        whole, parts = cls.__new__(cls), vars(before).get("_parts", (before,))
+        vars(whole).update(_parts=(*parts, behind), shape=(batch, first + second), device=behind.device)
+        if len(parts) >= _MANY:
+            whole.__getattr__("modality")
+        return whole
+
+    def __getattr__(self, name: str) -> Any:
+        own = vars(self)
+        parts = own.get("_parts") if name in _COLUMNS else None
+        if parts is not None:
+            own.update({each: torch.cat([getattr(part, each) for part in parts], dim=1) for each in _COLUMNS})
+            own.pop("_parts", None)
+        if name not in own:  # else another thread was here
+            raise AttributeError(name)
+        return own[name]
+
+
+_MANY = 64
+"""maps that are put together at once"""
+
+
 @dataclass(frozen=True, eq=False)
 class KnownTokens:
     """What the host knows of a batch's tokens, so that it can plan without waiting for the device.
 
     Attributes:
-        modality: (B, S) int8, values of `Modality`.
+        first: (B, S - text_behind) int8, values of `Modality`.
         is_exact: False: where it says text, padding may stand.
+        text_behind: how many tokens of text follow, which every step adds to.
     """
 
-    modality: np.ndarray
+    first: np.ndarray
     is_exact: bool = True
+    text_behind: int = 0
 
     @classmethod
     def read(cls, tokens: TokenMap) -> KnownTokens:
@@ -325,9 +360,14 @@ class KnownTokens:
     @classmethod
     def text(cls, batch: int, tokens: int, *, is_exact: bool) -> KnownTokens:
         """Of text alone."""
-        known = cls(np.zeros((batch, tokens), dtype=np.int8), is_exact)
+        known = cls(_nothing(batch), is_exact, tokens)
         known.__dict__.update(has_media=(False,) * batch, is_whole=is_exact)  # every step asks, and need not look
         return known
+
+    @cached_property
+    def modality(self) -> np.ndarray:
+        """(B, S) int8, values of `Modality`."""
+        return np.pad(self.first, ((0, 0), (0, self.text_behind))) if self.text_behind else self.first
 
     @cached_property
     def is_perceptual(self) -> np.ndarray:
@@ -351,7 +391,16 @@ class KnownTokens:
 
     def append(self, new: KnownTokens) -> KnownTokens:
         """These followed by `new`."""
-        return KnownTokens(np.concatenate([self.modality, new.modality], axis=1), self.is_exact and new.is_exact)
+        is_exact = self.is_exact and new.is_exact
+        if not new.first.shape[1]:
+            return KnownTokens(self.first, is_exact, self.text_behind + new.text_behind)
+        return KnownTokens(np.concatenate([self.modality, new.first], axis=1), is_exact, new.text_behind)
+
+
+@lru_cache(maxsize=8)
+def _nothing(batch: int) -> np.ndarray:
+    """(batch, 0)."""
+    return np.zeros((batch, 0), dtype=np.int8)
 
 
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:

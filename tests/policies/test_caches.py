@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
+from alula import TokenMap
 from alula.errors import UsageError
-from alula.policies import Budget, Policy, Prune, Skip, Withdraw
+from alula.policies import Budget, Policy, Prune, Skip, Stand, Withdraw
+from alula.seam import Work
 from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
 from tests.grafts.common import prompt_tokens, run, token_map, true_positions
@@ -285,3 +288,48 @@ def test_two_policies_leave_what_both_leave() -> None:
         alone = run(model, "llava-llama", inputs)
         with Withdraw(layer=2).on(model):
             assert torch.equal(run(model, "llava-llama", inputs), alone)
+
+
+class _EveryThird(Policy):
+    """Of text every third token has no work from layer 2 on, in steps as in prompts. It says of no forward that it
+    rests."""
+
+    policy_type: ClassVar[str] = "every_third_in_tests"
+
+    def place(self, stand: Stand) -> None:
+        for layer in range(2, stand.anatomy.num_layers):
+            stand.work(layer, self)
+
+    def work(self, view: Any, hidden: Tensor) -> Work:
+        return view.ctx.once(_but_every_third, view.ctx.tokens)
+
+
+def _but_every_third(tokens: TokenMap) -> Work:
+    return Work.of(~tokens.is_text | (tokens.position % 3 != 0))
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("host", ["llava-llama", "llava-gemma3"])
+def test_steps_where_nobody_or_somebody_takes_out_their_token(host: str, together: bool) -> None:
+    """One sample without a padding mask: a layer of fewer keys may be run as the host's own."""
+    model, inputs = zoo.build(host, layers=LAYERS), zoo.batch(host, "3I4")
+    del inputs["attention_mask"]
+    ids, rest = inputs.pop("input_ids"), inputs
+    more = torch.randint(5, 40, (1, 7), generator=torch.Generator().manual_seed(0))
+    whole = torch.cat([ids, more], dim=1)
+
+    def left(layer: int, ids: Tensor) -> Tensor:
+        here = withdrawn(1)(layer, ids)
+        third = torch.arange(ids.shape[1]).expand_as(ids) % 3 == 0
+        return here & ~(third & withdrawn(0)(0, ids)) if together and layer >= 2 else here
+
+    given = dict(rest)
+    if "token_type_ids" in given:
+        given["token_type_ids"] = torch.nn.functional.pad(given["token_type_ids"], (0, 7))
+    with masked(model, left), torch.no_grad():
+        expected = model(input_ids=whole, **given, use_cache=False).logits
+    with POLICY.on(model), _EveryThird().on(model) if together else nullcontext(), torch.no_grad():
+        out = model(input_ids=ids, **rest)
+        for place in range(ids.shape[1], whole.shape[1]):
+            out = model(input_ids=whole[:, place : place + 1], **{CACHE: cache_of_output(out)})
+            close(out.logits[:, -1], expected[:, place])

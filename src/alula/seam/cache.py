@@ -149,11 +149,11 @@ class TokenCache(_TokenLayer):
 
     def append(self, tokens: TokenMap, inputs: Tensor, rope: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Store the tokens of a finished forward."""
-        batch, count = tokens.shape
         if not self.rope_widths:
             self.rope_widths = {name: cos.shape[-1] // 2 for name, (cos, _) in rope.items()}
-        halves = [half(table).expand(batch, count, -1).float() for name in self.rope_widths for table in rope[name]]
-        facts = torch.cat([tokens.stack().float(), *halves], dim=-1)
+        halves = [half(table).float() for name in self.rope_widths for table in rope[name]]
+        halves = [each if each.shape[:2] == tokens.shape else each.expand(*tokens.shape, -1) for each in halves]
+        facts = torch.cat([tokens.stack(), *halves], dim=-1).float()  # float32 as soon as there is RoPE
         self.update(inputs[:, None], facts[:, None])
         self.forget()
 

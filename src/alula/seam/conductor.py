@@ -146,21 +146,16 @@ class Conductor:
         free = ctx.memo.get(free_layers)
         if free is None:
             free = ctx.memo[free_layers] = free_layers(ctx)
-        if self.index in free and not self.foresights:
-            lean = free[self.index]
-            if lean is None:
-                return run(*args, **kwargs)
-            if kwargs.get(dialect.MASK, lean) is None:
-                lean.layer.coming = lean.coming
-                ctx.pack(self.index, lean.standing)
-                try:
-                    return run(*args, **kwargs)
-                finally:
-                    ctx.unpack(self.index)
-        where = type(self._stands["layer"][0]).__name__
-        given: Tensor = args[0] if args else dialect.hidden_of(args, kwargs, where=where)
         if self.foresights and self.index not in ctx.left:
-            self._foresee(ctx, given, dialect.named_of(self._names, args, kwargs))
+            self._foresee(ctx, args, kwargs)
+        if self.index in free:
+            told = free[self.index]
+            if told is None:
+                return run(*args, **kwargs)
+            if kwargs.get(dialect.MASK, told) is None:
+                told.layer.coming = told.coming
+                return run(*args, **kwargs)
+        given = self._hidden_of(args, kwargs)
         plan = self._plan(ctx, given)
         lean = self._lean(ctx, None if plan is None else plan.attending)
         if plan is None and lean is None:
@@ -192,6 +187,9 @@ class Conductor:
             return output
         return dialect.output_with_hidden(output, layer.scatter(dialect.hidden_of_output(output), given))
 
+    def _hidden_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        return dialect.hidden_of(args, kwargs, where=type(self._stands["layer"][0]).__name__)
+
     def _passage(
         self, ctx: ForwardContext, plan: Plan | None, keys: Slots | None, named: dict[str, Any], given: Tensor
     ) -> _Passage:
@@ -222,20 +220,21 @@ class Conductor:
 
     @torch.compiler.disable  # an exception leaves it half-way
     @torch.no_grad()
-    def _foresee(self, ctx: ForwardContext, given: Tensor, named: dict[str, Any]) -> None:
+    def _foresee(self, ctx: ForwardContext, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the layer as far as its attention, for those who want to know that before they say who has work here.
 
         Raises:
             SeamError: it was run, and its attention did not show itself.
         """
         count, past = ctx.tokens.shape[1], ctx.all_tokens.shape[1] - ctx.tokens.shape[1]
-        run = self._own("layer")
-        named = {name: value for name, value in named.items() if not isinstance(value, Cache)}
-        named.pop(self._names[0], None)
+        run, view = self._own("layer"), ctx.at(self.index)
         for request in self.foresights:
-            view = ctx.at(self.index)
             if (request.mark is not None and request.mark not in ctx.marks) or request.by.queries(view) is None:
                 continue
+            given = self._hidden_of(args, kwargs)
+            named = dialect.named_of(self._names, args, kwargs)
+            named = {name: value for name, value in named.items() if not isinstance(value, Cache)}
+            named.pop(self._names[0], None)
             work = request.by.standing(view)
             plan = None if work is None else ctx.once(Plan.of, work, ctx.tokens)
             lane = None if plan is None else plan.attending

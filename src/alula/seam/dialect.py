@@ -35,6 +35,8 @@ CACHE_NAMES = (
     Spelling("layer_past", "5.0.0", "models/gpt_neox/modeling_gpt_neox.py, whose layers alone call it so"),
 )
 
+_KNOWN = tuple(spelling.name for spelling in CACHE_NAMES)  # asked often in every forward
+
 # keywords of decoder layers and of what is in them
 HIDDEN, ROPE, POSITIONS, MASK = "hidden_states", "position_embeddings", "position_ids", "attention_mask"
 
@@ -71,18 +73,22 @@ def cache_of(named: Mapping[str, Any], *, where: str) -> Cache | None:
     Raises:
         UsageError: two caches under two of its names. SeamError: a cache under a name that is none of its.
     """
-    known = [spelling.name for spelling in CACHE_NAMES]
-    strange = [name for name, value in named.items() if isinstance(value, Cache) and name not in known]
-    if strange:
-        raise SeamError(
-            f"{where} was handed its cache as {strange[0]!r} by transformers {transformers.__version__}; alula knows "
-            f"it as {' or '.join(known)}, and would not see what was cached",
-            remedy=REMEDY,
-        )
-    given = [named[name] for name in known if named.get(name) is not None]
-    if len(given) > 1 and given[0] is not given[1]:
-        raise UsageError(f"{where} was handed two caches, as {' and as '.join(known)}", remedy=f"pass {known[0]} alone")
-    return given[0] if given else None
+    for name, value in named.items():
+        if isinstance(value, Cache) and name not in _KNOWN:
+            raise SeamError(
+                f"{where} was handed its cache as {name!r} by transformers {transformers.__version__}; alula knows "
+                f"it as {' or '.join(_KNOWN)}, and would not see what was cached",
+                remedy=REMEDY,
+            )
+    given = None
+    for name in _KNOWN:
+        one = named.get(name)
+        if one is not None and given is not None and one is not given:
+            raise UsageError(
+                f"{where} was handed two caches, as {' and as '.join(_KNOWN)}", remedy=f"pass {_KNOWN[0]} alone"
+            )
+        given = one if given is None else given
+    return given
 
 
 def settled(named: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -94,7 +100,7 @@ def settled(named: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         UsageError, SeamError: as `cache_of`.
     """
     given = cache_of(named, where=where)
-    names = [spelling.name for spelling in CACHE_NAMES if spelling.name in named]
+    names = [name for name in _KNOWN if name in named]
     if len(names) < 2:
         return dict(named)
     return {key: value for key, value in named.items() if key not in names} | {cache_keyword(): given}

@@ -66,6 +66,8 @@ class GrowingLayer(DynamicLayer):
         fit = old.dtype == new.dtype and old.device == new.device and outer == new_outer and width == new_width
         if not fit:  # torch knows what is to be said
             return torch.cat([old, new], dim=-2)
+        if not width:  # nothing stands there but how many there are
+            return old.new_empty(*outer, filled + count, 0)
         room = self._roomy(name, filled + count)
         room.memory.narrow(-2, filled, count).copy_(new)
         room.ahead = None

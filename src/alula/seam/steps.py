@@ -7,55 +7,59 @@ caches, so what little is asked there costs several times what it does in a loop
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 
-from alula.seam.context import ForwardContext, Standing
+from alula.seam.context import ForwardContext
 from alula.seam.lanes import Coming, LeanLayer
-from alula.seam.requests import Request, Worker
+from alula.seam.requests import Worker
 
 
 class Lean(NamedTuple):
-    """A layer that holds the keys of some tokens.
-
-    Attributes:
-        layer: of the cache.
-        coming: what it is told before the step is in it.
-        standing: the tokens in it, as the forward is told it.
-    """
+    """A layer of a cache that holds the keys of some tokens, and what it is to be told before the step is in it."""
 
     layer: LeanLayer
     coming: Coming
-    standing: Standing
 
 
 @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
 def free_layers(ctx: ForwardContext) -> Mapping[int, Lean | None]:
     """The decoder layers that the token of a step goes through as it does without anybody who takes tokens out, unless
-    the host masks keys; None: the layer holds all of these. Empty where a forward is no step."""
+    the host masks keys; None: the layer holds all of these. Empty where a forward is no step.
+
+    It is told to the forward which keys stand in them.
+    """
     if not ctx.is_step:
         return {}
     held = getattr(ctx.layer_cache, "layers", None) or []
     free: dict[int, Lean | None] = {}
-    for index in range(ctx.anatomy.num_layers):
-        if not _rest(ctx, ctx.requests.workers.get(index, ())):
-            continue
+    resting: dict[int, bool] = {}  # one worker has a say in many layers, most often, which hold the same
+    slots, coming, standing = None, None, None
+    for index, workers in ctx.requests.workers.items():
+        is_free = True
+        for request in workers:
+            if request.mark is None or request.mark in ctx.marks:
+                key = id(request.by)
+                if key not in resting:
+                    resting[key] = _rests(request.by, ctx)
+                is_free = is_free and resting[key]
         there = held[index] if index < len(held) else None
+        if not is_free:
+            continue
         if not isinstance(there, LeanLayer):
             free[index] = None
         elif there.slots.real is None:
-            slots = there.slots.grown(None, there.length, 1)
-            free[index] = Lean(there, Coming(slots, 1), ctx.stood(None, slots.places))
+            if coming is None or standing is None or there.slots is not slots:
+                slots = there.slots
+                coming = Coming(slots.grown(None, there.length, 1), 1)
+                standing = ctx.stood(None, coming.slots.places)
+            free[index] = Lean(there, coming)
+            ctx.pack(index, standing)
     return free
 
 
-def _rest(ctx: ForwardContext, workers: Sequence[Request[Worker]]) -> bool:
-    """Whether all tokens do all in a layer, by those who have a say in it."""
-    for request in workers:
-        if request.mark is None or request.mark in ctx.marks:
-            rests = getattr(request.by, "rests", None)
-            if rests is None or not rests(ctx):
-                return False
-    return True
+def _rests(worker: Worker, ctx: ForwardContext) -> bool:
+    rests = getattr(worker, "rests", None)
+    return rests is not None and rests(ctx)
