@@ -136,3 +136,45 @@ def test_steps_go_by_the_parameters_as_they_are(prompt: str, config: str) -> Non
             return model(**step, past_key_values=cache).logits
 
     torch.testing.assert_close(logits(has_run=True), logits(has_run=False))
+
+
+@pytest.mark.parametrize("config", ["mass", "keys kept", "outputs kept"])
+@pytest.mark.parametrize("trained", ["before a prompt of text", "behind the prompt", "when gradients were there"])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_steps_go_by_what_an_optimizer_left(fused: bool, trained: str, config: str) -> None:
+    """Also by what one changes without torch counting it, as its fused ones do."""
+
+    def logits(*, is_counted: bool) -> Tensor:
+        model, graft = grafted(HOST, config)
+        optimizer = torch.optim.AdamW(graft.parameters(), lr=0.1, fused=fused)
+
+        def see_gradients() -> None:
+            model(**zoo.batch(HOST, LONG)).logits.square().mean().backward()
+
+        def train() -> None:
+            optimizer.step()
+            optimizer.zero_grad()
+            if is_counted:
+                with torch.no_grad():
+                    for parameter in graft.parameters():
+                        parameter.add_(0)
+
+        with torch.no_grad():
+            model(**zoo.batch(HOST, LONG))
+        if trained != "behind the prompt":
+            see_gradients()
+        if trained == "before a prompt of text":
+            train()
+        with torch.no_grad():
+            prompt = zoo.batch(HOST, "9" if trained == "before a prompt of text" else LONG)
+            cache = model(**prompt, use_cache=True).past_key_values
+        if trained == "behind the prompt":
+            see_gradients()
+        if trained != "before a prompt of text":
+            train()
+        turn = {name: value for name, value in zoo.batch(HOST, "1I1").items() if name != "attention_mask"}
+        given = turn if trained == "before a prompt of text" else {"input_ids": STEP}
+        with torch.no_grad():
+            return model(**given, past_key_values=cache).logits
+
+    assert torch.equal(logits(is_counted=False), logits(is_counted=True))

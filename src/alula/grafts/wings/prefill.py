@@ -450,7 +450,10 @@ class PrefillEngine(Engine):
         """Make factors for all layers at once, and have the cache keep them, where nothing is trained."""
         super().prepare(learners, ctx)
         name = learners.graft_name
-        if not self.keys or torch.is_grad_enabled() or name in self._made:
+        if torch.is_grad_enabled():
+            learners.siblings.forget()  # what is trained is changed
+            return
+        if not self.keys or name in self._made:
             return
         some = next(iter(self.keys.values())).tokens
         siblings = learners.siblings

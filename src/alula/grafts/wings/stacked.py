@@ -208,8 +208,9 @@ class _Kept(NamedTuple):
 class Siblings:
     """All layers of one graft, whose matrices are put together once per prompt where nothing is trained.
 
-    What was put together is kept for the steps of decoding behind it, while no parameter is changed or exchanged. Only
-    what is written past autograd (``parameter.data``) is not seen before the next prompt.
+    What was put together is kept for the steps of decoding behind it, while no parameter is changed or exchanged, and
+    while nothing is trained: torch's fused optimizers change parameters uncounted. Only what is written past autograd
+    otherwise (``parameter.data``) is not seen before the next prompt.
     """
 
     def __init__(self) -> None:
@@ -274,11 +275,16 @@ class Siblings:
         if not _are_together(parameters, like.device):
             return None
         weights = Weights.of(learners, compute_dtype(like))
-        if not any(p.is_inference() for p in parameters):  # these do not count their versions
+        # of inference, they do not count their versions; with gradients, an optimizer may change them uncounted
+        if not any(p.is_inference() or p.grad is not None for p in parameters):
             tables, names, there = zip(*self._tree(), strict=True)
             versions = [*map(_version, parameters)]
             self._kept = _Kept(compute_dtype(like), like.device, weights, tables, names, there, parameters, versions)
         return weights
+
+    def forget(self) -> None:
+        """Keep nothing that was put together."""
+        self._kept = None
 
     def router_values(self, tokens: TokenMap, dtype: torch.dtype) -> Sequence[Tensor] | None:
         """By layer (B, K, 2) what its router has sums of attention taken of, where that differs by layer; None also
