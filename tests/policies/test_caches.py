@@ -149,6 +149,27 @@ def test_what_is_done_to_a_cache_is_done_to_what_it_knows(host: str, change: str
     close(found, expected)
 
 
+@pytest.mark.parametrize("case", ["withdraw", "prune", "skip", "own keys"])
+@pytest.mark.parametrize("host", ["llama", "mistral", "gemma3"])
+def test_a_cache_that_was_reset_begins_anew(host: str, case: str) -> None:
+    """Also with another number of samples."""
+    model, cache = zoo.build(host, layers=LAYERS), None
+    with NEIGHBORS[case].on(model):
+        for layouts in (("3I2", "5"), ("I4I2",), ("3I2", "I3", "2I6")):
+            inputs = zoo.batch(host, *layouts)
+            ids, mask = inputs["input_ids"], inputs["attention_mask"]
+            more = torch.full((len(layouts), 1), 7)
+            whole = torch.cat([mask, torch.ones_like(more)], dim=1)
+            found = []
+            for used in (None, cache):
+                out = step(model, host, ids, mask, used)
+                found += [out.logits, step(model, host, more, whole, cache_of_output(out)).logits]
+            cache = cache_of_output(out)
+            for afresh, again in zip(found[:2], found[2:], strict=True):
+                assert torch.equal(afresh, again)
+            cache.reset()
+
+
 ASSISTED = {"prompt lookup": {"prompt_lookup_num_tokens": 3}, "a helper": {}, "a copy under a policy of its own": {}}
 
 

@@ -271,6 +271,8 @@ class Conductor:
         layers = getattr(cache, "layers", None) or []
         there = layers[self.index] if self.index < len(layers) else None
         if isinstance(there, LeanLayer):
+            if not there.length:  # it was reset, and what begins now may be of other samples
+                there.slots = ctx.once(_stretch, ctx.tokens, 0, 0)
             return there
         if cache is None or lane is None:
             return None

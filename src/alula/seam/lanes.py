@@ -487,7 +487,7 @@ class LeanLayer(GrowingLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.slots, self.length = Slots(self.slots.places[:, :0]), 0
+        self.slots, self.length, self.coming = Slots(self.slots.places[:, :0]), 0, None
 
     def reorder_cache(self, beam_idx: Any) -> None:
         self.batch_select_indices(beam_idx)
