@@ -59,6 +59,11 @@ class _TokenLayer(GrowingLayer):
         return self.values.shape[-2] if self.is_initialized else 0
 
 
+def _is_usable(tensor: Tensor) -> bool:
+    """Whether torch takes a tensor for everything here: one that was made in inference mode it does there alone."""
+    return torch.is_inference_mode_enabled() or not tensor.is_inference()
+
+
 def _version_of(tensor: Tensor) -> int | None:
     """How often a tensor was changed; None where torch does not count."""
     return None if tensor.is_inference() else tensor._version
@@ -121,6 +126,14 @@ class TokenCache(_TokenLayer):
         self.rope_widths: dict[str, int] = {}  # of a half, by type of attention
         self.offset: Offset | None = None
         self._counter: tuple[Tensor, int, int] | None = None
+        self._word: TokenMap | None = None
+
+    def word(self, batch: int, device: torch.device) -> TokenMap:
+        """A token of text for each sample, as every step brings one; not to be written to."""
+        word = self._word
+        if word is None or word.shape[0] != batch or word.device != device or not _is_usable(word.modality):
+            self._word = word = TokenMap.text(batch, 1, device=device)
+        return word
 
     def length_of(self, cache: Cache) -> int:
         """How many tokens a cache holds that this layer rides on.
@@ -180,7 +193,7 @@ class TokenCache(_TokenLayer):
         which are not stored yet. Where none are remembered they are asked for about `every` token."""
         owner, known = self._facts
         room, length = known.get(key) if owner == id(self) else None, every.shape[1]
-        if room is None or length > room.shape[-1] or (room.is_inference() and not torch.is_inference_mode_enabled()):
+        if room is None or length > room.shape[-1] or not _is_usable(room):
             of_all = facts(every)
             room = of_all.new_empty(*of_all.shape[:-1], length + max(length // 8, 32))
             room[..., :length] = of_all

@@ -24,7 +24,7 @@ from alula.errors import SeamError, UsageError
 from alula.seam import dialect
 from alula.seam.cache import GraftCacheLayer, TokenCache, TokenPresence, half
 from alula.seam.hooks import ByThread
-from alula.seam.lanes import Lane, LeanLayer, Plan
+from alula.seam.lanes import Lane, LeanLayer, Plan, Slots
 from alula.seam.requests import Bias, Branch, BranchReader, Foresight, Heads, Request, Requests, Sums, Weights
 from alula.seam.scope import SECOND
 from alula.seam.view import LayerView, gather, located
@@ -67,6 +67,8 @@ class ForwardContext:
         inputs: (B, S, d) input of the first decoder layer; set when that layer is entered.
         rope: per attention type the (cos, sin) of the new tokens, each (1 or B, S, R); empty for hosts without RoPE.
         facts: what `facts_of_tokens` gave, by key, for the cache to remember.
+        plans: by layer the work of those in it whose parts are told apart.
+        beside: by layer the keys there, where it holds some and all new tokens are in it; see `seam.steps`.
         memo: results grafts share between layers, keyed by whatever they like; lives and dies with this forward.
     """
 
@@ -131,6 +133,7 @@ class ForwardContext:
         # by layer the tokens in it, and the indices of a `LayerView`: a view itself would keep this forward alive
         self._standing: dict[int, Standing] = {}
         self.plans: dict[int, Plan] = {}
+        self.beside: dict[int, Slots] = {}
         self.foresight: Request[Foresight] | None = None
         self._packed: dict[int, Standing] = {}
         self._said: dict[int, Tensor] = {}
@@ -181,6 +184,9 @@ class ForwardContext:
     def at(self, layer: int) -> LayerView:
         """The tokens of this forward as they stand in a decoder layer."""
         if layer not in self._standing:
+            if layer in self.beside:
+                self.pack(layer, self.stood(None, self.beside[layer].places))
+                return LayerView(self, layer, *self._standing[layer])
             if self.presence is None:
                 return LayerView(self, layer, self.tokens)
             self._stand(layer, None)

@@ -669,7 +669,7 @@ class Seam(nn.Module):
         new_mask = mask[:, mask.shape[1] - reference.shape[1] :] if mask is not None else None
         tokens, known_new = given, None
         if tokens is None:
-            tokens, known_new = self._read_tokens(input_ids, reference, kwargs, new_mask, length > 0)
+            tokens, known_new = self._read_tokens(input_ids, reference, kwargs, new_mask, past, length > 0)
         if tokens.shape != tuple(reference.shape):
             raise UsageError(f"token_map describes {tokens.shape} tokens, the forward has {tuple(reference.shape)}")
         if roles is None and self in (lent_roles := _given_roles.get()):
@@ -740,14 +740,17 @@ class Seam(nn.Module):
         reference: Tensor,
         kwargs: dict[str, Any],
         mask: Tensor | None,
+        past: TokenCache | None,
         continued: bool,
     ) -> tuple[TokenMap, KnownTokens]:
         """The TokenMap of a forward's new tokens, from what the host was given, and what is known of them here."""
         if continued and input_ids is not None and reference.shape[1] == 1 and not brings_media(kwargs):
             # a generated token: text, whatever id was sampled. Several at once are read as in a forward without a
             # cache, whatever keyword brought their media: a new turn must not pass for text because it is not known
-            known = KnownTokens.text(reference.shape[0], reference.shape[1], is_exact=mask is None)
-            return TokenMap.text(reference.shape[0], reference.shape[1], mask, device=reference.device), known
+            known = KnownTokens.text(len(reference), 1, is_exact=mask is None)
+            if mask is None and past is not None:
+                return past.word(len(reference), reference.device), known
+            return TokenMap.text(len(reference), 1, mask, device=reference.device), known
         modalities = torch.zeros(reference.shape, dtype=torch.int64, device=reference.device)
         types = kwargs.get("mm_token_type_ids")
         if types is not None and types.shape != reference.shape:

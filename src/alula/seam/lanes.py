@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -190,15 +190,30 @@ class Slots:
     and what is done to all of them is computed once.
 
     Attributes:
-        places: (B, K) of the tokens among all so far, ascending.
+        first: (B, K - len(behind)) places of tokens among all so far, ascending.
         real: (B, K) bool: the key is of a token with work; None: all are.
         spare: how many keys at most are of tokens that were cropped away, from samples that were left with fewer.
+        behind: places of further tokens, the same in all samples, which every step adds to.
     """
 
-    places: Tensor
+    first: Tensor
     real: Tensor | None = None
     spare: int = 0
+    behind: range = range(0)
     _next: tuple[tuple[Any, ...], Any, Slots] | None = field(default=None, repr=False)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """(B, K) of the tokens among all so far, ascending."""
+        if not self.behind:
+            return self.first
+        more = torch.arange(self.behind.start, self.behind.stop, device=self.first.device)
+        return torch.cat([self.first, more.expand(len(self.first), -1)], dim=1)
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return self.first.shape[1] + len(self.behind)
 
     def _once(self, done: tuple[Any, ...], by: Any, make: Callable[[], Slots]) -> Slots:
         """What `make` gives, made once while the same is done, `by` the same object, to all layers that share this."""
@@ -211,6 +226,11 @@ class Slots:
         return self._once(("grown", past, count), lane, partial(self._grown, lane, past, count))
 
     def _grown(self, lane: Lane | None, past: int, count: int) -> Slots:
+        if lane is None and self.real is None:
+            if not self.behind:
+                return Slots(self.first, None, self.spare, range(past, past + count))
+            if self.behind.stop == past:
+                return Slots(self.first, None, self.spare, range(self.behind.start, past + count))
         batch, device = len(self.places), self.places.device
         if lane is None:
             new = torch.arange(past, past + count, device=device).expand(batch, -1)
@@ -250,7 +270,7 @@ class Slots:
 
     def last(self, count: int) -> Slots:
         """The last `count`."""
-        start = self.places.shape[1] - count
+        start = self.count - count
         if start <= 0:
             return self
         real = None if self.real is None else self.real[:, start:]
@@ -433,7 +453,7 @@ class LeanLayer(GrowingLayer):
         coming, self.coming = self.coming, None
         if coming is None:
             raise UsageError(
-                f"the cache holds {self.slots.places.shape[1]} of {self.length} tokens in one of its layers: it was "
+                f"the cache holds {self.slots.count} of {self.length} tokens in one of its layers: it was "
                 "filled under a policy that took tokens out",
                 remedy="go on with it under that policy, or start from an empty cache",
             )
@@ -450,7 +470,7 @@ class LeanLayer(GrowingLayer):
         """Let go of what no window reaches: places differ, so the last as many keys are at least those in it."""
         assert self.sliding_window is not None
         kept = self.sliding_window - 1 + self.slots.spare
-        if kept < self.slots.places.shape[1]:
+        if kept < self.slots.count:
             self.slots = self.slots.last(kept)
             self.keys, self.values = self.keys[..., -kept:, :], self.values[..., -kept:, :]
 
@@ -480,7 +500,7 @@ class LeanLayer(GrowingLayer):
             self.length += tokens_to_remove
             self.slots = self.slots.cropped(self.length)
             if self.is_initialized:
-                left = self.slots.places.shape[1]
+                left = self.slots.count
                 self.keys, self.values = self.keys[..., :left, :], self.values[..., :left, :]
         if self.is_sliding and self.is_initialized:
             self._trim()

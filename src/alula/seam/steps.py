@@ -36,7 +36,7 @@ def free_layers(ctx: ForwardContext) -> Mapping[int, Lean | None]:
     held = getattr(ctx.layer_cache, "layers", None) or []
     free: dict[int, Lean | None] = {}
     resting: dict[int, bool] = {}  # one worker has a say in many layers, most often, which hold the same
-    slots, coming, standing = None, None, None
+    slots, coming = None, None
     for index, workers in ctx.requests.workers.items():
         is_free = True
         for request in workers:
@@ -51,12 +51,11 @@ def free_layers(ctx: ForwardContext) -> Mapping[int, Lean | None]:
         if not isinstance(there, LeanLayer):
             free[index] = None
         elif there.slots.real is None:
-            if coming is None or standing is None or there.slots is not slots:
+            if coming is None or there.slots is not slots:
                 slots = there.slots
                 coming = Coming(slots.grown(None, there.length, 1), 1)
-                standing = ctx.stood(None, coming.slots.places)
             free[index] = Lean(there, coming)
-            ctx.pack(index, standing)
+            ctx.beside[index] = coming.slots
     return free
 
 
