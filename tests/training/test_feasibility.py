@@ -239,6 +239,48 @@ def test_bad_records_are_told_with_file_and_line(plain: Plain, tmp_path: Path) -
     assert not Path(plain()["output_dir"]).exists()
 
 
+@pytest.mark.parametrize("record", [MUTE, LOST], ids=["mute", "lost"])
+@pytest.mark.parametrize("section", ["validation", "retention.text", "retention.pictures"])
+def test_bad_records_that_a_run_is_measured_with_are_told(
+    plain: Plain, tmp_path: Path, section: str, record: dict[str, Any]
+) -> None:
+    """By the check with all of them, and by a run before its first step. No stage steps over them or is told to."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "grey.png")
+    shown = {**LOST, "id": "shown", "images": [str(tmp_path / "grey.png")]}
+    text = answered(tmp_path / "text.jsonl", {}, 3)
+    pictures = answered(tmp_path / "pictures.jsonl", dict.fromkeys(range(3), shown), 3)
+    if section == "retention.pictures" and record is MUTE:
+        record = {**shown, "messages": shown["messages"][:1]}
+    bad = answered(tmp_path / "bad.jsonl", {0: shown, 1: shown} if section == "retention.pictures" else {}, 2)
+    (tmp_path / "bad.jsonl").write_text((tmp_path / "bad.jsonl").read_text() + json.dumps(record) + "\n")
+    asked = {"retention.text": text, "retention.pictures": pictures, "validation": text}
+    told: list[ReadSource] = []
+    for each in ({}, {section: bad}):
+        named = {**asked, **each}
+        raw = {
+            **plain(data={"sources": [text]}, on_bad="skip"),
+            "validation": {"sources": [named["validation"]], "samples": 3},
+            "retention": {"min": 0.5, "text": named["retention.text"], "pictures": named["retention.pictures"]},
+        }
+        if not each:
+            check(raw, told=told.append)
+            continue
+        text_alone = section == "retention.text" and record is LOST  # which opening it tells
+        with pytest.raises(DataError, match="not text alone" if text_alone else rf"^{section}: 1 of 3") as stop:
+            check(raw)
+        assert "bad.jsonl:3" in str(stop.value)
+        assert "on_bad" not in str(stop.value)
+        with pytest.raises(DataError, match=r"bad\.jsonl:3") as stop:
+            train(raw, quiet=True)
+        assert "on_bad" not in str(stop.value)
+        assert text_alone or not rows(Path(raw["output_dir"]))
+    assert [(source.key, source.read) for source in told[1:]] == [
+        ("validation", 3),
+        ("retention.text", 3),
+        ("retention.pictures", 3),
+    ]
+
+
 def test_bad_records_of_a_stage_that_skips_them_are_told_unless_there_are_no_others(
     plain: Plain, tmp_path: Path
 ) -> None:

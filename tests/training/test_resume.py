@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from alula.errors import DataError, RecipeError, UsageError
-from alula.training import inputs, layout, train
+from alula.training import check, inputs, layout, train
 from alula.training.checkpoint import SEAL, is_complete, newest, prune, seal
 from alula.training.layout import RunDirectory
 from alula.training.metrics import read_rows, rewind
@@ -49,6 +49,14 @@ class _Stop(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
             raise KeyboardInterrupt
+
+
+class _Kill(_Stop):
+    """Kills the process at the end of a step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def stopped(made: Any, step: int) -> None:
@@ -301,6 +309,58 @@ def test_a_killed_run_that_started_over_does_not_cost_the_earlier_one(
             assert train(recipe(), quiet=True).was_done
             assert tree(finished.directory).keys() == before.keys()
     assert len(rows(train(other, resume=False, quiet=True).directory)) == 4
+
+
+def test_a_check_says_of_what_a_kill_left_what_the_next_session_says(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Of a run that started over, killed at any moment; of data that changed; of a run that is not there."""
+    lessons(tmp_path / "one.jsonl", "one", "two")
+    data = {"sources": [{"jsonl": str(tmp_path / "one.jsonl")}]}
+    full: dict[str, Any] = {"method": "full", "train": {"llm": 1e-3}, "data": data}
+    earlier, other = recipe(**full), recipe(**full, steps=4)
+    with pytest.raises(UsageError, match="no run to resume"):
+        check(earlier, resume=True)
+    finished = train(earlier, quiet=True)
+
+    for killed_after in range(9):
+        start_over_killed(other, killed_after)
+        left = tree(finished.directory)
+        for resume in ("auto", True):
+            check(earlier, resume=resume)
+            with pytest.raises(UsageError, match=r"another recipe: stages\.0\.steps was 3, now 4"):
+                check(other, resume=resume)
+        assert tree(finished.directory) == left
+        with pytest.raises(UsageError, match=r"another recipe: stages\.0\.steps was 3, now 4"):
+            train(other, quiet=True)
+        assert train(earlier, quiet=True).was_done
+    made = recipe(**full, save_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(made, callbacks=[_Stop(2)], resume=False, quiet=True)
+    check(made)
+    lessons(tmp_path / "one.jsonl", "one", "six")
+    for again in (check, train):
+        with pytest.raises(UsageError, match=r"other data: .*one\.jsonl"):
+            again(made)
+    check(made, resume=False)
+
+
+def start_over_killed(recipe: Any, moves: int) -> None:
+    """Start a run over, killed after so many moves of the earlier one's parts, or else in its first step."""
+
+    def run() -> None:
+        rename, left = Path.rename, moves
+
+        def last(self: Path, target: Any) -> Path:
+            nonlocal left
+            left -= ".earlier" in Path(target).parts
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(self, target)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Path, "rename", last)
+            train(recipe, callbacks=[_Kill(1)], resume=False, quiet=True)
+
+    assert Forked(run).done().returncode == -signal.SIGKILL
 
 
 def test_the_lock_ends_with_its_process_and_not_with_the_data_workers(tmp_path: Path) -> None:

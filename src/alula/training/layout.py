@@ -154,9 +154,17 @@ class RunDirectory:
     def holds_a_run(self) -> bool:
         return self.recipe.is_file()
 
+    def to_go_on_from(self) -> RunDirectory:
+        """Where the run is that the next session finds here: aside, if one that started over was killed too soon."""
+        earlier = RunDirectory(self.root / _EARLIER)
+        return earlier if earlier.holds_a_run() and not self.has_begun() else self
+
     def has_begun(self) -> bool:
         """Whether there is something learned to go on from: a checkpoint, or a finished stage."""
-        stages = [StageDirectory(path) for path in (self.root / "stages").glob("*")]
+        roots = [self.root]
+        if not RunDirectory(self.root / _EARLIER).holds_a_run():  # a kill came while its parts were moved
+            roots.append(self.root / _EARLIER)
+        stages = [StageDirectory(path) for root in roots for path in (root / "stages").glob("*")]
         return any(stage.done() is not None or newest(stage.checkpoints) is not None for stage in stages)
 
     def check_ownership(self) -> None:

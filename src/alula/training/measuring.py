@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
+from alula.data import BadSampleError
 from alula.data.samples import Sample
+from alula.errors import DataError
 from alula.seam import evaluating
 
 
@@ -34,9 +36,16 @@ def batches(
     size: int,
     device: torch.device,
 ) -> Iterator[dict[str, Any]]:
-    """The samples, ``size`` at a time, on the device."""
+    """The samples, ``size`` at a time, on the device.
+
+    Raises:
+        DataError: a bad sample; no BadSampleError, which a stage steps over where it is one to learn from.
+    """
     for start in range(0, len(samples), size):
-        batch = collate(samples[start : start + size])
+        try:
+            batch = collate(samples[start : start + size])
+        except BadSampleError as error:
+            raise DataError(error.message, where=error.where_named, remedy=error.remedy or "mend it") from error
         yield {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 

@@ -150,8 +150,9 @@ def check(
 ) -> Recipe:
     """Validate a recipe, read its models' configurations and records of its data, training nothing.
 
-    Of every source at most a thousand records are read, with their media, spread evenly over it. What it does not look
-    at: weights, how many tokens records come to, and the other records (`alula data check` reads them all).
+    Of every source, and of what the run is measured with, at most a thousand records are read, with their media, spread
+    evenly over it. What it does not look at: weights, how many tokens records come to, and the other records (`alula
+    data check` reads them all).
 
     Args:
         resume: as `train` would be told.
@@ -165,8 +166,14 @@ def check(
     recipe = with_questions(recipe)
     run = RunDirectory(Path(recipe.output_dir))
     run.check_ownership()
-    if run.holds_a_run() and resume is not False and run.has_begun():
-        check_same_recipe(run, recipe)
+    if resume is not False:
+        there = run.to_go_on_from()
+        if there.holds_a_run() and there.has_begun():
+            check_same_recipe(there, recipe)
+            if there.data.exists():
+                check_same_data(there, recipe, stages_left(there, recipe))
+        elif resume is True and not there.holds_a_run():
+            raise nothing_to_resume(run)
     data = RunData(recipe, run)
     data.open()
     for found in read_sources(recipe, data):
@@ -182,7 +189,7 @@ def earlier_kept(run: RunDirectory, display: Display) -> Iterator[None]:
     def settle() -> None:
         if run.settle():
             display.notify(
-                f"the run that starts over has no checkpoint yet: {run.root} holds the earlier one as it was"
+                f"the run that started over had no checkpoint yet: {run.root} holds the earlier one as it was"
             )
 
     settle()  # what a kill left
@@ -230,6 +237,11 @@ def prepare(
     run.check_ownership()
     if run.holds_a_run():
         if resume is False:
+            if run.has_begun():
+                display.notify(
+                    "starting over: the earlier run goes with the first checkpoint of the new one (save_every: "
+                    f"{recipe.stages[0].save_every} steps) or its first finished stage, and is back if it ends sooner"
+                )
             run.set_aside()
         elif run.has_begun():
             check_same_recipe(run, recipe)
@@ -237,13 +249,13 @@ def prepare(
             run.clear()
             display.notify("nothing was trained by the recipe as it was: the run begins with what it is now")
     elif resume is True:
-        raise UsageError("there is no run to resume", where=str(run.root), remedy="leave --resume out")
+        raise nothing_to_resume(run)
     if not run.holds_a_run():
         # refused now, it leaves no directory behind that belongs to it
         check_feasible(recipe)
         data.open()
     run.clean_partials()
-    left = [index for index, stage in enumerate(recipe.stages) if run.stage(index, stage).done() is None]
+    left = stages_left(run, recipe)
     begun = run.has_begun()
     if begun and run.data.exists():
         check_same_data(run, recipe, left)
@@ -256,6 +268,16 @@ def prepare(
     append_session(run.environment, describe_environment(processes, seeds))
     if recipe.host.path is None:
         assemble(recipe.host, run.host, seed=recipe.seed)
+
+
+def stages_left(run: RunDirectory, recipe: Recipe) -> list[int]:
+    """The stages that are not done, by number."""
+    return [index for index, stage in enumerate(recipe.stages) if run.stage(index, stage).done() is None]
+
+
+def nothing_to_resume(run: RunDirectory) -> UsageError:
+    """What is said where a run is insisted on."""
+    return UsageError("there is no run to resume", where=str(run.root), remedy="leave --resume out")
 
 
 def start_of_run(recipe: Recipe, run: RunDirectory) -> str:
