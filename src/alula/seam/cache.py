@@ -26,13 +26,16 @@ class _TokenLayer(GrowingLayer):
     # transformers would build no mask for its blank tail.
     is_compileable = True
 
-    def _peek(self, name: str, new: Tensor, heads: slice = slice(None)) -> Tensor:
+    def _peek(self, name: str, new: Tensor, heads: slice) -> Tensor:
         """Some heads of the tensor called `name`, followed by `new`, which is not stored by that."""
-        filled, length = getattr(self, name).shape[-2], getattr(self, name).shape[-2] + new.shape[-2]
-        room = self._roomy(name, length)
-        room.memory[:, heads, filled:length] = new
+        filled, count = getattr(self, name).shape[-2], new.shape[-2]
+        room = self._roomy(name, filled + count)
+        behind, whole = room.memory.narrow(-2, filled, count), room.tensor.narrow(-2, 0, filled + count)
+        if new.shape[1] != whole.shape[1]:
+            behind, whole = behind[:, heads], whole[:, heads]
+        behind.copy_(new)
         room.ahead = new
-        return room.tensor[:, heads, :length]
+        return whole
 
     def _is_written(self, name: str, new: Tensor) -> bool:
         """Whether `_peek` wrote `new` behind the tensor called `name`, and nobody who shares its memory wrote since."""
@@ -127,12 +130,13 @@ class TokenCache(_TokenLayer):
         self.offset: Offset | None = None
         self._counter: tuple[Tensor, int, int] | None = None
         self._word: TokenMap | None = None
+        self._of_word: dict[Hashable, Tensor] = {}  # facts about it
 
     def word(self, batch: int, device: torch.device) -> TokenMap:
         """A token of text for each sample, as every step brings one; not to be written to."""
         word = self._word
         if word is None or word.shape[0] != batch or word.device != device or not _is_usable(word.modality):
-            self._word = word = TokenMap.text(batch, 1, device=device)
+            self._word, self._of_word = (word := TokenMap.text(batch, 1, device=device)), {}
         return word
 
     def length_of(self, cache: Cache) -> int:
@@ -190,7 +194,10 @@ class TokenCache(_TokenLayer):
 
     def peek_facts(self, key: Hashable, facts: Callable[[TokenMap], Tensor], every: TokenMap, new: TokenMap) -> Tensor:
         """(.., room) whose first entries are facts about the tokens stored, remembered under a key, and the `new` ones,
-        which are not stored yet. Where none are remembered they are asked for about `every` token."""
+        which are not stored yet. Where none are remembered they are asked for about `every` token.
+
+        Facts are about what tokens are and not where they stand: those about a word of a step hold for the next.
+        """
         owner, known = self._facts
         room, length = known.get(key) if owner == id(self) else None, every.shape[1]
         if room is None or length > room.shape[-1] or not _is_usable(room):
@@ -198,8 +205,16 @@ class TokenCache(_TokenLayer):
             room = of_all.new_empty(*of_all.shape[:-1], length + max(length // 8, 32))
             room[..., :length] = of_all
         else:
-            room[..., length - new.shape[1] : length] = facts(new)
+            room.narrow(-1, length - new.shape[1], new.shape[1]).copy_(self._facts_of(key, facts, new))
         return room
+
+    def _facts_of(self, key: Hashable, facts: Callable[[TokenMap], Tensor], new: TokenMap) -> Tensor:
+        word = self._word
+        if word is None or any(getattr(word, name) is not getattr(new, name) for name in ("modality", "item", "role")):
+            return facts(new)
+        if key not in self._of_word:
+            self._of_word[key] = facts(new)
+        return self._of_word[key]
 
     @property
     def known(self) -> KnownTokens | None:
@@ -222,7 +237,7 @@ class TokenCache(_TokenLayer):
 
     def peek_inputs(self, new: Tensor) -> Tensor:
         """(B, S + tokens, d): the stored inputs followed by (B, tokens, d) not stored yet; without gradients."""
-        return self._peek("keys", new[:, None])[:, 0]
+        return self._peek("keys", new[:, None], slice(None))[:, 0]
 
     def half_rope(self, layer_type: str) -> tuple[Tensor, Tensor]:
         """The first halves of (cos, sin) of all stored tokens, each (B, S, R / 2)."""

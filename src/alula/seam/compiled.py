@@ -210,7 +210,8 @@ class CompiledLayer:
 
 
 def _to_length(values: Tensor, keys: int) -> Tensor:
-    return align(values, keys, dim=1)
+    # in memory of its own: strides of what lies in a cache that grows change as it does
+    return align(values, keys, dim=1).clone(memory_format=torch.contiguous_format)
 
 
 def check_compilable(anatomy: Anatomy) -> None:

@@ -624,7 +624,7 @@ class ForwardContext:
         return self._all_inputs
 
     def facts_of_tokens(self, key: Hashable, facts: Callable[[TokenMap], Tensor]) -> Tensor:
-        """(.., P + S) something about every token that does not change as others follow; not to be written to.
+        """(.., P + S) something about every token that follows from its modality, item and role; not to be written to.
 
         The cache remembers it of the P tokens in it, from one forward that asks to the next.
 
@@ -636,7 +636,7 @@ class ForwardContext:
             return facts(self.all_tokens)
         if key not in self.facts:
             self.facts[key] = self.growing.peek_facts(key, facts, self.all_tokens, self.tokens)
-        return self.facts[key][..., : self.all_tokens.shape[1]]
+        return self.facts[key].narrow(-1, 0, self.all_tokens.shape[1])
 
     def new_half_rope(self, layer_type: str) -> tuple[Tensor, Tensor] | None:
         """The first halves of (cos, sin) of the new tokens, each (B, S, R / 2): the second ones repeat them."""

@@ -169,7 +169,7 @@ class StepInputs:
         if self.active is not None:
             routed = self.active if routed is None else routed * self.active
         if routed is not None:
-            low = low * _like(routed[..., None], low)
+            low = low * _like(routed.unsqueeze(-1), low)
         return project(low.reshape(batch, count, -1), weights.o_up, branch, gain)
 
 
@@ -400,10 +400,10 @@ class DecodeEngine(Engine):
                 at = None if owners is None else owners[:, None]
                 outputs = by_owner(at, [by.made(maker, tokens, factors) for maker in makers])
                 keys, values = ctx.to_cache(name, indices, own, outputs)
-                keys, values = (each.unflatten(1, (count, -1)) for each in (keys, values))
+                keys, values = (each.view(batch, count, -1, *each.shape[2:]) for each in (keys, values))
                 return Made(weights.layers, None, keys, values)
             keys, values = ctx.to_cache(name, indices, own, low[1])
-            keys = keys.unflatten(1, (count, -1))
+            keys = keys.view(batch, count, -1, *keys.shape[2:])
         return Made(weights.layers, weights.out_of_kept(self.head_dim), keys, values)
 
     def _expand_keys(

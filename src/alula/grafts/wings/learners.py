@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from alula.errors import AlulaError, UsageError
 from alula.grafts.wings.config import WingsConfig
-from alula.grafts.wings.router import ConstantRouter, build_router
+from alula.grafts.wings.router import ConstantRouter, Router, build_router
 from alula.grafts.wings.stacked import Siblings, compute_dtype
 from alula.seam import ForwardContext, Part, Seam, Uncompiled
 from alula.tokens import Role, TokenMap
@@ -364,6 +365,13 @@ def by_owner(is_perceptual: Tensor | None, each: Sequence[Tensor]) -> Tensor:
     return torch.where(is_perceptual, each[0], each[1])
 
 
+def _values_of(router: Router, tokens: TokenMap) -> Tensor:
+    """(B, C, tokens) `key_values` of a router that has them."""
+    values = router.key_values(tokens)
+    assert values is not None
+    return values.transpose(1, 2)
+
+
 def segment_lengths(labels: np.ndarray) -> list[int]:
     """Lengths of the segments of equal values in (S,) labels."""
     changes = (np.flatnonzero(labels[1:] != labels[:-1]) + 1).tolist()
@@ -411,13 +419,15 @@ class Engine(abc.ABC):
 
     def key_values(self, learners: LayerLearners, ctx: ForwardContext) -> Tensor | None:
         """(B, P + S, C) values per key whose sums of attention the layer's router needs, or None."""
-        router, of_all = learners.router, self._router_values[learners.graft_name]
-        if of_all is not None:
-            return of_all[learners.place]
+        router, of_layers = learners.router, self._router_values[learners.graft_name]
+        if of_layers is not None:
+            return of_layers[learners.place]
         if router is None or not router.values_are_shared:
             return None if router is None else router.key_values(ctx.all_tokens)
         if self._shared_values is None:
-            self._shared_values = router.key_values(ctx.all_tokens)
+            dtype = next(router.parameters()).dtype
+            of_all = ctx.facts_of_tokens((type(router), dtype), partial(_values_of, router))
+            self._shared_values = of_all.transpose(1, 2)
         return self._shared_values
 
     def part(self, learners: LayerLearners, ctx: ForwardContext) -> Part | None:

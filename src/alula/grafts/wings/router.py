@@ -79,7 +79,7 @@ class MassRouter(Router):
 
     def forward(self, sums: Tensor | None) -> Tensor:
         assert sums is not None
-        mass = _wide(sums[..., 0])
+        mass = _wide(sums.squeeze(-1))
         weight, bias = (_in_dtype(each, mass.dtype) for each in (self.weight, self.bias))
         return torch.softmax(F.linear(mass, weight, bias), dim=-1)
 
