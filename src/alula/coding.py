@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from alula.errors import HostError, UsageError
-from alula.files import atomic_directory, contents, read_json, recovered, telling, write_json
+from alula.files import atomic_directory, check_replaceable, contents, read_json, recovered, telling, write_json
 
 MANIFEST = "coded_weights.json"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -67,7 +67,7 @@ def encode(directory: str | os.PathLike[str], target: str | os.PathLike[str]) ->
 
     Raises:
         HostError: no safetensors there, or they cannot be read. UsageError: it is coded already, or nothing in it would
-            become smaller. FilesError: the file system refused.
+            become smaller; ``target`` holds something else than a model. FilesError: the file system refused.
 
     Other files of weights, which transformers passes over (shards that the index does not name, ``pytorch_model.bin``),
     are left out.
@@ -78,6 +78,7 @@ def encode(directory: str | os.PathLike[str], target: str | os.PathLike[str]) ->
     files = _weight_files(directory)
     plain = coded = 0
     tensors: dict[str, Any] = {}
+    check_replaceable(target)
     with atomic_directory(target) as partial:
         waiting: dict[str, Tensor] = {}
         number = 0
@@ -104,10 +105,12 @@ def decode(directory: str | os.PathLike[str], target: str | os.PathLike[str]) ->
     """Write a coded directory as an ordinary one, which every loader of safetensors reads; complete or not at all.
 
     Raises:
-        HostError: it is not coded, or damaged. FilesError: the file system refused.
+        HostError: it is not coded, or damaged. UsageError: ``target`` holds something else than a model.
+        FilesError: the file system refused.
     """
     directory = recovered(directory)
     manifest = _manifest(directory)
+    check_replaceable(target)
     with atomic_directory(target) as partial:
         places: dict[str, str] = {}
         files = sorted({entry["file"] for entry in manifest.values()})

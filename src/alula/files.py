@@ -16,7 +16,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -214,12 +214,16 @@ def atomic_directory(target: PathLike) -> Iterator[Path]:
     half-written one under that name; killed between the two renames, it leaves none: see `restore_directory`,
     which is called here first.
 
+    Where ``target`` is a symbolic link, what it leads to is replaced.
+
     Raises:
         FilesError: the file system refused something, also inside the block. PathError: a file stands there, or
             ``target`` is the directory this process works in, or around it.
     """
     target = Path(target)
     with telling(target):
+        if target.is_symlink():
+            target = Path(os.path.realpath(target))
         if target.exists() and not target.is_dir():
             raise PathError("a file stands where a directory is meant", where=str(target), remedy="name another place")
         if target.exists() and _works_in(target):
@@ -302,18 +306,36 @@ def append_text(target: PathLike, text: str, *, sync: bool = False) -> None:
 
 MODEL_FILES = ("config.json", "adapter_config.json")
 """what a model or an adapter is known by"""
+_MODEL_FOLDERS = ("additional_chat_templates", "codes", ".cache")
+"""what savers and downloads of models make beside their files"""
 
 
-def check_replaceable(target: PathLike) -> None:
-    """Refuse to write a model over what is none.
+def check_replaceable(
+    target: PathLike, *, what: str = "a model", files: Collection[str] = MODEL_FILES, folders: Collection[str] = ()
+) -> None:
+    """Refuse to write a model over what is none, or has something beside it.
+
+    Args:
+        what, files: what else than a model is written, and by which of its files it is known.
+        folders: which may go with the model that is there; any other, such as a checkpoint or ``.git``, is somebody's.
 
     Raises:
-        PathError: a directory of other things stands there.
+        PathError: a directory of other things stands there, or holds a folder beside a model.
     """
     path = Path(target)
-    if path.is_dir() and contents(path) and not any((path / name).is_file() for name in MODEL_FILES):
+    if not path.is_dir():
+        return
+    held = contents(path)
+    if held and not any((path / name).is_file() for name in files):
         raise PathError(
-            "holds other things than a model, which would be lost", where=str(path), remedy="name a new directory"
+            f"holds other things than {what}, which would be lost", where=str(path), remedy="name a new directory"
+        )
+    others = [each.name for each in held if each.is_dir() and each.name not in (*_MODEL_FOLDERS, *folders)]
+    if others:
+        raise PathError(
+            f"holds {others[0]}/ beside {what}, which would be lost",
+            where=str(path),
+            remedy=f"name a new directory, or move {others[0]}/ out of this one",
         )
 
 

@@ -15,7 +15,7 @@ import alula
 from alula.codes import CodesProcessor, KMeansCodes, ShippedCodes, VQCodes, VQConfig, fit_centroids, load_codes, nearest
 from alula.codes.features import EncoderFeatures
 from alula.codes.training import train_painter, train_vq
-from alula.errors import CodesError
+from alula.errors import CodesError, UsageError
 from alula.hosts.audio_tower import audio_part
 from tests.codes import tiny
 from tests.hosts import tiny as hosts
@@ -303,6 +303,23 @@ def test_places_have_codes_of_their_own(tmp_path: Any) -> None:
     assert torch.equal(torch.stack(again.encode(items)), apart)
     vocabulary = alula.TealConfig.of({"image": placed}).codes["image"]
     assert (vocabulary.size, vocabulary.streams) == (16, 4)
+
+
+@pytest.mark.parametrize("kind", ["own", "encoder", "model"])
+def test_codes_are_saved_over_codes_and_over_nothing_else(kind: str, tmp_path: Any) -> None:
+    shipped, *sizes = next(iter(tiny.SHIPPED.values()))
+    made: Any = {
+        "own": lambda: VQCodes(VQConfig(size=4, width=2, hidden=8, grid=1, patch=2), seed=0),
+        "encoder": lambda: KMeansCodes.fit(tiny.clip(), pictures(6), 5, seed=0),
+        "model": lambda: ShippedCodes(shipped().eval(), *sizes),
+    }[kind]()
+    made.save(made.save(tmp_path / "codes"))
+    for held, told in (("notes", "other things than codes"), ("codes/notes", "notes/ beside codes")):
+        (tmp_path / held).mkdir()
+        (tmp_path / held / "kept").write_text("kept")
+        with pytest.raises(UsageError, match=told):
+            made.save((tmp_path / held).parent if "/" in held else tmp_path / held)
+        assert (tmp_path / held / "kept").read_text() == "kept"
 
 
 def test_what_is_no_directory_of_codes_is_refused(tmp_path: Any) -> None:

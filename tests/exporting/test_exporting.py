@@ -6,7 +6,7 @@ import base64
 import json
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +20,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import alula
 from alula.cli import app as cli
+from alula.compress import WeightPruning, decode, encode, prune
 from alula.errors import AdapterError, AlulaError, HostError, UsageError
 from alula.exporting import export_model, merge_model, push_model
+from alula.grafts.experts import export_lora
 from alula.hosts import save_host
 from alula.policies import Skip, Withdraw, policies_of, put_policies
 from tests.hosts import tiny
@@ -255,3 +257,102 @@ def test_a_hub_that_refuses_is_told(models: Path, hub: str, monkeypatch: pytest.
         cli.main()
     assert stop.value.code == 1
     assert "offline" in capsys.readouterr().err
+
+
+def test_no_saver_replaces_what_is_not_its_own(models: Path, tmp_path: Path) -> None:
+    """Notes, a folder beside a model (checkpoints, a repository, the host that an export brought along), a model of
+    another kind; of its own kind it does."""
+    host = alula.load_model(models / "host")
+    model, _ = alula.load_model(models / "wings")
+    seen, _ = alula.load_model(models / "host")
+    alula.attach(seen, alula.ExpertsConfig(rank=2, tokens="seen"))
+    prune(host.model, WeightPruning(method="magnitude", sparsity=0.6))
+    half, coded = save_host(host, tmp_path / "half"), tmp_path / "coded"
+    encode(half, coded)
+    savers: dict[str, tuple[Callable[[Path], Any], Path]] = {  # and what it replaces
+        "save_host": (lambda path: save_host(host, path), models / "host"),
+        "save_host, told to": (lambda path: save_host(host, path, overwrite=True), models / "wings"),
+        "save_adapter": (lambda path: alula.save_adapter(model, path), models / "wings"),
+        "export_lora": (lambda path: export_lora(seen, path), models / "lora"),
+        "merge_model": (lambda path: merge_model(models / "lora", path), models / "wings"),
+        "export_model": (lambda path: export_model(models / "lora", path), models / "wings"),
+        "encode": (lambda path: encode(half, path), models / "host"),
+        "decode": (lambda path: decode(coded, path), models / "host"),
+    }
+    for name, (save, own) in savers.items():
+        there = tmp_path / name
+        for held, told in {
+            "notes": "other things than a model",
+            "checkpoint-5": "checkpoint-5/ beside a model",
+            ".git": r"\.git/ beside a model",
+        }.items():
+            if held != "notes":
+                shutil.copytree(own, there)
+            (there / held).mkdir(parents=True)
+            (there / held / "kept").write_text("kept")
+            before = {path: path.read_bytes() for path in there.rglob("*") if path.is_file()}
+            with pytest.raises(UsageError, match=told):
+                save(there)
+            assert {path: path.read_bytes() for path in there.rglob("*") if path.is_file()} == before
+            shutil.rmtree(there)
+        shutil.copytree(own, there)
+        (there / "old").write_text("")
+        save(there)
+        assert not (there / "old").exists()
+    kinds = {"host": "a whole model|other host", "wings": r"wings, this|an adapter", "lora": r"lora, this|an adapter"}
+    for name in ("save_host", "save_adapter", "export_lora"):
+        save, own = savers[name]
+        for other in kinds.keys() - {own.name}:
+            shutil.copytree(models / other, tmp_path / name / other)
+            with pytest.raises(UsageError, match=kinds[other]):
+                save(tmp_path / name / other)
+    both = shutil.copytree(models / "lora", tmp_path / "both")
+    shutil.copytree(models / "host", both, dirs_exist_ok=True)
+    with pytest.raises(UsageError, match="holds an adapter"):
+        save_host(host, both)
+
+
+def test_an_adapter_is_not_saved_over_the_host_it_lies_around(models: Path, tmp_path: Path) -> None:
+    """An exported one that was tuned on, under its own name."""
+    out = export_model(models / "wings", tmp_path / "out")
+    model, processor = alula.load_model(out)
+    with pytest.raises(UsageError, match="host/ beside a model"):
+        alula.save_adapter(model, out)
+    alula.load_model(alula.save_adapter(model, tmp_path / "further", processor=processor))
+    export_model(models / "wings", out)  # it brings its own
+
+
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(models: Path, tmp_path: Path) -> None:
+    """A directory on another disk, there or not yet."""
+    host = alula.load_model(models / "host")
+    for name in ("there", "new"):
+        link, disk = tmp_path / name, tmp_path / "disk" / name
+        link.symlink_to(disk)
+        if name == "there":
+            shutil.copytree(models / "host", disk)
+            (disk / "old").write_text("")
+        assert save_host(host, link) == link
+        assert link.is_symlink()
+        assert not (disk / "old").exists()
+        assert sorted(path.name for path in disk.iterdir()) == sorted(path.name for path in link.iterdir())
+        alula.load_model(link)
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["new", "there"]
+
+
+def test_a_host_is_saved_whatever_is_around_it(models: Path, tmp_path: Path) -> None:
+    """Compiled, and over what stock transformers saved; with an adapter of PEFT on it, it is none."""
+    model, processor = alula.load_model(models / "host")
+    stock = tmp_path / "stock"
+    model.save_pretrained(stock)
+    facts = json.loads((stock / "config.json").read_text())
+    (stock / "config.json").write_text(json.dumps({key: facts[key] for key in facts if key != "architectures"}))
+    for saved in (model, torch.compile(model)):
+        save_host((saved, processor), stock)
+        assert alula.load_model(stock).model.state_dict().keys() == model.state_dict().keys()
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    wrapped = get_peft_model(alula.load_model(models / "host").model, lora)
+    with pytest.raises(UsageError, match="adapter of PEFT"):
+        save_host((wrapped, processor), tmp_path / "wrapped")
+    with pytest.raises(UsageError, match="Linear is no model of transformers"):
+        save_host((torch.nn.Linear(1, 1), processor), tmp_path / "wrapped")
+    assert not (tmp_path / "wrapped").exists()

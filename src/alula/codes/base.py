@@ -19,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alula.errors import CodesError
-from alula.files import atomic_directory, read_json, recovered, regular, write_json
+from alula.files import atomic_directory, check_replaceable, read_json, recovered, regular, write_json
 
 CONFIG_FILE, WEIGHTS_FILE = "codes_config.json", "codes_model.safetensors"
+_PARTS = ("encoder", "model")
+"""folders that `Codes.save_parts` writes"""
 Kind = Literal["image", "audio"]
 _KINDS: dict[str, type[CodeTokenizer]] = {}
 
@@ -98,8 +100,13 @@ class CodeTokenizer(nn.Module, abc.ABC):
         return dict(self.state_dict())
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write it as a directory, complete or not at all; one that is there is replaced."""
+        """Write it as a directory, complete or not at all; codes that are there are replaced.
+
+        Raises:
+            UsageError: the directory holds something else.
+        """
         path = Path(directory)
+        check_replaceable(path, what="codes", files=[CONFIG_FILE], folders=_PARTS)
         with atomic_directory(path) as partial:
             self.write(partial)
         return path

@@ -69,7 +69,7 @@ def check_target(path: Path, target: Path) -> None:
         if inside == kept or inside.is_relative_to(kept) or kept.is_relative_to(inside):
             raise UsageError(f"lies inside {kept}, or around it", where=str(target), remedy="name another directory")
         kept = host_of(kept)
-    check_replaceable(inside)
+    check_replaceable(inside, folders=[HOST])
 
 
 def host_of(path: Path) -> Path | None:

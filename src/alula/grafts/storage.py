@@ -77,7 +77,8 @@ def save_adapter(
         processor: saved beside the weights when given.
 
     Raises:
-        UsageError: no such graft or module; ``directory`` holds a whole model, such as the host, or other things.
+        UsageError: no such graft or module; ``directory`` holds a whole model, such as the host, an adapter of another
+            kind, or other things.
     """
     graft, host, directory = get(model, name), unwrap(model), Path(directory)
     weights = {f"graft.{key}": value for key, value in graft.state_dict().items()}
@@ -102,11 +103,7 @@ def save_adapter(
         "config": graft.config.to_dict(),
         POLICIES: declared(host.config, POLICIES),
     }
-    check_replaceable(directory)
-    if (directory / "config.json").is_file():
-        raise PathError(
-            "holds a whole model, which would be lost", where=str(directory), remedy="name another directory"
-        )
+    check_adapter_replaceable(directory, graft.config.graft_type)
     with atomic_directory(directory) as partial:
         save_file(
             {k: v.detach().contiguous().cpu() for k, v in weights.items()}, partial / WEIGHTS_FILE, {"format": "pt"}
@@ -116,6 +113,30 @@ def save_adapter(
         if processor is not None:
             processor.save_pretrained(partial)
     return directory
+
+
+def check_adapter_replaceable(directory: Path, kind: str) -> None:
+    """Refuse to write an adapter over anything but an earlier one of its kind.
+
+    Args:
+        kind: what the adapter's configuration names as its ``alula_type`` or ``peft_type``.
+
+    Raises:
+        PathError: something else stands there.
+    """
+    check_replaceable(directory)
+    held = None
+    if (directory / "config.json").is_file():
+        held = "a whole model"
+    elif (directory / CONFIG_FILE).is_file():
+        try:
+            facts = json.loads((directory / CONFIG_FILE).read_bytes())
+            there = facts.get("alula_type") or facts["peft_type"]
+            held = None if there == kind else f"another adapter ({str(there).lower()}, this one is {kind.lower()})"
+        except (OSError, ValueError, LookupError, AttributeError, TypeError):
+            held = "an adapter of which nothing is known"
+    if held is not None:
+        raise PathError(f"holds {held}, which would be lost", where=str(directory), remedy="name another directory")
 
 
 def load_adapter(

@@ -137,12 +137,14 @@ def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str], *
     Args:
         host: what `build_host` and `load_host` return, or any pair of a model and its processor.
         directory: made; an earlier state of the host that is there is replaced as a whole.
-        overwrite: replace another host, or an adapter, too. Hosts are told apart by their classes and sizes.
+        overwrite: replace another host, or an adapter, too. Hosts are told apart by their classes and sizes: what is of
+            the same is taken for an earlier state, as that of a host which was tuned whole has no weight in common.
 
     Grafts on it are left out: they have directories of their own. Policies are saved in its config.
 
     Raises:
-        UsageError: a host without its processor; ``directory`` holds another model, or other things than one.
+        UsageError: a host without its processor, or with an adapter of PEFT on it; ``directory`` holds another model,
+            or other things than one.
     """
     if isinstance(host, nn.Module):
         raise UsageError(
@@ -150,6 +152,7 @@ def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str], *
         )
     check_replaceable(directory)
     model, processor = host
+    model = _whole(model)
     if not overwrite:
         _refuse_another(model, Path(directory))
     weights = model.state_dict()
@@ -163,13 +166,35 @@ def save_host(host: Host | tuple[Any, Any], directory: str | os.PathLike[str], *
     return Path(directory)
 
 
+def _whole(model: Any) -> PreTrainedModel:
+    """The model itself, out of what compiles it or runs it in parallel.
+
+    Raises:
+        UsageError: it is no model of transformers, or has an adapter of PEFT on it.
+    """
+    while not isinstance(model, PreTrainedModel):
+        inner = next((found for name in ("_orig_mod", "module") if (found := getattr(model, name, None))), None)
+        if hasattr(model, "get_base_model") or inner is None:
+            break
+        model = inner
+    if hasattr(model, "get_base_model"):
+        raise UsageError(
+            "it has an adapter of PEFT on it, which is no part of a host",
+            where="save_host",
+            remedy="merge it into the weights first (merge_and_unload), or save it alone by save_pretrained",
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise UsageError(f"{type(model).__name__} is no model of transformers", where="save_host")
+    return model
+
+
 def _refuse_another(model: PreTrainedModel, directory: Path) -> None:
     """Raise a PathError if a model of other classes or sizes stands in ``directory``, naming what differs first."""
     remedy = "name another directory, or replace what is there by save_host(..., overwrite=True)"
     found = [name for name in MODEL_FILES if (directory / name).is_file()]
     if not found:
         return
-    if "config.json" not in found:
+    if "adapter_config.json" in found:
         raise PathError("holds an adapter, which would be lost", where=str(directory), remedy=remedy)
     try:
         there = read_config(str(directory))
@@ -188,12 +213,13 @@ def _refuse_another(model: PreTrainedModel, directory: Path) -> None:
 
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any], key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The classes and sizes in which two configurations differ, by key, with both values."""
+    """The classes and sizes in which two configurations differ, by key, with both values. Not all that was saved names
+    its class."""
     for name in (*_TELLING, *(name for name, value in now.items() if isinstance(value, Mapping))):
         old, new = there.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _differences(old, new, f"{key}{name}.")
-        elif name in _TELLING and old != new:
+        elif name in _TELLING and old != new and not (name == "architectures" and None in (old, new)):
             yield f"{key}{name}", old, new
 
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from alula.anatomy import unwrap
 from alula.errors import UsageError
-from alula.files import atomic_directory, check_replaceable
+from alula.files import atomic_directory
 from alula.grafts.experts.graft import ExpertsGraft, LayerExperts
 from alula.grafts.lifecycle import get
 from alula.grafts.linears import path_of
+from alula.grafts.storage import check_adapter_replaceable
 
 
 def export_lora(model: nn.Module, directory: str | os.PathLike[str], *, name: str = "experts") -> Path:
@@ -32,7 +33,7 @@ def export_lora(model: nn.Module, directory: str | os.PathLike[str], *, name: st
 
     Raises:
         UsageError: no such graft, or experts that a LoRA cannot be: for image tokens only, or full matrices;
-            ``directory`` holds other things than a model.
+            ``directory`` holds something else than a LoRA.
     """
     graft = get(model, name)
     if not isinstance(graft, ExpertsGraft):
@@ -64,7 +65,7 @@ def export_lora(model: nn.Module, directory: str | os.PathLike[str], *, name: st
         inference_mode=True,
     )
     target = Path(directory)
-    check_replaceable(target)
+    check_adapter_replaceable(target, "LORA")
     with atomic_directory(target) as partial:
         lora.save_pretrained(str(partial))
         save_file(weights, partial / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
