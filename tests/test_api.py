@@ -39,6 +39,12 @@ sys.exit(str(listed ^ {*alula._HOMES, *rooms}) if listed != {*alula._HOMES, *roo
     assert {"__version__", "__doc__", "__path__"} <= set(dir(alula))
 
 
+def test_a_star_brings_the_public_names_and_nothing_else() -> None:
+    brought: dict[str, object] = {}
+    exec("from alula import *", brought)
+    assert brought.keys() - {"__builtins__"} == set(alula._HOMES)
+
+
 def test_importing_is_cheap() -> None:
     program = "import sys, alula; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -42,6 +42,8 @@ _HOMES = {
     "train": "alula.training",
 }
 
+__all__ = [*_HOMES]
+
 # the redundant aliases tell type checkers that these are public
 if TYPE_CHECKING:
     from alula.auditing import audit as audit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import resource
 import socket
 import time
@@ -285,6 +286,18 @@ def test_the_log_says_who_sent_what_is_no_http(
     assert why in line
     assert len(line) < 300
     assert line.isprintable()
+
+
+def test_what_turns_out_to_be_no_http_is_answered_once(short: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Though the application has begun on the request, and refuses it before it reads the body."""
+    head = CHUNKED.replace(TOKEN.encode(), b"wrong")
+    for beginning in (b"", b"2\r\nab\r\n"):
+        with connected(short, head + beginning + b"no number\r\n") as wrong:
+            answer = rest(wrong)
+        assert told(answer)[0] == 400
+        assert answer.count(b"HTTP/1.1 ") == 1
+    answered(short)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_a_share_is_of_an_address_or_of_a_network_of_64_bits() -> None:

@@ -229,6 +229,9 @@ class Connection(H11Protocol):
         for each in events:
             self.transport.write(self.conn.send(each) or b"")
         self.transport.close()
+        if self.cycle is not None:  # the application may have begun on the request, and would answer a second time
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self._expect_taken()
 
     # -- what goes ----------------------------------------------------------------------------------------------------
