@@ -281,6 +281,26 @@ def test_bad_records_that_a_run_is_measured_with_are_told(
     ]
 
 
+def test_questions_to_distill_from_that_are_none_are_told_before_anything_is_written(
+    plain: Plain, tmp_path: Path
+) -> None:
+    """By the check, and by a run before it asks a model."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "grey.png")
+    shown = {**LOST, "id": "shown", "images": [str(tmp_path / "grey.png")]}
+    text = answered(tmp_path / "text.jsonl", {1: MUTE}, 3)  # their answers are not looked at
+    check(plain(data={"sources": [text]}, on_bad="skip", distill={"prompts": text}))
+    for bad, told in (
+        (answered(tmp_path / "bad.jsonl", {2: shown}, 3), r"bad\.jsonl:3: is not text alone"),
+        ({"jsonl": str(tmp_path / "none.jsonl")}, "cannot be read"),
+    ):
+        raw = plain(data={"sources": [text]}, distill={"prompts": bad}, on_bad="skip")
+        for refused in (check, train):
+            with pytest.raises(DataError, match=told) as stop:
+                refused(raw)
+            assert str(stop.value).startswith("stages.only.distill.prompts") or "none.jsonl" in str(stop.value)
+            assert not (Path(raw["output_dir"]) / "recipe.yaml").exists()
+
+
 def test_bad_records_of_a_stage_that_skips_them_are_told_unless_there_are_no_others(
     plain: Plain, tmp_path: Path
 ) -> None:

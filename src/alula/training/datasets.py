@@ -12,6 +12,7 @@ from pathlib import Path
 from alula.data import Mixture, MixtureSpec, Quarantine, open_mixture, source_files
 from alula.data.samples import Sample
 from alula.errors import RecipeError
+from alula.training.distillation import questions_of
 from alula.training.layout import RunDirectory
 from alula.training.methods import METHODS
 from alula.training.recipe import DataSpec, Recipe, Stage
@@ -97,10 +98,12 @@ class RunData:
         """Open everything now, so that what cannot be read is refused before anything runs.
 
         Raises:
-            DataError, RecipeError: see `stage`, `retention` and `validation`.
+            DataError, RecipeError: see `stage`, `retention` and `validation`; questions to distill from that are none.
         """
-        for index in range(len(self.recipe.stages)):
+        for index, stage in enumerate(self.recipe.stages):
             self.stage(index)
+            if stage.distill is not None and stage.distill.prompts is not None:
+                questions_of(stage.distill.prompts, stage.distill.count, f"stages.{stage.name}.distill.prompts")
         _ = self.retention, self.validation
 
 

@@ -8,5 +8,6 @@ from alula.training.distillation.lessons import Lessons
 from alula.training.distillation.loss import distillation
 from alula.training.distillation.preparation import prepare_lessons
 from alula.training.distillation.stream import HeldMixture
+from alula.training.distillation.teacher import questions_of
 
-__all__ = ["HeldMixture", "Lessons", "distillation", "prepare_lessons"]
+__all__ = ["HeldMixture", "Lessons", "distillation", "prepare_lessons", "questions_of"]
