@@ -18,7 +18,8 @@ _CHECKED = """the recipe is fine
 checked: the settings; the models' configurations and the host's chat template; that the directories can be written to;
          that the files of data open; of their records, with their media,"""
 _NOT_CHECKED = """\
-not checked: weights, memory, how many tokens records come to, and other records, which `alula data check FILE` reads"""
+not checked: weights, memory, how many tokens records come to, whether the host takes their media, and other records,
+             which `alula data check FILE` reads"""
 
 
 def register(app: typer.Typer) -> None:

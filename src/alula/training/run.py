@@ -151,8 +151,8 @@ def check(
     """Validate a recipe, read its models' configurations and records of its data, training nothing.
 
     Of every source, and of what the run is measured with, at most a thousand records are read, with their media, spread
-    evenly over it. What it does not look at: weights, how many tokens records come to, and the other records (`alula
-    data check` reads them all).
+    evenly over it. What it does not look at: weights, how many tokens records come to, whether the host takes their
+    media, and the other records (`alula data check` reads them all).
 
     Args:
         resume: as `train` would be told.
