@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from alula.cli import app as cli
+from alula.data import open_source
 from alula.data.captions import read_captions
 from alula.data.records import RecordFile
 from alula.errors import AlulaError, DataError, EvaluationError, FilesError, PathError, RecipeError, UsageError
@@ -283,6 +284,26 @@ def test_a_file_that_cannot_be_read_is_told_alike_whoever_reads_it(reader: str, 
     with pytest.raises(kind, match=r"lost\.json: cannot be read: No such file or directory") as told:
         read(lost)
     assert told.value.remedy
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_path_where_nothing_can_be_read_is_told_whoever_reads_it(reader: str, tmp_path: Path) -> None:
+    read, kind = READERS[reader]
+    (tmp_path / "round").symlink_to("round")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00{")
+    names = ["round", "bytes/inside", "a" * 300, "null\0", "half\udfff", "."]
+    for name in [*names, *([] if reader == "records" else ["bytes"])]:  # which are bad records
+        with pytest.raises((kind, FilesError, DataError)) as told:
+            read(tmp_path / name)
+        assert told.value.where
+
+
+@pytest.mark.parametrize("key", ["jsonl", "llava", "coco", "dataset", "webdataset"])
+def test_a_source_where_nothing_can_be_is_told(key: str, tmp_path: Path) -> None:
+    (tmp_path / "round").symlink_to("round")
+    for name in ("round", "a" * 300, "null\0"):
+        with pytest.raises(AlulaError, match=r"circle|too long|such a name"):
+            open_source({key: str(tmp_path / name)})
 
 
 def test_a_working_directory_that_was_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

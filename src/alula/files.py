@@ -115,10 +115,23 @@ def absolute(path: PathLike) -> Path:
     """``path`` from the root; links are not followed, and nothing needs to be there.
 
     Raises:
-        FilesError: it starts from the working directory, which was removed.
+        FilesError: it starts from the working directory, which was removed; or nothing can be there, as the name is too
+            long or links lead in a circle.
     """
-    with telling(path):
-        return Path(os.path.abspath(path))
+    with telling(path), _nameable(path):
+        found = Path(os.path.abspath(path))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.stat(found)
+    return found
+
+
+@contextlib.contextmanager
+def _nameable(path: PathLike) -> Iterator[None]:
+    """Inside, a null character or half a surrogate pair in ``path`` is told: Python refuses it by a ValueError."""
+    try:
+        yield
+    except ValueError:
+        raise PathError("no file can have such a name", where=repr(os.fspath(path)), remedy="correct it") from None
 
 
 def check_path(path: PathLike) -> str:
@@ -170,7 +183,7 @@ def regular(path: PathLike) -> Path:
     Raises:
         FilesError: a directory, named pipe, socket or device stands there.
     """
-    with telling(path):
+    with telling(path), _nameable(path):
         found = irregular(path)
     if found is not None:
         raise PathError(f"is {found}, not a file", where=os.fspath(path), remedy="put a regular file there")

@@ -276,7 +276,7 @@ def _open_dataset(spec: DatasetSpec, base: Path) -> FileSource | DatasetSource:
 
 
 def _dataset(path: Path, split: str | None, **options: Any) -> FileSource | DatasetSource:
-    if not is_image_folder(path):
+    if not is_image_folder(absolute(path)):
         return DatasetSource(path, split=split, **options)
     return FileSource(metadata_of(path, split), from_metadata, **{**options, "name": options.get("name") or path.name})
 

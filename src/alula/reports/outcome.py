@@ -135,7 +135,7 @@ def read_curve(path: str | os.PathLike[str], points: int = CURVE_POINTS) -> list
     """
     try:
         lines = regular(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise unreadable(error, path, EvaluationError) from error
     stages: dict[str, list[CurvePoint]] = {}
     for number, line in enumerate(lines, start=1):

@@ -32,7 +32,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8, or no name that a file can have
         remedy = "name a YAML file; the repository's recipes/ has some to start from"
         raise unreadable(error, path, RecipeError, remedy=remedy) from None
     raw, lines = read_yaml(text, where=str(path))
