@@ -208,8 +208,10 @@ def flex_forward(
 
 def _is_asked(module: nn.Module, alula: Any) -> bool:
     """Whether anybody asks anything of an attention module's layer, in whatever forward."""
+    if alula is None or (alula.foresight is None and not alula.requests.is_any):
+        return False
     # vision towers of some hosts hand our keyword to attention modules that have no layer index
-    layer = None if alula is None else getattr(module, "layer_idx", None)
+    layer = getattr(module, "layer_idx", None)
     return layer is not None and (alula.foresight is not None or alula.requests.is_any_of(layer))
 
 

@@ -171,7 +171,7 @@ class TokenCache(_TokenLayer):
         halves = [half(table).float() for name in self.rope_widths for table in rope[name]]
         halves = [each if each.shape[:2] == tokens.shape else each.expand(*tokens.shape, -1) for each in halves]
         facts = torch.cat([tokens.stack(), *halves], dim=-1).float()  # float32 as soon as there is RoPE
-        self.update(inputs[:, None], facts[:, None])
+        self.update(inputs.unsqueeze(1), facts.unsqueeze(1))
         self.forget()
 
     def remember(
@@ -280,7 +280,7 @@ class TokenCache(_TokenLayer):
     def of(cache: Cache | None) -> TokenCache | None:
         """The token cache riding on `cache`, if any."""
         layers = getattr(cache, "layers", None) or []
-        return next((layer for layer in layers if type(layer) is TokenCache), None)
+        return next((layer for layer in reversed(layers) if type(layer) is TokenCache), None)  # it is behind
 
 
 class SecondCache(_TokenLayer):
@@ -390,4 +390,4 @@ class TokenPresence(_TokenLayer):
 
 def half(table: Tensor) -> Tensor:
     """The first half of a (.., R) cos or sin table; RoPE tables repeat their half-width angles twice."""
-    return table[..., : table.shape[-1] // 2]
+    return table.narrow(-1, 0, table.shape[-1] // 2)

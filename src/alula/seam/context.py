@@ -359,7 +359,7 @@ class ForwardContext:
         """
         if index == 0:
             self.layer_cache = self._checked_cache(layer, args, kwargs)
-            self.inputs = hidden if self.keeps_inputs else hidden[..., :0]
+            self.inputs = hidden if self.keeps_inputs else hidden.narrow(-1, 0, 0)
         kind = self.anatomy.layer_type(index)
         if kind in self._all_positions:
             return

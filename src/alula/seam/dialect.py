@@ -113,7 +113,12 @@ def cache_in(args: Iterable[Any]) -> Cache | None:
 
 def cache_of_output(output: Any) -> Cache | None:
     """The cache a model gave back, in a `ModelOutput` or a tuple; None where it gave none."""
-    return cache_in(output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ())
+    if not isinstance(output, Mapping):
+        return cache_in(output if isinstance(output, tuple) else ())
+    for name in _KNOWN:
+        if isinstance(given := output.get(name), Cache):
+            return given
+    return cache_in(output.values())
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, where: str) -> Tensor:

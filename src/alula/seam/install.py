@@ -831,9 +831,8 @@ class Seam(nn.Module):
         past.append(forward.tokens, forward.inputs, forward.rope)
         past.remember(forward.all_tokens, forward.has_media, forward.known_so_far, forward.facts)
         past.note_length(cache, known)
-        if forward.past is None or (
-            forward.new_media and forward.shapes()
-        ):  # else positions go on as they did, whatever the host read since
+        # else positions go on as they did, whatever the host read since
+        if forward.past is None or (forward.new_media and forward.shapes()):
             past.offset = preconditions.current_offset(self.anatomy)
         presence = TokenPresence.of(cache)
         if presence is None and forward.is_withdrawn:

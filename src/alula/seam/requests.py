@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 from torch import Tensor
@@ -331,6 +332,11 @@ class Requests:
     workers: Mapping[int, tuple[Request[Worker], ...]] = field(default_factory=dict)
     contrasts: tuple[Request[Contrast], ...] = ()
     endings: tuple[Ending, ...] = ()
+
+    @cached_property
+    def is_any(self) -> bool:
+        """Whether anything is asked of attention in any layer."""
+        return bool(self.sums or self.weights or self.biases or self.heads)
 
     def is_any_of(self, layer: int) -> bool:
         """Whether anything is asked of attention in a decoder layer."""
