@@ -296,7 +296,7 @@ def prefill(model: Any, image: int, text: int, device: str, rounds: int, chosen:
 
 def decode(model: Any, image: int, text: int, device: str, rounds: int, steps: int) -> dict[str, Any]:
     """Times of steps behind a long prompt, whose cache holds fewer keys under a policy. By hand: plain ones behind a
-    plain cache cut down to as many keys per layer."""
+    plain cache cut down to as many keys per layer. The first step of a turn, behind attaching, is not timed."""
     embeds, tokens = prompt(model, image, text)
     layers = model.config.num_hidden_layers
     leaner = {name: policy for name, (policy, _) in policies(layers, image, text).items()}
@@ -318,8 +318,11 @@ def decode(model: Any, image: int, text: int, device: str, rounds: int, steps: i
         for _ in range(steps):
             model(input_ids=step, **{cache_keyword(): caches[name]})
 
-    def inside(name: str) -> contextlib.AbstractContextManager[Any]:
-        return arms[name].on(model) if name in arms else contextlib.nullcontext()
+    @contextmanager
+    def inside(name: str) -> Iterator[None]:
+        with arms[name].on(model) if name in arms else contextlib.nullcontext():
+            model(input_ids=step, **{cache_keyword(): caches[name]})  # what was just attached finds its host out once
+            yield
 
     seconds = timed({name: partial(go, name) for name in caches}, device, rounds, inside)
     return {
