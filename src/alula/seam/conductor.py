@@ -140,9 +140,7 @@ class Conductor:
     def _conduct(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's forward."""
         ctx: ForwardContext | None = kwargs.get(NAME)
-        module, run = self._stands["layer"]
-        if run is None:
-            run = MethodType(type(module).forward, module)
+        run = self._own("layer")
         if ctx is None:
             return run(*args, **kwargs)
         free = ctx.memo.get(free_layers)
