@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from alula.errors import SeamError
-from alula.seam.growing import GrowingLayer
+from alula.seam.growing import GrowingLayer, is_usable
 from alula.seam.preconditions import Offset
 from alula.tokens import KnownTokens, TokenMap
 
@@ -60,11 +60,6 @@ class _TokenLayer(GrowingLayer):
     def get_seq_length(self) -> int:
         # one of the two may have width 0, which the inherited test takes for an empty cache
         return self.values.shape[-2] if self.is_initialized else 0
-
-
-def _is_usable(tensor: Tensor) -> bool:
-    """Whether torch takes a tensor for everything here: one that was made in inference mode it does there alone."""
-    return torch.is_inference_mode_enabled() or not tensor.is_inference()
 
 
 def _version_of(tensor: Tensor) -> int | None:
@@ -135,7 +130,7 @@ class TokenCache(_TokenLayer):
     def word(self, batch: int, device: torch.device) -> TokenMap:
         """A token of text for each sample, as every step brings one; not to be written to."""
         word = self._word
-        if word is None or word.shape[0] != batch or word.device != device or not _is_usable(word.modality):
+        if word is None or word.shape[0] != batch or word.device != device or not is_usable(word.modality):
             self._word, self._of_word = (word := TokenMap.text(batch, 1, device=device)), {}
         return word
 
@@ -200,7 +195,7 @@ class TokenCache(_TokenLayer):
         """
         owner, known = self._facts
         room, length = known.get(key) if owner == id(self) else None, every.shape[1]
-        if room is None or length > room.shape[-1] or not _is_usable(room):
+        if room is None or length > room.shape[-1] or not is_usable(room):
             of_all = facts(every)
             room = of_all.new_empty(*of_all.shape[:-1], length + max(length // 8, 32))
             room[..., :length] = of_all

@@ -80,8 +80,7 @@ class GrowingLayer(DynamicLayer):
         room = self._room.get(name)
         if room is None or room.filled is not old or length > room.tensor.shape[-2]:
             return None
-        # what was made in inference mode is changed there alone
-        return room if torch.is_inference_mode_enabled() or not old.is_inference() else None
+        return room if is_usable(old) else None
 
     def _roomy(self, name: str, length: int) -> _Room:
         """Room for at least `length` tokens whose first ones are those of the tensor called `name`."""
@@ -103,6 +102,11 @@ class GrowingLayer(DynamicLayer):
     def offload(self) -> None:
         self._room.clear()  # or its memory would stay on the device
         super().offload()
+
+
+def is_usable(tensor: Tensor) -> bool:
+    """Whether torch takes a tensor for everything here: one that was made in inference mode it changes there alone."""
+    return torch.is_inference_mode_enabled() or not tensor.is_inference()
 
 
 def let_grow(cache: Cache) -> None:
