@@ -62,10 +62,10 @@ class _Reading:
 
     def note(self, view: LayerView, hidden: Tensor) -> None:
         if self.is_of_all or view.ctx.new_media:
-            view.ctx.layer(view.layer)[self.owner] = hidden
+            view.ctx.memo[self.owner, view.layer] = hidden
 
     def give(self, view: LayerView, hidden: Tensor) -> Tensor | None:
-        noted: Tensor | None = view.ctx.layer(view.layer).pop(self.owner, None)
+        noted: Tensor | None = view.ctx.memo.pop((self.owner, view.layer), None)
         if noted is None or self.is_of_all:
             return noted
         return torch.where(view.tokens.is_perceptual[..., None], noted, hidden)

@@ -69,7 +69,8 @@ class ForwardContext:
         facts: what `facts_of_tokens` gave, by key, for the cache to remember.
         plans: by layer the work of those in it whose parts are told apart.
         beside: by layer the keys there, where it holds some and all new tokens are in it; see `seam.steps`.
-        memo: results grafts share between layers, keyed by whatever they like; lives and dies with this forward.
+        memo: what grafts keep for a layer or share between layers, keyed by whatever they like. It lives and dies with
+            this forward, so that a layer recomputed by gradient checkpointing finds what it found the first time.
     """
 
     def __init__(
@@ -145,7 +146,6 @@ class ForwardContext:
             if layer.get_seq_length() == stored and layer.owner_id == requests.owner_id(name)
         }
         self._new: dict[str, dict[tuple[int, ...], tuple[Tensor, Tensor]]] = defaultdict(dict)
-        self._layer_state: dict[int, dict[Any, Any]] = defaultdict(dict)
 
     def known(self, *, exactly: bool = False) -> KnownTokens:
         """All tokens, as the host knows them; what it does not know yet is read from the device.
@@ -175,11 +175,6 @@ class ForwardContext:
             elif self._new_known is not None and before is not None:
                 self._known = before.append(self._new_known)
         return self._known
-
-    def layer(self, index: int) -> dict[Any, Any]:
-        """The state grafts keep for one layer of this forward. It is kept until the forward dies, so that a layer
-        recomputed by gradient checkpointing finds what it found the first time."""
-        return self._layer_state[index]
 
     def at(self, layer: int) -> LayerView:
         """The tokens of this forward as they stand in a decoder layer."""

@@ -62,12 +62,12 @@ class GrowingLayer(DynamicLayer):
 
     def _grown(self, name: str, old: Tensor, new: Tensor) -> Tensor:
         """The tensor called `name`, which is `old`, followed by `new`."""
-        (*outer, filled, width), (*new_outer, count, new_width) = old.shape, new.shape
-        fit = old.dtype == new.dtype and old.device == new.device and outer == new_outer and width == new_width
-        if not fit:  # torch knows what is to be said
+        (filled, width), (count, new_width) = old.shape[-2:], new.shape[-2:]
+        fit = old.dtype == new.dtype and old.device == new.device and width == new_width
+        if not fit or old.shape[:-2] != new.shape[:-2]:  # torch knows what is to be said
             return torch.cat([old, new], dim=-2)
         if not width:  # nothing stands there but how many there are
-            return old.new_empty(*outer, filled + count, 0)
+            return old.new_empty(*old.shape[:-2], filled + count, 0)
         room = self._roomy(name, filled + count)
         room.memory.narrow(-2, filled, count).copy_(new)
         room.ahead = None

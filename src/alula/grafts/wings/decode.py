@@ -148,11 +148,13 @@ class StepInputs:
         """
         (batch, count, _), (learners, rank, _) = query.shape, weights.q_up.shape
         every, head_dim = keys.shape[2:]
-        q = weights.queries(query).view(learners, batch, count, -1, head_dim).permute(1, 3, 0, 2, 4)
-        if self.turn is not None:
-            q = torch.bmm(q.reshape(batch, -1, head_dim), self.turn)
-        elif self.angles is not None:
-            q = rotate(q, self.angles)
+        q = weights.queries(query)
+        if self.turn is None:
+            q = q.view(learners, batch, count, -1, head_dim).permute(1, 3, 0, 2, 4)
+            q = q if self.angles is None else rotate(q, self.angles)
+        else:  # one query: of one sample nothing is copied
+            q = q.view(learners, batch, -1).transpose(0, 1).reshape(batch, -1, head_dim)
+            q = torch.bmm(q, self.turn).view(batch, learners, -1, head_dim).transpose(1, 2)
         q = q.reshape(-1, learners * count, head_dim)
         keys = keys.reshape(-1, every, head_dim)
         scores = torch.baddbmm(self.attn_bias, q, _like(keys, q).transpose(1, 2), alpha=head_dim**-0.5)
@@ -312,7 +314,7 @@ class DecodeEngine(Engine):
     ) -> Tensor:
         made, place = self._placed(learners, ctx)
         weights, out, keys, values = made.layers[place]
-        routed = None if learners.router is None else learners.router_weights(ctx)
+        routed = learners.router_weights(ctx)
         if learners.config.cache == "factors":
             keys = self._expand_keys(keys, weights, learners, ctx)
         inputs, gain = self._inputs(learners, ctx), learners.config.gain

@@ -59,10 +59,10 @@ class WingsLayer(LayerLearners):
     def add(self, view: LayerView, branch: Tensor) -> Tensor:
         """Behind attention: `branch` (B, S, d), about to join the stream, plus the routed learners."""
         ctx = view.ctx
-        if not self._is_active(ctx):
-            return self._without_learners(branch)
         state = self.state(ctx)
-        assert state.engine is not None, "the decoder layer has not been entered"
+        if state.engine is None:
+            assert not self._is_active(ctx), "the decoder layer has not been entered"
+            return self._without_learners(branch)
         assert state.stream is not None
         if state.is_differentiable and not torch.is_grad_enabled():
             raise AlulaError(

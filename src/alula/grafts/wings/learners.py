@@ -525,10 +525,9 @@ class LayerLearners(nn.Module):
 
     def state(self, ctx: ForwardContext) -> LayerState:
         """What `ctx` knows of these learners."""
-        states = ctx.layer(self.index)
-        state: LayerState | None = states.get(self)
+        state: LayerState | None = ctx.memo.get(self)
         if state is None:
-            state = states[self] = LayerState()
+            state = ctx.memo[self] = LayerState()
         return state
 
     @property
@@ -536,21 +535,22 @@ class LayerLearners(nn.Module):
         """Whether the router goes by sums of attention."""
         return self.router is not None and not isinstance(self.router, ConstantRouter)
 
-    def router_weights(self, ctx: ForwardContext) -> Tensor:
-        """(B, S, 2) or (2,).
+    def router_weights(self, ctx: ForwardContext) -> Tensor | None:
+        """(B, S, 2) or (2,); None for a single learner.
 
         Raises:
             AlulaError: the sums of attention it needs were not delivered.
         """
-        assert self.router is not None
-        sums = self.state(ctx).sums
+        router, sums = self.router, self.state(ctx).sums
+        if router is None:
+            return None
         if sums is None and self.wants_sums:
             raise AlulaError(
                 f"the graft {self.graft_name!r} routes by attention, but the decoder's attention implementation was "
                 f"changed to {ctx.anatomy.config._attn_implementation!r} while it is attached",
                 remedy='set it to "eager", or detach the graft before changing it',
             )
-        weights: Tensor = self.router(sums)
+        weights: Tensor = router(sums)
         return weights
 
     @property

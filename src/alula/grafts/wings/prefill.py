@@ -404,10 +404,8 @@ class PrefillEngine(Engine):
 
     def _router_weights(self, learners: LayerLearners, ctx: ForwardContext) -> Tensor | None:
         """(B, S, learners with keys) or (learners with keys,); None for a single learner."""
-        if learners.router is None:
-            return None
         weights = learners.router_weights(ctx)
-        return weights if len(self.keys) == weights.shape[-1] else weights[..., self.chosen]
+        return weights if weights is None or len(self.keys) == weights.shape[-1] else weights[..., self.chosen]
 
     def _arrange(self, x: Tensor) -> Tensor:
         """(B, S, ..) of the new tokens -> (B, T, ..) as they are laid out."""

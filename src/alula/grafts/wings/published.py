@@ -82,8 +82,8 @@ class PublishedEngine(Engine):
         self, learners: LayerLearners, ctx: ForwardContext, query: Tensor, branch: Tensor | None = None
     ) -> Tensor | None:
         weights = self.factor
-        if self.routed is not None and learners.router is not None:
-            weights = torch.where(self.routed, learners.router_weights(ctx) * self.factor, self.factor)
+        if self.routed is not None and (routed := learners.router_weights(ctx)) is not None:
+            weights = torch.where(self.routed, routed * self.factor, self.factor)
         tables = ctx.all_rope(learners.layer_type)
         total = branch
         for index, (name, keys) in enumerate((("visual", self.visual), ("textual", self.textual))):

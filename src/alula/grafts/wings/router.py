@@ -80,7 +80,7 @@ class MassRouter(Router):
     def forward(self, sums: Tensor | None) -> Tensor:
         assert sums is not None
         mass = _wide(sums.squeeze(-1))
-        weight, bias = (_in_dtype(each, mass.dtype) for each in (self.weight, self.bias))
+        weight, bias = _in_dtype(self.weight, mass.dtype), _in_dtype(self.bias, mass.dtype)
         return torch.softmax(F.linear(mass, weight, bias), dim=-1)
 
 
