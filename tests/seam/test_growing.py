@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 import alula
 from alula.policies import Withdraw
+from alula.seam import LayerView, Owner, Phase, Point, install
 from alula.seam.dialect import cache_keyword, cache_of_output
 from alula.seam.joining import forked
 from tests import zoo
@@ -176,6 +178,43 @@ def test_gradients_flow_through_earlier_steps(model: Any) -> None:
     sum(each.sum() for each in given).backward()  # type: ignore[union-attr]
     assert embeds.grad is not None
     assert embeds.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("cuts", [(6,), (6, 7), (5, 6, 8)])
+def test_gradients_flow_through_what_a_graft_stores_of_new_tokens(cuts: tuple[int, ...], together: bool) -> None:
+    """All forwards but the last run without gradients. The cache gives what a list of all that was stored gives."""
+    ids = torch.arange(9)[None] + 3
+
+    def trained(is_cached: bool) -> tuple[Tensor, Tensor]:
+        host, scale = zoo.build("llama", layers=LAYERS), torch.nn.Parameter(torch.tensor(1.5))
+        seam, own = install(host, "mine", Owner()), [[] for _ in range(LAYERS)]  # type: ignore[var-annotated]
+
+        def store(view: LayerView, new: Tensor) -> Tensor:
+            if is_cached:
+                layers = [*range(LAYERS)] if together else [view.layer]
+                news = new.repeat(1, len(layers), 1, 1)
+                keys, values = view.ctx.to_cache("mine", layers, news, 2 * news)
+                return keys[:, :1] + values[:, -1:]
+            own[view.layer].append(new)
+            return 3 * torch.cat(own[view.layer], dim=2)
+
+        def add(view: LayerView, branch: Tensor) -> Tensor:
+            return branch + store(view, (branch * scale)[:, None]).mean(dim=2)
+
+        for layer in (0,) if together else range(LAYERS):
+            seam.on(Point.ATTENTION, layer, add, phase=Phase.EDIT, owner="mine")
+        cache: Any = DynamicCache(config=host.config)
+        with torch.no_grad():
+            for start, stop in itertools.pairwise((0, *cuts)):
+                host(input_ids=ids[:, start:stop], **{CACHE: cache})
+        logits = host(input_ids=ids[:, cuts[-1] :], **{CACHE: cache}).logits
+        logits[:, -1].square().sum().backward()
+        assert scale.grad is not None
+        return logits.detach(), scale.grad
+
+    for ours, expected in zip(trained(True), trained(False), strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_the_layers_are_still_transformers_own_and_a_users_stay(model: Any) -> None:

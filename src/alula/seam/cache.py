@@ -28,6 +28,9 @@ class _TokenLayer(GrowingLayer):
 
     def _peek(self, name: str, new: Tensor, heads: slice) -> Tensor:
         """Some heads of the tensor called `name`, followed by `new`, which is not stored by that."""
+        if torch.is_grad_enabled():  # written to memory, they would lose their gradients
+            stored = getattr(self, name)
+            return torch.cat([stored[:, heads], new.to(stored)], dim=-2)
         filled, count = getattr(self, name).shape[-2], new.shape[-2]
         room = self._roomy(name, filled + count)
         behind, whole = room.memory.narrow(-2, filled, count), room.tensor.narrow(-2, 0, filled + count)
@@ -40,7 +43,7 @@ class _TokenLayer(GrowingLayer):
     def _is_written(self, name: str, new: Tensor) -> bool:
         """Whether `_peek` wrote `new` behind the tensor called `name`, and nobody who shares its memory wrote since."""
         room = self._room_of(name, self.get_seq_length() + new.shape[-2])
-        return room is not None and room.ahead is new and not torch.is_grad_enabled()
+        return room is not None and room.ahead is new
 
     def _taken(self, name: str, length: int) -> Tensor:
         """The tensor called `name` up to what `_peek` wrote behind it."""

@@ -67,7 +67,6 @@ class ForwardContext:
         inputs: (B, S, d) input of the first decoder layer; set when that layer is entered.
         rope: per attention type the (cos, sin) of the new tokens, each (1 or B, S, R); empty for hosts without RoPE.
         facts: what `facts_of_tokens` gave, by key, for the cache to remember.
-        plans: by layer the work of those in it whose parts are told apart.
         beside: by layer the keys there, where it holds some and all new tokens are in it; see `seam.steps`.
         memo: what grafts keep for a layer or share between layers, keyed by whatever they like. It lives and dies with
             this forward, so that a layer recomputed by gradient checkpointing finds what it found the first time.
