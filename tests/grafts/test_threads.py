@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,6 +15,7 @@ import torch
 from alula import TokenMap
 from alula.probes import Alignment, AttentionShift, Overlap, noise_prompt
 from alula.seam import find
+from alula.seam.dialect import cache_keyword, cache_of_output
 from tests import zoo
 from tests.grafts.common import grafted, prompt_tokens
 
@@ -130,3 +133,35 @@ def test_two_threads_generate_what_each_generates_alone(name: str, config: str, 
     expected = [job() for job in jobs]
     for given, alone in zip(_side_by_side(*jobs), expected, strict=True):
         assert all(torch.equal(each, alone) for each in given)
+
+
+@pytest.mark.parametrize(("name", "config"), [("llava-qwen3", "mass"), ("llava-gemma3", "keys kept")])
+def test_another_thread_reads_with_gradients_wherever_a_step_is(name: str, config: str) -> None:
+    """As one of the graft's functions is called, of which it may let go of what steps have in common."""
+    model, _ = grafted(name, config)
+    inputs, word = zoo.batch(name, "3I4"), torch.tensor([[5]])
+
+    def stepped(meanwhile: Callable[[Any], None]) -> torch.Tensor:
+        before = sys.gettrace()
+        with torch.no_grad():
+            cache = cache_of_output(model(**inputs, use_cache=True))
+            sys.settrace(lambda frame, *_: meanwhile(frame.f_code))
+            try:
+                return model(input_ids=word, **{cache_keyword(): cache}).logits
+            finally:
+                sys.settrace(before)
+
+    called: dict[Any, None] = {}
+    expected = stepped(lambda code: called.setdefault(code))
+    places = [code for code in called if f"{os.sep}wings{os.sep}" in code.co_filename]
+    assert len(places) > 10
+    for place in places:
+        other = threading.Thread(target=lambda: model(**inputs))
+
+        def read(code: Any, place: Any = place, other: threading.Thread = other) -> None:
+            if code is place and other.ident is None:
+                other.start()
+                other.join()
+
+        assert torch.equal(stepped(read), expected)
+        assert other.ident is not None

@@ -268,7 +268,7 @@ class Siblings:
             fresh: put them together anew.
         """
         kept = self._kept
-        if not fresh and kept is not None and kept[:2] == (compute_dtype(like), like.device) and self._is_unchanged():
+        if not fresh and kept is not None and kept[:2] == (compute_dtype(like), like.device) and _is_unchanged(kept):
             return kept.weights
         self._kept = None
         learners, parameters = [layer.learners() for layer in self.layers], self._parameters()
@@ -318,16 +318,15 @@ class Siblings:
         parameters = [(part._parameters, name) for part in parts for name in part._parameters]
         return [(table, name, table[name]) for table, name in (*modules, *parameters)]
 
-    @torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
-    def _is_unchanged(self) -> bool:
-        """Whether the parameters are those that what is kept was made of, as they were."""
-        kept = self._kept
-        assert kept is not None
-        # asked in every step: no module is asked for what it holds, and no loop is Python's
-        return (
-            all(map(operator.is_, map(dict.get, kept.tables, kept.names), kept.there))
-            and [*map(_version, kept.parameters)] == kept.versions
-        )
+
+@torch.compiler.disable  # bookkeeping on the host: nothing in it to fuse
+def _is_unchanged(kept: _Kept) -> bool:
+    """Whether the parameters are those that what is kept was made of, as they were."""
+    # asked in every step: no module is asked for what it holds, and no loop is Python's
+    return (
+        all(map(operator.is_, map(dict.get, kept.tables, kept.names), kept.there))
+        and [*map(_version, kept.parameters)] == kept.versions
+    )
 
 
 def _are_together(parameters: Sequence[nn.Parameter], device: torch.device) -> bool:
