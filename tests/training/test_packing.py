@@ -62,6 +62,26 @@ def test_loss_and_gradients_are_those_of_the_padded_batch(family: str, recipe: M
     torch.testing.assert_close(learnt(model, batch)[0], loss, rtol=0, atol=0)
 
 
+def test_pictures_that_samples_share_are_learnt_from_as_often(recipe: MakeRecipe) -> None:
+    """Samples that ask about one picture: it stands in the row once, and the projector learns from all of them."""
+    batch = batch_of(recipe(batch_size=6), 0)
+    kinds = batch["mm_token_type_ids"].bool()
+    assert kinds.sum() == len(batch["pixel_values"]) * kinds[0].sum()  # one in each
+    model = model_of("llama").double()
+    batch["pixel_values"] = batch["pixel_values"][[0, 0, 2, 3, 0, 2]].double()
+    loss, gradients = learnt(model, batch)
+    row = packed(batch)
+    assert len(row["pixel_values"]) == 3
+    assert row["input_ids"].shape[1] <= packed(batch, share_pictures=False)["input_ids"].shape[1] - 3 * kinds[0].sum()
+    with packs(model):
+        for made in (row, narrowed(row), packed(batch, share_pictures=False)):
+            got, found = learnt(model, made)
+            torch.testing.assert_close(got, loss.float(), rtol=1e-6, atol=0)
+            assert found.keys() == gradients.keys()
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+
+
 def test_samples_of_a_row_never_meet(recipe: MakeRecipe) -> None:
     batch = batch_of(recipe(batch_size=3), 0)
     model = model_of("llama")

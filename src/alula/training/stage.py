@@ -349,11 +349,12 @@ class Batches:
 
     def __init__(self, stage: Stage, collate: Collator) -> None:
         self.collate, self.packing, self.narrow = collate, stage.packing, stage.logits == "supervised"
+        self.share_pictures = not stage.trains_tower  # or its norms may count pictures
 
     def __call__(self, samples: Sequence[Sample]) -> Mapping[str, Any]:
         batch: Mapping[str, Any] = self.collate(samples)
         if self.packing:
-            batch = packed(batch)
+            batch = packed(batch, share_pictures=self.share_pictures)
         return narrowed(batch) if self.narrow else batch
 
 
