@@ -232,6 +232,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contend is None:
+        if options.task or options.host or options.output:
+            parser.error("--task, --host and --output are said to contenders; the record goes to --result")
         measure(options)
     else:
         print(json.dumps(contend(options)))

@@ -46,6 +46,18 @@ def shuffled_index(index: int, size: int, *key: int) -> int:
             return index
 
 
+def shuffled_runs(index: int, size: int, length: int, *key: int) -> int:
+    """The same where runs of ``length`` neighbours go together, in order. Where they begin is drawn too: what is left
+    over behind the last whole run comes last."""
+    if length == 1:
+        return shuffled_index(index, size, *key)
+    first = mixed(*key, length) % size
+    run, within = divmod(index, length)
+    if run < size // length:
+        index = shuffled_index(run, size // length, *key) * length + within
+    return (first + index) % size
+
+
 class Draw:
     """A stream of choices that is a pure function of its key.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from alula.data import Mixture, PositionBatches, Quarantine, RecordError, open_mixture, open_source
 from alula.data.errors import Place
-from alula.draws import shuffled_index
+from alula.draws import shuffled_index, shuffled_runs
 from alula.errors import DataError, RecipeError, UsageError
 from tests.data.conftest import ListSource, chat
 
@@ -36,6 +39,42 @@ def test_shuffles_are_even() -> None:
     # every index lands everywhere about equally often: chi-square over 12 cells, far below any doubt
     counts = Counter(shuffled_index(3, 12, key) for key in range(6000))
     assert sum((counts[cell] - 500) ** 2 / 500 for cell in range(12)) < 40
+
+
+@pytest.mark.parametrize(("size", "length"), [(12, 4), (13, 4), (100, 7), (5, 5), (9, 8), (17, 1)])
+def test_runs_stand_together_and_are_shuffled(size: int, length: int) -> None:
+    orders = [[shuffled_runs(index, size, length, 5, epoch) for index in range(size)] for epoch in range(6)]
+    for order in orders:
+        assert sorted(order) == list(range(size))
+        for start in range(0, size, length):
+            run = order[start : start + length]
+            assert run == [(run[0] + within) % size for within in range(len(run))]
+    assert len({tuple(order) for order in orders}) > 1
+    assert length > 1 or orders[0] == [shuffled_index(index, size, 5, 0) for index in range(size)]
+
+
+def test_a_source_is_drawn_in_runs_where_it_is_told(tmp_path: Path) -> None:
+    lines = [{"id": f"{n}", "messages": chat("q", "a").messages} for n in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sources = [{"jsonl": "a.jsonl", "runs": 8, "name": "in runs"}, {"jsonl": "a.jsonl", "name": "one by one"}]
+    mixture = open_mixture({"sources": sources, "text_replay": {"ratio": 0.5, "sources": sources}}, base=tmp_path)
+    drawn: dict[int, list[int]] = {number: [] for number in range(4)}
+    for position in range(4 * 40):
+        number, index = mixture.draw(position)
+        drawn[number].append(index)
+
+    def together(order: list[int]) -> int:
+        return sum(after == (before + 1) % 40 for before, after in itertools.pairwise(order))
+
+    assert [together(drawn[number]) >= 40 * 7 / 8 - 8 for number in range(4)] == [True, False, True, False]
+    with pytest.raises(UsageError, match="runs of 41 samples in a source of 40"):
+        open_mixture({"sources": [{"jsonl": "a.jsonl", "runs": 41}]}, base=tmp_path)
+    with pytest.raises(RecipeError, match="runs"):
+        open_mixture({"sources": [{"microworld": "text", "runs": 2}]}, base=tmp_path)
+    with pytest.raises(UsageError, match="without end"):
+        Mixture([numbered("a", 5, endless=True)], runs=[2])
+    with pytest.raises(UsageError, match="one length of runs per source"):
+        Mixture([numbered("a", 5)], runs=[2, 3])
 
 
 def test_position_is_a_pure_function_of_the_seed() -> None:

@@ -3,7 +3,8 @@
 ``mixture[n]`` is a pure function of the seed and ``n``. Positions are dealt to the sources in blocks of 256: after any
 whole number of blocks each source has had its share to within a sample or so (Webster's apportionment, which never
 takes a dealt sample back), and within a block it is shuffled whose turn it is, so that no period can fall in step with
-the number of processes. A source is gone through once per epoch, in an order reshuffled every epoch.
+the number of processes. A source is gone through once per epoch, in an order reshuffled every epoch: sample by sample,
+or by runs of samples that stand in a row.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from alula.data.quarantine import Quarantine
 from alula.data.samples import Sample, parts
 from alula.data.sources import Source, open_source
 from alula.data.specs import MixtureSpec, SourceSpec, validated
-from alula.draws import mixed, shuffled_index
+from alula.draws import mixed, shuffled_runs
 from alula.errors import DataError, UsageError
 from alula.media import MEDIA
 
@@ -34,11 +35,13 @@ class Mixture:
     Args:
         sources: what to draw from.
         weights: their shares, relative; equal by default.
+        runs: of each source how many samples that stand in a row are drawn together; 1 by default.
         seed: another seed, another order.
         quarantine: where unusable records go, replaced by other draws of the same source; None: they raise.
 
     Raises:
-        UsageError: no source, an empty source, or weights that are not positive numbers, one per source.
+        UsageError: no source, an empty source, weights that are not positive numbers, one per source, or runs longer
+            than their source, or of one that has no end and is not shuffled.
     """
 
     def __init__(
@@ -46,12 +49,20 @@ class Mixture:
         sources: Sequence[Source],
         weights: Sequence[float] | None = None,
         *,
+        runs: Sequence[int] | None = None,
         seed: int = 0,
         quarantine: Quarantine | None = None,
     ) -> None:
         weights = [1.0] * len(sources) if weights is None else list(weights)
+        runs = [1] * len(sources) if runs is None else list(runs)
         if not sources or len(weights) != len(sources):
             raise UsageError(f"a mixture needs one weight per source, got {len(sources)} and {len(weights)}")
+        if len(runs) != len(sources):
+            raise UsageError(f"a mixture needs one length of runs per source, got {len(sources)} and {len(runs)}")
+        for source, run in zip(sources, runs, strict=True):
+            if run != 1 and not 0 < run <= (source.size or 0):
+                held = "a source without end" if source.size is None else f"a source of {source.size}"
+                raise UsageError(f"runs of {run} samples in {held}", where=source.name, remedy="leave runs out")
         for source, weight in zip(sources, weights, strict=True):
             if not (weight > 0 and math.isfinite(weight)):
                 raise UsageError(f"the weight of a source must be a positive number, not {weight}", where=source.name)
@@ -59,6 +70,7 @@ class Mixture:
                 raise UsageError("the source is empty", where=source.name)
         self.sources = list(sources)
         self.shares = [weight / math.fsum(weights) for weight in weights]
+        self.runs = runs
         self.seed = seed
         self.quarantine = quarantine
 
@@ -71,6 +83,8 @@ class Mixture:
         *,
         weights: Sequence[float] | None = None,
         replay_weights: Sequence[float] | None = None,
+        runs: Sequence[int] | None = None,
+        replay_runs: Sequence[int] | None = None,
         seed: int = 0,
         quarantine: Quarantine | None = None,
     ) -> Mixture:
@@ -83,13 +97,14 @@ class Mixture:
         """
         if not 0 <= ratio < 1:
             raise UsageError(f"the text replay ratio must be in [0, 1), not {ratio}")
-        main = cls(sources, weights, seed=seed, quarantine=quarantine)
+        main = cls(sources, weights, runs=runs, seed=seed, quarantine=quarantine)
         if ratio == 0:
             return main
-        text = cls(replay, replay_weights)
+        text = cls(replay, replay_weights, runs=replay_runs)
         return cls(
             [*main.sources, *map(_TextOnly, text.sources)],
             [*(share * (1 - ratio) for share in main.shares), *(share * ratio for share in text.shares)],
+            runs=[*main.runs, *text.runs],
             seed=seed,
             quarantine=quarantine,
         )
@@ -144,7 +159,7 @@ class Mixture:
         if attempt:
             return number, mixed(self.seed, number, position, attempt) % size
         epoch, index = divmod(count, size)
-        return number, shuffled_index(index, size, self.seed, number, epoch)
+        return number, shuffled_runs(index, size, self.runs[number], self.seed, number, epoch)
 
     def window(self, length: int, start: int = 0) -> Window:
         """Positions ``start .. start + length - 1`` as a dataset with an end."""
@@ -253,6 +268,8 @@ def open_mixture(
         replay.ratio if replay else 0.0,
         weights=[source.weight for source in checked.sources],
         replay_weights=[source.weight for source in replay.sources] if replay else None,
+        runs=_runs(checked.sources),
+        replay_runs=_runs(replay.sources) if replay else None,
         seed=checked.seed,
         quarantine=quarantine,
     )
@@ -260,6 +277,11 @@ def open_mixture(
 
 def _opened(specs: Sequence[SourceSpec], base: str | os.PathLike[str], key: str) -> list[Source]:
     return [open_source(spec, base=base, key=f"{key}.{number}") for number, spec in enumerate(specs)]
+
+
+def _runs(specs: Sequence[SourceSpec]) -> list[int]:
+    """Of a source that has no end, whose spec has no such key, one by one."""
+    return [getattr(spec, "runs", 1) for spec in specs]
 
 
 class _TextOnly:

@@ -69,6 +69,7 @@ class FileSpec(SourceSpec):
 
     max_pixels: Int = Field(DEFAULT_MAX_PIXELS, gt=0, le=HARD_MAX_PIXELS, description="largest image accepted")
     limit: Int | None = Field(None, gt=0, description="use only the first n records")
+    runs: Int = Field(1, gt=0, description="draw n records that stand in a row together: questions about one picture")
 
 
 class RecordsSpec(FileSpec):

@@ -213,7 +213,7 @@ class _Stage(Section):
     feature_cache: FeatureCache | None = None
     distill: Distill | None = None
     packing: Bool = Field(
-        default=False, description="samples side by side without padding, what all begin with once; see training.md"
+        default=False, description="samples side by side without padding, what several begin with once; see training.md"
     )
     logits: Literal["all", "supervised"] = Field(
         default="all", description="supervised: the head runs at positions that are learnt from alone"
