@@ -40,7 +40,7 @@ def test_every_sample_is_found_in_the_row(side: str) -> None:
     given = batch(side)
     row = packed(given)
     layout = row[LAYOUT]
-    assert row["input_ids"].tolist() == [[5, 6, 7, 9, 9, 20, 21, 7, 9, 9, 30, 31, 32, 33, 7, 8, 40]]
+    assert row["input_ids"].tolist() == [[5, 6, 7, 9, 9, 20, 21, 9, 9, 30, 31, 32, 33, 8, 40]]
     for number, (ids, _) in enumerate(SAMPLES):
         at = layout["members"][number, : len(ids)]
         assert row["input_ids"][0, at].tolist() == ids
@@ -73,7 +73,7 @@ def test_logits_are_asked_for_where_labels_are(side: str, pack: bool) -> None:
 def test_what_is_learnt_from_or_is_no_text_is_shared_by_none() -> None:
     alike = {key: value[:1].repeat(2, *[1] * (value.ndim - 1)) for key, value in batch("right").items()}
     row = packed(alike)
-    assert row["input_ids"].shape[1] == 2 * 7 - 2  # the two first tokens: the third stands before the image
+    assert row["input_ids"].shape[1] == 2 * 7 - 3  # the tokens before the image: nobody knows whether it is the same
     learnt = {**alike, "labels": alike["input_ids"].clone(), "mm_token_type_ids": torch.zeros_like(alike["input_ids"])}
     both = packed(learnt)
     assert both["input_ids"].shape[1] == 14
@@ -81,14 +81,15 @@ def test_what_is_learnt_from_or_is_no_text_is_shared_by_none() -> None:
     assert packed({key: value[:1] for key, value in alike.items()})["input_ids"].shape[1] == 7
 
 
-def talk(draw: random.Random, system: int) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Ids, kinds and labels of a sample, and its pictures, of four tokens each; few words and pictures, so that many
+def talk(draw: random.Random, system: int, picture: list[int]) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Ids, kinds and labels of a sample, and its pictures, of four tokens 9 each; few words and pictures, so that many
     begin alike, in the midst of words and of pictures alike."""
     ids, kinds, labels, pictures = [1] * system, [0] * system, [IGNORED] * system, []
     for _ in range(draw.randint(1, 2)):
         for _ in range(draw.randint(0, 2)):
             pictures.append(draw.randint(0, 1))
-            ids, kinds, labels = ids + [9] * 4, kinds + [1] * 4, labels + [IGNORED] * 4
+            ids, kinds = ids + picture, kinds + [int(token == 9) for token in picture]
+            labels = labels + [IGNORED] * len(picture)
         words = [draw.randint(2, 3) for _ in range(draw.randint(0, 2))]
         answer = [draw.randint(4, 5) for _ in range(draw.randint(1, 2))]
         ids, kinds = [*ids, *words, *answer], kinds + [0] * (len(words) + len(answer))
@@ -115,9 +116,22 @@ def padded(samples: list[Any], side: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("seed", range(60))
 def test_samples_share_what_they_begin_with_pictures_too(seed: int) -> None:
     draw = random.Random(seed)
-    samples = [talk(draw, system=draw.choice([0, 2])) for _ in range(draw.randint(1, 7))]
+    picture = [[9, 9, 9, 9], [9, 9, 8, 9, 9]][seed % 2]  # in one stretch, or row by row
+    samples = [talk(draw, draw.choice([0, 2]), picture) for _ in range(draw.randint(1, 7))]
     batch = padded(samples, draw.choice(["left", "right"]))
-    row = packed(batch)
+    row, apart = packed(batch), packed(batch, share_pictures=False)
+    told = packed({**batch, "image_sizes": torch.tensor([[2, 2]])})
+    for each in (row, apart, told):
+        assert_holds(each, samples)
+    assert row["input_ids"].shape[1] <= apart["input_ids"].shape[1] <= sum(len(own) for own, *_ in samples)
+    # further tensors may say how many tokens each picture has
+    for each in (apart, told):
+        assert each.get("pixel_values") is batch.get("pixel_values")
+    assert torch.equal(told["input_ids"], apart["input_ids"])
+
+
+def assert_holds(row: dict[str, Any], samples: list[Any]) -> None:
+    """All samples are found in the row, with their pictures, and each learns what it learns by itself."""
     ids, kinds, labels = (row[name][0].tolist() for name in ("input_ids", "mm_token_type_ids", "labels"))
     # which picture stands at a token, and which of its four tokens it is: those of the row stand whole and in order
     marks = [at for at, kind in enumerate(kinds) if kind]
@@ -139,10 +153,6 @@ def test_samples_share_what_they_begin_with_pictures_too(seed: int) -> None:
     assert sorted(found) == sorted((before[-1], label) for before, label in foretold)
     flat = row[LAYOUT]["members"].flatten()
     assert flat[row[LAYOUT]["places"]].tolist() == list(range(len(ids)))
-    assert len(ids) <= sum(len(own) for own, *_ in samples)
-    apart = packed(batch, share_pictures=False)
-    assert apart["input_ids"].shape[1] >= len(ids)
-    assert apart.get("pixel_values") is batch.get("pixel_values")
 
 
 def test_a_picture_about_which_samples_ask_different_things_stands_once() -> None:
@@ -152,13 +162,12 @@ def test_a_picture_about_which_samples_ask_different_things_stands_once() -> Non
 
     batch = padded([asks(0, 5), asks(1, 5), asks(0, 6), asks(0, 7), asks(1, 5)], "right")
     row = packed(batch)
-    of_first, of_second = [9] * 4 + [2], [9] * 4 + [2, 5, 3]
-    # the last two answers of the second picture are the same question: each answer stands for itself
+    # the questions about the second picture are the same: each answer stands behind what is learnt from in none
     assert row["input_ids"][0].tolist() == [
-        1, *of_first, 5, 3, 45, 6, 3, 46, 7, 3, 47, *of_second[:-1], 3, 45, 3, 45
+        1, *[9] * 4, 2, 5, 3, 45, *[9] * 4, 2, 5, 3, 45, 6, 3, 46, 7, 3, 47, 3, 45
     ]  # fmt: skip
     assert row["pixel_values"].mean(dim=(1, 2, 3)).tolist() == [0.0, 1.0]
     # further tensors may say how many tokens each picture has
     told = packed({**batch, "image_sizes": torch.tensor([[2, 2]] * 5)})
-    assert told["input_ids"].shape[1] == 5 * 9
+    assert told["input_ids"].shape[1] == 5 * 9 - 4
     assert told["pixel_values"] is batch["pixel_values"]

@@ -16,7 +16,7 @@ from alula.hosts import build_host, load_host
 from alula.seam import PACKED, blank_mask, packs
 from alula.training import train
 from alula.training.trainer import token_mean_loss
-from tests import zoo
+from tests import media_hosts, zoo
 from tests.hosts import tiny
 from tests.training.conftest import MakeRecipe, batch_of, rows
 
@@ -80,6 +80,40 @@ def test_pictures_that_samples_share_are_learnt_from_as_often(recipe: MakeRecipe
             assert found.keys() == gradients.keys()
             for name, gradient in gradients.items():
                 torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+REFUSED = ("llava_pixtral", "mistral3", "paligemma", "qwen2_5_vl", "qwen2_5_vl_films")
+
+
+@pytest.mark.parametrize("name", [name for name in media_hosts.HOSTS if name not in REFUSED])
+def test_media_stay_with_their_samples(name: str) -> None:
+    """The first and the third begin with the same words, and show the same where media are pictures of one size."""
+    host = media_hosts.HOSTS[name]()
+    marker = {"image": zoo.IMAGE, "video": media_hosts.VIDEO, "audio": media_hosts.AUDIO}[host.kind.name.lower()]
+    samples = [
+        [3, word, *[marker] * count, question, 7, 8, answer]
+        for word, count, question, answer in zip((1, 2, 1), host.tokens, (4, 5, 6), (20, 21, 22), strict=True)
+    ]
+    length = max(map(len, samples))
+    ids = torch.tensor([[*sample, *[0] * (length - len(sample))] for sample in samples])
+    mask = torch.tensor([[1] * len(sample) + [0] * (length - len(sample)) for sample in samples])
+    labels = torch.where(mask.cumsum(1) > mask.sum(1, keepdim=True) - 2, ids, -100).where(mask.bool(), -100)
+    media = {key: value.double() if value.is_floating_point() else value for key, value in host.inputs.items()}
+    kinds = (ids == marker) * int(host.kind)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "mm_token_type_ids": kinds, **media}
+    if is_shared := set(media) == {"pixel_values"}:
+        batch["pixel_values"][2] = batch["pixel_values"][0]
+    model = host.model.double()
+    loss, gradients = learnt(model, batch)
+    apart = packed(batch, share_pictures=False)
+    with packs(model):
+        for made in (packed(batch), apart):
+            got, found = learnt(model, made)
+            torch.testing.assert_close(got, loss, rtol=1e-6, atol=0)
+            assert found.keys() == gradients.keys()
+            for each, gradient in gradients.items():
+                torch.testing.assert_close(found[each], gradient, rtol=1e-5, atol=1e-7)
+    assert apart["input_ids"].shape[1] - packed(batch)["input_ids"].shape[1] == (host.tokens[2] if is_shared else 0)
 
 
 def test_samples_of_a_row_never_meet(recipe: MakeRecipe) -> None:

@@ -11,10 +11,10 @@ Shapes: B samples, L tokens after padding, T tokens of the row, N pictures.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,32 +38,37 @@ def packed(batch: Mapping[str, Any], *, share_pictures: bool = True) -> dict[str
             how often it is in the batch. Only pictures of one size each, without further tensors beside them, are.
 
     Returns:
-        ``input_ids``, ``position_ids``, ``labels`` (1, T) and, where it was there, ``mm_token_type_ids``;
-        ``pixel_values`` in the order of the row, a picture that is shared once; `LAYOUT`; all else as it was,
-        ``attention_mask`` (B, L) too: it counts the tokens of the samples, and is not the row's.
+        ``input_ids``, ``position_ids``, ``labels`` (1, T) and, where it was there, ``mm_token_type_ids``: sample by
+        sample, each without what an earlier one begins with as well; ``pixel_values`` without the pictures in that;
+        `LAYOUT`; all else as it was, ``attention_mask`` (B, L) too: it counts the tokens of the samples, and is not
+        the row's.
     """
     valid = batch["attention_mask"].bool()
     rows = [mask.nonzero()[:, 0] for mask in valid]
     given = {key: batch[key] for key in _PER_TOKEN if key in batch}
     own = {key: [value[number, at] for number, at in enumerate(rows)] for key, value in given.items()}
+    for labels in own.get("labels", ()):
+        labels[0] = IGNORED  # nothing comes before it
     pictures = _pictures(batch, own) if share_pictures else None
     starts = _Starts.of(own, pictures)
     members = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    firsts: list[int] = []
     places: list[Tensor] = []
-    stretches = list(starts.stretches())
-    begins = accumulate((stop - start for _, start, stop in stretches), initial=0)
-    for begin, (samples, start, stop) in zip(begins, stretches, strict=False):
-        members[list(samples), start:stop] = torch.arange(begin, begin + stop - start)
-        places.append(samples[0] * members.shape[1] + torch.arange(start, stop))
-    for labels in own.get("labels", ()):
-        labels[0] = IGNORED  # nothing comes before it
+    count = 0
+    for number, length in enumerate(map(len, rows)):
+        like, first = starts.shared(number)
+        members[number, :first] = members[like, :first]
+        members[number, first:length] = torch.arange(count, count + length - first)
+        places.append(number * members.shape[1] + torch.arange(first, length))
+        firsts.append(first)
+        count += length - first
     row = {
-        key: torch.cat([values[samples[0]][start:stop] for samples, start, stop in stretches])[None]
+        key: torch.cat([value[first:] for value, first in zip(values, firsts, strict=True)])[None]
         for key, values in own.items()
     }
     if pictures is not None:
-        row[_PIXELS] = pictures.of(batch[_PIXELS], stretches)
-    positions = torch.cat([torch.arange(start, stop) for _, start, stop in stretches])[None]
+        row[_PIXELS] = pictures.left(batch[_PIXELS], firsts)
+    positions = torch.cat([torch.arange(first, len(at)) for at, first in zip(rows, firsts, strict=True)])[None]
     return {**batch, **row, "position_ids": positions, LAYOUT: {"members": members, "places": torch.cat(places)}}
 
 
@@ -80,14 +85,6 @@ def narrowed(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {**batch, "labels": ahead, "logits_to_keep": torch.cat([learnt, last])}
 
 
-class _Stretch(NamedTuple):
-    """Tokens `start` to `stop` of some samples, which are the same in all of these."""
-
-    samples: Sequence[int]
-    start: int
-    stop: int
-
-
 @dataclass(frozen=True, eq=False)
 class _Pictures:
     """Which picture each token of a batch stands for.
@@ -95,17 +92,18 @@ class _Pictures:
     Attributes:
         place: by sample (its tokens,) int64, in the order of ``pixel_values``; -1: none.
         alike: (N,) for each picture the first one that is the same.
+        tokens: of one picture.
     """
 
     place: list[np.ndarray]
     alike: np.ndarray
+    tokens: int
 
-    def of(self, pixels: Tensor, stretches: Sequence[_Stretch]) -> Tensor:
-        """(n, C, H, W) the pictures that stand in stretches, in that order."""
-        there = [np.unique(self.place[samples[0]][start:stop]) for samples, start, stop in stretches]
-        order = np.concatenate(there)
-        order = order[order >= 0]
-        return pixels if np.array_equal(order, np.arange(len(pixels))) else pixels[torch.from_numpy(order)]
+    def left(self, pixels: Tensor, firsts: Sequence[int]) -> Tensor:
+        """(n, C, H, W) the pictures behind what samples begin with like earlier ones."""
+        there = np.unique(np.concatenate([place[first:] for place, first in zip(self.place, firsts, strict=True)]))
+        there = there[there >= 0]
+        return pixels if len(there) == len(pixels) else pixels[torch.from_numpy(there)]
 
 
 def _pictures(batch: Mapping[str, Any], own: Mapping[str, list[Tensor]]) -> _Pictures | None:
@@ -113,18 +111,19 @@ def _pictures(batch: Mapping[str, Any], own: Mapping[str, list[Tensor]]) -> _Pic
     pixels, kinds = batch.get(_PIXELS), own.get("mm_token_type_ids")
     if pixels is None or kinds is None or pixels.dim() != 4 or set(batch) - {*_PER_TOKEN, _PIXELS, "attention_mask"}:
         return None
-    counts = [int((kind == int(Modality.IMAGE)).sum()) for kind in kinds]
-    tokens = sum(counts) // len(pixels)  # of one
+    shown = [kind.numpy() == int(Modality.IMAGE) for kind in kinds]
+    counts = [int(is_image.sum()) for is_image in shown]
+    tokens = sum(counts) // len(pixels)
     if not tokens or tokens * len(pixels) != sum(counts) or any(count % tokens for count in counts):
         return None
-    place, first = [], 0
-    for kind, count in zip(kinds, counts, strict=True):
-        of_sample = np.full(len(kind), -1)
-        of_sample[(kind == int(Modality.IMAGE)).numpy()] = first + np.arange(count) // tokens
-        place.append(of_sample)
-        first += count // tokens
+    firsts = accumulate((count // tokens for count in counts), initial=0)
+    place = [
+        np.where(is_image, first + (np.cumsum(is_image) - 1) // tokens, -1)
+        for is_image, first in zip(shown, firsts, strict=False)
+    ]
     seen: dict[bytes, int] = {}
-    return _Pictures(place, np.array([seen.setdefault(_digest(picture), at) for at, picture in enumerate(pixels)]))
+    alike = np.array([seen.setdefault(_digest(picture), at) for at, picture in enumerate(pixels)])
+    return _Pictures(place, alike, tokens)
 
 
 def _digest(picture: Tensor) -> bytes:
@@ -133,71 +132,45 @@ def _digest(picture: Tensor) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class _Starts:
-    """What samples begin with, as far as nothing is learnt from it.
+    """What samples begin with, as far as nothing is learnt from it. There is one column more than the longest has.
 
     Attributes:
-        lengths: of the samples.
-        marks: (B, L) the same number where samples have the same token, or token of the same picture; -1 where it is
-            shared with none: it is learnt from, or it is not known what stands there, or the sample has ended.
-        is_whole: (B, L) bool: no picture stands both there and before.
+        marks: (B, L + 1) the same number where samples have the same token, or token of the same picture; -1 where it
+            is shared with none: it is learnt from, or it is not known what stands there, or the sample has ended.
+        may_begin: (B, L + 1) bool: what comes before may stand with another sample. The token is not learnt from, as
+            its predecessor in the row is another's; and no picture stands both there and before.
     """
 
-    lengths: list[int]
     marks: np.ndarray
-    is_whole: np.ndarray
+    may_begin: np.ndarray
 
     @classmethod
     def of(cls, own: Mapping[str, list[Tensor]], pictures: _Pictures | None) -> _Starts:
         ids = own["input_ids"]
-        lengths = [len(row) for row in ids]
-        marks, is_whole = np.full((len(ids), max(lengths)), -1), np.ones((len(ids), max(lengths)), dtype=bool)
+        shape = len(ids), 1 + max(map(len, ids))
+        marks, may_begin = np.full(shape, -1), np.ones(shape, dtype=bool)
         beyond = 1 + max(int(row.max()) for row in ids)  # where pictures begin
-        for number, (row, length) in enumerate(zip(ids, lengths, strict=True)):
-            mark = row.numpy().copy()
+        for number, row in enumerate(ids):
+            mark, may = marks[number, : len(row)], may_begin[number, : len(row)]
+            mark[:] = row.numpy()
             if "mm_token_type_ids" in own:
                 mark[own["mm_token_type_ids"][number].numpy() != 0] = -1
             if pictures is not None:
                 place = pictures.place[number]
-                mark[place >= 0] = beyond + pictures.alike[place[place >= 0]]
-                is_whole[number, 1:length] = (place[1:] != place[:-1]) | (place[1:] < 0)
+                is_image = place >= 0
+                mark[is_image] = beyond + pictures.alike[place[is_image]]
+                may[1:] = np.cumsum(is_image)[:-1] % pictures.tokens == 0
             if "labels" in own:
-                mark[own["labels"][number].numpy() != IGNORED] = -1
-            marks[number, :length] = mark
-        return cls(lengths, marks, is_whole)
+                is_learnt = own["labels"][number].numpy() != IGNORED
+                mark[is_learnt] = -1
+                may[is_learnt] = False
+        return cls(marks, may_begin)
 
-    def stretches(self) -> Iterator[_Stretch]:
-        """All tokens of all samples, each of which stands in one of the stretches, and those of a sample in order."""
-        waiting = [(tuple(range(len(self.lengths))), 0, 0)]
-        while waiting:
-            samples, start, known = waiting.pop()
-            if len(samples) == 1:
-                yield _Stretch(samples, start, self.lengths[samples[0]])
-                continue
-            end = self._end(samples, known)
-            stop = self._cut(samples, start, end)
-            if stop > start:
-                yield _Stretch(samples, start, stop)
-            waiting += [(part, stop, end) for part in reversed(self._parts(samples, end))]
-
-    def _end(self, samples: Sequence[int], known: int) -> int:
-        """With how many tokens samples begin alike, which do with those `known`."""
-        there = self.marks[list(samples), known:]
-        differ = np.flatnonzero((there != there[0]).any(axis=0) | (there[0] < 0))
-        return known + (int(differ[0]) if len(differ) else there.shape[1])
-
-    def _cut(self, samples: Sequence[int], start: int, end: int) -> int:
-        """How many of these tokens may stand once: the next one is learnt from in no sample, for what comes before it
-        in the row is another's; and a picture stands there as a whole, or not at all."""
-        at = list(samples)
-        stop = end if end < self.marks.shape[1] and (self.marks[at, end] >= 0).all() else end - 1
-        while stop > start and not self.is_whole[at, stop].all():
-            stop -= 1
-        return max(stop, start)
-
-    def _parts(self, samples: Sequence[int], end: int) -> list[tuple[int, ...]]:
-        """Those that go on alike behind the tokens that all begin with, in order."""
-        parts: dict[int, list[int]] = {}
-        for sample in samples:
-            mark = int(self.marks[sample, end]) if end < self.marks.shape[1] else -1
-            parts.setdefault(mark if mark >= 0 else -1 - sample, []).append(sample)
-        return [tuple(part) for part in parts.values()]
+    def shared(self, number: int) -> tuple[int, int]:
+        """An earlier sample that begins like this one, and with how many tokens."""
+        if number == 0:
+            return 0, 0
+        own = self.marks[number]
+        counts = ((self.marks[:number] != own) | (own < 0)).argmax(axis=1)  # they differ behind the end at the latest
+        like = int(counts.argmax())
+        return like, int(np.flatnonzero(self.may_begin[number, : counts[like] + 1])[-1])
