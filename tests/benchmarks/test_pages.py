@@ -1,0 +1,107 @@
+"""Tables in the documentation tell what the committed records hold, also after these were measured anew."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+LAUNCHES = {
+    "LoRA (PEFT, all linear layers)": "LoRA",
+    "Wings, mass": "Wings (mass)",
+    "Wings, attention": "Wings (attention)",
+    'Wings, mass, `cache="keys"`': "Wings (keys kept)",
+    "experts, image": "experts (image)",
+    "experts, seen": "experts (seen)",
+    "MKS2, mix": "MKS2 (mix)",
+    'MKS2, mix, `lora="parallel"`': "MKS2 (parallel)",
+    'MKS2, `route="modality"`': "MKS2 (modality)",
+    "MKS2, store": "MKS2 (store)",
+    "AIM, fused tokens in the prompt": "AIM",
+    "highlight, shift alone": "highlight (shift)",
+    "highlight, with guidance": "highlight (guidance)",
+}
+"""rows of the page on speed, and what they tell of"""
+POLICIES = (
+    ("prompt", "withdrawal in the middle"),
+    ("prompt", "pruned to 50 % at layer 2"),
+    ("prompt", "pruned to 25 % at layer 2"),
+    ("prompt", "pruned to 11 % at layer 2"),
+    ("prompt", "PyramidDrop"),
+    ("prompt", "MLP skipped behind a quarter"),
+    ("prompt", "every second block skipped"),
+    ("prompt of tiles", "withdrawal in the middle"),
+    ("prompt of tiles", "pruned to 11 % at layer 2"),
+)
+"""parts and policies of the record, in the order of the rows of the page on policies"""
+
+
+def record(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """Cells of the first table behind a heading, without those that name the columns."""
+    table = re.search(r"^\|---.*\n((?:\|.*\n)+)", text.partition(f"\n## {heading}\n")[2], re.M)
+    assert table is not None
+    return [[cell.strip(" *") for cell in line.strip("|\n").split("|")] for line in table[1].splitlines()]
+
+
+def test_launches_of_grafts() -> None:
+    counts, text = record("launches.json")["counts"]["7b"], page("results/speed.md")
+
+    def more(name: str, workload: str) -> float:
+        return counts[name][workload]["launches a layer"] - counts["host"][workload]["launches a layer"]
+
+    told = {label: cells for label, *cells in rows(text, "Launches")}
+    assert told.keys() == LAUNCHES.keys()
+    for label, cells in told.items():
+        name = LAUNCHES[label]
+        for workload, cell in zip(("prompt", "step", "training step"), cells, strict=True):
+            assert cell == (f"{more(name, workload):g}" if workload in counts[name] else ""), (label, workload)
+    said = re.search(r"launches (\d+) for a prompt and (\d+) for a step", text)
+    assert said is not None
+    assert [float(each) for each in said.groups()] == [
+        more("Wings (mass)", workload) for workload in ("ragged prompt", "ragged step")
+    ]
+
+
+def test_launches_of_probes() -> None:
+    counts = record("launches.json")["counts"]["probes"]
+    plain, seam = (counts[name]["prompt"] for name in ("plain", "seam alone"))
+    told = re.findall(r"^\| ([a-z ]+) \| \**(\d+)\** \| \**(\d+)\** \|$", page("methods/probes.md"), re.M)
+    assert {name for name, _, _ in told} == counts.keys() - {"plain", "seam alone"}
+    for name, layer, forward in told:
+        own = counts[name]["prompt"]
+        assert float(layer) == own["launches a layer"] - plain["launches a layer"], name
+        assert float(forward) == own["launches a forward"] - seam["launches a forward"], name
+
+
+def _measured(of: dict[str, Any], part: str) -> str:
+    least = of["median" if part == "prompt of tiles" else "fastest"]
+    return f"{least:.3f} ({of['low']:.3f} to {of['high']:.3f})"
+
+
+def test_what_policies_save() -> None:
+    found, text = record("policies.json"), page("methods/policies.md")
+    told = [cells for cells in rows(text, "What it saves") if cells[1]]
+    for (part, name), (label, *cells) in zip(POLICIES, told, strict=True):
+        own = found[part]["policies"][name]
+        assert cells == [
+            f"{own['counted']:.3f}",
+            _measured(own["by hand"], part),
+            _measured(own["measured"], part),
+            f"{100 * own['share of the saving that arrives']:.0f} %",
+            f"{100 * own['share of what is saved by hand']:.0f} %",
+        ], label
+    for name, begins in (
+        ("withdrawal by masks alone", "Withdrawal by masks alone takes "),
+        ("nothing asked", "nobody on it takes "),
+    ):
+        assert begins + _measured(found["prompt"]["others"][name], "prompt") in text
