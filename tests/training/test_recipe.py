@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from alula.errors import RecipeError
-from alula.training import dump_recipe, load_recipe, parse_recipe, recipe_schema
+from alula.training import Recipe, dump_recipe, load_recipe, parse_recipe, recipe_schema
 from alula.training.methods import METHODS
 
 GOOD = """\
@@ -232,6 +232,25 @@ def test_the_cache_needs_a_frozen_tower(plain: Callable[..., Any]) -> None:
         parse_recipe(plain(method="full", train={"llm": 1e-4, "tower": 1e-5}, feature_cache={}))
     with pytest.raises(RecipeError, match="the tower is trained in this stage"):
         parse_recipe(plain(method="lora", train={}, lora={"tower": True}, feature_cache={}))
+
+
+@pytest.mark.parametrize(
+    ("section", "path"),
+    [
+        ("validation: {sources: [{microworld: visual}, SOURCE]}", "validation.sources.1"),
+        ("retention: {text: SOURCE}", "retention.text"),
+        ("retention: {pictures: SOURCE}", "retention.pictures"),
+    ],
+)
+@pytest.mark.parametrize("key", ["weight", "runs"])
+def test_how_to_draw_is_refused_where_first_samples_are_read(tmp_path: Path, section: str, path: str, key: str) -> None:
+    def told(source: str) -> Recipe:
+        return load_recipe(written(tmp_path, GOOD + section.replace("SOURCE", source) + "\n"))
+
+    again = told(f"{{jsonl: a.jsonl, {key}: 1}}")  # what holds without it, as a run writes it down
+    assert again == told("{jsonl: a.jsonl}")
+    with pytest.raises(RecipeError, match=rf"{path}[^\n]*: {key}: the first samples of the source are read"):
+        told(f"{{jsonl: a.jsonl, {key}: 2}}")
 
 
 def test_a_prefix_cannot_be_recomputed(plain: Callable[..., dict[str, Any]]) -> None:

@@ -96,9 +96,6 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(recipe: MakeRec
     nowhere = {**VALIDATION, "sources": [{"jsonl": "nowhere.jsonl"}]}
     with pytest.raises(DataError, match="nowhere"):
         check(recipe(run={"validation": nowhere}))
-    weighted = {**VALIDATION, "sources": [{"microworld": "visual", "weight": 2}]}
-    with pytest.raises(RecipeError, match="nothing is drawn"):
-        parse_recipe({**plain(), "validation": weighted})
     with pytest.raises(RecipeError, match="behind demonstrations"):
         parse_recipe({**plain(method="aim", train={}, aim={}), "validation": VALIDATION})
     twice = [Evaluation("own", width), Evaluation("own", width)]

@@ -20,7 +20,7 @@ from alula.data.errors import BadSampleError, RecordError
 from alula.data.quarantine import Quarantine
 from alula.data.samples import Sample, parts
 from alula.data.sources import Source, open_source
-from alula.data.specs import MixtureSpec, SourceSpec, validated
+from alula.data.specs import FileSpec, MixtureSpec, SourceSpec, validated
 from alula.draws import mixed, shuffled_runs
 from alula.errors import DataError, UsageError
 from alula.media import MEDIA
@@ -280,8 +280,8 @@ def _opened(specs: Sequence[SourceSpec], base: str | os.PathLike[str], key: str)
 
 
 def _runs(specs: Sequence[SourceSpec]) -> list[int]:
-    """Of a source that has no end, whose spec has no such key, one by one."""
-    return [getattr(spec, "runs", 1) for spec in specs]
+    """Sources that are read from no files, whose specs have no such key, are drawn from one by one."""
+    return [spec.runs if isinstance(spec, FileSpec) else 1 for spec in specs]
 
 
 class _TextOnly:

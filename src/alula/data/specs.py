@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, ClassVar, Union
 
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     GetCoreSchemaHandler,
@@ -40,6 +41,9 @@ class SourceSpec(Settings):
         False, strict=True, description="the words of its conversations alone: pictures, films and sounds are taken out"
     )
 
+    DRAWING: ClassVar[tuple[str, ...]] = ("weight",)
+    """keys that say how a mixture draws from the source"""
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         if cls.__base__ is not Settings:  # one kind's own
@@ -64,12 +68,25 @@ class SourceSpec(Settings):
         return next(kind for kind in SOURCES.loaded() if kind.spec is type(self))
 
 
+def _undrawn(spec: SourceSpec) -> SourceSpec:
+    for key in spec.DRAWING:
+        if getattr(spec, key) != type(spec).model_fields[key].default:  # as a run writes its recipe down, it is there
+            raise ValueError(f"{key}: the first samples of the source are read; nothing is drawn")
+    return spec
+
+
+UndrawnSpec = Annotated[SourceSpec, AfterValidator(_undrawn)]
+"""One source that is read from its first sample on: what says how to draw from it is refused."""
+
+
 class FileSpec(SourceSpec):
     """A source that is read from files."""
 
     max_pixels: Int = Field(DEFAULT_MAX_PIXELS, gt=0, le=HARD_MAX_PIXELS, description="largest image accepted")
     limit: Int | None = Field(None, gt=0, description="use only the first n records")
     runs: Int = Field(1, gt=0, description="draw n records that stand in a row together: questions about one picture")
+
+    DRAWING: ClassVar[tuple[str, ...]] = ("weight", "runs")
 
 
 class RecordsSpec(FileSpec):

@@ -16,6 +16,7 @@ from alula.codes.features import processor_of
 from alula.codes.training import train_painter, train_vq
 from alula.data import SourceSpec, open_source
 from alula.data.samples import MEDIA, parts
+from alula.data.specs import UndrawnSpec
 from alula.errors import RecipeError
 from alula.files import unreadable
 from alula.hosts import names
@@ -65,7 +66,7 @@ class CodesRecipe(Section):
     output_dir: PathText = Field(description="the directory of codes")
     seed: Seed = 0
     kind: Literal["image", "audio"] = "image"
-    source: SourceSpec
+    source: UndrawnSpec
     items: Int = Field(default=1500, ge=1, le=ITEMS, description="how many of the source's images or sounds")
     k_means: KMeansSpec | None = None
     vq: VQSpec | None = None

@@ -22,6 +22,7 @@ from pydantic import (
 
 from alula.chat_template import TemplateSettings
 from alula.data import SourceSpec, TextReplaySpec
+from alula.data.specs import UndrawnSpec
 from alula.errors import UsageError
 from alula.media import MEDIA
 from alula.settings import Int, Number
@@ -134,12 +135,12 @@ class Retention(Section):
     measure: Literal["exact", "likelihood"] = Field(
         default="exact", description="answers given exactly; or exp(loss at the start - loss now), for free text"
     )
-    text: SourceSpec | None = Field(
+    text: UndrawnSpec | None = Field(
         default=None, description="text-only questions with answers; default: those that come with the model, if any"
     )
     items: Int = Field(default=200, ge=1, le=ITEMS, description="how many of them")
     probes: Bool = Field(default=True, description="also attention shift and alignment")
-    pictures: SourceSpec | None = Field(
+    pictures: UndrawnSpec | None = Field(
         default=None, description="samples the probes look at; default: those that come with the model, if any"
     )
     samples: Int = Field(default=64, ge=2, le=ITEMS, description="how many of them")
@@ -150,19 +151,10 @@ class Validation(Section):
     """Samples that are not trained on, and what the model says to them while it trains (see
     `alula.training.validation`)."""
 
-    sources: tuple[SourceSpec, ...] = Field(min_length=1, description="held-out samples with answers")
+    sources: tuple[UndrawnSpec, ...] = Field(min_length=1, description="held-out samples with answers")
     every: Count = Field(default=200, description="steps between measurements; the last step is always measured")
     samples: Int = Field(default=256, ge=1, le=ITEMS, description="the first so many of each source")
     batch_size: Size = Field(default=32, description="samples per forward of a measurement, on every process")
-
-    @model_validator(mode="after")
-    def _unweighted(self) -> Validation:
-        for number, source in enumerate(self.sources):
-            if source.weight != type(source).model_fields["weight"].default:  # as a run writes its recipe down, it is 1
-                raise ValueError(
-                    f"sources.{number}.weight: the first `samples` of each source are read; nothing is drawn"
-                )
-        return self
 
 
 class Distill(Section):
@@ -173,7 +165,7 @@ class Distill(Section):
     order: Literal["behind", "between"] = Field(
         default="behind", description="text turns stand behind a sample's own, or between its media and its question"
     )
-    prompts: SourceSpec | None = Field(
+    prompts: UndrawnSpec | None = Field(
         default=None, description="text questions; default: the model the run starts from writes some itself"
     )
     count: Int = Field(default=1000, ge=1, le=ITEMS, description="how many of them")
