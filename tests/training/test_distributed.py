@@ -33,6 +33,12 @@ SAMPLES = BATCH * (STEPS + 1)
 STAGES: dict[str, dict[str, Any]] = {
     "full": {"method": "full", "train": {"llm": 1e-3, "projector": 1e-2, "tower": 1e-3}},
     "frozen-tower": {"method": "full", "train": {"llm": 1e-3, "projector": 1e-2}, "feature_cache": {"memory_mb": 8}},
+    "packed": {
+        "method": "full",
+        "train": {"llm": 1e-3, "projector": 1e-2},
+        "packing": True,
+        "logits": "supervised",
+    },
     "lora": {"method": "lora", "train": {"lora": 1e-2, "projector": 1e-2}, "lora": {"rank": 4, "tower": True}},
     "wings": {"method": "wings", "train": {"wings": 1e-2, "projector": 1e-2}, "wings": {"rank": 4}},
     "paper-gate": {

@@ -23,7 +23,7 @@ from alula.errors import AlulaError, DataError, HostError, RecipeError, UsageErr
 from alula.evaluation.likelihood.engine import log_likelihoods
 from alula.training import ReadSource, check, parse_recipe, train
 from alula_fledgling.tasks import native_tasks
-from tests import zoo
+from tests import media_hosts, zoo
 from tests.hosts import tiny
 from tests.training.conftest import rows
 
@@ -170,6 +170,12 @@ def test_a_prefix_on_a_host_that_takes_none_is_refused_by_the_check(plain: Plain
     raw = plain(method="prefix", train={"prefix": 1e-3})
     with pytest.raises(HostError, match="M-RoPE"):
         check({**raw, "host": {"path": str(tmp_path / "host")}})
+
+
+def test_a_host_that_makes_all_logits_is_not_asked_for_some(plain: Plain, tmp_path: Path) -> None:
+    media_hosts.video_llama_3().model.save_pretrained(tmp_path / "host")
+    with pytest.raises(RecipeError, match=r"^stages\.only\.logits: VideoLlama3\w+ makes logits of all positions"):
+        check({**plain(logits="supervised"), "host": {"path": str(tmp_path / "host")}})
 
 
 PUBLISHED = """{%- for message in messages -%}

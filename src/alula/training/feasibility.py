@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import os
 from pathlib import Path
 
@@ -125,6 +126,12 @@ def _check_stage(stage: Stage, parts: HostParts, oddity: HostError | None) -> No
             check_packs(parts)
         except HostError as error:
             raise RecipeError(error.message, where="packing", remedy=error.remedy) from None
+    if stage.logits == "supervised" and "logits_to_keep" not in inspect.signature(parts.host.forward).parameters:
+        raise RecipeError(
+            f"{type(parts.host).__name__} makes logits of all positions, whatever it is asked for",
+            where="logits",
+            remedy="leave logits out for this host",
+        )
 
 
 def _check_writable(directory: str, where: str) -> None:
