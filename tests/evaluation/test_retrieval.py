@@ -177,6 +177,7 @@ def test_a_picture_whose_caption_is_taken_is_left_out() -> None:
         ("nowhere.json", "there is no file 'nowhere.json'"),
         ("microworld:caption,test", "'test' is no setting"),
         ("microworld:captions", "caption"),
+        ("jsonl:a.jsonl,runs=8", "--retrieval: runs: the first samples of the source are read"),
     ],
 )
 def test_what_is_not_there_is_said(what: str, said: str) -> None:

@@ -157,6 +157,8 @@ def test_the_microworld_as_a_source_needs_a_number() -> None:
     assert len(data_task({"microworld": "text", "split": "test"}, n=5).items()) == 5
     with pytest.raises(EvaluationError, match="never ends"):
         data_task({"microworld": "text", "split": "test"})
+    with pytest.raises(AlulaError, match="weight: the first samples of the source are read"):
+        data_task({"microworld": "text", "weight": 2}, n=5)
 
 
 def test_conversations_without_a_reference_are_refused(tmp_path: Path) -> None:

@@ -392,8 +392,10 @@ def _opened(what: str, settings: Mapping[str, str], where: str, example: str) ->
     import yaml
 
     from alula.data import open_source
+    from alula.data.specs import UndrawnSpec, validated
 
     key, colon, value = what.partition(":")
     if not colon:
         raise UsageError(f"there is no file {what!r}", where=where, remedy=f"a file, or a source such as {example}")
-    return open_source({key: value, **{name: yaml.safe_load(each) for name, each in settings.items()}})
+    spec = {key: value, **{name: yaml.safe_load(each) for name, each in settings.items()}}
+    return open_source(validated(UndrawnSpec, spec, key=where))

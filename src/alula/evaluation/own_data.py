@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from alula import data
 from alula.data import BadSampleError, Place, RecordError
 from alula.data.interleave import History
+from alula.data.specs import UndrawnSpec, validated
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation.items import ItemTask, Message, Task, TaskItem, media_of
 from alula.evaluation.scoring import exact_match
@@ -54,7 +55,8 @@ def data_task(
         EvaluationError: the source is endless and ``n`` is not given.
     """
     if isinstance(source, Mapping):
-        opened, settings = data.open_source(source), {key: str(value) for key, value in source.items()}
+        opened = data.open_source(validated(UndrawnSpec, source, key="source"))
+        settings = {key: str(value) for key, value in source.items()}
     else:
         opened, settings = data.open_file(source, images=images), {"file": os.fspath(source)}
     title = name or opened.name
