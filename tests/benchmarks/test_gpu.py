@@ -19,7 +19,7 @@ def _called(folder: Path, stand_in: str = "", **settings: str) -> tuple[subproce
     python.write_text(f'#!/bin/sh\n[ "$1" = - ] && exit\necho "$*" >> {calls}\n{stand_in}\n')
     python.chmod(0o755)
     given = {**os.environ, "PYTHON": str(python), "DEVICE": "cpu", "MORE": "--shrink", **settings}
-    command = ["bash", FOLDER / "gpu.sh", "out"]  # from where it is called
+    command = ["bash", str(FOLDER / "gpu.sh"), "out"]  # from where it is called
     ended = subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True)
     return ended, calls.read_text().splitlines() if calls.exists() else []
 

@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import alula
 from alula.cli import app as cli
 from alula.errors import DataError, HostError, UsageError
 from alula.evaluation import Decoding, data_task, evaluate
+from alula.inputs import Intake
 from alula.policies import Prune, Skip, Withdraw, read_policies
 from alula.settings import budget_of
 from alula.speed import (
@@ -35,6 +38,7 @@ from alula.speed import (
 )
 from alula.stats import Estimate
 from tests.hosts import tiny
+from tests.hosts.qwen import written
 
 LOAD = alula.load_model
 
@@ -252,6 +256,82 @@ def test_a_picture_that_changed_is_not_mixed_in(small: tuple[Plan, Speed]) -> No
             measure(plan, LOAD)
     finally:
         first.write_bytes(before)
+
+
+# -- smaller pictures --------------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_fewer_pixels_are_rows_where_a_processor_obeys(tmp_path: Path) -> None:
+    """Answers are those to pictures that somebody else made smaller, and count as down-sampling's do: easy and hard."""
+    model = written(tmp_path / "qwen", "qwen2_5_vl")
+    records: dict[str, list[Any]] = {"whole": [], "quarter": []}
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        picture = Image.fromarray(pixels)
+        for name, size in (("whole", 64), ("quarter", 32)):
+            file = tmp_path / f"{name}-{number}.png"
+            picture.resize((size, size), Image.Resampling.BICUBIC).save(file)
+            said = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "red"}]
+            records[name].append({"id": str(number), "image": file.name, "conversations": said})
+    for name, each in records.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(each))
+    plan = Plan(
+        output=tmp_path / "out",
+        model=str(model),
+        data=tmp_path / "whole.json",
+        images=tmp_path,
+        samples=4,
+        rounds=1,
+        timed=1,
+        steps=2,
+        batch_size=3,
+        max_new_tokens=3,
+    )
+    speed = measure(plan, LOAD)
+    smaller = [each for each in speed.rows if each.pixels < 1]
+    assert [each.name for each in smaller] == [f"pictures of {share} % of the pixels" for share in (50, 25, 11)]
+    assert not any(each.policies or each.refused for each in smaller)
+    kept = [each.kept for each in smaller]
+    assert kept[1] == 0.25  # 16 of 64 tokens
+    assert 0.25 < kept[0] <= 0.5  # type: ignore[operator]
+    assert 0 < kept[2] <= 0.11  # type: ignore[operator]
+    quarter = smaller[1]
+    assert quarter.operations is not None
+    assert quarter.operations < row(speed, "pooling to 25 %").operations  # type: ignore[operator]  # the tower's, too
+    runs = []
+    for name in records:
+        task = data_task(tmp_path / f"{name}.json", images=tmp_path, n=4)
+        runs.append(evaluate(*LOAD(str(model)), [task], batch_size=3, max_new_tokens=3))
+    before, after = (next(iter(run.tasks.values())).items for run in runs)
+    same = sum(a.answer == b.answer for a, b in zip(before, after, strict=True))
+    assert quarter.agreement == same / 4
+    _, *noted = map(json.loads, (plan.output / "measured.jsonl").read_text().splitlines())
+    batches = [line["value"] for line in noted if line["key"].startswith(f"answers/{quarter.name}")]
+    assert sorted(answer["text"] for batch in batches for answer in batch) == sorted(each.answer for each in after)
+    calls: list[int] = []
+    assert measure(plan, lambda name: watched(name, calls)).rows == speed.rows
+    assert not calls
+
+
+def test_a_host_of_one_size_has_no_such_rows(llava: Path) -> None:
+    assert not Intake(LOAD(str(llava)).processor).sizes_are_obeyed
+    assert not any(each.pixels < 1 for each in default_grid(4, 576))
+
+
+def test_smaller_pictures_that_do_better_are_told_and_not_saved(small: tuple[Plan, Speed], tmp_path: Path) -> None:
+    speed = invented(small[1], policy=(0.8, 1.0), pictures=(0.6, 0.99))
+    first, second = speed.rows
+    speed = speed.model_copy(update={"rows": [first, second.model_copy(update={"pixels": 0.25, "policies": []})]})
+    found = recommend(speed, {"agreement": 0.98})
+    assert found.row is not None
+    assert found.row.name == "policy"
+    assert found.says[-1].startswith("'pictures' do without a policy, agreement 99")
+    assert "max_pixels" in found.says[-1]
+    assert save_recommended(found, tmp_path / "policies.json") is not None
+    alone = speed.model_copy(update={"rows": speed.rows[1:]})
+    assert save_recommended(recommend(alone, {"agreement": 0.98}), tmp_path / "policies.json") is None
+    assert "max_pixels" in recommend(alone, {"agreement": 0.98}).says[-1]
+    assert "max_pixels" not in " ".join(recommend(speed, {"agreement": 0.995}).says)
 
 
 # -- what it says ------------------------------------------------------------------------------------------------------

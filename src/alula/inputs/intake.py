@@ -105,6 +105,16 @@ class Intake:
     def _sizes(self) -> Sizes:
         return Sizes(getattr(self.processor, "image_processor", None))
 
+    @property
+    def sizes_are_obeyed(self) -> bool:
+        """Whether images of fewer pixels have fewer tokens."""
+        return self.is_multimodal and self._sizes.are_obeyed
+
+    def shrunk(self, messages: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
+        """Messages whose images are to have at most this share of the pixels that they would have, where
+        `sizes_are_obeyed`."""
+        return self._sizes.shrunk(messages, share)
+
     def told(self, template: TemplateSettings) -> Intake:
         """An intake alike whose chat template is told ``template``."""
         return Intake(self.processor, template, said_by=self._said_by, text_only=self.is_text_only)

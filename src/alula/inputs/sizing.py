@@ -38,6 +38,24 @@ class Sizes:
     def __setstate__(self, state: Any) -> None:
         self.__init__(state)  # type: ignore[misc]
 
+    @property
+    def are_obeyed(self) -> bool:
+        """Whether the processor gives an image as many tokens as its size deserves."""
+        try:
+            return self._target((64, 64), Sizing()) is not None
+        except (TypeError, ValueError, KeyError, AttributeError):
+            return False
+
+    def shrunk(self, chat: Sequence[dict[str, Any]], share: float) -> list[dict[str, Any]]:
+        """A conversation whose images are to have at most this share of the pixels that they would have."""
+        return [{**each, "content": [self._shrunk(part, share) for part in each["content"]]} for each in chat]
+
+    def _shrunk(self, part: dict[str, Any], share: float) -> dict[str, Any]:
+        if part["type"] != "image":
+            return part
+        width, height = self._target(part["image"].size, part.get("sizing") or Sizing())
+        return {**part, "sizing": Sizing(max_pixels=max(1, int(share * width * height)))}
+
     def applied(self, chats: Sequence[Any]) -> list[Any] | None:
         """Conversations whose images all have their final size, to be processed with ``do_resize=False``; None where
         no image has a budget of its own.
@@ -71,11 +89,7 @@ class Sizes:
             )
 
     def _check(self, name: str) -> None:
-        try:
-            grid = self._target((64, 64), Sizing())
-        except (TypeError, ValueError, KeyError, AttributeError):
-            grid = None
-        if grid is None:
+        if not self.are_obeyed:
             raise HostError(
                 f"an image comes with {name}, and {type(self._processor).__name__} has one size for all images",
                 where="image_processor",

@@ -40,10 +40,15 @@ _OTHERS: Mapping[str, Criteria] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is measured under a name: one policy, or several together; none: the model as it is."""
+    """What is measured under a name: one policy, several together, or smaller pictures; none: the model as it is.
+
+    Attributes:
+        pixels: the share of its pixels that every picture keeps before the model sees it.
+    """
 
     name: str
     policies: tuple[Policy, ...] = ()
+    pixels: float = 1.0
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
@@ -56,7 +61,13 @@ class Candidate:
     @property
     def key(self) -> str:
         """Tells it from all others in what was noted of them."""
-        return f"{self.name} {hashlib.sha256(json.dumps(self.settings()).encode()).hexdigest()[:8]}"
+        told: list[Any] = [*self.settings(), *([self.pixels] if self.pixels < 1 else [])]
+        return f"{self.name} {hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the model as it is."""
+        return not self.policies and self.pixels == 1
 
     def settings(self) -> list[dict[str, Any]]:
         """Those of each policy, as JSON values."""
@@ -108,18 +119,21 @@ def read_grid(file: str | os.PathLike[str]) -> list[Candidate]:
     return candidates
 
 
-def default_grid(layers: int, image_tokens: int) -> list[Candidate]:
+def default_grid(layers: int, image_tokens: int, *, sizes_are_obeyed: bool = False) -> list[Candidate]:
     """A grid for a decoder of so many layers and prompts with so many image tokens.
 
-    Down-sampling and the published ways at a half, a quarter and a ninth of the tokens, random choice as the control,
-    withdrawal behind a half and three quarters of the layers, layers skipped by image tokens, and by all in steps.
+    Down-sampling (of pictures too, where ``sizes_are_obeyed`` by their processor) and the published ways at a half, a
+    quarter and a ninth of the tokens, random choice as the control, withdrawal behind a half and three quarters of the
+    layers, layers skipped by image tokens, and by all in steps.
     """
     shares = {f"{100 * share:.0f}": share for share in (0.5, 0.25, 0.11)}
     counts = {name: max(1, int(share * image_tokens + 0.5)) for name, share in shares.items()}
     # of few tokens, two shares may be as many
     shares = {name: shares[name] for name in shares if counts[name] < image_tokens and name == _first(counts, name)}
     early, quarter, half, late = min(2, layers - 1), max(1, layers // 4), layers // 2, 3 * layers // 4
-    grid = []
+    grid = list[Candidate]()
+    if sizes_are_obeyed:
+        grid += [Candidate(f"pictures of {name} % of the pixels", pixels=share) for name, share in shares.items()]
     for name, share in shares.items():
         grid.append(Candidate(f"pooling to {name} %", (Prune(stages=((0, share),), criterion=(Pooling(),)),)))
     if early:

@@ -35,11 +35,13 @@ class Part(Record):
 
 
 class Row(Record):
-    """One policy, or several together."""
+    """One policy, several together, or smaller pictures."""
 
     name: str
     policies: list[dict[str, Any]]
     """their settings"""
+    pixels: float = 1.0
+    """the share of its pixels that every picture kept; below 1 there is no policy"""
     refused: str = ""
     """why the host does not take it; nothing below is measured then"""
     operations: float | None = None

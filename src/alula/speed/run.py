@@ -91,7 +91,8 @@ def measure(plan: Plan, load: Loader, *, command: str = "", progress: bool = Fal
         )
     with evaluating(model):
         run = _Run(plan, model, processor, anatomy, chosen)
-        grid = default_grid(anatomy.num_layers, run.image_tokens) if own is None else own
+        obeyed = run.intake.sizes_are_obeyed
+        grid = default_grid(anatomy.num_layers, run.image_tokens, sizes_are_obeyed=obeyed) if own is None else own
         rows, host, itself = run.measured([*grid, *([saved] if saved.policies else [])], progress)
         state = conditions(model, Decoding(), plan.batch_size, plan.told.recorded(processor))
     return Speed(
@@ -171,13 +172,15 @@ class _Run:
             )
         return found
 
-    def _rendered(self, question: Question) -> Rendered:
+    def _rendered(self, question: Question, pixels: float = 1.0) -> Rendered:
         messages = prompts.loaded(question.item.messages, self.intake)
+        if pixels < 1:
+            messages = self.intake.shrunk(messages, pixels)
         where = f"question {question.item.id!r}"
         return prompts.encode(self.intake, messages, where=where, roles=needs_roles(self.model))
 
-    def _batch(self, number: int) -> list[Rendered]:
-        return [self._rendered(self.asked[index].question) for index in self.batches[number]]
+    def _batch(self, number: int, pixels: float = 1.0) -> list[Rendered]:
+        return [self._rendered(self.asked[index].question, pixels) for index in self.batches[number]]
 
     def measured(self, grid: Sequence[Candidate], progress: bool) -> tuple[list[Row], Host, Spread]:
         """All rows of the grid, the model without a policy, and that beside itself."""
@@ -193,13 +196,14 @@ class _Run:
             for number in range(len(self.batches)):
                 self._answer(number, list(among.values()), advancing)
                 advancing.advance("answers", 1 + len(grid))
-            batches: list[list[Rendered]] = []
+            batches: dict[float, list[list[Rendered]]] = {}
             for turn in range(self.plan.rounds):
                 for candidate in (_ITSELF, *grid):
                     label = f"time, round {turn + 1} of {self.plan.rounds}: {candidate.name}"
                     advancing.advance(label, 0)
                     if self._missing(candidate, f"times/{candidate.key}/{turn}"):
-                        batches = batches or [self._batch(number) for number in self._timed_batches()]
+                        for pixels in {1.0, candidate.pixels} - batches.keys():
+                            batches[pixels] = [self._batch(number, pixels) for number in self._timed_batches()]
                         self._time(candidate, turn, batches)
                     advancing.advance(label, 1)
         return (
@@ -218,7 +222,7 @@ class _Run:
         try:
             found = work()
         except AlulaError as error:
-            if not candidate.policies:
+            if candidate.is_plain:
                 raise
             reason = f"{error.where}: {error.message}" if error.where else error.message
             self.book.note(f"refused/{candidate.key}", reason)
@@ -229,7 +233,7 @@ class _Run:
         key = f"counted/{candidate.key}"
         if not self._missing(candidate, key):
             return
-        prompt = self._rendered(self._typical.question)
+        prompt = self._rendered(self._typical.question, candidate.pixels)
 
         def work() -> dict[str, Any]:
             with candidate.on(self.model):
@@ -243,15 +247,16 @@ class _Run:
         return sorted(self.asked, key=lambda each: each.tokens)[len(self.asked) // 2]
 
     def _answer(self, number: int, candidates: Sequence[Candidate], advancing: Bar) -> None:
-        """The answers to one batch: it is made once, and put to the model under each candidate."""
-        batch: list[Rendered] = []
+        """The answers to one batch: it is made once in each size, and put to the model under each candidate."""
+        batches: dict[float, list[Rendered]] = {}
         for candidate in candidates:
             key = f"answers/{candidate.key}/{number}"
             if not self._missing(candidate, key):
                 continue
             advancing.advance(f"answers, batch {number + 1} of {len(self.batches)}: {candidate.name}", 0)
-            batch = batch or self._batch(number)
-            self._note(candidate, key, partial(self._said, candidate, batch))
+            if candidate.pixels not in batches:
+                batches[candidate.pixels] = self._batch(number, candidate.pixels)
+            self._note(candidate, key, partial(self._said, candidate, batches[candidate.pixels]))
 
     def _said(self, candidate: Candidate, batch: Sequence[Rendered]) -> list[dict[str, Any]]:
         with candidate.on(self.model):
@@ -271,13 +276,14 @@ class _Run:
         many, wanted = len(self.batches), min(self.plan.timed, len(self.batches))
         return [(2 * index + 1) * many // (2 * wanted) for index in range(wanted)]
 
-    def _time(self, candidate: Candidate, turn: int, batches: Sequence[Sequence[Rendered]]) -> None:
-        """One plain pass and one under the candidate, over the same batches; who comes first changes by round."""
+    def _time(self, candidate: Candidate, turn: int, batches: Mapping[float, Sequence[Sequence[Rendered]]]) -> None:
+        """One plain pass and one under the candidate, over the same batches, each with its pictures; who comes first
+        changes by round."""
         config = unending(self.config, self.plan.steps)
 
         def passed(one: Candidate) -> list[list[float]]:
             with one.on(self.model):
-                return [list(timed(self.model, batch, config, self.clock)) for batch in batches]
+                return [list(timed(self.model, batch, config, self.clock)) for batch in batches[one.pixels]]
 
         def work() -> dict[str, list[list[float]]]:
             if candidate.key not in self.warm:
@@ -379,11 +385,12 @@ class _Run:
     def _row(self, candidate: Candidate, reference: Candidate | None) -> Row:
         refused = self.book.get(f"refused/{candidate.key}")
         if refused is not None:
-            return Row(name=candidate.name, policies=candidate.settings(), refused=refused)
+            return Row(name=candidate.name, policies=candidate.settings(), pixels=candidate.pixels, refused=refused)
         own, plain, times = self._counted(candidate), self._counted(PLAIN), self._times(candidate)
         return Row(
             name=candidate.name,
             policies=candidate.settings(),
+            pixels=candidate.pixels,
             operations=own.operations / plain.operations,
             step_operations=own.in_step / plain.in_step,
             cache_bytes=own.cache_bytes,
