@@ -179,15 +179,23 @@ def prompt_and_step(model: Any, *, ragged: bool = False) -> dict[str, Counts]:
     return {"prompt": prompt.counts, "step": after.counts}
 
 
+def _learnt(ids: Tensor, is_image: Tensor) -> Tensor:
+    """Labels of what is text and not predicted from an image, whose tokens policies take out."""
+    behind = torch.nn.functional.pad(is_image, (1, 0))[:, :-1]
+    return ids.masked_fill(is_image | behind, -100)
+
+
 def training_step(model: Any) -> dict[str, Counts]:
     """What a forward and a backward ask, the optimizer left out; input tokens need gradients, as behind a projector."""
-    inputs = _inputs(model, modalities(ragged=False))
+    kinds = modalities(ragged=False)
+    inputs = _inputs(model, kinds)
     ids = inputs.pop("input_ids")
+    labels = _learnt(ids, kinds == 1)
     inputs |= {name: value.requires_grad_(name == FUSED) for name, value in _fused(model, len(ids)).items()}
     embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
     model.train()
     with Meter() as meter:
-        model(inputs_embeds=embeds, labels=ids, use_cache=False, **inputs).loss.backward()
+        model(inputs_embeds=embeds, labels=labels, use_cache=False, **inputs).loss.backward()
     model.eval()
     return {"training step": meter.counts}
 
@@ -209,7 +217,7 @@ def of_policy(shape: str, name: str, layers: int, dtype: torch.dtype) -> dict[st
     """A decoder under a policy; None: nothing but the seam."""
     model, policy = decoder(shape, layers, dtype), POLICIES[name]
     with policies.idle(model) if policy is None else policy.on(model):
-        return {**prompt_and_step(model), **prompt_and_step(model, ragged=True)}
+        return {**prompt_and_step(model), **prompt_and_step(model, ragged=True), **training_step(model)}
 
 
 def of_highlight(shape: str, name: str, layers: int, dtype: torch.dtype) -> dict[str, Counts]:
@@ -248,11 +256,22 @@ def of_probes(name: str, layers: int, dtype: torch.dtype) -> dict[str, Counts]:
     watched: Any = watch(model, [make() for make in chosen.values()]) if chosen else contextlib.nullcontext()
     if name == SEAM:
         watched = taps(model, ["block_input"], lambda event: None)
-    with torch.no_grad(), watched:
-        model(**batch, use_cache=False)  # what is found out once, of the first batch
-        with Meter() as meter:
-            model(**batch, use_cache=False)
-    return {"prompt": meter.counts}
+    mask, ids = batch["attention_mask"], batch["input_ids"]
+    labels = _learnt(ids, ids == model.config.image_token_id)
+    with watched:
+        with torch.no_grad():
+            model(**batch, use_cache=False)  # what is found out once, of the first batch
+            with Meter() as prompt:
+                model(**batch, use_cache=False)
+            cache = cache_of_output(model(**batch, logits_to_keep=1))
+            for place in (1, 2):
+                longer = torch.nn.functional.pad(mask, (0, place), value=1)
+                with Meter() as step:
+                    model(input_ids=ids[:, :1], attention_mask=longer, **{CACHE: cache})
+        model.train()
+        with Meter() as training:
+            model(**batch, labels=labels, use_cache=False).loss.backward()
+    return {"prompt": prompt.counts, "step": step.counts, "training step": training.counts}
 
 
 def of_pictures(name: str, layers: int, dtype: torch.dtype) -> dict[str, Counts]:
