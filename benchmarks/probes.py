@@ -3,17 +3,26 @@
     python benchmarks/probes.py                     # writes benchmarks/results/probes.json
     python benchmarks/probes.py --device cuda       # on an accelerator
     python benchmarks/probes.py --shrink --rounds 1 --output x.json  # the same code on little, anywhere
+    git worktree add rival c7bdd40
+    python benchmarks/probes.py --rival rival --output y.json        # beside the build of another checkout
 
 Plain and measured passes take turns in one process. On a CPU they are timed in processor seconds of one thread, which
 other work on the machine does not count into; on an accelerator in seconds between synchronisations. A ratio is the
 median over rounds of the ratio within a round.
+
+Beside a rival both builds run in processes of their own, in turn within each round, each with the script of its
+checkout and one round; told is what a probe takes of a plain pass, of this build over the rival.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -142,6 +151,41 @@ def _clock(device: str) -> float:
     return time.perf_counter()
 
 
+def beside(rival: Path, rounds: int, options: Sequence[str]) -> dict[str, Any]:
+    """What each probe takes of a plain pass, of this build over another: by host, median and extremes over rounds."""
+    builds = {"build": Path(__file__).parents[1], "rival": rival.resolve()}
+    found: dict[str, dict[str, list[float]]] = {}
+    for turn in range(rounds):
+        each = {name: _of_build(builds[name], options) for name in (builds if turn % 2 else reversed(builds))}
+        for host, probes in each["build"].items():
+            for probe, ratio in probes.items():
+                other = each["rival"][host][probe]["median"]
+                found.setdefault(host, {}).setdefault(probe, []).append(ratio["median"] / other)
+        print(f"  round {turn + 1} of {rounds}", file=sys.stderr)
+    return {
+        host: {
+            probe: {"median": round(statistics.median(r), 3), "low": round(min(r), 3), "high": round(max(r), 3)}
+            for probe, r in probes.items()
+        }
+        for host, probes in found.items()
+    }
+
+
+def _of_build(checkout: Path, options: Sequence[str]) -> dict[str, Any]:
+    """Ratios to plain of one round in a process of its own, by host and probe."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "record.json"
+        path = os.pathsep.join(str(checkout / part) for part in ("src", "fledgling/src", ""))
+        subprocess.run(
+            [sys.executable, checkout / "benchmarks/probes.py", "--rounds", "1", "--output", output, *options],
+            env={**os.environ, "PYTHONPATH": path},
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+        hosts = json.loads(output.read_text())["hosts"]
+    return {name: host["ratio_to_plain"] for name, host in hosts.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -150,6 +194,7 @@ def main() -> None:
     parser.add_argument("--only", choices=tuple(HOSTS), help="measure one host; the other is left out of the record")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "probes.json")
+    parser.add_argument("--rival", type=Path, help="a checkout of another build, measured beside this one on a CPU")
     options = parser.parse_args()
     torch.set_num_threads(1)
     record: dict[str, Any] = {
@@ -159,6 +204,11 @@ def main() -> None:
         "rounds": options.rounds,
         "hosts": {},
     }
+    if options.rival is not None:
+        del record["hosts"]
+        found = beside(options.rival, options.rounds, ["--shrink"] if options.shrink else [])
+        write_json(options.output, {**record, "build over rival": found})
+        return
     dtype = getattr(torch, options.dtype) if options.dtype else None
     for name, make in HOSTS.items():
         if options.only not in (None, name):

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 LAUNCHES = {
     "LoRA (PEFT, all linear layers)": "LoRA",
@@ -46,9 +48,9 @@ def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text()
 
 
-def rows(text: str, heading: str) -> list[list[str]]:
-    """Cells of the first table behind a heading, without those that name the columns."""
-    table = re.search(r"^\|---.*\n((?:\|.*\n)+)", text.partition(f"\n## {heading}\n")[2], re.M)
+def rows(text: str, start: str) -> list[list[str]]:
+    """Cells of the first table behind some words, without those that name the columns."""
+    table = re.search(r"^\|---.*\n((?:\|.*\n)+)", text.partition(start)[2], re.M)
     assert table is not None
     return [[cell.strip(" *") for cell in line.strip("|\n").split("|")] for line in table[1].splitlines()]
 
@@ -59,7 +61,7 @@ def test_launches_of_grafts() -> None:
     def more(name: str, workload: str) -> float:
         return counts[name][workload]["launches a layer"] - counts["host"][workload]["launches a layer"]
 
-    told = {label: cells for label, *cells in rows(text, "Launches")}
+    told = {label: cells for label, *cells in rows(text, "\n## Launches\n")}
     assert told.keys() == LAUNCHES.keys()
     for label, cells in told.items():
         name = LAUNCHES[label]
@@ -90,7 +92,7 @@ def _measured(of: dict[str, Any], part: str) -> str:
 
 def test_what_policies_save() -> None:
     found, text = record("policies.json"), page("methods/policies.md")
-    told = [cells for cells in rows(text, "What it saves") if cells[1]]
+    told = [cells for cells in rows(text, "\n## What it saves\n") if cells[1]]
     for (part, name), (label, *cells) in zip(POLICIES, told, strict=True):
         own = found[part]["policies"][name]
         assert cells == [
@@ -105,3 +107,29 @@ def test_what_policies_save() -> None:
         ("nothing asked", "nobody on it takes "),
     ):
         assert begins + _measured(found["prompt"]["others"][name], "prompt") in text
+
+
+def test_what_choosing_costs() -> None:
+    found = record("criteria.json")["criteria"]
+    told = rows(page("methods/policies.md"), "What choosing itself costs")
+    assert [cells[0] for cells in told] == list(found)
+    for name, *cells in told:
+        own = found[name]
+        time = own["measured"]
+        assert cells == [
+            str(own["layer"]),
+            f"{own['counted']:.3f}",
+            f"{time['median']:.3f} ({time['low']:.3f} to {time['high']:.3f})",
+            f"{100 * own['share of the saving that arrives']:.0f} %",
+        ], name
+
+
+def test_what_compiled_layers_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import compiled  # type: ignore[import-not-found]
+
+    head, _, *lines = compiled.table(record("compiled.json")).splitlines()
+    text = page("results/speed.md")
+    assert head in text
+    for line in lines:
+        assert line in text

@@ -96,6 +96,13 @@ def test_builds_are_put_beside_each_other(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(number > 0 for number in _numbers(record["rounds"]))
 
 
+def test_builds_are_put_beside_each_other_for_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = _run("probes.py", tmp_path / "record.json", monkeypatch, "--rival", str(FOLDER.parent))
+    found = record["build over rival"]
+    assert found.keys() == {"fledgling", "decoder"}
+    assert all("all five" in probes and all(each["low"] > 0 for each in probes.values()) for probes in found.values())
+
+
 def test_every_other_file_is_part_of_a_script() -> None:
     used = {
         name
