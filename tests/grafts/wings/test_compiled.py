@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import alula
 from alula import WingsConfig
@@ -16,8 +17,8 @@ from alula.errors import HostError, UsageError
 from alula.policies import Withdraw
 from alula.probes import AttentionShift
 from tests import zoo
-from tests.grafts.common import grafted, prompt_tokens, run
-from tests.grafts.compiled import EACH, check_gradients, graphs, logits_of_steps
+from tests.grafts.common import grafted, prompt_tokens, run, token_map
+from tests.grafts.compiled import CACHE, EACH, check_gradients, graphs, logits_of_steps
 
 pytestmark = pytest.mark.usefixtures("no_graphs")
 
@@ -42,6 +43,30 @@ def test_a_graph_for_prompts_and_one_for_steps(config: str) -> None:
     alula.detach(model)
     assert torch.equal(run(twin, "llama", text), run(model, "llama", text))
     assert graphs() == 3 * EACH
+
+
+def test_batches_of_any_size_share_graphs() -> None:
+    """One for padded prompts of several samples and one for their steps, however many samples there are; two more where
+    some of them have no image."""
+    model, twin = pair("llama")
+    batches: dict[tuple[str, ...], int] = {
+        ("3I20", "9I14", "4I12"): 2,
+        ("7I20", "9I18", "4I12", "5I19", "9I1"): 2,
+        ("3I9", "I2"): 2,
+        ("7I20", "9", "4I12"): 4,
+        ("3I9", "9I18", "2", "4I3"): 4,
+    }
+    for layouts, count in batches.items():
+        inputs, found = zoo.batch("llama", *layouts), []
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+        for each in (twin, model):
+            cache = DynamicCache()
+            with torch.no_grad():
+                prompt = each(**inputs, token_map=token_map(inputs), **{CACHE: cache}).logits
+                more = {"input_ids": torch.full((len(layouts), 1), 7), "attention_mask": mask}
+                found.append((prompt[inputs["attention_mask"].bool()], each(**more, **{CACHE: cache}).logits))
+        torch.testing.assert_close(found[0], found[1], atol=2e-5, rtol=1e-4)
+        assert graphs() == count * EACH
 
 
 @pytest.mark.parametrize(("layouts", "router"), [(["1I2"], "attention"), (["1I2", "I1"], "mass")])
