@@ -12,10 +12,10 @@ from torch.overrides import TorchFunctionMode
 from alula import TokenMap, WingsConfig
 from alula.grafts.wings.learners import MOST_SEGMENTS, keys_of
 from alula.grafts.wings.prefill import KeyLayout, PrefillEngine, lay_out, parts_of
-from alula.seam import NAME, ForwardContext
+from alula.seam import NAME, ForwardContext, attention
 from alula.tokens import KnownTokens, Modality, Role
 from tests import zoo
-from tests.grafts.common import grafted
+from tests.grafts.common import grafted, run
 
 TEXT, IMAGE, PADDING = int(Modality.TEXT), int(Modality.IMAGE), int(Modality.PADDING)
 
@@ -180,6 +180,34 @@ def test_every_query_of_a_mask_has_a_key(side: str) -> None:
         )
     assert len(masks.found) >= 2 * model.config.num_hidden_layers  # the decoder's own and learners'
     assert all(found.dtype == torch.bool and found.any(dim=-1).all() for found in masks.found)
+
+
+class Widths(TorchFunctionMode):
+    """Collects how wide the keys and values are that attention is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[int, int]] = set()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            _, key, value = args
+            self.found.add((key.shape[-1], value.shape[-1]))
+        return function(*args, **(kwargs or {}))
+
+
+def test_values_wider_than_keys_go_as_they_are_where_a_kernel_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which are those of recent accelerators; here the question is answered for them. Elsewhere keys are filled up."""
+    model, _ = grafted("llama", "mass")
+    inputs, found = zoo.batch("llama", "3I20", "9I31"), []
+    for takes in (False, True):
+        monkeypatch.setattr(attention, "_takes_wide_values", lambda query, takes=takes: takes)
+        with Widths() as widths:
+            logits = run(model, "llama", inputs)
+        found.append((logits[inputs["attention_mask"].bool()], widths.found))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-5)
+    assert all(key == value for key, value in found[0][1])
+    assert any(key < value for key, value in found[1][1])
 
 
 def test_roles_are_nothing_to_the_visual_learner() -> None:
