@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from alula.errors import HostError, UsageError
@@ -81,6 +83,18 @@ def test_labels_that_taken_out_tokens_would_predict() -> None:
     model(**inputs, labels=labels(inputs, 4))
     with Withdraw(layer=1).on(model):  # labels of one forward are not another's
         model(**inputs)
+
+
+@pytest.mark.skipif(Version(peft.__version__) < Version("0.21"), reason="its wrappers call past the host's hooks")
+@pytest.mark.parametrize("case", ["withdraw", "prune"])
+def test_labels_are_heard_through_a_wrapper_of_peft(case: str) -> None:
+    model, inputs = zoo.build("llava-llama", layers=LAYERS), zoo.batch("llava-llama", "3I2")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    wrapped: Any = peft.get_peft_model(model, config)
+    with POLICIES[case].on(wrapped):
+        with pytest.raises(UsageError, match=r"(?s)sample 0 has a label right behind.*to -100"):
+            wrapped(**inputs, labels=inputs["input_ids"])
+        assert torch.isfinite(wrapped(**inputs, labels=labels(inputs, 1, 3, 8)).loss)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

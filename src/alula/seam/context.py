@@ -59,7 +59,7 @@ class ForwardContext:
         marks: of the thread that began it (see `scope`).
         given: inputs that owners take beside the host's own, (B, ..) by name.
         labels: (B, S) the labels that the host was given by name, or None; a wrapper that calls past the host's hooks
-            (PEFT's) is not heard.
+            (PEFT's of 0.19) is not heard.
         has_roles: whether it was said whose turn the new tokens are.
         has_media: per sample, whether any of its tokens so far is perceptual.
         any_media: whether any token so far, of any sample, is perceptual.
