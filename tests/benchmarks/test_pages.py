@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from studies.alignment.record import AlignmentRecord
+from studies.real import RealRecord, markdown
+
 ROOT = Path(__file__).parents[2]
 LAUNCHES = {
     "LoRA (PEFT, all linear layers)": "LoRA",
@@ -133,3 +136,58 @@ def test_what_compiled_layers_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert head in text
     for line in lines:
         assert line in text
+
+
+def test_real_weights() -> None:
+    found = RealRecord.load(ROOT / "benchmarks/results/real.json")
+    beside = AlignmentRecord.load(ROOT / "benchmarks/results/alignment.json")
+    told = page("results/real.md").partition("\n## All figures\n")[2].partition("\n## ")[0]
+    assert told.strip() == markdown(found, beside).strip()
+    assert f"; {100 * sum(map(int, found.blind)) / len(found.blind):.0f} % of them are right without a look" in page(
+        "results/real.md"
+    )
+
+
+def test_training_beside_the_trainer() -> None:
+    told = iter(rows(page("results/speed.md"), "\n## Training\n"))
+    few, many = (record(name)["tasks"] for name in ("training-speed.json", "training-speed-32.json"))
+    for task in ("align", "instruct"):
+        for of, name, begins in (
+            (few, "cache", f"{task}: feature cache"),
+            (few, "cache, packing", f"{task}: feature cache, packing"),
+            (few, "all", f"{task}: feature cache, packing, logits where something is learnt"),
+            (many, "all", "the same, 32 a step"),
+        ):
+            own = of[task][name]
+            shares = ("times_trainer", "times_trainer_counted", "times_trainer_first_pass", "memory_over_trainer")
+            assert next(told) == [begins, *(f"{own[each]:.2f}" for each in shares), f"{own['loss_off']:.0e}"]
+    assert next(told, None) is None
+
+
+def _share(of: dict[str, Any]) -> str:
+    return f"{100 * of['value']:.0f}% ({100 * of['low']:.0f} to {100 * of['high']:.0f})"
+
+
+def test_speech() -> None:
+    found = record("real-speech.json")
+    told = rows(page("usage/real.md"), "**What came of it**")
+    sides = [
+        [found[f"{what} {how}"] for how in ("written", "ranked", "by whisper")] for what in ("prompts", "captions")
+    ]
+
+    def errors(of: dict[str, Any]) -> str:
+        return f"{of['word_error_rate']:.2f} ({of['low']:.2f} to {of['high']:.2f})"
+
+    for place, (written, ranked, whisper) in enumerate(sides, 1):
+        assert [row[place] for row in told] == [
+            errors(written),
+            errors(written["shuffled"]),
+            errors(whisper),
+            f"{100 * written['exact']:.0f}%",
+            f"{100 * written['words_written']:.0f}%; {100 * written['shuffled']['words_written']:.0f}%",
+            "; ".join(f"{ranked[each]:.2f}" for each in ("nats", "nats_silence", "nats_shuffled")),
+            _share(ranked["own_clip_beats_silence"]),
+            _share(ranked["own_clip_beats_another"]),
+            _share(ranked["right_is_likeliest"]),
+            _share(ranked["right_gains_most"]),
+        ]
