@@ -147,6 +147,26 @@ def test_text(small: tuple[Plan, Audit]) -> None:
     assert status(lost=8, gained=0, n=100, low=0.7, identical=92, spread=0.2) is Status.OPEN
 
 
+@pytest.mark.parametrize(("identical", "expected"), [(100, Status.FINE), (99, Status.OPEN)])
+def test_answers_of_which_none_is_the_reference(identical: int, expected: Status, small: tuple[Plan, Audit]) -> None:
+    """Chat models answer in sentences: right by no reference of one word, and yet the same or not."""
+    told = with_text(small[1], lost=0, gained=0, n=100, low=1.0, identical=identical)
+    task = told.results["text"].pairs.tasks[BARE]
+    overall = task.overall.model_copy(
+        update={"base": replace(task.overall.base, value=0.0, low=0.0, high=0.04), "retention": None}
+    )
+    pairs = told.results["text"].pairs.model_copy(
+        update={"tasks": {BARE: task.model_copy(update={"overall": overall})}}
+    )
+    found = finding(put(told, text=replace(told.results["text"], pairs=pairs)), "text")
+    assert found.status is expected
+    if expected is Status.FINE:
+        assert "all 100 answers are the base's, character for character" in found.says
+    else:
+        assert "1 of the answers are not the base's" in found.says
+        assert "'Answer in one word.'" in found.do
+
+
 def test_without_a_base_nothing_is_claimed(small: tuple[Plan, Audit]) -> None:
     text = replace(small[1].results["text"], pairs=None, after_image=None)
     alone = replace(put(small[1], text=text), base=None)

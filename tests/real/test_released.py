@@ -17,8 +17,10 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from alula.auditing import Plan, Status, audit, findings
 from alula.data import MixtureSpec, open_mixture
 from alula.hosts import build_host, load_host, save_host
+from alula.loading import load_model
 from alula.real.held_out import TEST, VALIDATION
 from alula.real.things import words_of
 
@@ -86,6 +88,25 @@ def test_one_host_of_all_three(tmp_path: Path) -> None:
     features = extractor(wave, sampling_rate=16000, return_tensors="pt")["input_features"]
     expected = whisper.model.encoder(features).last_hidden_state
     assert torch.equal(host.model.model.audio_tower(heard["input_features"]).last_hidden_state, expected)
+
+
+def test_an_audit_tells_that_a_fresh_host_kept_its_words(tmp_path: Path) -> None:
+    llm = MODELS / "smollm2-135m-instruct"
+    save_host(build_host(str(llm), str(MODELS / "efficientnet-lite0"), dtype=torch.float32), tmp_path / "host")
+    asked = (("What is the capital of France?", "Paris"), ("How many days are there in a week?", "seven"))
+    records = [
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in asked
+    ]
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, records)))
+    plan = Plan(
+        output=tmp_path / "audit", model=str(tmp_path / "host"), base=str(llm), data=ROOT / "data/stamps/test.jsonl",
+        text=tmp_path / "text.jsonl", samples=4, batch_size=4, sections=("text", "attention", "alignment", "overlap"),
+    )  # fmt: skip
+    told = {found.section: found for found in findings(audit(plan, load_model))}
+    assert set(told) == {"text", "attention", "alignment", "overlap"}
+    assert told["text"].status is Status.FINE  # it answers in sentences, which no reference has, as the base does
+    assert "character for character" in told["text"].says
 
 
 @pytest.mark.parametrize("name", ["stamps", "emoji", "speech", "sounds"])

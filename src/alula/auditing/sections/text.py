@@ -100,20 +100,21 @@ def _verdict(audit: Audit, measured: TextAnswers) -> Finding | None:
         )  # fmt: skip
     whole = measured.pairs.tasks[BARE].overall
     kept = whole.retention
-    if kept is None:
+    same = measured.pairs.tasks[BARE].identical_answers == whole.n
+    if kept is None and not same:
         return Finding(
             "text", title, Status.OPEN, "undefined", "the base answers none",
-            f"The base answers none of the {whole.n} questions, so nothing can have been lost.",
-            "Ask questions that the base can answer: --text FILE.",
+            f"The base answers none of the {whole.n} questions in the reference's words, so that no loss can be told; "
+            f"{whole.n - measured.pairs.tasks[BARE].identical_answers} of the answers are not the base's.",
+            "Ask what the base answers in the reference's words and no others ('Answer in one word.'): --text FILE.",
         )  # fmt: skip
-    figure = f"{percent(kept.value)} kept ({bounds(kept, whole.exact)})"
+    figure = "the same answers" if kept is None else f"{percent(kept.value)} kept ({bounds(kept, whole.exact)})"
     against = (
         f"base {percent(whole.base.value)}; {whole.lost} lost, {whole.gained} gained, {probability(whole.p_value)}"
         + (f"; {STARRED}" if whole.exact else "")
     )
     lost_surely = surely_lost(whole)
-    same = measured.pairs.tasks[BARE].identical_answers == whole.n
-    low = 0.0 if math.isnan(kept.low) else kept.low
+    low = 0.0 if kept is None or math.isnan(kept.low) else kept.low
     if same or low >= KEPT:
         says = (
             f"It kept its words: all {whole.n} answers are the base's, character for character.{extra}"
