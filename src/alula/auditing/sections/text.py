@@ -100,24 +100,20 @@ def _verdict(audit: Audit, measured: TextAnswers) -> Finding | None:
         )  # fmt: skip
     whole = measured.pairs.tasks[BARE].overall
     kept = whole.retention
-    same = measured.pairs.tasks[BARE].identical_answers == whole.n
-    if kept is None and not same:
-        return Finding(
-            "text", title, Status.OPEN, "undefined", "the base answers none",
-            f"The base answers none of the {whole.n} questions in the reference's words, so that no loss can be told; "
-            f"{whole.n - measured.pairs.tasks[BARE].identical_answers} of the answers are not the base's.",
-            "Ask what the base answers in the reference's words and no others ('Answer in one word.'): --text FILE.",
-        )  # fmt: skip
-    figure = "the same answers" if kept is None else f"{percent(kept.value)} kept ({bounds(kept, whole.exact)})"
+    identical = measured.pairs.tasks[BARE].identical_answers
+    if kept is None:
+        return _by_no_reference(title, whole.n, identical)
+    figure = f"{percent(kept.value)} kept ({bounds(kept, whole.exact)})"
     against = (
         f"base {percent(whole.base.value)}; {whole.lost} lost, {whole.gained} gained, {probability(whole.p_value)}"
         + (f"; {STARRED}" if whole.exact else "")
     )
     lost_surely = surely_lost(whole)
-    low = 0.0 if kept is None or math.isnan(kept.low) else kept.low
+    same = identical == whole.n
+    low = 0.0 if math.isnan(kept.low) else kept.low
     if same or low >= KEPT:
         says = (
-            f"It kept its words: all {whole.n} answers are the base's, character for character.{extra}"
+            _same(whole.n) + extra
             if same
             else f"It kept its words: at least {percent(low)} of what the base knows, with 95 % confidence.{extra}"
         )
@@ -139,6 +135,23 @@ def _verdict(audit: Audit, measured: TextAnswers) -> Finding | None:
         )
         status, do = Status.OPEN, f"Ask more questions to decide: --items {4 * whole.n}."
     return Finding("text", title, status, figure, against, says, do)
+
+
+def _by_no_reference(title: str, asked: int, identical: int) -> Finding:
+    """Where the base is right nowhere, as chat models are that answer in sentences."""
+    against = "the base answers none"
+    if identical == asked:
+        return Finding("text", title, Status.FINE, "the same answers", against, _same(asked), "Nothing to do.")
+    return Finding(
+        "text", title, Status.OPEN, "undefined", against,
+        f"The base answers none of the {asked} questions in the reference's words, so that no loss can be told; "
+        f"{asked - identical} of the answers are not the base's.",
+        "Ask what the base answers in the reference's words and no others ('Answer in one word.'): --text FILE.",
+    )  # fmt: skip
+
+
+def _same(asked: int) -> str:
+    return f"It kept its words: all {asked} answers are the base's, character for character."
 
 
 def _behind(after: Comparison, *, hurt: bool) -> str:
