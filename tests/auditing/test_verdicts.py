@@ -158,7 +158,10 @@ def test_answers_of_which_none_is_the_reference(identical: int, expected: Status
     pairs = told.results["text"].pairs.model_copy(
         update={"tasks": {BARE: task.model_copy(update={"overall": overall})}}
     )
-    found = finding(put(told, text=replace(told.results["text"], pairs=pairs)), "text")
+    told = put(told, text=replace(told.results["text"], pairs=pairs))
+    moved = finding(with_shift(told, 32, 1.7, 0.1), "attention")
+    assert ("cannot tell" in moved.do) == (expected is Status.OPEN)
+    found = finding(told, "text")
     assert found.status is expected
     if expected is Status.FINE:
         assert "all 100 answers are the base's, character for character" in found.says

@@ -83,6 +83,8 @@ def _according_to_text(audit: Audit) -> str:
     if pairs is None:
         return "Check it where it counts: run the audit with --base and look at the text answers."
     whole = pairs.tasks[BARE].overall
+    if whole.retention is None and pairs.tasks[BARE].identical_answers < whole.n:
+        return "The text answers above cannot tell: the base answers none of these questions. Ask others."
     if surely_lost(whole):
         return "The text answers above agree: words were lost. Tune with Wings or replay text: docs/usage/training.md."
     return "The text answers above do not show such a loss; keep an eye on questions that follow images."
