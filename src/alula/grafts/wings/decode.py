@@ -159,17 +159,23 @@ class StepInputs:
         keys = keys.reshape(-1, every, head_dim)
         scores = torch.baddbmm(self.attn_bias, q, _like(keys, q).transpose(1, 2), alpha=head_dim**-0.5)
         attention = _like(torch.softmax(scores, dim=-1), q)  # (B * H, L * Q, N)
+        if self.active is not None:
+            routed = self.active if routed is None else routed * self.active
         if self.heads is None or out is None:
             outputs = torch.bmm(attention, _like(values, q).reshape(-1, every, rank))
-            low = outputs.view(batch, -1, learners, count, rank).sum(dim=1).transpose(1, 2)  # (B, Q, L, r)
+            outputs = outputs.view(batch, -1, learners, count, rank)
+            if count == 1 and routed is not None:  # heads are added up and weighed by one product
+                outputs = outputs.squeeze(3).transpose(1, 2).reshape(batch * learners, -1, rank)
+                shares = _like(routed.expand(batch, 1, -1).reshape(-1, 1, 1), outputs)
+                low, routed = torch.bmm(shares.expand(-1, -1, outputs.shape[1]), outputs), None
+            else:
+                low = outputs.sum(dim=1).transpose(1, 2)  # (B, Q, L, r)
         else:
             factors = torch.bmm(attention.view(batch, -1, every), _like(values, q)).view(-1, learners * count, rank)
             kept = torch.cat([torch.bmm(attention, self.heads), factors], dim=-1)  # (B * H, L * Q, D + r)
             kept = kept.view(batch, -1, learners, count, kept.shape[-1]).permute(2, 0, 3, 1, 4)
             low = torch.bmm(kept.reshape(learners, batch * count, -1), out).transpose(0, 1)  # (B * Q, L, r)
             low = low.view(batch, count, learners, rank)
-        if self.active is not None:
-            routed = self.active if routed is None else routed * self.active
         if routed is not None:
             low = low * _like(routed.unsqueeze(-1), low)
         return project(low.reshape(batch, count, -1), weights.o_up, branch, gain)
