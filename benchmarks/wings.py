@@ -545,8 +545,11 @@ def run_part(name: str, workload: str, records: dict[str, Any], args: argparse.N
     if record["rounds"] and (there := record.get("place", {"device": "cpu", "dtype": "float32"})) != here:
         raise SystemExit(f"{args.output}: {key} was measured on {there}, not {here}: name another --output, or --again")
     record["place"] = here
+    contenders = [c for c in contenders_of(workload) if c not in args.without]
+    if record["rounds"] and {*record["rounds"][0]} != {*contenders}:
+        raise SystemExit(f"{args.output}: {key} holds other contenders: name another --output, or --again")
     peaks = record.setdefault("peak bytes", {})
-    for contender in contenders_of(workload):
+    for contender in contenders:
         if workload != "generate" and not args.no_memory and contender not in (*peaks, "sdpa"):
             peaks[contender] = measure_peak(bench, workload, contender)
             write_json(args.output, records)
@@ -555,7 +558,7 @@ def run_part(name: str, workload: str, records: dict[str, Any], args: argparse.N
     if len(record["rounds"]) < args.rounds:
         tasks = {
             c: (lambda: None, 1) if workload == "generate" and c == "naive" else task_of(bench, workload, c)
-            for c in contenders_of(workload)
+            for c in contenders
         }
         if workload == "decode":
             record["cache bytes"] = {c: cache_bytes(tasks[c][0]()) for c in ("host", *WINGS)}
@@ -624,6 +627,10 @@ def chosen(args: argparse.Namespace, workloads: Iterable[str]) -> list[tuple[str
 
 def main() -> None:
     parser = command_line(__doc__, "0.5b/prefill", 5, RESULTS)
+    others = [contender for contender in CONTENDERS if contender not in ("host", *WINGS)]
+    parser.add_argument(
+        "--without", action="append", default=[], choices=others, help="a contender that is left out; naive is slow"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     records = json.loads(args.output.read_text()) if args.output.exists() else {"parts": {}}
