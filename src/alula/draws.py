@@ -47,15 +47,16 @@ def shuffled_index(index: int, size: int, *key: int) -> int:
 
 
 def shuffled_runs(index: int, size: int, length: int, *key: int) -> int:
-    """The same where runs of ``length`` neighbours go together, in order. Where they begin is drawn too: what is left
-    over behind the last whole run comes last."""
+    """The same where runs of ``length`` neighbours go together, in order. They are counted from the first sample on, so
+    groups of that length stay whole; what is left over behind the last is a short run, at a place that is drawn."""
     if length == 1:
         return shuffled_index(index, size, *key)
-    first = mixed(*key, length) % size
-    run, within = divmod(index, length)
-    if run < size // length:
-        index = shuffled_index(run, size // length, *key) * length + within
-    return (first + index) % size
+    whole, rest = divmod(size, length)
+    place = mixed(*key, length) % (whole + 1) * length
+    if place <= index < place + rest:
+        return whole * length + index - place
+    run, within = divmod(index if index < place else index - rest, length)
+    return shuffled_index(run, whole, *key) * length + within
 
 
 class Draw:

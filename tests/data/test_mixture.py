@@ -46,10 +46,11 @@ def test_runs_stand_together_and_are_shuffled(size: int, length: int) -> None:
     orders = [[shuffled_runs(index, size, length, 5, epoch) for index in range(size)] for epoch in range(6)]
     for order in orders:
         assert sorted(order) == list(range(size))
-        for start in range(0, size, length):
-            run = order[start : start + length]
-            assert run == [(run[0] + within) % size for within in range(len(run))]
-    assert len({tuple(order) for order in orders}) > 1
+        # groups of that length, counted from the first sample on, stay whole: the rest behind them is a group too
+        groups = [list(group) for _, group in itertools.groupby(order, lambda index: index // length)]
+        assert all(group == sorted(group) for group in groups)
+        assert len(groups) == -(-size // length)
+    assert len({tuple(order) for order in orders}) > 1 or size == length
     assert length > 1 or orders[0] == [shuffled_index(index, size, 5, 0) for index in range(size)]
 
 
@@ -67,8 +68,18 @@ def test_a_source_is_drawn_in_runs_where_it_is_told(tmp_path: Path) -> None:
         return sum(after == (before + 1) % 40 for before, after in itertools.pairwise(order))
 
     assert [together(drawn[number]) >= 40 * 7 / 8 - 8 for number in range(4)] == [True, False, True, False]
-    with pytest.raises(UsageError, match="runs of 41 samples in a source of 40"):
-        open_mixture({"sources": [{"jsonl": "a.jsonl", "runs": 41}]}, base=tmp_path)
+    for spec, where in (
+        ({"sources": [{"jsonl": "a.jsonl"}, {"jsonl": "a.jsonl", "runs": 41}]}, "here.sources.1"),
+        (
+            {"sources": [{"jsonl": "a.jsonl"}], "text_replay": {"ratio": 0.5, "sources": [sources[0] | {"runs": 41}]}},
+            "here.text_replay.sources.0",
+        ),
+    ):
+        with pytest.raises(UsageError, match="runs of 41 samples in a source of 40") as refused:
+            open_mixture(spec, base=tmp_path, key="here")
+        assert refused.value.where == where
+    with pytest.raises(UsageError, match="runs of 6 samples in a source of 5"):
+        Mixture([numbered("a", 5)], runs=[6])
     with pytest.raises(RecipeError, match="runs"):
         open_mixture({"sources": [{"microworld": "text", "runs": 2}]}, base=tmp_path)
     with pytest.raises(UsageError, match="without end"):

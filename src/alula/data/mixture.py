@@ -59,15 +59,10 @@ class Mixture:
             raise UsageError(f"a mixture needs one weight per source, got {len(sources)} and {len(weights)}")
         if len(runs) != len(sources):
             raise UsageError(f"a mixture needs one length of runs per source, got {len(sources)} and {len(runs)}")
-        for source, run in zip(sources, runs, strict=True):
-            if run != 1 and not 0 < run <= (source.size or 0):
-                held = "a source without end" if source.size is None else f"a source of {source.size}"
-                raise UsageError(f"runs of {run} samples in {held}", where=source.name, remedy="leave runs out")
-        for source, weight in zip(sources, weights, strict=True):
+        for source, weight, run in zip(sources, weights, runs, strict=True):
             if not (weight > 0 and math.isfinite(weight)):
                 raise UsageError(f"the weight of a source must be a positive number, not {weight}", where=source.name)
-            if source.size == 0:
-                raise UsageError("the source is empty", where=source.name)
+            _drawable(source, run, where=source.name)
         self.sources = list(sources)
         self.shares = [weight / math.fsum(weights) for weight in weights]
         self.runs = runs
@@ -276,7 +271,21 @@ def open_mixture(
 
 
 def _opened(specs: Sequence[SourceSpec], base: str | os.PathLike[str], key: str) -> list[Source]:
-    return [open_source(spec, base=base, key=f"{key}.{number}") for number, spec in enumerate(specs)]
+    opened = []
+    for number, (spec, run) in enumerate(zip(specs, _runs(specs), strict=True)):
+        opened.append(open_source(spec, base=base, key=f"{key}.{number}"))
+        _drawable(opened[-1], run, where=f"{key}.{number}")  # a source's name alone would not say where in the recipe
+    return opened
+
+
+def _drawable(source: Source, run: int, *, where: str) -> None:
+    """Refuse a source that holds nothing, or no ``run`` of samples."""
+    if source.size == 0:
+        raise UsageError("the source is empty", where=where)
+    if run != 1 and not 0 < run <= (source.size or 0):
+        held = "a source without end" if source.size is None else f"a source of {source.size}"
+        remedy = "leave runs out" if source.size is None else "runs: how many records in a row are about one picture"
+        raise UsageError(f"runs of {run} samples in {held}", where=where, remedy=remedy)
 
 
 def _runs(specs: Sequence[SourceSpec]) -> list[int]:
