@@ -21,11 +21,11 @@ from transformers import (
 
 from alula.anatomy import Anatomy
 from alula.errors import HostError
+from alula.fingerprints import fingerprint_tensor
 from alula.hosts import CustomTower, load_host
 from alula.training import train
 from alula.training.feature_cache import (
     FeatureStore,
-    fingerprint_tensor,
     frozen_audio_tower,
     frozen_tower,
     tower_fingerprint,

@@ -10,7 +10,6 @@ Shapes: B samples, L tokens after padding, T tokens of the row, N pictures.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from alula.data.collate import IGNORED
+from alula.fingerprints import fingerprint_tensor
 from alula.tokens import Modality
 
 LAYOUT = "packed_layout"
@@ -121,13 +121,9 @@ def _pictures(batch: Mapping[str, Any], own: Mapping[str, list[Tensor]]) -> _Pic
         np.where(is_image, first + (np.cumsum(is_image) - 1) // tokens, -1)
         for is_image, first in zip(shown, firsts, strict=False)
     ]
-    seen: dict[bytes, int] = {}
-    alike = np.array([seen.setdefault(_digest(picture), at) for at, picture in enumerate(pixels)])
+    seen: dict[str, int] = {}
+    alike = np.array([seen.setdefault(fingerprint_tensor(picture), at) for at, picture in enumerate(pixels)])
     return _Pictures(place, alike, tokens)
-
-
-def _digest(picture: Tensor) -> bytes:
-    return hashlib.blake2b(picture.contiguous().view(torch.uint8).numpy().data, digest_size=16).digest()
 
 
 @dataclass(frozen=True, eq=False)

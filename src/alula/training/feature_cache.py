@@ -34,6 +34,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from alula.anatomy import HostParts
 from alula.errors import HostError
 from alula.files import atomic_file, regular
+from alula.fingerprints import fingerprint_tensor
 from alula.hosts.custom import CustomTower
 from alula.hosts.multimodal import AlulaConfig
 from alula.seam import NAME, PACKED, ForwardContext
@@ -285,14 +286,6 @@ def tower_fingerprint(tower: nn.Module) -> str:
     digest = hashlib.blake2b(kind.encode(), digest_size=16)
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name}:{fingerprint_tensor(tensor)}".encode())
-    return digest.hexdigest()
-
-
-def fingerprint_tensor(tensor: Tensor, context: str = "") -> str:
-    """Hash of a tensor's shape, dtype and content, and of ``context``."""
-    plain = tensor.detach().cpu().contiguous()
-    digest = hashlib.blake2b(f"{plain.dtype}{tuple(plain.shape)}{context}".encode(), digest_size=16)
-    digest.update(plain.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
