@@ -10,25 +10,21 @@ Plain and measured passes take turns in one process. On a CPU they are timed in 
 other work on the machine does not count into; on an accelerator in seconds between synchronisations. A ratio is the
 median over rounds of the ratio within a round.
 
-Beside a rival both builds run in processes of their own, in turn within each round, each with the script of its
-checkout and one round; told is what a probe takes of a plain pass, of this build over the rival.
+Beside a rival (`rival.py`) told is what a probe takes of a plain pass, of this build over the rival.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import rival
 import torch
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlavaConfig, Qwen3Config
 
@@ -151,39 +147,10 @@ def _clock(device: str) -> float:
     return time.perf_counter()
 
 
-def beside(rival: Path, rounds: int, options: Sequence[str]) -> dict[str, Any]:
-    """What each probe takes of a plain pass, of this build over another: by host, median and extremes over rounds."""
-    builds = {"build": Path(__file__).parents[1], "rival": rival.resolve()}
-    found: dict[str, dict[str, list[float]]] = {}
-    for turn in range(rounds):
-        each = {name: _of_build(builds[name], options) for name in (builds if turn % 2 else reversed(builds))}
-        for host, probes in each["build"].items():
-            for probe, ratio in probes.items():
-                other = each["rival"][host][probe]["median"]
-                found.setdefault(host, {}).setdefault(probe, []).append(ratio["median"] / other)
-        print(f"  round {turn + 1} of {rounds}", file=sys.stderr)
-    return {
-        host: {
-            probe: {"median": round(statistics.median(r), 3), "low": round(min(r), 3), "high": round(max(r), 3)}
-            for probe, r in probes.items()
-        }
-        for host, probes in found.items()
-    }
-
-
-def _of_build(checkout: Path, options: Sequence[str]) -> dict[str, Any]:
-    """Ratios to plain of one round in a process of its own, by host and probe."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "record.json"
-        path = os.pathsep.join(str(checkout / part) for part in ("src", "fledgling/src", ""))
-        subprocess.run(
-            [sys.executable, checkout / "benchmarks/probes.py", "--rounds", "1", "--output", output, *options],
-            env={**os.environ, "PYTHONPATH": path},
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
-        hosts = json.loads(output.read_text())["hosts"]
-    return {name: host["ratio_to_plain"] for name, host in hosts.items()}
+def _ratios(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """What probes take of a plain pass, by host."""
+    hosts = record["hosts"].items()
+    return {name: {probe: ratio["median"] for probe, ratio in host["ratio_to_plain"].items()} for name, host in hosts}
 
 
 def main() -> None:
@@ -206,7 +173,8 @@ def main() -> None:
     }
     if options.rival is not None:
         del record["hosts"]
-        found = beside(options.rival, options.rounds, ["--shrink"] if options.shrink else [])
+        small = ["--shrink"] if options.shrink else []
+        found = rival.beside("probes.py", options.rival, options.rounds, small, _ratios)
         write_json(options.output, {**record, "build over rival": found})
         return
     dtype = getattr(torch, options.dtype) if options.dtype else None

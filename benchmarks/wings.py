@@ -5,6 +5,8 @@
     python benchmarks/wings.py --device cuda                       # the 7B shape in bfloat16
     python benchmarks/wings.py --shrink --rounds 1 --output x.json # the same code on tiny decoders, anywhere
     python benchmarks/wings.py --table                             # the committed figures as Markdown
+    git worktree add rival 614ab685
+    python benchmarks/wings.py --only 0.5b/prefill-4096 --rival rival --output y.json   # beside another build
 
 In every round each contender runs once, right after the other; figures are ratios within rounds, given as the median
 and the extremes over rounds. On CPU one thread runs and the clock is the process's CPU time, so that neighbours on the
@@ -37,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import peft
+import rival
 import torch
 import transformers
 import wings_floor
@@ -625,14 +628,37 @@ def chosen(args: argparse.Namespace, workloads: Iterable[str]) -> list[tuple[str
     return [(n, w) for n, w in parts if not args.only or any(f"{n}/{w}".startswith(o) for o in args.only)]
 
 
+def beside_rival(args: argparse.Namespace) -> dict[str, Any]:
+    """What Wings takes of the host, of this build over a rival; LoRA, of no build, tells how still the machine was."""
+    options = ["--no-memory", *(["--shrink"] if args.shrink else [])]
+    options += [word for part in args.only for word in ("--only", part)]
+
+    def over_host(record: Any) -> dict[str, dict[str, float]]:
+        return {
+            part: {
+                contender: ratio["median"]
+                for contender, ratio in each["summary"]["over host"].items()
+                if contender in ("lora", *WINGS)
+            }
+            for part, each in record["parts"].items()
+        }
+
+    found = rival.beside("wings.py", args.rival, args.rounds, options, over_host)
+    return {"environment": readable_environment(), "rounds": args.rounds, "build over rival": found}
+
+
 def main() -> None:
     parser = command_line(__doc__, "0.5b/prefill", 5, RESULTS)
     others = [contender for contender in CONTENDERS if contender not in ("host", *WINGS)]
     parser.add_argument(
         "--without", action="append", default=[], choices=others, help="a contender that is left out; naive is slow"
     )
+    parser.add_argument("--rival", type=Path, help="a checkout of another build, measured beside this one (rival.py)")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.rival is not None:
+        write_json(args.output, beside_rival(args))
+        return
     records = json.loads(args.output.read_text()) if args.output.exists() else {"parts": {}}
     if args.table:
         print(table(records))

@@ -103,6 +103,14 @@ def test_builds_are_put_beside_each_other_for_probes(tmp_path: Path, monkeypatch
     assert all("all five" in probes and all(each["low"] > 0 for each in probes.values()) for probes in found.values())
 
 
+def test_builds_are_put_beside_each_other_for_wings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = ["--only", "fledgling/prefill-256"]
+    record = _run("wings.py", tmp_path / "record.json", monkeypatch, "--rival", str(FOLDER.parent), *part)
+    found = record["build over rival"]["fledgling/prefill-256"]
+    assert found.keys() == {"lora", "mass", "attention"}
+    assert all(each["low"] > 0 for each in found.values())
+
+
 def test_every_other_file_is_part_of_a_script() -> None:
     used = {
         name
