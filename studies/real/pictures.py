@@ -15,11 +15,12 @@ from alula.data.samples import text_part, user
 from alula.draws import Draw
 from alula.evaluation import evaluate_captions
 from alula.evaluation.caption_scores import cider
+from alula.evaluation.references import last_answers
 from alula.hosts.stops import stop_ids
 from alula.inputs import Intake
 from alula.real.things import words_of
 from alula.seam import evaluating, needs_roles, text_logits
-from alula.training.measuring import batches, last_answers
+from alula.training.measuring import batches
 from studies.real.data import asked, popular, read, thing_of
 from studies.real.words import BATCH
 

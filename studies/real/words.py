@@ -23,10 +23,11 @@ from alula.draws import Draw
 from alula.errors import UsageError
 from alula.evaluation import ItemTask, TaskItem, evaluate
 from alula.evaluation.likelihood.engine import log_likelihoods
+from alula.evaluation.references import last_answers, score_answers
 from alula.hosts.stops import stop_ids
 from alula.inputs import Intake
 from alula.seam import evaluating, needs_roles, text_logits
-from alula.training.measuring import batches, last_answers, score_answers
+from alula.training.measuring import batches
 
 BATCH = 16
 

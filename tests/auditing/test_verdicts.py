@@ -15,6 +15,9 @@ from alula.auditing.sections.attention import unrelated
 from alula.auditing.sections.geometry import length_ratio
 from alula.auditing.sections.overlap import shared_use
 from alula.auditing.sections.text import BARE
+from alula.evaluation import RatioComparison
+from alula.evaluation.ratios import ALL
+from alula.evaluation.references import REFERENCES
 from alula.probes import Estimate
 
 
@@ -147,27 +150,43 @@ def test_text(small: tuple[Plan, Audit]) -> None:
     assert status(lost=8, gained=0, n=100, low=0.7, identical=92, spread=0.2) is Status.OPEN
 
 
-@pytest.mark.parametrize(("identical", "expected"), [(100, Status.FINE), (99, Status.OPEN)])
-def test_answers_of_which_none_is_the_reference(identical: int, expected: Status, small: tuple[Plan, Audit]) -> None:
-    """Chat models answer in sentences: right by no reference of one word, and yet the same or not."""
+@pytest.mark.parametrize(
+    ("identical", "change", "expected"),
+    [
+        (100, None, Status.FINE),
+        (99, None, Status.OPEN),  # nothing was weighed: a template that marks no answers
+        (99, Estimate(0.002, -0.001, 0.005), Status.FINE),
+        (99, Estimate(-0.3, -0.5, -0.1), Status.FINE),
+        (99, Estimate(0.2, 0.1, 0.3), Status.LOOK),
+        (99, Estimate(0.2, -0.1, 0.3), Status.OPEN),
+    ],
+)
+def test_answers_of_which_none_is_the_reference(
+    identical: int, change: Estimate | None, expected: Status, small: tuple[Plan, Audit]
+) -> None:
+    """Chat models answer in sentences, right by no reference of one word: how likely they hold it tells."""
     told = with_text(small[1], lost=0, gained=0, n=100, low=1.0, identical=identical)
     task = told.results["text"].pairs.tasks[BARE]
     overall = task.overall.model_copy(
         update={"base": replace(task.overall.base, value=0.0, low=0.0, high=0.04), "retention": None}
     )
-    pairs = told.results["text"].pairs.model_copy(
-        update={"tasks": {BARE: task.model_copy(update={"overall": overall})}}
-    )
+    nats = RatioComparison(base=Estimate(2, 1, 3), tuned=Estimate(2.2, 1, 3), difference=change)
+    update = {"overall": overall, "figures": {} if change is None else {ALL: {REFERENCES.name: nats}}}
+    pairs = told.results["text"].pairs.model_copy(update={"tasks": {BARE: task.model_copy(update=update)}})
     told = put(told, text=replace(told.results["text"], pairs=pairs))
     moved = finding(with_shift(told, 32, 1.7, 0.1), "attention")
     assert ("cannot tell" in moved.do) == (expected is Status.OPEN)
     found = finding(told, "text")
     assert found.status is expected
-    if expected is Status.FINE:
+    if identical == 100:
         assert "all 100 answers are the base's, character for character" in found.says
-    else:
-        assert "1 of the answers are not the base's" in found.says
+        return
+    assert "1 of them are not the base's" in found.says
+    if change is None:
         assert "'Answer in one word.'" in found.do
+    else:
+        assert f"x {math.exp(change.value):.3f}" in found.figure
+        assert "2.00 nats per token of the references, after tuning 2.20" in found.against
 
 
 def test_without_a_base_nothing_is_claimed(small: tuple[Plan, Audit]) -> None:

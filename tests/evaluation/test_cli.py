@@ -205,3 +205,23 @@ def test_a_base_without_a_template_is_asked_in_the_hosts_words(
     assert alula(*call, monkeypatch=monkeypatch) == 0, capsys.readouterr().err
     (task,) = PairedRun.load(tmp_path / "o" / "paired.json").tasks.values()
     assert task.overall.n == 6
+
+
+def test_how_likely_references_are(folders: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    asked = ("--task", "text_bare", "--references", *SMALL)
+    out = ("--output", tmp_path / "o")
+    assert alula(folders / "host", "--base", folders / "llm", *asked, *out, "--json", monkeypatch=monkeypatch) == 0
+    pairs = PairedRun.model_validate(json.loads(capsys.readouterr().out))
+    figure = pairs.tasks["text_bare"].figures["all"]["reference_nats"]
+    assert figure.difference is not None
+    assert "How likely the references are" in (tmp_path / "o" / "report.html").read_text()
+    assert alula(folders / "host", "--base", folders / "llm", *asked, *out, monkeypatch=monkeypatch) == 0
+    assert "likelihoods in nats" in capsys.readouterr().out
+    for refused, word in (
+        (("--task", "lm_eval:arc_easy"), "the harness scores its tasks itself"),
+        (("--truthfulness", "own"), "--references would be without effect"),
+        (("--retrieval", "microworld:caption"), "leave --references out"),
+        (("--task", "text_bare", "--bank", tmp_path), "not weighed behind demonstrations"),
+    ):
+        assert alula(folders / "llm", *refused, "--references", *out, monkeypatch=monkeypatch) == 2
+        assert word in " ".join(capsys.readouterr().err.split())

@@ -20,13 +20,14 @@ from alula.cli import app as cli
 from alula.data import Collator
 from alula.errors import DataError, RecipeError
 from alula.evaluation import ItemTask, evaluate, exact_match
+from alula.evaluation.references import last_answers, score_answers
 from alula.hosts import load_host
 from alula.probes import Alignment, AttentionShift
 from alula.training import parse_recipe, train
 from alula.training.metrics import read_rows
 from alula.training.recipe import Retention
 from alula.training.retention import RetentionEvaluator, open_probe_set
-from alula.training.retention.measurement import attention_moved, last_answers, score_answers
+from alula.training.retention.measurement import attention_moved
 from alula_fledgling import microworld
 from alula_fledgling.tasks.skills import turns
 from tests.training.conftest import MakeRecipe, rows

@@ -24,6 +24,7 @@ from alula.errors import DataError, HostError, UsageError
 from alula.evaluation import Defaults, RunResult, Task, compare, defaults_for, evaluate
 from alula.evaluation.conditions import conditions, decisive, fingerprint
 from alula.evaluation.prompts import takes, takes_images
+from alula.evaluation.references import References
 from alula.evaluation.session import asking
 from alula.hosts.context import context_length
 from alula.hosts.decoding import Decoding
@@ -89,7 +90,9 @@ def audit(
     results = found.pop("results", {})
     if asked:
         answers = {
-            name: _answers(plan, model, processor, tasks, "model", plan.model, progress)
+            name: _answers(
+                plan, model, processor, tasks, plan.questions[name].of_base(tasks), "model", plan.model, progress
+            )
             for name, tasks in asked.items()
         }
         del model, anatomy  # before the base is loaded
@@ -214,21 +217,39 @@ def _made(plan: Plan, section: str, measurement: Measurement) -> Probe:
 
 
 def _answers(
-    plan: Plan, model: Any, processor: Any, tasks: list[Task], role: str, name: str, progress: bool
+    plan: Plan,
+    model: Any,
+    processor: Any,
+    tasks: list[Task],
+    weighed: list[Task],
+    role: str,
+    name: str,
+    progress: bool,
 ) -> RunResult:
+    """The answers to the tasks, and of those ``weighed`` how likely the references are."""
     # answers are short and prompts without images small: larger batches than those of the probes
     journal = plan.output / f"{role}-answers.jsonl"
     size = max(16, plan.batch_size)
-    return evaluate(
+    chosen, why_not = [task.name for task in weighed], None
+    try:
+        References(model, processor, plan.told)
+    except UsageError as error:  # a template that marks no answers can be asked all the same
+        chosen, why_not = [], str(error)
+    run = evaluate(
         model,
         processor,
         tasks,
         name=name,
         batch_size=size,
         template=plan.told,
+        references=chosen,
         journal=journal,
         progress=progress,
     )
+    if why_not is None:
+        return run
+    told = {task.name: run.tasks[task.name].model_copy(update={"unweighed": [why_not]}) for task in weighed}
+    return run.model_copy(update={"tasks": {**run.tasks, **told}})
 
 
 def _questions(
@@ -246,7 +267,8 @@ def _questions(
     asker = asking(base_processor, processor)
     results = {}
     for name, each in plan.questions.items():
-        theirs = _answers(plan, base, asker, each.of_base(asked[name]), "base", plan.base, progress)
+        common = each.of_base(asked[name])
+        theirs = _answers(plan, base, asker, common, common, "base", plan.base, progress)
         results[name] = each.result(answers[name], compare(theirs, answers[name]), isinstance(asker, Intake))
     return results
 

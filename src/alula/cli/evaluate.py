@@ -62,6 +62,14 @@ def evaluate(
             "(default: gold, or as the records of data:FILE say)"
         ),
     ] = None,
+    references: Annotated[
+        bool,
+        typer.Option(
+            "--references",
+            help="Weigh as well how likely the model holds the reference answers (nats per token): tells what was lost "
+            "where no answer is the reference word for word. Not of lm_eval tasks.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -128,6 +136,7 @@ def evaluate(
             "--history": history,
             "--bank": bank,
             "--truthfulness": truthfulness,
+            "--references": references,
         }
         if wrong := [option for option, given in refused.items() if given]:
             raise UsageError(f"asks no questions: leave {', '.join(wrong)} out", where="--retrieval")
@@ -156,7 +165,12 @@ def evaluate(
         raise UsageError("shots are taken from a bank", where="--shots", remedy="add --bank DIRECTORY")
     choices_for = truthfulness_named(truthfulness or (), n=n, seed=seed)
     if choices_for is not None and not task:
-        idle = {"--images": images, "--history": history, "--max-new-tokens": max_new_tokens}
+        idle = {
+            "--images": images,
+            "--history": history,
+            "--max-new-tokens": max_new_tokens,
+            "--references": references or None,
+        }
         if wrong := [option for option, given in idle.items() if given is not None]:
             raise UsageError(
                 f"{', '.join(wrong)} would be without effect: nothing is shown or generated",
@@ -164,6 +178,16 @@ def evaluate(
                 remedy="leave it out, or name tasks as well (--task)",
             )
     asked = requested(task or (), images=images, n=n, seed=seed)
+    if bank is not None and references:
+        raise UsageError(
+            "references are not weighed behind demonstrations", where="--references", remedy="leave one out"
+        )
+    if references and asked.harness is not None and not (asked.names or asked.data):
+        raise UsageError(
+            "would be without effect: the harness scores its tasks itself",
+            where="--references",
+            remedy="name a task of alula's, such as data:FILE",
+        )
     if bank is not None and (base is not None or asked.harness is not None or choices_for is not None):
         raise UsageError(
             "demonstrations are shown to one model, before questions of alula's own",
@@ -191,6 +215,7 @@ def evaluate(
         choices_for=choices_for,
         template=settings,
         shots=None if bank is None else partial(shots_in, bank, count=shots, seed=seed, template=settings),
+        references=references,
         output=output,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from alula import stats
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import ratios, token_ids
+from alula.evaluation.references import REFERENCES, weighed_by_both, weighed_by_one
 from alula.evaluation.results import (
     Columns,
     Comparison,
@@ -78,6 +79,7 @@ def compare(
                     *_setting_notes(before, after),
                     *_unrecorded_notes(base.model, before),
                     *_unrecorded_notes(tuned.model, after),
+                    *_reference_notes(before, after),
                     *(f"{base.model}: {note}" for note in before.notes),
                     *(f"{tuned.model}: {note}" for note in after.notes),
                 ]
@@ -152,7 +154,7 @@ def _pair(before: TaskResult, after: TaskResult, kept_flips: int, how: Resamplin
         items_digest=_digest(before),
         columns=columns,
         ratios=after.ratios,
-        figures=ratios.compared_figures(before.items, after.items, after.ratios, how),
+        figures=ratios.compared_figures(*weighed_by_both(before.items, after.items), after.ratios, how),
     )
 
 
@@ -325,3 +327,10 @@ def _unrecorded_notes(model: str, task: TaskResult) -> list[str]:
     if all(item.token_ids for item in task.items):
         return []
     return [f"{model}: token ids were not recorded (an earlier version's file), so prompts were compared by hash alone"]
+
+
+def _reference_notes(before: TaskResult, after: TaskResult) -> list[str]:
+    left_out = weighed_by_one(before.items, after.items)
+    if not left_out or REFERENCES not in after.ratios:
+        return []
+    return [f"how likely references are leaves out {left_out}, which the two models do not weigh in the same tokens"]

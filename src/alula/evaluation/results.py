@@ -102,7 +102,7 @@ class Ratio(Record):
     over: dict[str, float]
     under: dict[str, float]
     better: Literal["higher", "lower", ""] = ""
-    unit: Literal["share", "number"] = "share"
+    unit: Literal["share", "number", "nats"] = "share"
     topic: str = "Objects made up"
     """what reports call the section it stands in"""
 
@@ -151,8 +151,10 @@ class TaskResult(Record):
     """ids of items that are not among ``items``, since what scores them came to no number"""
     too_long: list[TooLong] = []
     """what was not asked; every figure is of ``items`` alone"""
+    unweighed: list[str] = []
+    """references that were not weighed (`alula.evaluation.references`), and why"""
     context: int | None = None
-    """rows that prompt and answer may take together; None: no bound is known"""
+    """tokens that prompt and answer may take together; None: no bound is known"""
     ratios: list[Ratio] = []
     figures: dict[str, dict[str, Estimate | None]] = {}
     """value and interval of every ratio by its name, per group: ``"all"`` and, where there are several, each family;
@@ -183,6 +185,9 @@ class TaskResult(Record):
         if self.unscored:
             named = [*self.unscored[:_NAMED], *(["..."] if len(self.unscored) > _NAMED else [])]
             found.append(f"left out, since the score is not a number ({len(self.unscored)}): {', '.join(named)}")
+        if self.unweighed:
+            named = [*self.unweighed[:_NAMED], *(["..."] if len(self.unweighed) > _NAMED else [])]
+            found.append(f"how likely references are leaves out ({len(self.unweighed)}): {', '.join(named)}")
         if cut := sum(item.truncated for item in self.items):
             found.append(f"{cut} of {n} answers did not end within {self.max_new_tokens} tokens")
         if lost := sum(item.unfinished for item in self.items):

@@ -128,6 +128,7 @@ def run_session(
     choices_for: Callable[[Any], Sequence[ChoiceTask]] | None = None,
     template: TemplateSettings | None = None,
     shots: Callable[[Any, Any], Sequence[Shot]] | None = None,
+    references: bool = False,
     output: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     max_new_tokens: int | None = None,
@@ -148,6 +149,7 @@ def run_session(
         choices_for: chooses tasks scored by likelihood, asked as well, likewise.
         template: variables for both models' chat templates beside the messages.
         shots: gives encoded demonstrations for the model and its processor, behind which it is asked.
+        references: weigh how likely the references of ``tasks_for`` are as well (`alula.evaluation.evaluate`).
 
     Returns:
         the session; with ``output`` also written there as ``tuned.json``, ``base.json`` and ``paired.json``.
@@ -173,6 +175,7 @@ def run_session(
                     name=name,
                     template=template,
                     shots=shown,
+                    references=[task.name for task in tasks] if references else (),
                     journal=journal,
                     progress=progress,
                     **options,

@@ -20,6 +20,8 @@ from alula.reports.wording import MISSING, percent
 
 T = TypeVar("T", TaskResult, PairedResult)
 
+_IN_WORDS = {"share": "in %", "number": "lengths in words", "nats": "likelihoods in nats"}
+_DIGITS = {"share": 1, "number": 1, "nats": 2}
 _UNITS = "what belongs together"
 """pictures, dialogues, groups of questions: the clusters of items"""
 
@@ -114,10 +116,11 @@ def paired_ratio_tables(method: MethodOutcome) -> Iterator[TerminalTable]:
 
 
 def _terminal(title: str, labels: Sequence[str], ratios: Sequence[Ratio]) -> TerminalTable:
-    lengths = ", lengths in words" if any(ratio.unit == "number" for ratio in ratios) else ""
+    units = {ratio.unit for ratio in ratios}
+    told = ", ".join(words for unit, words in _IN_WORDS.items() if unit in units)
     table = TerminalTable(
         title=escape(title),
-        caption=f"in %{lengths}; under each value half the width of its 95 % interval ({_UNITS} resampled)",
+        caption=f"{told}; under each value half the width of its 95 % interval ({_UNITS} resampled)",
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -136,8 +139,9 @@ def _short(ratio: Ratio, estimate: Estimate | None, signed: bool = False) -> str
         return MISSING
     sides = [abs(bound - estimate.value) for bound in (estimate.low, estimate.high) if math.isfinite(bound)]
     scale = 100 if ratio.unit == "share" else 1
-    margin = f"\n[dim]\N{PLUS-MINUS SIGN}{scale * max(sides):.1f}[/dim]" if sides else ""
-    return f"{scale * estimate.value:{'+' if signed else ''}.1f}{margin}"
+    digits = _DIGITS[ratio.unit]
+    margin = f"\n[dim]\N{PLUS-MINUS SIGN}{scale * max(sides):.{digits}f}[/dim]" if sides else ""
+    return f"{scale * estimate.value:{'+' if signed else ''}.{digits}f}{margin}"
 
 
 def _cell(ratio: Ratio, estimate: Estimate | None, signed: bool = False) -> Cell:
@@ -159,8 +163,10 @@ def _method_cell(ratio: Ratio, estimates: Sequence[Estimate | None]) -> Cell:
 
 
 def _number(ratio: Ratio, value: float, signed: bool = False) -> str:
-    written = percent(value) if ratio.unit == "share" else f"{value:.1f}"
-    return f"+{written}" if signed and value > 0 and not written.startswith("0.0") else written.replace("-0.0", "0.0")
+    written = percent(value) if ratio.unit == "share" else f"{value:.{_DIGITS[ratio.unit]}f}"
+    if not any(digit in written for digit in "123456789"):
+        return written.replace("-", "")
+    return f"+{written}" if signed and value > 0 else written
 
 
 def _legend(tasks: Iterable[TaskResult | PairedResult]) -> str:

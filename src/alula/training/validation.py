@@ -16,9 +16,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from alula.data import open_source
 from alula.data.samples import Sample
 from alula.errors import DataError, UsageError
+from alula.evaluation.references import last_answers, score_answers
 from alula.grafts.browse.reading import prompt_ends
 from alula.seam import scoring_inputs, text_logits
-from alula.training.measuring import batches, last_answers, measuring, score_answers
+from alula.training.measuring import batches, measuring
 from alula.training.metrics import MetricsWriter
 from alula.training.processes import agreed
 from alula.training.recipe import Validation

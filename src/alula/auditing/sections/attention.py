@@ -12,7 +12,7 @@ from alula.auditing.drawing import SERIES, drawn_row, line, over_depth, varies
 from alula.auditing.finding import Finding, Status, interval
 from alula.auditing.record import Audit
 from alula.auditing.sections.base import KEPT_BYTES, SUM_BYTES, WINGS_PAPER, Measurement, Section
-from alula.auditing.sections.text import BARE, TextAnswers, surely_lost
+from alula.auditing.sections.text import BARE, TextAnswers, less_likely, surely_lost
 from alula.probes import AttentionShift, AttentionShiftResult
 from alula.probes.attention import SEGMENTS
 from alula.reports.document import Block, Cell, Table
@@ -82,10 +82,13 @@ def _according_to_text(audit: Audit) -> str:
     pairs = answers.pairs if answers is not None else None
     if pairs is None:
         return "Check it where it counts: run the audit with --base and look at the text answers."
-    whole = pairs.tasks[BARE].overall
-    if whole.retention is None and pairs.tasks[BARE].identical_answers < whole.n:
+    text = pairs.tasks[BARE]
+    lost: bool | None = surely_lost(text.overall)
+    if text.overall.retention is None and text.identical_answers < text.overall.n:
+        lost = less_likely(text)
+    if lost is None:
         return "The text answers above cannot tell: the base answers none of these questions. Ask others."
-    if surely_lost(whole):
+    if lost:
         return "The text answers above agree: words were lost. Tune with Wings or replay text: docs/usage/training.md."
     return "The text answers above do not show such a loss; keep an eye on questions that follow images."
 

@@ -73,7 +73,7 @@ class Questions:
     Attributes:
         tasks: from the user's own file (or None), the number of items, the seed, and the names of tasks that come with
             the model; raises a UsageError where there is nothing to ask.
-        of_base: which of them the base is asked too.
+        of_base: which of them the base is asked too; how likely their references are is weighed as well.
         result: from the model's answers, the comparison with the base's (or None), and whether the base was asked in
             the model's own template and tokens.
         asked: the result's number of questions in words.

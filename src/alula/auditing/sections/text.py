@@ -14,8 +14,20 @@ from alula.auditing.finding import Finding, Status
 from alula.auditing.record import Audit
 from alula.auditing.sections.base import Questions, Section
 from alula.errors import UsageError
-from alula.evaluation import Comparison, PairedRun, RunResult, Task, data_task, named_tasks
+from alula.evaluation import (
+    Comparison,
+    Estimate,
+    PairedResult,
+    PairedRun,
+    RatioComparison,
+    RunResult,
+    Task,
+    data_task,
+    named_tasks,
+)
 from alula.evaluation.pairing import compare_scores
+from alula.evaluation.ratios import ALL
+from alula.evaluation.references import REFERENCES
 from alula.reports import comparison_outcome
 from alula.reports.document import Block, Cell, Table
 from alula.reports.experiment import item_flips, text_families
@@ -102,7 +114,7 @@ def _verdict(audit: Audit, measured: TextAnswers) -> Finding | None:
     kept = whole.retention
     identical = measured.pairs.tasks[BARE].identical_answers
     if kept is None:
-        return _by_no_reference(title, whole.n, identical)
+        return _by_likelihood(title, measured.pairs.tasks[BARE], identical)
     figure = f"{percent(kept.value)} kept ({bounds(kept, whole.exact)})"
     against = (
         f"base {percent(whole.base.value)}; {whole.lost} lost, {whole.gained} gained, {probability(whole.p_value)}"
@@ -137,17 +149,56 @@ def _verdict(audit: Audit, measured: TextAnswers) -> Finding | None:
     return Finding("text", title, status, figure, against, says, do)
 
 
-def _by_no_reference(title: str, asked: int, identical: int) -> Finding:
+def _by_likelihood(title: str, pairs: PairedResult, identical: int) -> Finding:
     """Where the base is right nowhere, as chat models are that answer in sentences."""
-    against = "the base answers none"
+    asked, against = pairs.overall.n, "the base answers none"
     if identical == asked:
         return Finding("text", title, Status.FINE, "the same answers", against, _same(asked), "Nothing to do.")
+    start = (
+        f"The base answers none of the {asked} questions in the reference's words, so that no loss can be told by "
+        f"answers; {asked - identical} of them are not the base's."
+    )
+    ask = "Ask what the base answers in the reference's words and no others ('Answer in one word.'): --text FILE."
+    change = _references(pairs)
+    if change is None or change.base is None or change.tuned is None or change.difference is None:
+        return Finding("text", title, Status.OPEN, "undefined", against, start, ask)
+    times, lost = _times(change.difference), less_likely(pairs)
+    figure = f"references x {times} as perplexing"
+    against += f"; {change.base.value:.2f} nats per token of the references, after tuning {change.tuned.value:.2f}"
+    held = f"{start} How likely it holds the references themselves can be told"
+    if lost is None:
+        says = f"{held}, but not by {asked} of them: a token x {times} as perplexing."
+        return Finding("text", title, Status.OPEN, figure, against, says, f"Ask more questions: --items {4 * asked}.")
+    if not lost:
+        says = f"{held}: as likely as before, a token x {times} as perplexing."
+        return Finding("text", title, Status.FINE, figure, against, says, "Nothing to do.")
+    says = f"{held}: less than before, a token x {times} as perplexing. Words were lost, or it answers another way."
     return Finding(
-        "text", title, Status.OPEN, "undefined", against,
-        f"The base answers none of the {asked} questions in the reference's words, so that no loss can be told; "
-        f"{asked - identical} of the answers are not the base's.",
-        "Ask what the base answers in the reference's words and no others ('Answer in one word.'): --text FILE.",
+        "text", title, Status.LOOK, figure, against, says,
+        "Read the answers of both (*-answers.jsonl). If they are worse, tune again with the LLM frozen (projector, "
+        "Wings or LoRA), with a lower learning rate for the LLM, or with text replayed: docs/usage/training.md.",
     )  # fmt: skip
+
+
+def less_likely(pairs: PairedResult) -> bool | None:
+    """Whether tuning made references less likely, beyond what counts as kept; None where that cannot be told."""
+    change = _references(pairs)
+    if change is None or change.difference is None:
+        return None
+    if change.difference.high <= -math.log(KEPT):
+        return False
+    return True if change.difference.low > 0 else None
+
+
+def _references(pairs: PairedResult) -> RatioComparison | None:
+    """How likely both models hold the references, where that was weighed."""
+    return pairs.figures.get(ALL, {}).get(REFERENCES.name)
+
+
+def _times(nats: Estimate) -> str:
+    """A difference in nats per token as a ratio of perplexities, with its interval."""
+    value, low, high = (math.exp(each) for each in (nats.value, nats.low, nats.high))
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _same(asked: int) -> str:
@@ -183,12 +234,23 @@ def _blocks(audit: Audit, measured: TextAnswers) -> list[Block]:
             rows.append([Cell(task.title), Cell(str(len(task.items))), Cell(percent(share.value), note=bounds(share))])
     columns = ["questions", "asked", "right"]
     pairs = measured.pairs
+    weighed = _weighed(measured)
+    if weighed:
+        columns.append("nats per token of the reference")
+        rows[0].append(weighed[0])
+        for row in rows[1:]:
+            row.append(Cell("", hint="references are weighed behind the bare question"))
     if pairs is not None:
         columns.append("base right")
         whole = pairs.tasks[BARE].overall
         rows[0].append(Cell(percent(whole.base.value), note=bounds(whole.base)))
         for row in rows[1:]:
             row.append(Cell("", hint="a text LLM is asked without images"))
+        if weighed[1:]:
+            columns += ["base's nats", "tuned - base"]
+            rows[0] += weighed[1:]
+            for row in rows[1:]:
+                row += [Cell(""), Cell("")]
     caption = "Answers to text, greedy." + (
         " The base was asked in the model's own template, token by token the same." if measured.in_its_words else ""
     )
@@ -201,6 +263,21 @@ def _blocks(audit: Audit, measured: TextAnswers) -> list[Block]:
         if pairs.tasks[BARE].overall.lost + pairs.tasks[BARE].overall.gained:
             blocks += item_flips(summary).blocks
     return blocks
+
+
+def _weighed(measured: TextAnswers) -> list[Cell]:
+    """How likely the references are for the model, for the base, and the difference; nothing where none was weighed."""
+    own = measured.run.tasks[BARE].figures.get(ALL, {}).get(REFERENCES.name)
+    change = None if measured.pairs is None else _references(measured.pairs.tasks[BARE])
+    if own is None:
+        return []
+    if change is None or change.base is None or change.difference is None:
+        return [_nats(own)]
+    return [_nats(own), _nats(change.base), _nats(change.difference, "+")]
+
+
+def _nats(estimate: Estimate, sign: str = "") -> Cell:
+    return Cell(f"{estimate.value:{sign}.2f}", note=f"{estimate.low:{sign}.2f} to {estimate.high:{sign}.2f}")
 
 
 def _notes(measured: TextAnswers) -> list[str]:
@@ -216,6 +293,7 @@ def _export(measured: TextAnswers | None) -> dict[str, Any]:
     pairs, after = measured.pairs, measured.after_image
     found = {
         "accuracy": {name: task.accuracy for name, task in measured.run.tasks.items()},
+        "references": measured.run.tasks[BARE].model_dump(mode="json", include={"figures"})["figures"].get(ALL, {}),
         "notes": {name: task.notes for name, task in measured.run.tasks.items()},
         "paired": None if pairs is None else pairs.model_dump(mode="json"),
         "after_image": None if after is None else after.model_dump(mode="json"),

@@ -23,11 +23,12 @@ from alula.chat_template import TemplateSettings
 from alula.data import Collator, open_source
 from alula.data.samples import Sample
 from alula.errors import DataError
+from alula.evaluation.references import last_answers, score_answers
 from alula.grafts.browse.reading import prompt_ends
 from alula.probes import Alignment, AttentionShift
 from alula.seam import scoring_inputs, text_logits
 from alula.stats import Resampling
-from alula.training.measuring import batches, last_answers, measuring, score_answers
+from alula.training.measuring import batches, measuring
 from alula.training.recipe import Retention
 
 _VALUES_ONLY = Resampling(resamples=1, permutations=1)
