@@ -556,6 +556,10 @@ def real(
     beside: Annotated[
         Path | None, typer.Option(help="Record of the alignment study, to stand beside what probes see.")
     ] = None,
+    join: Annotated[
+        Path | None,
+        typer.Option(help="Record of other seeds of the same settings, made elsewhere: told together."),
+    ] = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
@@ -584,7 +588,7 @@ def real(
         precision="bf16" if precision == "bf16" else "fp32",
     )
     other = None if beside is None else AlignmentRecord.load(beside)
-    record = study.real(plan, command=command_line(), workers=workers)
+    record = study.real(plan, command=command_line(), join=join, workers=workers)
     _show(output, record, study, as_json=as_json, beside=(other,))
 
 

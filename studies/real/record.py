@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from alula.errors import UsageError
 from alula.evaluation.results import Estimate
 from alula.stats import CHANGE, SHARE, Range, over_seeds
 from studies.association import Association, associate
@@ -115,6 +116,48 @@ class RealRecord(StudyRecord):
     @property
     def seeds(self) -> list[str]:
         return list(self.measured)
+
+    def refuse_unlike(self, settings: Mapping[str, Any], labels: Mapping[str, str], where: str) -> None:
+        """Raise a UsageError where this record, of the file ``where``, cannot stand beside seeds of these settings and
+        models."""
+        parted = [name for name in {**settings, **self.settings} if settings.get(name) != self.settings.get(name)]
+        if found := [name for name in parted if name != "seeds"]:
+            raise UsageError(f"its {found[0]} is not this study's", where=where, remedy="join what was made alike")
+        if self.labels != labels:
+            raise UsageError(
+                f"holds other arms: {', '.join(self.arms)}", where=where, remedy="choose the same with --arms"
+            )
+        if both := [seed for seed in self.seeds if int(seed) in settings["seeds"]]:
+            raise UsageError(
+                f"holds seed {both[0]}, which this study has", where=where, remedy="leave it out of --seeds"
+            )
+
+    def joined(self, other: RealRecord, where: str) -> RealRecord:
+        """This record with the seeds of another, which was made with the same settings.
+
+        Args:
+            where: the other's file, for errors.
+
+        Raises:
+            UsageError: other settings, models or items, or a seed that both have.
+        """
+        other.refuse_unlike(self.settings, self.labels, where)
+        if (other.phenomena, other.blind) != (self.phenomena, self.blind):
+            raise UsageError("asks of other sentences or questions", where=where, remedy="join what was made alike")
+        seeds = sorted([*self.seeds, *other.seeds], key=int)
+        parts = ("measured", "on_the_way", "inside")
+        together = {part: {**getattr(self, part), **getattr(other, part)} for part in parts}
+        note = (
+            f"seeds {', '.join(other.seeds)} of {other.environment.get('commit', 'an unknown build')}, {other.created}"
+        )
+        return self.model_copy(
+            update={
+                "seconds": self.seconds + other.seconds,
+                "environment": {**self.environment, "joined": note},
+                "settings": {**self.settings, "seeds": [int(seed) for seed in seeds]},
+                **{part: {seed: found[seed] for seed in seeds if seed in found} for part, found in together.items()},
+            }
+        )
 
     @property
     def arms(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from alula.files import read_json
@@ -18,15 +19,28 @@ from studies.real.words import read_blimp
 from studies.records import origin
 
 
-def real(plan: RealPlan, *, command: str, workers: int | None = None, quiet: bool = False) -> RealRecord:
+def real(
+    plan: RealPlan, *, command: str, join: Path | None = None, workers: int | None = None, quiet: bool = False
+) -> RealRecord:
     """Align one host of real weights, tune it by every arm, measure all.
 
     Finished work is not done again; arms and seeds may be added later.
+
+    Args:
+        join: record of other seeds, which were made elsewhere with the same settings; they stand beside these.
+
+    Raises:
+        UsageError: a record that cannot be joined.
     """
+    other = None if join is None else RealRecord.load(join)
+    if other is not None:  # before hours of work
+        other.refuse_unlike({**plan.facts, "seeds": list(plan.seeds)}, _labels(plan), str(join))
     seconds = run_in(
         plan.output, plan.facts, "study", list(_jobs(plan)), label="real weights", workers=workers, quiet=quiet
     )
     record = gather(plan, command=command, seconds=seconds)
+    if other is not None:
+        record = record.joined(other, str(join))
     record.save(plan.output / "outcome.json")
     return record
 
@@ -37,7 +51,7 @@ def gather(plan: RealPlan, *, command: str, seconds: float) -> RealRecord:
     return RealRecord(
         **origin(command, seconds),
         settings={**plan.facts, "seeds": list(plan.seeds)},
-        labels={BASE: "base", **{arm.name: arm.label for arm in plan.chosen}},
+        labels=_labels(plan),
         phenomena={each.name: each.phenomenon for each in read_blimp(plan.benchmarks, 1)},
         blind=blind(plan.data("easy-vqa", "train"), held_out(plan.real, plan.items).shapes),
         measured={
@@ -68,6 +82,11 @@ def gather(plan: RealPlan, *, command: str, seconds: float) -> RealRecord:
             for seed in plan.seeds
         },
     )
+
+
+def _labels(plan: RealPlan) -> dict[str, str]:
+    """The models' names for people, the base first."""
+    return {BASE: "base", **{arm.name: arm.label for arm in plan.chosen}}
 
 
 def _without_words(measured: dict[str, Any]) -> dict[str, Any]:

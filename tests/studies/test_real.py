@@ -225,6 +225,33 @@ def test_what_runs_is_measured_and_not_done_twice(plan: RealPlan, record: RealRe
     )
 
 
+def test_seeds_made_elsewhere_are_joined(plan: RealPlan, record: RealRecord, tmp_path: Path) -> None:
+    (seed,) = record.seeds
+    other = str(int(seed) + 1)
+    parts = {part: {other: getattr(record, part)[seed]} for part in ("measured", "on_the_way", "inside")}
+    elsewhere = record.model_copy(update={**parts, "settings": {**record.settings, "seeds": [int(other)]}})
+    file = elsewhere.save(tmp_path / "other.json")
+    both = real(plan, command="join", join=file, workers=0, quiet=True)
+    assert both.seeds == [seed, other]
+    assert both.settings["seeds"] == [int(seed), int(other)]
+    assert both.seconds == pytest.approx(2 * record.seconds, abs=1)
+    for name in record.labels:  # twice the same: the same value, and no spread of trainings
+        assert both.figure(name, "gsm8k").value == pytest.approx(record.figure(name, "gsm8k").value)
+    assert "0, 1" in render(report(both))
+    assert markdown(both)
+    assert verdict(both)
+    assert RealRecord.load(plan.output / "outcome.json") == both
+    for wrong, what in (
+        (record, f"holds seed {seed}"),
+        (elsewhere.model_copy(update={"settings": {**elsewhere.settings, "training": 99}}), "its training is not"),
+        (elsewhere.model_copy(update={"labels": {BASE: "base"}}), "holds other arms"),
+        (elsewhere.model_copy(update={"blind": "0"}), "asks of other sentences or questions"),
+    ):
+        with pytest.raises(UsageError, match=what):
+            real(plan, command="join", join=wrong.save(tmp_path / "wrong.json"), workers=0, quiet=True)
+    record.save(plan.output / "outcome.json")
+
+
 def test_tables_and_sentences_are_of_the_record(record: RealRecord) -> None:
     other = AlignmentRecord.load(ROOT / "benchmarks/results/alignment.json")
     written = markdown(record, other)
