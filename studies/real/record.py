@@ -117,6 +117,16 @@ class RealRecord(StudyRecord):
     def seeds(self) -> list[str]:
         return list(self.measured)
 
+    def of_seed(self, seed: str) -> RealRecord:
+        """The record of one training of each way."""
+        parts = ("measured", "on_the_way", "inside")
+        return self.model_copy(
+            update={
+                "settings": {**self.settings, "seeds": [int(seed)]},
+                **{part: {seed: getattr(self, part)[seed]} for part in parts if seed in getattr(self, part)},
+            }
+        )
+
     def refuse_unlike(self, settings: Mapping[str, Any], labels: Mapping[str, str], where: str) -> None:
         """Raise a UsageError where this record, of the file ``where``, cannot stand beside seeds of these settings and
         models."""

@@ -152,11 +152,43 @@ def grids(record: RealRecord, beside: AlignmentRecord | None = None) -> list[Gri
             ],
         ),
     ]  # fmt: skip
+    if len(record.seeds) > 1:
+        found.append(_by_seed(record))
     if record.predicted("gsm8k"):
         found.append(_predictions(record))
     if record.inside:
         found += [_inside(record, beside), _skipped(record)]
     return found
+
+
+def _by_seed(record: RealRecord) -> Grid:
+    """Changes against the base training by training, which says more of few seeds than an interval over them."""
+    each = [record.of_seed(seed) for seed in record.seeds]
+
+    def row(name: str) -> list[str]:
+        changes = [
+            (
+                one.change(name, "blimp"),
+                one.change(name, "coda"),
+                one.change(name, "gsm8k"),
+                one.change(name, "captions"),
+            )
+            for one in each
+        ]
+        return [
+            record.labels[name],
+            " / ".join(f"{100 * blimp.value:+.1f}" for blimp, *_ in changes),
+            " / ".join(f"{coda.value:+.2f}" for _, coda, *_ in changes),
+            " / ".join(f"x {math.exp(gsm8k.value):.2f}" for _, _, gsm8k, _ in changes),
+            " / ".join(f"{captions.value:+.2f}" for *_, captions in changes),
+            " / ".join(f"{one.figure(name, 'had').value:+.2f}" for one in each),
+        ]
+
+    return Grid(
+        f"Training by training, against the base (seeds {' / '.join(record.seeds)})",
+        ["", "BLiMP (points)", "CoDa", "GSM8K perplexity", "captions (nats)", "had of the picture (nats)"],
+        [row(name) for name in record.arms],
+    )
 
 
 def _predictions(record: RealRecord) -> Grid:

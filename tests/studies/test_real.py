@@ -238,7 +238,12 @@ def test_seeds_made_elsewhere_are_joined(plan: RealPlan, record: RealRecord, tmp
     for name in record.labels:  # twice the same: the same value, and no spread of trainings
         assert both.figure(name, "gsm8k").value == pytest.approx(record.figure(name, "gsm8k").value)
     assert "0, 1" in render(report(both))
-    assert markdown(both)
+    said = markdown(both)
+    half = f"{100 * record.change('full', 'blimp').value:+.1f}"
+    assert f"(seeds {seed} / {other})" in said
+    assert f"| full tuning | {half} / {half} |" in said
+    assert "Training by training" not in markdown(record)
+    assert both.of_seed(seed).measured == record.measured
     assert verdict(both)
     assert RealRecord.load(plan.output / "outcome.json") == both
     for wrong, what in (
