@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
 
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import ItemTask, PairedRun, RunResult, TaskItem, compare, evaluate, exact_match
 from alula.evaluation.ratios import ALL
 from alula.evaluation.references import REFERENCES
+from alula.hosts.prompted import PromptedModel
 from alula.inputs import Intake
 from alula.reports import run_report
 
@@ -59,8 +61,8 @@ def by_hand(model: Any, processor: Any, item: TaskItem) -> tuple[float, int]:
     before = processor.apply_chat_template(
         [*item.messages], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
     )["input_ids"].shape[1]
-    logs = model(**inputs).logits[0].double().log_softmax(dim=-1)
     ids = inputs["input_ids"][0].tolist()
+    logs = model(**inputs).logits[0, -len(ids) :].double().log_softmax(dim=-1)  # a learned prompt stands in front
     assert len(ids) == before + len(item.gold) + 1, "one token a character, and the one that ends the turn"
     return -sum(float(logs[at - 1, ids[at]]) for at in range(before, len(ids) - 1)), len(item.gold)
 
@@ -87,6 +89,35 @@ def test_references_against_one_forward_each(kind: str, batch_size: int, request
     assert figure.value == pytest.approx(total / count, rel=1e-5)
     assert figure.low < figure.value < figure.high
     assert "nats per token of the reference" in run_report(run)
+
+
+@pytest.mark.parametrize("kind", ["lora", "prefix", "prompt"])
+def test_adapters_of_peft(kind: str, llm: Any, tokenizer: Any) -> None:
+    """Logits behind a learned prompt of embeddings are more than there are tokens."""
+    learned = {"prefix": PrefixTuningConfig, "prompt": PromptTuningConfig}
+    base = copy.deepcopy(llm)
+    torch.manual_seed(0)
+    if kind in learned:
+        model: Any = PromptedModel(base, learned[kind](num_virtual_tokens=3, task_type="CAUSAL_LM"))
+        with torch.no_grad():
+            for parameter in model.prompt_encoder.parameters():
+                parameter.normal_(std=2)
+    else:
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    asked = task(*GOLDS)
+    run = weighed(model.eval(), tokenizer, asked, batch_size=2)
+    for item in asked.items():
+        nats, tokens = by_hand(model, tokenizer, item)
+        assert found(run)[item.id] == (pytest.approx(nats, rel=1e-4), tokens)
+    assert found(run)["i1"] != (pytest.approx(by_hand(llm, tokenizer, asked.items()[1])[0], rel=1e-3), len(GOLDS[1]))
+
+
+def test_an_empty_reference_is_named(llm: Any, tokenizer: Any) -> None:
+    """Templates may write nothing of it: then the last answer of the conversation is one of its history."""
+    run = weighed(llm, tokenizer, task("a", "", "b", " "))
+    assert found(run).keys() == {"i0", "i2"}
+    (note,) = [note for note in run.tasks["t"].notes if "leaves out" in note]
+    assert note.endswith("(2): 'i1' (an empty reference), 'i3' (an empty reference)")
 
 
 def test_a_base_is_weighed_in_the_words_of_the_host(llm: Any, host: Any, processor: Any) -> None:

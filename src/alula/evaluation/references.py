@@ -113,8 +113,8 @@ class References:
     ) -> TaskResult:
         """Return ``result`` with the figure `REFERENCES`.
 
-        References that cannot be weighed (too long for the context, or of no token) are named in ``unweighed`` and take
-        no part.
+        References that cannot be weighed (empty, too long for the context, or of no token) are named in ``unweighed``
+        and take no part.
 
         Args:
             task: whose items the result is of.
@@ -126,9 +126,13 @@ class References:
             EvaluationError: a likelihood is not a number.
         """
         items, results = {item.id: item for item in task.items()}, list(result.items)
-        left_out: list[str] = []
-        lengths = [sum(map(len, token_ids.read(each.token_ids))) + len(each.gold) for each in results]
-        for batch in generation.batches(lengths, batch_size):
+        # of an empty one templates may write nothing, and the last answer of the conversation is one of its history
+        left_out = [f"{each.id!r} (an empty reference)" for each in results if not each.gold.strip()]
+        advance(len(left_out))
+        told = [place for place, each in enumerate(results) if each.gold.strip()]
+        lengths = [sum(map(len, token_ids.read(results[place].token_ids))) + len(results[place].gold) for place in told]
+        for numbers in generation.batches(lengths, batch_size):
+            batch = [told[number] for number in numbers]
             found = {place: self._kept(task, results[place], book) for place in batch}
             # a batch is weighed as a whole, so that padding, and with it rounding, is that of an unbroken run
             anew = not all(found.values())
@@ -182,9 +186,13 @@ class References:
         ends = prompt_ends(batch["attention_mask"].bool(), labels)
         labels = labels.masked_fill(torch.isin(labels, torch.tensor(self.stops, device=labels.device)), IGNORED)
         if "logits_to_keep" in inspect.signature(HostParts.of(self.model).host.forward).parameters:
+            width = labels.shape[1]
             batch = narrowed({**batch, "labels": labels})
+            # counted from the end, since a learned prompt may stand in front of the tokens
+            batch["logits_to_keep"] -= width
             labels = batch.pop("labels")
-        logits = text_logits(self.model, self.model(**scoring_inputs(self.model, batch, ends), use_cache=False).logits)
+        logits = self.model(**scoring_inputs(self.model, batch, ends), use_cache=False).logits[:, -labels.shape[1] :]
+        logits = text_logits(self.model, logits)
         rows = [score_answers(row[None], wanted[None])[1:] for row, wanted in zip(logits, labels, strict=True)]
         losses, counts = (torch.stack(column).tolist() for column in zip(*rows, strict=True))
         if any(map(math.isnan, losses)):
