@@ -18,7 +18,9 @@ from alula.evaluation.ratios import ALL
 from alula.evaluation.references import REFERENCES
 from alula.hosts.prompted import PromptedModel
 from alula.inputs import Intake
+from alula.policies import Prune, Skip
 from alula.reports import run_report
+from alula.seam.dialect import cache_keyword, cache_of_output
 
 NAME = REFERENCES.name
 
@@ -112,6 +114,45 @@ def test_adapters_of_peft(kind: str, llm: Any, tokenizer: Any) -> None:
     assert found(run)["i1"] != (pytest.approx(by_hand(llm, tokenizer, asked.items()[1])[0], rel=1e-3), len(GOLDS[1]))
 
 
+POLICIES = {
+    "by the last token of a prompt": Prune(stages=[(1, 0.5)]),
+    "in prompts": Skip(part="block", layers=(1,), tokens="all", when="prompts", keys="lent"),
+    "in steps": Skip(part="mlp", layers=(1,), tokens="all", when="steps"),
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policies_see_a_prompt_and_what_is_said_behind_it(
+    policy: str, batch_size: int, host: Any, processor: Any
+) -> None:
+    asked, model = task(*GOLDS, images=True), copy.deepcopy(host)
+    POLICIES[policy].attach(model)
+    run = weighed(model, processor, asked, batch_size=batch_size)
+    expected = {item.id: said_by_hand(model, processor, item) for item in asked.items()}
+    assert found(run) == {name: (pytest.approx(nats, rel=1e-4), tokens) for name, (nats, tokens) in expected.items()}
+    whole = {item.id: by_hand(host, processor, item) for item in asked.items()}
+    assert any(nats != pytest.approx(whole[name][0], rel=1e-3) for name, (nats, _) in expected.items())
+
+
+@torch.no_grad()
+def said_by_hand(model: Any, processor: Any, item: TaskItem) -> tuple[float, int]:
+    """The prompt, then the reference token by token behind a cache."""
+    given: Any = dict(
+        processor.apply_chat_template(
+            [*item.messages], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+        )
+    )
+    nats, mask = 0.0, given["attention_mask"]
+    for character in item.gold:
+        output = model(**given, use_cache=True)
+        token = processor.tokenizer.convert_tokens_to_ids(character)
+        nats -= float(output.logits[0, -1].double().log_softmax(dim=-1)[token])
+        mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
+        given = {"input_ids": torch.tensor([[token]]), "attention_mask": mask, cache_keyword(): cache_of_output(output)}
+    return nats, len(item.gold)
+
+
 def test_an_empty_reference_is_named(llm: Any, tokenizer: Any) -> None:
     """Templates may write nothing of it: then the last answer of the conversation is one of its history."""
     run = weighed(llm, tokenizer, task("a", "", "b", " "))
@@ -200,9 +241,10 @@ def test_what_cannot_be_weighed_is_refused_before_anything_is_asked(llm: Any, to
         weighed(llm, silent, task("a"))
 
 
-def test_a_model_of_nans_is_refused(llm: Any, tokenizer: Any) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_of_no_finite_numbers_is_refused(value: float, llm: Any, tokenizer: Any) -> None:
     broken = copy.deepcopy(llm)
     with torch.no_grad():
-        broken.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(EvaluationError, match="not a number"):
+        broken.lm_head.weight[tokenizer.convert_tokens_to_ids("a")] = value
+    with pytest.raises(EvaluationError, match="not a finite number"):
         weighed(broken, tokenizer, task("a"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from alula.demonstrations.few_shot import fused_inputs
 from alula.errors import EvaluationError
@@ -17,7 +17,7 @@ from alula.hosts import thoughts
 from alula.hosts.decoding import Decoding, generation_config
 from alula.hosts.host import tokenizer_of
 from alula.inputs import Rendered, placed
-from alula.seam import find, generation_extras
+from alula.seam import find, generation_extras, text_logits
 from alula.tokens import Role
 
 _PADDING = {"input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0}
@@ -120,6 +120,41 @@ def answer(
         _read(tokenizer, row, stops, opened=thoughts.opened(tokenizer, prompt.inputs["input_ids"][0].tolist()))
         for prompt, row in zip(prompts, new_tokens, strict=True)
     ]
+
+
+@torch.no_grad()
+def likelihood(model: Any, processor: Any, prompt: Rendered, said: torch.Tensor) -> float:
+    """Sum of log-probabilities, in nats, of tokens ``said`` (S,) one by one behind a prompt, as if they had been
+    generated: what goes by prompts and by steps (policies) takes part."""
+    config = neutral_config(model, processor, Decoding(), len(said))
+    with put(model, [prompt], config) as given:
+        width, brought = given["input_ids"].shape[1], given.pop("logits_processor", ())
+        output = model.generate(
+            **given,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([*brought, _Told(said, width)]),
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    scores = text_logits(model, torch.cat(output.logits)).float()  # (S, V)
+    return -float(torch.nn.functional.cross_entropy(scores, said, reduction="sum"))
+
+
+class _Told(LogitsProcessor):
+    """Leaves nothing to say but what it was told.
+
+    Args:
+        said: (S,) the tokens.
+        width: tokens of the prompt.
+    """
+
+    def __init__(self, said: torch.Tensor, width: int) -> None:
+        self.said, self.width = said, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        told = torch.full_like(scores, -torch.inf)
+        told[:, self.said[input_ids.shape[1] - self.width]] = 0
+        return told
 
 
 def _generated(model: Any, inputs: dict[str, Any], config: GenerationConfig, seed: int, device: torch.device) -> Any:

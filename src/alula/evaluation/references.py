@@ -22,16 +22,18 @@ from alula.data.collate import IGNORED
 from alula.data.packing import narrowed
 from alula.data.samples import text_part
 from alula.errors import EvaluationError
-from alula.evaluation import generation, token_ids
-from alula.evaluation.items import Task, TaskItem
+from alula.evaluation import generation, prompts, token_ids
+from alula.evaluation.items import Task, TaskItem, media_of
 from alula.evaluation.journal import Journal
 from alula.evaluation.ratios import figures
 from alula.evaluation.results import ItemResult, Ratio, TaskResult
 from alula.grafts.browse.reading import prompt_ends
 from alula.hosts.context import context_length
 from alula.hosts.stops import stop_ids
-from alula.inputs import Intake, placed
+from alula.inputs import Intake, Rendered, placed
+from alula.policies import active_policies
 from alula.seam import needs_roles, scoring_inputs, text_logits
+from alula.tokens import TOKEN_ROLES
 
 _NATS, _TOKENS = "reference_nats", "reference_tokens"
 REFERENCES = Ratio(
@@ -80,7 +82,8 @@ class References:
     """Weighs the references of answered items.
 
     A reference is weighed as training would see it: as the answer that the chat template writes behind the prompt (with
-    a history as the item has it, whoever's answers were shown), all its tokens but the one that ends it.
+    a history as the item has it, whoever's answers were shown), all its tokens but the one that ends it. Where a policy
+    has a part in it, token by token as it would be said: policies may go by the end of a prompt, or by steps.
 
     Args:
         model: as for `alula.evaluation.evaluate`, in eval mode.
@@ -92,10 +95,10 @@ class References:
     """
 
     def __init__(self, model: Any, processor: Any, template: TemplateSettings | None = None) -> None:
-        intake = Intake.of(processor, template)
-        self.model, self.stops, self.text_only = model, stop_ids(model, intake.tokenizer), intake.is_text_only
+        self.intake = Intake.of(processor, template)
+        self.model, self.stops = model, stop_ids(model, self.intake.tokenizer)
         self.collate = Collator(
-            intake.processor,
+            self.intake.processor,
             context=context_length(model),
             roles=needs_roles(model),
             stops=self.stops,
@@ -158,33 +161,49 @@ class References:
 
     def _weighed(self, samples: dict[int, Sample], left_out: list[str]) -> dict[int, dict[str, float]]:
         """Counts by place; where one of the samples is bad, of the others, one by one."""
+        said = self._are_said(samples)
+        if said and len(samples) > 1:
+            return self._one_by_one(samples, left_out)
         try:
             batch = self.collate(list(samples.values()))
         except BadSampleError as error:
             if len(samples) == 1:
                 left_out += [f"{sample.id!r} ({error.message})" for sample in samples.values()]
                 return {}
-            parts = [self._weighed({place: sample}, left_out) for place, sample in samples.items()]
-            return {place: counts for part in parts for place, counts in part.items()}
+            return self._one_by_one(samples, left_out)
         found = {}
-        for place, nats, tokens in zip(samples, *self._forward(dict(batch)), strict=True):
+        (first, *_), whole = samples.values(), dict(batch)
+        losses, counts = self._said(first, whole) if said else self._forward(whole)
+        if not all(map(math.isfinite, losses)):
+            raise EvaluationError(
+                "the model's log-likelihood of a reference is not a finite number",
+                where=type(self.model).__name__,
+                remedy="look for weights that are no finite numbers, or load it with another dtype (float16 overflows)",
+            )
+        for place, nats, tokens in zip(samples, losses, counts, strict=True):
             if tokens:
                 found[place] = {_NATS: nats, _TOKENS: float(tokens)}
             else:
                 left_out.append(f"{samples[place].id!r} (no token of its own)")
         return found
 
+    def _one_by_one(self, samples: dict[int, Sample], left_out: list[str]) -> dict[int, dict[str, float]]:
+        parts = [self._weighed({place: sample}, left_out) for place, sample in samples.items()]
+        return {place: counts for part in parts for place, counts in part.items()}
+
+    def _are_said(self, samples: dict[int, Sample]) -> bool:
+        """Whether a policy has a part in some of the samples."""
+        shown = any(True for sample in samples.values() for _ in media_of(sample.messages))
+        return any(shown or policy.concerns_text for policy in active_policies(self.model))
+
     @torch.no_grad()
     def _forward(self, batch: dict[str, Any]) -> tuple[list[float], list[int]]:
         """Per row the summed nats of its reference's tokens, without the one that ends it, and their number."""
-        if self.text_only:  # a text model that is asked in a host's words knows nothing of media
+        if self.intake.is_text_only:  # a text model that is asked in a host's words knows nothing of media
             batch = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
         batch = placed(batch, next(self.model.parameters()))
-        labels = last_answers(batch.pop("labels"), None)
-        for stop in self.stops:
-            labels = last_answers(labels, stop)
-        ends = prompt_ends(batch["attention_mask"].bool(), labels)
-        labels = labels.masked_fill(torch.isin(labels, torch.tensor(self.stops, device=labels.device)), IGNORED)
+        labels, ends = self._references(batch)
+        del batch["labels"]
         if "logits_to_keep" in inspect.signature(HostParts.of(self.model).host.forward).parameters:
             width = labels.shape[1]
             batch = narrowed({**batch, "labels": labels})
@@ -195,13 +214,30 @@ class References:
         logits = text_logits(self.model, logits)
         rows = [score_answers(row[None], wanted[None])[1:] for row, wanted in zip(logits, labels, strict=True)]
         losses, counts = (torch.stack(column).tolist() for column in zip(*rows, strict=True))
-        if any(map(math.isnan, losses)):
-            raise EvaluationError(
-                "the model's log-likelihood of a reference is not a number",
-                where=type(self.model).__name__,
-                remedy="look for weights that are NaN, or load it with another dtype (float16 overflows)",
-            )
         return losses, counts
+
+    def _said(self, sample: Sample, batch: dict[str, Any]) -> tuple[list[float], list[int]]:
+        """`_forward` of one sample, whose reference is said token by token."""
+        labels, ends = self._references(batch)
+        said, end = labels[labels != IGNORED], int(ends) + 1
+        if not len(said):
+            return [0.0], [0]
+        given = prompts.encode(self.intake, prompts.loaded(sample.messages[:-1], self.intake))
+        # what stands before the reference, a thought that the template closes too; of media what generation is given
+        whole = {key: batch[key] for key in given.inputs if key in batch}
+        cut = {key: value[:, :end] for key, value in whole.items() if value.shape == batch["input_ids"].shape}
+        roles = tuple(batch[TOKEN_ROLES][0, :end].tolist()) if TOKEN_ROLES in batch else None
+        prompt = Rendered({**given.inputs, **cut}, given.hash, roles)
+        said = said.to(next(self.model.parameters()).device)
+        return [-generation.likelihood(self.model, self.intake.tokenizer, prompt, said)], [len(said)]
+
+    def _references(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """(B, S) labels of the references without what ends them, and (B,) the last token before each."""
+        labels = last_answers(batch["labels"], None)
+        for stop in self.stops:
+            labels = last_answers(labels, stop)
+        ends = prompt_ends(batch["attention_mask"].bool(), labels)
+        return labels.masked_fill(torch.isin(labels, torch.tensor(self.stops, device=labels.device)), IGNORED), ends
 
 
 def weighed_by_both(
