@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
 
+from alula.chat_template import TemplateSettings
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import ItemTask, PairedRun, RunResult, TaskItem, compare, evaluate, exact_match
 from alula.evaluation.ratios import ALL
@@ -212,6 +213,30 @@ def test_what_is_weighed_is_kept(llm: Any, tokenizer: Any, tmp_path: Path) -> No
     assert {name: value for name, value in found(other).items() if name != "i0"} == {
         name: (pytest.approx(nats, rel=1e-5), tokens) for name, (nats, tokens) in found(whole).items() if name != "i0"
     }
+
+
+def test_what_a_template_writes_otherwise_is_weighed_anew(llm: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """The prompts are the same, and a journal holds what they were answered with."""
+    loud = copy.deepcopy(tokenizer)
+    loud.chat_template = tokenizer.chat_template.replace(
+        "{{ message.content }}", "{{ message.content | upper if loud and message.role != 'user' else message.content }}"
+    )
+    asked, quiet, told = task(*GOLDS), TemplateSettings({"loud": False}), TemplateSettings({"loud": True})
+    plain = TaskItem("i0", "f", [says("user", "ask ")], "A")
+    first = weighed(llm, loud, asked, template=quiet, journal=tmp_path / "journal.jsonl")
+    again = weighed(llm, loud, asked, template=told, journal=tmp_path / "journal.jsonl")
+    assert found(first)["i0"] == (pytest.approx(by_hand(llm, tokenizer, asked.items()[0])[0], rel=1e-5), 1)
+    assert found(again)["i0"] == (pytest.approx(by_hand(llm, tokenizer, plain)[0], rel=1e-5), 1)
+
+
+def test_one_model_alone_is_weighed(llm: Any, tokenizer: Any) -> None:
+    asked = task(*GOLDS)
+    with_, without = weighed(llm, tokenizer, asked, name="one"), evaluate(llm, tokenizer, [asked], name="other")
+    for pair in ((with_, without), (without, with_)):
+        told = compare(*pair).tasks["t"]
+        assert told.ratios == []
+        assert told.figures == {}
+        assert "how likely references are was weighed of one alone" in told.notes
 
 
 def test_references_that_do_not_fit_are_named_and_take_no_part(llm: Any, tokenizer: Any) -> None:

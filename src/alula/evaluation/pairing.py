@@ -79,7 +79,7 @@ def compare(
                     *_setting_notes(before, after),
                     *_unrecorded_notes(base.model, before),
                     *_unrecorded_notes(tuned.model, after),
-                    *_reference_notes(before, after),
+                    *_reference_notes(base.model, before, tuned.model, after),
                     *(f"{base.model}: {note}" for note in before.notes),
                     *(f"{tuned.model}: {note}" for note in after.notes),
                 ]
@@ -139,6 +139,7 @@ def _pair(before: TaskResult, after: TaskResult, kept_flips: int, how: Resamplin
     }
     corrected = stats.holm([part.p_value for part in parts.values()])
     pairs = list(zip(before.items, after.items, strict=True))
+    told = [ratio for ratio in after.ratios if ratio != REFERENCES or REFERENCES in before.ratios]
     return PairedResult(
         task=before.name,
         title=before.title,
@@ -153,8 +154,8 @@ def _pair(before: TaskResult, after: TaskResult, kept_flips: int, how: Resamplin
         gained=_flips([pair for pair in pairs if pair[1].score >= _CORRECT > pair[0].score], kept_flips),
         items_digest=_digest(before),
         columns=columns,
-        ratios=after.ratios,
-        figures=ratios.compared_figures(*weighed_by_both(before.items, after.items), after.ratios, how),
+        ratios=told,
+        figures=ratios.compared_figures(*weighed_by_both(before.items, after.items), told, how),
     )
 
 
@@ -329,8 +330,10 @@ def _unrecorded_notes(model: str, task: TaskResult) -> list[str]:
     return [f"{model}: token ids were not recorded (an earlier version's file), so prompts were compared by hash alone"]
 
 
-def _reference_notes(before: TaskResult, after: TaskResult) -> list[str]:
+def _reference_notes(base: str, before: TaskResult, tuned: str, after: TaskResult) -> list[str]:
+    if (REFERENCES in before.ratios) != (REFERENCES in after.ratios):
+        return [f"how likely references are was weighed of {base if REFERENCES in before.ratios else tuned} alone"]
     left_out = weighed_by_one(before.items, after.items)
-    if not left_out or REFERENCES not in after.ratios:
+    if not left_out:
         return []
     return [f"how likely references are leaves out {left_out}, which the two models do not weigh in the same tokens"]

@@ -6,7 +6,9 @@ likely it holds the reference can be told of every model (its validation loss on
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -104,6 +106,9 @@ class References:
             stops=self.stops,
             template=template,
         )
+        # prompts may be the same though answers are written otherwise
+        written = json.dumps([self.collate.intake.keywords, self.stops], sort_keys=True, default=str)
+        self.digest = hashlib.sha256(written.encode()).hexdigest()[:16]
 
     def weigh(
         self,
@@ -145,16 +150,19 @@ class References:
             for place, counts in found.items():
                 results[place] = results[place].model_copy(update={"counts": {**results[place].counts, **counts}})
             if anew and book is not None and len(found) == len(batch):
-                book.add(_key(task), [results[place] for place in batch])
+                book.add(self._key(task), [results[place] for place in batch])
             advance(len(batch))
         ratios = [*result.ratios, REFERENCES]
         return result.model_copy(
             update={"items": results, "ratios": ratios, "figures": figures(results, ratios), "unweighed": left_out}
         )
 
+    def _key(self, task: Task) -> str:
+        return f"{task.name}@references {self.digest}"
+
     def _kept(self, task: Task, item: ItemResult, book: Journal | None) -> dict[str, float]:
         """The counts of an earlier call, where the reference is still that one."""
-        kept = None if book is None else book.finished(_key(task), item.id, item.prompt_hash)
+        kept = None if book is None else book.finished(self._key(task), item.id, item.prompt_hash)
         if kept is None or kept.gold != item.gold:
             return {}
         return {name: kept.counts[name] for name in (_NATS, _TOKENS)}
@@ -268,7 +276,3 @@ def _told(item: TaskItem) -> Sample:
     """An item as a conversation that ends with its reference; nothing else in it is learnt."""
     answer = {"role": "assistant", "content": [text_part(item.gold)]}
     return Sample(item.id, [*(dict(message) for message in item.messages), answer])
-
-
-def _key(task: Task) -> str:
-    return f"{task.name}@references"
