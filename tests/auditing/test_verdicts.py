@@ -151,42 +151,62 @@ def test_text(small: tuple[Plan, Audit]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("identical", "change", "expected"),
+    ("identical", "change", "told", "expected"),
     [
-        (100, None, Status.FINE),
-        (99, None, Status.OPEN),  # nothing was weighed: a template that marks no answers
-        (99, Estimate(0.002, -0.001, 0.005), Status.FINE),
-        (99, Estimate(-0.3, -0.5, -0.1), Status.FINE),
-        (99, Estimate(0.2, 0.1, 0.3), Status.LOOK),
-        (99, Estimate(0.2, -0.1, 0.3), Status.OPEN),
+        (100, None, "", Status.FINE),
+        (99, None, "", Status.OPEN),  # nothing was weighed: a template that marks no answers
+        (99, Estimate(0.002, -0.001, 0.005), "as likely as before, a token x 1.002 (0.999 to 1.005)", Status.FINE),
+        (99, Estimate(-0.3, -0.5, -0.1), "more likely than before, a token x 0.741 (0.607 to 0.905)", Status.FINE),
+        (99, Estimate(0.2, 0.1, 0.3), "less than before, a token x 1.221 (1.105 to 1.350)", Status.LOOK),
+        (99, Estimate(0.2, -0.1, 0.3), "but not by 100 of them", Status.OPEN),
+        # of a decoder that broke; e to the power of this is no number
+        (99, Estimate(2000, 4, 3000), "less than before, a token x e^2000.0 (54.598 to e^3000.0)", Status.LOOK),
     ],
 )
 def test_answers_of_which_none_is_the_reference(
-    identical: int, change: Estimate | None, expected: Status, small: tuple[Plan, Audit]
+    identical: int, change: Estimate | None, told: str, expected: Status, small: tuple[Plan, Audit]
 ) -> None:
     """Chat models answer in sentences, right by no reference of one word: how likely they hold it tells."""
-    told = with_text(small[1], lost=0, gained=0, n=100, low=1.0, identical=identical)
-    task = told.results["text"].pairs.tasks[BARE]
-    overall = task.overall.model_copy(
-        update={"base": replace(task.overall.base, value=0.0, low=0.0, high=0.04), "retention": None}
-    )
-    nats = RatioComparison(base=Estimate(2, 1, 3), tuned=Estimate(2.2, 1, 3), difference=change)
-    update = {"overall": overall, "figures": {} if change is None else {ALL: {REFERENCES.name: nats}}}
-    pairs = told.results["text"].pairs.model_copy(update={"tasks": {BARE: task.model_copy(update=update)}})
-    told = put(told, text=replace(told.results["text"], pairs=pairs))
-    moved = finding(with_shift(told, 32, 1.7, 0.1), "attention")
+    audited = of_no_reference(small[1], identical, change)
+    moved = finding(with_shift(audited, 32, 1.7, 0.1), "attention")
     assert ("cannot tell" in moved.do) == (expected is Status.OPEN)
-    found = finding(told, "text")
+    assert ("less likely" in moved.do) == (expected is Status.LOOK)
+    found = finding(audited, "text")
     assert found.status is expected
     if identical == 100:
         assert "all 100 answers are the base's, character for character" in found.says
         return
     assert "1 of them are not the base's" in found.says
+    assert told in found.says
     if change is None:
         assert "'Answer in one word.'" in found.do
     else:
-        assert f"x {math.exp(change.value):.3f}" in found.figure
         assert "2.00 nats per token of the references, after tuning 2.20" in found.against
+
+
+def test_few_references_decide_nothing(small: tuple[Plan, Audit]) -> None:
+    """Where one is resampled its interval has no width."""
+    for change in (Estimate(0.2, 0.2, 0.2), Estimate(-0.1, -0.1, -0.1)):
+        found = finding(of_no_reference(small[1], 99, change, units=9), "text")
+        assert found.status is Status.OPEN
+        assert "--items" in found.do
+        assert finding(of_no_reference(small[1], 99, change, units=10), "text").status is not Status.OPEN
+
+
+def of_no_reference(result: Audit, identical: int, change: Estimate | None, units: int = 100) -> Audit:
+    told = with_text(result, lost=0, gained=0, n=100, low=1.0, identical=identical)
+    task = told.results["text"].pairs.tasks[BARE]
+    overall = task.overall.model_copy(
+        update={"base": replace(task.overall.base, value=0.0, low=0.0, high=0.04), "retention": None}
+    )
+    nats = RatioComparison(base=Estimate(2, 1, 3), tuned=Estimate(2.2, 1, 3), difference=change)
+    update = {
+        "overall": overall,
+        "figures": {} if change is None else {ALL: {REFERENCES.name: nats}},
+        "columns": task.columns.model_copy(update={"cluster": [number % units for number in range(100)]}),
+    }
+    pairs = told.results["text"].pairs.model_copy(update={"tasks": {BARE: task.model_copy(update=update)}})
+    return put(told, text=replace(told.results["text"], pairs=pairs))
 
 
 def test_without_a_base_nothing_is_claimed(small: tuple[Plan, Audit]) -> None:

@@ -83,12 +83,16 @@ def _according_to_text(audit: Audit) -> str:
     if pairs is None:
         return "Check it where it counts: run the audit with --base and look at the text answers."
     text = pairs.tasks[BARE]
-    lost: bool | None = surely_lost(text.overall)
     if text.overall.retention is None and text.identical_answers < text.overall.n:
-        lost = less_likely(text)
-    if lost is None:
-        return "The text answers above cannot tell: the base answers none of these questions. Ask others."
-    if lost:
+        less = less_likely(text)
+        if less is None:
+            return "The text answers above cannot tell: the base answers none of these questions. Ask others, or more."
+        if less:
+            return (
+                "The text answers above agree, as far as they tell: their references are less likely than before. If "
+                "they are worse, tune with Wings or replay text: docs/usage/training.md."
+            )
+    elif surely_lost(text.overall):
         return "The text answers above agree: words were lost. Tune with Wings or replay text: docs/usage/training.md."
     return "The text answers above do not show such a loss; keep an eye on questions that follow images."
 

@@ -38,6 +38,10 @@ from alula.stats import wilson
 BARE, AFTER_IMAGE = "text_bare", "text_after_image"
 KEPT = 0.99
 """share of the base's text skill that counts as kept, as in the project's retention budget"""
+_FEWEST = 10
+"""units (questions, dialogues) that a bootstrap needs to say anything: of one, its interval has no width"""
+_LARGE = 5.0
+"""nats of which e to the power is too long a number"""
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,8 @@ def _by_likelihood(title: str, pairs: PairedResult, identical: int) -> Finding:
         says = f"{held}, but not by {asked} of them: a token x {times} as perplexing."
         return Finding("text", title, Status.OPEN, figure, against, says, f"Ask more questions: --items {4 * asked}.")
     if not lost:
-        says = f"{held}: as likely as before, a token x {times} as perplexing."
+        before = "more likely than" if change.difference.high < 0 else "as likely as"
+        says = f"{held}: {before} before, a token x {times} as perplexing."
         return Finding("text", title, Status.FINE, figure, against, says, "Nothing to do.")
     says = f"{held}: less than before, a token x {times} as perplexing. Words were lost, or it answers another way."
     return Finding(
@@ -183,7 +188,7 @@ def _by_likelihood(title: str, pairs: PairedResult, identical: int) -> Finding:
 def less_likely(pairs: PairedResult) -> bool | None:
     """Whether tuning made references less likely, beyond what counts as kept; None where that cannot be told."""
     change = _references(pairs)
-    if change is None or change.difference is None:
+    if change is None or change.difference is None or len(set(pairs.columns.cluster)) < _FEWEST:
         return None
     if change.difference.high <= -math.log(KEPT):
         return False
@@ -196,9 +201,11 @@ def _references(pairs: PairedResult) -> RatioComparison | None:
 
 
 def _times(nats: Estimate) -> str:
-    """A difference in nats per token as a ratio of perplexities, with its interval."""
-    value, low, high = (math.exp(each) for each in (nats.value, nats.low, nats.high))
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+    """A difference in nats per token as a ratio of perplexities, with its interval; powers of e where it is large."""
+    value, low, high = (
+        f"e^{each:.1f}" if abs(each) > _LARGE else f"{math.exp(each):.3f}" for each in (nats.value, nats.low, nats.high)
+    )
+    return f"{value} ({low} to {high})"
 
 
 def _same(asked: int) -> str:
