@@ -17,7 +17,12 @@ Ratios = Mapping[str, Mapping[str, float]]
 
 
 def beside(
-    script: str, rival: Path, rounds: int, options: Sequence[str], read: Callable[[Any], Ratios]
+    script: str,
+    rival: Path,
+    rounds: int,
+    options: Sequence[str],
+    read: Callable[[Any], Ratios],
+    contenders: Sequence[str] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """What contenders take of the plain model, of this build over another: by part, median and extremes over rounds.
 
@@ -28,34 +33,41 @@ def beside(
         rival: the other checkout.
         options: of the script, beside ``--rounds`` and ``--output``.
         read: takes the ratios out of the script's record.
+        contenders: who takes part, of the script's ``CONTENDERS``; None: all.
     """
     builds = {"build": Path(__file__).parents[1], "rival": rival.resolve()}
     found: dict[str, dict[str, list[float]]] = {}
     for turn in range(rounds):
         each = {
-            name: read(_of_build(builds[name], script, options)) for name in (builds if turn % 2 else reversed(builds))
+            name: read(_of_build(builds[name], script, options, contenders))
+            for name in (builds if turn % 2 else reversed(builds))
         }
-        for part, contenders in each["build"].items():
-            for contender, ratio in contenders.items():
+        for part, ratios in each["build"].items():
+            for contender, ratio in ratios.items():
                 if contender in each["rival"][part]:
                     found.setdefault(part, {}).setdefault(contender, []).append(ratio / each["rival"][part][contender])
         print(f"  round {turn + 1} of {rounds}", file=sys.stderr)
     return {
         part: {
             contender: {"median": round(statistics.median(r), 3), "low": round(min(r), 3), "high": round(max(r), 3)}
-            for contender, r in contenders.items()
+            for contender, r in ratios.items()
         }
-        for part, contenders in found.items()
+        for part, ratios in found.items()
     }
 
 
-def _of_build(checkout: Path, script: str, options: Sequence[str]) -> Any:
+def _of_build(checkout: Path, script: str, options: Sequence[str], contenders: Sequence[str] | None) -> Any:
     """The record of one round in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "record.json"
-        path = os.pathsep.join(str(checkout / part) for part in ("src", "fledgling/src", "fledgling", ""))
+    folder = checkout / "benchmarks"
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "record.json"
+        path = os.pathsep.join(str(each) for each in (checkout / "src", checkout / "fledgling/src", folder, checkout))
+        # of a build that has no option for it, too
+        name = Path(script).stem
+        chosen = "" if contenders is None else f"{name}.CONTENDERS = {tuple(contenders)!r}; "
+        arguments = ["--rounds", "1", "--output", str(output), *options]
         subprocess.run(
-            [sys.executable, checkout / "benchmarks" / script, "--rounds", "1", "--output", output, *options],
+            [sys.executable, "-c", f"import sys, {name}; {chosen}{name}.main()", *arguments],
             env={**os.environ, "PYTHONPATH": path},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

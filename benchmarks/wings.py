@@ -635,15 +635,11 @@ def beside_rival(args: argparse.Namespace) -> dict[str, Any]:
 
     def over_host(record: Any) -> dict[str, dict[str, float]]:
         return {
-            part: {
-                contender: ratio["median"]
-                for contender, ratio in each["summary"]["over host"].items()
-                if contender in ("lora", *WINGS)
-            }
+            part: {contender: ratio["median"] for contender, ratio in each["summary"]["over host"].items()}
             for part, each in record["parts"].items()
         }
 
-    found = rival.beside("wings.py", args.rival, args.rounds, options, over_host)
+    found = rival.beside("wings.py", args.rival, args.rounds, options, over_host, ("host", "lora", *WINGS))
     return {"environment": readable_environment(), "rounds": args.rounds, "build over rival": found}
 
 
