@@ -279,6 +279,29 @@ def test_own_conversations_and_own_questions(llava: Path, tmp_path: Path) -> Non
     assert result.results["text"].after_image is None
 
 
+def test_a_template_that_marks_no_answers_is_asked_all_the_same(llava: Path, llm: Path, tmp_path: Path) -> None:
+    def load(path: str) -> Any:
+        loaded = alula.load_model(path)
+        if path == str(llava):
+            loaded.processor.chat_template = (
+                "{% for m in messages if m.role == 'user' %}<|im_start|>{{ m.content[-1].text }}<|im_end|>{% endfor %}"
+            )
+        return loaded
+
+    own = tmp_path / "questions.jsonl"
+    talk = [{"role": "user", "content": "one plus two?"}, {"role": "assistant", "content": "3"}]
+    own.write_text(json.dumps({"messages": talk}))
+    plan = Plan(output=tmp_path / "out", model=str(llava), base=str(llm), text=own, sections=("text",))
+    result = audit(plan, load)
+    told = result.results["text"]
+    assert told.run.tasks[BARE].ratios == []
+    assert told.pairs.tasks[BARE].figures == {}
+    (note,) = [note for note in told.run.tasks[BARE].notes if "weighed" in note]
+    assert note.startswith("references not weighed: LlavaProcessor.chat_template: the chat template does not mark")
+    assert "remedy" not in note
+    assert note in audit_report(result).replace("&#39;", "'")
+
+
 def test_one_conversation_is_reported_as_far_as_it_says_anything(llava: Path, tmp_path: Path) -> None:
     result = audit(Plan(output=tmp_path, model=str(llava), samples=1, sections=PROBING), alula.load_model)
     html = audit_report(result)

@@ -234,7 +234,7 @@ def _answers(
     try:
         References(model, processor, plan.told)
     except UsageError as error:  # a template that marks no answers can be asked all the same
-        chosen, why_not = [], str(error)
+        chosen, why_not = [], f"{error.where}: {error.message}" if error.where else error.message
     run = evaluate(
         model,
         processor,

@@ -152,7 +152,7 @@ class TaskResult(Record):
     too_long: list[TooLong] = []
     """what was not asked; every figure is of ``items`` alone"""
     unweighed: list[str] = []
-    """references that were not weighed (`alula.evaluation.references`), and why"""
+    """references that were not weighed (`alula.evaluation.references`), and why; of a task of which none was, why"""
     context: int | None = None
     """tokens that prompt and answer may take together; None: no bound is known"""
     ratios: list[Ratio] = []
@@ -187,7 +187,9 @@ class TaskResult(Record):
             found.append(f"left out, since the score is not a number ({len(self.unscored)}): {', '.join(named)}")
         if self.unweighed:
             named = [*self.unweighed[:_NAMED], *(["..."] if len(self.unweighed) > _NAMED else [])]
-            found.append(f"how likely references are leaves out ({len(self.unweighed)}): {', '.join(named)}")
+            some = any(ratio.unit == "nats" for ratio in self.ratios)
+            what = f"how likely references are leaves out ({len(self.unweighed)})" if some else "references not weighed"
+            found.append(f"{what}: {', '.join(named)}")
         if cut := sum(item.truncated for item in self.items):
             found.append(f"{cut} of {n} answers did not end within {self.max_new_tokens} tokens")
         if lost := sum(item.unfinished for item in self.items):
