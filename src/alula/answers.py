@@ -244,11 +244,15 @@ class _Spoken(NamedTuple):
 def _spoken(template: str, special: Mapping[str, Any], lists: bool) -> _Spoken | None:
     """None where the template refuses the dialogue, or has markers and marks nothing in it."""
     turns = [("user", _ASK), ("assistant", _ANSWER), ("user", _AGAIN), ("assistant", _FINAL)]
-    rendered = _rendered(template, _messages(turns, lists), special, return_assistant_tokens_mask=True)
+    marks = (
+        _GENERATION.search(template) is not None
+    )  # of one without, transformers warns when it is asked for its marks
+    rendered = _rendered(template, _messages(turns, lists), special, return_assistant_tokens_mask=marks)
     if rendered is None:
         return None
-    text, spans = rendered[0][0], [rendered[0][0][first:stop] for first, stop in rendered[1][0]]
-    return _Spoken(text, spans) if spans or not _GENERATION.search(template) else None
+    text = rendered[0][0]
+    spans = [text[first:stop] for first, stop in rendered[1][0]] if marks else []
+    return _Spoken(text, spans) if spans or not marks else None
 
 
 def _prompts(lists: bool) -> Iterator[list[dict[str, Any]]]:

@@ -256,6 +256,16 @@ def test_references_that_do_not_fit_are_named_and_take_no_part(llm: Any, tokeniz
     assert any("leaves out 1" in note for note in pairs.notes)
 
 
+def test_progress_ends_where_it_says(llm: Any, tokenizer: Any, capsys: Any) -> None:
+    small = copy.deepcopy(llm)
+    small.config.max_position_embeddings = 60
+    asked = task("a", "long " * 20, "", "b", "c", "d", "e")
+    run = weighed(small, tokenizer, asked, progress=True)
+    assert run.tasks["t"].too_long
+    assert run.tasks["t"].unweighed
+    assert "references of t: 14/14 in" in capsys.readouterr().err
+
+
 def test_what_cannot_be_weighed_is_refused_before_anything_is_asked(llm: Any, tokenizer: Any) -> None:
     with pytest.raises(UsageError, match="no task 'other'"):
         evaluate(llm, tokenizer, [task("a")], references=["other"])

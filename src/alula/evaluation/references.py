@@ -136,7 +136,7 @@ class References:
         items, results = {item.id: item for item in task.items()}, list(result.items)
         # of an empty one templates may write nothing, and the last answer of the conversation is one of its history
         left_out = [f"{each.id!r} (an empty reference)" for each in results if not each.gold.strip()]
-        advance(len(left_out))
+        advance(len(left_out) + len(result.too_long))
         told = [place for place, each in enumerate(results) if each.gold.strip()]
         lengths = [sum(map(len, token_ids.read(results[place].token_ids))) + len(results[place].gold) for place in told]
         for numbers in generation.batches(lengths, batch_size):
