@@ -244,9 +244,8 @@ class _Spoken(NamedTuple):
 def _spoken(template: str, special: Mapping[str, Any], lists: bool) -> _Spoken | None:
     """None where the template refuses the dialogue, or has markers and marks nothing in it."""
     turns = [("user", _ASK), ("assistant", _ANSWER), ("user", _AGAIN), ("assistant", _FINAL)]
-    marks = (
-        _GENERATION.search(template) is not None
-    )  # of one without, transformers warns when it is asked for its marks
+    # of a template without markers, transformers warns when it is asked for its marks
+    marks = _GENERATION.search(template) is not None
     rendered = _rendered(template, _messages(turns, lists), special, return_assistant_tokens_mask=marks)
     if rendered is None:
         return None
