@@ -133,17 +133,16 @@ class RealRecord(StudyRecord):
         parted = [name for name in {**settings, **self.settings} if settings.get(name) != self.settings.get(name)]
         if found := [name for name in parted if name != "seeds"]:
             raise UsageError(f"its {found[0]} is not this study's", where=where, remedy="join what was made alike")
-        if self.labels != labels:
-            raise UsageError(
-                f"holds other arms: {', '.join(self.arms)}", where=where, remedy="choose the same with --arms"
-            )
+        if missing := [label for name, label in labels.items() if self.labels.get(name) != label]:
+            raise UsageError(f"has no {missing[0]!r}", where=where, remedy="leave it out with --arms")
         if both := [seed for seed in self.seeds if int(seed) in settings["seeds"]]:
             raise UsageError(
                 f"holds seed {both[0]}, which this study has", where=where, remedy="leave it out of --seeds"
             )
 
     def joined(self, other: RealRecord, where: str) -> RealRecord:
-        """This record with the seeds of another, which was made with the same settings.
+        """This record with the seeds of another, which was made with the same settings; what that has of further models
+        is left out.
 
         Args:
             where: the other's file, for errors.
@@ -156,7 +155,14 @@ class RealRecord(StudyRecord):
             raise UsageError("asks of other sentences or questions", where=where, remedy="join what was made alike")
         seeds = sorted([*self.seeds, *other.seeds], key=int)
         parts = ("measured", "on_the_way", "inside")
-        together = {part: {**getattr(self, part), **getattr(other, part)} for part in parts}
+        theirs = {
+            part: {
+                seed: {name: each for name, each in found.items() if name in self.labels}
+                for seed, found in getattr(other, part).items()
+            }
+            for part in parts
+        }
+        together = {part: {**getattr(self, part), **theirs[part]} for part in parts}
         note = (
             f"seeds {', '.join(other.seeds)} of {other.environment.get('commit', 'an unknown build')}, {other.created}"
         )

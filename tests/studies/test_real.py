@@ -230,7 +230,8 @@ def test_seeds_made_elsewhere_are_joined(plan: RealPlan, record: RealRecord, tmp
     other = str(int(seed) + 1)
     parts = {part: {other: getattr(record, part)[seed]} for part in ("measured", "on_the_way", "inside")}
     elsewhere = record.model_copy(update={**parts, "settings": {**record.settings, "seeds": [int(other)]}})
-    file = elsewhere.save(tmp_path / "other.json")
+    more = {"measured": {other: {**record.measured[seed], "lora": {}}}, "labels": {**record.labels, "lora": "LoRA"}}
+    file = elsewhere.model_copy(update=more).save(tmp_path / "other.json")  # a way that this study leaves out
     both = real(plan, command="join", join=file, workers=0, quiet=True)
     assert both.seeds == [seed, other]
     assert both.settings["seeds"] == [int(seed), int(other)]
@@ -249,7 +250,7 @@ def test_seeds_made_elsewhere_are_joined(plan: RealPlan, record: RealRecord, tmp
     for wrong, what in (
         (record, f"holds seed {seed}"),
         (elsewhere.model_copy(update={"settings": {**elsewhere.settings, "training": 99}}), "its training is not"),
-        (elsewhere.model_copy(update={"labels": {BASE: "base"}}), "holds other arms"),
+        (elsewhere.model_copy(update={"labels": {BASE: "base"}}), "has no 'connector only'"),
         (elsewhere.model_copy(update={"blind": "0"}), "asks of other sentences or questions"),
     ):
         with pytest.raises(UsageError, match=what):
