@@ -267,8 +267,10 @@ def test_progress_ends_where_it_says(llm: Any, tokenizer: Any, capsys: Any) -> N
 
 
 def test_what_cannot_be_weighed_is_refused_before_anything_is_asked(llm: Any, tokenizer: Any) -> None:
-    with pytest.raises(UsageError, match="no task 'other'"):
-        evaluate(llm, tokenizer, [task("a")], references=["other"])
+    for named in (["other"], "other", ["t", "other"]):
+        with pytest.raises(UsageError, match="no task 'other'") as refused:
+            evaluate(llm, tokenizer, [task("a")], references=named)
+        assert refused.value.remedy == "name one of t"
     silent = copy.deepcopy(tokenizer)
     silent.chat_template = "{{ messages[-1].content[0].text }}{% if messages | length > 4 %}{% endif %}<|end|>"
     assert evaluate(llm, silent, [task("a")]).tasks["t"].ratios == []

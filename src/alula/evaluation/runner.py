@@ -85,8 +85,13 @@ def evaluate(
     intake = FewShot(processor, shots, template) if shots else Intake.of(processor, template)
     refuse_lost_prompt(model)
     items = _items(tasks, processor)
+    references = list(dict.fromkeys([references] if isinstance(references, str) else references))
     if unknown := [each for each in references if each not in items]:
-        raise UsageError(f"there is no task {unknown[0]!r} whose references could be weighed", where="references")
+        raise UsageError(
+            f"there is no task {unknown[0]!r} whose references could be weighed",
+            where="references",
+            remedy=f"name one of {', '.join(items)}",
+        )
     if references and shots:
         raise UsageError("references are not weighed behind demonstrations", where="references", remedy="leave one out")
     weighing = References(model, processor, template) if references else None
