@@ -66,11 +66,14 @@ def _of_build(checkout: Path, script: str, options: Sequence[str], contenders: S
         name = Path(script).stem
         chosen = "" if contenders is None else f"{name}.CONTENDERS = {tuple(contenders)!r}; "
         arguments = ["--rounds", "1", "--output", str(output), *options]
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", f"import sys, {name}; {chosen}{name}.main()", *arguments],
             env={**os.environ, "PYTHONPATH": path},
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=True,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
+        if done.returncode:
+            raise SystemExit(f"{folder / script} failed:\n{done.stderr}")
         return json.loads(output.read_text())
