@@ -18,6 +18,7 @@ from alula.chat_template import TemplateSettings
 from alula.cli import app as cli
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import HarnessTasks, PairedRun, RunResult, compare, run_harness
+from alula.policies import Skip
 from tests.silence import silenced
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
@@ -81,6 +82,14 @@ def test_multiple_choice_is_the_likeliest_ending(llm: Any, tokenizer: Any, folde
     assert task.settings["harness"]["choose"]["version"] == 3
     assert {"lm_eval", "torch"} <= set(result.conditions.versions)
     assert result.conditions.batch_size == 2
+
+
+def test_policies_that_tell_steps_from_prompts_are_refused(llm: Any, tokenizer: Any, folder: Path) -> None:
+    with (
+        Skip(part="mlp", layers=[1], tokens="all", when="prompts").on(llm),
+        pytest.raises(UsageError, match="in one forward"),
+    ):
+        run_harness(llm, tokenizer, HarnessTasks(["choose"], folder))
 
 
 def test_generated_answers_are_greedy_and_stop_where_the_task_says(llm: Any, tokenizer: Any, folder: Path) -> None:

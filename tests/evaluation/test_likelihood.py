@@ -23,6 +23,7 @@ from alula.evaluation.likelihood.ethics import NO_YES
 from alula.evaluation.likelihood.scores import count_groups, score
 from alula.evaluation.ratios import figures
 from alula.evaluation.results import ItemResult
+from alula.policies import Skip
 from tests.evaluation.published import QUESTIONS, harness_tasks, write_csv, write_files
 
 FIGURES = ("always_yes", "yes_rate", "balanced", "auc", "brier")
@@ -478,6 +479,18 @@ def test_it_stands_beside_other_tasks(
     given = [folders / "llm", "--truthfulness", files["justice"], *more, "--output", tmp_path / "o"]
     assert _command(monkeypatch, *given) == 0
     assert len(RunResult.load(tmp_path / "o" / "tuned.json").tasks) == 2
+
+
+@pytest.mark.parametrize("when", ["prompts", "steps"])
+def test_policies_that_tell_steps_from_prompts_are_refused(when: Any, llm: Any, tokenizer: Any) -> None:
+    """One forward over a question and an option holds no step."""
+    with (
+        Skip(part="mlp", layers=[1], tokens="all", when=when).on(llm),
+        pytest.raises(UsageError, match="in one forward"),
+    ):
+        evaluate_likelihood(llm, tokenizer, [_task()])
+    with Skip(part="mlp", layers=[1], tokens="all").on(llm):
+        assert evaluate_likelihood(llm, tokenizer, [_task()]).tasks["t"].items
 
 
 def test_there_is_something_to_ask(llm: Any, tokenizer: Any) -> None:

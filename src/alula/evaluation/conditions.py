@@ -13,6 +13,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from alula.errors import UsageError
 from alula.evaluation.results import Conditions
 from alula.grafts import Graft
 from alula.hosts.decoding import Decoding
@@ -110,3 +111,14 @@ def _backend(config: Any) -> dict[str, str]:
 
 def _device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def refuse_steps(model: Any) -> None:
+    """Raise a UsageError where a policy tells steps from prompts: weighed in one forward, all would be prompt."""
+    for policy in active_policies(model):
+        if policy.goes_by_steps:
+            raise UsageError(
+                "is another in steps than in prompts, and options are weighed in one forward, without steps",
+                where=f"policy {policy.policy_type}",
+                remedy="leave it out, or weigh reference answers (references), which are said step by step",
+            )

@@ -15,6 +15,7 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 
 from alula.chat_template import TemplateSettings
 from alula.errors import EvaluationError
+from alula.evaluation.conditions import refuse_steps
 from alula.evaluation.generation import neutral_config
 from alula.evaluation.plain_text import PlainText
 from alula.hosts import thoughts
@@ -139,6 +140,7 @@ class HarnessModel(HFLM):
 
         A text that is too long is noted, and a token of it put in its place.
         """
+        refuse_steps(self.model)
         fitting = []
         for texts, context, ending in requests:
             size = len(context) + len(ending)

@@ -200,6 +200,11 @@ class Policy(Settings, Owner, abc.ABC):
         """Whether it changes anything where there is text alone, without images, videos and sounds."""
         return True
 
+    @property
+    def goes_by_steps(self) -> bool:
+        """Whether a token that is said in a step is treated otherwise than the same token in a prompt."""
+        return False
+
     @abc.abstractmethod
     def place(self, stand: Stand) -> None:
         """Ask ``stand`` for what the rule does and reads, layer by layer.

@@ -83,6 +83,10 @@ class Skip(Policy):
     def concerns_text(self) -> bool:
         return self.tokens == "all"
 
+    @property
+    def goes_by_steps(self) -> bool:
+        return self.when != "always"
+
     def place(self, stand: Stand) -> None:
         has_parts = self.part != "block" or self.keys == "own"
         for layer in stand.anatomy.layer_indices(self.layers):

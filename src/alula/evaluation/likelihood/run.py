@@ -13,7 +13,7 @@ from alula.chat_template import TemplateSettings
 from alula.data.samples import text_part, user
 from alula.errors import EvaluationError, UsageError
 from alula.evaluation import token_ids
-from alula.evaluation.conditions import conditions, fingerprint
+from alula.evaluation.conditions import conditions, fingerprint, refuse_steps
 from alula.evaluation.likelihood.engine import log_likelihoods
 from alula.evaluation.likelihood.questions import ChoiceTask, Question
 from alula.evaluation.likelihood.scores import Scored, count_groups, ratios_of, score
@@ -70,7 +70,7 @@ def evaluate_likelihood(
 
     Raises:
         UsageError: no tasks, two of one name, a batch of no size, a model without the chat template that a task wants,
-            or settings of a template that no task passes.
+            settings of a template that no task passes, or a policy that tells steps from prompts.
         EvaluationError: no question of a task fits into the context, a prompt would start with BOS twice, or the
             model's likelihoods are not numbers.
     """
@@ -89,6 +89,7 @@ def evaluate_likelihood(
             remedy="leave them out, or put prompts through the template (chat=true)",
         )
     refuse_lost_prompt(model)
+    refuse_steps(model)
     started = time.perf_counter()
     intake = Intake.of(processor, template if chat else None)
     if chat and intake.chat_template is None:
