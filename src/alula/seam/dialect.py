@@ -115,10 +115,11 @@ def cache_of_output(output: Any) -> Cache | None:
     """The cache a model gave back, in a `ModelOutput` or a tuple; None where it gave none."""
     if not isinstance(output, Mapping):
         return cache_in(output if isinstance(output, tuple) else ())
+    held = dict(output.items())  # transformers' own look-up warns of each older name that is asked for
     for name in _KNOWN:
-        if isinstance(given := output.get(name), Cache):
+        if isinstance(given := held.get(name), Cache):
             return given
-    return cache_in(output.values())
+    return cache_in(held.values())
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, where: str) -> Tensor:
