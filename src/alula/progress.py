@@ -24,13 +24,14 @@ class Lines:
     def __init__(self, console: Console, total: int | None) -> None:
         self.console, self.total = console, total
         self._begun = self._last = time.monotonic()
+        self._told: tuple[str, int] | None = None
 
     def tell(self, label: str, done: int, *, last: bool = False) -> None:
-        """Say how far it is, if it is time to; ``last``: in any case."""
+        """Say how far it is, if it is time to; ``last``: in any case, unless that was said."""
         now = time.monotonic()
-        if now - self._last < SECONDS_BETWEEN_LINES and not last:
+        if self._told == (label, done) if last else now - self._last < SECONDS_BETWEEN_LINES:
             return
-        self._last = now
+        self._last, self._told = now, (label, done)
         spent = now - self._begun
         of = "" if self.total is None else f"/{self.total}"
         ahead = 0.0 if self.total is None or not done else spent * (self.total - done) / done
