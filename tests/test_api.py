@@ -54,7 +54,8 @@ def test_help_and_a_check_of_data_load_no_more_than_they_need() -> None:
     program = """
 import sys
 from alula.cli.app import _registered
-_registered()
+from studies.__main__ import commands
+_registered(), commands()
 heavy = {"numpy", "PIL", "pydantic", "torch", "transformers"} & {*sys.modules}
 import alula.data.check
 sys.exit(f"help: {heavy}" if heavy else "a check loads torch" if "torch" in sys.modules else 0)
