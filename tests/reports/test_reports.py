@@ -16,7 +16,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from alula.errors import EvaluationError
-from alula.evaluation import compare
+from alula.evaluation import RunResult, compare, named_tasks
+from alula.evaluation.ratios import figures
+from alula.evaluation.references import REFERENCES
 from alula.reports import (
     Document,
     Outcome,
@@ -31,6 +33,7 @@ from alula.reports import (
     run_report,
     run_table,
 )
+from alula.reports.document import Table
 from alula.reports.names import short_names
 from alula.reports.summary import Summary
 from alula.reports.wording import bounds, count, duration, listing, percent, probability, rates
@@ -229,8 +232,67 @@ def test_a_base_that_knows_nothing(tmp_path: Path) -> None:
         made_run(tasks, "base", lambda t, k, kind: False), made_run(tasks, "tuned", lambda t, k, kind: True)
     )
     outcome = comparison_outcome(pairs, command="", seconds=0)
-    assert "n/a" in Page(experiment_report(outcome)).words
+    page = Page(experiment_report(outcome)).words
+    assert "n/a of text kept" in page
+    table = next(each for each in document(outcome).sections if each.title == "The figures").blocks[0]
+    assert table.columns[1] == "text, bare: kept"
+    assert (table.rows[1][1].text, table.rows[1][1].note) == ("n/a", percent(1.0) + " right"), "0 % are not kept"
+    assert "the base answers none of these" in page
     Console(width=100, file=(tmp_path / "x").open("w")).print(experiment_table(outcome))
+    assert "*" not in (tmp_path / "x").read_text(), "no interval, no star"
+
+
+def weighed(run: RunResult, nats: float) -> RunResult:
+    """A run of which the references were weighed: so many nats for every one of three tokens."""
+    tasks = {}
+    for name, task in run.tasks.items():
+        counts = {"reference_nats": 3 * nats, "reference_tokens": 3.0}
+        items = [item.model_copy(update={"counts": {**item.counts, **counts}}) for item in task.items]
+        ratios = [*task.ratios, REFERENCES]
+        tasks[name] = task.model_copy(update={"items": items, "ratios": ratios, "figures": figures(items, ratios)})
+    return run.model_copy(update={"tasks": tasks})
+
+
+@pytest.mark.parametrize(("shift", "told"), [(0.3, "x 1.35"), (40.0, "x e^40.0")])
+def test_where_the_base_answers_nothing_the_headline_is_what_became_of_the_references(shift: float, told: str) -> None:
+    tasks = native_tasks(["text_bare"], n=20)
+    runs = [
+        weighed(made_run(tasks, name, lambda t, k, kind: False), nats)
+        for name, nats in (("base", 1.0), ("tuned", 1.0 + shift))
+    ]
+    page = Page(experiment_report(comparison_outcome(compare(*runs), command="", seconds=0))).words
+    assert f"tuned {told} perplexity of the references" in page
+    assert "of text kept" not in page
+
+
+def test_figures_stand_under_what_they_are_about() -> None:
+    """A task that counts by itself, and whose references were weighed."""
+    tasks = named_tasks(["pope"], n=4)
+    runs = []
+    for name in ("base", "tuned"):
+        run = made_run(tasks, name, lambda t, k, kind: True)
+        counted = [
+            item.model_copy(update={"counts": dict(tasks[0].counts(asked, item.answer))})
+            for asked, item in zip(tasks[0].items(), run.tasks["pope"].items, strict=True)
+        ]
+        pope = run.tasks["pope"].model_copy(update={"items": counted, "ratios": list(tasks[0].ratios)})
+        runs.append(weighed(run.model_copy(update={"tasks": {"pope": pope}}), 1.0))
+    compared = document(comparison_outcome(compare(*runs), command="", seconds=0)).sections
+    columns = {each.title: each.blocks[0].columns for each in compared if isinstance(each.blocks[0], Table)}
+    weighs = "nats per token of the reference"
+    assert columns["How likely the references are"] == ["", weighs]
+    assert "recall" in columns["Objects made up"]
+    assert weighs not in columns["Objects made up"]
+    page = Page(run_report(runs[0], command="")).words
+    assert page.index("Objects made up") < page.index("How likely the references are")
+
+
+def test_the_name_of_one_model_is_not_broken_where_there_is_room() -> None:
+    tasks = native_tasks(["text_bare"], n=10)
+    runs = [made_run(tasks, name, lambda t, k, kind: True) for name in ("smollm2-135m-instruct", "tuned")]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(experiment_table(comparison_outcome(compare(*runs), command="", seconds=0)))
+    assert "smollm2-135m-instruct " in console.export_text().splitlines()[1]
 
 
 def test_one_models_report() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alula.evaluation.ratios import ALL
+from alula.evaluation.references import REFERENCES
 from alula.evaluation.results import Estimate
 from alula.reports import readings
 from alula.reports.document import (
@@ -30,7 +32,7 @@ from alula.reports.outcome import CurvePoint, Outcome, rewound
 from alula.reports.palette import NEUTRAL
 from alula.reports.ratios import comparison_sections
 from alula.reports.summary import TEXT, VISUAL, Method, Summary
-from alula.reports.wording import MISSING, bounds, count, duration, listing, percent, rates
+from alula.reports.wording import MISSING, bounds, count, duration, listing, percent, rates, ratio_of_perplexities
 
 _FULL_SHADE = 0.25
 """a loss of a quarter of the base's accuracy has the full colour"""
@@ -80,13 +82,23 @@ def _cards(summary: Summary) -> Block:
     for method in summary.methods:
         values = []
         if summary.text_tasks:
-            kept = summary.overall(method, summary.text_tasks[0]).retention
-            values.append((percent(kept.mean.value if kept else None), "of text kept"))
+            values.append(_kept(summary, method))
         if summary.visual_tasks:
             seen = summary.overall(method, summary.visual_tasks[0]).tuned
             values.append((percent(seen.mean.value), "of images right"))
         cards.append(Card(method.label, values, method.outcome.description, method.series))
     return Cards(cards)
+
+
+def _kept(summary: Summary, method: Method) -> tuple[str, str]:
+    """The share of the base's text answers that was kept; where it has none, what became of the references."""
+    task = summary.text_tasks[0]
+    kept = summary.overall(method, task).retention
+    weighed = [result.figures.get(ALL, {}).get(REFERENCES.name) for result in method.outcome.results(task)]
+    shifts = [change.difference.value for change in weighed if change is not None and change.difference is not None]
+    if kept is not None or len(shifts) < len(weighed):
+        return percent(kept.mean.value if kept else None), "of text kept"
+    return f"x {ratio_of_perplexities(sum(shifts) / len(shifts))}", "perplexity of the references"
 
 
 def _tradeoff(summary: Summary) -> Section | None:
@@ -137,10 +149,12 @@ def _figures_at_a_glance(summary: Summary) -> Section:
         row = [Cell(method.label, series=method.series)]
         for task in tasks:
             part = summary.overall(method, task)
-            if task in summary.text_tasks and part.retention is not None:
-                row.append(Cell(percent(part.retention.mean.value), note=bounds(part.retention.mean, part.exact)))
-            else:
+            if task not in summary.text_tasks:
                 row.append(_interval_cell(part.tuned.mean))
+            elif part.retention is None:
+                row.append(Cell(MISSING, note=f"{percent(part.tuned.mean.value)} right"))
+            else:
+                row.append(Cell(percent(part.retention.mean.value), note=bounds(part.retention.mean, part.exact)))
         if known:
             trainings = list(method.outcome.seeds.values())
             sizes = [t.trainable_parameters for t in trainings if t.trainable_parameters is not None]

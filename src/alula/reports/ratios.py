@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -18,8 +17,6 @@ from alula.reports.outcome import MethodOutcome
 from alula.reports.summary import Summary
 from alula.reports.wording import MISSING, percent
 
-T = TypeVar("T", TaskResult, PairedResult)
-
 _IN_WORDS = {"share": "in %", "number": "lengths in words", "nats": "likelihoods in nats"}
 _DIGITS = {"share": 1, "number": 1, "nats": 2}
 _UNITS = "what belongs together"
@@ -32,14 +29,14 @@ def run_sections(run: RunResult) -> list[Section]:
     for topic, tasks in _by_topic(run.tasks).items():
         tables = [
             Table(
-                ["", *(ratio.title for ratio in task.ratios)],
+                ["", *(ratio.title for ratio in ratios)],
                 [
-                    [Cell(_plain(group)), *(_cell(ratio, values[ratio.name]) for ratio in task.ratios)]
-                    for group, values in task.figures.items()
+                    [Cell(_plain(group)), *(_cell(ratio, values[ratio.name]) for ratio in ratios)]
+                    for group, values in run.tasks[task].figures.items()
                 ],
-                f"{_first_upper(task.title)}.",
+                f"{_first_upper(run.tasks[task].title)}.",
             )
-            for task in tasks.values()
+            for task, ratios in tasks.items()
         ]
         reading = [f"Small: 95 % intervals that resample {_UNITS}. {_legend(tasks.values())}"]
         sections.append(Section(topic, reading, tables))
@@ -55,41 +52,39 @@ def comparison_sections(summary: Summary) -> list[Section]:
     for topic, tasks in _by_topic(known).items():
         tables = [
             Table(
-                ["", *(ratio.title for ratio in first.ratios)],
-                _rows(summary, task, first),
-                f"{_first_upper(first.title)}.",
+                ["", *(ratio.title for ratio in ratios)],
+                _rows(summary, task, known[task], ratios),
+                f"{_first_upper(known[task].title)}.",
             )
-            for task, first in tasks.items()
+            for task, ratios in tasks.items()
         ]
         sections.append(Section(topic, [f"Small: {spread}. {_legend(tasks.values())}"], tables))
     return sections
 
 
-def _rows(summary: Summary, task: str, first: PairedResult) -> list[list[Cell]]:
+def _rows(summary: Summary, task: str, first: PairedResult, ratios: Sequence[Ratio]) -> list[list[Cell]]:
     """Base, methods and, of one training each, what they differ by."""
     rows = []
     for group, values in first.figures.items():
-        base = [_cell(ratio, values[ratio.name].base) for ratio in first.ratios]
+        base = [_cell(ratio, values[ratio.name].base) for ratio in ratios]
         rows.append([Cell(f"{_plain(group)}: {summary.outcome.base.label}"), *base])
         for method in summary.methods:
             results = method.outcome.results(task)
             row = [Cell(method.label, series=method.series)]
-            row += [
-                _method_cell(ratio, [r.figures[group][ratio.name].tuned for r in results]) for ratio in first.ratios
-            ]
+            row += [_method_cell(ratio, [r.figures[group][ratio.name].tuned for r in results]) for ratio in ratios]
             rows.append(row)
             if len(results) == 1:
-                shift = [_cell(ratio, results[0].figures[group][ratio.name].difference, True) for ratio in first.ratios]
+                shift = [_cell(ratio, results[0].figures[group][ratio.name].difference, True) for ratio in ratios]
                 rows.append([Cell("difference"), *shift])
     return rows
 
 
-def _by_topic(tasks: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """The tasks that count, by what their figures are about."""
-    found: dict[str, dict[str, T]] = {}
+def _by_topic(tasks: Mapping[str, TaskResult] | Mapping[str, PairedResult]) -> dict[str, dict[str, list[Ratio]]]:
+    """What tasks count, by what it is about, and by task."""
+    found: dict[str, dict[str, list[Ratio]]] = {}
     for name, task in tasks.items():
-        if task.ratios:
-            found.setdefault(task.ratios[0].topic, {})[name] = task
+        for ratio in task.ratios:
+            found.setdefault(ratio.topic, {}).setdefault(name, []).append(ratio)
     return found
 
 
@@ -169,8 +164,8 @@ def _number(ratio: Ratio, value: float, signed: bool = False) -> str:
     return f"+{written}" if signed and value > 0 else written
 
 
-def _legend(tasks: Iterable[TaskResult | PairedResult]) -> str:
-    better = {ratio.title: ratio.better for task in tasks for ratio in task.ratios}
+def _legend(counted: Iterable[Sequence[Ratio]]) -> str:
+    better = {ratio.title: ratio.better for ratios in counted for ratio in ratios}
     lower = [title for title, which in better.items() if which == "lower"]
     return f"Lower is better for {', '.join(lower)}." if lower else ""
 

@@ -88,6 +88,9 @@ def families(summary: Summary) -> list[str]:
         hit = {name: part.difference.mean for name, part in groups.items()}
         worst = min(hit, key=lambda name: hit[name].value)
         sure = [name for name in groups if summary.beyond_chance(method, task, name)]
+        if not summary.base_accuracy(task):
+            said.append(f"{method.label}: the base answers none of these, so that no answer can be lost.")
+            continue
         if len(groups) == 1:
             said.append(f"{method.label}: {100 * hit[worst].value:+.1f} points.")
             continue

@@ -17,6 +17,9 @@ from alula.reports.summary import Summary
 from alula.reports.wording import MISSING, STARRED, bounds, percent
 from alula.stats import wilson
 
+_BREAKS = 14
+"""letters of a word that may break where columns are many"""
+
 
 def experiment_table(outcome: Outcome) -> Table:
     """Return an experiment as one table that fits 80 columns: a column per method, intervals under the values."""
@@ -34,8 +37,9 @@ def experiment_table(outcome: Outcome) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("", min_width=_longest_word(outcome.tasks.values()))
+    room = _BREAKS if len(summary.methods) > 1 else 2 * _BREAKS
     for label in (outcome.base.label, *(method.label for method in summary.methods)):
-        table.add_column(escape(label), justify="right", width=max(8, _longest_word([label])), overflow="fold")
+        table.add_column(escape(label), justify="right", width=max(8, _longest_word([label], room)), overflow="fold")
     starred = False
     for task in (*summary.text_tasks, *summary.visual_tasks, *summary.mixed_tasks):
         kept = task in summary.text_tasks
@@ -44,7 +48,7 @@ def experiment_table(outcome: Outcome) -> Table:
             part = summary.overall(method, task)
             spread = part.retention if kept else part.tuned
             cells.append(_two_lines(spread.mean, star=kept and bool(part.exact)) if spread is not None else MISSING)
-            starred = starred or (kept and bool(part.exact))
+            starred = starred or (kept and spread is not None and bool(part.exact))
         n = summary.overall(summary.methods[0], task).n
         table.add_row(f"{escape(summary.title(task))} ({n}): {'kept' if kept else 'right'}", *cells)
         if kept:
@@ -114,6 +118,6 @@ def _mean(counts: Sequence[int]) -> str:
     return f"{sum(counts) / len(counts):.1f}".removesuffix(".0")
 
 
-def _longest_word(texts: Iterable[str]) -> int:
-    """The least width that breaks no word; a word of more than 14 letters may break."""
-    return min(14, max(len(word) for text in texts for word in text.split()))
+def _longest_word(texts: Iterable[str], room: int = _BREAKS) -> int:
+    """The least width that breaks no word; a word of more letters than there is room for may break."""
+    return min(room, max(len(word) for text in texts for word in text.split()))

@@ -9,6 +9,8 @@ from alula.evaluation.results import Estimate
 from alula.stats import Side
 
 MISSING = "n/a"
+_LARGE = 5.0
+"""nats of which e to the power is too long a number"""
 STARRED = "* nothing was lost (lower bound) or gained (upper bound): the exact binomial bound, not the bootstrap's"
 """what the star of `bounds` means"""
 _GAP = "\N{NO-BREAK SPACE}"
@@ -43,6 +45,11 @@ def bounds(estimate: Estimate | None, exact: Sequence[Side] = ()) -> str:
 def points(estimate: Estimate) -> str:
     """A difference of shares in percentage points: ``"-2.3"``."""
     return f"{100 * estimate.value:+.1f}"
+
+
+def ratio_of_perplexities(nats: float, digits: int = 2) -> str:
+    """A difference in nats per token as a ratio: ``0.3`` -> ``"1.35"``; a power of e where it is large."""
+    return f"e^{nats:.1f}" if abs(nats) > _LARGE else f"{math.exp(nats):.{digits}f}"
 
 
 def probability(p: float) -> str:

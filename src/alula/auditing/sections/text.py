@@ -32,7 +32,7 @@ from alula.reports import comparison_outcome
 from alula.reports.document import Block, Cell, Table
 from alula.reports.experiment import item_flips, text_families
 from alula.reports.summary import Summary
-from alula.reports.wording import STARRED, bounds, percent, probability
+from alula.reports.wording import STARRED, bounds, percent, probability, ratio_of_perplexities
 from alula.stats import wilson
 
 BARE, AFTER_IMAGE = "text_bare", "text_after_image"
@@ -40,8 +40,6 @@ KEPT = 0.99
 """share of the base's text skill that counts as kept, as in the project's retention budget"""
 _FEWEST = 10
 """units (questions, dialogues) that a bootstrap needs to say anything: of one, its interval has no width"""
-_LARGE = 5.0
-"""nats of which e to the power is too long a number"""
 
 
 @dataclass(frozen=True)
@@ -202,9 +200,7 @@ def _references(pairs: PairedResult) -> RatioComparison | None:
 
 def _times(nats: Estimate) -> str:
     """A difference in nats per token as a ratio of perplexities, with its interval; powers of e where it is large."""
-    value, low, high = (
-        f"e^{each:.1f}" if abs(each) > _LARGE else f"{math.exp(each):.3f}" for each in (nats.value, nats.low, nats.high)
-    )
+    value, low, high = (ratio_of_perplexities(each, digits=3) for each in (nats.value, nats.low, nats.high))
     return f"{value} ({low} to {high})"
 
 
