@@ -331,7 +331,7 @@ def test_the_command_line_takes_coco_files_and_compares(
     ]
     arguments = [word for task in tasks for word in ("--task", task)] + ["--images", str(coco / "images")]
     call = ["alula", "eval", str(tmp_path / "host"), "--base", str(tmp_path / "host"), "--output", str(tmp_path / "o")]
-    monkeypatch.setattr(sys, "argv", [*call, *arguments, "--max-new-tokens", "2", "--device", "cpu"])
+    monkeypatch.setattr(sys, "argv", [*call, *arguments, "--max-new-tokens", "2", "--device", "cpu", "--references"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     streams = capsys.readouterr()
@@ -339,11 +339,18 @@ def test_the_command_line_takes_coco_files_and_compares(
     pairs = PairedRun.load(tmp_path / "o" / "paired.json")
     assert list(pairs.tasks) == ["pope", "chair", "pope_questions"]
     assert pairs.tasks["pope"].figures["all"]["accuracy"].difference.value == 0
+    assert pairs.tasks["pope"].figures["all"]["reference_nats"].difference.value == 0
     assert set(pairs.tasks["pope"].figures) == {"all", "random", "popular", "adversarial"}
     tuned = RunResult.load(tmp_path / "o" / "tuned.json").tasks["chair"]
     assert set(tuned.figures["all"]) == {"chair_i", "chair_s", "recall", "length"}
     assert "said yes" in streams.out
     assert "Objects made up" in (tmp_path / "o" / "report.html").read_text()
+    chair_alone = ["--task", tasks[1], "--images", str(coco / "images"), "--device", "cpu", "--references"]
+    monkeypatch.setattr(sys, "argv", [*call, *chair_alone])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "the references of chair are no answers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,8 @@ def test_what_cannot_be_weighed_is_refused_before_anything_is_asked(llm: Any, to
         with pytest.raises(UsageError, match="no task 'other'") as refused:
             evaluate(llm, tokenizer, [task("a")], references=named)
         assert refused.value.remedy == "name one of t"
+    with pytest.raises(UsageError, match="the references of 't' are no answers"):
+        weighed(llm, tokenizer, replace(task("a, b"), answers=False))
     silent = copy.deepcopy(tokenizer)
     silent.chat_template = "{{ messages[-1].content[0].text }}{% if messages | length > 4 %}{% endif %}<|end|>"
     assert evaluate(llm, silent, [task("a")]).tasks["t"].ratios == []

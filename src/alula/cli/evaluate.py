@@ -67,7 +67,7 @@ def evaluate(
         typer.Option(
             "--references",
             help="Weigh as well how likely the model holds the reference answers (nats per token): tells what was lost "
-            "where no answer is the reference word for word. Not of lm_eval tasks.",
+            "where no answer is the reference word for word. Not of lm_eval tasks and chair.",
         ),
     ] = False,
     output: Annotated[

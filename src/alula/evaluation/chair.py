@@ -121,6 +121,7 @@ def chair_task(
         settings=settings,
         ratios=RATIOS,
         counter=count,
+        answers=False,
     )
 
 

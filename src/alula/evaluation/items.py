@@ -95,7 +95,8 @@ class CountingTask(Task, Protocol):
 class ItemTask:
     """A `Task` over items at hand (or made on first use) and a scoring function ``(item, answer) -> float``.
 
-    ``counter`` with ``ratios`` makes it a `CountingTask`.
+    ``counter`` with ``ratios`` makes it a `CountingTask`. ``answers`` is False where ``gold`` tells what is looked for
+    in an answer and is none itself, so that how likely a model holds it means nothing.
     """
 
     name: str
@@ -106,6 +107,7 @@ class ItemTask:
     settings: Mapping[str, Any] = field(default_factory=dict)
     ratios: Sequence[Ratio] = ()
     counter: Callable[[TaskItem, str | None], Mapping[str, float]] | None = None
+    answers: bool = True
 
     def items(self) -> Sequence[TaskItem]:
         """Return the items."""
@@ -118,6 +120,11 @@ class ItemTask:
     def counts(self, item: TaskItem, answer: str | None) -> Mapping[str, float]:
         """Count what the ratios sum in one answer, or in none."""
         return self.counter(item, answer) if self.counter is not None else {}
+
+
+def has_answers(task: Task) -> bool:
+    """Whether the references of a task are answers, which a model may hold likely; True where it does not say."""
+    return bool(getattr(task, "answers", True))
 
 
 def media_of(messages: Sequence[Message]) -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from alula.errors import UsageError
 from alula.evaluation.defaults import defaults_for
 from alula.evaluation.hallucination import HALLUCINATION, ObjectFiles, object_tasks
 from alula.evaluation.harness import HarnessTasks, run_harness
-from alula.evaluation.items import Task, media_of
+from alula.evaluation.items import Task, has_answers, media_of
 from alula.evaluation.likelihood import ChoiceTask, evaluate_likelihood, openings_of
 from alula.evaluation.own_data import data_task
 from alula.evaluation.pairing import compare
@@ -149,7 +149,8 @@ def run_session(
         choices_for: chooses tasks scored by likelihood, asked as well, likewise.
         template: variables for both models' chat templates beside the messages.
         shots: gives encoded demonstrations for the model and its processor, behind which it is asked.
-        references: weigh how likely the references of ``tasks_for`` are as well (`alula.evaluation.evaluate`).
+        references: weigh how likely the references of ``tasks_for`` are as well (`alula.evaluation.evaluate`), of
+            those whose references are answers.
 
     Returns:
         the session; with ``output`` also written there as ``tuned.json``, ``base.json`` and ``paired.json``.
@@ -175,7 +176,7 @@ def run_session(
                     name=name,
                     template=template,
                     shots=shown,
-                    references=[task.name for task in tasks] if references else (),
+                    references=[task.name for task in tasks if has_answers(task)] if references else (),
                     journal=journal,
                     progress=progress,
                     **options,
@@ -211,6 +212,13 @@ def run_session(
         openings = openings_of(of_base)
     loaded, processor = load(model)
     tasks = tasks_for(processor)
+    if references and tasks and not any(map(has_answers, tasks)):
+        named = ", ".join(task.name for task in tasks)
+        raise UsageError(
+            f"the references of {named} are no answers, but what is looked for in them",
+            where="references",
+            remedy="leave it out, or name a task whose questions have answers",
+        )
     shown: Sequence[Shot] = () if shots is None else shots(loaded, processor)
     choices = [] if choices_for is None else list(choices_for(processor))
     tuned = ask("tuned", model, tasks)

@@ -83,29 +83,36 @@ def _by_topic(tasks: Mapping[str, TaskResult] | Mapping[str, PairedResult]) -> d
     """What tasks count, by what it is about, and by task."""
     found: dict[str, dict[str, list[Ratio]]] = {}
     for name, task in tasks.items():
-        for ratio in task.ratios:
-            found.setdefault(ratio.topic, {}).setdefault(name, []).append(ratio)
+        for topic, ratios in _topics(task.ratios).items():
+            found.setdefault(topic, {})[name] = ratios
+    return found
+
+
+def _topics(ratios: Iterable[Ratio]) -> dict[str, list[Ratio]]:
+    found: dict[str, list[Ratio]] = {}
+    for ratio in ratios:
+        found.setdefault(ratio.topic, []).append(ratio)
     return found
 
 
 def run_ratio_tables(run: RunResult) -> Iterator[TerminalTable]:
-    """Yield a terminal table per counting task of one model."""
+    """Yield a terminal table per counting task of one model and what its figures are about."""
     for task in run.tasks.values():
-        if task.ratios:
-            table = _terminal(task.title, [""], task.ratios)
+        for ratios in _topics(task.ratios).values():
+            table = _terminal(task.title, [""], ratios)
             for group, values in task.figures.items():
-                table.add_row(_plain(group), *(_short(ratio, values[ratio.name]) for ratio in task.ratios))
+                table.add_row(_plain(group), *(_short(ratio, values[ratio.name]) for ratio in ratios))
             yield table
 
 
 def paired_ratio_tables(method: MethodOutcome) -> Iterator[TerminalTable]:
-    """Yield a terminal table per counting task of a pair of models: base, tuned and their difference."""
+    """Yield such tables of a pair of models: base, tuned and their difference."""
     for task in next(iter(method.seeds.values())).tasks.values():
-        if task.ratios:
-            table = _terminal(task.title, ["", ""], task.ratios)
+        for ratios in _topics(task.ratios).values():
+            table = _terminal(task.title, ["", ""], ratios)
             for group, values in task.figures.items():
                 for row, name in enumerate(("base", "tuned", "difference")):
-                    cells = [_short(ratio, getattr(values[ratio.name], name), row == 2) for ratio in task.ratios]
+                    cells = [_short(ratio, getattr(values[ratio.name], name), row == 2) for ratio in ratios]
                     table.add_row(_plain(group) if row == 0 else "", name, *cells, end_section=row == 2)
             yield table
 
