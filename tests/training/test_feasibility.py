@@ -21,6 +21,8 @@ import alula
 from alula.cli import app as cli
 from alula.errors import AlulaError, DataError, HostError, RecipeError, UsageError
 from alula.evaluation.likelihood.engine import log_likelihoods
+from alula.hosts import CustomTower
+from alula.hosts.custom import CustomTowerConfig
 from alula.training import ReadSource, check, parse_recipe, train
 from alula_fledgling.tasks import native_tasks
 from tests import media_hosts, zoo
@@ -83,6 +85,18 @@ def test_hosts_that_cannot_be_joined(plain: Plain, case: str) -> None:
     check({**plain(), "host": {"llm": "fledgling", "vision": "fledgling"}})
     with pytest.raises(AlulaError, match=told):
         check({**plain(), "host": {"llm": "fledgling", "vision": "fledgling", **changes}})
+
+
+def test_a_tower_whose_package_is_not_there(plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CustomTowerConfig(
+        source="alula.real.towers:EfficientNetLite", image_size=64, tokens=4, hidden_size=1280, is_grid=True
+    )
+    CustomTower(config).save_pretrained(tmp_path / "tower")
+    recipe = {**plain(), "host": {"llm": "fledgling", "vision": str(tmp_path / "tower")}}
+    check(recipe)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(HostError, match="made by a package that is not installed"):
+        check(recipe)
 
 
 @pytest.fixture

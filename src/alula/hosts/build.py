@@ -20,6 +20,7 @@ from PIL import Image
 from tokenizers import AddedToken
 from transformers import (
     ASTFeatureExtractor,
+    AutoModel,
     AutoModelForCausalLM,
     GenerationConfig,
     LlavaConfig,
@@ -39,6 +40,7 @@ from alula.errors import HostError, UsageError
 from alula.hosts.audio_tower import AudioPart, audio_config, audio_part
 from alula.hosts.configs import first_line
 from alula.hosts.connectors import Connector, find_connector
+from alula.hosts.custom import CustomTowerConfig
 from alula.hosts.host import Host
 from alula.hosts.multimodal import MEDIA as OWN_MEDIA
 from alula.hosts.multimodal import (
@@ -252,6 +254,8 @@ def foresee(
         _connector(connector, audio, video, shared, connector_options, feature_extractor)
     _, language = language_config(llm)
     _, tower = vision_config(vision)
+    if isinstance(tower, CustomTowerConfig):
+        weightless(AutoModel, tower)  # whose class, or a package that it takes, may not be there
     if plan is not None:
         plan.check(tower)
     _layers(feature_layer, tower)
