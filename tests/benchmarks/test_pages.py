@@ -148,6 +148,15 @@ def test_real_weights() -> None:
     )
 
 
+def test_audits_of_real_weights() -> None:
+    audits = record("real-audit.json").values()
+    told = rows(page("results/real.md"), "\n## What `alula audit` says\n")
+    assert told == [
+        [each[0]["title"], *(f"{finding['status']}: {finding['figure']}" for finding in each)]
+        for each in zip(*(audit["findings"] for audit in audits), strict=True)
+    ]
+
+
 def test_training_beside_the_trainer() -> None:
     told = iter(rows(page("results/speed.md"), "\n## Training\n"))
     few, many = (record(name)["tasks"] for name in ("training-speed.json", "training-speed-32.json"))
