@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nltk import edit_distance
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -105,6 +104,16 @@ def answering(sample: Sample, text: str, sound: AudioRef | None = None) -> Sampl
 
 def words(text: str) -> list[str]:
     return text.lower().translate(str.maketrans("", "", string.punctuation)).split()
+
+
+def edit_distance(one: Sequence[str], two: Sequence[str]) -> int:
+    """How many words have to be put in, taken out or changed (Levenshtein)."""
+    row = list(range(len(two) + 1))
+    for place, word in enumerate(one, 1):
+        above, row = row, [place]
+        for column, other in enumerate(two):
+            row.append(min(above[column] + (word != other), above[column + 1] + 1, row[column] + 1))
+    return row[-1]
 
 
 def error(said: Sequence[str], meant: Sequence[str]) -> dict[str, float]:

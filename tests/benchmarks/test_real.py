@@ -8,6 +8,8 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import nltk
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -61,6 +63,10 @@ def test_transformers_trainer_and_the_recipe_learn_the_same(
 def test_errors_of_words_are_counted() -> None:
     speech = runpy.run_path(str(FOLDER / "speech.py"))
     said, meant = ["press one now", "", "Thank you!"], ["Press two.", "goodbye", "thank you"]
+    drawn = np.random.default_rng(0)
+    for _ in range(200):
+        one, two = (list(drawn.integers(0, 4, drawn.integers(0, 9))) for _ in range(2))
+        assert speech["edit_distance"](one, two) == nltk.edit_distance(one, two)
     found = speech["error"](said, meant)
     assert found["word_error_rate"] == pytest.approx((2 + 1 + 0) / 5)  # one for two, one too many; one left out
     assert found["low"] <= found["word_error_rate"] <= found["high"]
