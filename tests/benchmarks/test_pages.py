@@ -157,6 +157,16 @@ def test_audits_of_real_weights() -> None:
     ]
 
 
+def test_a_second_training_of_each_way() -> None:
+    first, second = (RealRecord.load(ROOT / f"benchmarks/results/{name}.json") for name in ("real", "real-seed-1"))
+    tables = markdown(second.joined(first, "real.json")).split("\n\n**")
+    told = page("results/real.md").partition("\n## A second training\n")[2].partition("\n## ")[0]
+    chosen = [table for table in tables if table.startswith(("Training by training", "What tells what"))]
+    assert len(chosen) == 2
+    for table in chosen:
+        assert table.strip() in told
+
+
 def test_training_beside_the_trainer() -> None:
     told = iter(rows(page("results/speed.md"), "\n## Training\n"))
     few, many = (record(name)["tasks"] for name in ("training-speed.json", "training-speed-32.json"))
