@@ -132,7 +132,11 @@ class RealRecord(StudyRecord):
         models."""
         parted = [name for name in {**settings, **self.settings} if settings.get(name) != self.settings.get(name)]
         if found := [name for name in parted if name != "seeds"]:
-            raise UsageError(f"its {found[0]} is not this study's", where=where, remedy="join what was made alike")
+            raise UsageError(
+                f"was made with {found[0]} {self.settings.get(found[0])}, this study has {settings.get(found[0])}",
+                where=where,
+                remedy="join what was made alike",
+            )
         if missing := [label for name, label in labels.items() if self.labels.get(name) != label]:
             raise UsageError(f"has no {missing[0]!r}", where=where, remedy="leave it out with --arms")
         if both := [seed for seed in self.seeds if int(seed) in settings["seeds"]]:

@@ -205,7 +205,7 @@ def test_result_file_round_trip(tmp_path: Path, host: Any, processor: Any, pictu
     assert len(thumbnails) == 4
     assert thumbnails[0].startswith("data:image/png;base64,")
     (tmp_path / "other.json").write_text(json.dumps({"format": "alula-run-1"}))
-    with pytest.raises(EvaluationError, match=r"other.json: is not a RunResult: model"):
+    with pytest.raises(EvaluationError, match=r"other.json: is no RunResult: model"):
         RunResult.load(tmp_path / "other.json")
 
 
@@ -329,7 +329,7 @@ def test_results_without_tasks_or_items_are_no_results(tmp_path: Path, llm: Any,
         if key == "items":
             found["tasks"]["plain"]["items"] = []
         (tmp_path / "run.json").write_text(json.dumps(found))
-        with pytest.raises(EvaluationError, match=rf"is not a RunResult: .*{key}"):
+        with pytest.raises(EvaluationError, match=rf"is no RunResult: .*{key}"):
             RunResult.load(tmp_path / "run.json")
 
 

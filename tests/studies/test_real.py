@@ -249,7 +249,10 @@ def test_seeds_made_elsewhere_are_joined(plan: RealPlan, record: RealRecord, tmp
     assert RealRecord.load(plan.output / "outcome.json") == both
     for wrong, what in (
         (record, f"holds seed {seed}"),
-        (elsewhere.model_copy(update={"settings": {**elsewhere.settings, "training": 99}}), "its training is not"),
+        (
+            elsewhere.model_copy(update={"settings": {**elsewhere.settings, "training": 99}}),
+            r"was made with training 99, this study has \d",
+        ),
         (elsewhere.model_copy(update={"labels": {BASE: "base"}}), "has no 'connector only'"),
         (elsewhere.model_copy(update={"blind": "0"}), "asks of other sentences or questions"),
     ):

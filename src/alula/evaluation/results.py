@@ -44,7 +44,7 @@ class Record(BaseModel):
             first = error.errors()[0]
             key = ".".join(str(step) for step in first["loc"]) or "file"
             raise EvaluationError(
-                f"is not a {cls.__name__}: {key}: {first['msg']}",
+                f"is no {cls.__name__}: {key}: {first['msg']}",
                 where=str(path),
                 remedy="give the JSON file this version of alula wrote, or run the evaluation again",
             ) from error
