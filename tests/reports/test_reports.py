@@ -242,6 +242,15 @@ def test_a_base_that_knows_nothing(tmp_path: Path) -> None:
     assert "*" not in (tmp_path / "x").read_text(), "no interval, no star"
 
 
+def test_what_is_kept_is_explained_where_it_stands() -> None:
+    for name, text in (("text_bare", True), ("visual", False)):
+        tasks = native_tasks([name], n=10)
+        runs = [made_run(tasks, each, lambda t, k, kind: k % 3 > 0) for each in ("base", "tuned")]
+        outcome = comparison_outcome(compare(*runs), command="", seconds=0)
+        assert ("Kept: accuracy" in Page(experiment_report(outcome)).words) == text
+        assert ("kept: share" in str(experiment_table(outcome).caption)) == text
+
+
 def weighed(run: RunResult, nats: float) -> RunResult:
     """A run of which the references were weighed: so many nats for every one of three tokens."""
     tasks = {}

@@ -59,7 +59,7 @@ def tradeoff(summary: Summary) -> list[str]:
 def intervals(summary: Summary) -> list[str]:
     """How to read the table."""
     seeds = len(summary.outcome.seeds)
-    kept = "Kept: accuracy after tuning divided by the base's on the same items. "
+    kept = "Kept: accuracy after tuning divided by the base's on the same items. " if summary.text_tasks else ""
     kept_of = [summary.overall(method, task) for method in summary.methods for task in summary.text_tasks]
     starred = any(part.exact for part in kept_of if part.retention is not None)
     star = [f"{STARRED}."] if starred else []

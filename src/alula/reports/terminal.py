@@ -26,9 +26,10 @@ def experiment_table(outcome: Outcome) -> Table:
     summary = Summary(outcome)
     seeds = len(outcome.seeds)
     trainings = f"{seeds} trainings per method" if seeds > 1 else "one model of each"
+    meant = "kept: share of the base's accuracy; under it" if summary.text_tasks else "under each share"
     table = Table(
         title=escape(outcome.title),
-        caption=f"kept: share of the base's accuracy; under it the 95 % interval; {trainings}",
+        caption=f"{meant} the 95 % interval; {trainings}",
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
