@@ -279,6 +279,18 @@ def test_own_conversations_and_own_questions(llava: Path, tmp_path: Path) -> Non
     assert result.results["text"].after_image is None
 
 
+def test_questions_that_show_something_are_no_text_questions(llava: Path, tmp_path: Path) -> None:
+    """A text LLM could not be asked them, which was told after the model had been."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    asked = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "what is it?"}]
+    talk = [{"role": "user", "content": asked}, {"role": "assistant", "content": "black"}]
+    (tmp_path / "own.jsonl").write_text(json.dumps({"id": "one", "messages": talk}))
+    plan = Plan(output=tmp_path / "out", model=str(llava), text=tmp_path / "own.jsonl", sections=("text",))
+    with pytest.raises(UsageError, match="question 'one' shows something") as caught:
+        audit(plan, alula.load_model)
+    assert "--data" in str(caught.value.remedy)
+
+
 def test_a_template_that_marks_no_answers_is_asked_all_the_same(llava: Path, llm: Path, tmp_path: Path) -> None:
     def load(path: str) -> Any:
         loaded = alula.load_model(path)

@@ -25,6 +25,7 @@ from alula.evaluation import (
     data_task,
     named_tasks,
 )
+from alula.evaluation.items import media_of
 from alula.evaluation.pairing import compare_scores
 from alula.evaluation.ratios import ALL
 from alula.evaluation.references import REFERENCES
@@ -63,7 +64,14 @@ class TextAnswers:
 def _tasks(own: Path | None, items: int, seed: int, defaults: Sequence[str]) -> list[Task]:
     """The user's own questions, or those that come with the model, bare and after an unrelated image."""
     if own is not None:
-        return [data_task(own, name=BARE, n=items)]
+        task = data_task(own, name=BARE, n=items)
+        if shown := [item.id for item in task.items() if any(media_of(item.messages))]:
+            raise UsageError(
+                f"its question {shown[0]!r} shows something, and text questions are of words alone",
+                where=f"--text {own}",
+                remedy="name it with --data, which is shown to the model; ask about words with --text",
+            )
+        return [task]
     if BARE not in defaults:
         raise UsageError(
             "say what to ask: no text questions come with this model",
