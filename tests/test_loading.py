@@ -144,6 +144,13 @@ def test_a_wings_adapter_that_no_longer_fits_its_base(
         alula.load_model(wings[0])
 
 
+def test_float16_rounds_a_bases_weights_to_others(wings: tuple[Path, torch.Tensor]) -> None:
+    assert alula.load_model(wings[0], dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    with pytest.raises(AdapterError, match="float16 left") as caught:
+        alula.load_model(wings[0], dtype=torch.float16)
+    assert "bfloat16" in str(caught.value.remedy)
+
+
 @pytest.mark.parametrize("verdict", ["missing", "not used"])
 def test_peft_adapters_are_strict_too(lora: tuple[Path, torch.Tensor], verdict: str) -> None:
     path = lora[0] / "adapter_model.safetensors"

@@ -347,6 +347,12 @@ def _check_base(host: nn.Module, facts: Mapping[str, Any], where: str) -> None:
             remedy="save the host it was trained on, resized as it was, by save_host and name its directory as base",
         )
     if facts["base_fingerprint"] != fingerprint(host):
+        if Anatomy.of(host).embeddings.weight.dtype == torch.float16:
+            raise AdapterError(
+                f"what float16 left of this {kind}'s weights does not tell whether it is the base (base: {base})",
+                where=where,
+                remedy="load both in float32 or bfloat16 (--dtype)",
+            )
         raise AdapterError(
             f"it was trained on other weights than this {kind} has (base: {base})",
             where=where,
