@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,24 @@ def test_progress_ends_where_it_says(llm: Any, tokenizer: Any, capsys: Any) -> N
     assert run.tasks["t"].too_long
     assert run.tasks["t"].unweighed
     assert "references of t: 14/14 in" in capsys.readouterr().err
+
+
+def test_one_question_has_no_interval(llm: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """A bootstrap of one thing has no width, which is no certainty."""
+    run = weighed(llm, tokenizer, task("a long answer"))
+    pairs = compare(run, run)
+    file = pairs.save(tmp_path / "paired.json")
+    change = PairedRun.load(file).tasks["t"].figures[ALL][NAME]
+    for estimate in (run.tasks["t"].figures[ALL][NAME], change.base, change.tuned, change.difference):
+        assert estimate is not None
+        assert math.isnan(estimate.low)
+        assert math.isnan(estimate.high)
+    assert change.difference is not None
+    assert change.difference.value == 0
+    assert "no interval" in run_report(run)
+    two = weighed(llm, tokenizer, task("a", "", "b")).tasks["t"].figures[ALL][NAME]
+    assert two is not None
+    assert two.low < two.value < two.high
 
 
 def test_what_cannot_be_weighed_is_refused_before_anything_is_asked(llm: Any, tokenizer: Any) -> None:

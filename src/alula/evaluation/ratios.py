@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -125,4 +126,8 @@ def _estimate(
     if np.isnan(value):
         return None
     found = percentile_interval(float(value), replicates, how.confidence)
-    return found if within is None else bounded(found, within, unseen(units, how.confidence))
+    if within is not None:
+        found = bounded(found, within, unseen(units, how.confidence))
+    if found.low == found.high and np.count_nonzero(units) == 1:  # resampling one thing has nothing to vary
+        return Estimate(value=found.value, low=math.nan, high=math.nan)
+    return found

@@ -149,6 +149,8 @@ def _short(ratio: Ratio, estimate: Estimate | None, signed: bool = False) -> str
 def _cell(ratio: Ratio, estimate: Estimate | None, signed: bool = False) -> Cell:
     if estimate is None:
         return Cell(MISSING)
+    if math.isnan(estimate.low) and math.isnan(estimate.high):
+        return Cell(_number(ratio, estimate.value, signed), note="no interval")
     low, high = (
         MISSING if math.isnan(bound) else _number(ratio, bound, signed) for bound in (estimate.low, estimate.high)
     )

@@ -49,6 +49,8 @@ def points(estimate: Estimate) -> str:
 
 def ratio_of_perplexities(nats: float, digits: int = 2) -> str:
     """A difference in nats per token as a ratio: ``0.3`` -> ``"1.35"``; a power of e where it is large."""
+    if math.isnan(nats):
+        return MISSING
     return f"e^{nats:.1f}" if abs(nats) > _LARGE else f"{math.exp(nats):.{digits}f}"
 
 

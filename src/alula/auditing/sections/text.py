@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from alula.evaluation.items import media_of
 from alula.evaluation.pairing import compare_scores
 from alula.evaluation.ratios import ALL
 from alula.evaluation.references import REFERENCES
+from alula.evaluation.results import Record
 from alula.reports import comparison_outcome
 from alula.reports.document import Block, Cell, Table
 from alula.reports.experiment import item_flips, text_families
@@ -304,13 +306,19 @@ def _export(measured: TextAnswers | None) -> dict[str, Any]:
     pairs, after = measured.pairs, measured.after_image
     found = {
         "accuracy": {name: task.accuracy for name, task in measured.run.tasks.items()},
-        "references": measured.run.tasks[BARE].model_dump(mode="json", include={"figures"})["figures"].get(ALL, {}),
+        "references": _values(measured.run.tasks[BARE])["figures"].get(ALL, {}),
         "notes": {name: task.notes for name, task in measured.run.tasks.items()},
-        "paired": None if pairs is None else pairs.model_dump(mode="json"),
-        "after_image": None if after is None else after.model_dump(mode="json"),
+        "paired": None if pairs is None else _values(pairs),
+        "after_image": None if after is None else _values(after),
         "base_asked_in_model_words": measured.in_its_words,
     }
     return {"text": found}
+
+
+def _values(record: Record) -> dict[str, Any]:
+    """JSON values, with None for bounds that are not known."""
+    values: dict[str, Any] = json.loads(record.model_dump_json())
+    return values
 
 
 TEXT = Section(
