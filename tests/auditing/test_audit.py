@@ -276,6 +276,8 @@ def test_own_conversations_and_own_questions(llava: Path, tmp_path: Path) -> Non
     result = audit(plan, alula.load_model)
     assert (result.measured, result.unusable) == (5, 1)
     assert len(result.results["text"].run.tasks[BARE].items) == 3
+    assert "questions.jsonl" in audit_report(result)
+    assert "text_bare" not in audit_report(result)
     assert result.results["text"].after_image is None
 
 

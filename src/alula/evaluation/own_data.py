@@ -27,6 +27,7 @@ def data_task(
     *,
     images: str | os.PathLike[str] | None = None,
     name: str | None = None,
+    title: str | None = None,
     n: int | None = None,
     history: History | None = None,
     max_new_tokens: int = 64,
@@ -39,6 +40,7 @@ def data_task(
             name it, such as ``{"llava": "file.json", "images": "folder"}``.
         images: the folder relative image paths of a file start from; by default the file's own.
         name: names the task; by default what the source is called.
+        title: what reports call it; by default as ``name``.
         n: take the first ``n`` conversations.
         history: whether earlier answers are shown as written (``"gold"``) or are the model's own (``"generated"``); by
             default what each record's key ``history`` says, or as written.
@@ -59,11 +61,11 @@ def data_task(
         settings = {key: str(value) for key, value in source.items()}
     else:
         opened, settings = data.open_file(source, images=images), {"file": os.fspath(source)}
-    title = name or opened.name
+    named = name or opened.name
     if history not in (None, "gold", "generated"):
-        raise UsageError(f"history {history!r} is not one of 'gold', 'generated'", where=f"task {title!r}")
+        raise UsageError(f"history {history!r} is not one of 'gold', 'generated'", where=f"task {named!r}")
     if on_bad not in ("fail", "skip"):
-        raise UsageError(f"on_bad {on_bad!r} is not one of 'fail', 'skip'", where=f"task {title!r}")
+        raise UsageError(f"on_bad {on_bad!r} is not one of 'fail', 'skip'", where=f"task {named!r}")
     bad: list[str] = []
     found = [
         (sample.id, items)
@@ -73,8 +75,8 @@ def data_task(
     items = _told_apart(found)
     left_out = {"on_bad": on_bad, "bad": bad} if on_bad == "skip" else {}
     return ItemTask(
-        name=title,
-        title=title,
+        name=named,
+        title=title or named,
         source=items,
         scorer=exact_match,
         max_new_tokens=max_new_tokens,

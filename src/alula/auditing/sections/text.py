@@ -66,7 +66,7 @@ class TextAnswers:
 def _tasks(own: Path | None, items: int, seed: int, defaults: Sequence[str]) -> list[Task]:
     """The user's own questions, or those that come with the model, bare and after an unrelated image."""
     if own is not None:
-        task = data_task(own, name=BARE, n=items)
+        task = data_task(own, name=BARE, title=own.name, n=items)
         if shown := [item.id for item in task.items() if any(media_of(item.messages))]:
             raise UsageError(
                 f"its question {shown[0]!r} shows something, and text questions are of words alone",
