@@ -172,6 +172,7 @@ def main() -> None:
         "hosts": {},
     }
     if options.rival is not None:
+        rival.refuse_idle(parser, options)
         del record["hosts"]
         small = ["--shrink"] if options.shrink else []
         found = rival.beside("probes.py", options.rival, options.rounds, small, _ratios)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -14,6 +15,13 @@ from typing import Any
 
 Ratios = Mapping[str, Mapping[str, float]]
 """by part and contender, what it takes of the plain model in one round"""
+
+
+def refuse_idle(parser: argparse.ArgumentParser, given: argparse.Namespace, *taken: str) -> None:
+    """End with an error where an option was given that has no effect beside a rival: all but those ``taken``."""
+    for name, value in vars(given).items():
+        if name not in ("rival", "rounds", "output", "shrink", *taken) and value != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} is without effect beside --rival: leave it out")
 
 
 def beside(

@@ -30,6 +30,7 @@ import ctypes
 import json
 import os
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -640,7 +641,12 @@ def beside_rival(args: argparse.Namespace) -> dict[str, Any]:
         }
 
     found = rival.beside("wings.py", args.rival, args.rounds, options, over_host, ("host", "lora", *WINGS))
-    return {"environment": readable_environment(), "rounds": args.rounds, "build over rival": found}
+    return {
+        "command": " ".join(["python", "benchmarks/wings.py", *sys.argv[1:]]),
+        "environment": readable_environment(),
+        "rounds": args.rounds,
+        "build over rival": found,
+    }
 
 
 def main() -> None:
@@ -653,6 +659,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.rival is not None:
+        rival.refuse_idle(parser, args, "only")
         write_json(args.output, beside_rival(args))
         return
     records = json.loads(args.output.read_text()) if args.output.exists() else {"parts": {}}

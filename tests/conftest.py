@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,19 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     zoo.reseed(0)
+
+
+@pytest.fixture
+def transformers_says(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What transformers warns of, also of what it warned of in this process before and says but once."""
+    library: Any = transformers_logging.get_logger("transformers")
+    library.warning_once.__func__.cache_clear()
+    library.addHandler(caplog.handler)
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()
+    yield caplog
+    library.removeHandler(caplog.handler)
+    transformers_logging.set_verbosity(level)
 
 
 @pytest.fixture(scope="session")

@@ -111,6 +111,17 @@ def test_builds_are_put_beside_each_other_for_wings(tmp_path: Path, monkeypatch:
     assert all(each["low"] > 0 for each in found.values())
 
 
+@pytest.mark.parametrize(("script", "option"), [("wings.py", "--again"), ("probes.py", "--dtype=bfloat16")])
+def test_an_option_without_effect_beside_a_build_is_refused(
+    script: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        _run(script, tmp_path / "record.json", monkeypatch, "--rival", str(FOLDER.parent), option)
+    assert stop.value.code == 2
+    assert f"{option.partition('=')[0]} is without effect beside --rival" in capsys.readouterr().err
+    assert not (tmp_path / "record.json").exists()
+
+
 def test_every_other_file_is_part_of_a_script() -> None:
     used = {
         name

@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from typing import Any
 
 import pytest
 import torch
-import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -541,19 +539,10 @@ def test_a_template_that_writes_no_stop_token_is_given_one(processor: LlavaProce
     assert "<|im_end|>" not in shown, "prompts are the model's own"
 
 
-def test_looking_for_marks_is_no_reason_to_warn(processor: LlavaProcessor, caplog: pytest.LogCaptureFixture) -> None:
+def test_looking_for_marks_is_no_reason_to_warn(processor: LlavaProcessor, transformers_says) -> None:
     """transformers warns, once per process, of whoever asks it for marks that a template does not set."""
-    library: Any = transformers.logging.get_logger("transformers")
-    library.warning_once.__func__.cache_clear()
-    library.addHandler(caplog.handler)
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_warning()
-    try:
-        Collator(templated(processor, re.sub("{% (end)?generation %}", "", TEMPLATE)))
-    finally:
-        library.removeHandler(caplog.handler)
-        transformers.logging.set_verbosity(level)
-    assert "mask" not in caplog.text
+    Collator(templated(processor, re.sub("{% (end)?generation %}", "", TEMPLATE)))
+    assert "mask" not in transformers_says.text
 
 
 def test_a_stop_token_behind_the_marked_answer_is_learnt(processor: LlavaProcessor, caplog) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 
@@ -240,21 +239,12 @@ def test_a_cache_from_before_counts_as_text_elsewhere() -> None:
     assert listener.forwards[-1].all_tokens.modality.unique().tolist() == [Modality.TEXT]
 
 
-def test_reading_an_output_without_a_cache_is_no_reason_to_warn(caplog: pytest.LogCaptureFixture) -> None:
+def test_reading_an_output_without_a_cache_is_no_reason_to_warn(transformers_says: pytest.LogCaptureFixture) -> None:
     """transformers warns, once per process, of whoever asks an output for the cache by its older name."""
-    library: Any = transformers.logging.get_logger("transformers")
-    library.warning_once.__func__.cache_clear()
-    library.addHandler(caplog.handler)
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_warning()
-    try:
-        model = zoo.build("llava-llama")
-        Listener(model)
-        model(**zoo.batch("llava-llama", "3I4"), use_cache=False)
-    finally:
-        library.removeHandler(caplog.handler)
-        transformers.logging.set_verbosity(level)
-    assert "deprecated" not in caplog.text
+    model = zoo.build("llava-llama")
+    Listener(model)
+    model(**zoo.batch("llava-llama", "3I4"), use_cache=False)
+    assert "deprecated" not in transformers_says.text
 
 
 def test_installing_and_releasing_leaves_no_trace() -> None:
