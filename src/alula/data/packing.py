@@ -73,7 +73,8 @@ def packed(batch: Mapping[str, Any], *, share_pictures: bool = True) -> dict[str
 
 
 def narrowed(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch that asks for logits where labels are, by ``logits_to_keep`` (K,) int64.
+    """A batch that asks for logits where labels are, by ``logits_to_keep`` (K,) int64, counted from the end (below 0),
+    since a learned prompt may stand in front of the tokens.
 
     ``labels`` (B, K) are those of the same columns: at each the token that the column *before it* in K is to foretell,
     as in a whole batch. Columns are kept for all samples where they are learnt from in any.
@@ -81,8 +82,8 @@ def narrowed(batch: Mapping[str, Any]) -> dict[str, Any]:
     labels = batch["labels"]
     learnt = (labels[:, 1:] != IGNORED).any(dim=0).nonzero()[:, 0]
     ahead = torch.cat([labels.new_full((len(labels), 1), IGNORED), labels[:, learnt + 1]], dim=1)
-    last = torch.tensor([labels.shape[1] - 1], device=labels.device)
-    return {**batch, "labels": ahead, "logits_to_keep": torch.cat([learnt, last])}
+    last = torch.tensor([-1], device=labels.device)
+    return {**batch, "labels": ahead, "logits_to_keep": torch.cat([learnt - labels.shape[1], last])}
 
 
 @dataclass(frozen=True, eq=False)

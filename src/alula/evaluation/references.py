@@ -213,10 +213,7 @@ class References:
         labels, ends = self._references(batch)
         del batch["labels"]
         if "logits_to_keep" in inspect.signature(HostParts.of(self.model).host.forward).parameters:
-            width = labels.shape[1]
             batch = narrowed({**batch, "labels": labels})
-            # counted from the end, since a learned prompt may stand in front of the tokens
-            batch["logits_to_keep"] -= width
             labels = batch.pop("labels")
         logits = self.model(**scoring_inputs(self.model, batch, ends), use_cache=False).logits[:, -labels.shape[1] :]
         logits = text_logits(self.model, logits)
